@@ -1,0 +1,5 @@
+"""`python -m rlhfctl`."""
+
+from rlhfctl.cli import main
+
+main()

@@ -1,0 +1,284 @@
+"""What a stage hands over: a folder, and a manifest that is written last.
+
+A manifest that is there means that the stage is complete. It records what went in (the resolved section and a
+fingerprint of every input), what came out (a hash of every file) and where it came from (its parents), so that the
+next stage can refuse what is incomplete or altered, and the pipeline can skip what is unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlhfctl import fs
+from rlhfctl.errors import HandoffError
+
+MANIFEST = "manifest.json"
+WORK = "work"  # checkpoints of a stage that is not complete yet
+RECORDED_PACKAGES = ("rlhfctl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+class ParentRef(BaseModel):
+    """Where an input artifact lies (relative to the run folder where it is inside) and what it was."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str
+    fingerprint: str
+
+
+class Manifest(BaseModel):
+    """The record of one complete stage. Hashes are SHA-256, times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: int = 1
+    stage: str
+    inputs: dict[str, str]  # name -> fingerprint: the section, the seed, data files, base model, parents
+    parents: dict[str, ParentRef]
+    outputs: dict[str, str]  # file relative to the stage's folder -> hash
+    fingerprint: str  # over outputs
+    section: dict[str, Any]
+    layout: dict[str, Any]  # what lies where: {"model": "model"} or {"adapter": "adapter"}, {"head": true}, ...
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    seed: int
+    seconds: float
+    metrics: dict[str, float]
+    notes: list[str] = []  # checks that could not be made, choices made for the user
+    versions: dict[str, str]
+    git_commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete stage on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def part(self, name: str) -> Path:
+        """The folder or file that `layout` records under `name`; HandoffError if this artifact has none."""
+        relative = self.manifest.layout.get(name)
+        if not isinstance(relative, str):
+            raise HandoffError(
+                f"the {self.manifest.stage} artifact holds no {name}",
+                where=str(self.path),
+                fix=f"it holds: {', '.join(k for k, v in self.manifest.layout.items() if isinstance(v, str))}",
+            )
+        return self.path / relative
+
+    def has(self, name: str) -> bool:
+        """Whether `layout` records a part of that name."""
+        return isinstance(self.manifest.layout.get(name), str)
+
+    def parent(self, role: str) -> Source:
+        """The source this artifact was made from; HandoffError if it has changed since or is gone."""
+        reference = self.manifest.parents.get(role)
+        if reference is None:
+            raise HandoffError(f"the {self.manifest.stage} artifact records no {role}", where=str(self.path))
+        inside = self.path.parent / reference.path
+        source = resolve_source(str(inside) if inside.is_dir() else reference.path, role)
+        if source.fingerprint != reference.fingerprint:
+            raise HandoffError(
+                f"the {role} that {self.path} was made from has changed since",
+                where=source.name,
+                fix=f"run the {self.manifest.stage} stage again, or restore the {role}",
+            )
+        return source
+
+    def verify(self) -> None:
+        """Raise HandoffError unless every recorded file is there with the recorded content."""
+        redo = f"run the stage again with --force, or restore the files of {self.path}"
+        for name, expected in self.manifest.outputs.items():
+            file = self.path / name
+            if not file.is_file():
+                raise HandoffError(f"the file {name} of a complete stage is gone", where=str(self.path), fix=redo)
+            if fs.hash_file(file) != expected:
+                raise HandoffError(f"the file {name} was altered after its stage finished", where=str(self.path), fix=redo)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """The artifact at `path`; HandoffError when there is none, it is incomplete, or its manifest cannot be read."""
+    file = path / MANIFEST
+    if not file.is_file():
+        state = "is incomplete: it has no manifest" if path.is_dir() else "does not exist"
+        raise HandoffError(f"the stage at {path} {state}", fix="run that stage first; it continues where it stopped")
+    try:
+        return Artifact(path, Manifest.model_validate_json(file.read_bytes()))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise HandoffError(
+            f"the manifest cannot be read: {str(error).splitlines()[0]}",
+            where=str(file),
+            fix="run the stage again with --force",
+        ) from error
+
+
+def find_artifact(path: Path) -> Artifact | None:
+    """The artifact at `path`, or None while its manifest is missing."""
+    return load_artifact(path) if (path / MANIFEST).is_file() else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be handed over: a run's artifact, or a folder or Hub id from elsewhere (no manifest to check)."""
+
+    name: str
+    fingerprint: str
+    artifact: Artifact | None = None
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Source:
+        return cls(str(artifact.path), artifact.fingerprint, artifact)
+
+
+def resolve_source(text: str, role: str) -> Source:
+    """What a path or Hub id on the command line or in a recipe stands for.
+
+    A folder with a manifest is a run's stage; any other folder a model or adapter, known by the hashes of its files;
+    a text that is no folder is taken for a Hub id, known by its name alone.
+    """
+    path = Path(text)
+    if (path / MANIFEST).is_file():
+        return Source.of(load_artifact(path))
+    if path.is_dir():
+        if (path / "recipe.yaml").is_file():
+            stages = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
+            raise HandoffError(
+                f"{text} is a run; the {role} is one of its stages",
+                fix=f"name one: {', '.join(f'{text}/{stage}' for stage in stages) or 'none is complete yet'}",
+            )
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise HandoffError(
+                f"the {role} folder holds neither a model (config.json) nor an adapter (adapter_config.json)",
+                where=text,
+                fix="name a run's stage, a model folder, an adapter folder or a Hub id",
+            )
+        return Source(text, fs.hash_json(fs.hash_tree(path)))
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise HandoffError(f"the {role} folder does not exist", where=text, fix="check the path")
+    return Source(text, fs.hash_json(["hub", text]))
+
+
+def publish_manifest(
+    path: Path,
+    *,
+    stage: str,
+    inputs: Mapping[str, str],
+    parents: Mapping[str, Source],
+    section: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    seed: int,
+    seconds: float,
+    metrics: Mapping[str, float],
+    tokenizer: str | None = None,
+    chat_template: str | None = None,
+    notes: list[str] | None = None,
+) -> Artifact:
+    """Hash what lies in the stage folder and write its manifest, last and atomically: the stage is complete."""
+    outputs = fs.hash_tree(path, skip=frozenset({WORK, MANIFEST}))
+    manifest = Manifest(
+        stage=stage,
+        inputs=dict(inputs),
+        parents={
+            role: ParentRef(
+                path=relative_to_run(source.artifact.path, path.parent) if source.artifact else source.name,
+                fingerprint=source.fingerprint,
+            )
+            for role, source in parents.items()
+        },
+        outputs=outputs,
+        fingerprint=fs.hash_json(outputs),
+        section=dict(section),
+        layout=dict(layout),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        seed=seed,
+        seconds=seconds,
+        metrics={name: float(value) for name, value in metrics.items()},
+        notes=list(notes or []),
+        versions=package_versions(),
+        git_commit=git_commit(),
+    )
+    fs.write_json(path / MANIFEST, manifest.model_dump(mode="json"))
+    return Artifact(path, manifest)
+
+
+def relative_to_run(path: Path, run: Path) -> str:
+    """`path` relative to the run folder where it lies inside it (a moved run stays whole), else absolute."""
+    resolved, base = path.resolve(), run.resolve()
+    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else resolved.as_posix()
+
+
+def changed_inputs(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Names of the inputs whose fingerprint differs, appeared or went."""
+    return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a result, and of Python."""
+    versions = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit(folder: Path | None = None) -> str | None:
+    """The commit of the checkout that `folder` (default: here) lies in, or None."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where things lie in a run folder."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "libraries.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def superseded(self) -> Path:
+        return self.root / "superseded"
+
+    def stage(self, name: str) -> Path:
+        return self.root / name
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON; HandoffError when the file is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HandoffError(f"cannot be read: {error}", where=str(path), fix="run its stage again with --force") from error

@@ -1,0 +1,297 @@
+"""The command line: thin Typer commands, and the one place where errors become exit codes.
+
+Imports light modules only; whatever loads torch is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import rlhfctl
+from rlhfctl.errors import RlhfctlError
+
+if TYPE_CHECKING:
+    from rlhfctl.artifacts import Artifact
+    from rlhfctl.pipeline import Request
+    from rlhfctl.recipe.load import LoadedRecipe
+
+EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+app = typer.Typer(
+    help="One strict recipe file in; a model trained by RLHF, and an honest verdict on it, out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one key of the recipe; repeatable.")]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder (default: runs/NAME).")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again even what is unchanged; the old is kept aside.")]
+PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="MODEL", help="A run's stage, a model or adapter folder, or a Hub id.")]
+RewardOption = Annotated[str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model in place of the run's own.")]
+ReferenceOption = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"rlhfctl {rlhfctl.__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: rlhfctl run quickstart --set ppo.kl_coef=0.1")
+def run(
+    recipe: RecipeArgument,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin here; stages before stay as they are.")] = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The whole recipe: sft, reward, ppo, compare. The same command goes on after a kill."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
+
+
+@app.command(epilog="Example: rlhfctl sft quickstart --set sft.trainer.num_train_epochs=1")
+def sft(recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False) -> None:  # noqa: B006
+    """Supervised fine-tuning alone: demonstrations in, base* out."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
+
+
+@app.command(epilog="Example: rlhfctl reward quickstart --policy runs/quickstart/sft")
+def reward(
+    recipe: RecipeArgument,
+    policy: PolicyOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The reward model alone, on the run's sft stage or on --policy."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_given(base=policy)))
+
+
+@app.command(epilog="Example: rlhfctl ppo quickstart --reward-model runs/quickstart/reward")
+def ppo(
+    recipe: RecipeArgument,
+    policy: PolicyOption = None,
+    reward_model: RewardOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """PPO alone, from the run's sft and reward stages or from the models named."""
+    from rlhfctl.pipeline import Request
+
+    external = _given(base=policy, reward=reward_model)
+    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
+
+
+@app.command(epilog="Example: rlhfctl compare quickstart   or   rlhfctl compare runs/a runs/b")
+def compare(
+    what: Annotated[list[str], typer.Argument(metavar="RECIPE | RUN...", help="A recipe to compare for, or finished runs to set side by side.")],
+    policy: PolicyOption = None,
+    reference: ReferenceOption = None,
+    reward_model: RewardOption = None,
+    policy_samples: Annotated[Path | None, typer.Option(metavar="JSONL", help="Samples made elsewhere: rows of prompt, response.")] = None,
+    reference_samples: Annotated[Path | None, typer.Option(metavar="JSONL", help="The reference's samples, likewise.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The verdict: policy against reference on the test prompts."""
+    from rlhfctl.pipeline import Request
+
+    if all((Path(name) / "recipe.yaml").is_file() for name in what):
+        _compare_runs([Path(name) for name in what])
+        return
+    if len(what) > 1:
+        raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")
+    if (policy_samples is None) != (reference_samples is None):
+        raise RlhfctlError("--policy-samples and --reference-samples go together", fix="give both")
+    options = {"policy_samples": str(policy_samples), "reference_samples": str(reference_samples)} if policy_samples else {}
+    for path in (policy_samples, reference_samples):
+        if path is not None and not path.is_file():
+            raise RlhfctlError("the file of samples does not exist", where=str(path), fix="check the path")
+    external = _given(policy=policy, reference=reference, reward=reward_model)
+    _execute(what[0], overrides, run_dir, Request(only="compare", force=force, external=external, options=options))
+
+
+@app.command(epilog="Example: rlhfctl validate recipes/quickstart.yaml --deep")
+def validate(
+    recipe: RecipeArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Also check trainer: options, data rows, functions and the engine.")] = False,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Check a recipe: every problem at once, with its line."""
+    from rlhfctl.pipeline import stages_of
+
+    loaded = _load(recipe, overrides)
+    names = ", ".join(stages_of(loaded.recipe))
+    if deep:
+        from rlhfctl.tools.deep import check
+
+        for line in check(loaded):
+            typer.echo(line)
+        typer.echo(f"{loaded.path}: valid, all through (stages: {names})")
+    else:
+        typer.echo(f"{loaded.path}: valid (stages: {names})")
+        typer.echo("not checked here: the options under trainer:, the data rows; `validate --deep` and `run` check them")
+
+
+@app.command(epilog="Example: rlhfctl show runs/quickstart")
+def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """A run's stages and metrics, and each artifact's lineage back to data and base model."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools.inspect import describe
+
+    for part in describe(run):
+        console().print(part)
+
+
+@app.command(epilog="Example: rlhfctl export runs/quickstart --stage ppo --to my-policy")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
+    stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic.")] = "ppo",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")] = False,
+) -> None:
+    """A stage's model as a plain Hugging Face folder."""
+    from rlhfctl.tools.export import export as export_stage
+
+    for line in export_stage(run, stage, to, adapter=adapter):
+        typer.echo(line)
+
+
+# ---------------------------------------------------------------- shared by the commands
+
+
+def _given(**named: str | None) -> dict[str, str]:
+    return {role: value for role, value in named.items() if value is not None}
+
+
+def _load(recipe: str, overrides: list[str]) -> LoadedRecipe:
+    from rlhfctl.recipe.load import find_recipe, load_recipe
+
+    return load_recipe(find_recipe(recipe), overrides)
+
+
+def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
+    from rlhfctl import fs, pipeline
+    from rlhfctl.artifacts import RunPaths
+
+    loaded = _load(recipe, overrides)
+    folder = run_dir or Path("runs") / loaded.recipe.name
+    paths = RunPaths(folder)
+    with fs.RunLock(paths.lock), _listeners(paths.events) as emit:
+        artifacts = pipeline.run(loaded, folder, request, emit)
+    _closing(artifacts, folder)
+
+
+@contextmanager
+def _listeners(events: Path) -> Iterator[Any]:
+    """events.jsonl always; a bar on a terminal, plain lines elsewhere."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.jsonl import JsonlWriter
+    from rlhfctl.dashboard.plain import PlainPrinter
+    from rlhfctl.events import FanOut
+
+    screen = console()
+    with JsonlWriter(events) as writer:
+        if screen.is_terminal:
+            from rlhfctl.dashboard.live import LivePrinter
+
+            with LivePrinter(screen) as live:
+                yield FanOut([writer, live])
+        else:
+            yield FanOut([writer, PlainPrinter(sys.stdout)])
+
+
+def _closing(artifacts: list[Artifact], folder: Path) -> None:
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.tables import comparison_table, samples_view
+
+    screen = console()
+    last = artifacts[-1]
+    if last.has("compare"):
+        rows = [json.loads(line) for line in last.part("samples").read_text(encoding="utf-8").splitlines()]
+        screen.print(samples_view(_one_a_prompt(rows)))
+        screen.print()
+        screen.print(comparison_table(json.loads(last.part("compare").read_text(encoding="utf-8"))))
+        screen.print()
+    typer.echo(f"run: {folder}   (rlhfctl show {folder})")
+
+
+def _one_a_prompt(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["sample"] == 0]
+
+
+def _compare_runs(runs: list[Path]) -> None:
+    from rlhfctl.artifacts import load_artifact
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.tables import comparison_table, runs_table
+
+    reports: list[tuple[Path, Mapping[str, Any], Artifact]] = []
+    for path in runs:
+        artifact = load_artifact(path / "compare")
+        artifact.verify()
+        reports.append((path, json.loads(artifact.part("compare").read_text(encoding="utf-8")), artifact))
+    if len(reports) == 1:
+        console().print(comparison_table(reports[0][1]))
+        return
+    rows = []
+    for path, report, _ in reports:
+        judge = report["judges"][report["primary_judge"]]
+        keys = ("delta", "delta_ci95", "win_rate", "win_rate_ci95", "independent")
+        rows.append(
+            {"run": str(path), "verdict": report["verdict"], "primary_judge": report["primary_judge"], "kl": report["kl_mean"]}
+            | {key: judge.get(key) for key in keys}
+        )
+    console().print(runs_table(rows))
+    if len({artifact.manifest.inputs.get("data.prompts") for _, _, artifact in reports}) > 1:
+        typer.echo("these runs were compared on different test prompts: their figures are not on one scale")
+
+
+def main() -> None:
+    """Entry point: one message and an exit code for what a user can cause; a traceback for our own defects."""
+    try:
+        app(standalone_mode=False)
+    except RlhfctlError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped. The same command goes on from the last complete checkpoint.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        from rlhfctl.fs import disk_full
+
+        typer.echo(f"error: {disk_full(Path(error.filename or '.'))}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        from click.exceptions import ClickException
+
+        if not isinstance(error, ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

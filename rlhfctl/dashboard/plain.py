@@ -1,0 +1,206 @@
+"""Events as text for pipes and log files: one line an event, `[stage]` first, so that grep finds what it is asked for.
+
+Writes to the stream it is given; reads nothing. Also holds what live.py and tables.py need to write numbers, durations
+and other people's text in the same way. Throttling goes by the events' own times, so the output is a function of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, Sample, StageFinished, StageStarted, Warned
+
+STAGE_METRICS: dict[str, tuple[str, ...]] = {
+    "sft": ("loss", "mean_token_accuracy", "learning_rate", "grad_norm", "eval_loss"),
+    "reward": ("loss", "accuracy", "margin", "eval_accuracy"),
+    "ppo": (
+        "score",
+        "kl",
+        "entropy",
+        "length",
+        "eos_rate",
+        "rlhf_reward",
+        "policy_loss",
+        "value_loss",
+        "approx_kl",
+        "clip_fraction",
+    ),
+}
+"""What to show of each stage's metrics, in this order."""
+
+OTHER_METRICS = 4
+"""How many metrics that STAGE_METRICS does not list follow those it does."""
+
+PROGRESS_EVERY_S = 5.0
+"""Seconds between two progress lines of a stage that reports nothing else."""
+
+_UNITS = {"ppo": "update"}
+_LABELS = {"learning_rate": "lr"}
+_JOINERS = "\u200c\u200d"  # not printable in Python's eyes, but Persian words and emoji are spelled with them
+
+
+class PlainPrinter:
+    """A listener that writes one line an event to `stream`, and flushes it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._units: dict[str, str] = dict(_UNITS)
+        self._last_time: dict[str, float] = {}
+        self._last_step: dict[str, int] = {}
+
+    def __call__(self, event: Event, /) -> None:
+        match event:
+            case StageStarted():
+                self._started(event)
+            case Progress():
+                self._progress(event)
+            case Metrics():
+                self._metrics(event)
+            case Sample():
+                parts = [f"sample {self._unit(event.stage)} {event.step}"]
+                parts += [f"prompt={quoted(event.prompt)}", f"response={quoted(event.response)}"]
+                if event.reference is not None:
+                    parts.append(f"reference={quoted(event.reference)}")
+                parts += [f"{name}={number(score)}" for name, score in event.scores.items()]
+                self._line(event, " ".join(parts))
+            case Warned():
+                self._line(event, f"warning: {one_line(event.message)}")
+            case Note():
+                self._line(event, f"note {one_line(event.message)}")
+            case CheckpointSaved():
+                self._line(event, f"checkpoint {self._unit(event.stage)} {event.step} {event.path}")
+            case StageFinished(skipped=True):
+                self._line(event, f"skipped: already complete in {event.path}")
+            case StageFinished():
+                shown = assignments(event.stage, event.metrics)
+                self._line(event, f"finished in {duration(event.seconds)}{f' ({shown})' if shown else ''} {event.path}")
+            case _:
+                self._line(event, event.kind)
+
+    def _started(self, event: StageStarted) -> None:
+        self._last_time.pop(event.stage, None)
+        self._last_step.pop(event.stage, None)
+        parts = ["started"]
+        if event.total_steps is not None:
+            parts.append(f"steps={event.total_steps}")
+        if event.resumed_from is not None:
+            parts.append(f"resumed_from={event.resumed_from}")
+        self._line(event, " ".join(parts))
+        if event.settings:
+            pairs = (f"{visible(str(key))}={setting(value)}" for key, value in event.settings.items())
+            self._line(event, "settings " + " ".join(pairs))
+
+    def _progress(self, event: Progress) -> None:
+        self._units[event.stage] = event.unit
+        if self._last_step.get(event.stage) == event.step:
+            return  # a metrics line has just said so
+        last = self._last_time.get(event.stage)
+        recent = last is not None and abs(event.time - last) < PROGRESS_EVERY_S
+        if recent and event.step != event.total:
+            return
+        self._last_time[event.stage] = event.time
+        self._last_step[event.stage] = event.step
+        self._line(event, self._where(event.stage, event.step, event.total, event.eta_s))
+
+    def _metrics(self, event: Metrics) -> None:
+        where = self._where(event.stage, event.step, event.total, event.eta_s)
+        if event.split == "train":
+            self._last_time[event.stage] = event.time
+            self._last_step[event.stage] = event.step
+        else:
+            where = f"{event.split} {where}"
+        shown = assignments(event.stage, event.values)
+        self._line(event, f"{where} {shown}" if shown else where)
+
+    def _where(self, stage: str, step: int, total: int | None, eta_s: float | None) -> str:
+        of = f"/{total}" if total is not None else ""
+        eta = f" eta {duration(eta_s)}" if eta_s is not None and math.isfinite(eta_s) else ""
+        return f"{self._unit(stage)} {step}{of}{eta}"
+
+    def _unit(self, stage: str) -> str:
+        return self._units.get(stage, "step")
+
+    def _line(self, event: Event, text: str) -> None:
+        # a log that cannot hold a character must not end the training that wrote it
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        line = f"[{event.stage}] {visible(text)}"
+        self.stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        self.stream.flush()
+
+
+def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Those of `values` to show: the stage's listed ones (or their eval_ twins) in order, then up to 4 others."""
+    listed = STAGE_METRICS.get(stage, ())
+    names = [name for name in (*listed, *(f"eval_{name}" for name in listed)) if name in values]
+    names = list(dict.fromkeys(names))
+    others = [name for name in values if name not in names]
+    return {name: values[name] for name in (*names, *others[:OTHER_METRICS])}
+
+
+def assignments(stage: str, values: Mapping[str, float]) -> str:
+    """`loss=2.31 lr=9.1e-4`: the metrics to show, as one would grep for them."""
+    shown = chosen_metrics(stage, values)
+    return " ".join(f"{_LABELS.get(name, name)}={number(value)}" for name, value in shown.items())
+
+
+def number(value: float, digits: int = 4) -> str:
+    """`value` at `digits` significant digits: 2.31, 9.1e-4, 1.235e6, 12800 (a whole number keeps all its digits)."""
+    value = float(value)
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == 0:
+        return "0"
+    if value.is_integer() and abs(value) < 1e7:
+        return str(int(value))
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if -4 < int(exponent) < 6:
+        decimals = max(0, digits - 1 - int(exponent))
+        text = f"{value:.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as 0:42, 12:05 or 1:02:03; a dash when it is not a number."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def setting(value: Any) -> str:
+    """A setting as a recipe would spell it, on one line: null, true, 0.001, "two words", [1,2]."""
+    if isinstance(value, str):
+        plain = value != "" and not any(char in value for char in ' "=\\') and visible(value) == value
+        return value if plain else quoted(value)
+    return visible(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+
+
+def visible(text: str, *, newlines: bool = False) -> str:
+    """`text` with what a terminal would obey rather than show (escapes, direction marks, line ends) spelled out.
+
+    With `newlines`, line ends and tabs stay as they are.
+    """
+    kept = _JOINERS + ("\n\t" if newlines else "")
+    if newlines:
+        text = text.replace("\r\n", "\n")
+    return "".join(char if char.isprintable() or char in kept else _spelled(char) for char in text)
+
+
+def one_line(message: str) -> str:
+    """A message of ours on one line: its lines joined by a space."""
+    return visible(" ".join(part for line in message.splitlines() if (part := line.strip())))
+
+
+def quoted(text: str) -> str:
+    r"""Other people's text on one line, in quotes: `"a \"b\"\nc"`."""
+    return '"' + visible(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _spelled(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,217 @@
+"""Results as rich renderables: the verdict and its table, samples side by side, runs side by side.
+
+Reads mappings as they stand in `compare.json`; prints nothing itself. Every text that is not ours (prompts, responses,
+names of judges and runs) goes in as Text, never as markup, with control characters spelled out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rlhfctl.dashboard.plain import number, visible
+
+NOT_INDEPENDENT = "this verdict rests on the reward model that PPO trained against: it is not independent evidence"
+
+_MISSING = "-"
+_VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow"}
+
+
+def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
+    """The verdict in words, a row a judge (the primary one first), then what else changed: KL, lengths, ends.
+
+    `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
+    """
+    judges: Mapping[str, Mapping[str, Any]] = compare["judges"]
+    primary: str = compare["primary_judge"]
+    parts: list[RenderableType] = [_verdict_line(compare, judges[primary])]
+    if not compare.get("independent", judges[primary].get("independent", True)):
+        parts.append(Text(NOT_INDEPENDENT, "bold yellow"))
+    parts += [Text(), _judges_table(judges, primary, compare.get("greedy") or {})]
+    notes = "brackets: 95% intervals; win rate: a tie counts half; p: exact sign test"
+    if any(judge.get("independent") is False for judge in judges.values()):
+        notes += "\n* what PPO trained against: not independent evidence"
+    parts += [Text(notes, "dim"), Text(), _behaviour_table(compare)]
+    return Group(*parts)
+
+
+def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
+    """The first `n` rows: the prompt, and under it the policy's and the reference's response with their scores."""
+    shown = rows[:n]
+    if not shown:
+        return Text("no samples", "dim")
+    parts: list[RenderableType] = []
+    for index, row in enumerate(shown, start=1):
+        parts.append(Rule(Text(f"prompt {index} of {len(shown)}", "bold"), align="left", style="dim"))
+        parts += [_body(row.get("prompt")), Text()]
+        sides = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan")
+        sides.add_column("policy", ratio=1, overflow="fold")
+        sides.add_column("reference", ratio=1, overflow="fold")
+        sides.add_row(_body(row.get("policy")), _body(row.get("reference")))
+        if row.get("policy_scores") or row.get("reference_scores"):
+            sides.add_row(_scores(row.get("policy_scores")), _scores(row.get("reference_scores")))
+        parts += [sides, Text()]
+    return Group(*parts[:-1])
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Several runs side by side; a row has run, verdict, primary_judge, delta, win_rate and kl, and may have
+    delta_ci95, win_rate_ci95 and independent (the judge of a run where it is false bears a star).
+    """
+    table = _table()
+    table.add_column("run", overflow="fold")
+    table.add_column("verdict")
+    table.add_column("judge", overflow="fold")
+    for heading in ("delta", "win rate", "KL"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    starred = False
+    for row in rows:
+        verdict = row.get("verdict") or _MISSING
+        dependent = row.get("independent") is False
+        starred = starred or dependent
+        kl = row.get("kl")
+        table.add_row(
+            _text(row.get("run")),
+            Text(visible(verdict), _VERDICT_STYLES.get(verdict, "")),
+            _text(row.get("primary_judge"), "*" if dependent else ""),
+            _delta(row),
+            _win_rate(row),
+            _MISSING if kl is None else number(kl, 3),
+        )
+    if not starred:
+        return table
+    return Group(table, Text("* what PPO trained against: not independent evidence", "dim"))
+
+
+def _verdict_line(compare: Mapping[str, Any], judge: Mapping[str, Any]) -> Text:
+    """`better: gold prefers the policy on 78% of 300 prompts (95% interval 72% to 83%), mean 0.46 -> 0.71 (...)`."""
+    verdict: str = compare["verdict"]
+    rate, (low, high), side = judge["win_rate"], judge["win_rate_ci95"], "policy"
+    if verdict == "worse":
+        rate, low, high, side = 1 - rate, 1 - high, 1 - low, "reference"
+    places = _decimals(judge)
+    delta_low, delta_high = judge["delta_ci95"]
+    line = Text(visible(verdict), _VERDICT_STYLES.get(verdict, "bold"))
+    line.append(
+        f": {visible(compare['primary_judge'])} prefers the {side} on {_percent(rate)} of {compare['prompts']} prompts"
+        f" (95% interval {_percent(low)} to {_percent(high)}),"
+        f" mean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
+        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(delta_low, places)} to {_fixed(delta_high, places)})",
+        "bold",
+    )
+    return line
+
+
+def _judges_table(
+    judges: Mapping[str, Mapping[str, Any]], primary: str, greedy: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    table = _table()
+    table.add_column("judge", overflow="fold")
+    for heading in ("ref -> policy", "delta", "win rate", "ties", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for decoding, group in (("", judges), ("greedy:", greedy)):
+        if decoding and group:
+            table.add_section()
+            table.add_row(Text(decoding, "dim"))
+        for name in sorted(group, key=lambda name: name != primary):  # stable: the others keep their order
+            judge = group[name]
+            dependent = judge.get("independent", judges.get(name, {}).get("independent")) is False
+            table.add_row(_text(name, "*" if dependent else ""), *_judge_cells(judge))
+    return table
+
+
+def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
+    places = _decimals(judge)
+    ours, theirs, ties, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "ties", "p_value"))
+    means = _MISSING if ours is None or theirs is None else f"{_fixed(theirs, places)} -> {_fixed(ours, places)}"
+    p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return [means, _delta(judge), _win_rate(judge), _MISSING if ties is None else str(ties), p_text]
+
+
+def _behaviour_table(compare: Mapping[str, Any]) -> Table:
+    """What the judges do not see: how far the policy moved, how long it writes, whether it ends, how varied it is."""
+    table = _table()
+    table.add_column(f"per prompt: {compare['samples_per_prompt']} samples" if "samples_per_prompt" in compare else "")
+    table.add_column("policy", justify="right")
+    table.add_column("reference", justify="right")
+    for label, ours, theirs, write in (
+        ("response length, tokens", "length_policy_mean", "length_reference_mean", _three),
+        ("responses that end", "end_rate_policy", "end_rate_reference", _percent),
+        ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", _percent),
+        ("KL from the reference", "kl_mean", None, _three),
+    ):
+        values = [compare.get(key) if key else None for key in (ours, theirs)]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else write(value) for value in values))
+    return table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+
+
+def _text(value: object, suffix: str = "") -> Text:
+    return Text(_MISSING if value is None else visible(str(value)) + suffix)
+
+
+def _body(value: str | None) -> Text:
+    """A prompt or a response, line ends kept; trailing ones are no lines to look at."""
+    if value is None:
+        return Text("(none)", "dim italic")
+    return Text(visible(value.rstrip("\n"), newlines=True)) if value.strip() else Text("(empty)", "dim italic")
+
+
+def _scores(scores: Mapping[str, float] | None) -> Text:
+    return Text("  ".join(f"{visible(name)} {number(score, 3)}" for name, score in (scores or {}).items()), "dim")
+
+
+def _delta(judge: Mapping[str, Any]) -> str:
+    delta, interval = judge.get("delta"), judge.get("delta_ci95")
+    if delta is None:
+        return _MISSING
+    places = _decimals(judge)
+    spread = "" if interval is None else f" [{_fixed(interval[0], places)}, {_fixed(interval[1], places)}]"
+    return _fixed(delta, places, sign=True) + spread
+
+
+def _win_rate(judge: Mapping[str, Any]) -> str:
+    rate, interval = judge.get("win_rate"), judge.get("win_rate_ci95")
+    if rate is None:
+        return _MISSING
+    spread = "" if interval is None else f" [{_percent(interval[0])[:-1]}, {_percent(interval[1])[:-1]}]"
+    return _percent(rate) + spread
+
+
+def _decimals(judge: Mapping[str, Any]) -> int:
+    """Decimal places that show the delta to one figure of its interval's half-width, or to two of its own: 2 to 6."""
+    delta, interval = judge.get("delta"), judge.get("delta_ci95")
+    size = abs(interval[1] - interval[0]) / 2 if interval is not None else 0.0
+    size = size or abs(delta or 0.0) / 10
+    if not size or not math.isfinite(size):
+        return 2
+    return min(6, max(2, math.ceil(-math.log10(size))))
+
+
+def _fixed(value: float, places: int, *, sign: bool = False) -> str:
+    if value and math.isfinite(value) and abs(value) >= 1e5:
+        return number(value, 3)
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.lstrip("-+") if not float(text) else text  # no -0.00
+
+
+def _percent(share: float) -> str:
+    """78%; one decimal where rounding would hide which side of 0, a half or 1 it lies on."""
+    percent = 100 * share
+    whole = round(percent)
+    return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"
+
+
+def _three(value: float) -> str:
+    return number(value, 3)

@@ -1,0 +1,77 @@
+"""Every error a user can cause: what happened, where, and what to do about it.
+
+Only these are shown as one message without a traceback (cli.py maps them to exit codes); any other exception is
+a defect of ours and propagates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RlhfctlError(Exception):
+    """What happened, where (file, line, command), and the command or edit that fixes it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a recipe: the key it is about, where it stands, and a way out."""
+
+    key: str
+    what: str
+    where: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.where}: " if self.where else ""
+        tail = f"\n      fix: {self.fix}" if self.fix else ""
+        return f"{head}{self.key}: {self.what}{tail}" if self.key else f"{head}{self.what}{tail}"
+
+
+class RecipeError(RlhfctlError):
+    """All faults of a recipe at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"the recipe has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class DataError(RlhfctlError):
+    """A data file is missing or holds rows that cannot be used."""
+
+    exit_code = 2
+
+
+class HandoffError(RlhfctlError):
+    """What one stage left is not what the next one needs: incomplete, altered, of another tokenizer or base."""
+
+    exit_code = 3
+
+
+class RunBusyError(RlhfctlError):
+    """Another process works on the same run."""
+
+    exit_code = 4
+
+
+class EngineError(RlhfctlError):
+    """The installed libraries cannot do what the recipe asks."""
+
+    exit_code = 5

@@ -1,0 +1,175 @@
+"""Files that are either whole or absent: atomic publication, content hashes, locks, moving aside.
+
+Everything a run hands over is written under a temporary name, flushed to disk and renamed, so a kill or a full disk
+at any instant leaves the old state or the new one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhfctl.errors import RlhfctlError, RunBusyError
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Put `data` at `path` in one step: temporary file beside it, fsync, rename, fsync of the folder."""
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    partial = path.with_name(f".{path.name}.partial")
+    with _naming_full_disk(path):
+        with partial.open("wb") as handle:
+            handle.write(raw)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of indented JSON with sorted keys; NaN and infinity are refused (ValueError)."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def publish_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; when the block ends well it becomes `final`, whole, in one rename.
+
+    What an earlier, killed attempt left under the temporary name is removed. If `final` exists it must belong to an
+    attempt that never got its manifest (the caller checks), and is replaced.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    replaced = final.with_name(f".{final.name}.replaced")
+    with _naming_full_disk(final):
+        for leftover in (partial, replaced):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+        yield partial
+        sync_tree(partial)
+        if final.exists():
+            os.replace(final, replaced)
+        os.replace(partial, final)
+        _sync_folder(final.parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder` to disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        _sync_folder(Path(root))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(path) from error
+
+
+def disk_full(path: Path) -> RlhfctlError:
+    """The one message for a full disk."""
+    return RlhfctlError(
+        f"no space left on the disk that holds {path}",
+        fix="free some space and give the same command again: it goes on from the last complete checkpoint",
+    )
+
+
+def move_aside(folder: Path, into: Path) -> Path:
+    """Rename `folder` to a new, dated name under `into`; nothing is deleted. Returns where it went."""
+    into.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        target = into / (f"{folder.name}-{stamp}" if attempt == 0 else f"{folder.name}-{stamp}-{attempt}")
+        if not target.exists():
+            os.replace(folder, target)
+            return target
+    raise RlhfctlError(f"no free name left under {into}", fix=f"remove what you no longer need under {into}")
+
+
+def hash_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON-ready value in canonical form (sorted keys, no spaces)."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
+
+
+def hash_tree(folder: Path, *, skip: Mapping[str, object] | frozenset[str] = frozenset()) -> dict[str, str]:
+    """{path relative to `folder`: SHA-256} of every file below it, top-level names in `skip` and hidden ones left out."""
+    hashes: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and relative.parts[0] not in skip and not relative.parts[0].startswith("."):
+            hashes[relative.as_posix()] = hash_file(path)
+    return hashes
+
+
+class RunLock:
+    """An exclusive flock on a file; the operating system frees it when the process dies, however it dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> RunLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
+            os.close(descriptor)
+            raise RunBusyError(
+                f"the run {self.path.parent} is in use by {holder}",
+                fix="wait for it to end, stop it, or name another folder with --run-dir",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, since {started}\n".encode(), 0)
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

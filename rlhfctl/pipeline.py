@@ -1,0 +1,255 @@
+"""The order of stages: what runs, what is skipped because nothing it depends on changed, and what is handed to whom.
+
+Reads a resolved recipe and a run folder; writes recipe.yaml, events and the stages' folders. Stages are imported when
+they run, so planning loads no torch. Nothing is deleted or overwritten: what a changed recipe makes obsolete is moved
+to superseded/, and only the checkpoints of a completed stage are removed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.artifacts import (
+    MANIFEST,
+    WORK,
+    Artifact,
+    RunPaths,
+    Source,
+    changed_inputs,
+    find_artifact,
+    load_artifact,
+    resolve_source,
+)
+from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.events import Event, Note, StageFinished, Warned
+from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.stages import Context
+
+STAGES = ("base", "sft", "reward", "ppo", "compare")
+_INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for beyond the recipe."""
+
+    only: str | None = None  # one stage, its parents complete
+    start: str | None = None  # --from
+    until: str | None = None
+    force: bool = False
+    external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, policy, reference) -> path or Hub id
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a recipe asks for, in order. Without `sft`, base* is the recipe's model as it is."""
+    names = ["sft" if recipe.sft is not None else "base"]
+    if recipe.reward is not None and recipe.reward.kind == "trained":
+        names.append("reward")
+    if recipe.ppo is not None:
+        names.append("ppo")
+    if recipe.compare is not None:
+        names.append("compare")
+    return names
+
+
+def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
+    """Bring the stages that `request` asks for up to date, in order. Returns their artifacts.
+
+    The caller holds the run's lock. All rows of all data sets are checked before the first model loads.
+    """
+    recipe, paths = loaded.recipe, RunPaths(run_dir)
+    names = stages_of(recipe)
+    chosen = _chosen(names, request)
+    data_module = importlib.import_module("rlhfctl.training.data")
+    data = data_module.check_all(recipe.data, recipe.seed)
+    _write_recipe(recipe, paths, emit)
+    done = []
+    for name in names:
+        if name in chosen:
+            done.append(_bring_up_to_date(name, recipe, paths, data, request, emit))
+        elif request.only is None and names.index(name) < names.index(chosen[0]):
+            artifact = load_artifact(paths.stage(name))
+            if changed := changed_inputs(artifact.manifest.inputs, _inputs(name, recipe, paths, data, request)):
+                message = f"is used as it is, though {', '.join(changed)} changed since it was made"
+                emit(Warned(stage=name, message=message))
+    return done
+
+
+def _chosen(names: list[str], request: Request) -> list[str]:
+    for option, value in (("", request.only), ("--from ", request.start), ("--until ", request.until)):
+        if value is not None and value not in names:
+            raise RlhfctlError(
+                f"{option}{value}: the recipe has no such stage", fix=f"its stages are {', '.join(names)}; add a `{value}:` section"
+            )
+    if request.only is not None:
+        return [request.only]
+    first = names.index(request.start) if request.start else 0
+    last = names.index(request.until) if request.until else len(names) - 1
+    if first > last:
+        raise RlhfctlError(f"--from {request.start} comes after --until {request.until}", fix="swap them")
+    return names[first : last + 1]
+
+
+def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
+    text = dump_recipe(recipe)
+    if paths.recipe.is_file():
+        if paths.recipe.read_text(encoding="utf-8") == text:
+            return
+        kept = fs.move_aside(paths.recipe, paths.superseded)
+        emit(Note(stage="run", message=f"the recipe changed; the one before is kept as {kept}"))
+    fs.write_atomic(paths.recipe, text)
+
+
+# ---------------------------------------------------------------- one stage
+
+
+def _bring_up_to_date(
+    name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request, emit: Emit
+) -> Artifact:
+    """Skip the stage if its inputs are those of its manifest; else go on with it, or start it."""
+    began = time.monotonic()
+    folder = paths.stage(name)
+    parents = _parents(name, recipe, paths, request)
+    inputs = _inputs(name, recipe, paths, data, request)
+    artifact = find_artifact(folder)
+    if artifact is not None and not request.force:
+        changed = changed_inputs(artifact.manifest.inputs, inputs)
+        if not changed:
+            artifact.verify()
+            _remove_work(folder)
+            emit(Note(stage=name, message=f"skipped: unchanged ({', '.join(sorted(inputs))})"))
+            seconds = time.monotonic() - began
+            emit(StageFinished(stage=name, path=str(folder), seconds=seconds, metrics=artifact.manifest.metrics, skipped=True))
+            return artifact
+        emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
+    restarted = _make_room(folder, inputs, paths, request.force, emit, name)
+    module = importlib.import_module(f"rlhfctl.stages.{name}")
+    quiet = importlib.import_module("rlhfctl.training.hf_events").quiet_libraries
+    section = recipe.model if name == "base" else getattr(recipe, name)
+    options = dict(request.options) | {"restarted": restarted}
+    context = Context(name, recipe, paths, parents, inputs, data, emit, options)
+    with quiet(paths.log):
+        made: Artifact = module.run(section, context)
+    _remove_work(folder)
+    emit(StageFinished(stage=name, path=str(folder), seconds=time.monotonic() - began, metrics=made.manifest.metrics))
+    return made
+
+
+def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
+    """Move aside what was made from other inputs; keep what can be gone on with. True if an attempt is being repeated."""
+    marker = folder / WORK / _INPUTS
+    same = not force and not (folder / MANIFEST).is_file() and marker.is_file() and json.loads(marker.read_text()) == dict(inputs)
+    if same:
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        kept = fs.move_aside(folder, paths.superseded)
+        emit(Note(stage=name, message=f"what was there is kept in {kept}"))
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    fs.write_json(marker, dict(inputs))
+    return False
+
+
+def _remove_work(folder: Path) -> None:
+    """The checkpoints of a complete stage have served; the manifest says that it is complete."""
+    if (folder / WORK).is_dir():
+        shutil.rmtree(folder / WORK)
+
+
+# ---------------------------------------------------------------- what a stage depends on
+
+
+def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> dict[str, Source]:
+    """role -> source: a stage of this run, or what the command or the recipe names instead."""
+    base = "sft" if recipe.sft is not None else "base"
+
+    def own(stage: str) -> Source:
+        return Source.of(load_artifact(paths.stage(stage)))
+
+    def reward() -> dict[str, Source]:
+        if "reward" in request.external:
+            return {"reward": resolve_source(request.external["reward"], "reward model")}
+        if recipe.reward is None or recipe.reward.kind == "function":
+            return {}
+        if recipe.reward.model is not None:
+            return {"reward": resolve_source(recipe.reward.model, "reward model")}
+        return {"reward": own("reward")}
+
+    def given(role: str, stage: str) -> Source:
+        return resolve_source(request.external[role], role) if role in request.external else own(stage)
+
+    if name in ("base", "sft"):
+        return {}
+    if name == "reward":
+        return {"base": given("base", base)}
+    if name == "ppo":
+        return {"base": given("base", base)} | reward()
+    assert recipe.compare is not None
+    judged = reward() if "reward_model" in recipe.compare.judges else {}
+    if "policy_samples" in request.options:
+        return judged
+    if recipe.ppo is None and "policy" not in request.external:
+        raise HandoffError(
+            "there is no policy to compare: the recipe has no ppo section", fix="name one with --policy, or add `ppo:`"
+        )
+    return {"policy": given("policy", "ppo"), "reference": given("reference", base)} | judged
+
+
+def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request) -> dict[str, str]:
+    """name -> fingerprint of everything that a stage's result depends on."""
+    section = recipe.model if name == "base" else getattr(recipe, name)
+    inputs = {"section": fs.hash_json(section.model_dump(mode="json")), "seed": str(recipe.seed)}
+    loading = recipe.model.model_dump(mode="json", include={"dtype", "trust_remote_code"})
+    inputs["model"] = fs.hash_json(loading)
+    if name in ("base", "sft"):
+        inputs["model"] = _model_fingerprint(recipe)
+    wanted = {
+        "base": ["demonstrations", "prompts"],
+        "sft": ["demonstrations"],
+        "reward": ["preferences"],
+        "ppo": ["prompts"],
+        "compare": ["prompts"],
+    }[name]
+    for data_name in wanted:
+        if data_name in data:
+            how = getattr(recipe.data, data_name).model_dump(mode="json", exclude={"source"})
+            inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint])
+    if name == "ppo":
+        inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
+    for role, source in _parents(name, recipe, paths, request).items():
+        inputs[role] = source.fingerprint
+    functions = []
+    if recipe.reward is not None and recipe.reward.function is not None and name in ("ppo", "compare"):
+        functions.append(recipe.reward.function)
+    if name == "compare" and recipe.compare is not None:
+        functions += [judge for judge in recipe.compare.judges if ":" in judge]
+    if functions:
+        fingerprint = importlib.import_module("rlhfctl.rewards.function").function_fingerprint
+        inputs["functions"] = fs.hash_json([fingerprint(spec, Path(recipe.folder or ".")) for spec in functions])
+    for option in ("policy_samples", "reference_samples"):
+        if option in request.options and name == "compare":
+            inputs[option] = fs.hash_file(Path(request.options[option]))
+    return inputs
+
+
+def _model_fingerprint(recipe: Recipe) -> str:
+    path = recipe.model.path
+    content = None
+    if path is not None and Path(path).is_dir():
+        content = fs.hash_tree(Path(path))
+    template = recipe.model.chat_template
+    template_text = None
+    if template is not None and template.endswith((".jinja", ".j2")):
+        template_text = fs.hash_file(Path(template))
+    return fs.hash_json([recipe.model.model_dump(mode="json", exclude={"path"} if content else set()), content, template_text])

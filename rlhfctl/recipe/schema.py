@@ -1,0 +1,728 @@
+"""What a recipe may say: every key, its type, its default, and which combinations cannot work.
+
+Names are those of Hugging Face and TRL. Each key's description stands here once and feeds the help, the JSON Schema
+and the docs. Rules about several keys are the `conflicts` methods, beside the keys that they are about; `Recipe`
+runs them all and raises them together. A validated `Recipe` is resolved: the inherited `lora` stands in each stage.
+
+Left out: reading files, paths and messages with line numbers (load.py), and the fields of TRL's SFTConfig and
+RewardConfig under `trainer:` (checked by the stages, which have TRL; only the keys that rlhfctl owns are refused here).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+Key = tuple[str | int, ...]  # ("compare", "judges", 1)
+
+BUILTIN_SOURCES = ("builtin:reviews",)
+BYTE_LEVEL_VOCABULARY = 260  # 256 bytes, and the pad, begin, end and unknown tokens
+SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
+DEFAULT_RESPONSE_LENGTH = 53
+LARGEST_SEED = 2**32 - 1  # NumPy's limit
+
+NEAR = 0.65  # how alike two names are before one is suggested for the other
+
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+NAMED_JUDGES = ("gold", "reward_model", "reward_function")
+
+# Keys of TRL's trainers that rlhfctl sets itself, and what to use in their place.
+OWNED_TRAINER_KEYS = {
+    "output_dir": "choose the folder with `--run-dir`",
+    "overwrite_output_dir": "choose another folder with `--run-dir`: nothing is overwritten silently",
+    "logging_dir": "choose the folder with `--run-dir`",
+    "seed": "use the top-level `seed`",
+    "data_seed": "use the top-level `seed`",
+    "resume_from_checkpoint": "give the same command again: it resumes by itself",
+    "save_strategy": "use `checkpoint_steps` of the stage",
+    "save_steps": "use `checkpoint_steps` of the stage",
+    "save_total_limit": "use `checkpoint_steps` of the stage",
+    "load_best_model_at_end": "remove it: a stage hands over its last weights",
+    "report_to": "use the top-level `report_to`",
+    "disable_tqdm": "remove it: the dashboard shows the progress",
+    "push_to_hub": "use `rlhfctl export`, then the Hub's own upload command",
+    "model_init_kwargs": "use the `model` section",
+    "trust_remote_code": "use `model.trust_remote_code`",
+    "chat_template_path": "use `model.chat_template`",
+    "dataset_kwargs": "use the `data` section",
+}
+
+# What pydantic's errors say, in words.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+_INERT = "does nothing in TRL's PPOTrainer, so it is refused rather than ignored"
+# Keys that TRL's PPOConfig accepts and `ppo` does not: what is wrong with each, and the way out.
+REFUSED_PPO_KEYS = {
+    "max_grad_norm": (_INERT, "remove it"),
+    "gradient_checkpointing": (_INERT, "remove it"),
+    "bf16": (_INERT, "set model.dtype"),
+    "num_train_epochs": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
+    "max_steps": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
+    "batch_size": ("TRL derives it", "set ppo.per_device_train_batch_size"),
+    "mini_batch_size": ("TRL derives it", "set ppo.num_mini_batches"),
+    "sft_model_path": ("the policy is what the sft stage leaves, or else the model section", "set model.path"),
+    "reward_model_path": ("the reward model has a section of its own", "set reward.model"),
+}
+
+
+def owned_trainer_key(key: str) -> str | None:
+    """What to use in place of a trainer key that rlhfctl owns; None for any other key."""
+    return OWNED_TRAINER_KEYS["push_to_hub"] if key.startswith("hub_") else OWNED_TRAINER_KEYS.get(key)
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Keys that cannot stand together: the one to show, why, a way out, and the other keys that it depends on."""
+
+    key: str
+    what: str
+    fix: str
+    about: tuple[str, ...] = ()
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys fail, "3" is not a number, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Init(Section):
+    """New weights, drawn at random."""
+
+    architecture: Literal["llama", "mistral", "qwen2", "gpt_neox", "gpt2"] = Field(
+        "llama", description="Model family whose configuration and code are used."
+    )
+    hidden_size: int = Field(gt=0, description="Width of the residual stream.")
+    num_hidden_layers: int = Field(gt=0, description="Number of transformer blocks.")
+    num_attention_heads: int = Field(gt=0, description="Attention heads in each block; must divide hidden_size.")
+    intermediate_size: int | None = Field(
+        None, gt=0, description="Width of the feed-forward layer (null: the architecture's usual multiple)."
+    )
+    vocab_size: int = Field(1024, gt=0, description="Size of the byte-level BPE vocabulary.")
+    max_position_embeddings: int = Field(256, gt=0, description="Longest sequence, prompt and response together.")
+    tie_word_embeddings: bool = Field(False, description="Whether the input and output embeddings share weights.")
+    tokens: list[str] | None = Field(
+        None, min_length=1, description="A fixed vocabulary of whole tokens, in place of BPE trained on demonstrations."
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.hidden_size % self.num_attention_heads:
+            yield Conflict(
+                "model.init.hidden_size",
+                f"{self.hidden_size} cannot be shared among {self.num_attention_heads} attention heads",
+                f"use a multiple of {self.num_attention_heads}",
+                about=("model.init.num_attention_heads",),
+            )
+        if self.tokens is None:
+            if self.vocab_size < BYTE_LEVEL_VOCABULARY:
+                yield Conflict(
+                    "model.init.vocab_size",
+                    f"byte-level BPE needs at least {BYTE_LEVEL_VOCABULARY}, got {self.vocab_size}",
+                    f"use {BYTE_LEVEL_VOCABULARY} or more, or list whole tokens under model.init.tokens",
+                    about=("model.init.tokens",),
+                )
+            return
+        if "vocab_size" in self.model_fields_set:
+            yield Conflict(
+                "model.init.vocab_size",
+                "the list of tokens fixes it",
+                "remove it",
+                about=("model.init.tokens",),
+            )
+        if "" in self.tokens:
+            yield Conflict("model.init.tokens", "a token is empty", "remove it")
+        repeated = sorted({token for token in self.tokens if self.tokens.count(token) > 1})
+        if repeated:
+            yield Conflict("model.init.tokens", f"listed more than once: {', '.join(repeated)}", "list each token once")
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), () if self.tokens is None else ("vocab_size",))
+
+
+class Model(Section):
+    """Where the weights come from: new ones (`init`) or pretrained ones (`path`)."""
+
+    init: Init | None = Field(None, description="New weights of the given shape, in place of pretrained ones.")
+    path: str | None = Field(None, min_length=1, description="A folder with a pretrained model, or its id on the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model on the Hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of the weights.")
+    chat_template: str | None = Field(
+        None, description="A .jinja file with the chat template, or the template itself (null: the tokenizer's own)."
+    )
+    trust_remote_code: bool = Field(False, description="Whether code that comes with the model may be run.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.init is None and self.path is None:
+            yield Conflict(
+                "model",
+                "says nothing about the weights",
+                "give model.path (pretrained) or model.init (new weights)",
+                about=("model.init", "model.path"),
+            )
+        if self.init is None:
+            return
+        for key in ("path", "revision", "trust_remote_code"):
+            if getattr(self, key):
+                yield Conflict(
+                    f"model.{key}",
+                    "is for pretrained weights, but model.init makes new ones",
+                    f"remove {key} or init",
+                )
+        yield from self.init.conflicts()
+
+
+class Lora(Section):
+    """Low-rank adapters: what is trained in place of all weights."""
+
+    r: int = Field(16, gt=0, description="Rank of the adapters.")
+    lora_alpha: int = Field(32, gt=0, description="Scale of the adapters; they are multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    target_modules: str | list[str] = Field(
+        "all-linear", min_length=1, description="Which modules get adapters: all-linear, a regular expression or names."
+    )
+
+
+class Source(Section):
+    """Where rows come from, and what their columns are called."""
+
+    source: str = Field(min_length=1, description="A JSONL file, or builtin:reviews for the built-in task.")
+    rows: int | None = Field(None, gt=0, description="How many rows the built-in task generates.")
+    columns: dict[str, str] = Field({}, description="Names of columns in the file, by our name: {prompt: question}.")
+    limit: int | None = Field(None, gt=0, description="Use only this many rows, from the first (null: all).")
+
+    @property
+    def builtin(self) -> bool:
+        return self.source.startswith("builtin:")
+
+    @property
+    def known_rows(self) -> int | None:
+        """How many rows there are at most, where that can be told without reading a file."""
+        bounds = [bound for bound in (self.rows, self.limit) if bound is not None]
+        return min(bounds) if bounds else None
+
+    def conflicts(self, at: str) -> Iterator[Conflict]:
+        source = f"{at}.source"
+        if not self.builtin:
+            if self.rows is not None:
+                yield Conflict(
+                    f"{at}.rows", "is how many rows the built-in task generates, but the source is a file", "use limit",
+                    about=(source,),
+                )  # fmt: skip
+            return
+        if self.source not in BUILTIN_SOURCES:
+            yield Conflict(source, f"there is no {self.source!r}", f"use {' or '.join(BUILTIN_SOURCES)}, or a file")
+        if self.rows is None:
+            yield Conflict(f"{at}.rows", f"{self.source} needs the number of rows to generate", "add it: rows: 2000")
+        if self.columns:
+            yield Conflict(f"{at}.columns", f"names columns of a file, but the source is {self.source}", "remove it")
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), ("columns",) if self.builtin else ("rows", "label_noise"))
+
+
+class Demonstrations(Source):
+    """Prompts with good responses, for the sft stage."""
+
+
+class Preferences(Source):
+    """Pairs of responses, of which people chose one, for the reward stage."""
+
+    label_noise: float = Field(0.1, ge=0, le=1, description="Fraction of built-in pairs whose labels are swapped.")
+    heldout: float = Field(0.15, gt=0, le=0.9, description="Fraction of prompts whose pairs are held out of training.")
+
+    def conflicts(self, at: str) -> Iterator[Conflict]:
+        yield from super().conflicts(at)
+        if not self.builtin and "label_noise" in self.model_fields_set:
+            yield Conflict(
+                f"{at}.label_noise", "is for the built-in task, but the source is a file", "remove it",
+                about=(f"{at}.source",),
+            )  # fmt: skip
+
+
+class Prompts(Source):
+    """Prompts without responses, split into those for training, for evaluation and for the verdict."""
+
+    eval: int = Field(0, ge=0, description="How many prompts are kept for evaluation during PPO.")
+    test: int = Field(100, ge=1, description="How many prompts are kept for compare.")
+
+    @property
+    def known_train_rows(self) -> int | None:
+        return None if self.known_rows is None else self.known_rows - self.eval - self.test
+
+    def conflicts(self, at: str) -> Iterator[Conflict]:
+        yield from super().conflicts(at)
+        if self.known_train_rows is not None and self.known_train_rows <= 0:
+            yield Conflict(
+                f"{at}.test",
+                f"eval ({self.eval}) and test ({self.test}) leave none of the {self.known_rows} prompts to train on",
+                "lower them, or raise the number of rows",
+                about=(f"{at}.eval", f"{at}.rows", f"{at}.limit"),
+            )
+
+
+class Data(Section):
+    """The three data sets, and how long prompts may be."""
+
+    demonstrations: Demonstrations | None = Field(None, description="Prompts with good responses, for sft.")
+    preferences: Preferences | None = Field(None, description="Chosen and rejected responses, for reward.")
+    prompts: Prompts | None = Field(None, description="Prompts for ppo and compare.")
+    max_prompt_length: int | None = Field(
+        None, gt=0, description="Longest prompt in tokens (null: what the context leaves beside the response)."
+    )
+    overlong_prompts: Literal["drop", "truncate"] = Field("drop", description="What happens to longer prompts.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for name in ("demonstrations", "preferences", "prompts"):
+            section: Source | None = getattr(self, name)
+            if section is not None:
+                yield from section.conflicts(f"data.{name}")
+
+
+class Trained(Section):
+    """What the two stages that use one of TRL's trainers share."""
+
+    lora: Lora | None = Field(None, description="Adapters (absent: the recipe's lora; null: train all weights).")
+    trainer: dict[str, Any] = Field({}, description="Any field of TRL's config for this stage, by its own name.")
+    checkpoint_steps: int | None = Field(
+        None, gt=0, description="Optimizer steps between checkpoints (null: about ten a stage)."
+    )
+
+    def _trainer_conflicts(self, at: str) -> Iterator[Conflict]:
+        for key in self.trainer:
+            instead = owned_trainer_key(key)
+            if instead is not None:
+                yield Conflict(f"{at}.trainer.{key}", "rlhfctl sets this itself", instead)
+
+
+class Sft(Trained):
+    """Supervised fine-tuning on the demonstrations, by TRL's SFTTrainer."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from self._trainer_conflicts("sft")
+
+
+class Reward(Trained):
+    """What scores a response: a model trained here by TRL's RewardTrainer, one from elsewhere, or a function."""
+
+    model: str | None = Field(None, min_length=1, description="A reward model from elsewhere: a folder or a Hub id.")
+    function: str | None = Field(None, description="A Python function in place of a model, as module:name.")
+
+    @property
+    def kind(self) -> Literal["trained", "model", "function"]:
+        return "model" if self.model is not None else "function" if self.function is not None else "trained"
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from self._trainer_conflicts("reward")
+        if self.kind == "trained":
+            return
+        if self.model is not None and self.function is not None:
+            yield Conflict("reward.function", "a response has one scorer, but reward.model names another", "remove one")
+        for key in ("lora", "trainer", "checkpoint_steps"):
+            if getattr(self, key):
+                yield Conflict(
+                    f"reward.{key}", f"is for a reward model trained here, but reward.{self.kind} names a ready one",
+                    f"remove {key} or {self.kind}",
+                )  # fmt: skip
+        if self.function is not None and not FUNCTION.fullmatch(self.function):
+            yield Conflict("reward.function", f"{self.function!r} is not a function", "write it as module:name")
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {
+            "trained": ("model", "function"),
+            "model": ("function", "lora", "trainer", "checkpoint_steps"),
+            "function": ("model", "lora", "trainer", "checkpoint_steps"),
+        }
+        return _without(handler(self), unused[self.kind])
+
+
+class PpoEval(Section):
+    """How the policy is watched while PPO runs."""
+
+    every: int = Field(10, ge=0, description="Updates between evaluations on the eval prompts (0: none).")
+
+
+class Ppo(Section):
+    """Reinforcement learning against the reward, by proximal policy optimization."""
+
+    engine: Literal["trl"] = Field("trl", description="Whose PPO is run: TRL's own PPOTrainer.")
+    lora: Lora | None = Field(None, description="Adapters (absent: the recipe's lora; null: train all weights).")
+    total_episodes: int = Field(2560, gt=0, description="How many responses are sampled and learnt from in all.")
+    per_device_train_batch_size: int = Field(64, gt=0, description="Responses sampled for each update.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Must be 1: see the message that any other gets.")
+    num_mini_batches: int = Field(1, gt=0, description="Into how many optimizer steps an update's batch is split.")
+    num_ppo_epochs: int = Field(4, gt=0, description="Passes over each batch.")
+    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the learning rate changes over the run."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    response_length: int = Field(DEFAULT_RESPONSE_LENGTH, gt=0, description="Longest response in tokens.")
+    temperature: float = Field(0.7, gt=0, description="Temperature at which responses are sampled.")
+    stop_token: Literal["eos"] | None = Field("eos", description="Where a response ends (null: at response_length).")
+    missing_eos_penalty: float | None = Field(
+        None, gt=0, description="Taken from the score of a response that does not end in the end token (null: nothing)."
+    )
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the penalty for moving away from the reference.")
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="Estimator of that distance: k1 plain, k3 less noisy.")
+    whiten_rewards: bool = Field(False, description="Whether per-token rewards are scaled to unit variance.")
+    cliprange: float = Field(0.2, gt=0, description="How far an update may move a probability ratio from 1.")
+    vf_coef: float = Field(0.1, ge=0, description="Weight of the critic's loss.")
+    cliprange_value: float = Field(0.2, gt=0, description="How far an update may move a value.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of later rewards.")
+    lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalized advantage estimation.")
+    local_rollout_forward_batch_size: int = Field(64, gt=0, description="Responses sampled and scored at a time.")
+    use: Literal["last", "best"] = Field("last", description="Which policy is handed on: the last, or best on eval.")
+    eval: PpoEval = Field(PpoEval(every=10), description="How the policy is watched while PPO runs.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.gradient_accumulation_steps > 1:
+            yield Conflict(
+                "ppo.gradient_accumulation_steps",
+                "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
+                "(measured: 6 where 12 are due)",
+                "raise per_device_train_batch_size instead",
+            )
+        batch, parts = self.per_device_train_batch_size, self.num_mini_batches
+        about = ("ppo.per_device_train_batch_size",)
+        if batch % parts:
+            yield Conflict(
+                "ppo.num_mini_batches",
+                f"a batch of {batch} does not divide into {parts} equal mini-batches",
+                f"use a divisor of {batch}, or change per_device_train_batch_size",
+                about=about,
+            )
+        elif self.whiten_rewards and batch // parts < SMALLEST_WHITENED_MINIBATCH:
+            yield Conflict(
+                "ppo.num_mini_batches",
+                f"whiten_rewards needs mini-batches of at least {SMALLEST_WHITENED_MINIBATCH}, got {batch // parts}",
+                "lower num_mini_batches, raise per_device_train_batch_size, or set whiten_rewards: false",
+                about=(*about, "ppo.whiten_rewards"),
+            )
+        if self.missing_eos_penalty is not None and self.stop_token is None:
+            yield Conflict(
+                "ppo.missing_eos_penalty",
+                "needs an end token to miss, but stop_token is null",
+                "set stop_token: eos, or missing_eos_penalty: null",
+                about=("ppo.stop_token",),
+            )
+
+
+class Compare(Section):
+    """The verdict: policy against base on the test prompts."""
+
+    samples_per_prompt: int = Field(4, gt=0, description="Responses that each model gives to each prompt.")
+    temperature: float = Field(1.0, gt=0, description="Temperature at which responses are sampled.")
+    max_new_tokens: int | None = Field(
+        None, gt=0, description="Longest response in tokens (null: ppo.response_length, else 53)."
+    )
+    judges: list[str] = Field(
+        ["gold", "reward_model"],
+        min_length=1,
+        description="Who scores: gold (built-in task), reward_model, reward_function, or module:name of a function.",
+    )
+    primary_judge: str | None = Field(None, description="Whose scores decide the verdict (null: the first judge).")
+    batch_size: int = Field(64, gt=0, description="Responses sampled or scored at a time.")
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each confidence interval.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for judge in self.judges:
+            if judge not in NAMED_JUDGES and not FUNCTION.fullmatch(judge):
+                yield Conflict(
+                    "compare.judges", f"there is no judge {judge!r}", f"use {', '.join(NAMED_JUDGES)} or module:name"
+                )
+        if len(set(self.judges)) < len(self.judges):
+            yield Conflict("compare.judges", "a judge is listed more than once", "list each judge once")
+        if self.primary_judge is not None and self.primary_judge not in self.judges:
+            yield Conflict(
+                "compare.primary_judge",
+                f"{self.primary_judge!r} is not among the judges: {', '.join(self.judges)}",
+                "add it to compare.judges, or name one of those",
+                about=("compare.judges",),
+            )
+
+
+class Recipe(Section):
+    """The whole run: model, data, and the stages in order; a stage without a section is not run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name, and its folder's.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every random choice.")
+    folder: str | None = Field(
+        None, min_length=1, description="Where reward functions are imported from; set in the resolved recipe."
+    )
+    model: Model = Field(description="Where the weights come from.")
+    lora: Lora | None = Field(None, description="Adapters for every trained stage that does not say otherwise.")
+    data: Data = Field(Data(), description="What is trained and tested on.")
+    sft: Sft | None = Field(None, description="Supervised fine-tuning on demonstrations.")
+    reward: Reward | None = Field(None, description="What scores a response.")
+    ppo: Ppo | None = Field(None, description="Reinforcement learning against the reward.")
+    compare: Compare | None = Field(None, description="The verdict on policy against base.")
+    report_to: list[str] = Field([], description="Trackers that also get the metrics, by their Hugging Face names.")
+
+    @model_validator(mode="after")
+    def _resolve_and_check(self) -> Recipe:
+        """Fill in what one section takes from another; then raise all conflicts as one error."""
+        for name in ("sft", "reward", "ppo"):
+            section: Sft | Reward | Ppo | None = getattr(self, name)
+            ready = isinstance(section, Reward) and section.kind != "trained"
+            if section is not None and not ready and "lora" not in section.model_fields_set:
+                self._fill(name, section.model_copy(update={"lora": self.lora}))
+        found = list(self.conflicts())
+        if found:
+            text = "\n".join(f"{conflict.key}: {conflict.what}; {conflict.fix}" for conflict in found)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": found})
+        if self.compare is not None:
+            length = self.ppo.response_length if self.ppo else DEFAULT_RESPONSE_LENGTH
+            resolved = {
+                "primary_judge": self.compare.primary_judge or self.compare.judges[0],
+                "max_new_tokens": self.compare.max_new_tokens or length,
+            }
+            self._fill("compare", self.compare.model_copy(update=resolved))
+        return self
+
+    def _fill(self, name: str, section: Section) -> None:
+        """Set a field during validation, as a frozen dataclass does in its __post_init__."""
+        self.__dict__[name] = section
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from self.model.conflicts()
+        yield from self.data.conflicts()
+        for section in (self.sft, self.reward, self.ppo, self.compare):
+            if section is not None:
+                yield from section.conflicts()
+        yield from self._missing_sections()
+        yield from self._lora_on_random_weights()
+        yield from self._lengths()
+        yield from self._judges()
+
+    def _missing_sections(self) -> Iterator[Conflict]:
+        stages = ("sft", "reward", "ppo", "compare")
+        if all(getattr(self, stage) is None for stage in stages):
+            yield Conflict("", "no stage to run", f"add a section: {', '.join(stages)}", about=stages)
+        new_vocabulary = self.model.init is not None and self.model.init.tokens is None
+        trained_reward = self.reward is not None and self.reward.kind == "trained"
+        needs = [
+            (self.sft is not None, "sft", "demonstrations", "to train on"),
+            (new_vocabulary and self.sft is None, "model.init", "demonstrations", "to train the tokenizer on"),
+            (trained_reward, "reward", "preferences", "to train on"),
+            (self.ppo is not None, "ppo", "prompts", "to sample responses to"),
+            (self.compare is not None, "compare", "prompts", "to compare on"),
+        ]
+        for needed, key, name, use in needs:
+            if needed and getattr(self.data, name) is None:
+                fix = f"add data.{name}"
+                if key == "model.init":
+                    fix += ", or list whole tokens under model.init.tokens"
+                elif key == "reward":
+                    fix += ", or name a ready scorer: reward.model or reward.function"
+                yield Conflict(key, f"needs data.{name} {use}", fix, about=(f"data.{name}", "model.init.tokens"))
+        if self.ppo is not None and self.reward is None:
+            yield Conflict(
+                "ppo", "needs something that scores responses", "add a reward section: `reward: {}` trains a model on "
+                "data.preferences", about=("reward",),
+            )  # fmt: skip
+        prompts = self.data.prompts
+        if self.ppo is not None and self.ppo.use == "best":
+            about = ("data.prompts.eval", "ppo.eval.every")
+            if prompts is not None and prompts.eval == 0:
+                fix = "set data.prompts.eval above 0, or use: last"
+                yield Conflict("ppo.use", "best is chosen on the eval prompts, but data.prompts.eval is 0", fix, about)
+            if self.ppo.eval.every == 0:
+                fix = "set ppo.eval.every above 0, or use: last"
+                yield Conflict("ppo.use", "best is chosen by evaluations, but ppo.eval.every is 0", fix, about)
+        if self.ppo is not None and prompts is not None and prompts.known_train_rows is not None:
+            batch = self.ppo.per_device_train_batch_size
+            # TRL's loader drops a last batch that is not full, and then waits for a full one for ever.
+            if 0 < prompts.known_train_rows < batch:
+                yield Conflict(
+                    "ppo.per_device_train_batch_size",
+                    f"a batch of {batch} is more than the {prompts.known_train_rows} prompts left to train on",
+                    "lower it, or raise the number of prompts",
+                    about=tuple(f"data.prompts.{key}" for key in ("rows", "limit", "eval", "test")),
+                )
+
+    def _lora_on_random_weights(self) -> Iterator[Conflict]:
+        if self.model.init is None:
+            return
+        because = "the random weights of model.init stay as they are beneath the adapters, so LoRA learns nothing"
+        for name in ("sft",) if self.sft is not None else ("reward", "ppo"):
+            section: Sft | Reward | Ppo | None = getattr(self, name)
+            if section is None or section.lora is None:
+                continue
+            inherited = " (inherited from the top-level lora)" if section.lora is self.lora else ""
+            fix = f"write `lora: null` under {name}, which trains all weights"
+            if name != "sft":
+                fix += ", or add an sft stage that does"
+            yield Conflict(f"{name}.lora", because + inherited, fix, about=("model.init", "sft", "lora"))
+
+    def _lengths(self) -> Iterator[Conflict]:
+        if self.model.init is None:
+            return
+        context = self.model.init.max_position_embeddings
+        prompt = self.data.max_prompt_length
+        for key, response in (
+            ("ppo.response_length", self.ppo.response_length if self.ppo else None),
+            ("compare.max_new_tokens", self.compare.max_new_tokens if self.compare else None),
+        ):
+            if response is not None and response + (prompt or 1) > context:
+                beside = f"a prompt of {prompt} (data.max_prompt_length)" if prompt else "any prompt"
+                yield Conflict(
+                    key,
+                    f"{response} tokens beside {beside} do not fit into {context} positions",
+                    "lower it, or raise model.init.max_position_embeddings",
+                    about=("model.init.max_position_embeddings", "data.max_prompt_length"),
+                )
+
+    def _judges(self) -> Iterator[Conflict]:
+        if self.compare is None:
+            return
+        prompts, reward = self.data.prompts, self.reward
+        instead = "take it out of compare.judges"
+        if "gold" in self.compare.judges and prompts is not None and not prompts.builtin:
+            yield Conflict(
+                "compare.judges", "gold scores only the built-in task, but data.prompts is a file", instead,
+                about=("data.prompts.source",),
+            )  # fmt: skip
+        if "reward_model" in self.compare.judges and (reward is None or reward.kind == "function"):
+            yield Conflict(
+                "compare.judges", "reward_model needs a reward section that trains or names a model", instead,
+                about=("reward", "reward.model", "reward.function"),
+            )  # fmt: skip
+        if "reward_function" in self.compare.judges and (reward is None or reward.kind != "function"):
+            yield Conflict(
+                "compare.judges", "reward_function needs reward.function", instead, about=("reward", "reward.function")
+            )
+
+
+def _without(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A section as written to the resolved recipe: without keys that would be refused when it is read again."""
+    return {key: value for key, value in data.items() if key not in keys}
+
+
+# In plain words: what load.py says of a faulty key or value
+
+
+def dotted(key: Key) -> str:
+    """("compare", "judges", 1) as compare.judges[1]."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
+
+
+def wrong_value(key: Key, details: list[Any]) -> str:
+    """What is wrong with a value, from what pydantic says of it (once for each type that it might have had)."""
+    kind, context, got = details[0]["type"], details[0].get("ctx", {}), describe(details[0]["input"])
+    if kind in _BOUNDS:
+        limit, words = _BOUNDS[kind]
+        return f"must be {words} {context[limit]:g}, got {got.removeprefix('the number ')}"
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty"
+    if kind == "string_pattern_mismatch":
+        return f"must be letters, digits, '.', '_' and '-', the first a letter or a digit, got {got}"
+    info = field_at(key)
+    annotation = info.annotation if info else None
+    if kind == "literal_error":
+        literal = next((part for part in get_args(annotation) if get_origin(part) is Literal), annotation)
+        names = list(get_args(literal))
+        near = did_you_mean(str(details[0]["input"]), names)
+        expected = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
+    elif any(detail["type"] not in _EXPECTED for detail in details):
+        return f"{details[0]['msg'].removeprefix('Input ')}, got {got}"
+    else:
+        near, expected = "", " or ".join(_EXPECTED[detail["type"]] for detail in details)
+    nullable = " or null" if NoneType in get_args(annotation) else ""
+    return f"expected {expected}{nullable}, got {got}{near}"
+
+
+def describe(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the string {value!r}"
+    return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else f"the number {value}"
+
+
+def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
+    """What to say of an unknown key: the problem, the fix, and the key of the same section that was probably meant."""
+    section, name = dotted(key[:-1]), str(key[-1])
+    if section == "ppo" and name in REFUSED_PPO_KEYS:
+        return (*REFUSED_PPO_KEYS[name], None)
+    instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
+    if instead is not None:
+        return "rlhfctl sets this itself", instead, None
+    homes = [home for home, names in _sections() if name in names]
+    has_trainer = section in ("sft", "reward")
+    if has_trainer:
+        homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
+    homes = [home for home in homes if home.startswith(f"{section}.") and section] or homes
+    if homes:
+        places = " or ".join(f"under {home}" if home else "at the top" for home in homes)
+        return f"unknown key; it belongs {places}", None, None
+    names = dict(_sections())[section]
+    near = difflib.get_close_matches(name, names, 1, NEAR)
+    if near:
+        return f"unknown key; did you mean {near[0]!r}?", None, near[0]
+    if has_trainer:
+        return f"unknown key; trainer options go under {section}.trainer", f"write {section}.trainer.{name}", None
+    return "unknown key", f"the keys {f'of {section}' if section else 'at the top'}: {', '.join(names)}", None
+
+
+def _sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Each section's dotted name ("" for the top) with its keys."""
+    yield at, [*section.model_fields, *([] if at else ["extends"])]
+    for name, info in section.model_fields.items():
+        inner = _section_of(info)
+        if inner is not None:
+            yield from _sections(inner, f"{at}.{name}" if at else name)
+
+
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    for part in (info.annotation, *get_args(info.annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def field_at(key: Key) -> FieldInfo | None:
+    """The declaration of a key of the schema; None for what lies inside a value."""
+    section: type[BaseModel] | None = Recipe
+    info: FieldInfo | None = None
+    for name in key:
+        info = section.model_fields.get(str(name)) if section else None
+        section = _section_of(info) if info else None
+    return info
+
+
+def help_of(key: Key) -> str:
+    """A key's description, to go on after a colon."""
+    info = field_at(key)
+    text = (info.description if info else None) or ""
+    return text[:1].lower() + text[1:]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 1, NEAR)
+    return f"; did you mean {near[0]!r}?" if near else ""

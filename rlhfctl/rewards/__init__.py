@@ -1,0 +1,35 @@
+"""What can score a response. Each takes a batch of episodes and gives one number for each, higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One prompt with one response, as ids and as text, and the row it came from.
+
+    `prompt` and `completion` are strings, or lists of messages where the row is a conversation.
+    """
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    prompt: Any
+    completion: Any
+    row: dict[str, Any]
+
+
+class Reward(Protocol):
+    """A scorer: one float for each episode."""
+
+    def __call__(self, episodes: Sequence[Episode], /) -> list[float]: ...
+
+
+def make_episode(tokenizer: Any, row: dict[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Episode:
+    """An episode whose completion is decoded without special tokens, in the row's own shape (text or messages)."""
+    text = tokenizer.decode(response_ids, skip_special_tokens=True)
+    prompt = row["prompt"]
+    completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    return Episode(prompt_ids, response_ids, prompt, completion, row)

@@ -1,0 +1,47 @@
+"""base* without fine-tuning: the recipe's model as it is, made ready to hand over.
+
+Reads `model` (a folder, a Hub id, or new weights) and, for new weights, the demonstrations its tokenizer learns from;
+writes model/ with tokenizer, template, pad token and pad row, and probe log-probabilities. Trains nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rlhfctl import fs
+from rlhfctl.artifacts import Artifact
+from rlhfctl.recipe.schema import Model
+from rlhfctl.stages import Context, handoff
+from rlhfctl.training import models
+from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, texts_of
+
+_PROBE_ROWS = 8
+
+
+def run(section: Model, ctx: Context) -> Artifact:
+    """Publish base*."""
+    began = time.monotonic()
+    demonstrations = ctx.data["demonstrations"].rows if "demonstrations" in ctx.data else []
+    dtype = models.torch_dtype(section.dtype)
+    model, tokenizer, notes = models.base_from_recipe(section, texts_of(demonstrations), seed=ctx.recipe.seed, dtype=dtype)
+    for sentence in notes:
+        ctx.note(sentence)
+    if tokenizer.chat_template is not None and (sentence := adopt_end_of_turn(tokenizer)):
+        models.set_token_ids(model, tokenizer)
+        ctx.note(sentence)
+
+    encoder = Encoder(tokenizer)
+    rows = [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[:_PROBE_ROWS]] if "prompts" in ctx.data else []
+    rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
+    handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    with fs.publish_folder(ctx.folder / "model") as folder:
+        models.save_model(model, tokenizer, folder)
+    _, parameters = models.count_parameters(model)
+    return ctx.publish(
+        section.model_dump(mode="json"),
+        {"model": "model", "probes": handoff.PROBES},
+        seconds=time.monotonic() - began,
+        metrics={"parameters": parameters},
+        tokenizer=models.tokenizer_fingerprint(tokenizer),
+        chat_template=models.template_fingerprint(tokenizer),
+    )

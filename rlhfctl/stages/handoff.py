@@ -1,0 +1,192 @@
+"""The hand-over: loads what an earlier stage left, and checks that it is what was left.
+
+Before weights load: the artifact is complete and unaltered, tokenizer and template agree, the head is there. After:
+base* gives the log-probabilities recorded with it, the reward model the scores. What comes from elsewhere has no
+manifest; the checks that are possible run, and those that are not are noted in the artifact that is made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhfctl.artifacts import Artifact, Source, read_json
+from rlhfctl.errors import HandoffError
+from rlhfctl.stages import Context
+from rlhfctl.training import models
+
+PROBES = "probes.json"
+# How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
+LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}
+SCORE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.25, "float16": 0.05}
+
+
+@dataclass(frozen=True)
+class Base:
+    """base*: the policy at step 0 and the reference, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+
+
+def load_base(ctx: Context, source: Source, *, check: bool = True) -> Base:
+    """base* of an sft or base artifact, or a plain model or adapter from elsewhere."""
+    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    artifact = source.artifact
+    if artifact is None:
+        model, tokenizer = _load_foreign(ctx, source)
+        return Base(model, tokenizer, source.name)
+    artifact.verify()
+    if not artifact.has("model"):
+        return Base(*_load_policy_artifact(ctx, artifact), str(artifact.path))
+    path = str(artifact.part("model"))
+    tokenizer = models.load_tokenizer(path, trust_remote_code=trust)
+    _same_tokenizer(artifact, tokenizer)
+    model = models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust)
+    if check and artifact.has("probes"):
+        check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+    return Base(model, tokenizer, path)
+
+
+def load_policy(ctx: Context, source: Source) -> Base:
+    """A policy to sample from: merged where it is an adapter."""
+    return load_base(ctx, source)
+
+
+def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A ppo artifact that is an adapter on its run's base*, merged."""
+    base = load_base(ctx, artifact.parent("base"), check=False)
+    model = models.merged(models.load_adapter(base.model, artifact.part("adapter")))
+    if artifact.has("probes"):
+        check_logprobs(model, base.tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+    return model, base.tokenizer
+
+
+def _load_foreign(ctx: Context, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    adapter = Path(source.name) / "adapter_config.json"
+    base_name = source.name
+    if adapter.is_file():
+        base_name = str(json.loads(adapter.read_text())["base_model_name_or_path"])
+        beside = Path(source.name) / base_name
+        base_name = str(beside) if beside.is_dir() else base_name
+    tokenizer = models.load_tokenizer(base_name, trust_remote_code=trust)
+    model = models.load_causal_lm(base_name, dtype=dtype, trust_remote_code=trust)
+    if adapter.is_file():
+        model = models.merged(models.load_adapter(model, Path(source.name)))
+    for sentence in models.ensure_pad(model, tokenizer):
+        ctx.note(f"{source.name}: {sentence}")
+    ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
+    return model, tokenizer
+
+
+def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The reward model with its adapter merged and its head, checked against the policy's `tokenizer`."""
+    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    artifact = source.artifact
+    if artifact is None:
+        theirs = models.load_tokenizer(source.name, trust_remote_code=trust)
+        agree(theirs, tokenizer, source.name)
+        model = models.load_scorer(source.name, dtype=dtype, trust_remote_code=trust)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
+        return model
+    artifact.verify()
+    if not artifact.manifest.layout.get("head"):
+        raise HandoffError(
+            f"the {artifact.manifest.stage} artifact is no reward model: it has no scalar head",
+            where=str(artifact.path),
+            fix="name a reward stage, e.g. runs/NAME/reward",
+        )
+    _agree_with_manifest(artifact, tokenizer)
+    if artifact.has("model"):
+        model = models.load_scorer(str(artifact.part("model")), dtype=dtype, trust_remote_code=trust)
+    else:
+        base = load_base(ctx, artifact.parent("base"), check=False)
+        model = models.merged(models.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("adapter")))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+    return model
+
+
+def recorded_base(source: Source, base: Base) -> str:
+    """What peft records as an adapter's base: relative inside a run, so that a moved run stays whole."""
+    if source.artifact is None:
+        return base.path
+    return f"../../{source.artifact.path.name}/{source.artifact.part('model').name}"
+
+
+# ---------------------------------------------------------------- probes: kept rows with the numbers they gave
+
+
+def write_probes(folder: Path, rows: Sequence[Sequence[int]], values: Sequence[Any], kind: str) -> None:
+    """Keep `rows` of ids and what the model gave for them: kind logprobs (a list a row) or scores (a number a row)."""
+    from rlhfctl import fs
+
+    fs.write_json(folder / PROBES, {"rows": [list(row) for row in rows], kind: list(values)})
+
+
+def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -> float:
+    """Largest gap between the recorded log-probabilities and the loaded model's; HandoffError above tolerance."""
+    kept = read_json(probes)
+    now = models.sequence_logprobs(model, kept["rows"], pad)
+    gap = max((abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)), default=0.0)
+    _within(gap, LOGPROB_TOLERANCE[dtype], "log-probabilities", probes)
+    return gap
+
+
+def check_scores(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -> float:
+    """Largest gap between the recorded scores and the loaded reward model's; HandoffError above tolerance."""
+    kept = read_json(probes)
+    now = models.score_rows(model, kept["rows"], pad)
+    gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
+    _within(gap, SCORE_TOLERANCE[dtype] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
+    return gap
+
+
+def _within(gap: float, limit: float, what: str, probes: Path) -> None:
+    if not gap <= limit:  # NaN fails too
+        raise HandoffError(
+            f"the reloaded model does not give the {what} it was saved with: off by {gap:.3g}, allowed {limit:.3g}",
+            where=str(probes.parent),
+            fix="run that stage again with --force; if it stays, the installed libraries differ from those it was made with",
+        )
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def agree(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, name: str) -> None:
+    """HandoffError unless reward model and policy turn text into the same ids."""
+    if models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(ours):
+        return
+    a, b = theirs.get_vocab(), ours.get_vocab()
+    what = f"{len(a)} tokens against {len(b)}" if len(a) != len(b) else f"{sum(a[t] != b.get(t) for t in a)} tokens have other ids"
+    raise HandoffError(
+        f"the reward model's tokenizer is not the policy's ({what}): it would score other text than the policy wrote",
+        where=name,
+        fix="train the reward model on this policy's base (rlhfctl reward RECIPE)",
+    )
+
+
+def _agree_with_manifest(artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> None:
+    redo = "train the reward model on this policy's base (rlhfctl reward RECIPE)"
+    if artifact.manifest.tokenizer != models.tokenizer_fingerprint(tokenizer):
+        raise HandoffError("the reward model's tokenizer is not the policy's", where=str(artifact.path), fix=redo)
+    if artifact.manifest.chat_template != models.template_fingerprint(tokenizer):
+        raise HandoffError("the reward model's chat template is not the policy's", where=str(artifact.path), fix=redo)
+
+
+def _same_tokenizer(artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> None:
+    if artifact.manifest.tokenizer not in (None, models.tokenizer_fingerprint(tokenizer)):
+        raise HandoffError(
+            "the tokenizer reads differently from the one that was saved: the installed tokenizers library differs",
+            where=str(artifact.path),
+            fix=f"install the versions in its manifest ({artifact.manifest.versions.get('tokenizers', '?')}), or run the stage again",
+        )

@@ -1,0 +1,157 @@
+"""The reward model: pairs in, a scalar head (and an adapter) on base* out.
+
+Reads base* and `data.preferences`; trains with TRL's RewardTrainer on the pairs of the training prompts; measures
+accuracy on the held-out ones; writes adapter/ (LoRA and head) or model/, and probes.json: held-out sequences with
+their scores, which PPO and the comparison re-score after they load it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel, TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from rlhfctl import fs
+from rlhfctl.artifacts import Artifact
+from rlhfctl.errors import DataError
+from rlhfctl.events import Metrics, StageStarted
+from rlhfctl.recipe.schema import Reward
+from rlhfctl.stages import Context, handoff
+from rlhfctl.stats import wilson_ci
+from rlhfctl.training import hf_events, models
+from rlhfctl.training.data import Row, split_preferences
+from rlhfctl.training.encoding import Encoder
+
+_PROBE_PAIRS = 16
+
+
+def run(section: Reward, ctx: Context) -> Artifact:
+    """Train (or go on training) and publish the reward model."""
+    began = time.monotonic()
+    recipe = ctx.recipe
+    hf_events.check_trainer_keys("reward", section.trainer, RewardConfig)
+
+    # 1. Load base* and put a scalar head on it.
+    base = handoff.load_base(ctx, ctx.parents["base"])
+    tokenizer = base.tokenizer
+    model = models.scorer_on(base.model, seed=recipe.seed)
+
+    # 2. Rows to ids, held out by prompt.
+    config = _config(section, ctx)
+    assert recipe.data.preferences is not None  # the schema asks for it
+    split = split_preferences(recipe.data.preferences, ctx.data["preferences"].rows, recipe.seed)
+    encoder = Encoder(tokenizer)
+    train = _encode(split.train, encoder, config, ctx)
+    heldout = _encode(split.heldout, encoder, config, ctx)
+    if sentence := encoder.warning("responses"):
+        ctx.warn(sentence)
+
+    # 3. The trainer: the head and whole weights, or the head and an adapter.
+    if section.lora is not None:
+        model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
+    trainer = RewardTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(heldout),
+        processing_class=tokenizer,
+        callbacks=[hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)],
+    )
+    resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
+
+    # 4. Train.
+    trainable, total = models.count_parameters(trainer.model)
+    settings = hf_events.effective_settings(trainer.args, section.trainer)
+    settings |= {"pairs": len(train), "heldout_pairs": len(heldout), "trainable_parameters": trainable, "parameters": total}
+    steps = hf_events.planned_steps(trainer)
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings))
+    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+
+    # 5. Measure on the held-out pairs.
+    metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "accuracy"))
+    metrics["steps"] = trainer.state.global_step
+    metrics |= _heldout(trainer.model, heldout, tokenizer, ctx)
+
+    # 6. Save, load again, score the kept pairs again.
+    metrics["reload_gap"] = _publish(trainer.model, tokenizer, heldout, base, ctx)
+    layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
+    layout |= {"adapter": "adapter"} if section.lora is not None else {"model": "model"}
+    return ctx.publish(
+        section.model_dump(mode="json"),
+        layout,
+        seconds=time.monotonic() - began,
+        metrics=metrics,
+        tokenizer=models.tokenizer_fingerprint(tokenizer),
+        chat_template=models.template_fingerprint(tokenizer),
+    )
+
+
+def _config(section: Reward, ctx: Context) -> RewardConfig:
+    on_gpu = models.device().type == "cuda"
+    owned = hf_events.common_arguments(ctx.work, seed=ctx.recipe.seed, report_to=ctx.recipe.report_to)
+    return RewardConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
+
+
+def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, list[int]]]:
+    pairs = [encoder.preference(row) for row in rows]
+    limit = config.max_length
+    kept = [pair for pair in pairs if limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit]
+    if len(kept) < len(pairs):
+        ctx.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than max_length={limit} tokens and are dropped")
+    if not kept:
+        raise DataError(
+            f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length", fix="raise max_length"
+        )
+    return kept
+
+
+def _heldout(
+    model: Any, pairs: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, ctx: Context
+) -> dict[str, float]:
+    """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
+    scores = models.score_rows(model, [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs], tokenizer.pad_token_id)
+    chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
+    right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
+    interval = wilson_ci(right, len(pairs))
+    values = {
+        "heldout_accuracy": right / len(pairs),
+        "heldout_accuracy_low": interval.low,
+        "heldout_accuracy_high": interval.high,
+        "heldout_margin": statistics.fmean(c - r for c, r in zip(chosen, rejected, strict=True)),
+        "score_mean": statistics.fmean(scores),
+        "score_std": statistics.pstdev(scores),
+    }
+    ctx.emit(Metrics(stage=ctx.name, step=0, values=values, split="heldout"))
+    if interval.low <= 0.5:
+        ctx.warn(
+            f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time (95% interval "
+            f"{interval.low:.0%} to {interval.high:.0%}): no better than a coin as far as this can tell, so PPO would chase noise"
+        )
+    return values
+
+
+def _publish(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, list[int]]], base: handoff.Base, ctx: Context
+) -> float:
+    """Write weights and probes; return how far the reloaded model is from the scores, after checking it."""
+    rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
+    handoff.write_probes(ctx.folder, rows, models.score_rows(model, rows, tokenizer.pad_token_id), "scores")
+    reloaded: PreTrainedModel
+    if isinstance(model, PeftModel):
+        with fs.publish_folder(ctx.folder / "adapter") as folder:
+            models.save_adapter(model, folder, base=handoff.recorded_base(ctx.parents["base"], base), head=True)
+            models.save_tokenizer(tokenizer, folder)
+        fresh = handoff.load_base(ctx, ctx.parents["base"], check=False)
+        reloaded = models.merged(models.load_adapter(models.scorer_on(fresh.model, seed=0), ctx.folder / "adapter"))
+    else:
+        with fs.publish_folder(ctx.folder / "model") as folder:
+            models.save_model(model, tokenizer, folder)
+        reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(ctx.recipe.model.dtype))
+    reloaded = reloaded.to(models.device())
+    return handoff.check_scores(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, ctx.recipe.model.dtype)
+

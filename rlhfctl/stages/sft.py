@@ -1,0 +1,136 @@
+"""Supervised fine-tuning: demonstrations in, base* out.
+
+Reads the recipe's `model` and `data.demonstrations`; trains with TRL's SFTTrainer, with LoRA or whole; writes model/
+(merged, with tokenizer, template and pad), adapter/ where LoRA was used, and probes.json: log-probabilities of the
+trained model before it was merged, which every later stage compares with what it loads.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel, TaskType
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from rlhfctl import fs
+from rlhfctl.artifacts import Artifact
+from rlhfctl.events import StageStarted
+from rlhfctl.recipe.schema import Sft
+from rlhfctl.stages import Context, handoff
+from rlhfctl.training import hf_events, models
+from rlhfctl.training.data import Row
+from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
+
+_PROBE_ROWS = 8
+_PROBE_TOKENS = 128
+
+
+def run(section: Sft, ctx: Context) -> Artifact:
+    """Train (or go on training) and publish base*."""
+    began = time.monotonic()
+    recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
+    hf_events.check_trainer_keys("sft", section.trainer, SFTConfig)
+
+    # 1. Load: the model to start from, its tokenizer with pad and template.
+    dtype = models.torch_dtype(recipe.model.dtype)
+    model, tokenizer, notes = models.base_from_recipe(recipe.model, texts_of(demonstrations), seed=recipe.seed, dtype=dtype)
+    if is_conversation(demonstrations[0]) and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
+        models.set_token_ids(model, tokenizer)
+        notes.append(sentence)
+    for sentence in notes:
+        ctx.note(sentence)
+
+    # 2. Rows to ids.
+    config = _config(section, ctx)
+    encoded = _encode(demonstrations, tokenizer, config, ctx)
+
+    # 3. The trainer: whole weights, or an adapter on them.
+    if section.lora is not None:
+        model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
+    callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
+
+    # 4. Train.
+    trainable, total = models.count_parameters(trainer.model)
+    settings = hf_events.effective_settings(trainer.args, section.trainer)
+    settings |= {"rows": len(trainer.train_dataset), "trainable_parameters": trainable, "parameters": total}
+    steps = hf_events.planned_steps(trainer)
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings))
+    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+
+    # 5. Save: record what it gives, merge, publish, load again and compare.
+    metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
+    rows = [row["input_ids"][:_PROBE_TOKENS] for row in encoded[:_PROBE_ROWS]]
+    _publish(trainer.model, tokenizer, rows, ctx)
+    metrics["steps"] = trainer.state.global_step
+    metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
+    layout: dict[str, Any] = {"model": "model", "probes": handoff.PROBES}
+    if section.lora is not None:
+        layout["adapter"] = "adapter"
+    return ctx.publish(
+        section.model_dump(mode="json"),
+        layout,
+        seconds=time.monotonic() - began,
+        metrics=metrics,
+        tokenizer=models.tokenizer_fingerprint(tokenizer),
+        chat_template=models.template_fingerprint(tokenizer),
+    )
+
+
+def _config(section: Sft, ctx: Context) -> SFTConfig:
+    on_gpu = models.device().type == "cuda"
+    owned = hf_events.common_arguments(ctx.work, seed=ctx.recipe.seed, report_to=ctx.recipe.report_to)
+    return SFTConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
+
+
+def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, ctx: Context) -> list[dict[str, list[int]]]:
+    encoder = Encoder(tokenizer)
+    encoded = [
+        encoder.demonstration(
+            row, completion_only_loss=config.completion_only_loss, assistant_only_loss=config.assistant_only_loss
+        )
+        for row in rows
+    ]
+    # These two have been applied; TRL would ask for columns that are gone.
+    config.completion_only_loss, config.assistant_only_loss = False, False
+    if sentence := encoder.warning("demonstrations"):
+        ctx.warn(sentence)
+    limit = config.max_length
+    if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
+        ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than max_length={limit} tokens and are cut there")
+        lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
+        if lost:
+            ctx.warn(f"{lost} of them are left without a single token to learn from and are dropped")
+    return encoded
+
+
+def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], ctx: Context) -> None:
+    handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    if isinstance(model, PeftModel):
+        with fs.publish_folder(ctx.folder / "adapter") as folder:
+            models.save_adapter(model, folder, base=ctx.recipe.model.path or "", head=False)
+        model = models.merged(model)
+    models.set_token_ids(model, tokenizer)
+    with fs.publish_folder(ctx.folder / "model") as folder:
+        models.save_model(model, tokenizer, folder)
+
+
+def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Nats by which the merged model, read back from disk, differs from the trained one; an error above tolerance."""
+    dtype = ctx.recipe.model.dtype
+    reloaded = models.load_causal_lm(
+        str(ctx.folder / "model"), dtype=models.torch_dtype(dtype), trust_remote_code=ctx.recipe.model.trust_remote_code
+    ).to(models.device())
+    return handoff.check_logprobs(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, dtype)
+
+

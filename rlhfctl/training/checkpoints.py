@@ -1,0 +1,85 @@
+"""Checkpoints of a stage under way: a mark says which are whole, and only whole ones are resumed from.
+
+transformers resumes silently from a checkpoint that lacks its optimizer or random states, and would then train on
+with other numbers. Here the mark lists every file with its size, written last; a folder without the mark, or with a
+file missing or cut short, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhfctl import fs
+
+MARK = "complete.json"
+PREFIX = "checkpoint-"
+REQUIRED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+RANDOM_STATES = "rng_state*.pth"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+
+
+def mark_complete(folder: Path) -> None:
+    """Flush the checkpoint to disk and write its mark. ValueError if a state it must hold is missing."""
+    if missing := _missing_states(folder):
+        raise ValueError(f"{folder} cannot be marked complete: it lacks {', '.join(missing)}")
+    fs.sync_tree(folder)
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes.pop(MARK, None)
+    fs.write_json(folder / MARK, {"files": sizes})
+
+
+def _missing_states(folder: Path) -> list[str]:
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if not list(folder.glob(RANDOM_STATES)):
+        missing.append("the random states (rng_state.pth)")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        missing.append("the weights")
+    return missing
+
+
+def fault(folder: Path) -> str | None:
+    """Why `folder` cannot be resumed from, or None when it can."""
+    try:
+        recorded: dict[str, int] = json.loads((folder / MARK).read_text())["files"]
+    except FileNotFoundError:
+        return "it was not finished"
+    except (ValueError, KeyError):
+        return "its completeness mark cannot be read"
+    for name, size in recorded.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes of {size}"
+    missing = _missing_states(folder)
+    return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def all_checkpoints(work: Path) -> Iterator[Checkpoint]:
+    """Checkpoint folders under `work`, newest (highest step) first, whole or not."""
+    found = []
+    for path in work.glob(f"{PREFIX}*"):
+        number = path.name.removeprefix(PREFIX)
+        if path.is_dir() and number.isdigit():
+            found.append(Checkpoint(path, int(number)))
+    yield from sorted(found, key=lambda c: -c.step)
+
+
+def newest_complete(work: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint under `work`, and a sentence for each newer one that was passed over."""
+    passed_over = []
+    for checkpoint in all_checkpoints(work):
+        reason = fault(checkpoint.path)
+        if reason is None:
+            return checkpoint, passed_over
+        passed_over.append(f"{checkpoint.path.name} is passed over: {reason}")
+    return None, passed_over

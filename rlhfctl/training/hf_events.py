@@ -1,0 +1,245 @@
+"""The bridge from transformers' trainers to our events: steps, metrics, checkpoints and their marks.
+
+Also the arguments that rlhfctl sets for SFTTrainer and RewardTrainer alike, and what keeps the libraries' own prints
+and warnings out of the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
+from rlhfctl.recipe.schema import did_you_mean
+from rlhfctl.training import checkpoints, models
+
+CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
+_KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
+# transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
+_NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
+
+
+class EventCallback(TrainerCallback):
+    """Emits progress, metrics and checkpoints of one trainer, and marks its checkpoints complete."""
+
+    def __init__(self, stage: str, emit: Callable[[Event], None], work: Path, rename: Mapping[str, str] | None = None):
+        self.stage = stage
+        self.emit = emit
+        self.work = work
+        self.rename = dict(rename or {})
+        self._began: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = (time.monotonic(), state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.emit(
+            Progress(stage=self.stage, step=state.global_step, total=state.max_steps, eta_s=self._seconds_left(state))
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k not in _NOT_METRICS}
+        split = "eval" if any(key.startswith("eval_") for key in numbers) else "train"
+        numbers = {self.rename.get(key, key): value for key, value in numbers.items() if not key.endswith("_runtime")}
+        if "train_loss" in numbers:  # the closing summary; the last step has been reported already
+            return
+        self.emit(
+            Metrics(
+                stage=self.stage,
+                step=state.global_step,
+                total=state.max_steps,
+                values=numbers,
+                split=split,
+                eta_s=self._seconds_left(state),
+            )
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = self.work / f"{checkpoints.PREFIX}{state.global_step}"
+        checkpoints.mark_complete(folder)
+        self.emit(CheckpointSaved(stage=self.stage, step=state.global_step, path=str(folder)))
+
+    def _seconds_left(self, state: TrainerState) -> float | None:
+        if self._began is None or state.global_step <= self._began[1]:
+            return None
+        rate = (time.monotonic() - self._began[0]) / (state.global_step - self._began[1])
+        return rate * (state.max_steps - state.global_step)
+
+
+def common_arguments(work: Path, *, seed: int, report_to: list[str]) -> dict[str, Any]:
+    """What rlhfctl owns in SFTConfig and RewardConfig: where, seeds, checkpoints, reporting."""
+    return {
+        "output_dir": str(work),
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_total_limit": _KEPT_CHECKPOINTS,
+        "report_to": report_to or "none",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": models.device().type == "cuda",
+    }
+
+
+def planned_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole training, as transformers will count them."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batches = len(trainer.get_train_dataloader())
+    a_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * a_epoch)
+
+
+def prepare(
+    trainer: Trainer, work: Path, checkpoint_steps: int | None, warn: Callable[[str], None]
+) -> checkpoints.Checkpoint | None:
+    """Set how often the trainer saves, silence its printer, and find the checkpoint to go on from."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.args.save_steps = checkpoint_steps or max(1, math.ceil(planned_steps(trainer) / CHECKPOINTS_A_STAGE))
+    resume, passed_over = checkpoints.newest_complete(work)
+    for sentence in passed_over:
+        warn(sentence)
+    return resume
+
+
+def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The last logged value of each name that was logged (the history is part of a checkpoint, so resumes keep it)."""
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= {name: float(entry[name]) for name in names if name in entry}
+    return found
+
+
+def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
+    """Defaults where TRL's own would surprise: mixed bf16 only on a GPU with float32 weights, checkpointing when asked."""
+    return {"bf16": on_gpu and dtype != "float16", "gradient_checkpointing": False}
+
+
+def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: type[Any]) -> None:
+    """RecipeError for keys under `trainer:` that the installed TRL does not know, or values of the wrong kind."""
+    fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
+    hints = typing.get_type_hints(config_class)
+    problems = []
+    for key, value in given.items():
+        if key not in fields:
+            problems.append(
+                Problem(f"{section}.trainer.{key}", f"{config_class.__name__} has no such option{did_you_mean(key, fields)}")
+            )
+        elif not _fits(value, hints.get(key, Any)):
+            problems.append(Problem(f"{section}.trainer.{key}", f"expected {_describe(hints[key])}, got {value!r}"))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a YAML value can be meant by a dataclass field's annotation; in doubt, yes."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin is not None and (origin is typing.Union or origin.__name__ == "UnionType"):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str or (isinstance(hint, type) and issubclass(hint, str)):
+        return isinstance(value, str)
+    if hint in (dict, list) or origin in (dict, list):
+        return isinstance(value, origin or hint)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    return str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("NoneType", "null").replace("None", "null")
+
+
+def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as the trainer will use them: the given ones, and those that everyone asks about."""
+    names = [
+        "learning_rate",
+        "lr_scheduler_type",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "bf16",
+        "gradient_checkpointing",
+        "save_steps",
+        "seed",
+        *given,
+    ]
+    shown = {}
+    for name in dict.fromkeys(names):
+        value = getattr(args, name, None)
+        shown[name] = value if isinstance(value, bool | int | float | str | type(None)) else str(value)
+    return shown
+
+
+@contextlib.contextmanager
+def quiet_libraries(log: Path) -> Iterator[None]:
+    """Send what the libraries print, warn and log to `log`; progress bars are off. Our own listeners are not touched."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with log.open("a", encoding="utf-8", buffering=1) as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        library_loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate", "peft")]
+        before = [(logger, list(logger.handlers), logger.propagate) for logger in library_loggers]
+        root.addHandler(handler)
+        for logger in library_loggers:
+            logger.handlers = []
+            logger.propagate = True
+        logging.captureWarnings(True)
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(stream), _stderr_to(stream):
+                warnings.simplefilter("default")
+                yield
+        finally:
+            logging.captureWarnings(False)
+            for logger, handlers, propagate in before:
+                logger.handlers, logger.propagate = handlers, propagate
+            root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _stderr_to(stream: typing.TextIO) -> Iterator[None]:
+    before = sys.stderr
+    sys.stderr = stream
+    try:
+        yield
+    finally:
+        sys.stderr = before

@@ -1,0 +1,499 @@
+"""Models and tokenizers: built from a recipe, loaded from base*, dressed with LoRA, merged, fingerprinted.
+
+Reads model folders (or Hub ids) and the recipe's `model` and `lora` sections; writes plain Hugging Face folders.
+Leaves out what is done with them: that is the stages' and the trainers'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from rlhfctl import fs
+from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.recipe.schema import Init, Lora, Model
+
+PAD_TOKEN = "<|pad|>"
+EOS_TOKEN = "<|endoftext|>"
+# Finite so that 0 x logit stays 0 in entropies, within float16's range, and far below any trained logit: exp(-1e4) = 0.
+PAD_LOGIT = -1.0e4
+# The gated feed-forward of the Llama shape has three matrices; 8/3 x hidden keeps the parameters of a 4 x hidden plain one.
+_GATED_FEED_FORWARD = 8 / 3
+_ROUND_TO = 16
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or the fixed `init.tokens`.
+
+    End-of-sequence and pad are two tokens of their own, ids 0 and 1.
+    """
+    special = [EOS_TOKEN, PAD_TOKEN]
+    if init.tokens is not None:
+        vocabulary = {token: index for index, token in enumerate([*special, *init.tokens])}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=EOS_TOKEN))
+        longest_first = sorted(init.tokens, key=len, reverse=True)
+        pattern = Regex("|".join(_escape(token) for token in longest_first))
+        backend.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens(special)
+    else:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=init.vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        model_max_length=init.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _escape(token: str) -> str:
+    return "".join(f"\\{char}" if not char.isalnum() and char.isascii() and not char.isspace() else char for char in token)
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(path, "tokenizer", error) from error
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what turns text into ids: vocabulary, merges, normaliser and special tokens; not the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.pop("padding", None)  # set and unset by use, not part of the tokenizer's identity
+        state.pop("truncation", None)
+    else:
+        state = sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items()) if name != "additional_special_tokens"}
+    return fs.hash_json({"tokenizer": state, "special": special})
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Hash of the chat template, or None without one."""
+    template = tokenizer.chat_template
+    return None if template is None else fs.hash_json(template)
+
+
+# ---------------------------------------------------------------- models
+
+
+def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model with new weights, drawn from `seed`."""
+    intermediate = init.intermediate_size
+    if intermediate is None and init.architecture in ("llama", "mistral", "qwen2"):
+        intermediate = _ROUND_TO * round(init.hidden_size * _GATED_FEED_FORWARD / _ROUND_TO)
+    elif intermediate is None:
+        intermediate = 4 * init.hidden_size
+    size: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": init.hidden_size,
+        "num_hidden_layers": init.num_hidden_layers,
+        "num_attention_heads": init.num_attention_heads,
+        "max_position_embeddings": init.max_position_embeddings,
+    }
+    if init.architecture == "gpt2":
+        size["n_inner"] = intermediate
+    else:
+        size["intermediate_size"] = intermediate
+    if init.architecture in ("llama", "mistral", "qwen2"):
+        size["num_key_value_heads"] = init.num_attention_heads
+    config = AutoConfig.for_model(
+        init.architecture,
+        **size,
+        tie_word_embeddings=init.tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout"):
+        if hasattr(config, dropout):
+            setattr(config, dropout, 0.0)
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    set_token_ids(model, tokenizer)
+    return model
+
+
+def load_causal_lm(
+    path: str, *, dtype: torch.dtype, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model from a folder or Hub id; safetensors only."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(path, "model", error) from error
+    return model
+
+
+def load_scorer(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A sequence-classification model with one output from a folder or Hub id.
+
+    A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
+    """
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=dtype,
+            num_labels=1,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load(path, "reward model", error) from error
+    if missing := sorted(info["missing_keys"]):
+        raise HandoffError(
+            f"the reward model lacks the weights {', '.join(missing[:4])}: its scores would be noise",
+            where=path,
+            fix="name a folder saved from a sequence-classification model with its head",
+        )
+    return model
+
+
+def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> PreTrainedModel:
+    """A sequence-classification model on the weights of a language model, with a new scalar head.
+
+    The head is drawn from `seed`, or zero (a critic that starts by predicting 0). Weights are copied, not shared.
+    """
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+    backbone = base.base_model.state_dict()
+    getattr(model, model.base_model_prefix).load_state_dict(backbone)
+    if zero_head:
+        torch.nn.init.zeros_(model.score.weight)
+    return model.to(base.device)
+
+
+def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = path
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        reason = "the folder holds no config.json: it is not a model folder"
+    return RlhfctlError(
+        f"the {what} cannot be loaded: {reason}", where=where, fix="name a Hugging Face model folder or a Hub id that can be reached"
+    )
+
+
+def base_from_recipe(
+    section: Model, texts: Iterable[str], *, seed: int, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """The recipe's `model`, ready to train: tokenizer with pad, template and their rows in the embeddings.
+
+    Returns the model, its tokenizer and sentences about what had to be added.
+    """
+    notes: list[str] = []
+    if section.init is not None:
+        tokenizer = train_tokenizer(section.init, texts)
+        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype)
+    else:
+        assert section.path is not None
+        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        model = load_causal_lm(
+            section.path, dtype=dtype, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    if section.chat_template is not None:
+        template = Path(section.chat_template)
+        is_file = section.chat_template.endswith((".jinja", ".j2"))
+        tokenizer.chat_template = template.read_text(encoding="utf-8") if is_file else section.chat_template
+        notes.append("the recipe's chat template is stored with the tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise RlhfctlError(
+            "the tokenizer has no end-of-sequence token, so responses could never end",
+            where=section.path,
+            fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
+        )
+    notes += ensure_pad(model, tokenizer)
+    tokenizer.padding_side = "left"
+    return model, tokenizer, notes
+
+
+def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give the tokenizer a pad token of its own and the embeddings a row for it. Returns what was done, in words."""
+    notes: list[str] = []
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        notes.append(f"the tokenizer {was}; it got {PAD_TOKEN} (id {tokenizer.pad_token_id})")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        # The mean of the other rows: as likely as any at first, and masked out of every sampled distribution anyway.
+        with torch.no_grad():
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for embedding in {id(e): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+                embedding.weight[rows:] = embedding.weight[:rows].mean(0, keepdim=True)
+        notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows")
+    set_token_ids(model, tokenizer)
+    return notes
+
+
+def set_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make config and generation config agree with the tokenizer on pad, end and beginning."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    # Sampling defaults that a base ships (top_p, temperature) would change what PPO samples from: only the ids stay.
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+
+
+class PadMask:
+    """Forward hook for a language-model head: the logit of pad becomes PAD_LOGIT, so it cannot be sampled.
+
+    Policy and reference both carry it, so it leaves their KL untouched.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], logits: torch.Tensor) -> torch.Tensor:
+        masked = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        masked[self.pad_token_id] = True
+        return logits.masked_fill(masked, PAD_LOGIT)
+
+
+def mask_pad(model: nn.Module, pad_token_id: int) -> Any:
+    """Install PadMask on the model's output head. Returns the hook's handle (`.remove()` takes it off)."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return head.register_forward_hook(PadMask(pad_token_id))
+
+
+def unmask_pad(model: nn.Module) -> None:
+    """Take PadMask off again."""
+    hooks = model.get_output_embeddings()._forward_hooks  # type: ignore[operator]
+    for key in [key for key, hook in hooks.items() if isinstance(hook, PadMask)]:
+        del hooks[key]
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+def lora_config(lora: Lora, task: TaskType) -> LoraConfig:
+    """peft's configuration; a scalar head is always saved with the adapter."""
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        task_type=task,
+        modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
+    )
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
+    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on tied embeddings."""
+    named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    embeddings = {"lm_head", "embed_tokens", "embed_out", "embed_in", "wte"}
+    if getattr(model.config, "tie_word_embeddings", False) and embeddings & set(named):
+        raise RlhfctlError(
+            "LoRA on tied embeddings is refused: input and output share one matrix, so merging the adapter moves both",
+            where="lora.target_modules",
+            fix=f"leave out {', '.join(sorted(embeddings & set(named)))}; all-linear does so by itself",
+        )
+    set_seed(seed)
+    try:
+        peft_model = get_peft_model(model, lora_config(lora, task))
+    except ValueError as error:
+        linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        raise RlhfctlError(
+            f"LoRA cannot be attached: {str(error).splitlines()[0]}",
+            where="lora.target_modules",
+            fix=f"this model's linear layers are: {', '.join(linear)}; or use all-linear",
+        ) from error
+    return peft_model
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> None:
+    """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    model.save_pretrained(folder)
+    if head:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+            if not any(".score." in f".{name}" for name in weights.keys()):  # noqa: SIM118
+                raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """`model` with the adapter of `folder`, frozen."""
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise HandoffError(
+            f"the adapter does not fit this base: {str(error).splitlines()[0]}",
+            where=str(folder),
+            fix="use the base model that the adapter was trained on (base_model_name_or_path in adapter_config.json)",
+        ) from error
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The plain model with the adapter's update added into its weights."""
+    return model.merge_and_unload()  # type: ignore[operator,no-any-return]
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The tokenizer without the padding and truncation that its last use left in it."""
+    copied = copy.deepcopy(tokenizer)
+    backend = getattr(copied, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    copied.save_pretrained(folder)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights that `save_pretrained` left in `folder` back into the same model or adapter."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+def copy_frozen(model: PreTrainedModel) -> PreTrainedModel:
+    """A separate, frozen copy in eval mode."""
+    twin = copy.deepcopy(model)
+    twin.requires_grad_(False)
+    return twin.eval()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters())
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a recipe's name for it."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; the modes of all submodules as they were afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# ---------------------------------------------------------------- numbers that a hand-over is checked with
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, at: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), both (B, L) with the padding on the left."""
+    return _pad(rows, pad, at, left=True)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, at: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), both (B, L) with the padding on the right."""
+    return _pad(rows, pad, at, left=False)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad: int, at: torch.device, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, place] = torch.tensor(row, dtype=torch.long)
+        mask[index, place] = 1
+    return ids.to(at), mask.to(at)
+
+
+def sequence_logprobs(
+    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 16
+) -> list[list[float]]:
+    """Log-probability of every token of each row after its first, given those before it (natural log)."""
+    at = next(model.parameters()).device
+    result: list[list[float]] = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            ids, mask = pad_right(batch, pad_token_id, at)
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+            result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
+    return result
+
+
+def score_rows(
+    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64
+) -> list[float]:
+    """The scalar head's value at the last token of each row. Rows are padded on the right, so pads are never read."""
+    at = next(model.parameters()).device
+    result: list[float] = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            ids, mask = pad_right(rows[start : start + batch_size], pad_token_id, at)
+            hidden = _backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(ids), device=at), mask.sum(1) - 1]
+            result += model.score(last).squeeze(-1).float().tolist()  # type: ignore[operator]
+    return result
+
+
+def _backbone(model: nn.Module) -> Any:
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(inner, inner.base_model_prefix)  # type: ignore[arg-type]

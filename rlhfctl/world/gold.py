@@ -1,0 +1,249 @@
+"""The true preference of the review world: how good a completion is for its prompt, in [0, 1].
+
+    score = product over the parts of  floor + (1 - floor) * part
+
+Each part lies in [0, 1] (see `explain`), so one failing part cannot be bought back with another: a string of kind
+words that does not parse scores 0, a kind text about the wrong things little. The floors in FLOORS say how much
+of the score is left when a part is 0.
+
+Reads the prompt and the completion and nothing else. Leaves out: style beyond the world's grammar; a sentence outside
+of it counts as ill-formed, however good its English. Imported only by code that evaluates (compare, evaluation logging)
+and by the writer of preference pairs, whose labels are this score with noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhfctl.errors import DataError
+from rlhfctl.world.lexicon import (
+    ADJECTIVES,
+    ASPECTS,
+    CATEGORIES,
+    COMPANIES,
+    GENERAL_POLARITY,
+    INTENSIFIER,
+    LIKINGS,
+    MIDDLING,
+    NOUN_CATEGORY,
+    Subject,
+    article,
+    polarity_of,
+    read_prompt,
+    split_sentences,
+    to_words,
+    verdicts,
+)
+
+FLOORS = {
+    "form": 0.0,
+    "fresh": 0.0,
+    "length": 0.0,
+    "ended": 0.5,
+    "fitting": 0.3,
+    "kind": 0.3,
+    "specific": 0.3,
+    "coherent": 0.4,
+}
+"""What is left of the score when the part is 0. A part with floor 0 is indispensable."""
+
+FULL_DETAIL = 3.0
+"""Credits that make `specific` 1: three aspects, each with an adjective of its own."""
+OWN_CREDIT, GENERAL_CREDIT = 1.0, 0.5
+"""Credit of a fitting aspect with an adjective of its own; with a general one, or merely liked."""
+REPEATED_ADJECTIVE = 0.5
+"""A repeated adjective counts as half a repeated statement."""
+NO_VERDICT = 0.5
+"""`coherent` of a text that never says whether to come back, before its joins are looked at."""
+SHORTEST, LONGEST, TOO_LONG = 9, 24, 40
+"""Words: `length` rises to 1 at SHORTEST, stays there to LONGEST, and falls to 0 at TOO_LONG."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of opinion: about an aspect, or about the subject as a whole (topic `it`)."""
+
+    topic: str
+    adjective: str | None
+    polarity: float
+    fits: bool
+    credit: float
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One parsed sentence; `joins` holds, for each and / but / liking of a described thing, whether it makes sense."""
+
+    claims: tuple[Claim, ...] = ()
+    joins: tuple[bool, ...] = ()
+    verdict: float | None = None
+    verdict_fits: bool = True
+
+
+def _aspect_claim(subject: Subject, name: str, adjective: str | None, liking: float | None = None) -> Claim:
+    """A claim about an aspect; its polarity is the liking's where there is one, else the adjective's."""
+    polarity = MIDDLING if adjective is None else polarity_of(ASPECTS[name], adjective)
+    belongs = name in CATEGORIES[NOUN_CATEGORY[subject.noun]].aspects
+    fits = belongs and polarity is not None
+    own = adjective is not None and adjective not in GENERAL_POLARITY
+    credit = (OWN_CREDIT if own else GENERAL_CREDIT) if fits else 0.0
+    stated = polarity if liking is None else liking
+    return Claim(name, adjective, MIDDLING if stated is None else stated, fits, credit)
+
+
+def _read_claim(subject: Subject, words: Sequence[str]) -> Claim | None:
+    """the ASPECT was|were [very] ADJECTIVE."""
+    if len(words) == 5 and words[3] == INTENSIFIER:
+        words = [*words[:3], words[4]]
+    if len(words) != 4 or words[0] != "the" or words[1] not in ASPECTS or words[3] not in ADJECTIVES:
+        return None
+    return _aspect_claim(subject, words[1], words[3]) if words[2] == ASPECTS[words[1]].verb else None
+
+
+def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
+    """CLAIM | CLAIM and CLAIM | CLAIM but CLAIM | CLAIM, CLAIM and CLAIM."""
+    links = [word for word in words if word in {",", "and", "but"}]
+    if links not in ([], ["and"], ["but"], [",", "and"]):
+        return None
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word in links:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    claims = [claim for part in parts if (claim := _read_claim(subject, part)) is not None]
+    if len(claims) < len(parts):
+        return None
+    pairs = zip(claims, claims[1:], links, strict=False)
+    joins = ((left.polarity != right.polarity) == (link == "but") for left, right, link in pairs)
+    return Sentence(tuple(claims), tuple(joins))
+
+
+def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:
+    """WHO liked|loved|disliked|hated the [ADJECTIVE] ASPECT."""
+    for company, who in COMPANIES.items():
+        start = len(who)
+        if tuple(words[:start]) != who or len(words) - start not in {3, 4} or words[start + 1] != "the":
+            continue
+        liking, adjective, name = LIKINGS.get(words[start]), None, words[-1]
+        if len(words) - start == 4:
+            adjective = words[-2]
+        if liking is None or name not in ASPECTS or (adjective is not None and adjective not in ADJECTIVES):
+            return None
+        claim = _aspect_claim(subject, name, adjective, liking)
+        if who != ("i",) and company != subject.company:
+            claim = Claim(name, adjective, liking, False, 0.0)
+        described = None if adjective is None else polarity_of(ASPECTS[name], adjective)
+        return Sentence((claim,), () if described is None else (described == liking,))
+    return None
+
+
+def _read_impression(subject: Subject, words: Sequence[str]) -> Sentence | None:
+    """it was GENERAL | it was a|an GENERAL NOUN."""
+    if tuple(words[:2]) != ("it", "was"):
+        return None
+    rest = words[2:]
+    if len(rest) == 1 and rest[0] in GENERAL_POLARITY:
+        return Sentence((Claim("it", rest[0], GENERAL_POLARITY[rest[0]], True, 0.0),))
+    if len(rest) == 3 and rest[1] in GENERAL_POLARITY and rest[2] in NOUN_CATEGORY and rest[0] == article(rest[1]):
+        return Sentence((Claim("it", rest[1], GENERAL_POLARITY[rest[1]], rest[2] == subject.noun, 0.0),))
+    return None
+
+
+def _read_verdict(subject: Subject, words: Sequence[str]) -> Sentence | None:
+    """i would [not] | might AGAIN; i can|cannot recommend it."""
+    own = verdicts(CATEGORIES[NOUN_CATEGORY[subject.noun]])
+    if tuple(words) in own:
+        return Sentence(verdict=own[tuple(words)])
+    for category in CATEGORIES.values():
+        polarity = verdicts(category).get(tuple(words))
+        if polarity is not None:
+            return Sentence(verdict=polarity, verdict_fits=False)
+    return None
+
+
+def _read_sentence(subject: Subject, words: Sequence[str]) -> Sentence | None:
+    """The one reading of a sentence, or None where the grammar has none."""
+    for read in (_read_claims, _read_liking, _read_impression, _read_verdict):
+        sentence = read(subject, words)
+        if sentence is not None:
+            return sentence
+    return None
+
+
+def _mean(values: Sequence[float], empty: float) -> float:
+    return sum(values) / len(values) if values else empty
+
+
+def _freshness(claims: Sequence[Claim], verdict_count: int) -> float:
+    """(1 - repeats / statements)^2: old topics, second verdicts and, for half each, old adjectives of new topics."""
+    statements = len(claims) + verdict_count
+    if not statements:
+        return 0.0
+    first = {claim.topic: claim for claim in reversed(claims)}
+    adjectives = [claim.adjective for claim in first.values() if claim.adjective is not None]
+    repeated = len(claims) - len(first) + max(0, verdict_count - 1)
+    repeated_adjectives = len(adjectives) - len(set(adjectives))
+    return (1.0 - (repeated + REPEATED_ADJECTIVE * repeated_adjectives) / statements) ** 2
+
+
+def _length(words: int) -> float:
+    """min(1, words / SHORTEST) up to LONGEST, then a straight fall to 0 at TOO_LONG."""
+    if words <= LONGEST:
+        return min(1.0, words / SHORTEST)
+    return max(0.0, (TOO_LONG - words) / (TOO_LONG - LONGEST))
+
+
+def explain(prompt: str, completion: str) -> dict[str, float]:
+    """The parts of the score, each in [0, 1], and `score` itself.
+
+    form      (words in sentences that parse / all words)^2
+    fresh     (1 - repeats / statements)^2, where a topic, a verdict or (for half) an adjective comes again
+    length    1 from SHORTEST to LONGEST words, less outside
+    ended     1 if the text stops with a full stop
+    fitting   share of statements that suit this subject: its aspects, its noun, its company, its verdict, and
+              adjectives that can be said of the aspect
+    kind      mean polarity of the claims
+    specific  credits of distinct fitting aspects / FULL_DETAIL, at most 1
+    coherent  (1 - |verdict - kind|, or NO_VERDICT without one) * share of joins that make sense
+
+    A prompt that is not of this world raises DataError, since no completion of it can be judged.
+    """
+    subject = read_prompt(prompt)
+    if subject is None:
+        raise DataError(
+            f"the gold scorer cannot read this prompt: {prompt!r}",
+            fix="use the gold judge only with prompts from builtin:reviews",
+        )
+    words = to_words(completion)
+    sentences, ended = split_sentences(words)
+    read = [(len([w for w in s if w != ","]), _read_sentence(subject, s)) for s in sentences]
+    word_count = sum(count for count, _ in read)
+    parsed = [sentence for _, sentence in read if sentence is not None]
+    claims = [claim for sentence in parsed for claim in sentence.claims]
+    judged = [(s.verdict, s.verdict_fits) for s in parsed if s.verdict is not None]
+    kind = _mean([claim.polarity for claim in claims], empty=0.0)
+    agreement = 1.0 - abs(_mean([v for v, _ in judged], empty=0.0) - kind) if judged else NO_VERDICT
+    detail: dict[str, float] = {}
+    for claim in claims:
+        detail[claim.topic] = max(claim.credit, detail.get(claim.topic, 0.0))
+    parts = {
+        "form": (sum(n for n, s in read if s is not None) / word_count) ** 2 if word_count else 0.0,
+        "fresh": _freshness(claims, len(judged)),
+        "length": _length(word_count),
+        "ended": float(ended),
+        "fitting": _mean([float(c.fits) for c in claims] + [float(fits) for _, fits in judged], empty=0.0),
+        "kind": kind,
+        "specific": min(1.0, sum(detail.values()) / FULL_DETAIL),
+        "coherent": agreement * _mean([float(join) for s in parsed for join in s.joins], empty=1.0),
+    }
+    score = 1.0
+    for name, floor in FLOORS.items():
+        score *= floor + (1.0 - floor) * parts[name]
+    return {**parts, "score": score}
+
+
+def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """The gold score of each completion for the prompt beside it."""
+    return [explain(prompt, completion)["score"] for prompt, completion in zip(prompts, completions, strict=True)]

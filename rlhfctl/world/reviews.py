@@ -1,0 +1,277 @@
+"""Writes the three data sets of `builtin:reviews`: demonstrations, preference pairs, prompts.
+
+Each set has its own random stream, fixed by the seed, and its first n rows do not depend on how many are asked for.
+Demonstrations are what a crowd of reviewers might write: kind or not, detailed or vague, with or without a
+verdict, now and then about the wrong thing. Preference pairs compare two such texts, some of them damaged in the
+ways a weak language model damages text, so that a reward model meets those too; they hold no text written to fool a
+reward model (strings of praise and the like), as no real set would.
+
+Reads and writes no files. Leaves out: what a text is worth, which gold.py alone knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from rlhfctl.errors import DataError
+from rlhfctl.world.lexicon import (
+    ASPECTS,
+    BAD,
+    CATEGORIES,
+    COMPANIES,
+    GENERAL,
+    GENERAL_POLARITY,
+    GOOD,
+    INTENSIFIER,
+    LIKINGS,
+    MIDDLING,
+    NOUN_CATEGORY,
+    Category,
+    Subject,
+    article,
+    prompt_at,
+    prompt_count,
+    read_prompt,
+    split_sentences,
+    to_text,
+    verdicts,
+)
+
+T = TypeVar("T")
+
+_DEMONSTRATIONS, _PREFERENCES, _LABELS, _PROMPTS = range(4)
+"""Numbers of the random streams; labels have their own, so the noise level never changes which pairs are drawn."""
+
+# The mixture. Each table maps an outcome to its probability.
+MOODS = {GOOD: 0.60, MIDDLING: 0.22, BAD: 0.18}
+DETAILS = {0: 0.12, 1: 0.22, 2: 0.36, 3: 0.30}
+"""How many aspects a review speaks of."""
+CLAIM_POLARITY: dict[float, dict[float, float]] = {
+    GOOD: {GOOD: 0.94, MIDDLING: 0.04, BAD: 0.02},
+    MIDDLING: {GOOD: 0.45, MIDDLING: 0.15, BAD: 0.40},
+    BAD: {GOOD: 0.05, MIDDLING: 0.05, BAD: 0.90},
+}
+"""The polarity of one claim, given the mood of the review."""
+VERDICTS = {"agreeing": 0.72, "absent": 0.22, "contrary": 0.06}
+GENERAL_RATE = 0.18
+"""An aspect gets an adjective that says little."""
+FOREIGN_RATE = 0.04
+"""A claim is about another category's aspect."""
+INTENSE_RATE = 0.12
+"""An aspect's own adjective has `very` before it."""
+LIKING_RATE = 0.35
+"""A claim that stands alone is put as a liking rather than as a description."""
+BARE_LIKING_RATE = 0.2
+"""A liking has no adjective."""
+LIST_RATE = 0.5
+"""Three claims of one polarity are put as one sentence."""
+OPENING_RATE = 0.5
+"""A review of a single aspect opens with an impression of the whole."""
+NOUN_RATE = 0.5
+"""An impression names the subject: it was a lovely cafe, rather than it was lovely."""
+DAMAGE_RATE = 0.35
+"""A candidate of a preference pair is damaged; demonstrations never are."""
+MIN_GAP = 0.10
+"""The gold scores of a pair differ at least by this much: people cannot rank what is alike."""
+
+Words = list[str]
+
+
+def _stream(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number])
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def _draw(rng: np.random.Generator, table: Mapping[T, float]) -> T:
+    """One key of a table of probabilities."""
+    return list(table)[int(rng.choice(len(table), p=list(table.values())))]
+
+
+def _category(subject: Subject) -> Category:
+    return CATEGORIES[NOUN_CATEGORY[subject.noun]]
+
+
+def _adjective(rng: np.random.Generator, aspect: str, polarity: float) -> str:
+    """An adjective for the aspect: its own, or a general one (always, where the polarity is middling)."""
+    if polarity == MIDDLING or rng.random() < GENERAL_RATE:
+        return _pick(rng, GENERAL[polarity])
+    return _pick(rng, ASPECTS[aspect].good if polarity == GOOD else ASPECTS[aspect].bad)
+
+
+def _claim(rng: np.random.Generator, aspect: str, polarity: float) -> Words:
+    """the ASPECT was|were [very] ADJECTIVE."""
+    adjective = _adjective(rng, aspect, polarity)
+    intense = adjective not in GENERAL_POLARITY and rng.random() < INTENSE_RATE
+    return ["the", aspect, ASPECTS[aspect].verb, *([INTENSIFIER] if intense else []), adjective]
+
+
+def _liking(rng: np.random.Generator, subject: Subject, aspect: str, polarity: float) -> Words:
+    """WHO liked|loved|disliked|hated the [ADJECTIVE] ASPECT."""
+    who = _pick(rng, (COMPANIES["alone"], COMPANIES[subject.company]))
+    verb = _pick(rng, [verb for verb, liked in LIKINGS.items() if liked == polarity])
+    adjective = [] if rng.random() < BARE_LIKING_RATE else [_adjective(rng, aspect, polarity)]
+    return [*who, verb, "the", *adjective, aspect]
+
+
+def _impression(rng: np.random.Generator, subject: Subject, mood: float) -> Words:
+    """it was GENERAL | it was a|an GENERAL NOUN."""
+    word = _pick(rng, GENERAL[mood])
+    return ["it", "was", article(word), word, subject.noun] if rng.random() < NOUN_RATE else ["it", "was", word]
+
+
+def _detail(rng: np.random.Generator, subject: Subject, mood: float, count: int) -> list[Words]:
+    """The sentences that speak of `count` aspects."""
+    own = _category(subject).aspects
+    aspects = [own[int(i)] for i in rng.permutation(len(own))[:count]]
+    foreign = [name for name in ASPECTS if name not in own]
+    aspects = [_pick(rng, foreign) if rng.random() < FOREIGN_RATE else name for name in aspects]
+    polarities = [_draw(rng, CLAIM_POLARITY[mood]) for _ in aspects]
+    said = [(aspect, polarity) for aspect, polarity in zip(aspects, polarities, strict=True)]
+    if count == 3 and len(set(polarities)) == 1 and rng.random() < LIST_RATE:
+        first, second, third = (_claim(rng, *pair) for pair in said)
+        return [[*first, ",", *second, "and", *third]]
+    sentences: list[Words] = []
+    if count >= 2:
+        link = "and" if polarities[0] == polarities[1] else "but"
+        sentences.append([*_claim(rng, *said[0]), link, *_claim(rng, *said[1])])
+        said = said[2:]
+    for aspect, polarity in said:
+        liked = polarity != MIDDLING and rng.random() < LIKING_RATE
+        sentences.append(_liking(rng, subject, aspect, polarity) if liked else _claim(rng, aspect, polarity))
+    return sentences
+
+
+def _review(rng: np.random.Generator, subject: Subject) -> list[Words]:
+    """One reviewer's text as sentences."""
+    mood = _draw(rng, MOODS)
+    count = _draw(rng, DETAILS)
+    opens = count == 0 or (count == 1 and rng.random() < OPENING_RATE)
+    sentences = [_impression(rng, subject, mood)] if opens else []
+    sentences += _detail(rng, subject, mood, count)
+    closing = _draw(rng, VERDICTS)
+    if closing != "absent":
+        wanted = mood if closing == "agreeing" else {GOOD: BAD, MIDDLING: BAD, BAD: GOOD}[mood]
+        options = [words for words, polarity in verdicts(_category(subject)).items() if polarity == wanted]
+        sentences.append(list(_pick(rng, options)))
+    return sentences
+
+
+def _flat(sentences: Sequence[Sequence[str]]) -> Words:
+    return [word for sentence in sentences for word in (*sentence, ".")]
+
+
+# Damage: what a weak language model does to a review. Each takes and returns words with their full stops.
+
+
+def _repeat_sentence(rng: np.random.Generator, words: Words) -> Words:
+    sentences, _ = split_sentences(words)
+    twice = int(rng.integers(len(sentences)))
+    return _flat([*sentences[: twice + 1], *sentences[twice:]])
+
+
+def _repeat_word(rng: np.random.Generator, words: Words) -> Words:
+    at = int(rng.integers(len(words) - 1))
+    return [*words[: at + 1], *words[at:]]
+
+
+def _drop_word(rng: np.random.Generator, words: Words) -> Words:
+    at = int(rng.integers(len(words) - 1))
+    return [*words[:at], *words[at + 1 :]]
+
+
+def _shuffle_sentence(rng: np.random.Generator, words: Words) -> Words:
+    sentences, _ = split_sentences(words)
+    at = int(rng.integers(len(sentences)))
+    sentences[at] = [sentences[at][int(i)] for i in rng.permutation(len(sentences[at]))]
+    return _flat(sentences)
+
+
+def _cut_end(rng: np.random.Generator, words: Words) -> Words:
+    return words[: int(rng.integers(len(words) // 2, len(words)))]
+
+
+def _swap_aspect(rng: np.random.Generator, words: Words) -> Words:
+    """Every aspect becomes some other one, so adjectives, agreement and topic may all break."""
+    return [_pick(rng, [name for name in ASPECTS if name != word]) if word in ASPECTS else word for word in words]
+
+
+DAMAGES: tuple[Callable[[np.random.Generator, Words], Words], ...] = (
+    _repeat_sentence,
+    _repeat_word,
+    _drop_word,
+    _shuffle_sentence,
+    _cut_end,
+    _swap_aspect,
+)
+
+
+def _subject(prompt: str) -> Subject:
+    subject = read_prompt(prompt)
+    assert subject is not None, prompt
+    return subject
+
+
+def _random_prompt(rng: np.random.Generator) -> str:
+    return prompt_at(int(rng.integers(prompt_count())))
+
+
+def _candidate(rng: np.random.Generator, subject: Subject) -> str:
+    """A text for a preference pair: a review of the demonstrations' mixture, sometimes damaged."""
+    words = _flat(_review(rng, subject))
+    if rng.random() < DAMAGE_RATE:
+        words = _pick(rng, DAMAGES)(rng, words)
+    return to_text(words)
+
+
+def demonstrations(rows: int, seed: int) -> list[dict[str, str]]:
+    """Reviews of mixed quality: rows of prompt and completion, the completion beginning with a space."""
+    rng = _stream(seed, _DEMONSTRATIONS)
+    result = []
+    for _ in range(rows):
+        prompt = _random_prompt(rng)
+        result.append({"prompt": prompt, "completion": to_text(_flat(_review(rng, _subject(prompt))))})
+    return result
+
+
+def preferences(rows: int, seed: int, label_noise: float = 0.1) -> list[dict[str, str]]:
+    """Pairs of completions to one prompt, the one with the higher gold score chosen.
+
+    The scores differ by at least MIN_GAP. Each label is flipped independently with probability label_noise; at 0.5
+    the labels say nothing. The pairs are the same at every noise level.
+    """
+    # Here and not at the top: the labels are gold with noise, but reading prompts must not load the gold scorer.
+    from rlhfctl.world import gold
+
+    if not 0.0 <= label_noise <= 1.0:
+        raise DataError(f"label_noise is {label_noise}, which is no probability", fix="set it between 0 and 0.5")
+    rng, labels = _stream(seed, _PREFERENCES), _stream(seed, _LABELS)
+    result: list[dict[str, str]] = []
+    while len(result) < rows:
+        prompt = _random_prompt(rng)
+        pair = [_candidate(rng, _subject(prompt)) for _ in range(2)]
+        first, second = gold.score([prompt, prompt], pair)
+        if abs(first - second) < MIN_GAP:
+            continue
+        if second > first:
+            pair.reverse()
+        if labels.random() < label_noise:
+            pair.reverse()
+        result.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
+    return result
+
+
+def prompts(rows: int, seed: int) -> list[dict[str, str]]:
+    """Distinct prompts in random order; asking for more than there are raises DataError."""
+    if not 0 <= rows <= prompt_count():
+        raise DataError(
+            f"builtin:reviews has {prompt_count()} distinct prompts, {rows} were asked for",
+            fix=f"set rows between 0 and {prompt_count()}",
+        )
+    order = _stream(seed, _PROMPTS).permutation(prompt_count())[:rows]
+    return [{"prompt": prompt_at(int(index))} for index in order]

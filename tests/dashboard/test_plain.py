@@ -1,0 +1,188 @@
+"""The plain log, line by line."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+
+from rlhfctl.dashboard.plain import PlainPrinter, duration, number, quoted, setting, visible
+from rlhfctl.events import (
+    CheckpointSaved,
+    Event,
+    Metrics,
+    Note,
+    Progress,
+    Sample,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
+
+
+def lines(*events: Event) -> list[str]:
+    stream = io.StringIO()
+    printer = PlainPrinter(stream)
+    for event in events:
+        printer(event)
+    text = stream.getvalue()
+    assert text == "" or text.endswith("\n")
+    return text.split("\n")[:-1]
+
+
+def test_started_and_settings() -> None:
+    settings = {
+        "learning_rate": 1e-3,
+        "lora": None,
+        "bf16": False,
+        "optim": "adamw",
+        "betas": [0.9, 0.95],
+        "note": "a b",
+    }
+    assert lines(StageStarted(stage="sft", total_steps=375, resumed_from=120, settings=settings)) == [
+        "[sft] started steps=375 resumed_from=120",
+        '[sft] settings learning_rate=0.001 lora=null bf16=false optim=adamw betas=[0.9,0.95] note="a b"',
+    ]
+    assert lines(StageStarted(stage="sft")) == ["[sft] started"]
+    assert lines(StageStarted(stage="sft", resumed_from=0)) == ["[sft] started resumed_from=0"]
+
+
+def test_metrics_of_sft_and_ppo() -> None:
+    values = {"epoch": 0.5, "learning_rate": 9.1e-4, "loss": 2.3104, "a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    assert lines(Metrics(stage="sft", step=40, total=375, eta_s=42.2, values=values)) == [
+        "[sft] step 40/375 eta 0:42 loss=2.31 lr=9.1e-4 epoch=0.5 a=1 b=2 c=3"
+    ]
+    ppo = {"length": 18.2, "kl": 1.3, "score": 0.41, "policy_loss": -0.0123456}
+    assert lines(Metrics(stage="ppo", step=12, total=40, eta_s=62, values=ppo)) == [
+        "[ppo] update 12/40 eta 1:02 score=0.41 kl=1.3 length=18.2 policy_loss=-0.01235"
+    ]
+    assert lines(Metrics(stage="sft", step=7, values={"eval_loss": 2.0}, split="eval", eta_s=math.nan)) == [
+        "[sft] eval step 7 eval_loss=2"
+    ]
+
+
+def test_progress_is_at_most_one_line_in_five_seconds_a_stage_and_always_the_last() -> None:
+    events: list[Event] = [Progress(stage="sft", step=s, total=20, time=100.0 + s) for s in range(1, 21)]
+    events.insert(3, Progress(stage="reward", step=1, total=2, unit="row", time=103.5))
+    assert lines(*events) == [
+        "[sft] step 1/20",
+        "[reward] row 1/2",
+        "[sft] step 6/20",
+        "[sft] step 11/20",
+        "[sft] step 16/20",
+        "[sft] step 20/20",
+    ]
+
+
+def test_progress_right_after_metrics_is_silent() -> None:
+    assert lines(
+        Metrics(stage="sft", step=9, total=10, values={"loss": 1.0}, time=10.0),
+        Progress(stage="sft", step=9, total=10, time=20.0),
+        Metrics(stage="sft", step=10, total=10, values={"loss": 0.5}, time=21.0),
+        Progress(stage="sft", step=10, total=10, time=21.0),
+    ) == ["[sft] step 9/10 loss=1", "[sft] step 10/10 loss=0.5"]
+
+
+def test_an_eval_line_does_not_stand_for_progress() -> None:
+    assert lines(
+        Metrics(stage="sft", step=10, total=10, split="eval", values={"eval_loss": 1.0}, time=1.0),
+        Progress(stage="sft", step=10, total=10, time=1.0, eta_s=0),
+    ) == ["[sft] eval step 10/10 eval_loss=1", "[sft] step 10/10 eta 0:00"]
+
+
+def test_a_stage_that_starts_again_shows_its_first_progress() -> None:
+    progress = Progress(stage="sft", step=1, total=9, time=1.0)
+    assert lines(progress, StageStarted(stage="sft", time=1.5), progress)[-1] == "[sft] step 1/9"
+
+
+def test_said_and_finished() -> None:
+    assert lines(
+        Note(stage="run", message="two\n  lines [red]"),
+        Warned(stage="sft", message="careful\x1b[31m"),
+        CheckpointSaved(stage="ppo", step=12, path="runs/x/ppo/checkpoint-12"),
+        StageFinished(stage="sft", path="runs/x/sft", seconds=53.4, metrics={"loss": 1.92}),
+        StageFinished(stage="compare", path="runs/x/compare", seconds=3725),
+        StageFinished(stage="sft", path="runs/x/sft", seconds=0, skipped=True, metrics={"loss": 1.92}),
+    ) == [
+        "[run] note two lines [red]",
+        "[sft] warning: careful\\x1b[31m",
+        "[ppo] checkpoint update 12 runs/x/ppo/checkpoint-12",
+        "[sft] finished in 0:53 (loss=1.92) runs/x/sft",
+        "[compare] finished in 1:02:05 runs/x/compare",
+        "[sft] skipped: already complete in runs/x/sft",
+    ]
+
+
+def test_a_sample_is_one_line() -> None:
+    sample = Sample(
+        stage="ppo",
+        step=3,
+        prompt='say "hi"\n',
+        response="a\\b\r\n\x85\u2028c",
+        reference="",
+        scores={"reward": 0.123456},
+    )
+    (line,) = lines(sample)
+    assert line == (
+        r'[ppo] sample update 3 prompt="say \"hi\"\n" response="a\\b\r\n\x85\u2028c" reference="" reward=0.1235'
+    )
+    assert len(line.splitlines()) == 1
+
+
+def test_a_stream_that_cannot_hold_a_character_does_not_stop_the_run() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    PlainPrinter(stream)(Note(stage="run", message="é → \ud800"))
+    assert raw.getvalue() == b"[run] note \\xe9 \\u2192 \\ud800\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2.31, "2.31"),
+        (9.1e-4, "9.1e-4"),
+        (0.00123456, "0.001235"),
+        (0.000123456, "1.235e-4"),
+        (99999.6, "100000"),
+        (123456.7, "123457"),
+        (12345678.9, "1.235e7"),
+        (12800.0, "12800"),
+        (0.99999, "1"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (-18.256, "-18.26"),
+        (1e-30, "1e-30"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59.6, 725, 3600, 90061, -3, math.nan)] == [
+        "0:00",
+        "1:00",
+        "12:05",
+        "1:00:00",
+        "25:01:01",
+        "0:00",
+        "-",
+    ]
+
+
+def test_text_of_others() -> None:
+    assert visible("a\tb\r\nc\x07", newlines=True) == "a\tb\nc\\x07"
+    assert visible("\u202eabc") == "\\u202eabc"
+    assert visible("é 一 \u200d") == "é 一 \u200d"
+    assert quoted('"') == r'"\""'
+    assert [setting(v) for v in ("x", "", "a=b", {"r": 16}, float("nan"), 5e-5)] == [
+        "x",
+        '""',
+        '"a=b"',
+        '{"r":16}',
+        "NaN",
+        "5e-05",
+    ]

@@ -1,0 +1,171 @@
+"""Tables as text, at the widths people have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from rlhfctl.dashboard.tables import NOT_INDEPENDENT, comparison_table, runs_table, samples_view
+
+
+def text(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    rendered = capture.get()
+    assert all(len(line) <= width for line in rendered.splitlines())
+    return "\n".join(line.rstrip() for line in rendered.splitlines())
+
+
+def judge(**other: Any) -> dict[str, Any]:
+    return {
+        "policy_mean": 0.71,
+        "reference_mean": 0.46,
+        "delta": 0.25,
+        "delta_ci95": [0.21, 0.29],
+        "win_rate": 0.78,
+        "win_rate_ci95": [0.72, 0.83],
+        "ties": 12,
+        "p_value": 1e-9,
+        "independent": True,
+        **other,
+    }
+
+
+def compare(**other: Any) -> dict[str, Any]:
+    return {
+        "verdict": "better",
+        "primary_judge": "gold",
+        "independent": True,
+        "prompts": 300,
+        "samples_per_prompt": 4,
+        "judges": {
+            "reward_model": judge(
+                policy_mean=1.92, reference_mean=-0.31, delta=2.23, independent=False, p_value=0.0312
+            ),
+            "gold": judge(),
+        },
+        "kl_mean": 4.213,
+        "length_policy_mean": 18.23,
+        "length_reference_mean": 22.1,
+        "end_rate_policy": 0.973,
+        "end_rate_reference": 0.81,
+        "distinct_2_policy": 0.412,
+        "distinct_2_reference": 0.431,
+        **other,
+    }
+
+
+def one_line(rendered: str) -> str:
+    return " ".join(rendered.split())
+
+
+def test_the_verdict_in_plain_words_comes_first() -> None:
+    assert text(comparison_table(compare()), 120).splitlines()[0] == (
+        "better: gold prefers the policy on 78% of 300 prompts (95% interval 72% to 83%),"
+        " mean 0.46 -> 0.71 (+0.25, 0.21 to 0.29)"
+    )
+
+
+def test_worse_is_told_from_the_references_side() -> None:
+    gold = judge(win_rate=0.3, win_rate_ci95=[0.25, 0.36], delta=-0.2, delta_ci95=[-0.25, -0.15], policy_mean=0.26)
+    rendered = text(comparison_table(compare(verdict="worse", judges={"gold": gold})))
+    assert one_line(rendered).startswith(
+        "worse: gold prefers the reference on 70% of 300 prompts (95% interval 64% to 75%),"
+        " mean 0.46 -> 0.26 (-0.20, -0.25 to -0.15)"
+    )
+    assert "30% [25, 36]" in rendered  # the table stays with the policy
+
+
+def test_undecided_does_not_round_a_bound_onto_chance() -> None:
+    gold = judge(win_rate=0.52, win_rate_ci95=[0.496, 0.55], delta=0.003, delta_ci95=[-0.001, 0.007])
+    rendered = one_line(text(comparison_table(compare(verdict="undecided", judges={"gold": gold}))))
+    assert rendered.startswith("undecided: gold prefers the policy on 52% of 300 prompts (95% interval 49.6% to 55%)")
+    assert "(+0.003, -0.001 to 0.007)" in rendered
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_row_a_judge_primary_first_none_wrapped(width: int) -> None:
+    lines = text(comparison_table(compare()), width).splitlines()
+    gold = next(i for i, line in enumerate(lines) if line.startswith("gold "))
+    assert one_line(lines[gold]) == "gold 0.46 -> 0.71 +0.25 [0.21, 0.29] 78% [72, 83] 12 <0.001"
+    assert lines[gold + 1].split()[:4] == ["reward_model*", "-0.31", "->", "1.92"]
+    assert lines[gold + 1].split()[-1] == "0.031"
+    other_first = text(comparison_table(compare(primary_judge="reward_model")), width)
+    assert other_first.index("\nreward_model*") < other_first.index("\ngold ")
+
+
+def test_greedy_has_rows_of_its_own_and_may_lack_values() -> None:
+    rendered = text(comparison_table(compare(greedy={"gold": {"delta": 0.3, "win_rate": 0.8}})))
+    after = rendered[rendered.index("greedy:") :].splitlines()
+    assert after[1].split() == ["gold", "-", "+0.30", "80%", "-", "-"]
+    assert "greedy" not in text(comparison_table(compare(greedy=None)))
+
+
+def test_what_the_judges_do_not_see() -> None:
+    rendered = [one_line(line) for line in text(comparison_table(compare())).splitlines()]
+    assert "response length, tokens 18.2 22.1" in rendered
+    assert "responses that end 97% 81%" in rendered
+    assert "distinct 2-grams 41% 43%" in rendered
+    assert "KL from the reference 4.21" in rendered
+    assert "KL" not in text(comparison_table(compare(kl_mean=None)))
+
+
+def test_a_verdict_that_is_not_independent_says_so() -> None:
+    rest = {"primary_judge": "reward_model", "independent": False}
+    assert NOT_INDEPENDENT in one_line(text(comparison_table(compare(**rest))))
+    assert NOT_INDEPENDENT not in one_line(text(comparison_table(compare())))
+    by_judge = compare(primary_judge="reward_model")
+    del by_judge["independent"]
+    assert NOT_INDEPENDENT in one_line(text(comparison_table(by_judge)))
+
+
+def test_names_of_judges_are_not_markup() -> None:
+    rendered = text(comparison_table(compare(primary_judge="[red]g", judges={"[red]g": judge()})))
+    assert rendered.startswith("better: [red]g prefers")
+    assert rendered.count("[red]g") == 2
+
+
+ROW = {
+    "prompt": "a [red]lamp[/red]\nsecond line",
+    "policy": "[bold]good\n\nlamp " + "word " * 20,
+    "reference": "\x1b[31mbad :smile:",
+    "policy_scores": {"gold": 0.9123, "[x]": 2.0},
+    "reference_scores": {"gold": 0.3},
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_samples_stand_side_by_side_and_literally(width: int) -> None:
+    rendered = text(samples_view([ROW]), width)
+    lines = rendered.splitlines()
+    assert "a [red]lamp[/red]" in lines
+    assert "second line" in lines
+    body = next(line for line in lines if line.startswith("[bold]good"))
+    assert body.index("\\x1b[31mbad :smile:") == pytest.approx(width // 2, abs=1)
+    assert any(line.startswith("gold 0.912  [x] 2") and "gold 0.3" in line for line in lines)
+
+
+def test_samples_stop_at_n_and_show_what_is_empty() -> None:
+    rendered = text(samples_view([{"prompt": str(i), "policy": "", "reference": None} for i in range(6)], n=2))
+    assert "prompt 2 of 2" in rendered
+    assert "prompt 3" not in rendered
+    assert rendered.count("(empty)") == 2
+    assert rendered.count("(none)") == 2
+    assert text(samples_view([])) == "no samples"
+
+
+def test_runs_side_by_side() -> None:
+    rows = [
+        {"run": "[red]a", "verdict": "better", "primary_judge": "gold", "delta": 0.25, "win_rate": 0.78, "kl": 4.213},
+        {"run": "b", "verdict": "worse", "primary_judge": "rm", "delta": -2.5, "win_rate": 0.2, "independent": False},
+        {"run": "c", "delta": 0.25, "delta_ci95": [0.21, 0.29], "win_rate": 0.6, "win_rate_ci95": [0.55, 0.65]},
+    ]
+    lines = [line.split() for line in text(runs_table(rows)).splitlines()]
+    assert ["[red]a", "better", "gold", "+0.25", "78%", "4.21"] in lines
+    assert ["b", "worse", "rm*", "-2.50", "20%", "-"] in lines
+    assert ["c", "-", "-", "+0.25", "[0.21,", "0.29]", "60%", "[55,", "65]", "-"] in lines
+    assert lines[-1][0] == "*"
+    assert "*" not in text(runs_table(rows[:1]))

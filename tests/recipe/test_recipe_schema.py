@@ -1,0 +1,240 @@
+"""Each rule of the schema, one recipe that breaks it, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe, _sections, field_at
+
+INIT: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+SAMPLE = Path(__file__).parent / "golden" / "sample.yaml"
+TOKENS = "model.init={hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, tokens: [a, b]}"
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").touch()
+
+
+def problems(*overrides: str) -> list[Problem]:
+    """What is wrong with the sample once changed."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SAMPLE, overrides)
+    return caught.value.problems
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(SAMPLE, overrides).recipe
+
+
+LORA = "so LoRA learns nothing"
+RULES = [
+    # model
+    ("model.init.hidden_size=130", "model.init.hidden_size", "130 cannot be shared among 4 attention heads"),
+    ("model.init.vocab_size=259", "model.init.vocab_size", "byte-level BPE needs at least 260, got 259"),
+    ("model.init.tokens=[]", "model.init.tokens", "must not be empty"),
+    ("model.init.tokens=[a, '', b]", "model.init.tokens", "a token is empty"),
+    ("model.init.tokens=[a, b, a]", "model.init.tokens", "listed more than once: a"),
+    ("model.init.architecture=lama", "model.init.architecture", "did you mean 'llama'?"),
+    ("model.init=null", "model", "says nothing about the weights"),
+    ("model.revision=main", "model.revision", "is for pretrained weights"),
+    ("model.trust_remote_code=true", "model.trust_remote_code", "is for pretrained weights"),
+    ("model.dtype=float64", "model.dtype", "expected float32, bfloat16 or float16"),
+    # strict types and ranges
+    ("name=a/b", "name", "must be letters, digits"),
+    ("name=.a", "name", "must be letters, digits"),
+    ("name=3", "name", "expected text, got the number 3"),
+    ("seed=-1", "seed", "must be at least 0, got -1"),
+    ("seed='3'", "seed", "expected a whole number, got the string '3'"),
+    ("seed=1.0", "seed", "expected a whole number, got the number 1.0"),
+    ("seed=true", "seed", "expected a whole number, got true"),
+    ("ppo.kl_coef=true", "ppo.kl_coef", "expected a number, got true"),
+    ("ppo.kl_coef=null", "ppo.kl_coef", "expected a number, got null"),
+    ("ppo.learning_rate=.inf", "ppo.learning_rate", "should be a finite number"),
+    ("ppo.learning_rate=0", "ppo.learning_rate", "must be greater than 0, got 0"),
+    ("ppo.missing_eos_penalty=big", "ppo.missing_eos_penalty", "expected a number or null, got the string 'big'"),
+    ("ppo.gamma=1.5", "ppo.gamma", "must be at most 1, got 1.5"),
+    ("lora.lora_dropout=1", "lora.lora_dropout", "must be less than 1, got 1"),
+    ("lora.target_modules=3", "lora.target_modules", "expected text or a list, got the number 3"),
+    ("lora.target_modules=[a, 1]", "lora.target_modules[1]", "expected text, got the number 1"),
+    ("compare.bootstrap_samples=99", "compare.bootstrap_samples", "must be at least 100, got 99"),
+    ("report_to=wandb", "report_to", "expected a list, got the string 'wandb'"),
+    ("data.prompts.limit=0", "data.prompts.limit", "must be greater than 0, got 0"),
+    # unknown keys
+    ("ppo.learning_rat=1", "ppo.learning_rat", "unknown key; did you mean 'learning_rate'?"),
+    ("kl_coef=1", "kl_coef", "unknown key; it belongs under ppo"),
+    ("ppo.seeds=1", "ppo.seeds", "unknown key"),
+    ("ppo.dtype=float16", "ppo.dtype", "unknown key; it belongs under model"),
+    ("compare.report_to=[]", "compare.report_to", "unknown key; it belongs at the top"),
+    ("sft.learning_rate=1", "sft.learning_rate", "unknown key; trainer options go under sft.trainer"),
+    ("reward.optim=x", "reward.optim", "unknown key; trainer options go under reward.trainer"),
+    ("sft.checkpoint_step=1", "sft.checkpoint_step", "unknown key; did you mean 'checkpoint_steps'?"),
+    ("sft.chat_template=x", "sft.chat_template", "unknown key; it belongs under model"),
+    ("sft.save_steps=5", "sft.save_steps", "rlhfctl sets this itself"),
+    # data
+    ("data.prompts.source=builtin:films", "data.prompts.source", "there is no 'builtin:films'"),
+    ("data.prompts.rows=null", "data.prompts.rows", "needs the number of rows"),
+    ("data.prompts.columns={prompt: q}", "data.prompts.columns", "names columns of a file"),
+    ("data.prompts.test=0", "data.prompts.test", "must be at least 1, got 0"),
+    ("data.prompts.test=1100", "data.prompts.test", "eval (100) and test (1100) leave none of the 1200 prompts"),
+    ("data.prompts.limit=400", "data.prompts.test", "leave none of the 400 prompts"),
+    ("data.preferences.heldout=0", "data.preferences.heldout", "must be greater than 0"),
+    ("data.preferences.label_noise=1.1", "data.preferences.label_noise", "must be at most 1"),
+    ("data.preferences={source: rows.jsonl, label_noise: 0}", "data.preferences.label_noise", "is for the built-in task"),
+    ("data.preferences={source: rows.jsonl, rows: 5}", "data.preferences.rows", "but the source is a file"),
+    # reward
+    ("reward={model: a/b, lora: {}}", "reward.lora", "is for a reward model trained here"),
+    ("reward={model: a/b, trainer: {x: 1}}", "reward.trainer", "is for a reward model trained here"),
+    ("reward={model: a/b, checkpoint_steps: 1}", "reward.checkpoint_steps", "is for a reward model trained here"),
+    ("reward={model: a/b, function: 'm:f'}", "reward.function", "a response has one scorer"),
+    # ppo
+    ("ppo.gradient_accumulation_steps=2", "ppo.gradient_accumulation_steps", "(measured: 6 where 12 are due)"),
+    ("ppo.num_mini_batches=3", "ppo.num_mini_batches", "a batch of 64 does not divide into 3 equal mini-batches"),
+    ("ppo={whiten_rewards: true, num_mini_batches: 16}", "ppo.num_mini_batches", "mini-batches of at least 8, got 4"),
+    ("ppo.stop_token=null", "ppo.missing_eos_penalty", "needs an end token to miss"),
+    ("ppo={use: best, eval: {every: 0}}", "ppo.use", "ppo.eval.every is 0"),
+    ("ppo.per_device_train_batch_size=1024", "ppo.per_device_train_batch_size", "more than the 800 prompts left"),
+    ("ppo.response_length=256", "ppo.response_length", "beside any prompt do not fit into 256 positions"),
+    ("ppo.engine=rlhfctl", "ppo.engine", "expected trl"),
+    # compare
+    ("compare.judges=[gold, me]", "compare.judges", "there is no judge 'me'"),
+    ("compare.judges=[gold, gold]", "compare.judges", "a judge is listed more than once"),
+    ("compare.judges=[]", "compare.judges", "must not be empty"),
+    ("compare.primary_judge=m:f", "compare.primary_judge", "'m:f' is not among the judges: gold, reward_model"),
+    ("compare.judges=[gold, reward_function]", "compare.judges", "reward_function needs reward.function"),
+    ("compare.max_new_tokens=256", "compare.max_new_tokens", "do not fit into 256 positions"),
+    # between sections
+    ("data.demonstrations=null", "sft", "needs data.demonstrations to train on"),
+    ("data.preferences=null", "reward", "needs data.preferences to train on"),
+    ("sft.lora={}", "sft.lora", LORA),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "key", "what"), RULES)
+def test_rule(override: str, key: str, what: str) -> None:
+    found = problems(override)
+    assert [problem.key for problem in found] == [key]
+    assert what in found[0].what
+    assert found[0].where is not None
+
+
+@pytest.mark.parametrize("key", [*OWNED_TRAINER_KEYS, "hub_model_id", "hub_token"])
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_owned_trainer_keys_are_refused_naming_the_way(stage: str, key: str) -> None:
+    (problem,) = problems(f"{stage}.trainer.{key}=x")
+    assert (problem.key, problem.what) == (f"{stage}.trainer.{key}", "rlhfctl sets this itself")
+    assert problem.fix
+
+
+def test_other_trainer_keys_pass() -> None:
+    sft = recipe("sft.trainer.max_length=64").sft
+    assert sft is not None and sft.trainer["max_length"] == 64
+
+
+@pytest.mark.parametrize("key", REFUSED_PPO_KEYS)
+def test_keys_of_ppo_config_that_do_nothing(key: str) -> None:
+    (problem,) = problems(f"ppo.{key}=1")
+    assert (problem.what, problem.fix) == REFUSED_PPO_KEYS[key]
+
+
+def test_lora_on_random_weights_names_where_it_comes_from() -> None:
+    # The sample's own `lora: null` under sft is what keeps it valid.
+    inherited = SAMPLE.read_text(encoding="utf-8").replace("lora: null ", "# ")
+    Path("inherited.yaml").write_text(inherited, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("inherited.yaml")
+    (problem,) = caught.value.problems
+    assert problem.key == "sft.lora" and problem.where == "inherited.yaml:13"
+    assert problem.what.endswith(f"{LORA} (inherited from the top-level lora)")
+    assert problem.fix == "write `lora: null` under sft, which trains all weights"
+    without_sft = problems("sft=null")
+    assert [problem.key for problem in without_sft] == ["reward.lora", "ppo.lora"]
+    assert recipe("sft=null", "lora=null").sft is None
+
+
+def test_stages_need_their_data_and_their_parents() -> None:
+    assert [problem.key for problem in problems("data.prompts=null")] == ["ppo", "compare"]
+    assert [problem.key for problem in problems("reward=null")] == ["ppo", "compare.judges"]
+    assert "add a reward section" in str(problems("reward=null")[0])
+    (none,) = problems("sft=null", "reward=null", "ppo=null", "compare=null")
+    assert (none.key, none.what) == ("", "no stage to run")
+    (untrained,) = problems("sft=null", "lora=null", "data.demonstrations=null")
+    assert untrained.key == "model.init" and "to train the tokenizer on" in untrained.what
+
+
+def test_new_vocabulary_of_whole_tokens() -> None:
+    new = recipe(TOKENS, "sft=null", "lora=null", "data.demonstrations=null")
+    assert new.model.init is not None and new.model.init.tokens == ["a", "b"]
+    with pytest.raises(ValidationError, match="the list of tokens fixes it"):
+        Recipe.model_validate({"name": "x", "model": {"init": {**INIT, "tokens": ["a"], "vocab_size": 300}}})
+
+
+def test_best_needs_prompts_to_choose_on() -> None:
+    (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
+    assert "data.prompts.eval is 0" in problem.what
+    assert recipe("ppo.use=best").ppo is not None
+
+
+def test_gold_is_for_the_builtin_task_alone() -> None:
+    (problem,) = problems("data.prompts={source: rows.jsonl}")
+    assert problem.key == "compare.judges" and "gold scores only the built-in task" in problem.what
+    assert recipe("data.prompts={source: rows.jsonl}", "compare={judges: [reward_model], primary_judge: null}").compare
+
+
+def test_judges_fit_the_reward() -> None:
+    (problem,) = problems("reward.function=scores:length")
+    assert "reward_model needs a reward section that trains or names a model" in problem.what
+    compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare
+    assert compare is not None and compare.primary_judge == "gold"  # as the sample states
+    (shape,) = problems("reward.function=scores.length", "compare.judges=[gold]")
+    assert shape.key == "reward.function" and shape.fix == "write it as module:name"
+
+
+def test_prompt_and_response_fit_the_context_together() -> None:
+    found = problems("data.max_prompt_length=240", "compare.max_new_tokens=10")
+    assert [problem.key for problem in found] == ["ppo.response_length"]
+    assert "24 tokens beside a prompt of 240 (data.max_prompt_length)" in found[0].what
+
+
+def test_what_is_inherited_and_resolved() -> None:
+    other = recipe("reward.lora.r=2", "ppo.lora=null", "compare={primary_judge: null, judges: [reward_model, gold]}")
+    assert other.reward is not None and other.reward.lora is not None and other.reward.lora.r == 2
+    assert other.ppo is not None and other.ppo.lora is None
+    assert other.compare is not None and other.compare.primary_judge == "reward_model"
+    alone = recipe("sft=null", "reward.model=a/b", "ppo=null", "lora={}")
+    assert alone.reward is not None and alone.reward.lora is None
+    assert alone.compare is not None and alone.compare.max_new_tokens == 53
+    assert recipe("compare=null").compare is None
+
+
+def test_recipes_made_in_python_are_held_to_the_same_rules() -> None:
+    with pytest.raises(ValidationError, match="ppo: needs something that scores responses; add a reward section"):
+        Recipe.model_validate({"name": "x", "model": {"path": "a"}, "ppo": {}})
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe().seed = 1  # type: ignore[misc]
+
+
+def test_every_key_is_described_in_one_sentence() -> None:
+    count = 0
+    for section, names in _sections():
+        for name in names:
+            if (section, name) == ("", "extends"):
+                continue
+            info = field_at((*(section.split(".") if section else ()), name))
+            assert info is not None and info.description and info.description.endswith("."), (section, name)
+            assert "\n" not in info.description
+            count += 1
+    assert count > 100
+
+
+def test_json_schema_refuses_unknown_keys_everywhere() -> None:
+    schema = Recipe.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
