@@ -165,9 +165,10 @@ def _read_file(file: Path, number: int, problems: _Problems) -> _Layer:
         return _Origin(f"{_shown(file)}:{line}", file.parent, (number, line))
 
     origins: dict[Key, _Origin] = {}
-    line, fault, data = 1, "", None
+    line, fault, data, text = 1, "", None, ""
     try:
-        root = _yaml().compose(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        root = _yaml().compose(text)
         data = _Builder(origins, at, problems).build(root, ()) if root is not None else None
     except UnicodeDecodeError:
         fault = "not a text file in UTF-8"
@@ -175,7 +176,9 @@ def _read_file(file: Path, number: int, problems: _Problems) -> _Layer:
         mark = getattr(error, "problem_mark", None)
         line, fault = mark.line + 1 if mark else 1, f"not valid YAML: {_reason(error)}"
     if not isinstance(data, dict):
-        problems.add(at(line), (), fault or f"expected a mapping of keys (`name: ...`), got {describe(data)}")
+        unquoted = "${" in "".join(text.splitlines()[line - 1 : line])  # braces mean something in {a: ${B}}
+        fix = "put quotes around what has ${...} in it" if unquoted else None
+        problems.add(at(line), (), fault or f"expected a mapping of keys (`name: ...`), got {describe(data)}", fix)
         problems.stop()
     return _Layer(data, origins | {(): at(1)})
 
@@ -251,11 +254,9 @@ def _read_overrides(overrides: Sequence[str], problems: _Problems) -> _Layer:
         except YAMLError as error:
             problems.add(origin, names, f"the value is not valid YAML: {_reason(error)}", "put it in quotes")
             continue
-        if node is None:
-            problems.add(origin, names, "the value is empty", f"write --set {match[1]}=null to unset it")
-            continue
-        if names == ("extends",):
-            problems.add(origin, names, "is read from the recipe file only")
+        if node is None or names == ("extends",):
+            empty = ("the value is empty", f"write --set {match[1]}=null to unset it")
+            problems.add(origin, names, *(empty if node is None else ("is read from the recipe file only",)))
             continue
         section = layer.data
         for name in names[:-1]:

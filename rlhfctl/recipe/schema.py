@@ -637,7 +637,7 @@ def wrong_value(key: Key, details: list[Any]) -> str:
     kind, context, got = details[0]["type"], details[0].get("ctx", {}), describe(details[0]["input"])
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
-        return f"must be {words} {context[limit]:g}, got {got.removeprefix('the number ')}"
+        return f"must be {words} {context[limit]:.10g}, got {got.removeprefix('the number ')}"
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind == "string_pattern_mismatch":

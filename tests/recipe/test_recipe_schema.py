@@ -87,7 +87,7 @@ RULES = [
     ("data.prompts.limit=400", "data.prompts.test", "leave none of the 400 prompts"),
     ("data.preferences.heldout=0", "data.preferences.heldout", "must be greater than 0"),
     ("data.preferences.label_noise=1.1", "data.preferences.label_noise", "must be at most 1"),
-    ("data.preferences={source: rows.jsonl, label_noise: 0}", "data.preferences.label_noise", "is for the built-in task"),
+    ("data.preferences={source: rows.jsonl, label_noise: 0}", "data.preferences.label_noise", "is for the built-in"),
     ("data.preferences={source: rows.jsonl, rows: 5}", "data.preferences.rows", "but the source is a file"),
     # reward
     ("reward={model: a/b, lora: {}}", "reward.lora", "is for a reward model trained here"),
