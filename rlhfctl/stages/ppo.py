@@ -12,6 +12,7 @@ logged there where the task has it, and decides nothing. The loop itself is the 
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import statistics
@@ -79,6 +80,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     if base.model.dtype.itemsize < 4:
         ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {recipe.model.dtype}")
     evaluation(0, updates)
+    gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
     metrics = ppo_trl.train(
         config,
         ppo_trl.Roles(policy, reference, critic, reward),
@@ -88,6 +90,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         emit=ctx.emit,
         after_update=evaluation,
     )
+    gc.unfreeze()
     metrics["updates"] = updates
     if section.use == "best":
         metrics["best_update"] = evaluation.restore_best()

@@ -38,13 +38,13 @@ from rlhfctl.world.lexicon import (
 
 FLOORS = {
     "form": 0.0,
-    "fresh": 0.0,
-    "length": 0.0,
+    "fresh": 0.2,
+    "length": 0.2,
     "ended": 0.5,
-    "fitting": 0.3,
-    "kind": 0.3,
-    "specific": 0.3,
-    "coherent": 0.4,
+    "fitting": 0.4,
+    "kind": 0.0,
+    "specific": 0.4,
+    "coherent": 0.6,
 }
 """What is left of the score when the part is 0. A part with floor 0 is indispensable."""
 
@@ -102,9 +102,9 @@ def _read_claim(subject: Subject, words: Sequence[str]) -> Claim | None:
 
 
 def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """CLAIM | CLAIM and CLAIM | CLAIM but CLAIM | CLAIM, CLAIM and CLAIM."""
-    links = [word for word in words if word in {",", "and", "but"}]
-    if links not in ([], ["and"], ["but"], [",", "and"]):
+    """CLAIM | CLAIM and CLAIM | CLAIM, CLAIM and CLAIM."""
+    links = [word for word in words if word in {",", "and"}]
+    if links not in ([], ["and"], [",", "and"]):
         return None
     parts: list[list[str]] = [[]]
     for word in words:
@@ -113,11 +113,7 @@ def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
         else:
             parts[-1].append(word)
     claims = [claim for part in parts if (claim := _read_claim(subject, part)) is not None]
-    if len(claims) < len(parts):
-        return None
-    pairs = zip(claims, claims[1:], links, strict=False)
-    joins = ((left.polarity != right.polarity) == (link == "but") for left, right, link in pairs)
-    return Sentence(tuple(claims), tuple(joins))
+    return Sentence(tuple(claims)) if len(claims) == len(parts) else None
 
 
 def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:

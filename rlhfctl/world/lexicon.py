@@ -62,18 +62,10 @@ ASPECTS: dict[str, Aspect] = {
         _aspect("coffee", "strong fresh", "weak bitter"),
         _aspect("cakes", "sweet fresh", "dry stale", plural=True),
         _aspect("waiters", "friendly quick", "rude slow", plural=True),
-        _aspect("bed", "soft wide", "hard narrow"),
-        _aspect("rooms", "quiet clean", "noisy dirty", plural=True),
-        _aspect("bath", "warm clean", "cold dirty"),
-        _aspect("windows", "wide bright", "narrow dark", plural=True),
         _aspect("lens", "sharp clear", "blurry scratched"),
         _aspect("battery", "strong light", "weak heavy"),
         _aspect("screen", "sharp bright", "blurry dim"),
         _aspect("buttons", "firm smooth", "loose stiff", plural=True),
-        _aspect("zip", "smooth sturdy", "stiff broken"),
-        _aspect("pockets", "deep handy", "small torn", plural=True),
-        _aspect("lining", "warm soft", "thin rough"),
-        _aspect("sleeves", "soft light", "tight rough", plural=True),
         _aspect("plot", "clever tense", "slow confusing"),
         _aspect("actors", "funny lively", "dull wooden", plural=True),
         _aspect("music", "lively gentle", "noisy dull"),
@@ -93,12 +85,8 @@ CATEGORIES: dict[str, Category] = {
     "cafe": Category(
         ("cafe", "diner", "tearoom"), _TOWN, "visited", "come back", ("soup", "coffee", "cakes", "waiters")
     ),
-    "hotel": Category(("hotel", "inn", "hostel"), _TOWN, "visited", "come back", ("bed", "rooms", "bath", "windows")),
     "device": Category(
         ("camera", "phone", "tablet"), _MAKE, "used", "buy it again", ("lens", "battery", "screen", "buttons")
-    ),
-    "coat": Category(
-        ("jacket", "coat", "parka"), _MAKE, "worn", "buy it again", ("zip", "pockets", "lining", "sleeves")
     ),
     "show": Category(
         ("film", "play", "musical"), _GENRE, "seen", "see it again", ("plot", "actors", "music", "ending")

@@ -72,7 +72,7 @@ OPENING_RATE = 0.5
 """A review of a single aspect opens with an impression of the whole."""
 NOUN_RATE = 0.5
 """An impression names the subject: it was a lovely cafe, rather than it was lovely."""
-DAMAGE_RATE = 0.35
+DAMAGE_RATE = 0.5
 """A candidate of a preference pair is damaged; demonstrations never are."""
 MIN_GAP = 0.10
 """The gold scores of a pair differ at least by this much: people cannot rank what is alike."""
@@ -138,8 +138,7 @@ def _detail(rng: np.random.Generator, subject: Subject, mood: float, count: int)
         return [[*first, ",", *second, "and", *third]]
     sentences: list[Words] = []
     if count >= 2:
-        link = "and" if polarities[0] == polarities[1] else "but"
-        sentences.append([*_claim(rng, *said[0]), link, *_claim(rng, *said[1])])
+        sentences.append([*_claim(rng, *said[0]), "and", *_claim(rng, *said[1])])
         said = said[2:]
     for aspect, polarity in said:
         liked = polarity != MIDDLING and rng.random() < LIKING_RATE
@@ -201,7 +200,17 @@ def _swap_aspect(rng: np.random.Generator, words: Words) -> Words:
     return [_pick(rng, [name for name in ASPECTS if name != word]) if word in ASPECTS else word for word in words]
 
 
+def _repeat_aspect(rng: np.random.Generator, words: Words) -> Words:
+    """One aspect is spoken of twice, in place of two."""
+    at = [index for index, word in enumerate(words) if word in ASPECTS]
+    if len(at) < 2:
+        return _repeat_sentence(rng, words)
+    kept, lost = (int(i) for i in rng.permutation(len(at))[:2])
+    return [words[at[kept]] if index == at[lost] else word for index, word in enumerate(words)]
+
+
 DAMAGES: tuple[Callable[[np.random.Generator, Words], Words], ...] = (
+    _repeat_aspect,
     _repeat_sentence,
     _repeat_word,
     _drop_word,
