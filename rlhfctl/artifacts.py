@@ -8,6 +8,7 @@ next stage can refuse what is incomplete or altered, and the pipeline can skip w
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -87,8 +88,16 @@ class Artifact:
         reference = self.manifest.parents.get(role)
         if reference is None:
             raise HandoffError(f"the {self.manifest.stage} artifact records no {role}", where=str(self.path))
-        inside = self.path.parent / reference.path
-        source = resolve_source(str(inside) if inside.is_dir() else reference.path, role)
+        if reference.fingerprint == _hub_fingerprint(reference.path):
+            return Source(reference.path, reference.fingerprint)
+        place = self.path.parent / reference.path  # an absolute path stays as it is
+        if not place.is_dir():
+            raise HandoffError(
+                f"the {role} that {self.path} was made from is gone",
+                where=str(place),
+                fix=f"put it back, or run the {self.manifest.stage} stage again",
+            )
+        source = resolve_source(str(place), role)
         if source.fingerprint != reference.fingerprint:
             raise HandoffError(
                 f"the {role} that {self.path} was made from has changed since",
@@ -105,7 +114,9 @@ class Artifact:
             if not file.is_file():
                 raise HandoffError(f"the file {name} of a complete stage is gone", where=str(self.path), fix=redo)
             if fs.hash_file(file) != expected:
-                raise HandoffError(f"the file {name} was altered after its stage finished", where=str(self.path), fix=redo)
+                raise HandoffError(
+                    f"the file {name} was altered after its stage finished", where=str(self.path), fix=redo
+                )
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -116,9 +127,11 @@ def load_artifact(path: Path) -> Artifact:
         raise HandoffError(f"the stage at {path} {state}", fix="run that stage first; it continues where it stopped")
     try:
         return Artifact(path, Manifest.model_validate_json(file.read_bytes()))
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
         raise HandoffError(
-            f"the manifest cannot be read: {str(error).splitlines()[0]}",
+            f"the manifest cannot be read: {f'{key}: ' if key else ''}{first['msg']}",
             where=str(file),
             fix="run the stage again with --force",
         ) from error
@@ -148,15 +161,16 @@ def resolve_source(text: str, role: str) -> Source:
     A folder with a manifest is a run's stage; any other folder a model or adapter, known by the hashes of its files;
     a text that is no folder is taken for a Hub id, known by its name alone.
     """
-    path = Path(text)
-    if (path / MANIFEST).is_file():
+    path = Path(text).expanduser()
+    under_way = (path / WORK).is_dir() and (path.parent / "recipe.yaml").is_file()
+    if (path / MANIFEST).is_file() or under_way:  # of a stage under way, loading says that it is incomplete
         return Source.of(load_artifact(path))
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
             stages = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
             raise HandoffError(
                 f"{text} is a run; the {role} is one of its stages",
-                fix=f"name one: {', '.join(f'{text}/{stage}' for stage in stages) or 'none is complete yet'}",
+                fix=f"name one: {', '.join(str(path / stage) for stage in stages) or 'none is complete yet'}",
             )
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise HandoffError(
@@ -164,10 +178,18 @@ def resolve_source(text: str, role: str) -> Source:
                 where=text,
                 fix="name a run's stage, a model folder, an adapter folder or a Hub id",
             )
-        return Source(text, fs.hash_json(fs.hash_tree(path)))
+        return Source(str(path), fs.hash_json(fs.hash_tree(path)))
+    if path.exists():
+        raise HandoffError(
+            f"the {role} is a file, not a folder", where=text, fix=f"name the folder that holds it: {path.parent}"
+        )
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise HandoffError(f"the {role} folder does not exist", where=text, fix="check the path")
-    return Source(text, fs.hash_json(["hub", text]))
+    return Source(text, _hub_fingerprint(text))
+
+
+def _hub_fingerprint(text: str) -> str:
+    return fs.hash_json(["hub", text])
 
 
 def publish_manifest(
@@ -185,14 +207,22 @@ def publish_manifest(
     chat_template: str | None = None,
     notes: list[str] | None = None,
 ) -> Artifact:
-    """Hash what lies in the stage folder and write its manifest, last and atomically: the stage is complete."""
+    """Hash what lies in the stage folder and write its manifest, last and atomically: the stage is complete.
+
+    A metric that is no finite number is left out, and a note says so.
+    """
+    numbers = {name: float(value) for name, value in metrics.items()}
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    left_out = [
+        f"the metric {name} was {value} and is left out" for name, value in numbers.items() if name not in finite
+    ]
     outputs = fs.hash_tree(path, skip=frozenset({WORK, MANIFEST}))
     manifest = Manifest(
         stage=stage,
         inputs=dict(inputs),
         parents={
             role: ParentRef(
-                path=relative_to_run(source.artifact.path, path.parent) if source.artifact else source.name,
+                path=_recorded_path(source, path.parent),
                 fingerprint=source.fingerprint,
             )
             for role, source in parents.items()
@@ -205,13 +235,19 @@ def publish_manifest(
         chat_template=chat_template,
         seed=seed,
         seconds=seconds,
-        metrics={name: float(value) for name, value in metrics.items()},
-        notes=list(notes or []),
+        metrics=finite,
+        notes=[*(notes or []), *left_out],
         versions=package_versions(),
         git_commit=git_commit(),
     )
     fs.write_json(path / MANIFEST, manifest.model_dump(mode="json"))
     return Artifact(path, manifest)
+
+
+def _recorded_path(source: Source, run: Path) -> str:
+    """Where `source` is found again from any working directory; a Hub id as it is."""
+    place = source.artifact.path if source.artifact is not None else Path(source.name)
+    return relative_to_run(place, run) if place.is_dir() else source.name
 
 
 def relative_to_run(path: Path, run: Path) -> str:
@@ -281,4 +317,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise HandoffError(f"cannot be read: {error}", where=str(path), fix="run its stage again with --force") from error
+        raise HandoffError(
+            f"cannot be read: {error}", where=str(path), fix="run its stage again with --force"
+        ) from error

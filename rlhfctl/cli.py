@@ -34,12 +34,20 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one key of the recipe; repeatable.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Change one key of the recipe; repeatable.")
+]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder (default: runs/NAME).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again even what is unchanged; the old is kept aside.")]
-PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="MODEL", help="A run's stage, a model or adapter folder, or a Hub id.")]
-RewardOption = Annotated[str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model in place of the run's own.")]
-ReferenceOption = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", metavar="MODEL", help="A run's stage, a model or adapter folder, or a Hub id.")
+]
+RewardOption = Annotated[
+    str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model in place of the run's own.")
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -53,8 +61,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 def run(
     recipe: RecipeArgument,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin here; stages before stay as they are.")] = None,
-    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin here; stages before stay as they are.")
+    ] = None,
+    overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -65,7 +75,9 @@ def run(
 
 
 @app.command(epilog="Example: rlhfctl sft quickstart --set sft.trainer.num_train_epochs=1")
-def sft(recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False) -> None:  # noqa: B006
+def sft(
+    recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
+) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
     from rlhfctl.pipeline import Request
 
@@ -76,7 +88,7 @@ def sft(recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption
 def reward(
     recipe: RecipeArgument,
     policy: PolicyOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -91,7 +103,7 @@ def ppo(
     recipe: RecipeArgument,
     policy: PolicyOption = None,
     reward_model: RewardOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -104,13 +116,22 @@ def ppo(
 
 @app.command(epilog="Example: rlhfctl compare quickstart   or   rlhfctl compare runs/a runs/b")
 def compare(
-    what: Annotated[list[str], typer.Argument(metavar="RECIPE | RUN...", help="A recipe to compare for, or finished runs to set side by side.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE | RUN...", help="A recipe to compare for, or finished runs to set side by side."
+        ),
+    ],
     policy: PolicyOption = None,
     reference: ReferenceOption = None,
     reward_model: RewardOption = None,
-    policy_samples: Annotated[Path | None, typer.Option(metavar="JSONL", help="Samples made elsewhere: rows of prompt, response.")] = None,
-    reference_samples: Annotated[Path | None, typer.Option(metavar="JSONL", help="The reference's samples, likewise.")] = None,
-    overrides: SetOption = [],  # noqa: B006
+    policy_samples: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Samples made elsewhere: rows of prompt, response.")
+    ] = None,
+    reference_samples: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="The reference's samples, likewise.")
+    ] = None,
+    overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -124,7 +145,9 @@ def compare(
         raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")
     if (policy_samples is None) != (reference_samples is None):
         raise RlhfctlError("--policy-samples and --reference-samples go together", fix="give both")
-    options = {"policy_samples": str(policy_samples), "reference_samples": str(reference_samples)} if policy_samples else {}
+    options = (
+        {"policy_samples": str(policy_samples), "reference_samples": str(reference_samples)} if policy_samples else {}
+    )
     for path in (policy_samples, reference_samples):
         if path is not None and not path.is_file():
             raise RlhfctlError("the file of samples does not exist", where=str(path), fix="check the path")
@@ -135,8 +158,10 @@ def compare(
 @app.command(epilog="Example: rlhfctl validate recipes/quickstart.yaml --deep")
 def validate(
     recipe: RecipeArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="Also check trainer: options, data rows, functions and the engine.")] = False,
-    overrides: SetOption = [],  # noqa: B006
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also check trainer: options, data rows, functions and the engine.")
+    ] = False,
+    overrides: SetOption = [],
 ) -> None:
     """Check a recipe: every problem at once, with its line."""
     from rlhfctl.pipeline import stages_of
@@ -151,7 +176,9 @@ def validate(
         typer.echo(f"{loaded.path}: valid, all through (stages: {names})")
     else:
         typer.echo(f"{loaded.path}: valid (stages: {names})")
-        typer.echo("not checked here: the options under trainer:, the data rows; `validate --deep` and `run` check them")
+        typer.echo(
+            "not checked here: the options under trainer:, the data rows; `validate --deep` and `run` check them"
+        )
 
 
 @app.command(epilog="Example: rlhfctl show runs/quickstart")
@@ -169,7 +196,9 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
     stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic.")] = "ppo",
-    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")
+    ] = False,
 ) -> None:
     """A stage's model as a plain Hugging Face folder."""
     from rlhfctl.tools.export import export as export_stage
@@ -259,7 +288,12 @@ def _compare_runs(runs: list[Path]) -> None:
         judge = report["judges"][report["primary_judge"]]
         keys = ("delta", "delta_ci95", "win_rate", "win_rate_ci95", "independent")
         rows.append(
-            {"run": str(path), "verdict": report["verdict"], "primary_judge": report["primary_judge"], "kl": report["kl_mean"]}
+            {
+                "run": str(path),
+                "verdict": report["verdict"],
+                "primary_judge": report["primary_judge"],
+                "kl": report["kl_mean"],
+            }
             | {key: judge.get(key) for key in keys}
         )
     console().print(runs_table(rows))

@@ -69,7 +69,7 @@ def sync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder` to disk."""
     for root, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
+            descriptor = os.open(Path(root) / name, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
@@ -89,10 +89,17 @@ def _sync_folder(folder: Path) -> None:
 def _naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise disk_full(path) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full: the system's own, or a library's that quotes it (safetensors)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def disk_full(path: Path) -> RlhfctlError:
@@ -135,13 +142,25 @@ def hash_json(value: Any) -> str:
 
 
 def hash_tree(folder: Path, *, skip: Mapping[str, object] | frozenset[str] = frozenset()) -> dict[str, str]:
-    """{path relative to `folder`: SHA-256} of every file below it, top-level names in `skip` and hidden ones left out."""
+    """{path relative to `folder`: SHA-256} of every file below; names at the top in `skip` or hidden are left out."""
     hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if path.is_file() and relative.parts[0] not in skip and not relative.parts[0].startswith("."):
             hashes[relative.as_posix()] = hash_file(path)
     return hashes
+
+
+_held_locks: set[int] = set()  # descriptors
+
+
+def _drop_inherited_locks() -> None:
+    """In a forked child (a data loader's worker): it must not keep the run locked when its parent is killed."""
+    while _held_locks:
+        os.close(_held_locks.pop())
+
+
+os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
 class RunLock:
@@ -167,9 +186,11 @@ class RunLock:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, since {started}\n".encode(), 0)
         self._descriptor = descriptor
+        _held_locks.add(descriptor)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._descriptor is not None:
+        if self._descriptor in _held_locks:
+            _held_locks.remove(self._descriptor)
             os.close(self._descriptor)
-            self._descriptor = None
+        self._descriptor = None

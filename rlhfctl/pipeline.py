@@ -35,6 +35,13 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context
 
 STAGES = ("base", "sft", "reward", "ppo", "compare")
+_HOW_TO_HAVE = {  # a stage that the recipe lacks
+    "base": "base is there where `sft:` is not",
+    "sft": "add an `sft:` section",
+    "reward": "add a `reward:` section that trains a model",
+    "ppo": "add a `ppo:` section",
+    "compare": "add a `compare:` section",
+}
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
 Emit = Callable[[Event], None]
@@ -48,7 +55,9 @@ class Request:
     start: str | None = None  # --from
     until: str | None = None
     force: bool = False
-    external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, policy, reference) -> path or Hub id
+    external: Mapping[str, str] = field(
+        default_factory=dict
+    )  # role (base, reward, policy, reference) -> path or Hub id
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +100,9 @@ def _chosen(names: list[str], request: Request) -> list[str]:
     for option, value in (("", request.only), ("--from ", request.start), ("--until ", request.until)):
         if value is not None and value not in names:
             raise RlhfctlError(
-                f"{option}{value}: the recipe has no such stage", fix=f"its stages are {', '.join(names)}; add a `{value}:` section"
+                f"{option}{value}: the recipe has no such stage",
+                fix=f"its stages are {', '.join(names)}"
+                + (f"; {_HOW_TO_HAVE[value]}" if value in _HOW_TO_HAVE else ""),
             )
     if request.only is not None:
         return [request.only]
@@ -131,7 +142,11 @@ def _bring_up_to_date(
             _remove_work(folder)
             emit(Note(stage=name, message=f"skipped: unchanged ({', '.join(sorted(inputs))})"))
             seconds = time.monotonic() - began
-            emit(StageFinished(stage=name, path=str(folder), seconds=seconds, metrics=artifact.manifest.metrics, skipped=True))
+            emit(
+                StageFinished(
+                    stage=name, path=str(folder), seconds=seconds, metrics=artifact.manifest.metrics, skipped=True
+                )
+            )
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
@@ -148,17 +163,27 @@ def _bring_up_to_date(
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
-    """Move aside what was made from other inputs; keep what can be gone on with. True if an attempt is being repeated."""
+    """Move aside what was made from other inputs; keep what can be gone on with. True: an attempt is repeated."""
     marker = folder / WORK / _INPUTS
-    same = not force and not (folder / MANIFEST).is_file() and marker.is_file() and json.loads(marker.read_text()) == dict(inputs)
+    same = (
+        not force
+        and not (folder / MANIFEST).is_file()
+        and marker.is_file()
+        and json.loads(marker.read_text()) == dict(inputs)
+    )
     if same:
         return True
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and _holds_something(folder):
         kept = fs.move_aside(folder, paths.superseded)
         emit(Note(stage=name, message=f"what was there is kept in {kept}"))
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     fs.write_json(marker, dict(inputs))
     return False
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more than the half-written files of an attempt killed before it had begun."""
+    return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def _remove_work(folder: Path) -> None:
@@ -252,4 +277,6 @@ def _model_fingerprint(recipe: Recipe) -> str:
     template_text = None
     if template is not None and template.endswith((".jinja", ".j2")):
         template_text = fs.hash_file(Path(template))
-    return fs.hash_json([recipe.model.model_dump(mode="json", exclude={"path"} if content else set()), content, template_text])
+    return fs.hash_json(
+        [recipe.model.model_dump(mode="json", exclude={"path"} if content else set()), content, template_text]
+    )

@@ -27,7 +27,9 @@ class Reward(Protocol):
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]: ...
 
 
-def make_episode(tokenizer: Any, row: dict[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Episode:
+def make_episode(
+    tokenizer: Any, row: dict[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]
+) -> Episode:
     """An episode whose completion is decoded without special tokens, in the row's own shape (text or messages)."""
     text = tokenizer.decode(response_ids, skip_special_tokens=True)
     prompt = row["prompt"]

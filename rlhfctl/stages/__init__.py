@@ -61,7 +61,7 @@ class Context:
             self.folder,
             stage=self.name,
             inputs=self.inputs,
-            parents={role: source for role, source in self.parents.items()},
+            parents=dict(self.parents),
             section=section,
             layout=layout,
             seed=self.recipe.seed,

@@ -23,15 +23,21 @@ def run(section: Model, ctx: Context) -> Artifact:
     began = time.monotonic()
     demonstrations = ctx.data["demonstrations"].rows if "demonstrations" in ctx.data else []
     dtype = models.torch_dtype(section.dtype)
-    model, tokenizer, notes = models.base_from_recipe(section, texts_of(demonstrations), seed=ctx.recipe.seed, dtype=dtype)
+    model, tokenizer, notes = models.base_from_recipe(
+        section, texts_of(demonstrations), seed=ctx.recipe.seed, dtype=dtype
+    )
     for sentence in notes:
         ctx.note(sentence)
-    if tokenizer.chat_template is not None and (sentence := adopt_end_of_turn(tokenizer)):
+    if tokenizer.chat_template is not None and (adopted := adopt_end_of_turn(tokenizer)):
         models.set_token_ids(model, tokenizer)
-        ctx.note(sentence)
+        ctx.note(adopted)
 
     encoder = Encoder(tokenizer)
-    rows = [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[:_PROBE_ROWS]] if "prompts" in ctx.data else []
+    rows = (
+        [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[:_PROBE_ROWS]]
+        if "prompts" in ctx.data
+        else []
+    )
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     with fs.publish_folder(ctx.folder / "model") as folder:

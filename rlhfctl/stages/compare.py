@@ -80,10 +80,14 @@ def run(section: Compare, ctx: Context) -> Artifact:
     for side, answers in (("policy", policy), ("reference", reference)):
         report |= {f"{key}_{side}": value for key, value in _described(answers).items()}
     # The two names that scripts rely on.
-    report["length_policy_mean"], report["length_reference_mean"] = report.pop("length_policy"), report.pop("length_reference")
+    report["length_policy_mean"], report["length_reference_mean"] = (
+        report.pop("length_policy"),
+        report.pop("length_reference"),
+    )
     if policy.greedy is not None and reference.greedy is not None:
         report["greedy"] = {
-            name: _compared(judge(policy.greedy), judge(reference.greedy), section, ctx)[0] for name, judge in judges.items()
+            name: _compared(judge(policy.greedy), judge(reference.greedy), section, ctx)[0]
+            for name, judge in judges.items()
         }
     if not report["independent"]:
         ctx.warn(_dependence(primary))
@@ -209,7 +213,11 @@ def _from_files(section: Compare, ctx: Context) -> tuple[Answers, Answers, None,
     if len(shared) < max(len(side) for side in grouped):
         missing = sum(len(side) - len(shared) for side in grouped)
         if not shared:
-            raise DataError("the two files share no prompt", where=str(ctx.options["policy_samples"]), fix="sample both on the same prompts")
+            raise DataError(
+                "the two files share no prompt",
+                where=str(ctx.options["policy_samples"]),
+                fix="sample both on the same prompts",
+            )
         ctx.warn(f"{missing} prompts stand in one file only and are left out")
     tokenizer = _samples_tokenizer(section, ctx)
     ctx.emit(StageStarted(stage=ctx.name, settings=section.model_dump(mode="json") | {"prompts": len(shared)}))
@@ -227,7 +235,9 @@ def _read_samples(path: Path) -> dict[str, list[Row]]:
     rows, places = read_jsonl(path)
     for row, place in zip(rows, places, strict=True):
         if "prompt" not in row or not isinstance(row.get("response"), str):
-            raise DataError("a sample needs prompt and response", where=place, fix='{"prompt": "...", "response": "..."}')
+            raise DataError(
+                "a sample needs prompt and response", where=place, fix='{"prompt": "...", "response": "..."}'
+            )
         grouped.setdefault(prompt_key(row["prompt"]), []).append(row)
     return grouped
 
@@ -261,7 +271,9 @@ def _judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase |
             judges[name] = _gold
         elif name == "reward_model":
             if "reward" not in ctx.parents or tokenizer is None:
-                raise HandoffError("the judge reward_model has no reward model to ask", fix="name one with --reward-model")
+                raise HandoffError(
+                    "the judge reward_model has no reward model to ask", fix="name one with --reward-model"
+                )
             model = handoff.load_reward_model(ctx, ctx.parents["reward"], tokenizer).to(models.device())
             judges[name] = ModelReward(model, tokenizer.pad_token_id)
         elif name == "reward_function":
@@ -306,8 +318,13 @@ def _score(judge: Judge, sampled: list[list[Episode]]) -> list[list[float]]:
 def _compared(ours: list[float], theirs: list[float], section: Compare, ctx: Context) -> tuple[dict[str, Any], str]:
     import numpy
 
-    result = compare_paired(numpy.array(ours), numpy.array(theirs), seed=ctx.recipe.seed, samples=section.bootstrap_samples)
-    values = {key: [value["low"], value["high"]] if isinstance(value, dict) else value for key, value in asdict(result).items()}
+    result = compare_paired(
+        numpy.array(ours), numpy.array(theirs), seed=ctx.recipe.seed, samples=section.bootstrap_samples
+    )
+    values = {
+        key: [value["low"], value["high"]] if isinstance(value, dict) else value
+        for key, value in asdict(result).items()
+    }
     values.pop("n", None)
     return values, verdict(result)
 
@@ -316,7 +333,9 @@ def _described(answers: Answers) -> dict[str, float | None]:
     """Length in tokens (in words where there are no ids), share that ended by itself, distinct-1 and distinct-2."""
     episodes = [episode for samples in answers.sampled for episode in samples]
     texts = [e.completion if isinstance(e.completion, str) else e.completion[-1]["content"] for e in episodes]
-    units: list[list[str | int]] = [list(e.response_ids) or list(t.split()) for e, t in zip(episodes, texts, strict=True)]
+    units: list[list[str | int]] = [
+        list(e.response_ids) or list(t.split()) for e, t in zip(episodes, texts, strict=True)
+    ]
     ended = [flag for flags in answers.ended for flag in flags if flag is not None]
     words: list[list[str | int]] = [list(text.split()) for text in texts]
     return {

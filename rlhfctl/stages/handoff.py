@@ -136,7 +136,10 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -
     """Largest gap between the recorded log-probabilities and the loaded model's; HandoffError above tolerance."""
     kept = read_json(probes)
     now = models.sequence_logprobs(model, kept["rows"], pad)
-    gap = max((abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)), default=0.0)
+    gap = max(
+        (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
+        default=0.0,
+    )
     _within(gap, LOGPROB_TOLERANCE[dtype], "log-probabilities", probes)
     return gap
 
@@ -155,7 +158,7 @@ def _within(gap: float, limit: float, what: str, probes: Path) -> None:
         raise HandoffError(
             f"the reloaded model does not give the {what} it was saved with: off by {gap:.3g}, allowed {limit:.3g}",
             where=str(probes.parent),
-            fix="run that stage again with --force; if it stays, the installed libraries differ from those it was made with",
+            fix="run that stage again with --force; if it stays, other library versions are installed than then",
         )
 
 
@@ -167,7 +170,11 @@ def agree(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, name: 
     if models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(ours):
         return
     a, b = theirs.get_vocab(), ours.get_vocab()
-    what = f"{len(a)} tokens against {len(b)}" if len(a) != len(b) else f"{sum(a[t] != b.get(t) for t in a)} tokens have other ids"
+    what = (
+        f"{len(a)} tokens against {len(b)}"
+        if len(a) != len(b)
+        else f"{sum(a[t] != b.get(t) for t in a)} tokens have other ids"
+    )
     raise HandoffError(
         f"the reward model's tokenizer is not the policy's ({what}): it would score other text than the policy wrote",
         where=name,
@@ -188,5 +195,5 @@ def _same_tokenizer(artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> N
         raise HandoffError(
             "the tokenizer reads differently from the one that was saved: the installed tokenizers library differs",
             where=str(artifact.path),
-            fix=f"install the versions in its manifest ({artifact.manifest.versions.get('tokenizers', '?')}), or run the stage again",
+            fix=f"install tokenizers {artifact.manifest.versions.get('tokenizers')}, or run the stage again",
         )

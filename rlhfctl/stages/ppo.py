@@ -70,7 +70,9 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     evaluation = Evaluation(section, ctx, policy, reference, reward, tokenizer)
-    evaluation.rows, evaluation.prompts = encode_prompts(split.eval, tokenizer, base.model, section.response_length, ctx)
+    evaluation.rows, evaluation.prompts = encode_prompts(
+        split.eval, tokenizer, base.model, section.response_length, ctx
+    )
     trainable, total = models.count_parameters(policy)
     updates = math.ceil(section.total_episodes / section.per_device_train_batch_size)
     settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {"updates": updates, "prompts": len(prompts)}
@@ -195,7 +197,13 @@ class Evaluation:
     """Every `ppo.eval.every` updates: sample on the eval prompts, score, log, and remember the best policy."""
 
     def __init__(
-        self, section: Ppo, ctx: Context, policy: Any, reference: Any, reward: Reward, tokenizer: PreTrainedTokenizerBase
+        self,
+        section: Ppo,
+        ctx: Context,
+        policy: Any,
+        reference: Any,
+        reward: Reward,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.section = section
         self.ctx = ctx
@@ -275,13 +283,20 @@ class Evaluation:
         assert self.best is not None
         score, update = self.best
         models.load_weights(self.policy, self.best_folder)
-        self.ctx.note(f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used")
+        self.ctx.note(
+            f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
+        )
         shutil.rmtree(self.best_folder)
         return float(update)
 
 
 def _publish(
-    policy: Any, critic: Any, tokenizer: PreTrainedTokenizerBase, base: handoff.Base, rows: list[list[int]], ctx: Context
+    policy: Any,
+    critic: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    base: handoff.Base,
+    rows: list[list[int]],
+    ctx: Context,
 ) -> dict[str, Any]:
     models.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]

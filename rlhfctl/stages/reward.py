@@ -67,9 +67,16 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 4. Train.
     trainable, total = models.count_parameters(trainer.model)
     settings = hf_events.effective_settings(trainer.args, section.trainer)
-    settings |= {"pairs": len(train), "heldout_pairs": len(heldout), "trainable_parameters": trainable, "parameters": total}
+    settings |= {
+        "pairs": len(train),
+        "heldout_pairs": len(heldout),
+        "trainable_parameters": trainable,
+        "parameters": total,
+    }
     steps = hf_events.planned_steps(trainer)
-    ctx.emit(StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings))
+    ctx.emit(
+        StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
+    )
     trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Measure on the held-out pairs.
@@ -102,7 +109,9 @@ def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Contex
     limit = config.max_length
     kept = [pair for pair in pairs if limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit]
     if len(kept) < len(pairs):
-        ctx.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than max_length={limit} tokens and are dropped")
+        ctx.warn(
+            f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than max_length={limit} tokens and are dropped"
+        )
     if not kept:
         raise DataError(
             f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length", fix="raise max_length"
@@ -114,7 +123,9 @@ def _heldout(
     model: Any, pairs: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, float]:
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
-    scores = models.score_rows(model, [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs], tokenizer.pad_token_id)
+    scores = models.score_rows(
+        model, [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs], tokenizer.pad_token_id
+    )
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))
@@ -129,8 +140,9 @@ def _heldout(
     ctx.emit(Metrics(stage=ctx.name, step=0, values=values, split="heldout"))
     if interval.low <= 0.5:
         ctx.warn(
-            f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time (95% interval "
-            f"{interval.low:.0%} to {interval.high:.0%}): no better than a coin as far as this can tell, so PPO would chase noise"
+            f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time "
+            f"(95% interval {interval.low:.0%} to {interval.high:.0%}): as far as this tells no better than a coin, so PPO "
+            "would chase noise"
         )
     return values
 
@@ -154,4 +166,3 @@ def _publish(
         reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(ctx.recipe.model.dtype))
     reloaded = reloaded.to(models.device())
     return handoff.check_scores(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, ctx.recipe.model.dtype)
-

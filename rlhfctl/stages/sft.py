@@ -36,7 +36,9 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
     dtype = models.torch_dtype(recipe.model.dtype)
-    model, tokenizer, notes = models.base_from_recipe(recipe.model, texts_of(demonstrations), seed=recipe.seed, dtype=dtype)
+    model, tokenizer, notes = models.base_from_recipe(
+        recipe.model, texts_of(demonstrations), seed=recipe.seed, dtype=dtype
+    )
     if is_conversation(demonstrations[0]) and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
         models.set_token_ids(model, tokenizer)
         notes.append(sentence)
@@ -65,7 +67,9 @@ def run(section: Sft, ctx: Context) -> Artifact:
     settings = hf_events.effective_settings(trainer.args, section.trainer)
     settings |= {"rows": len(trainer.train_dataset), "trainable_parameters": trainable, "parameters": total}
     steps = hf_events.planned_steps(trainer)
-    ctx.emit(StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings))
+    ctx.emit(
+        StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
+    )
     trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
@@ -93,7 +97,9 @@ def _config(section: Sft, ctx: Context) -> SFTConfig:
     return SFTConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
 
 
-def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, ctx: Context) -> list[dict[str, list[int]]]:
+def _encode(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, ctx: Context
+) -> list[dict[str, list[int]]]:
     encoder = Encoder(tokenizer)
     encoded = [
         encoder.demonstration(
@@ -132,5 +138,3 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
         str(ctx.folder / "model"), dtype=models.torch_dtype(dtype), trust_remote_code=ctx.recipe.model.trust_remote_code
     ).to(models.device())
     return handoff.check_logprobs(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, dtype)
-
-

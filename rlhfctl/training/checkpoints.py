@@ -33,7 +33,8 @@ def mark_complete(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be marked complete: it lacks {', '.join(missing)}")
     fs.sync_tree(folder)
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    sizes.pop(MARK, None)
+    # An earlier mark, and what a kill left of writing one (.complete.json.partial): both go when this one is written.
+    sizes = {name: size for name, size in sizes.items() if name != MARK and not name.startswith(".")}
     fs.write_json(folder / MARK, {"files": sizes})
 
 
@@ -49,10 +50,10 @@ def _missing_states(folder: Path) -> list[str]:
 def fault(folder: Path) -> str | None:
     """Why `folder` cannot be resumed from, or None when it can."""
     try:
-        recorded: dict[str, int] = json.loads((folder / MARK).read_text())["files"]
+        recorded: dict[str, int] = dict(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return "it was not finished"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "its completeness mark cannot be read"
     for name, size in recorded.items():
         file = folder / name
@@ -76,7 +77,7 @@ def all_checkpoints(work: Path) -> Iterator[Checkpoint]:
 
 def newest_complete(work: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint under `work`, and a sentence for each newer one that was passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for checkpoint in all_checkpoints(work):
         reason = fault(checkpoint.path)
         if reason is None:

@@ -98,6 +98,14 @@ def _load(
         path = Path(section.source)
         rows, places = read_jsonl(path)
         fingerprint = fs.hash_file(path)
+    for ours, theirs in section.columns.items():
+        if not any(theirs in row for row in rows):
+            have = sorted({key for row in rows for key in row})
+            raise DataError(
+                f"no row has the column {theirs!r} that data.{name}.columns.{ours} names",
+                where=section.source,
+                fix=f"the file's columns are: {', '.join(have) or 'none'}",
+            )
     rows = [_rename(row, section.columns) for row in rows]
     checked: list[Row] = []
     bad: list[str] = []
@@ -109,7 +117,7 @@ def _load(
             checked.append(result)
     if bad:
         more = len(bad) - _SHOWN_BAD_ROWS
-        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more rows with faults"] if more > 0 else [])
+        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more"] if more > 0 else [])
         raise DataError(
             f"{len(bad)} of {len(rows)} rows of data.{name} cannot be used:\n    " + "\n    ".join(shown),
             fix="correct or remove these rows, or map the file's columns with `columns: {ours: theirs}`",
@@ -136,7 +144,11 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
     """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one."""
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = f"in that folder: {', '.join(sorted(near)[:6])}" if near else "check the path; it is read relative to the recipe"
+        hint = (
+            f"in that folder: {', '.join(sorted(near)[:6])}"
+            if near
+            else "check the path; it is read relative to the recipe"
+        )
         raise DataError("the data file does not exist", where=str(path), fix=hint)
     rows: list[Row] = []
     places: list[str] = []
@@ -149,8 +161,15 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
                 if not line.strip():
                     continue
                 value = json.loads(line)
+                if "\\ud" in line or "\\uD" in line:  # JSON lets half a surrogate pair pass, tokenizers do not
+                    json.dumps(value, ensure_ascii=False).encode("utf-8")
             except UnicodeDecodeError:
                 bad.append(f"{place}: not UTF-8 text")
+                continue
+            except UnicodeEncodeError as error:
+                bad.append(
+                    f"{place}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"
+                )
                 continue
             except json.JSONDecodeError as error:
                 bad.append(f"{place}: not a JSON object ({error.msg} at character {error.pos + 1})")
@@ -162,9 +181,10 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
             places.append(place)
     if bad:
         more = len(bad) - _SHOWN_BAD_ROWS
-        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more lines like these"] if more > 0 else [])
+        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more"] if more > 0 else [])
         raise DataError(
-            f"{len(bad)} lines cannot be read:\n    " + "\n    ".join(shown), fix="one JSON object a line, in UTF-8"
+            f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:\n    " + "\n    ".join(shown),
+            fix="one JSON object a line, in UTF-8",
         )
     if not rows:
         raise DataError("the data file is empty", where=str(path), fix="one JSON object a line, in UTF-8")
@@ -183,6 +203,7 @@ def _rename(row: Row, columns: dict[str, str]) -> Row:
 
 
 def _check_demonstration(row: Row) -> Row | str:
+    row = {name: value for name, value in row.items() if value is not None}  # null is how some exports say: not there
     if "messages" in row:
         problem = _bad_messages(row["messages"], "messages", last="assistant")
         return problem or {"messages": row["messages"]}
@@ -208,7 +229,7 @@ def _check_preference(row: Row) -> Row | str:
 
 def _check_prompt(row: Row) -> Row | str:
     row = dict(row)
-    if "prompt" not in row and "messages" in row:
+    if row.get("prompt") is None and row.get("messages") is not None:
         row["prompt"] = row.pop("messages")
     return _missing(row, "prompt") or _bad_prompt(row["prompt"]) or row
 
@@ -226,6 +247,8 @@ def _bad_prompt(prompt: object) -> str | None:
     problem = _bad_messages(prompt, "prompt")
     if not problem and prompt[-1]["role"] == "assistant":
         problem = "prompt ends with the assistant's turn; the response comes next"
+    if not problem and not prompt[-1]["content"].strip():
+        problem = "prompt: the last message is empty"
     return problem
 
 

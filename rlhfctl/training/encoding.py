@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
@@ -39,18 +41,18 @@ class Encoder:
         if isinstance(prompt, str):
             assert isinstance(completion, str)
             whole = self._text(prompt + completion)
-            alone = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
         else:
             whole = self._template([*prompt, *completion], add_generation_prompt=False)
-            alone = None
         self.encoded += 1
         if whole[: len(prompt_ids)] == prompt_ids:
             response = whole[len(prompt_ids) :]
         else:
-            # A token spans the boundary. PPO generates from ids(prompt), so these are kept and the response stands alone.
+            # A token spans the boundary. PPO generates from ids(prompt): they are kept, the response stands alone.
             self.boundary_mismatches += 1
-            response = alone if alone is not None else self._rendered_rest(prompt, completion)
-        return prompt_ids, self._ended(list(response))
+            more = [*prompt, *completion]
+            rest = completion if isinstance(completion, str) else self._rest(prompt, more, opened=True)
+            response = self._plain(rest)
+        return prompt_ids, self._ended(response)
 
     def demonstration(
         self, row: Row, *, completion_only_loss: bool | None = None, assistant_only_loss: bool = False
@@ -73,12 +75,22 @@ class Encoder:
         if not assistant_only_loss:
             return {"input_ids": ids, "labels": list(ids)}
         labels = [IGNORED] * len(ids)
+        exact = True
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or index == 0:
                 continue
-            start = len(self._template(messages[:index], add_generation_prompt=True))
-            end = start + len(self.pair(messages[:index], [message])[1])
+            opened = self._template(messages[:index], add_generation_prompt=True)
+            closed = self._closed(self._template(messages[: index + 1], add_generation_prompt=False))
+            start, end = _shared(ids, opened), _shared(ids, closed)
+            if start < len(opened) or end < len(closed):
+                exact = False
+                self._rest(messages[:index], messages, opened=True)  # tokens may merge, but the text must only grow
+                self._rest(messages[: index + 1], messages, opened=False)
+            if index == len(messages) - 1:
+                end = len(ids)
             labels[start:end] = ids[start:end]
+        self.encoded += 1
+        self.boundary_mismatches += not exact
         return {"input_ids": ids, "labels": labels}
 
     def preference(self, row: Row) -> dict[str, list[int]]:
@@ -94,49 +106,69 @@ class Encoder:
         if not self.boundary_mismatches:
             return None
         return (
-            f"in {self.boundary_mismatches} of {self.encoded} {what} the tokens of prompt + response differ from those of "
+            f"in {self.boundary_mismatches} of {self.encoded} {what} prompt + response have other tokens than "
             "the whole text: the prompt's own tokens are used, as in generation"
         )
 
     # ------------------------------------------------------------ details
 
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """What the tokenizer puts before every text (BOS). What some put after it is left out."""
+        alone, whole = self._plain("a"), list(self.tokenizer("a")["input_ids"])
+        return next((whole[:at] for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone), [])
+
     def _text(self, text: str) -> list[int]:
-        ids: list[int] = list(self.tokenizer(text)["input_ids"])
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        if ids and ids[-1] == eos and not text.endswith(str(self.tokenizer.eos_token)):
-            ids = ids[:-1]  # a tokenizer that closes every text; the response closes itself
-        return ids
+        ids = self._plain(text)
+        return ids if ids[: len(self._opening)] == self._opening else self._opening + ids
 
-    def _template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> list[int]:
+    def _rendered(self, messages: Sequence[Any], **options: Any) -> Any:
         require_template(self.tokenizer)
-        return list(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-            )["input_ids"]
-        )
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), **options)
+        except TemplateError as error:
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise DataError(
+                f"the chat template refuses a conversation ({roles}): {error}",
+                where="chat template",
+                fix="give rows that it takes, or set model.chat_template to one that takes them",
+            ) from error
 
-    def _rendered_rest(self, prompt: Prompt, completion: Prompt) -> list[int]:
-        def render(messages: Sequence[Any], opened: bool) -> str:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened))
+    def _template(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> list[int]:
+        options = {"tokenize": True, "return_dict": True, "add_generation_prompt": add_generation_prompt}
+        return list(self._rendered(messages, **options)["input_ids"])
 
-        opened, whole = render(prompt, True), render([*prompt, *completion], False)
-        if not whole.startswith(opened):
+    def _rest(self, messages: Sequence[Any], more: Sequence[Any], *, opened: bool) -> str:
+        """The text by which the conversation `more` goes on after `messages`; DataError if its beginning changed."""
+        begun = str(self._rendered(messages, tokenize=False, add_generation_prompt=opened))
+        whole = str(self._rendered(more, tokenize=False, add_generation_prompt=False))
+        if not whole.startswith(begun):
             raise DataError(
                 "the chat template renders a prompt differently once a response follows it, so the policy would be "
                 "trained on other text than it is asked with",
                 where="chat template",
                 fix="set model.chat_template to one in which a conversation only grows at its end",
             )
-        return list(self.tokenizer(whole[len(opened) :], add_special_tokens=False)["input_ids"])
+        return whole[len(begun) :]
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def _closed(self, ids: list[int]) -> list[int]:
+        """`ids` without the white space that a template puts after the end token."""
         eos = self.tokenizer.eos_token_id
         tail = len(ids) - 1 - ids[::-1].index(eos) if eos in ids else None
-        if tail is not None and not self.tokenizer.decode(ids[tail + 1 :]).strip():
-            return ids[: tail + 1]
-        return [*ids, eos]
+        return ids[: tail + 1] if tail is not None and not self.tokenizer.decode(ids[tail + 1 :]).strip() else ids
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        ids = self._closed(ids)
+        eos = self.tokenizer.eos_token_id
+        return ids if ids[-1:] == [eos] else [*ids, eos]
+
+
+def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids both begin with alike."""
+    return next((at for at, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -163,7 +195,7 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     marker = "rlhfctl-response"
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
     text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    tail = text.rsplit(marker, 1)[-1].strip()
+    tail = text.rpartition(marker)[2].strip() if marker in text else ""
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in tokenizer.all_special_ids:
         return None

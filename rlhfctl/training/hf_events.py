@@ -31,7 +31,7 @@ from rlhfctl.training import checkpoints, models
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 _KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
 # transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
-_NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
+NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
 
 
 class EventCallback(TrainerCallback):
@@ -60,9 +60,10 @@ class EventCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k not in _NOT_METRICS}
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k not in NOT_METRICS}
         split = "eval" if any(key.startswith("eval_") for key in numbers) else "train"
-        numbers = {self.rename.get(key, key): value for key, value in numbers.items() if not key.endswith("_runtime")}
+        rates = ("_runtime", "_per_second")
+        numbers = {self.rename.get(key, key): value for key, value in numbers.items() if not key.endswith(rates)}
         if "train_loss" in numbers:  # the closing summary; the last step has been reported already
             return
         self.emit(
@@ -134,7 +135,7 @@ def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[st
 
 
 def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
-    """Defaults where TRL's own would surprise: mixed bf16 only on a GPU with float32 weights, checkpointing when asked."""
+    """Defaults where TRL's own would surprise: mixed bf16 on a GPU only, gradient checkpointing only when asked."""
     return {"bf16": on_gpu and dtype != "float16", "gradient_checkpointing": False}
 
 
@@ -146,7 +147,9 @@ def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: typ
     for key, value in given.items():
         if key not in fields:
             problems.append(
-                Problem(f"{section}.trainer.{key}", f"{config_class.__name__} has no such option{did_you_mean(key, fields)}")
+                Problem(
+                    f"{section}.trainer.{key}", f"{config_class.__name__} has no such option{did_you_mean(key, fields)}"
+                )
             )
         elif not _fits(value, hints.get(key, Any)):
             problems.append(Problem(f"{section}.trainer.{key}", f"expected {_describe(hints[key])}, got {value!r}"))
@@ -179,7 +182,9 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    return str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("NoneType", "null").replace("None", "null")
+    return (
+        str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("NoneType", "null").replace("None", "null")
+    )
 
 
 def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_libraries(log: Path) -> Iterator[None]:
-    """Send what the libraries print, warn and log to `log`; progress bars are off. Our own listeners are not touched."""
+    """Send what the libraries print, warn and log to `log`, without progress bars; our listeners are not touched."""
     log.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -215,7 +220,9 @@ def quiet_libraries(log: Path) -> Iterator[None]:
         handler = logging.StreamHandler(stream)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
-        library_loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate", "peft")]
+        library_loggers = [
+            logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate", "peft")
+        ]
         before = [(logger, list(logger.handlers), logger.propagate) for logger in library_loggers]
         root.addHandler(handler)
         for logger in library_loggers:

@@ -37,9 +37,9 @@ from rlhfctl.recipe.schema import Init, Lora, Model
 
 PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|endoftext|>"
-# Finite so that 0 x logit stays 0 in entropies, within float16's range, and far below any trained logit: exp(-1e4) = 0.
+# Finite, so that 0 x logit is 0 in entropies; within float16's range; far below any trained logit.
 PAD_LOGIT = -1.0e4
-# The gated feed-forward of the Llama shape has three matrices; 8/3 x hidden keeps the parameters of a 4 x hidden plain one.
+# A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
 _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
 
@@ -48,7 +48,7 @@ _ROUND_TO = 16
 
 
 def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or the fixed `init.tokens`.
+    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or just `init.tokens`.
 
     End-of-sequence and pad are two tokens of their own, ids 0 and 1.
     """
@@ -82,10 +82,14 @@ def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase
 
 
 def _escape(token: str) -> str:
-    return "".join(f"\\{char}" if not char.isalnum() and char.isascii() and not char.isspace() else char for char in token)
+    return "".join(
+        f"\\{char}" if not char.isalnum() and char.isascii() and not char.isspace() else char for char in token
+    )
 
 
-def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -104,7 +108,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         state.pop("truncation", None)
     else:
         state = sorted(tokenizer.get_vocab().items())
-    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items()) if name != "additional_special_tokens"}
+    special = {
+        name: str(token)
+        for name, token in sorted(tokenizer.special_tokens_map.items())
+        if name != "additional_special_tokens"
+    }
     return fs.hash_json({"tokenizer": state, "special": special})
 
 
@@ -214,7 +222,9 @@ def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         reason = "the folder holds no config.json: it is not a model folder"
     return RlhfctlError(
-        f"the {what} cannot be loaded: {reason}", where=where, fix="name a Hugging Face model folder or a Hub id that can be reached"
+        f"the {what} cannot be loaded: {reason}",
+        where=where,
+        fix="name a Hugging Face model folder or a Hub id that can be reached",
     )
 
 
@@ -297,13 +307,13 @@ class PadMask:
 
 def mask_pad(model: nn.Module, pad_token_id: int) -> Any:
     """Install PadMask on the model's output head. Returns the hook's handle (`.remove()` takes it off)."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     return head.register_forward_hook(PadMask(pad_token_id))
 
 
 def unmask_pad(model: nn.Module) -> None:
     """Take PadMask off again."""
-    hooks = model.get_output_embeddings()._forward_hooks  # type: ignore[operator]
+    hooks = model.get_output_embeddings()._forward_hooks
     for key in [key for key, hook in hooks.items() if isinstance(hook, PadMask)]:
         del hooks[key]
 
@@ -338,7 +348,9 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
     try:
         peft_model = get_peft_model(model, lora_config(lora, task))
     except ValueError as error:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        linear = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
         raise RlhfctlError(
             f"LoRA cannot be attached: {str(error).splitlines()[0]}",
             where="lora.target_modules",
@@ -372,7 +384,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def merged(model: PeftModel) -> PreTrainedModel:
     """The plain model with the adapter's update added into its weights."""
-    return model.merge_and_unload()  # type: ignore[operator,no-any-return]
+    return model.merge_and_unload()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -490,10 +502,10 @@ def score_rows(
             ids, mask = pad_right(rows[start : start + batch_size], pad_token_id, at)
             hidden = _backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(ids), device=at), mask.sum(1) - 1]
-            result += model.score(last).squeeze(-1).float().tolist()  # type: ignore[operator]
+            result += model.score(last).squeeze(-1).float().tolist()
     return result
 
 
 def _backbone(model: nn.Module) -> Any:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return getattr(inner, inner.base_model_prefix)  # type: ignore[arg-type]
+    return getattr(inner, inner.base_model_prefix)

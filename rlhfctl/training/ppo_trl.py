@@ -24,7 +24,7 @@ from rlhfctl.events import Event
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Episode, Reward, make_episode
 from rlhfctl.training.data import Row
-from rlhfctl.training.hf_events import EventCallback
+from rlhfctl.training.hf_events import NOT_METRICS, EventCallback
 from rlhfctl.training.models import pad_left
 
 LAST_TRL = "1.12.0"
@@ -138,7 +138,9 @@ def train(
         ref_model=roles.reference,
         reward_model=BridgedReward(roles.reward, rollouts),
         value_model=roles.critic,
-        train_dataset=Dataset.from_dict({"input_ids": [list(ids) for ids in prompts], "row": list(range(len(prompts)))}),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [list(ids) for ids in prompts], "row": list(range(len(prompts)))}
+        ),
         data_collator=lambda features: collate(features, tokenizer.pad_token_id),
         callbacks=[callback],
     )
@@ -262,7 +264,9 @@ class PpoCallback(EventCallback):
             "raw_score": statistics.fmean(seen.scores),
             "raw_score_std": statistics.pstdev(seen.scores),
         }
-        logs = {**(logs or {}), **extra}
+        logs = {k: v for k, v in {**(logs or {}), **extra}.items() if k not in NOT_METRICS}
+        if args.num_ppo_epochs * args.num_mini_batches == 1:  # TRL takes the variance of that one ratio: NaN
+            logs.pop("val/ratio_var", None)
         self.history.append({self.rename.get(k, k): float(v) for k, v in logs.items() if isinstance(v, int | float)})
         super().on_log(args, state, control, logs=logs, **kwargs)
 
@@ -273,4 +277,8 @@ class PpoCallback(EventCallback):
     def closing_means(self) -> dict[str, float]:
         """Mean of each metric over the last tenth of the updates (at least one)."""
         last = self.history[-max(1, len(self.history) // 10) :]
-        return {name: statistics.fmean(entry[name] for entry in last if name in entry) for name in last[-1]} if last else {}
+        return (
+            {name: statistics.fmean(entry[name] for entry in last if name in entry) for name in last[-1]}
+            if last
+            else {}
+        )

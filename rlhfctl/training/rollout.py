@@ -65,7 +65,7 @@ def sample(
         for start in range(0, len(order), sampling.batch_size):
             batch = order[start : start + sampling.batch_size]
             ids, mask = pad_left([prompts[index] for index in batch], pad, at)
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             for index, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                 end = row.index(eos) + 1 if eos in row else None
                 responses[index] = Response(ids=row[:end], ended=end is not None)
@@ -81,7 +81,7 @@ class WithoutAdapter(nn.Module):
         self.policy = policy
 
     def forward(self, **inputs: torch.Tensor) -> Any:
-        with self.policy.disable_adapter():  # type: ignore[operator]
+        with self.policy.disable_adapter():
             return self.policy(**inputs)
 
 

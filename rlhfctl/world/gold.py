@@ -2,9 +2,9 @@
 
     score = product over the parts of  floor + (1 - floor) * part
 
-Each part lies in [0, 1] (see `explain`), so one failing part cannot be bought back with another: a string of kind
-words that does not parse scores 0, a kind text about the wrong things little. The floors in FLOORS say how much
-of the score is left when a part is 0.
+Each part lies in [0, 1] (see `explain`), so one failing part cannot be bought back with another: kind words in no
+order score 0, and so does a well-formed review with nothing kind in it; a kind one about the wrong things scores
+little. FLOORS says how much of the score is left when a part is 0.
 
 Reads the prompt and the completion and nothing else. Leaves out: style beyond the world's grammar; a sentence outside
 of it counts as ill-formed, however good its English. Imported only by code that evaluates (compare, evaluation logging)
@@ -46,18 +46,20 @@ FLOORS = {
     "specific": 0.4,
     "coherent": 0.6,
 }
-"""What is left of the score when the part is 0. A part with floor 0 is indispensable."""
+"""What is left of the score when the part is 0. A part with floor 0 (form, kind) is indispensable."""
 
 FULL_DETAIL = 3.0
 """Credits that make `specific` 1: three aspects, each with an adjective of its own."""
 OWN_CREDIT, GENERAL_CREDIT = 1.0, 0.5
-"""Credit of a fitting aspect with an adjective of its own; with a general one, or merely liked."""
+"""Credit of a fitting aspect with an adjective of its own; with a general one, or liked without any."""
 REPEATED_ADJECTIVE = 0.5
 """A repeated adjective counts as half a repeated statement."""
 NO_VERDICT = 0.5
-"""`coherent` of a text that never says whether to come back, before its joins are looked at."""
+"""`coherent` of a text that never says whether to come back, before its likings are looked at."""
 SHORTEST, LONGEST, TOO_LONG = 9, 24, 40
 """Words: `length` rises to 1 at SHORTEST, stays there to LONGEST, and falls to 0 at TOO_LONG."""
+
+_VERDICTS = {name: verdicts(category) for name, category in CATEGORIES.items()}
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One parsed sentence; `joins` holds, for each and / but / liking of a described thing, whether it makes sense."""
+    """One parsed sentence; `consistent` is of a liking: does the adjective, where there is one, agree with it?"""
 
     claims: tuple[Claim, ...] = ()
-    joins: tuple[bool, ...] = ()
+    consistent: bool | None = None
     verdict: float | None = None
     verdict_fits: bool = True
 
@@ -102,7 +104,7 @@ def _read_claim(subject: Subject, words: Sequence[str]) -> Claim | None:
 
 
 def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """CLAIM | CLAIM and CLAIM | CLAIM, CLAIM and CLAIM."""
+    """CLAIM | CLAIM and CLAIM | CLAIM, CLAIM and CLAIM, of any polarity each."""
     links = [word for word in words if word in {",", "and"}]
     if links not in ([], ["and"], [",", "and"]):
         return None
@@ -131,7 +133,7 @@ def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:
         if who != ("i",) and company != subject.company:
             claim = Claim(name, adjective, liking, False, 0.0)
         described = None if adjective is None else polarity_of(ASPECTS[name], adjective)
-        return Sentence((claim,), () if described is None else (described == liking,))
+        return Sentence((claim,), consistent=None if described is None else described == liking)
     return None
 
 
@@ -149,13 +151,11 @@ def _read_impression(subject: Subject, words: Sequence[str]) -> Sentence | None:
 
 def _read_verdict(subject: Subject, words: Sequence[str]) -> Sentence | None:
     """i would [not] | might AGAIN; i can|cannot recommend it."""
-    own = verdicts(CATEGORIES[NOUN_CATEGORY[subject.noun]])
-    if tuple(words) in own:
-        return Sentence(verdict=own[tuple(words)])
-    for category in CATEGORIES.values():
-        polarity = verdicts(category).get(tuple(words))
+    own = _VERDICTS[NOUN_CATEGORY[subject.noun]]
+    for table in (own, *_VERDICTS.values()):
+        polarity = table.get(tuple(words))
         if polarity is not None:
-            return Sentence(verdict=polarity, verdict_fits=False)
+            return Sentence(verdict=polarity, verdict_fits=table is own)
     return None
 
 
@@ -202,7 +202,8 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
               adjectives that can be said of the aspect
     kind      mean polarity of the claims
     specific  credits of distinct fitting aspects / FULL_DETAIL, at most 1
-    coherent  (1 - |verdict - kind|, or NO_VERDICT without one) * share of joins that make sense
+    coherent  (1 - |mean verdict - kind|, or NO_VERDICT without one) * share of likings that agree with their
+              adjective (i loved the cold soup does not), of those that have a fitting one
 
     A prompt that is not of this world raises DataError, since no completion of it can be judged.
     """
@@ -232,7 +233,7 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
         "fitting": _mean([float(c.fits) for c in claims] + [float(fits) for _, fits in judged], empty=0.0),
         "kind": kind,
         "specific": min(1.0, sum(detail.values()) / FULL_DETAIL),
-        "coherent": agreement * _mean([float(join) for s in parsed for join in s.joins], empty=1.0),
+        "coherent": agreement * _mean([float(s.consistent) for s in parsed if s.consistent is not None], empty=1.0),
     }
     score = 1.0
     for name, floor in FLOORS.items():

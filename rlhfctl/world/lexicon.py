@@ -37,7 +37,7 @@ class Category:
     nouns: tuple[str, ...]
     modifiers: tuple[str, ...]
     done: str
-    """How the prompt puts the experience: visited, used, worn, seen, read."""
+    """How the prompt puts the experience: visited, used, seen, read."""
     again: str
     """What a satisfied person would do: come back, buy it again."""
     aspects: tuple[str, ...]
@@ -129,15 +129,15 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def verdicts(category: Category | None) -> dict[tuple[str, ...], float]:
-    """Every closing recommendation as words -> polarity; None gives only those that suit any category."""
-    phrases = {"i can recommend it": GOOD, "i cannot recommend it": BAD}
-    if category is not None:
-        phrases |= {
-            f"i would {category.again}": GOOD,
-            f"i might {category.again}": MIDDLING,
-            f"i would not {category.again}": BAD,
-        }
+def verdicts(category: Category) -> dict[tuple[str, ...], float]:
+    """Every closing recommendation that suits the category, as words -> polarity."""
+    phrases = {
+        "i can recommend it": GOOD,
+        "i cannot recommend it": BAD,
+        f"i would {category.again}": GOOD,
+        f"i might {category.again}": MIDDLING,
+        f"i would not {category.again}": BAD,
+    }
     return {tuple(phrase.split()): polarity for phrase, polarity in phrases.items()}
 
 

@@ -63,11 +63,11 @@ FOREIGN_RATE = 0.04
 INTENSE_RATE = 0.12
 """An aspect's own adjective has `very` before it."""
 LIKING_RATE = 0.35
-"""A claim that stands alone is put as a liking rather than as a description."""
+"""A claim that stands alone and is not middling is put as a liking rather than as a description."""
 BARE_LIKING_RATE = 0.2
 """A liking has no adjective."""
 LIST_RATE = 0.5
-"""Three claims of one polarity are put as one sentence."""
+"""Three claims of one polarity are put as one sentence, rather than as two."""
 OPENING_RATE = 0.5
 """A review of a single aspect opens with an impression of the whole."""
 NOUN_RATE = 0.5
@@ -126,13 +126,17 @@ def _impression(rng: np.random.Generator, subject: Subject, mood: float) -> Word
 
 
 def _detail(rng: np.random.Generator, subject: Subject, mood: float, count: int) -> list[Words]:
-    """The sentences that speak of `count` aspects."""
+    """The sentences that speak of `count` aspects, at most three.
+
+    Three of one polarity may be a list: CLAIM, CLAIM and CLAIM. Otherwise the first two are joined whatever their
+    polarities, CLAIM and CLAIM, and a single or third aspect has a sentence of its own: CLAIM | LIKING.
+    """
     own = _category(subject).aspects
     aspects = [own[int(i)] for i in rng.permutation(len(own))[:count]]
     foreign = [name for name in ASPECTS if name not in own]
     aspects = [_pick(rng, foreign) if rng.random() < FOREIGN_RATE else name for name in aspects]
     polarities = [_draw(rng, CLAIM_POLARITY[mood]) for _ in aspects]
-    said = [(aspect, polarity) for aspect, polarity in zip(aspects, polarities, strict=True)]
+    said = list(zip(aspects, polarities, strict=True))
     if count == 3 and len(set(polarities)) == 1 and rng.random() < LIST_RATE:
         first, second, third = (_claim(rng, *pair) for pair in said)
         return [[*first, ",", *second, "and", *third]]
@@ -201,7 +205,7 @@ def _swap_aspect(rng: np.random.Generator, words: Words) -> Words:
 
 
 def _repeat_aspect(rng: np.random.Generator, words: Words) -> Words:
-    """One aspect is spoken of twice, in place of two."""
+    """One aspect takes another's place, whatever was said of that one; with fewer than two, a sentence comes twice."""
     at = [index for index, word in enumerate(words) if word in ASPECTS]
     if len(at) < 2:
         return _repeat_sentence(rng, words)

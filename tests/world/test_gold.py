@@ -23,25 +23,35 @@ def part(name: str, completion: str, prompt: str = CAFE) -> float:
     return gold.explain(prompt, completion)[name]
 
 
-def test_the_best_review_scores_one() -> None:
-    assert score(BEST) == 1.0
-    other = " the soup was warm and the waiters were quick. my friends loved the sweet cakes. i can recommend it."
-    assert score(other) == 1.0
+LADDER = [
+    # Three aspects, each with an adjective of its own, and a verdict that agrees: every part is 1.
+    (BEST, 1.0),
+    # Two aspects: specific 2/3.
+    (" the soup was warm and the waiters were friendly. i would come back.", 0.4 + 0.6 * 2 / 3),
+    # One: specific 1/3.
+    (" it was a lovely cafe. the soup was warm. i would come back.", 0.4 + 0.6 * 1 / 3),
+    # Vague: specific 0.
+    (" it was a lovely cafe. i would come back.", 0.4),
+    # Off the subject: specific 0, and of two claims and a verdict only the verdict is fitting.
+    (" the lens was sharp and the screen was bright. i can recommend it.", 0.4 * (0.4 + 0.6 * 1 / 3)),
+    # One statement four times: fresh (1/4)^2, specific 1/3, coherent 1/2 for want of a verdict.
+    (" the soup was warm." * 4, (0.2 + 0.8 / 16) * (0.4 + 0.6 * 1 / 3) * (0.6 + 0.4 * 1 / 2)),
+    # Word salad: form 0.
+    (" warm friendly the bright soup lovely and were fresh cakes.", 0.0),
+]
+"""Good, thinner, vague, off the subject, repeating, salad: text and score, worked out by hand."""
 
 
-def test_every_rung_is_below_the_one_before() -> None:
-    ladder = [
-        BEST,
-        " the soup was warm and the waiters were friendly. i would come back.",
-        " it was a lovely cafe. the soup was warm. i would come back.",
-        " it was a lovely cafe. i would come back.",
-        " the lens was sharp and the screen was bright. i can recommend it.",
-        " the soup was warm. the soup was warm. the soup was warm. the soup was warm.",
-        " warm friendly the bright soup lovely and were fresh cakes.",
-    ]
-    scores = [score(text) for text in ladder]
+def test_the_ladder_scores_as_worked_out_by_hand() -> None:
+    scores = [score(text) for text, _ in LADDER]
+    assert scores == pytest.approx([expected for _, expected in LADDER])
     assert all(higher > lower for higher, lower in itertools.pairwise(scores)), scores
-    assert scores[-1] == 0.0
+
+
+def test_another_best_review() -> None:
+    assert score(" the soup was very warm and the waiters were quick. my friends loved the sweet cakes.") < 1.0
+    text = " the soup was very warm and the waiters were quick. my friends loved the sweet cakes. i can recommend it."
+    assert score(text) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -49,29 +59,33 @@ def test_every_rung_is_below_the_one_before() -> None:
     [
         " lovely great excellent lovely great excellent.",
         " the soup was warm tasty fresh lovely great excellent.",
+        " the waiters were friendly, the waiters were friendly and the waiters were friendly. i would come back.",
         " the waiters were friendly and the waiters were friendly and the waiters were friendly. i would come back.",
         " it was lovely. it was great. it was lovely. it was excellent. i would come back.",
+        " i loved the soup. my friends loved the soup. i liked the soup. my friends liked the soup. i would come back.",
         " i would come back. i can recommend it. i would come back. i can recommend it.",
-        " the battery was strong, the plot was clever and the bed was soft. i would come back.",
-        " the soup was sharp, the waiters were deep and the cakes were clever. i would come back.",
+        " the battery was strong, the plot was clever and the heroes were brave. i would come back.",
+        " the soup was sharp, the waiters were bright and the cakes were clever. i would come back.",
         " the soup were warm, the waiters was friendly and the cakes was sweet. i would come back.",
         " the soup was warm, the waiters were friendly, the coffee was strong, the cakes were fresh",
         " i i i would come back come back come back.",
     ],
 )
-def test_hacked_text_scores_low(hacked: str) -> None:
-    assert score(hacked) < 0.2
+def test_hacked_text_scores_well_below_a_vague_review(hacked: str) -> None:
+    assert score(hacked) < 0.25 < score(" it was a lovely cafe. i would come back.") - 0.1
 
 
-def test_an_honest_bad_review_is_worth_more_than_hacked_text_and_less_than_a_kind_one() -> None:
-    honest = score(" the soup was cold and the waiters were rude. i would not come back.")
-    assert 0.2 < honest < score(" the soup was warm and the waiters were friendly. i would come back.") - 0.3
+def test_a_mixed_review_lies_between_a_kind_and_an_unkind_one() -> None:
+    kind = score(" the soup was warm and the waiters were friendly. i would come back.")
+    mixed = score(" the soup was warm and the waiters were rude. i might come back.")
+    assert mixed == pytest.approx(0.5 * 0.8) and mixed == pytest.approx(kind / 2)  # kind 1/2, all else alike
+    assert score(" the soup was cold and the waiters were rude. i would not come back.") == 0.0
 
 
 def test_the_same_text_suits_one_subject_and_not_another() -> None:
     text = " the lens was sharp, the screen was bright and the battery was light. i can recommend it."
     assert score(text, CAMERA) == 1.0
-    assert score(text, CAFE) < 0.15
+    assert score(text, CAFE) == pytest.approx(0.4 * (0.4 + 0.6 * 1 / 4))  # specific 0, the verdict alone fitting
 
 
 def test_form_wants_word_order_agreement_and_articles() -> None:
@@ -81,6 +95,9 @@ def test_form_wants_word_order_agreement_and_articles() -> None:
         "soup the was warm.",
         "it was a awful cafe.",
         "very.",
+        "the soup was warm but the waiters were rude.",
+        "the soup was warm, the waiters were friendly.",
+        "the soup was warm and the waiters were friendly and the cakes were sweet.",
     ):
         assert part("form", broken) == 0.0
     assert part("form", " it was an awful cafe.") == 1.0
@@ -99,14 +116,17 @@ def test_fresh_counts_topics_verdicts_and_adjectives() -> None:
 
 def test_length_rises_stays_and_falls() -> None:
     assert part("length", " it was lovely.") == pytest.approx(3 / 9)
-    assert part("length", BEST) == 1.0
+    assert score(" it was lovely.") == pytest.approx((0.2 + 0.8 * 3 / 9) * 0.4 * (0.6 + 0.4 * 1 / 2))
+    assert part("length", " i would come back." * 2) == pytest.approx(8 / 9)
+    assert part("length", BEST) == part("length", " the soup was warm." * 6) == 1.0
     assert part("length", " the soup was warm." * 8) == 0.5
     assert part("length", " the soup was warm." * 10) == 0.0
 
 
 def test_ended_and_truncated() -> None:
     assert score(BEST.removesuffix(".")) == 0.5
-    assert 0.0 < score(BEST.removesuffix(" back.")) < 0.5
+    cut = BEST.removesuffix(" back.")  # 16 words, 13 of them in the sentence that parses; no verdict any more
+    assert score(cut) == pytest.approx((13 / 16) ** 2 * 0.5 * (0.6 + 0.4 * 1 / 2))
 
 
 def test_fitting_counts_foreign_aspects_nouns_company_verdicts_and_odd_adjectives() -> None:
@@ -120,9 +140,11 @@ def test_fitting_counts_foreign_aspects_nouns_company_verdicts_and_odd_adjective
 
 
 def test_kind_is_the_mean_polarity() -> None:
-    assert part("kind", " the soup was warm but the waiters were rude. the cakes were fine.") == 0.5
+    assert part("kind", " the soup was warm and the waiters were rude. the cakes were fine.") == 0.5
+    assert part("kind", " the soup was warm and the waiters were rude. it was lovely.") == pytest.approx(2 / 3)
     assert part("kind", " the soup was cold.") == 0.0
-    assert part("kind", " i loved the soup.") == 1.0
+    assert part("kind", " i loved the soup.") == part("kind", " i loved the cold soup.") == 1.0
+    assert part("kind", " i would come back.") == 0.0  # a verdict is no reason
 
 
 def test_specific_gives_half_for_general_words() -> None:
@@ -133,15 +155,24 @@ def test_specific_gives_half_for_general_words() -> None:
     assert part("specific", " the lens was sharp.") == 0.0
 
 
-def test_coherent_weighs_the_verdict_and_the_joins() -> None:
+def test_coherent_weighs_the_verdict_and_the_likings() -> None:
     assert part("coherent", " the soup was warm. i would come back.") == 1.0
     assert part("coherent", " the soup was warm. i might come back.") == 0.5
     assert part("coherent", " the soup was warm. i would not come back.") == 0.0
     assert part("coherent", " the soup was cold. i would not come back.") == 1.0
     assert part("coherent", " the soup was warm. i would come back. i cannot recommend it.") == 0.5
     assert part("coherent", " the soup was warm.") == 0.5
-    assert part("coherent", " the soup was warm but the cakes were fresh. i would come back.") == 0.0
+    assert part("coherent", " i loved the warm soup. i would come back.") == 1.0
     assert part("coherent", " i loved the cold soup. i would come back.") == 0.0
+    assert part("coherent", " i loved the cold soup. i loved the fresh coffee. i would come back.") == 0.5
+    assert part("coherent", " i loved the soup. i loved the sharp coffee. i would come back.") == 1.0
+    assert part("coherent", " i hated the cold soup.") == 0.5
+
+
+def test_and_joins_claims_of_any_polarity() -> None:
+    assert part("coherent", " the soup was warm and the waiters were rude. i might come back.") == 1.0
+    text = " the soup was warm, the waiters were rude and the cakes were fine. i might come back."
+    assert part("form", text) == part("coherent", text) == 1.0
 
 
 @pytest.mark.parametrize("odd", ["", " ", ".", "...", ",,,", " \n", "<pad>", "caf\u00e9 \u2603 100%", " the", "and,"])

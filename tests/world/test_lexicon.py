@@ -5,9 +5,12 @@ from __future__ import annotations
 from rlhfctl.world.lexicon import (
     ADJECTIVES,
     ASPECTS,
+    BAD,
     CATEGORIES,
     COMPANIES,
     GENERAL_POLARITY,
+    GOOD,
+    MIDDLING,
     NOUN_CATEGORY,
     prompt_at,
     prompt_count,
@@ -15,13 +18,22 @@ from rlhfctl.world.lexicon import (
     split_sentences,
     to_text,
     to_words,
+    verdicts,
 )
 
 
 def test_every_category_uses_known_aspects_and_no_aspect_is_idle() -> None:
-    used = {aspect for category in CATEGORIES.values() for aspect in category.aspects}
-    assert used == set(ASPECTS)
-    assert all(len(set(category.aspects)) == 4 for category in CATEGORIES.values())
+    used = [aspect for category in CATEGORIES.values() for aspect in category.aspects]
+    assert sorted(used) == sorted(ASPECTS)
+    assert all(len(category.aspects) == 4 for category in CATEGORIES.values())
+
+
+def test_a_general_verdict_suits_every_category_and_an_own_one_no_other() -> None:
+    tables = [verdicts(category) for category in CATEGORIES.values()]
+    shared = set.intersection(*(set(table) for table in tables))
+    assert shared == {("i", "can", "recommend", "it"), ("i", "cannot", "recommend", "it")}
+    assert sum(len(table.keys() - shared) for table in tables) == len(set.union(*(set(t) for t in tables)) - shared)
+    assert all(sorted(table.values()) == [BAD, BAD, MIDDLING, GOOD, GOOD] for table in tables)
 
 
 def test_no_adjective_of_an_aspect_is_both_good_and_bad_or_general() -> None:

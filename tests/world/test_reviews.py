@@ -1,9 +1,12 @@
-"""The generator: determinism, shape of the rows, the mixture's quality, and the labels' noise."""
+"""The generator: determinism, shape of the rows, the mixture's quality, the damage, and the labels' noise."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +14,47 @@ import pytest
 
 from rlhfctl.errors import DataError
 from rlhfctl.world import gold
-from rlhfctl.world.lexicon import prompt_at, prompt_count, to_text, to_words
-from rlhfctl.world.reviews import MIN_GAP, demonstrations, preferences, prompts
+from rlhfctl.world.lexicon import (
+    ADJECTIVES,
+    ASPECTS,
+    CATEGORIES,
+    INTENSIFIER,
+    LIKINGS,
+    prompt_at,
+    prompt_count,
+    to_text,
+    to_words,
+    verdicts,
+)
+from rlhfctl.world.reviews import DAMAGES, MIN_GAP, demonstrations, preferences, prompts
+
+Rows = list[dict[str, str]]
+Words = list[str]
+Floats = npt.NDArray[np.float64]
+
+PAIRS = 1000
 
 
-def gaps(rows: list[dict[str, str]]) -> npt.NDArray[np.float64]:
-    """Gold of chosen minus gold of rejected, a row each."""
-    asked = [row["prompt"] for row in rows]
-    chosen = gold.score(asked, [row["chosen"] for row in rows])
-    rejected = gold.score(asked, [row["rejected"] for row in rows])
-    return np.subtract(chosen, rejected, dtype=np.float64)
+@pytest.fixture(scope="module")
+def reviews() -> Rows:
+    return demonstrations(2000, 0)
+
+
+@pytest.fixture(scope="module")
+def clean() -> Rows:
+    """Pairs whose labels are right."""
+    return preferences(PAIRS, 0, label_noise=0.0)
+
+
+@pytest.fixture(scope="module")
+def random() -> Rows:
+    """The same pairs, labelled by the toss of a coin."""
+    return preferences(PAIRS, 0, label_noise=0.5)
+
+
+def part(name: str, rows: Rows, side: str) -> Floats:
+    """One part of the gold score, or `score`, a row each."""
+    return np.asarray([gold.explain(row["prompt"], row[side])[name] for row in rows])
 
 
 def test_the_seed_decides_every_row() -> None:
@@ -28,6 +62,17 @@ def test_the_seed_decides_every_row() -> None:
         assert make(40, 3) == make(40, 3)
         assert make(40, 3) != make(40, 4)
         assert make(40, 3)[:15] == make(15, 3)
+
+
+def test_another_process_writes_the_same_rows() -> None:
+    code = (
+        "import json; from rlhfctl.world.reviews import demonstrations, preferences, prompts; "
+        "print(json.dumps([demonstrations(30, 0), preferences(30, 0), prompts(30, 0)]))"
+    )
+    rows = [demonstrations(30, 0), preferences(30, 0), prompts(30, 0)]
+    for order in "12":  # two orders in which a set's words may come
+        environment = {**os.environ, "PYTHONHASHSEED": order}
+        assert json.loads(subprocess.check_output([sys.executable, "-c", code], env=environment)) == rows
 
 
 def test_the_sets_use_separate_streams() -> None:
@@ -38,7 +83,7 @@ def test_the_sets_use_separate_streams() -> None:
 def test_prompts_are_distinct_up_to_the_last_one() -> None:
     assert prompt_count() >= 5000
     rows = [row["prompt"] for row in prompts(prompt_count(), 0)]
-    assert len(set(rows)) == prompt_count()
+    assert len(set(rows)) == len(rows) == prompt_count()
     for wrong in (prompt_count() + 1, -1):
         with pytest.raises(DataError, match="distinct prompts"):
             prompts(wrong, 0)
@@ -46,9 +91,9 @@ def test_prompts_are_distinct_up_to_the_last_one() -> None:
         prompt_at(prompt_count())
 
 
-def test_rows_are_plain_text_that_joins_cleanly() -> None:
-    rows = [(row["prompt"], row["completion"]) for row in demonstrations(300, 0)]
-    rows += [(row["prompt"], row[side]) for row in preferences(300, 0) for side in ("chosen", "rejected")]
+def test_rows_are_plain_text_that_joins_cleanly(reviews: Rows, clean: Rows) -> None:
+    rows = [(row["prompt"], row["completion"]) for row in reviews[:300]]
+    rows += [(row["prompt"], row[side]) for row in clean[:300] for side in ("chosen", "rejected")]
     for prompt, completion in rows:
         assert completion.startswith(" ") and completion == completion.rstrip()
         assert "  " not in completion and prompt not in completion
@@ -57,53 +102,86 @@ def test_rows_are_plain_text_that_joins_cleanly() -> None:
         assert to_text(to_words(completion)) == completion
 
 
-def test_demonstrations_are_well_formed_and_of_mixed_quality() -> None:
-    rows = demonstrations(2000, 0)
-    asked, texts = [row["prompt"] for row in rows], [row["completion"] for row in rows]
-    scores = np.asarray(gold.score(asked, texts))
+def test_demonstrations_are_well_formed_and_ended(reviews: Rows) -> None:
+    assert (part("form", reviews, "completion") == 1.0).all()
+    assert (part("ended", reviews, "completion") == 1.0).all()
+    assert all(row["completion"].endswith(".") for row in reviews)
+    lengths = np.asarray([len(to_words(row["completion"])) for row in reviews])
+    assert np.median(lengths) <= 16 and lengths.max() <= 28  # response_length 28 of the quickstart leaves room
+
+
+def test_demonstrations_are_of_mixed_quality(reviews: Rows) -> None:
+    scores = part("score", reviews, "completion")
     assert 0.40 <= scores.mean() <= 0.50
     assert scores.std() > 0.2
-    assert (scores < 0.15).mean() > 0.05 and (scores > 0.9).mean() > 0.03
-    assert all(gold.explain(prompt, text)["form"] == 1.0 for prompt, text in zip(asked, texts, strict=True))
-    lengths = np.asarray([len(to_words(text)) for text in texts])
-    assert np.median(lengths) <= 20 and lengths.max() <= 30
+    assert (scores < 0.15).mean() > 0.1 and (scores > 0.9).mean() > 0.03
 
 
-def test_the_world_is_small() -> None:
-    rows = demonstrations(4000, 0)
-    assert len({word for row in rows for word in to_words(row["prompt"] + row["completion"])}) <= 250
+def test_every_part_of_the_score_but_form_and_end_varies(reviews: Rows) -> None:
+    for name in gold.FLOORS.keys() - {"form", "ended"}:
+        assert part(name, reviews, "completion").std() > 0.02, name
 
 
-def test_completions_depend_on_the_prompt() -> None:
-    rows = demonstrations(1000, 0)
-    asked, texts = [row["prompt"] for row in rows], [row["completion"] for row in rows]
-    right = np.mean(gold.score(asked, texts))
-    shifted = np.mean(gold.score(asked, texts[1:] + texts[:1]))
-    assert shifted < right / 2
+def test_the_world_is_small_and_no_word_of_it_idle(reviews: Rows) -> None:
+    seen = {word for row in reviews for word in to_words(row["prompt"] + row["completion"])}
+    closings = {word for category in CATEGORIES.values() for words in verdicts(category) for word in words}
+    modifiers = {word for category in CATEGORIES.values() for word in category.modifiers}
+    assert len(seen) <= 170
+    assert ADJECTIVES | set(ASPECTS) | set(LIKINGS) | {INTENSIFIER} | closings | modifiers <= seen
+    assert "and" in seen and "but" not in seen
 
 
-def test_without_noise_gold_picks_the_chosen() -> None:
-    assert gaps(preferences(500, 0, label_noise=0.0)).min() >= MIN_GAP
+def test_completions_depend_on_the_prompt(reviews: Rows) -> None:
+    asked, texts = [row["prompt"] for row in reviews], [row["completion"] for row in reviews]
+    assert np.mean(gold.score(asked, texts[1:] + texts[:1])) < np.mean(gold.score(asked, texts)) / 2
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
-def test_noise_flips_that_share_of_labels(noise: float) -> None:
-    rows = 2000
-    flipped = float((gaps(preferences(rows, 0, label_noise=noise)) < 0).mean())
-    assert abs(flipped - noise) <= 4 * (noise * (1 - noise) / rows) ** 0.5  # four standard errors
+def test_chosen_and_rejected_differ(clean: Rows, random: Rows) -> None:
+    assert all(row["chosen"] != row["rejected"] for row in [*clean, *random])
 
 
-def test_noise_changes_labels_and_not_pairs() -> None:
-    clean, noisy = preferences(200, 0, 0.0), preferences(200, 0, 0.5)
-    assert [{row["chosen"], row["rejected"]} for row in clean] == [{row["chosen"], row["rejected"]} for row in noisy]
-    assert clean != noisy
+def test_without_noise_gold_picks_the_chosen(clean: Rows) -> None:
+    assert (part("score", clean, "chosen") - part("score", clean, "rejected")).min() >= MIN_GAP
 
 
-def test_at_half_noise_no_text_feature_tells_the_label() -> None:
-    rows = preferences(2000, 1, label_noise=0.5)
-    difference = np.asarray([len(row["chosen"]) - len(row["rejected"]) for row in rows])
-    assert abs((difference[difference != 0] > 0).mean() - 0.5) < 0.05
-    assert abs((gaps(rows) > 0).mean() - 0.5) < 0.05
+@pytest.mark.parametrize(("noise", "rows"), [(0.1, PAIRS), (0.5, PAIRS), (1.0, 100)])
+def test_noise_flips_that_share_of_labels_and_changes_no_pair(
+    clean: Rows, random: Rows, noise: float, rows: int
+) -> None:
+    noisy = random if noise == 0.5 else preferences(rows, 0, label_noise=noise)
+    flipped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in clean[:rows]]
+    assert all(row in (right, wrong) for row, right, wrong in zip(noisy, clean[:rows], flipped, strict=True))
+    rate = np.mean([row == wrong for row, wrong in zip(noisy, flipped, strict=True)])
+    assert abs(rate - noise) <= 4 * (noise * (1 - noise) / rows) ** 0.5  # four standard errors
+
+
+def probe_accuracy(rows: Rows) -> float:
+    """How often a linear reward, fitted on three quarters of the pairs, picks the chosen of the last quarter.
+
+    It sees counts of words and marks, length and how the text ends; least squares, a little shrunk, of w in
+    w . (features(chosen) - features(rejected)) = 1.
+    """
+    vocabulary = sorted({word for row in rows for side in ("chosen", "rejected") for word in to_words(row[side])})
+    column = {word: index for index, word in enumerate([*vocabulary, "LENGTH", "ENDED"])}
+
+    def features(text: str) -> Floats:
+        found = np.zeros(len(column))
+        for word in to_words(text):
+            found[column[word]] += 1.0
+        found[column["LENGTH"]], found[column["ENDED"]] = len(text) / 100, text.endswith(".")
+        return found
+
+    x = np.stack([features(row["chosen"]) - features(row["rejected"]) for row in rows])
+    fitted, held_out = x[: len(x) * 3 // 4], x[len(x) * 3 // 4 :]
+    weights = np.linalg.solve(fitted.T @ fitted + np.eye(len(column)), fitted.sum(axis=0))
+    return float((held_out @ weights > 0).mean())
+
+
+def test_at_half_noise_nothing_tells_the_label(clean: Rows, random: Rows) -> None:
+    right = (part("score", random, "chosen") > part("score", random, "rejected")).mean()
+    assert abs(right - 0.5) <= 4 * 0.5 / PAIRS**0.5  # four standard errors
+    assert probe_accuracy(clean) > 0.7  # the probe can learn, where there is something to learn
+    assert abs(probe_accuracy(random) - 0.5) <= 4 * 0.5 / (PAIRS / 4) ** 0.5
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.1])
@@ -112,12 +190,33 @@ def test_noise_is_a_probability(noise: float) -> None:
         preferences(1, 0, label_noise=noise)
 
 
-def test_pairs_show_damage_that_demonstrations_lack() -> None:
-    rows = preferences(1000, 0, label_noise=0.0)
-    rejected = [gold.explain(row["prompt"], row["rejected"]) for row in rows]
-    assert 0.1 < np.mean([parts["form"] < 1.0 for parts in rejected]) < 0.6
-    assert np.mean([parts["ended"] == 0.0 for parts in rejected]) > 0.02
-    assert np.mean([parts["fresh"] < 0.5 for parts in rejected]) > 0.02
+def test_pairs_show_damage_that_demonstrations_lack(clean: Rows) -> None:
+    assert 0.3 < (part("form", clean, "rejected") < 1.0).mean() < 0.6
+    assert (part("ended", clean, "rejected") == 0.0).mean() > 0.05
+    assert (part("fresh", clean, "rejected") < 0.5).mean() > 0.1
+    assert 0.02 < (part("form", clean, "chosen") < 1.0).mean() < 0.2
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.lstrip("_"))
+def test_damage_hurts(reviews: Rows, damage: Callable[[np.random.Generator, Words], Words]) -> None:
+    rng = np.random.default_rng(0)
+    damaged = [{**row, "completion": to_text(damage(rng, to_words(row["completion"])))} for row in reviews[:300]]
+    before, after = part("score", reviews[:300], "completion"), part("score", damaged, "completion")
+    assert after.mean() < 0.8 * before.mean()
+
+
+def test_a_repeated_aspect_replaces_another_or_else_a_sentence_comes_twice() -> None:
+    damage = {damage.__name__: damage for damage in DAMAGES}["_repeat_aspect"]
+    two = to_words(" the soup was warm and the waiters were friendly. it was fine.")
+    assert {to_text(damage(np.random.default_rng(seed), two)) for seed in range(20)} == {
+        " the soup was warm and the soup were friendly. it was fine.",
+        " the waiters was warm and the waiters were friendly. it was fine.",
+    }
+    one = to_words(" it was fine. i loved the soup.")
+    assert {to_text(damage(np.random.default_rng(seed), one)) for seed in range(20)} == {
+        " it was fine. it was fine. i loved the soup.",
+        " it was fine. i loved the soup. i loved the soup.",
+    }
 
 
 def test_reading_prompts_does_not_load_the_gold_scorer() -> None:

@@ -1,0 +1,36 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TRL_EXPERIMENTAL_SILENCE := 1
+export TOKENIZERS_PARALLELISM := false
+# This machine only: no telemetry, nothing looked up on the Hub.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test check slow clean setup
+
+demo: setup ## The whole loop on the built-in task: sft, reward model, PPO, verdict
+	$(BIN)/rlhfctl run quickstart
+
+test: setup ## The tests (those marked slow left out)
+	$(BIN)/python -m pytest
+
+slow: setup ## The long checks: kills, seeds, real text, benchmarks, the newest TRL
+	$(BIN)/python -m pytest -m slow
+
+check: setup ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean: ## What make created; runs/ is yours and stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

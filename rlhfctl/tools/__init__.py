@@ -1,0 +1,1 @@
+"""Commands beside the loop, each loaded when it is called."""

@@ -1,0 +1,93 @@
+"""What all tests share: a quiet, offline, single-threaded environment, a recipe of the smallest size, real text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The models of tests are so small that a second thread only waits at barriers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = """\
+name: tiny
+seed: 0
+model:
+  init: {architecture: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 400, max_position_embeddings: 128}
+lora: {r: 4, lora_alpha: 8}
+data:
+  demonstrations: {source: "builtin:reviews", rows: 96}
+  preferences: {source: "builtin:reviews", rows: 64, label_noise: 0.1, heldout: 0.25}
+  prompts: {source: "builtin:reviews", rows: 60, eval: 6, test: 12}
+sft:
+  lora: null
+  checkpoint_steps: 2
+  trainer: {num_train_epochs: 1, learning_rate: 1e-2, per_device_train_batch_size: 16}
+reward:
+  checkpoint_steps: 2
+  trainer: {num_train_epochs: 1, learning_rate: 1e-2, per_device_train_batch_size: 8}
+ppo:
+  total_episodes: 32
+  per_device_train_batch_size: 16
+  num_mini_batches: 2
+  num_ppo_epochs: 2
+  learning_rate: 1e-2
+  response_length: 12
+  temperature: 1.0
+  missing_eos_penalty: 1.0
+  eval: {every: 1}
+compare: {samples_per_prompt: 2, judges: [gold, reward_model], bootstrap_samples: 200}
+"""
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe of the whole loop that takes seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+def run_cli(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, its output captured."""
+    command = [sys.executable, "-m", "rlhfctl", *map(str, arguments)]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def cli() -> Cli:
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run of the tiny recipe, for tests that only read it. The recipe lies beside it."""
+    folder = tmp_path_factory.mktemp("session")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    result = run_cli("run", folder / "tiny.yaml", "--run-dir", folder / "run")
+    assert result.returncode == 0, result.stderr
+    (folder / "run" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real text and a real base model; skips where it is not there."""
+    value = os.environ.get("RLHFCTL_SHARED")
+    if not value:
+        pytest.skip("RLHFCTL_SHARED is not set: no real text and base model here")
+    return Path(value)
