@@ -72,7 +72,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
         "primary_judge": primary,
         "independent": results[primary]["independent"],
         "prompts": len(policy.sampled),
-        "samples_per_prompt": min(len(samples) for samples in policy.sampled),
+        "samples_per_prompt": min(len(samples) for side in (policy, reference) for samples in side.sampled),
         "temperature": None if "policy_samples" in ctx.options else section.temperature,
         "judges": results,
         "kl_mean": statistics.fmean(kl) if kl is not None else None,
@@ -103,7 +103,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     }
     metrics |= {"kl": report["kl_mean"]} if kl is not None else {}
     ctx.emit(Metrics(stage=ctx.name, step=0, values=metrics, split="test"))
-    for row in rows[: _SHOWN * report["samples_per_prompt"] : report["samples_per_prompt"]]:
+    for row in [row for row in rows if row["sample"] == 0][:_SHOWN]:
         ctx.emit(
             Sample(
                 stage=ctx.name,
@@ -139,7 +139,7 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
     prompts_section = ctx.recipe.data.prompts
     assert prompts_section is not None and section.max_new_tokens is not None
     test = split_prompts(prompts_section, ctx.data["prompts"].rows, ctx.recipe.seed).test
-    rows = _that_fit(test, tokenizer, ours.model, section.max_new_tokens, ctx)
+    rows = _that_fit(test, (ours, theirs), section.max_new_tokens, ctx)
 
     settings = section.model_dump(mode="json") | {"prompts": len(rows)}
     total = 2 * len(rows) * (section.samples_per_prompt + 1)
@@ -195,10 +195,12 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
     return answers[0], answers[1], kl if same else None, tokenizer  # type: ignore[return-value]
 
 
-def _that_fit(test: list[Row], tokenizer: PreTrainedTokenizerBase, model: Any, new: int, ctx: Context) -> list[Row]:
-    context = getattr(model.config, "max_position_embeddings", None)
-    encoder = Encoder(tokenizer)
-    rows = [row for row in test if context is None or len(encoder.prompt(row["prompt"])) + new <= context]
+def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Context) -> list[Row]:
+    rows = test
+    for side in sides:
+        context = getattr(side.model.config, "max_position_embeddings", None)
+        encoder = Encoder(side.tokenizer)
+        rows = [row for row in rows if context is None or len(encoder.prompt(row["prompt"])) + new <= context]
     if len(rows) < len(test):
         ctx.warn(f"{len(test) - len(rows)} of {len(test)} test prompts leave no room for {new} tokens and are left out")
     if not rows:
@@ -219,6 +221,12 @@ def _from_files(section: Compare, ctx: Context) -> tuple[Answers, Answers, None,
                 fix="sample both on the same prompts",
             )
         ctx.warn(f"{missing} prompts stand in one file only and are left out")
+    uneven = sum(len(grouped[0][key]) != len(grouped[1][key]) for key in shared)
+    if uneven:
+        ctx.warn(
+            f"{uneven} prompts have another number of samples on one side than on the other: all count in the verdict, "
+            "samples.jsonl shows those that form pairs"
+        )
     tokenizer = _samples_tokenizer(section, ctx)
     ctx.emit(StageStarted(stage=ctx.name, settings=section.model_dump(mode="json") | {"prompts": len(shared)}))
     answers = []

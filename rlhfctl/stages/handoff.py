@@ -7,7 +7,6 @@ manifest; the checks that are possible run, and those that are not are noted in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhfctl.artifacts import Artifact, Source, read_json
+from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
 from rlhfctl.errors import HandoffError
 from rlhfctl.stages import Context
 from rlhfctl.training import models
@@ -70,20 +69,39 @@ def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedM
 
 def _load_foreign(ctx: Context, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
-    adapter = Path(source.name) / "adapter_config.json"
-    base_name = source.name
-    if adapter.is_file():
-        base_name = str(json.loads(adapter.read_text())["base_model_name_or_path"])
-        beside = Path(source.name) / base_name
-        base_name = str(beside) if beside.is_dir() else base_name
-    tokenizer = models.load_tokenizer(base_name, trust_remote_code=trust)
-    model = models.load_causal_lm(base_name, dtype=dtype, trust_remote_code=trust)
-    if adapter.is_file():
-        model = models.merged(models.load_adapter(model, Path(source.name)))
+    folder = Path(source.name)
+    if (folder / "adapter_config.json").is_file():
+        model, tokenizer = _base_of_adapter(ctx, folder)
+        if (folder / "tokenizer_config.json").is_file():  # saved with the adapter, so with its template and end token
+            tokenizer = models.load_tokenizer(str(folder), trust_remote_code=trust)
+        model = models.merged(models.load_adapter(model, folder))
+    else:
+        tokenizer = models.load_tokenizer(source.name, trust_remote_code=trust)
+        model = models.load_causal_lm(source.name, dtype=dtype, trust_remote_code=trust)
     for sentence in models.ensure_pad(model, tokenizer):
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
     return model, tokenizer
+
+
+def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a run's stage."""
+    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not name:
+        raise HandoffError(
+            "the adapter does not say which base model it belongs to",
+            where=str(folder),
+            fix="write it into adapter_config.json as base_model_name_or_path, or name a folder with merged weights",
+        )
+    beside = folder / name
+    path = str(beside if beside.is_dir() else name)
+    if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
+        base = load_base(ctx, Source.of(stage), check=False)
+        return base.model, base.tokenizer
+    return models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust), models.load_tokenizer(
+        path, trust_remote_code=trust
+    )
 
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -93,7 +111,10 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     if artifact is None:
         theirs = models.load_tokenizer(source.name, trust_remote_code=trust)
         agree(theirs, tokenizer, source.name)
-        model = models.load_scorer(source.name, dtype=dtype, trust_remote_code=trust)
+        if (Path(source.name) / "adapter_config.json").is_file():
+            model = _foreign_scorer_adapter(ctx, Path(source.name))
+        else:
+            model = models.load_scorer(source.name, dtype=dtype, trust_remote_code=trust)
         model.config.pad_token_id = tokenizer.pad_token_id
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
@@ -115,11 +136,25 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     return model
 
 
-def recorded_base(source: Source, base: Base) -> str:
+def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
+    if not models.adapter_has_head(folder):
+        raise HandoffError(
+            "the adapter holds no scalar head: its scores would be noise",
+            where=str(folder),
+            fix="train it with task_type SEQ_CLS and modules_to_save score, or name a reward stage: runs/NAME/reward",
+        )
+    base, _ = _base_of_adapter(ctx, folder)
+    return models.merged(models.load_adapter(models.scorer_on(base, seed=0), folder))
+
+
+def recorded_base(ctx: Context, source: Source, base: Base) -> str:
     """What peft records as an adapter's base: relative inside a run, so that a moved run stays whole."""
     if source.artifact is None:
         return base.path
-    return f"../../{source.artifact.path.name}/{source.artifact.part('model').name}"
+    # A policy that is an adapter itself has no model/: then the stage's folder is named.
+    place = source.artifact.part("model") if source.artifact.has("model") else source.artifact.path
+    inside = relative_to_run(place, ctx.run.root)
+    return inside if Path(inside).is_absolute() else f"../../{inside}"
 
 
 # ---------------------------------------------------------------- probes: kept rows with the numbers they gave

@@ -215,6 +215,7 @@ class Evaluation:
         self.prompts: list[list[int]] = []
         self.closing: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
+        self.best_values: dict[str, float] = {}
         self.best_folder = ctx.work / "best"
         self._references: list[str] = []  # what the reference answers, for the samples shown
 
@@ -260,6 +261,7 @@ class Evaluation:
             )
         if section.use == "best" and (self.best is None or values["eval_objective"] > self.best[0]):
             self.best = (values["eval_objective"], update)
+            self.best_values = values
             with fs.publish_folder(self.best_folder) as folder:
                 self.policy.save_pretrained(folder)
 
@@ -283,6 +285,7 @@ class Evaluation:
         assert self.best is not None
         score, update = self.best
         models.load_weights(self.policy, self.best_folder)
+        self.closing = self.best_values  # the manifest's figures are those of the policy that is handed on
         self.ctx.note(
             f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
         )
@@ -305,7 +308,7 @@ def _publish(
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:
-            models.save_adapter(policy, folder, base=handoff.recorded_base(ctx.parents["base"], base), head=False)
+            models.save_adapter(policy, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], base), head=False)
             models.save_tokenizer(tokenizer, folder)
     else:
         name = "model"

@@ -141,8 +141,8 @@ def _heldout(
     if interval.low <= 0.5:
         ctx.warn(
             f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time "
-            f"(95% interval {interval.low:.0%} to {interval.high:.0%}): as far as this tells no better than a coin, so PPO "
-            "would chase noise"
+            f"(95% interval {interval.low:.0%} to {interval.high:.0%}): as far as this tells no better than a coin, so "
+            "PPO would chase noise"
         )
     return values
 
@@ -156,7 +156,7 @@ def _publish(
     reloaded: PreTrainedModel
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            models.save_adapter(model, folder, base=handoff.recorded_base(ctx.parents["base"], base), head=True)
+            models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], base), head=True)
             models.save_tokenizer(tokenizer, folder)
         fresh = handoff.load_base(ctx, ctx.parents["base"], check=False)
         reloaded = models.merged(models.load_adapter(models.scorer_on(fresh.model, seed=0), ctx.folder / "adapter"))

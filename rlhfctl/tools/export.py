@@ -27,14 +27,14 @@ _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _SNIPPET = {
     False: """from transformers import {auto}, AutoTokenizer
 
-folder = "{folder}"
+folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto}.from_pretrained(folder{extra})
 """,
     True: """from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
-folder = "{folder}"
+folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 base = {auto}.from_pretrained(folder + "/base"{extra})
 model = PeftModel.from_pretrained(base, folder)
@@ -66,7 +66,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
             _export_merged(stage, artifact, context, to)
     auto = _SCORER if stage in ("reward", "critic") else _CAUSAL
     extra = ", num_labels=1" if auto == _SCORER else ""
-    snippet = _SNIPPET[adapter].format(auto=auto, folder=to, extra=extra)
+    snippet = _SNIPPET[adapter].format(auto=auto, folder=json.dumps(str(to)), extra=extra)
     return [*messages, f"exported {stage} to {to}", "load it with:", "", *snippet.splitlines()]
 
 
@@ -104,9 +104,12 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
         config["base_model_name_or_path"] = "base"
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         if stage == "sft":
-            model, tokenizer, _ = models.base_from_recipe(
+            model, _, _ = models.base_from_recipe(
                 recipe.model, [], seed=recipe.seed, dtype=models.torch_dtype(recipe.model.dtype)
             )
+            # The stage's own: its end-of-sequence may be the chat template's end of turn.
+            tokenizer = models.load_tokenizer(str(artifact.part("model")))
+            models.set_token_ids(model, tokenizer)
         else:
             base = handoff.load_base(context, artifact.parent("base"))
             model, tokenizer = base.model, base.tokenizer
@@ -126,7 +129,7 @@ def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> Non
         shutil.copy(artifact.part("probes"), folder / handoff.PROBES)
     auto = _SCORER if stage in ("reward", "critic") else _CAUSAL
     extra = ", num_labels=1" if auto == _SCORER else ""
-    snippet = _SNIPPET[adapter].format(auto=auto, folder=".", extra=extra)
+    snippet = _SNIPPET[adapter].format(auto=auto, folder='"."', extra=extra)
     lines = [
         f"# {stage}",
         "",

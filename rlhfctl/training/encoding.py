@@ -197,7 +197,9 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     tail = text.rpartition(marker)[2].strip() if marker in text else ""
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in tokenizer.all_special_ids:
+    # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in marked | set(tokenizer.all_special_ids):
         return None
     was = tokenizer.eos_token
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError, RlhfctlError
@@ -42,6 +44,8 @@ PAD_LOGIT = -1.0e4
 # A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
 _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
+_NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
+_SHOWN_UNKNOWN = 8
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -55,12 +59,14 @@ def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase
     special = [EOS_TOKEN, PAD_TOKEN]
     if init.tokens is not None:
         vocabulary = {token: index for index, token in enumerate([*special, *init.tokens])}
-        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=EOS_TOKEN))
+        # No unknown token: other text has no ids, and what stood in for it would be learned as if it were text.
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NO_TOKEN))
         longest_first = sorted(init.tokens, key=len, reverse=True)
         pattern = Regex("|".join(_escape(token) for token in longest_first))
         backend.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
         backend.decoder = decoders.Fuse()
         backend.add_special_tokens(special)
+        _check_covered(backend, init.tokens, texts)
     else:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -79,6 +85,18 @@ def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase
         model_max_length=init.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _check_covered(backend: Tokenizer, tokens: Sequence[str], texts: Iterable[str]) -> None:
+    known = {*tokens, EOS_TOKEN, PAD_TOKEN}
+    unknown = {piece for text in texts for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)} - known
+    if unknown:
+        shown = ", ".join(repr(piece) for piece in sorted(unknown)[:_SHOWN_UNKNOWN])
+        raise RlhfctlError(
+            f"the demonstrations hold text that no token stands for: {shown}",
+            where="model.init.tokens",
+            fix="add these to the tokens (white space too is text), or leave `tokens` out to learn a vocabulary",
+        )
 
 
 def _escape(token: str) -> str:
@@ -284,6 +302,7 @@ def set_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Make config and generation config agree with the tokenizer on pad, end and beginning."""
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = tokenizer.bos_token_id
     # Sampling defaults that a base ships (top_p, temperature) would change what PPO samples from: only the ids stay.
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
@@ -337,19 +356,31 @@ def lora_config(lora: Lora, task: TaskType) -> LoraConfig:
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
     """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on tied embeddings."""
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    embeddings = {"lm_head", "embed_tokens", "embed_out", "embed_in", "wte"}
-    if getattr(model.config, "tie_word_embeddings", False) and embeddings & set(named):
-        raise RlhfctlError(
-            "LoRA on tied embeddings is refused: input and output share one matrix, so merging the adapter moves both",
-            where="lora.target_modules",
-            fix=f"leave out {', '.join(sorted(embeddings & set(named)))}; all-linear does so by itself",
+    if getattr(model.config, "tie_word_embeddings", False) and named != ["all-linear"]:
+        config = lora_config(lora, task)
+        tied = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+        hit = sorted(
+            name
+            for name, module in model.named_modules()
+            if id(module) in tied and check_target_module_exists(config, name)
         )
+        if hit:
+            raise RlhfctlError(
+                "LoRA on tied embeddings is refused: input and output are one matrix, so merging moves both",
+                where="lora.target_modules",
+                fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
+            )
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     set_seed(seed)
     try:
         peft_model = get_peft_model(model, lora_config(lora, task))
     except ValueError as error:
         linear = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear | Conv1D) and id(module) not in outer  # Conv1D: GPT-2's linear layer
+            }
         )
         raise RlhfctlError(
             f"LoRA cannot be attached: {str(error).splitlines()[0]}",
@@ -364,10 +395,18 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> No
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     model.save_pretrained(folder)
-    if head:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
-            if not any(".score." in f".{name}" for name in weights.keys()):  # noqa: SIM118
-                raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
+    if head and not adapter_has_head(folder):
+        raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
+
+
+def adapter_has_head(folder: Path) -> bool:
+    """Whether the adapter's file holds the weights of a scalar head beside the low-rank ones."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise HandoffError("the adapter folder holds no adapter_model.safetensors", where=str(folder))
+    with safe_open(file, framework="pt") as weights:
+        # A head that is only dressed with LoRA (".score.lora_A.") is not saved.
+        return any(name.endswith((".score.weight", ".score.modules_to_save.weight")) for name in weights.keys())  # noqa: SIM118
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

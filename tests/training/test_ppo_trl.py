@@ -179,7 +179,10 @@ def test_a_function_gets_each_rows_own_prompt_completion_and_columns(
             if tokenizer.eos_token_id in response:
                 response = response[: response.index(tokenizer.eos_token_id)]
             texts.append(
-                (tokenizer.decode(query, skip_special_tokens=True), tokenizer.decode(response, skip_special_tokens=True))
+                (
+                    tokenizer.decode(query, skip_special_tokens=True),
+                    tokenizer.decode(response, skip_special_tokens=True),
+                )
             )
         return out, logits
 
@@ -225,9 +228,7 @@ def test_rows_reach_trl_as_scores_of_their_own_episode(tmp_path: Path, monkeypat
         return recorders[-1]
 
     played = play(tmp_path, section(total_episodes=24), lora=True, reward=recorder)
-    given = [
-        value(episode.row["key"], str(episode.completion)) for call in recorders[0].calls for episode in call
-    ]
+    given = [value(episode.row["key"], str(episode.completion)) for call in recorders[0].calls for episode in call]
     assert picked == pytest.approx(given, abs=1e-6)
     episodes = [episode for call in recorders[0].calls for episode in call]
     lengths = {len(episode.response_ids) for episode in episodes}
@@ -312,7 +313,9 @@ def test_every_option_is_looked_at_here() -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_reaches_trl(tmp_path: Path, name: str) -> None:
     plain = ppo_trl.config_for(Ppo(), tmp_path, seed=9, report_to=[])
-    changed = ppo_trl.config_for(Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9, report_to=[])
+    changed = ppo_trl.config_for(
+        Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9, report_to=[]
+    )
     assert getattr(changed, name) == OPTIONS[name]
     differing = {f.name for f in dataclasses.fields(plain) if getattr(plain, f.name) != getattr(changed, f.name)}
     assert differing - {"logging_dir", "run_name"} == {name}

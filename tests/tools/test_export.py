@@ -1,0 +1,199 @@
+"""What `export` writes loads without rlhfctl and gives the recorded numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rlhfctl import pipeline
+from rlhfctl.cli import app
+from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Init
+from rlhfctl.tools.export import export
+from rlhfctl.training import models
+
+VARIANTS = {
+    "sft": ("sft", False),
+    "reward": ("reward", False),
+    "ppo": ("ppo", False),
+    "critic": ("critic", False),
+    "reward-adapter": ("reward", True),
+    "ppo-adapter": ("ppo", True),
+    "chat-adapter": ("sft", True),
+}
+
+# Runs printed snippets one after another and writes what each loaded model gives, in plain transformers.
+RUNNER = """
+import json, os, sys, torch
+cases, results = json.load(open("cases.json")), {}
+for name, case in cases.items():
+    os.chdir(case["cwd"])
+    space = {}
+    exec(case["snippet"], space)
+    tokenizer, model = space["tokenizer"], space["model"].eval()
+    numbers = []
+    for row in case["rows"]:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row))).logits
+        if logits.dim() == 3:
+            logp = torch.log_softmax(logits[0, :-1].double(), -1)
+            numbers += [float(logp[i, t]) for i, t in enumerate(row[1:])]
+        else:
+            numbers.append(float(logits[0, 0]))
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    results[name] = {"numbers": numbers, "pad": tokenizer.pad_token_id, "eos": tokenizer.eos_token_id, "ends": ends}
+assert not [name for name in sys.modules if name.partition(".")[0] == "rlhfctl"]
+json.dump(results, open(sys.argv[1], "w"))
+"""
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def flat(numbers: Any) -> list[float]:
+    return [n for item in numbers for n in (item if isinstance(item, list) else [item])]
+
+
+@pytest.fixture(scope="module")
+def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LoRA on a base that pads with end-of-sequence, and a template whose turns end in another token than the base's."""
+    folder = tmp_path_factory.mktemp("chat")
+    init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300, max_position_embeddings=96)
+    tokenizer = models.train_tokenizer(init, ["ask me something", "user assistant"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.pad_token = tokenizer.eos_token
+    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, folder / "base")
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    row = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "me"}]}
+    (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    (folder / "recipe.yaml").write_text(
+        "name: chat\nmodel: {path: base, chat_template: chat.jinja}\nlora: {r: 4, lora_alpha: 8}\n"
+        "data: {demonstrations: {source: rows.jsonl}}\n"
+        "sft: {trainer: {max_steps: 2, learning_rate: 1e-2, per_device_train_batch_size: 4}}\n"
+    )
+    pipeline.run(load_recipe(folder / "recipe.yaml"), folder / "run", pipeline.Request(), lambda event: None)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, chat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every variant's folder, and what its printed snippet gave in a process without rlhfctl."""
+    folder = tmp_path_factory.mktemp("exported")
+    cases, folders = {}, {}
+    for name, (stage, adapter) in VARIANTS.items():
+        to = folders[name] = folder / f'it\'s "{name}"'
+        lines = export(chat_run if name.startswith("chat") else tiny_run, stage, to, adapter=adapter)
+        probes = to if stage != "critic" else tiny_run / "ppo"
+        rows = json.loads((probes / "probes.json").read_text())["rows"]
+        snippet = "\n".join(lines[lines.index("load it with:") + 1 :])
+        cases[name] = {"snippet": snippet, "rows": rows, "cwd": str(folder)}
+    readme = (folders["ppo-adapter"] / "README.md").read_text()
+    inside = readme.partition("```python\n")[2].partition("```")[0]
+    cases["readme"] = cases["ppo-adapter"] | {"snippet": inside, "cwd": str(folders["ppo-adapter"])}
+    (folder / "cases.json").write_text(json.dumps(cases))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", RUNNER, str(folder / "results.json")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {"folders": folders, "results": json.loads((folder / "results.json").read_text())}
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "critic"] + ["readme"])
+def test_the_snippet_gives_the_recorded_numbers(
+    tiny_run: Path, chat_run: Path, exported: dict[str, Any], name: str
+) -> None:
+    variant = "ppo-adapter" if name == "readme" else name
+    to, got, (stage, adapter) = exported["folders"][variant], exported["results"][name], VARIANTS[variant]
+    run = chat_run if name.startswith("chat") else tiny_run
+    kept = json.loads((to / "probes.json").read_text())
+    assert kept == json.loads((run / stage / "probes.json").read_text())
+    expected = flat(kept["scores" if stage == "reward" else "logprobs"])
+    assert len(set(expected)) > 1
+    assert got["numbers"] == pytest.approx(expected, abs=1e-5)
+    own = models.load_tokenizer(str(run / "sft" / "model"))
+    assert (got["pad"], got["eos"]) == (own.pad_token_id, own.eos_token_id)
+    assert stage == "reward" or got["ends"] == own.eos_token_id
+    for folder in (to, to / "base") if adapter else (to,):
+        theirs = models.load_tokenizer(str(folder))
+        assert models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(own)
+        assert models.template_fingerprint(theirs) == models.template_fingerprint(own)
+    manifest = json.loads((run / stage / "manifest.json").read_text())
+    assert manifest["fingerprint"] in (to / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["reward-adapter", "ppo-adapter"])
+def test_an_adapter_carries_its_base(tiny_run: Path, exported: dict[str, Any], name: str) -> None:
+    to = exported["folders"][name]
+    assert json.loads((to / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    ours = models.load_causal_lm(str(to / "base"), dtype=torch.float32).state_dict()
+    base = models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32).state_dict()
+    assert ours.keys() == base.keys()
+    assert all(torch.equal(ours[key], base[key]) for key in base)
+    assert not (exported["folders"][name.partition("-")[0]] / "adapter_config.json").exists()
+
+
+def test_the_chat_base_ends_turns_with_its_template(chat_run: Path) -> None:
+    """Else the variant above would show nothing."""
+    tokenizer = models.load_tokenizer(str(chat_run / "sft" / "model"))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", models.PAD_TOKEN)
+
+
+def test_the_critic_is_exported_as_it_was_trained(tiny_run: Path, exported: dict[str, Any]) -> None:
+    rows = json.loads((tiny_run / "ppo" / "probes.json").read_text())["rows"]
+    pad = models.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
+    trained = models.load_scorer(str(tiny_run / "ppo" / "critic"), dtype=torch.float32)
+    expected = models.score_rows(trained, rows, pad)
+    assert exported["results"]["critic"]["numbers"] == pytest.approx(expected, abs=1e-5)
+    # It has moved from the reward model that it began as, so the two are not mixed up.
+    reward = models.load_scorer(str(exported["folders"]["reward"]), dtype=torch.float32)
+    assert models.score_rows(reward, rows, pad) != pytest.approx(expected, abs=1e-4)
+
+
+def test_the_command_prints_what_it_did(tiny_run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(tiny_run), "--to", str(tmp_path / "new" / "policy")])
+    assert result.exit_code == 0, result.output
+    assert f"exported ppo to {tmp_path / 'new' / 'policy'}" in result.output  # ppo is the default
+    assert "AutoModelForCausalLM" in result.output
+    assert (tmp_path / "new" / "policy" / "model.safetensors").is_file()
+
+
+def test_what_cannot_be_exported_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("keep me")
+    for to in (full, full / "mine.txt"):
+        with pytest.raises(RlhfctlError, match="not empty"):
+            export(tiny_run, "sft", to, adapter=False)
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+    with pytest.raises(RlhfctlError, match="no stage 'critik'"):
+        export(tiny_run, "critik", tmp_path / "x", adapter=False)
+    with pytest.raises(RlhfctlError, match=r"recipe\.yaml is missing"):
+        export(tmp_path, "sft", tmp_path / "x", adapter=False)
+    with pytest.raises(RlhfctlError, match="trained whole, without LoRA"):
+        export(tiny_run, "sft", tmp_path / "x", adapter=True)
+    with pytest.raises(RlhfctlError, match="model of its own"):
+        export(tiny_run, "critic", tmp_path / "x", adapter=True)
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    (unfinished / "recipe.yaml").write_bytes((tiny_run / "recipe.yaml").read_bytes())
+    with pytest.raises(HandoffError, match="does not exist"):
+        export(unfinished, "sft", tmp_path / "x", adapter=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_empty_folder_will_do(tiny_run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "empty"
+    to.mkdir()
+    export(tiny_run, "sft", to, adapter=False)
+    assert (to / "model.safetensors").is_file()
