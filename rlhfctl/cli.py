@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from rlhfctl.pipeline import Request
     from rlhfctl.recipe.load import LoadedRecipe
 
-EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+class Interrupted(RlhfctlError):
+    """Ctrl-C while stages ran."""
+
+    exit_code = 130  # what a shell reports for it
+
+    def __init__(self) -> None:
+        super().__init__("stopped", fix="the same command goes on from the last complete checkpoint")
+
 
 app = typer.Typer(
     help="One strict recipe file in; a model trained by RLHF, and an honest verdict on it, out.",
@@ -228,7 +236,10 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
     with fs.RunLock(paths.lock), _listeners(paths.events) as emit:
-        artifacts = pipeline.run(loaded, folder, request, emit)
+        try:
+            artifacts = pipeline.run(loaded, folder, request, emit)
+        except KeyboardInterrupt:
+            raise Interrupted from None
     _closing(artifacts, folder)
 
 
@@ -302,15 +313,15 @@ def _compare_runs(runs: list[Path]) -> None:
 
 
 def main() -> None:
-    """Entry point: one message and an exit code for what a user can cause; a traceback for our own defects."""
+    """Entry point: one message and an exit code for what a user can cause; a traceback for our own defects.
+
+    Typer itself reports misspelt commands and options (exit code 2).
+    """
     try:
-        app(standalone_mode=False)
+        app()
     except RlhfctlError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped. The same command goes on from the last complete checkpoint.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -318,13 +329,6 @@ def main() -> None:
 
         typer.echo(f"error: {disk_full(Path(error.filename or '.'))}", err=True)
         sys.exit(1)
-    except Exception as error:
-        from click.exceptions import ClickException
-
-        if not isinstance(error, ClickException):
-            raise
-        error.show()
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     recipe, paths = loaded.recipe, RunPaths(run_dir)
     names = stages_of(recipe)
     chosen = _chosen(names, request)
+    emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     data_module = importlib.import_module("rlhfctl.training.data")
     data = data_module.check_all(recipe.data, recipe.seed)
     _write_recipe(recipe, paths, emit)

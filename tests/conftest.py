@@ -22,7 +22,13 @@ TINY = """\
 name: tiny
 seed: 0
 model:
-  init: {architecture: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 400, max_position_embeddings: 128}
+  init:
+    architecture: llama
+    hidden_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 2
+    vocab_size: 400
+    max_position_embeddings: 128
 lora: {r: 4, lora_alpha: 8}
 data:
   demonstrations: {source: "builtin:reviews", rows: 96}

@@ -156,9 +156,10 @@ def test_parts_are_found_by_name(tmp_path: Path) -> None:
     artifact = publish(tmp_path / "sft")
     assert artifact.part("model") == tmp_path / "sft" / "model" and artifact.has("model")
     assert not artifact.has("head") and not artifact.has("adapter")
-    with pytest.raises(HandoffError, match="the sft artifact holds no adapter") as caught:
-        artifact.part("adapter")
-    assert caught.value.fix == "it holds: model"
+    for name in ("adapter", "head"):  # head is a mark, not a place
+        with pytest.raises(HandoffError, match=f"the sft artifact holds no {name}") as caught:
+            artifact.part(name)
+        assert caught.value.fix == "it holds: model"
 
 
 def test_broken_json_beside_a_manifest_is_a_handoff_error(tmp_path: Path) -> None:
@@ -396,11 +397,11 @@ def test_changed_inputs_are_those_that_differ_came_or_went() -> None:
     ]
 
 
-def plan(loaded: LoadedRecipe, run: Path) -> dict[str, dict[str, str]]:
+def plan(loaded: LoadedRecipe, run: Path, content: str = "") -> dict[str, dict[str, str]]:
     """stage -> its inputs, with what the earlier stages left as it is."""
     recipe = loaded.recipe
     data: dict[str, Any] = {
-        name: SimpleNamespace(fingerprint=fs.hash_json([name, section.source, section.rows, recipe.seed]))
+        name: SimpleNamespace(fingerprint=f"{name} {section.rows} {recipe.seed} {content}")
         for name in ("demonstrations", "preferences", "prompts")
         if (section := getattr(recipe.data, name)) is not None
     }
@@ -435,7 +436,7 @@ def test_a_change_reaches_the_stages_that_depend_on_it_and_no_other(
     assert {name: inputs for name, inputs in changed.items() if inputs} == expected
 
 
-def test_the_seed_the_parents_and_an_edited_function_reach_their_stages(tmp_path: Path) -> None:
+def test_the_seed_edited_data_the_parents_and_an_edited_function_reach_their_stages(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in STAGES:
         publish(run / name)
@@ -445,6 +446,14 @@ def test_the_seed_the_parents_and_an_edited_function_reach_their_stages(tmp_path
     assert all("seed" in changed_inputs(before[name], seeded[name]) for name in STAGES)
     dtype = plan(recipe_at(tmp_path, "model.dtype=bfloat16"), run)
     assert all(changed_inputs(before[name], dtype[name]) == ["model"] for name in STAGES)
+
+    other_rows = plan(recipe_at(tmp_path), run, "edited")
+    assert {name: changed_inputs(before[name], other_rows[name]) for name in STAGES} == {
+        "sft": ["data.demonstrations"],
+        "reward": ["data.preferences"],
+        "ppo": ["data.prompts"],
+        "compare": ["data.prompts"],
+    }
 
     publish(run / "sft", text="trained again")
     retrained = plan(recipe_at(tmp_path), run)

@@ -205,3 +205,15 @@ def test_a_torn_checkpoint_is_passed_over(tiny_recipe: Path, tiny_run: Path, tmp
     assert f"{optimizer.parent.name} is passed over: optimizer.pt is missing" in result.stdout
     expected = load_artifact(tiny_run / "sft").manifest.outputs["model/model.safetensors"]
     assert load_artifact(run / "sft").manifest.outputs["model/model.safetensors"] == expected
+
+
+def test_use_best_hands_on_the_best_policy_of_the_evaluations(copy: tuple[Path, Path], cli: Cli) -> None:
+    recipe, run = copy
+    result = cli("ppo", recipe, "--run-dir", run, "--set", "ppo.use=best", "--set", "ppo.total_episodes=64")
+    assert result.returncode == 0, result.stderr
+    events = [e for e in read_events(run / "events.jsonl") if e["event"] == "metrics" and e["stage"] == "ppo"]
+    evaluations = [e for e in events if e["split"] == "eval"][-5:]  # updates 0 to 4 of this command
+    assert [e["step"] for e in evaluations] == [0, 1, 2, 3, 4]
+    best = max(evaluations, key=lambda e: e["values"]["eval_objective"])
+    assert load_artifact(run / "ppo").manifest.metrics["best_update"] == best["step"]
+    assert f"is that of update {best['step']}" in result.stdout

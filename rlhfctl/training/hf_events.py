@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import logging
 import math
 import os
 import sys
 import time
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -164,7 +166,7 @@ def _fits(value: object, hint: Any) -> bool:
         return True
     if origin is typing.Literal:
         return value in typing.get_args(hint)
-    if origin is not None and (origin is typing.Union or origin.__name__ == "UnionType"):
+    if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint is type(None):
         return value is None
@@ -182,9 +184,16 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    return (
-        str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("NoneType", "null").replace("None", "null")
-    )
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return "null"
+    if origin is typing.Literal:
+        return ", ".join(repr(part) for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(part) for part in parts)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return ", ".join(repr(member.value) for member in hint)
+    return str(hint if parts else getattr(hint, "__name__", hint)).replace("typing.", "")
 
 
 def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +215,7 @@ def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     shown = {}
     for name in dict.fromkeys(names):
         value = getattr(args, name, None)
+        value = value.value if isinstance(value, enum.Enum) else value  # "linear", not SchedulerType.LINEAR
         shown[name] = value if isinstance(value, bool | int | float | str | type(None)) else str(value)
     return shown
 
@@ -229,6 +239,7 @@ def quiet_libraries(log: Path) -> Iterator[None]:
             logger.handlers = []
             logger.propagate = True
         logging.captureWarnings(True)
+        bars = transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
         try:
@@ -240,6 +251,10 @@ def quiet_libraries(log: Path) -> Iterator[None]:
             for logger, handlers, propagate in before:
                 logger.handlers, logger.propagate = handlers, propagate
             root.removeHandler(handler)
+            if bars[0]:
+                transformers.utils.logging.enable_progress_bar()
+            if not bars[1]:
+                datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -133,10 +133,8 @@ def main() -> int:
             good = problem is None and same
             passed, failed = passed + good, failed + (not good)
             state = "killed" if alive else "had ended"
-            print(
-                f"kill {number} at {moment:.1f} s ({where}, {state}): {'same weights' if same else 'OTHER WEIGHTS'} {problem or ''}",
-                flush=True,
-            )
+            end = "same weights" if same else "OTHER WEIGHTS"
+            print(f"kill {number} at {moment:.1f} s ({where}, {state}): {end} {problem or ''}", flush=True)
         if options.publication:
             good = publication_kills(options.recipe, folder, options.overrides, expected)
             passed, failed = passed + good, failed + (not good)

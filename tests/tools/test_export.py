@@ -67,7 +67,7 @@ def flat(numbers: Any) -> list[float]:
 
 @pytest.fixture(scope="module")
 def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LoRA on a base that pads with end-of-sequence, and a template whose turns end in another token than the base's."""
+    """LoRA on a base that pads with end-of-sequence, under a template whose turns end in a token of its own."""
     folder = tmp_path_factory.mktemp("chat")
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300, max_position_embeddings=96)
     tokenizer = models.train_tokenizer(init, ["ask me something", "user assistant"])
@@ -82,6 +82,7 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data: {demonstrations: {source: rows.jsonl}}\n"
         "sft: {trainer: {max_steps: 2, learning_rate: 1e-2, per_device_train_batch_size: 4}}\n"
     )
+    (folder / "run").mkdir()
     pipeline.run(load_recipe(folder / "recipe.yaml"), folder / "run", pipeline.Request(), lambda event: None)
     return folder / "run"
 

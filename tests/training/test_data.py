@@ -239,6 +239,12 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     assert load("prompts", source, columns=both).rows == [{"prompt": "q", "asked": "q", "level": 3}]
 
 
+def test_a_row_that_lacks_the_named_column_is_not_read_from_another(tmp_path: Path) -> None:
+    source = write(tmp_path / "d.jsonl", {"question": "q"}, {"prompt": "p", "id": 1})
+    with pytest.raises(DataError, match=r"d\.jsonl:2: has no prompt; it has id"):
+        load("prompts", source, columns={"prompt": "question"})
+
+
 def test_two_columns_can_be_swapped(tmp_path: Path) -> None:
     source = write(tmp_path / "d.jsonl", {"prompt": "q", "chosen": "worse", "rejected": "better"})
     rows = load("preferences", source, columns={"chosen": "rejected", "rejected": "chosen"}).rows

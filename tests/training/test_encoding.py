@@ -296,8 +296,11 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_matters(chat
         encoder.demonstration({"messages": TURNS}, assistant_only_loss=True)
     assert caught.value.fix is not None and "model.chat_template" in caught.value.fix
     chatml.chat_template = CHATML.replace("<|im_start|>assistant", "<|im_start|>model")
-    with pytest.raises(DataError, match="renders a prompt differently"):
-        encoder.pair([ask("one ?")], [answer("first .")])
+    for conversation in ([ask("one ?"), answer("first .")], TURNS):
+        with pytest.raises(DataError, match="renders a prompt differently"):
+            encoder.pair(conversation[:-1], conversation[-1:])
+        with pytest.raises(DataError, match="renders a prompt differently"):
+            encoder.demonstration({"messages": conversation}, assistant_only_loss=True)
 
 
 def test_without_a_template_conversations_are_refused_and_texts_are_not(plain: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,280 @@
+"""The verdict's numbers by hand, from files of samples and from models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rlhfctl.artifacts import load_artifact
+from rlhfctl.cli import app
+from rlhfctl.world import gold, reviews
+
+JUDGE = {
+    "delta": float,
+    "delta_ci95": list,
+    "win_rate": float,
+    "win_rate_ci95": list,
+    "policy_mean": float,
+    "policy_ci95": list,
+    "reference_mean": float,
+    "reference_ci95": list,
+    "ties": int,
+    "p_value": float,
+    "independent": bool,
+}
+REPORT = {
+    "verdict": str,
+    "primary_judge": str,
+    "independent": bool,
+    "prompts": int,
+    "samples_per_prompt": int,
+    "judges": dict,
+    "length_policy_mean": float,
+    "length_reference_mean": float,
+    "distinct_1_policy": float,
+    "distinct_1_reference": float,
+    "distinct_2_policy": float,
+    "distinct_2_reference": float,
+}
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "compare" / "compare.json").read_text())
+    return report
+
+
+def check_shape(report: dict[str, Any], *, judges: list[str]) -> None:
+    for key, kind in REPORT.items():
+        assert type(report[key]) is kind, key
+    assert list(report["judges"]) == judges
+    for values in report["judges"].values():
+        assert set(values) == set(JUDGE)
+        for key, kind in JUDGE.items():
+            assert type(values[key]) is kind, key
+        for key in ("delta_ci95", "win_rate_ci95", "policy_ci95", "reference_ci95"):
+            low, high = values[key]
+            middle = key.removesuffix("_ci95")
+            assert low <= values[middle if middle in values else f"{middle}_mean"] <= high
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> tuple[Path, Path, dict[str, list[float]]]:
+    """Six prompts with two samples each: three wins, a loss, two ties by gold; and gold's means, by hand."""
+    rows = reviews.demonstrations(40, 1)
+    good = [row for row in rows if gold.score([row["prompt"]], [row["completion"]])[0] > 0][:6]
+    assert len(good) == 6
+    empty = "the"
+    prompts = [row["prompt"] for row in good]
+    best = [row["completion"] for row in good]
+    ours = [[best[0]] * 2, [best[1], empty], [best[2]] * 2, [empty] * 2, [empty] * 2, [best[5]] * 2]
+    theirs = [[empty] * 2, [empty] * 2, [best[2], empty], [best[3], empty], [empty] * 2, [best[5]] * 2]
+    flat = [
+        [{"prompt": prompt, "response": text} for prompt, texts in zip(prompts, side, strict=True) for text in texts]
+        for side in (ours, theirs)
+    ]
+    means = {
+        name: [sum(gold.score([prompt] * 2, texts)) / 2 for prompt, texts in zip(prompts, side, strict=True)]
+        for name, side in (("policy", ours), ("reference", theirs))
+    }
+    # The other file in another order: prompts are matched by their text.
+    return (
+        jsonl(tmp_path / "policy.jsonl", flat[0]),
+        jsonl(tmp_path / "reference.jsonl", list(reversed(flat[1]))),
+        means,
+    )
+
+
+def test_numbers_from_files_by_hand(
+    tiny_recipe: Path, tmp_path: Path, samples: tuple[Path, Path, dict[str, list[float]]]
+) -> None:
+    policy, reference, means = samples
+    run = tmp_path / "run"
+    result = invoke(
+        "compare", tiny_recipe, "--policy-samples", policy, "--reference-samples", reference, "--run-dir", run,
+        "--set", "compare.judges=[gold]",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = report_of(run)
+    check_shape(report, judges=["gold"])
+    ours, theirs, judge = means["policy"], means["reference"], report["judges"]["gold"]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    assert [d > 0 for d in differences].count(True) == 3 and [d < 0 for d in differences].count(True) == 1
+    assert judge["ties"] == 2
+    assert judge["win_rate"] == pytest.approx((3 + 0.5 * 2) / 6)
+    assert judge["delta"] == pytest.approx(sum(differences) / 6)
+    assert judge["policy_mean"] == pytest.approx(sum(ours) / 6)
+    assert judge["reference_mean"] == pytest.approx(sum(theirs) / 6)
+    assert judge["p_value"] == pytest.approx(2 * (1 + 4) / 16)  # 3 of 4: P[X <= 1] = 5/16, doubled
+    assert judge["delta_ci95"][0] <= judge["delta"] <= judge["delta_ci95"][1]
+    assert judge["win_rate_ci95"][0] <= judge["win_rate"] <= judge["win_rate_ci95"][1]
+    assert (report["prompts"], report["samples_per_prompt"]) == (6, 2)
+    assert report["verdict"] == "undecided"
+    assert report["independent"] is True
+    assert report["kl_mean"] is None and report["temperature"] is None
+    assert report["end_rate_policy"] is None
+    written = [json.loads(line) for line in policy.read_text().splitlines()]
+    assert report["length_policy_mean"] == pytest.approx(sum(len(row["response"].split()) for row in written) / 12)
+    rows = [json.loads(line) for line in (run / "compare" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["policy"]) for row in rows] == [(row["prompt"], row["response"]) for row in written]
+    assert [row["sample"] for row in rows] == [0, 1] * 6
+    for row in rows:
+        assert row["policy_scores"]["gold"] == gold.score([row["prompt"]], [row["policy"]])[0]
+        assert row["reference_scores"]["gold"] == gold.score([row["prompt"]], [row["reference"]])[0]
+    manifest = load_artifact(run / "compare").manifest
+    assert manifest.metrics["win_rate"] == judge["win_rate"] and "kl" not in manifest.metrics
+
+
+def test_swapping_the_files_mirrors_the_verdict(tiny_recipe: Path, tmp_path: Path) -> None:
+    rows = [row for row in reviews.demonstrations(60, 1) if gold.score([row["prompt"]], [row["completion"]])[0] > 0][
+        :12
+    ]
+    better = jsonl(tmp_path / "a.jsonl", [{"prompt": r["prompt"], "response": r["completion"]} for r in rows])
+    worse = jsonl(tmp_path / "b.jsonl", [{"prompt": r["prompt"], "response": "the"} for r in rows])
+    verdicts = {}
+    for name, ours, theirs in (("better", better, worse), ("worse", worse, better)):
+        result = invoke(
+            "compare", tiny_recipe, "--policy-samples", ours, "--reference-samples", theirs,
+            "--run-dir", tmp_path / name, "--set", "compare.judges=[gold]",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        report = report_of(tmp_path / name)
+        verdicts[name] = (report["verdict"], report["judges"]["gold"]["win_rate"], report["judges"]["gold"]["ties"])
+    assert verdicts == {"better": ("better", 1.0, 0), "worse": ("worse", 0.0, 0)}
+
+
+def test_prompts_and_samples_that_do_not_pair_up_are_told(tiny_recipe: Path, tmp_path: Path) -> None:
+    prompts = [row["prompt"] for row in reviews.prompts(3, 1)]
+    a = jsonl(tmp_path / "a.jsonl", [{"prompt": p, "response": "good"} for p in [prompts[0], prompts[0], prompts[1]]])
+    b = jsonl(tmp_path / "b.jsonl", [{"prompt": p, "response": "bad"} for p in [prompts[0], prompts[1], prompts[2]]])
+    run = tmp_path / "run"
+    common = ("--set", "compare.judges=[gold]", "--run-dir", run)
+    result = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", b, *common)
+    assert result.exit_code == 0, result.output
+    report = report_of(run)
+    assert (report["prompts"], report["samples_per_prompt"]) == (2, 1)
+    notes = " ".join(load_artifact(run / "compare").manifest.notes)
+    assert "1 prompts stand in one file only" in notes
+    assert "1 prompts have another number of samples" in notes
+    rows = [json.loads(line) for line in (run / "compare" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [(prompts[0], 0), (prompts[1], 0)]
+    strange = jsonl(tmp_path / "c.jsonl", [{"prompt": "another", "response": "x"}])
+    failed = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", strange, *common)
+    assert "share no prompt" in str(failed.exception)
+    broken = jsonl(tmp_path / "d.jsonl", [{"prompt": "another"}])
+    failed = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", broken, *common)
+    assert "needs prompt and response" in str(failed.exception) and "d.jsonl:1" in str(failed.exception)
+    failed = invoke("compare", tiny_recipe, "--policy-samples", a)
+    assert "go together" in str(failed.exception)
+
+
+def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
+    tiny_run: Path, tmp_path: Path, samples: tuple[Path, Path, dict[str, list[float]]]
+) -> None:
+    from rlhfctl.rewards import Episode
+    from rlhfctl.rewards.model import ModelReward
+    from rlhfctl.training import models
+    from rlhfctl.training.encoding import Encoder
+
+    policy, reference, _ = samples
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    result = invoke(
+        "compare", tiny_run.parent / "tiny.yaml", "--policy-samples", policy, "--reference-samples", reference,
+        "--run-dir", run, "--set", "compare.primary_judge=reward_model",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = report_of(run)
+    check_shape(report, judges=["gold", "reward_model"])
+    assert (report["primary_judge"], report["independent"]) == ("reward_model", False)
+    assert report["judges"]["gold"]["independent"] is True
+    assert report["judges"]["reward_model"]["independent"] is False
+    warning = "the verdict rests on the reward model that PPO trained against"
+    assert any(warning in note for note in load_artifact(run / "compare").manifest.notes)
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert any(event["event"] == "warning" and warning in event["message"] for event in events)
+    # The score is the head's at the end of prompt + response, end token included, as in training.
+    probe = load_artifact(run / "reward")
+    base = models.load_causal_lm(str(run / "sft" / "model"), dtype=models.torch_dtype("float32"))
+    tokenizer = models.load_tokenizer(str(run / "sft" / "model"))
+    scorer = models.merged(models.load_adapter(models.scorer_on(base, seed=9), probe.part("adapter")))
+    row = json.loads((run / "compare" / "samples.jsonl").read_text().splitlines()[0])
+    ids, response = Encoder(tokenizer).pair(row["prompt"], row["policy"])
+    assert response[-1] == tokenizer.eos_token_id
+    score = ModelReward(scorer, tokenizer.pad_token_id)([Episode(ids, response, "", "", {})])[0]
+    assert row["policy_scores"]["reward_model"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_policy_compared_with_itself_is_undecided(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = invoke(
+        "compare", tiny_run.parent / "tiny.yaml", "--policy", tiny_run / "sft", "--reference", tiny_run / "sft",
+        "--reward-model", tiny_run / "reward", "--run-dir", run,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = report_of(run)
+    check_shape(report, judges=["gold", "reward_model"])
+    for part in (report["judges"], report["greedy"]):
+        for judge in part.values():
+            assert (judge["delta"], judge["win_rate"], judge["ties"]) == (0.0, 0.5, 12)
+            assert judge["delta_ci95"] == [0.0, 0.0]
+    assert report["kl_mean"] == 0.0
+    assert (report["verdict"], report["prompts"], report["samples_per_prompt"]) == ("undecided", 12, 2)
+    rows = [json.loads(line) for line in (run / "compare" / "samples.jsonl").read_text().splitlines()]
+    assert all(row["policy"] == row["reference"] for row in rows)
+    assert len({row["policy"] for row in rows}) > 12  # samples of one prompt differ
+
+
+def test_the_run_of_the_whole_loop_has_the_contracts_keys(tiny_run: Path) -> None:
+    report = report_of(tiny_run)
+    check_shape(report, judges=["gold", "reward_model"])
+    assert type(report["kl_mean"]) is float and report["kl_mean"] > 0
+    assert type(report["end_rate_policy"]) is float
+    assert report["temperature"] == 1.0
+    assert set(report["greedy"]) == {"gold", "reward_model"}
+
+
+def test_the_same_command_gives_the_same_samples(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
+    assert result.exit_code == 0, result.output
+    assert (run / "compare" / "samples.jsonl").read_text() == (tiny_run / "compare" / "samples.jsonl").read_text()
+    assert report_of(run) == report_of(tiny_run)
+
+
+def test_a_prompt_that_one_side_has_no_room_for_is_left_out_for_both(tiny_run: Path, tmp_path: Path) -> None:
+    """The reference's context is shorter than the policy's."""
+    import torch
+
+    from rlhfctl.recipe.schema import Init
+    from rlhfctl.training import models
+
+    tokenizer = models.load_tokenizer(str(tiny_run / "sft" / "model"))
+    lengths = sorted(len(tokenizer(row["prompt"])["input_ids"]) for row in reviews.prompts(60, 0))
+    context = lengths[len(lengths) // 2] + 12  # half of the prompts fit beside 12 tokens
+    init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=context)
+    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "short")
+    run = tmp_path / "run"
+    result = invoke(
+        "compare", tiny_run.parent / "tiny.yaml", "--policy", tiny_run / "sft", "--reference", tmp_path / "short",
+        "--run-dir", run, "--set", "compare.judges=[gold]",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    notes = load_artifact(run / "compare").manifest.notes
+    kept = report_of(run)["prompts"]
+    assert 0 < kept < 12
+    assert any(f"{12 - kept} of 12 test prompts leave no room for 12 tokens" in note for note in notes)

@@ -1,0 +1,88 @@
+"""What a user sees who gets the command line wrong: one message, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--no-such-option", "quickstart"], 2, "No such option"),
+        (["rum"], 2, "No such command"),
+        (["run"], 2, "Missing argument"),
+        (["run", "quickstrt"], 2, "quickstart"),
+        (["validate", "quickstart", "--set", "ppo.learning_rat=1e-5"], 2, "did you mean 'learning_rate'"),
+        (["validate", "quickstart", "--set", "sft.lora={r: 4}"], 2, "random"),
+        (
+            ["validate", "quickstart", "--set", "ppo.gradient_accumulation_steps=2"],
+            2,
+            "wrong number of optimizer steps",
+        ),
+        (["show", "no-such-run"], 1, "recipe.yaml is missing"),
+        (["export", "no-such-run", "--to", "x"], 1, "recipe.yaml is missing"),
+        (["compare", "a", "b"], 1, "must all be run folders"),
+        (["compare", "quickstart", "--policy-samples", "x.jsonl"], 1, "go together"),
+    ],
+)
+def test_one_message_and_no_traceback(arguments: list[str], code: int, message: str, cli: Cli, tmp_path: Path) -> None:
+    result = cli(*arguments, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout.startswith("rlhfctl 0.")
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "rlhfctl", "run", str(tiny_recipe), "--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (run / "sft" / "work" / "inputs.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_bad_rows_are_named_before_any_model_loads(tmp_path: Path, tiny_recipe: Path, cli: Cli) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": " a", "rejected": " b" if i != 2 else " a"} for i in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = tiny_recipe.read_text()
+    start = text.index("  preferences:")
+    line = text[start : text.index("\n", start)]
+    tiny_recipe.write_text(text.replace(line, "  preferences: {source: pairs.jsonl}"))
+    result = cli("run", tiny_recipe, "--run-dir", tmp_path / "run")
+    assert result.returncode == 2
+    assert "pairs.jsonl:3: chosen and rejected are the same" in result.stderr
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_runs_side_by_side(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    shutil.copytree(tiny_run, tmp_path / "other")
+    result = cli("compare", tiny_run, tmp_path / "other")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("undecided") + result.stdout.count("better") + result.stdout.count("worse") >= 2
+    assert "different test prompts" not in result.stdout
+
+
+def test_show_gives_the_lineage(tiny_run: Path, cli: Cli) -> None:
+    result = cli("show", tiny_run)
+    assert result.returncode == 0, result.stderr
+    for word in ("lineage", "policy: ppo", "reference: sft", "data.demonstrations", "base model (new weights)"):
+        assert word in result.stdout
