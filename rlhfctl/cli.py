@@ -5,7 +5,6 @@ Imports light modules only; whatever loads torch is imported inside the command 
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -322,12 +321,12 @@ def main() -> None:
     except RlhfctlError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        from rlhfctl.fs import disk_full
+    except Exception as error:
+        from rlhfctl.fs import disk_full, is_disk_full
 
-        typer.echo(f"error: {disk_full(Path(error.filename or '.'))}", err=True)
+        if not is_disk_full(error):  # a defect of ours: show where
+            raise
+        typer.echo(f"error: {disk_full(Path(getattr(error, 'filename', None) or '.'))}", err=True)
         sys.exit(1)
 
 

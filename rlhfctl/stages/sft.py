@@ -39,7 +39,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     model, tokenizer, notes = models.base_from_recipe(
         recipe.model, texts_of(demonstrations), seed=recipe.seed, dtype=dtype
     )
-    if is_conversation(demonstrations[0]) and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
+    conversations = any(is_conversation(row) for row in demonstrations)
+    if conversations and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
         models.set_token_ids(model, tokenizer)
         notes.append(sentence)
     for sentence in notes:
