@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path, bpe: Any, fixed: bool) ->
     tokenizer = words()[0] if fixed else bpe
     tokenizer(["a", "ab a"], padding=True, truncation=True, max_length=3)  # leaves padding in the tokenizer
     models.save_tokenizer(tokenizer, tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert written["padding"] is None and written["truncation"] is None
     loaded = models.load_tokenizer(str(tmp_path))
     assert models.tokenizer_fingerprint(loaded) == models.tokenizer_fingerprint(tokenizer)
     assert loaded.padding_side == "left"
