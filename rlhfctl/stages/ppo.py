@@ -52,6 +52,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model.
     config = ppo_trl.config_for(section, ctx.work, seed=recipe.seed, report_to=recipe.report_to)
     base = handoff.load_base(ctx, ctx.parents["base"])
+    base.model.to(models.device())
     tokenizer = base.tokenizer
     reward, critic = _reward_and_critic(base, ctx)  # first: the policy's adapter goes into base*'s own layers
     policy, reference = _policy_and_reference(base.model, section, ctx)
