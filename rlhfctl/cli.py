@@ -6,6 +6,7 @@ Imports light modules only; whatever loads torch is imported inside the command 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:
     from rlhfctl.artifacts import Artifact
+    from rlhfctl.events import Event, FanOut, Listener
     from rlhfctl.pipeline import Request
     from rlhfctl.recipe.load import LoadedRecipe
 
@@ -234,16 +236,36 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     loaded = _load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
-    with fs.RunLock(paths.lock), _listeners(paths.events) as emit:
-        try:
-            artifacts = pipeline.run(loaded, folder, request, emit)
-        except KeyboardInterrupt:
-            raise Interrupted from None
+    with fs.RunLock(paths.lock), _stoppable() as stop_if_asked, _listeners(paths.events, stop_if_asked) as emit:
+        artifacts = pipeline.run(loaded, folder, request, emit)
     _closing(artifacts, folder)
 
 
 @contextmanager
-def _listeners(events: Path) -> Iterator[Any]:
+def _stoppable() -> Iterator[Listener]:
+    """Turn Ctrl-C into Interrupted, also where a library swallows it at import: then the next event stops."""
+    asked = False
+
+    def interrupt(signum: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def stop_if_asked(event: Event) -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop_if_asked
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
     """events.jsonl always; a bar on a terminal, plain lines elsewhere."""
     from rlhfctl.dashboard.console import console
     from rlhfctl.dashboard.jsonl import JsonlWriter
@@ -256,9 +278,9 @@ def _listeners(events: Path) -> Iterator[Any]:
             from rlhfctl.dashboard.live import LivePrinter
 
             with LivePrinter(screen) as live:
-                yield FanOut([writer, live])
+                yield FanOut([first, writer, live])
         else:
-            yield FanOut([writer, PlainPrinter(sys.stdout)])
+            yield FanOut([first, writer, PlainPrinter(sys.stdout)])
 
 
 def _closing(artifacts: list[Artifact], folder: Path) -> None:
