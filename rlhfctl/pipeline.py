@@ -44,6 +44,15 @@ _HOW_TO_HAVE = {  # a stage that the recipe lacks
 }
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
+# stage -> the data sets it reads
+_DATA = {
+    "base": ("demonstrations", "prompts"),
+    "sft": ("demonstrations",),
+    "reward": ("preferences",),
+    "ppo": ("prompts",),
+    "compare": ("prompts",),
+}
+
 Emit = Callable[[Event], None]
 
 
@@ -76,14 +85,16 @@ def stages_of(recipe: Recipe) -> list[str]:
 def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
     """Bring the stages that `request` asks for up to date, in order. Returns their artifacts.
 
-    The caller holds the run's lock. All rows of all data sets are checked before the first model loads.
+    The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
+    first model loads.
     """
     recipe, paths = loaded.recipe, RunPaths(run_dir)
     names = stages_of(recipe)
     chosen = _chosen(names, request)
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     data_module = importlib.import_module("rlhfctl.training.data")
-    data = data_module.check_all(recipe.data, recipe.seed)
+    read = [_DATA[request.only]] if request.only is not None else _DATA.values()
+    data = data_module.check_all(recipe.data, recipe.seed, {name for names in read for name in names})
     _write_recipe(recipe, paths, emit)
     done = []
     for name in names:
@@ -240,14 +251,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     inputs["model"] = fs.hash_json(loading)
     if name in ("base", "sft"):
         inputs["model"] = _model_fingerprint(recipe)
-    wanted = {
-        "base": ["demonstrations", "prompts"],
-        "sft": ["demonstrations"],
-        "reward": ["preferences"],
-        "ppo": ["prompts"],
-        "compare": ["prompts"],
-    }[name]
-    for data_name in wanted:
+    for data_name in _DATA[name]:
         if data_name in data:
             how = getattr(recipe.data, data_name).model_dump(mode="json", exclude={"source"})
             inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint])

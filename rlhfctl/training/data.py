@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,20 @@ def load_prompts(section: Prompts, seed: int) -> Rows:
     return _load("prompts", section, seed, _check_prompt)
 
 
-def check_all(data: Data, seed: int) -> dict[str, Rows]:
-    """Every data set of the recipe, loaded and checked. Raises DataError for the first one with bad rows."""
+NAMES = ("demonstrations", "preferences", "prompts")
+
+
+def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
+    """The recipe's data sets (of those in `names`), loaded and checked. DataError for the first one with bad rows."""
     loaded: dict[str, Rows] = {}
-    if data.demonstrations is not None:
+    if data.demonstrations is not None and "demonstrations" in names:
         loaded["demonstrations"] = load_demonstrations(data.demonstrations, seed)
-    if data.preferences is not None:
+    if data.preferences is not None and "preferences" in names:
         loaded["preferences"] = load_preferences(data.preferences, seed)
-    if data.prompts is not None:
+        split_preferences(data.preferences, loaded["preferences"].rows, seed)
+    if data.prompts is not None and "prompts" in names:
         loaded["prompts"] = load_prompts(data.prompts, seed)
         split_prompts(data.prompts, loaded["prompts"].rows, seed)
-    if data.preferences is not None:
-        split_preferences(data.preferences, loaded["preferences"].rows, seed)
     return loaded
 
 
