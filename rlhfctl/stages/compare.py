@@ -28,7 +28,7 @@ from rlhfctl.rewards.model import ModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
 from rlhfctl.training import models, rollout
-from rlhfctl.training.data import Row, prompt_key, split_prompts
+from rlhfctl.training.data import Row, prompt_key, read_jsonl, split_prompts
 from rlhfctl.training.encoding import Encoder
 
 _SHOWN = 3
@@ -237,8 +237,6 @@ def _from_files(section: Compare, ctx: Context) -> tuple[Answers, Answers, None,
 
 
 def _read_samples(path: Path) -> dict[str, list[Row]]:
-    from rlhfctl.training.data import read_jsonl
-
     grouped: dict[str, list[Row]] = {}
     rows, places = read_jsonl(path)
     for row, place in zip(rows, places, strict=True):
