@@ -161,13 +161,16 @@ def _bring_up_to_date(
             )
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
+    hf_events = importlib.import_module("rlhfctl.training.hf_events")
+    trained = {"sft": recipe.sft, "reward": recipe.reward}
+    # Before the first stage that runs, for all: a misspelt option of a later one must not cost hours.
+    hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     module = importlib.import_module(f"rlhfctl.stages.{name}")
-    quiet = importlib.import_module("rlhfctl.training.hf_events").quiet_libraries
     section = recipe.model if name == "base" else getattr(recipe, name)
     options = dict(request.options) | {"restarted": restarted}
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
-    with quiet(paths.log):
+    with hf_events.quiet_libraries(paths.log):
         made: Artifact = module.run(section, context)
     _remove_work(folder)
     emit(StageFinished(stage=name, path=str(folder), seconds=time.monotonic() - began, metrics=made.manifest.metrics))

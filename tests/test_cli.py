@@ -86,3 +86,12 @@ def test_show_gives_the_lineage(tiny_run: Path, cli: Cli) -> None:
     assert result.returncode == 0, result.stderr
     for word in ("lineage", "policy: ppo", "reference: sft", "data.demonstrations", "base model (new weights)"):
         assert word in result.stdout
+
+
+def test_a_wrong_trainer_option_of_a_later_stage_stops_the_run_before_the_first(
+    tiny_recipe: Path, tmp_path: Path, cli: Cli
+) -> None:
+    result = cli("run", tiny_recipe, "--run-dir", tmp_path / "run", "--set", "reward.trainer.lerning_rate=1")
+    assert result.returncode == 2
+    assert "did you mean 'learning_rate'" in result.stderr
+    assert not (tmp_path / "run" / "sft").exists()

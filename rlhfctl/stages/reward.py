@@ -34,7 +34,6 @@ def run(section: Reward, ctx: Context) -> Artifact:
     """Train (or go on training) and publish the reward model."""
     began = time.monotonic()
     recipe = ctx.recipe
-    hf_events.check_trainer_keys("reward", section.trainer, RewardConfig)
 
     # 1. Load base* and put a scalar head on it.
     base = handoff.load_base(ctx, ctx.parents["base"])

@@ -32,7 +32,6 @@ def run(section: Sft, ctx: Context) -> Artifact:
     """Train (or go on training) and publish base*."""
     began = time.monotonic()
     recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
-    hf_events.check_trainer_keys("sft", section.trainer, SFTConfig)
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
     dtype = models.torch_dtype(recipe.model.dtype)

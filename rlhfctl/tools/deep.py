@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from trl import RewardConfig, SFTConfig
-
-from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.rewards.function import load_function
 from rlhfctl.training import data, hf_events, models, ppo_trl
@@ -20,15 +17,8 @@ from rlhfctl.training import data, hf_events, models, ppo_trl
 def check(loaded: LoadedRecipe) -> Iterator[str]:
     """A line for each thing that was found right; the first thing that is not raises its error."""
     recipe = loaded.recipe
-    problems: list[Problem] = []
-    for name, section, config in (("sft", recipe.sft, SFTConfig), ("reward", recipe.reward, RewardConfig)):
-        if section is not None:
-            try:
-                hf_events.check_trainer_keys(name, section.trainer, config)
-            except RecipeError as error:
-                problems += error.problems
-    if problems:
-        raise RecipeError(problems)
+    trained = {"sft": recipe.sft, "reward": recipe.reward}
+    hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
     yield "trainer options: known to the installed TRL"
     for name, rows in data.check_all(recipe.data, recipe.seed).items():
         yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"

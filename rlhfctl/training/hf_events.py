@@ -141,6 +141,20 @@ def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
     return {"bf16": on_gpu and dtype != "float16", "gradient_checkpointing": False}
 
 
+def check_trainers(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """RecipeError for every wrong option under any stage's `trainer:` (stage name -> options), all in one message."""
+    from trl import RewardConfig, SFTConfig
+
+    problems: list[Problem] = []
+    for name, config in (("sft", SFTConfig), ("reward", RewardConfig)):
+        try:
+            check_trainer_keys(name, sections.get(name, {}), config)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+
+
 def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: type[Any]) -> None:
     """RecipeError for keys under `trainer:` that the installed TRL does not know, or values of the wrong kind."""
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
