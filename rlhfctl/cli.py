@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,6 +57,10 @@ RewardOption = Annotated[
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")
 ]
+
+
+bench = typer.Typer(help="What this machine makes of the work.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -214,6 +218,37 @@ def export(
 
     for line in export_stage(run, stage, to, adapter=adapter):
         typer.echo(line)
+
+
+@bench.command("ppo", epilog="Example: rlhfctl bench ppo --against trl --updates 3 --json bench.json")
+def bench_ppo(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Whose model and ppo sizes to take (none: --workload).")
+    ] = None,
+    against: Annotated[
+        Literal["trl"] | None, typer.Option(help="Another engine to measure in turn: TRL's PPOTrainer.")
+    ] = None,
+    critic: Annotated[
+        Literal["adapter", "head", "model"] | None,
+        typer.Option(help="What this engine's critic is (default: the recipe's, else adapter)."),
+    ] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates measured in each round, after one more.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the engines take turns.")] = 2,
+    workload: Annotated[
+        Literal["small", "large"], typer.Option(help="Without a recipe: small for speed, large for memory.")
+    ] = "small",
+    report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")] = None,
+) -> None:
+    """Speed and memory of PPO on this machine, in processes of their own."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools import bench as measure
+
+    work = measure.workload(workload) if recipe is None else measure.recipe_workload(recipe)
+    found = measure.bench_ppo(work, against=against, critic=critic, updates=updates, rounds=rounds, say=typer.echo)
+    console().print(measure.table(found))
+    if report is not None:
+        fs.write_json(report, found)
 
 
 # ---------------------------------------------------------------- shared by the commands

@@ -234,7 +234,9 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
     if name == "reward":
         return {"base": given("base", base)}
     if name == "ppo":
-        return {"base": given("base", base)} | reward()
+        critic = recipe.ppo.critic_from if recipe.ppo is not None else None
+        started = {"critic": resolve_source(critic, "critic")} if critic is not None else {}
+        return {"base": given("base", base)} | reward() | started
     assert recipe.compare is not None
     judged = reward() if "reward_model" in recipe.compare.judges else {}
     if "policy_samples" in request.options:
@@ -265,6 +267,8 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     functions = []
     if recipe.reward is not None and recipe.reward.function is not None and name in ("ppo", "compare"):
         functions.append(recipe.reward.function)
+    if name == "ppo" and recipe.ppo is not None:
+        functions += [spec for spec in recipe.ppo.rewards or {} if ":" in spec]
     if name == "compare" and recipe.compare is not None:
         functions += [judge for judge in recipe.compare.judges if ":" in judge]
     if functions:

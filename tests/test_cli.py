@@ -24,7 +24,7 @@ from conftest import Cli
         (["validate", "quickstart", "--set", "ppo.learning_rat=1e-5"], 2, "did you mean 'learning_rate'"),
         (["validate", "quickstart", "--set", "sft.lora={r: 4}"], 2, "random"),
         (
-            ["validate", "quickstart", "--set", "ppo.gradient_accumulation_steps=2"],
+            ["validate", "quickstart", "--set", "ppo.engine=trl", "--set", "ppo.gradient_accumulation_steps=2"],
             2,
             "wrong number of optimizer steps",
         ),

@@ -29,6 +29,7 @@ SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
 DEFAULT_RESPONSE_LENGTH = 53
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
+ALMOST = 0.9  # how alike two names are before one is taken for the other even where it is a key of another section
 NEAR = 0.65  # how alike two names are before one is suggested for the other
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -72,12 +73,8 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 
-_INERT = "does nothing in TRL's PPOTrainer, so it is refused rather than ignored"
 # Keys that TRL's PPOConfig accepts and `ppo` does not: what is wrong with each, and the way out.
 REFUSED_PPO_KEYS = {
-    "max_grad_norm": (_INERT, "remove it"),
-    "gradient_checkpointing": (_INERT, "remove it"),
-    "bf16": (_INERT, "set model.dtype"),
     "num_train_epochs": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
     "max_steps": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
     "batch_size": ("TRL derives it", "set ppo.per_device_train_batch_size"),
@@ -366,50 +363,101 @@ class PpoEval(Section):
     every: int = Field(10, ge=0, description="Updates between evaluations on the eval prompts (0: none).")
 
 
+# What only our own engine can do: `engine: trl` refuses these where they are given.
+OWN_ENGINE_KEYS = (
+    "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
+    "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
+    "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+)  # fmt: skip
+
+
 class Ppo(Section):
     """Reinforcement learning against the reward, by proximal policy optimization."""
 
-    engine: Literal["trl"] = Field("trl", description="Whose PPO is run: TRL's own PPOTrainer.")
+    engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="Whose PPO is run: this one, or TRL's PPOTrainer.")
     lora: Lora | None = Field(None, description="Adapters (absent: the recipe's lora; null: train all weights).")
+    critic: Literal["adapter", "head", "model"] | None = Field(
+        None, description="The critic: an adapter on base*, a head on the policy, a model (null: adapter, else model)."
+    )
+    critic_from: str | None = Field(
+        None, min_length=1, description="A critic to start from: a run's ppo stage, or its critic folder."
+    )
+    critic_trains_trunk: bool = Field(
+        True, description="With critic: head, whether its gradients reach the policy's weights."
+    )
+    rewards: dict[str, float] | None = Field(
+        None, min_length=1, description="A weighted sum of scorers: {reward: 1.0, module:name: 0.5} (null: the reward)."
+    )
     total_episodes: int = Field(2560, gt=0, description="How many responses are sampled and learnt from in all.")
-    per_device_train_batch_size: int = Field(64, gt=0, description="Responses sampled for each update.")
-    gradient_accumulation_steps: int = Field(1, gt=0, description="Must be 1: see the message that any other gets.")
+    per_device_train_batch_size: int = Field(64, gt=0, description="Responses in memory at once in an update.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="An update's batch is this many times as large.")
     num_mini_batches: int = Field(1, gt=0, description="Into how many optimizer steps an update's batch is split.")
     num_ppo_epochs: int = Field(4, gt=0, description="Passes over each batch.")
+    num_generations: int = Field(1, gt=0, description="Responses to each prompt of a batch.")
     learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="How the learning rate changes over the run."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+    warmup_steps: int = Field(0, ge=0, description="Updates over which the learning rate rises from 0.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Longest gradient; longer ones are cut (null: never).")
+    bf16: bool = Field(False, description="Whether forwards run in bfloat16 over float32 weights (autocast).")
+    gradient_checkpointing: bool = Field(
+        False, description="Whether activations are computed again in the backward pass, to save memory."
+    )
     response_length: int = Field(DEFAULT_RESPONSE_LENGTH, gt=0, description="Longest response in tokens.")
     temperature: float = Field(0.7, gt=0, description="Temperature at which responses are sampled.")
-    stop_token: Literal["eos"] | None = Field("eos", description="Where a response ends (null: at response_length).")
+    top_k: int = Field(0, ge=0, description="Draw from this many likeliest tokens only (0: from all).")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that make up this probability.")
+    stop_token: str | None = Field(
+        "eos", min_length=1, description="Where a response ends: eos, or a token as text (null: at response_length)."
+    )
+    stop_strings: list[str] = Field([], description="Texts at which a response ends too.")
     missing_eos_penalty: float | None = Field(
-        None, gt=0, description="Taken from the score of a response that does not end in the end token (null: nothing)."
+        None, gt=0, description="Taken from the score of a response that does not end by itself (null: nothing)."
+    )
+    missing_eos_score: float | None = Field(
+        None, description="The score of a response that does not end by itself, whatever it says (null: its own)."
     )
     kl_coef: float = Field(0.05, ge=0, description="Weight of the penalty for moving away from the reference.")
-    kl_estimator: Literal["k1", "k3"] = Field("k1", description="Estimator of that distance: k1 plain, k3 less noisy.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Estimator of that distance: k1 plain, k2 half its square, k3 never negative."
+    )
     whiten_rewards: bool = Field(False, description="Whether per-token rewards are scaled to unit variance.")
+    whiten_advantages: bool = Field(True, description="Whether advantages are scaled to mean 0 and unit variance.")
     cliprange: float = Field(0.2, gt=0, description="How far an update may move a probability ratio from 1.")
     vf_coef: float = Field(0.1, ge=0, description="Weight of the critic's loss.")
+    entropy_coef: float = Field(0.0, ge=0, description="Weight of a bonus for the entropy of the policy's choices.")
     cliprange_value: float = Field(0.2, gt=0, description="How far an update may move a value.")
+    target_kl: float | None = Field(
+        None, gt=0, description="PPO epochs of an update end when the policy has moved this far in nats a token."
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of later rewards.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalized advantage estimation.")
     local_rollout_forward_batch_size: int = Field(64, gt=0, description="Responses sampled and scored at a time.")
+    checkpoint_steps: int | None = Field(None, gt=0, description="Updates between checkpoints (null: about ten a run).")
+    keep_checkpoints: int = Field(2, gt=0, description="How many of the newest checkpoints are kept.")
+    trace_every: int = Field(10, ge=0, description="Updates between traces, token by token, in ppo/traces (0: none).")
+    trace_episodes: int = Field(4, gt=0, description="Episodes in each trace.")
     use: Literal["last", "best"] = Field("last", description="Which policy is handed on: the last, or best on eval.")
     eval: PpoEval = Field(PpoEval(every=10), description="How the policy is watched while PPO runs.")
 
+    @property
+    def batch_size(self) -> int:
+        """Responses sampled for each update."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def critic_kind(self) -> Literal["adapter", "head", "model"]:
+        """What the critic is, after the default."""
+        if self.critic is not None:
+            return self.critic
+        return "model" if self.engine == "trl" or self.lora is None else "adapter"
+
     def conflicts(self) -> Iterator[Conflict]:
-        if self.gradient_accumulation_steps > 1:
-            yield Conflict(
-                "ppo.gradient_accumulation_steps",
-                "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
-                "(measured: 6 where 12 are due)",
-                "raise per_device_train_batch_size instead",
-            )
-        batch, parts = self.per_device_train_batch_size, self.num_mini_batches
-        about = ("ppo.per_device_train_batch_size",)
+        yield from self._what_the_engine_lacks()
+        batch, parts = self.batch_size, self.num_mini_batches
+        about = ("ppo.per_device_train_batch_size", "ppo.gradient_accumulation_steps")
         if batch % parts:
             yield Conflict(
                 "ppo.num_mini_batches",
@@ -417,20 +465,89 @@ class Ppo(Section):
                 f"use a divisor of {batch}, or change per_device_train_batch_size",
                 about=about,
             )
-        elif self.whiten_rewards and batch // parts < SMALLEST_WHITENED_MINIBATCH:
+        elif self.engine == "trl" and self.whiten_rewards and batch // parts < SMALLEST_WHITENED_MINIBATCH:
             yield Conflict(
                 "ppo.num_mini_batches",
                 f"whiten_rewards needs mini-batches of at least {SMALLEST_WHITENED_MINIBATCH}, got {batch // parts}",
                 "lower num_mini_batches, raise per_device_train_batch_size, or set whiten_rewards: false",
                 about=(*about, "ppo.whiten_rewards"),
             )
-        if self.missing_eos_penalty is not None and self.stop_token is None:
+        if batch % self.num_generations:
             yield Conflict(
-                "ppo.missing_eos_penalty",
-                "needs an end token to miss, but stop_token is null",
-                "set stop_token: eos, or missing_eos_penalty: null",
-                about=("ppo.stop_token",),
+                "ppo.num_generations",
+                f"a batch of {batch} does not hold {self.num_generations} responses to each prompt",
+                f"use a divisor of {batch}, or change per_device_train_batch_size",
+                about=about,
             )
+        if self.stop_token in ("off", "none", "no"):
+            yield Conflict("ppo.stop_token", f"{self.stop_token!r} would be a token", "write null for no stop token")
+        unending = self.stop_token is None and not self.stop_strings
+        for key in ("missing_eos_penalty", "missing_eos_score"):
+            if getattr(self, key) is not None and unending:
+                yield Conflict(
+                    f"ppo.{key}",
+                    "needs an end token to miss, but stop_token is null",
+                    f"set stop_token: eos, or {key}: null",
+                    about=("ppo.stop_token", "ppo.stop_strings"),
+                )
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            yield Conflict(
+                "ppo.missing_eos_score",
+                "the score of a response without an end is either lowered or replaced",
+                "remove it, or missing_eos_penalty",
+                about=("ppo.missing_eos_penalty",),
+            )
+        if self.critic == "adapter" and self.lora is None:
+            yield Conflict(
+                "ppo.critic", "an adapter needs LoRA, but all weights are trained", "use model or head",
+                about=("ppo.lora",),
+            )  # fmt: skip
+        if not self.critic_trains_trunk and self.critic_kind != "head":
+            yield Conflict(
+                "ppo.critic_trains_trunk", "is for critic: head, which shares the policy's weights", "remove it",
+                about=("ppo.critic",),
+            )  # fmt: skip
+        if self.critic_from is not None and self.critic_kind == "head":
+            yield Conflict(
+                "ppo.critic_from", "a head on the policy reads another policy's states", "use critic: adapter or model",
+                about=("ppo.critic",),
+            )  # fmt: skip
+        for name in self.rewards or {}:
+            if name != "reward" and not FUNCTION.fullmatch(name):
+                yield Conflict("ppo.rewards", f"there is no scorer {name!r}", "use reward (the section) or module:name")
+
+    def _what_the_engine_lacks(self) -> Iterator[Conflict]:
+        if self.engine != "trl":
+            return
+        for key in OWN_ENGINE_KEYS:
+            if key in self.model_fields_set:
+                yield Conflict(
+                    f"ppo.{key}", "TRL's PPOTrainer has no such option, or ignores it",
+                    "remove it, or use engine: rlhfctl",
+                    about=("ppo.engine",),
+                )  # fmt: skip
+        if self.kl_estimator == "k2":
+            yield Conflict(
+                "ppo.kl_estimator", "TRL's PPOTrainer has k1 and k3", "use one of them, or engine: rlhfctl",
+                about=("ppo.engine",),
+            )  # fmt: skip
+        if self.stop_token not in ("eos", None):
+            yield Conflict(
+                "ppo.stop_token", "TRL's PPOTrainer knows eos and null here", "use one of them, or engine: rlhfctl",
+                about=("ppo.engine",),
+            )  # fmt: skip
+        if self.gradient_accumulation_steps > 1:
+            yield Conflict(
+                "ppo.gradient_accumulation_steps",
+                "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
+                "(measured: 6 where 12 are due)",
+                "raise per_device_train_batch_size instead, or use engine: rlhfctl",
+                about=("ppo.engine",),
+            )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), OWN_ENGINE_KEYS if self.engine == "trl" else ())
 
 
 class Compare(Section):
@@ -556,7 +673,7 @@ class Recipe(Section):
                 fix = "set ppo.eval.every above 0, or use: last"
                 yield Conflict("ppo.use", "best is chosen by evaluations, but ppo.eval.every is 0", fix, about)
         if self.ppo is not None and prompts is not None and prompts.known_train_rows is not None:
-            batch = self.ppo.per_device_train_batch_size
+            batch = self.ppo.batch_size // self.ppo.num_generations
             # TRL's loader drops a last batch that is not full, and then waits for a full one for ever.
             if 0 < prompts.known_train_rows < batch:
                 yield Conflict(
@@ -673,6 +790,9 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
     if instead is not None:
         return "rlhfctl sets this itself", instead, None
+    names = dict(_sections())[section]
+    if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # a slip of one letter, whatever it means elsewhere
+        return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
     homes = [home for home, names in _sections() if name in names]
     has_trainer = section in ("sft", "reward")
     if has_trainer:
@@ -681,7 +801,6 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     if homes:
         places = " or ".join(f"under {home}" if home else "at the top" for home in homes)
         return f"unknown key; it belongs {places}", None, None
-    names = dict(_sections())[section]
     near = difflib.get_close_matches(name, names, 1, NEAR)
     if near:
         return f"unknown key; did you mean {near[0]!r}?", None, near[0]

@@ -23,10 +23,11 @@ from rlhfctl.rewards import Episode
 
 
 class FunctionReward:
-    """Calls the function and holds it to its contract: one finite number for each completion."""
+    """Calls the function and holds it to its contract: one number for each completion, a `finite` one unless told."""
 
-    def __init__(self, spec: str, folder: Path) -> None:
+    def __init__(self, spec: str, folder: Path, *, finite: bool = True) -> None:
         self.spec = spec
+        self.finite = finite
         self.function = load_function(spec, folder)
         parameters = inspect.signature(self.function).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -72,7 +73,7 @@ class FunctionReward:
                 fix="return a list with one float for each completion",
             )
         for index, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or (self.finite and not math.isfinite(value)):
                 raise RlhfctlError(
                     f"the reward function returned {value!r} for completion {episodes[index].completion!r}",
                     where=self.spec,

@@ -136,6 +136,60 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     return model
 
 
+def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
+    """The reward model's tokenizer where it, or its chat template, is not the policy's; None where they agree."""
+    trust = ctx.recipe.model.trust_remote_code
+    place = source.name
+    if source.artifact is not None:
+        source.artifact.verify()
+        place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))
+    theirs = models.load_tokenizer(place, trust_remote_code=trust)
+    same_template = models.template_fingerprint(theirs) == models.template_fingerprint(tokenizer)
+    same = models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(tokenizer)
+    return None if same and (same_template or source.artifact is None) else theirs
+
+
+def shared_reward_adapter(ctx: Context) -> Path | None:
+    """The reward stage's adapter where it stands on the very base* that PPO starts from; None for any other reward."""
+    source = ctx.parents.get("reward")
+    if source is None or source.artifact is None or not source.artifact.has("adapter"):
+        return None
+    artifact = source.artifact
+    artifact.verify()
+    if not artifact.manifest.layout.get("head"):
+        return None  # loading it as a reward model says what is wrong
+    here, there = ctx.parents["base"], artifact.parent("base")
+    return artifact.part("adapter") if here.fingerprint == there.fingerprint else None
+
+
+def check_shared_scores(scorer: Any, pad: int, ctx: Context) -> None:
+    """The reward model must score its kept pairs on the shared base* as it did when it was saved."""
+    artifact = ctx.parents["reward"].artifact
+    assert artifact is not None
+    check_scores(scorer, pad, artifact.part("probes"), ctx.recipe.model.dtype)
+
+
+def critic_adapter(ctx: Context, source: Source) -> Path:
+    """The folder of a critic that is an adapter with a head: a ppo stage's, or one named itself."""
+    folder = Path(source.name) if source.artifact is None else source.artifact.part("critic")
+    if not (folder / "adapter_config.json").is_file():
+        raise HandoffError(
+            "the critic is a model of its own, not an adapter",
+            where=str(folder),
+            fix="set ppo.critic: model, or name a critic that was trained as an adapter or a head",
+        )
+    return folder
+
+
+def load_critic(ctx: Context, source: Source) -> PreTrainedModel:
+    """A critic that is a model of its own: a ppo stage's, or one named itself."""
+    folder = Path(source.name) if source.artifact is None else source.artifact.part("critic")
+    if (folder / "adapter_config.json").is_file():
+        return _foreign_scorer_adapter(ctx, folder)
+    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    return models.load_scorer(str(folder), dtype=dtype, trust_remote_code=trust)
+
+
 def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
     if not models.adapter_has_head(folder):
         raise HandoffError(

@@ -83,7 +83,11 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
     with fs.publish_folder(to) as folder:
         if stage == "critic":
             artifact.verify()
-            shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
+            if _is_adapter(artifact.part("critic")):
+                tokenizer = models.load_tokenizer(str(artifact.part("critic")))
+                models.save_model(_merged_critic(artifact, context), tokenizer, folder)
+            else:
+                shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
         elif stage == "reward":
             tokenizer = _tokenizer(artifact)
             models.save_model(handoff.load_reward_model(context, source, tokenizer), tokenizer, folder)
@@ -94,12 +98,13 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
 
 
 def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Context, to: Path) -> None:
-    if not artifact.has("adapter") or stage == "critic":
+    part = "critic" if stage == "critic" else "adapter"
+    if not artifact.has(part) or not _is_adapter(artifact.part(part)):
         whole = "a model of its own" if stage == "critic" else "trained whole, without LoRA"
         raise RlhfctlError(f"the {stage} is {whole}: there is no adapter", fix="leave out --adapter")
     artifact.verify()
     with fs.publish_folder(to) as folder:
-        shutil.copytree(artifact.part("adapter"), folder, dirs_exist_ok=True)
+        shutil.copytree(artifact.part(part), folder, dirs_exist_ok=True)
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = "base"
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
@@ -117,6 +122,15 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
         (folder / "base").mkdir()
         models.save_model(model, tokenizer, folder / "base")
         _card(folder, stage, artifact, adapter=True)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _merged_critic(artifact: Artifact, context: Context) -> Any:
+    base = handoff.load_base(context, artifact.parent("base"))
+    return models.merged(models.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("critic")))
 
 
 def _tokenizer(artifact: Artifact) -> Any:

@@ -394,7 +394,7 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> No
     """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, selected_adapters=["default"])
     if head and not adapter_has_head(folder):
         raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
 
@@ -442,8 +442,16 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     copied.save_pretrained(folder)
 
 
+def save_weights(model: Any, folder: Path) -> None:
+    """The weights of a model, or of a peft model's `default` adapter, for `load_weights`."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, selected_adapters=["default"])
+    else:
+        model.save_pretrained(folder)
+
+
 def load_weights(model: Any, folder: Path) -> None:
-    """Put the weights that `save_pretrained` left in `folder` back into the same model or adapter."""
+    """Put the weights that `save_weights` left in `folder` back into the same model or adapter."""
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     else:
@@ -524,7 +532,7 @@ def sequence_logprobs(
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             ids, mask = pad_right(batch, pad_token_id, at)
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            logits = at_least_float32(model(input_ids=ids, attention_mask=mask).logits[:, :-1])
             logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
     return result
@@ -535,16 +543,25 @@ def score_rows(
 ) -> list[float]:
     """The scalar head's value at the last token of each row. Rows are padded on the right, so pads are never read."""
     at = next(model.parameters()).device
-    result: list[float] = []
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
+    result = [0.0] * len(rows)
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
-            ids, mask = pad_right(rows[start : start + batch_size], pad_token_id, at)
-            hidden = _backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            chosen = order[start : start + batch_size]
+            ids, mask = pad_right([rows[index] for index in chosen], pad_token_id, at)
+            hidden = backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(ids), device=at), mask.sum(1) - 1]
-            result += model.score(last).squeeze(-1).float().tolist()
+            scores = at_least_float32(model.score(last.to(model.score.weight.dtype)).squeeze(-1))
+            for index, score in zip(chosen, scores.tolist(), strict=True):
+                result[index] = score
     return result
 
 
-def _backbone(model: nn.Module) -> Any:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half-width numbers as float32; wider ones as they are."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def backbone(model: nn.Module) -> Any:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     return getattr(inner, inner.base_model_prefix)

@@ -1,76 +1,280 @@
 """Responses sampled from a policy, and the numbers that compare two policies on them.
 
-Used by the comparison and by PPO's evaluations (the TRL engine samples its own rollouts). Reads models and prompt
-ids, gives lists of ids; keeps no full-vocabulary scores.
+Sampling keeps a KV cache, drops each response from the batch soon after it ends, and keeps one log-probability a token,
+never the scores of the whole vocabulary. The noise of a draw is one uniform number for each (seed, episode, position),
+turned into a token by the inverse of the cumulative distribution: what an episode draws depends neither on the other
+rows of its batch nor on their order. Used by PPO (our engine), its evaluations (both engines) and the comparison.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from rlhfctl.training.models import evaluating, pad_left, pad_right
+from rlhfctl.training.roles import LanguageModel
+
+_SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` None is greedy."""
+    """How to sample. `temperature` None is greedy; `stop_ids` None ends at end-of-sequence, () only at the length.
+
+    `top_k` 0 and `top_p` 1 keep the whole distribution. `stream` separates draws that share seed and episode.
+    """
 
     max_new_tokens: int
     temperature: float | None
     batch_size: int
     seed: int
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_ids: tuple[int, ...] | None = None
+    stop_strings: tuple[str, ...] = ()
+    stream: int = 0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from a part of the distribution only."""
+        return self.temperature is not None and (self.top_k > 0 or self.top_p < 1.0)
 
 
 @dataclass(frozen=True)
 class Response:
-    """Ids of one response, its end token included where it ended by itself."""
+    """Ids of one response, its end token included where it ended by itself.
+
+    `logprobs`: of each token under the full distribution at the sampling temperature. `kept`: log of the probability
+    that top-k and top-p left to draw from at each position, 0 without them.
+    """
 
     ids: list[int]
     ended: bool
+    logprobs: list[float] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # of each state, and of the one after an end, if asked for
+
+
+def uniforms(seed: int, stream: int, episode: int, count: int) -> np.ndarray:
+    """The first `count` of an episode's numbers in [0, 1): Philox, counted by stream and episode (Salmon 2011)."""
+    generator = np.random.Philox(key=[seed, 0], counter=[0, 0, stream, episode])
+    return np.random.Generator(generator).random(count)
+
+
+def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """The first token of each row at which the cumulative probability exceeds the row's noise.
+
+    (B, V) and (B,) in [0, 1) to (B,). Probabilities need not add up to exactly 1; a token of probability 0 is never
+    drawn.
+    """
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(noise.to(total.dtype)[:, None] * total, below_total)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """`probabilities` (B, V), 0 but for the `top_k` likeliest, then but for the likeliest that make up `top_p`."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k:
+        keep[:, top_k:] = False
+    if top_p < 1.0:
+        within = ordered.masked_fill(~keep, 0.0)
+        before = within.cumsum(-1) - within
+        keep &= before < top_p * within.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(~keep, 0.0))
 
 
 def sample(
-    model: nn.Module,
+    model: nn.Module | LanguageModel,
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     on_batch: Callable[[int], None] = lambda done: None,
+    episodes: Sequence[int] | None = None,
+    value_head: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Response]:
-    """One response for each prompt, in order. Batches and noise depend on `prompts` and the seed alone, so two models
-    given the same prompts draw with the same random numbers; the caller's random state is left as it was.
+    """One response for each prompt, in order. `episodes` numbers them for the noise (None: 0, 1, 2, ...), so two models
+    given the same prompts draw with the same random numbers. No global random state is read or moved.
+
+    `value_head` reads the hidden states (N, H) as they pass; a row then stays one step longer, for the state after its
+    end.
     """
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.temperature is not None,
-        temperature=sampling.temperature if sampling.temperature is not None else 1.0,
-        top_k=0 if sampling.temperature is not None else None,
-        top_p=1.0,
-        eos_token_id=eos,
-        pad_token_id=pad,
-    )
-    at = next(model.parameters()).device
-    # Equal lengths together: less padding, and the order is the same for every model.
+    policy = model if isinstance(model, LanguageModel) else LanguageModel(model, tokenizer.pad_token_id, _acting(model))
+    numbers = list(range(len(prompts))) if episodes is None else list(episodes)
+    # Equal lengths together: less padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    responses: list[Response | None] = [None] * len(prompts)
-    devices = [at] if at.type == "cuda" else []
-    with evaluating(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(sampling.seed)
+    responses: dict[int, Response] = {}
+    with evaluating(policy.model):
+        policy.activate()
         for start in range(0, len(order), sampling.batch_size):
-            batch = order[start : start + sampling.batch_size]
-            ids, mask = pad_left([prompts[index] for index in batch], pad, at)
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            for index, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                end = row.index(eos) + 1 if eos in row else None
-                responses[index] = Response(ids=row[:end], ended=end is not None)
+            rows = order[start : start + sampling.batch_size]
+            drawn = _sample_batch(
+                policy, [prompts[row] for row in rows], tokenizer, sampling, [numbers[row] for row in rows], value_head
+            )
+            responses |= dict(zip(rows, drawn, strict=True))
             on_batch(min(start + sampling.batch_size, len(order)))
-    return [response for response in responses if response is not None]
+    return [responses[index] for index in range(len(prompts))]
+
+
+def _acting(model: Any) -> str | None:
+    """The adapter of a peft model that is active; None for a plain model."""
+    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+
+
+def _sample_batch(
+    policy: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    episodes: Sequence[int],
+    value_head: Callable[[Tensor], Tensor] | None,
+) -> list[Response]:
+    at, longest = policy.device, sampling.max_new_tokens
+    stops = (tokenizer.eos_token_id,) if sampling.stop_ids is None else sampling.stop_ids
+    stop_ids = torch.tensor(stops, dtype=torch.long, device=at)
+    noise = None
+    if sampling.temperature is not None:
+        drawn = [uniforms(sampling.seed, sampling.stream, episode, longest) for episode in episodes]
+        noise = torch.from_numpy(np.stack(drawn)).to(at)
+    ids, mask = pad_left(prompts, policy.pad_token_id, at)
+    lengths = mask.sum(1)
+    padded = bool((lengths < ids.shape[1]).any())  # without padding no mask is needed, and attention is faster
+    ids = ids.masked_fill(mask == 0, 0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = _roomy_cache(policy, ids.shape[1] + longest)
+    own_mask = padded and _takes_own_mask(policy)
+    hidden_pads = (mask == 0).to(policy.head.weight.dtype)[:, None, None] * torch.finfo(policy.head.weight.dtype).min
+
+    tokens = torch.zeros((len(prompts), longest), dtype=torch.long, device=at)
+    exact = torch.float64 if policy.head.weight.dtype == torch.float64 else torch.float32
+    logprobs = torch.zeros((len(prompts), longest), device=at, dtype=exact)
+    kept, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+    counts = torch.full((len(prompts),), longest, device=at)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=at)
+    going = torch.arange(len(prompts), device=at)  # rows of the batch that are still in the cache
+    for t in range(longest):
+        states = policy.trunk(
+            input_ids=ids,
+            attention_mask=None if not padded else hidden_pads if own_mask and t else mask,
+            position_ids=positions if padded else None,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        if value_head is not None:
+            values[going, t] = value_head(states).to(exact)
+        logits = policy.logits(states)
+        if noise is None:
+            token = logits.argmax(-1)
+        else:
+            logp = torch.log_softmax(logits / sampling.temperature, dim=-1)
+            probabilities = logp.exp()
+            if sampling.truncates:
+                probabilities = truncated(probabilities, sampling.top_k, sampling.top_p)
+                kept[going, t] = probabilities.sum(-1).log().to(kept.dtype)
+            token = inverse_cdf(probabilities, noise[going, t])
+            logprobs[going, t] = logp.gather(-1, token[:, None]).squeeze(-1).to(logprobs.dtype)
+        tokens[going, t] = token
+        stopped = torch.isin(token, stop_ids)
+        if sampling.stop_strings:
+            stopped |= _holds_stop(tokens[going, : t + 1], tokenizer, sampling.stop_strings)
+        ended_before = ended[going]
+        stopped &= ~ended_before
+        counts[going[stopped]] = t + 1
+        ended[going[stopped]] = True
+        if t + 1 == longest:
+            break
+        alive = ~ended_before if value_head is not None else ~ended[going]
+        left = int(alive.sum())
+        if left == 0:
+            break
+        if left <= _SHRINK_BELOW * len(going):
+            chosen = alive.nonzero().squeeze(-1)
+            cache.batch_select_indices(chosen)
+            going, token, mask, lengths = going[chosen], token[chosen], mask[chosen], lengths[chosen]
+            hidden_pads = hidden_pads[chosen]
+        ids = token[:, None]
+        if own_mask:
+            hidden_pads = nn.functional.pad(hidden_pads, (0, 1))
+        elif padded:
+            mask = torch.cat([mask, mask.new_ones((len(going), 1))], dim=1)
+        positions = lengths[:, None]
+        lengths = lengths + 1
+    result = []
+    rows = (tokens.tolist(), logprobs.tolist(), kept.tolist(), values.tolist(), counts.tolist(), ended.tolist())
+    for row_tokens, row_logprobs, row_kept, row_values, count, end in zip(*rows, strict=True):
+        probabilities_known = noise is not None
+        result.append(
+            Response(
+                ids=row_tokens[:count],
+                ended=end,
+                logprobs=row_logprobs[:count] if probabilities_known else [],
+                kept=row_kept[:count] if sampling.truncates else [],
+                values=row_values[: min(count + 1, longest)] if value_head is not None else [],
+            )
+        )
+    return result
+
+
+class _RoomyLayer(DynamicLayer):
+    """One layer's keys and values in room made once, where DynamicLayer copies all that is there for each new token."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        rows, heads, new, width = key_states.shape
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._keys = key_states.new_empty((rows, heads, self.room, width))
+            self._values = value_states.new_empty((rows, heads, self.room, value_states.shape[-1]))
+            self._length = 0
+        self._keys[:, :, self._length : self._length + new] = key_states
+        self._values[:, :, self._length : self._length + new] = value_states
+        self._length += new
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = self._keys[:, :, : self._length], self._values[:, :, : self._length]
+
+
+def _roomy_cache(policy: LanguageModel, room: int) -> DynamicCache:
+    """The model's own cache, its plain layers with room for `room` tokens."""
+    cache = DynamicCache(config=policy.config)
+    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _takes_own_mask(policy: LanguageModel) -> bool:
+    """Whether a mask (B, 1, 1, L) may be added to the scores of every layer: no window, no kernel with its own masks.
+
+    It then needs not be made anew from (B, L) for each token.
+    """
+    config = policy.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
+    return plain and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+
+
+def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:
+    """(B,) whether the text of each row of `tokens` (B, T) holds a stop string by now."""
+    texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=False)
+    return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=tokens.device)
 
 
 class WithoutAdapter(nn.Module):

@@ -1,11 +1,11 @@
 """Die (SIGKILL) just before every file-system step of publishing, one after the other, and go on each time.
 
-    python tests/e2e/killed_at.py RECIPE RUN [--set a.b=c ...]
+    python tests/e2e/killed_at.py RECIPE RUN [--until STAGE] [--set a.b=c ...]
 
-A step is a flush, a rename or a removal with which rlhfctl.fs publishes, on one path. An attempt dies before the first
-step that no attempt has died at yet; the next one goes on from there. So every step of every publication, checkpoints
-and manifests included, is died at once. Each attempt is a forked child, so the libraries are imported once. Prints how
-many deaths each stage had, and ends with the last attempt's exit status.
+A step is a flush, a rename or a removal, on one path, with which rlhfctl.fs publishes or PPO drops what it needs no
+more. An attempt dies before the first step that no attempt has died at yet; the next one goes on from there. So every
+step of every publication, checkpoints and manifests included, is died at once. Each attempt is a forked child, so the
+libraries are imported once. Prints how many deaths each stage had, and ends with the last attempt's exit status.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _OS, _SHUTIL = os, shutil
 
 def arm(run: Path, died: set[str], report: int) -> None:
     """Make the first step that is not in `died` the last thing this process does, its name written to `report`."""
+
+    from rlhfctl.stages import evaluation
+    from rlhfctl.training import ppo_loop
 
     def name_of(step: str, what: Any) -> str:
         path = Path(_OS.readlink(f"/proc/self/fd/{what}")) if isinstance(what, int) else Path(what).resolve()
@@ -50,7 +53,8 @@ def arm(run: Path, died: set[str], report: int) -> None:
             return fragile(value) if name in self.steps else value
 
     vars(fs)["os"] = Fragile(_OS, ("fsync", "replace"))
-    vars(fs)["shutil"] = Fragile(_SHUTIL, ("rmtree",))
+    for module in (fs, ppo_loop, evaluation):
+        vars(module)["shutil"] = Fragile(_SHUTIL, ("rmtree",))
 
 
 def attempt(arguments: list[str], run: Path, died: set[str]) -> tuple[int, str]:

@@ -9,10 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from rlhfctl.errors import Problem, RecipeError
-from rlhfctl.recipe.load import load_recipe
-from rlhfctl.recipe.schema import OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe, _sections, field_at
+from rlhfctl.recipe.load import dump_recipe, load_recipe
+from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe, _sections, field_at
 
 INIT: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+DATA = {name: {"source": "builtin:reviews", "rows": 1200} for name in ("preferences", "prompts")}
 SAMPLE = Path(__file__).parent / "golden" / "sample.yaml"
 TOKENS = "model.init={hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, tokens: [a, b]}"
 
@@ -102,7 +103,22 @@ RULES = [
     ("ppo={use: best, eval: {every: 0}}", "ppo.use", "ppo.eval.every is 0"),
     ("ppo.per_device_train_batch_size=1024", "ppo.per_device_train_batch_size", "more than the 800 prompts left"),
     ("ppo.response_length=256", "ppo.response_length", "beside any prompt do not fit into 256 positions"),
-    ("ppo.engine=rlhfctl", "ppo.engine", "expected trl"),
+    ("ppo.engine=tlr", "ppo.engine", "expected rlhfctl or trl, got the string 'tlr'; did you mean 'trl'?"),
+    ("ppo.kl_estimator=k2", "ppo.kl_estimator", "TRL's PPOTrainer has k1 and k3"),
+    ("ppo.stop_token=a", "ppo.stop_token", "TRL's PPOTrainer knows eos and null here"),
+    ("ppo={engine: rlhfctl, critic: adapter, lora: null}", "ppo.critic", "an adapter needs LoRA, but all weights are"),
+    ("ppo={engine: rlhfctl, critic_trains_trunk: false}", "ppo.critic_trains_trunk", "is for critic: head"),
+    ("ppo={engine: rlhfctl, critic_from: a, critic: head}", "ppo.critic_from", "reads another policy's states"),
+    ("ppo={engine: rlhfctl, missing_eos_score: -1.0}", "ppo.missing_eos_score", "is either lowered or replaced"),
+    (
+        "ppo={engine: rlhfctl, missing_eos_penalty: null, missing_eos_score: -1.0, stop_token: null}",
+        "ppo.missing_eos_score", "needs an end token to miss",
+    ),
+    ("ppo={engine: rlhfctl, num_generations: 3}", "ppo.num_generations", "does not hold 3 responses to each prompt"),
+    ("ppo={engine: rlhfctl, rewards: {reward: 1.0, gold: 0.5}}", "ppo.rewards", "there is no scorer 'gold'"),
+    ("ppo={engine: rlhfctl, rewards: {}}", "ppo.rewards", "must not be empty"),
+    ("ppo={engine: rlhfctl, top_p: 0}", "ppo.top_p", "must be greater than 0, got 0"),
+    ("ppo={engine: rlhfctl, critic: adaptor}", "ppo.critic", "did you mean 'adapter'?"),
     # compare
     ("compare.judges=[gold, me]", "compare.judges", "there is no judge 'me'"),
     ("compare.judges=[gold, gold]", "compare.judges", "a judge is listed more than once"),
@@ -180,6 +196,81 @@ def test_best_needs_prompts_to_choose_on() -> None:
     (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
     assert "data.prompts.eval is 0" in problem.what
     assert recipe("ppo.use=best").ppo is not None
+
+
+# A value for each key that only our own engine has, and that it takes.
+OWN: dict[str, str] = {
+    "critic": "head",
+    "critic_from": "runs/a/ppo",
+    "critic_trains_trunk": "true",
+    "rewards": "{reward: 1.0, 'scores:length': 0.5}",
+    "num_generations": "4",
+    "top_k": "20",
+    "top_p": "0.9",
+    "stop_strings": "[END]",
+    "missing_eos_score": "-1.0",
+    "whiten_advantages": "false",
+    "entropy_coef": "0.01",
+    "target_kl": "0.1",
+    "max_grad_norm": "null",
+    "bf16": "true",
+    "gradient_checkpointing": "true",
+    "checkpoint_steps": "5",
+    "keep_checkpoints": "1",
+    "trace_every": "0",
+    "trace_episodes": "2",
+}
+OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
+
+
+def test_every_key_of_our_own_engine_has_a_value_here() -> None:
+    assert set(OWN) == set(OWN_ENGINE_KEYS)
+
+
+@pytest.mark.parametrize("key", OWN_ENGINE_KEYS)
+def test_keys_of_our_own_engine_are_refused_with_the_other_and_taken_by_it(key: str) -> None:
+    override, beside = f"ppo.{key}={OWN[key]}", OWN_BESIDE.get(key, [])
+    (problem,) = problems(override, *beside, "ppo.engine=trl")
+    assert problem.key == f"ppo.{key}" and "TRL's PPOTrainer" in problem.what
+    assert problem.fix is not None and "engine: rlhfctl" in problem.fix
+    section = recipe(override, *beside, "ppo.engine=rlhfctl").ppo
+    assert section is not None and key in section.model_fields_set
+
+
+@pytest.mark.parametrize("override", ["ppo.kl_estimator=k2", "ppo.stop_token=a", "ppo.gradient_accumulation_steps=2"])
+def test_what_the_other_engine_gets_wrong_is_taken_by_ours(override: str) -> None:
+    (problem,) = problems(override)
+    assert problem.fix is not None and "engine: rlhfctl" in problem.fix
+    assert recipe(override, "ppo.engine=rlhfctl").ppo is not None
+
+
+def test_our_own_engine_is_the_default_and_its_critic_follows_lora() -> None:
+    section = Recipe.model_validate({"name": "x", "model": {"path": "a"}, "data": DATA, "reward": {}, "ppo": {}}).ppo
+    assert section is not None and (section.engine, section.critic, section.critic_kind) == ("rlhfctl", None, "model")
+    ours = recipe("ppo.engine=rlhfctl").ppo
+    assert ours is not None and ours.lora is not None and ours.critic_kind == "adapter"
+    trl = recipe().ppo
+    assert trl is not None and trl.lora is not None and trl.critic_kind == "model"
+    whole = recipe("ppo={engine: rlhfctl, lora: null, critic: head, critic_trains_trunk: false}").ppo
+    assert whole is not None and whole.critic_kind == "head"
+    assert recipe("ppo={engine: rlhfctl, stop_token: null, stop_strings: [END], missing_eos_penalty: 1.0}").ppo
+    assert recipe("ppo={engine: rlhfctl, gradient_accumulation_steps: 2}").ppo.batch_size == 128  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("engine", ["trl", "rlhfctl"])
+def test_a_resolved_recipe_reads_back_as_it_was(engine: str) -> None:
+    overrides = [f"ppo.engine={engine}"]
+    if engine == "rlhfctl":
+        overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key != "critic_from"]
+        overrides += OWN_BESIDE["missing_eos_score"]
+    resolved = recipe(*overrides)
+    text = dump_recipe(resolved)
+    Path("resolved.yaml").write_text(text, encoding="utf-8")
+    again = load_recipe("resolved.yaml").recipe
+    assert again.model_dump() == resolved.model_dump() and dump_recipe(again) == text
+    assert resolved.ppo is not None and again.ppo is not None and again.ppo.engine == engine
+    assert ("trace_every" in text) is (engine == "rlhfctl")
+    assert all(getattr(again.ppo, key) == getattr(resolved.ppo, key) for key in OWN)
 
 
 def test_gold_is_for_the_builtin_task_alone() -> None:

@@ -26,6 +26,7 @@ VARIANTS = {
     "reward": ("reward", False),
     "ppo": ("ppo", False),
     "critic": ("critic", False),
+    "critic-adapter": ("critic", True),
     "reward-adapter": ("reward", True),
     "ppo-adapter": ("ppo", True),
     "chat-adapter": ("sft", True),
@@ -110,7 +111,7 @@ def exported(tiny_run: Path, chat_run: Path, tmp_path_factory: pytest.TempPathFa
     return {"folders": folders, "results": json.loads((folder / "results.json").read_text())}
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "critic"] + ["readme"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("critic")] + ["readme"])
 def test_the_snippet_gives_the_recorded_numbers(
     tiny_run: Path, chat_run: Path, exported: dict[str, Any], name: str
 ) -> None:
@@ -153,9 +154,11 @@ def test_the_chat_base_ends_turns_with_its_template(chat_run: Path) -> None:
 def test_the_critic_is_exported_as_it_was_trained(tiny_run: Path, exported: dict[str, Any]) -> None:
     rows = json.loads((tiny_run / "ppo" / "probes.json").read_text())["rows"]
     pad = models.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
-    trained = models.load_scorer(str(tiny_run / "ppo" / "critic"), dtype=torch.float32)
+    base = models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32)
+    trained = models.load_adapter(models.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
     expected = models.score_rows(trained, rows, pad)
     assert exported["results"]["critic"]["numbers"] == pytest.approx(expected, abs=1e-5)
+    assert exported["results"]["critic-adapter"]["numbers"] == pytest.approx(expected, abs=1e-5)
     # It has moved from the reward model that it began as, so the two are not mixed up.
     reward = models.load_scorer(str(exported["folders"]["reward"]), dtype=torch.float32)
     assert models.score_rows(reward, rows, pad) != pytest.approx(expected, abs=1e-4)
@@ -183,8 +186,6 @@ def test_what_cannot_be_exported_is_refused(tiny_run: Path, tmp_path: Path) -> N
         export(tmp_path, "sft", tmp_path / "x", adapter=False)
     with pytest.raises(RlhfctlError, match="trained whole, without LoRA"):
         export(tiny_run, "sft", tmp_path / "x", adapter=True)
-    with pytest.raises(RlhfctlError, match="model of its own"):
-        export(tiny_run, "critic", tmp_path / "x", adapter=True)
     unfinished = tmp_path / "run"
     unfinished.mkdir()
     (unfinished / "recipe.yaml").write_bytes((tiny_run / "recipe.yaml").read_bytes())

@@ -18,7 +18,7 @@ from torch import nn
 
 from rlhfctl.errors import EngineError
 from rlhfctl.events import Event, Metrics, Progress
-from rlhfctl.recipe.schema import Init, Lora, Ppo
+from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
 from rlhfctl.rewards import Episode, Reward
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
@@ -303,7 +303,7 @@ OPTIONS: dict[str, Any] = {
     "gamma": 0.91,
     "lam": 0.77,
 }
-OURS = {"engine", "lora", "use", "eval", "gradient_accumulation_steps"}
+OURS = {"engine", "lora", "use", "eval", "gradient_accumulation_steps", *OWN_ENGINE_KEYS}
 
 
 def test_every_option_is_looked_at_here() -> None:

@@ -1,0 +1,197 @@
+"""How PPO is watched: every so many updates the policy answers the eval prompts; that is scored, logged, remembered.
+
+Gold is logged where the task has it and decides nothing. With `use: best` the best policy so far is kept by the score
+less kl_coef x KL on these prompts. Used by the ppo stage with either engine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl import fs
+from rlhfctl.errors import DataError
+from rlhfctl.events import Metrics, Sample
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards import Reward, make_episode
+from rlhfctl.stages import Context
+from rlhfctl.training import models, rollout
+from rlhfctl.training.data import Row
+from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.ppo_loop import stop_token_id
+from rlhfctl.training.roles import LanguageModel
+
+_SAMPLES_SHOWN = 1
+
+
+class Evaluation:
+    """Called after every update. `reference` None: the policy with its adapter off."""
+
+    def __init__(
+        self,
+        section: Ppo,
+        ctx: Context,
+        policy: LanguageModel,
+        reference: Any,
+        reward: Reward,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        prompts: Sequence[list[int]],
+    ) -> None:
+        self.section = section
+        self.ctx = ctx
+        self.policy = policy
+        self.reference = reference
+        self.reward = reward
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.prompts = prompts
+        self.closing: dict[str, float] = {}
+        self.best: tuple[float, int] | None = None
+        self.best_values: dict[str, float] = {}
+        self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
+        self._references: list[str] = []  # what the reference answers, for the samples shown
+        stop = section.stop_token
+        self._stop_ids = () if stop is None else (stop_token_id(stop, tokenizer),)
+
+    def __call__(self, update: int, total: int) -> None:
+        section = self.section
+        every = section.eval.every
+        if not every or not self.prompts or (update % every and update != total):
+            return
+        sampling = rollout.Sampling(
+            section.response_length,
+            section.temperature,
+            section.local_rollout_forward_batch_size,
+            self.ctx.recipe.seed,
+            top_k=section.top_k,
+            top_p=section.top_p,
+            stop_ids=self._stop_ids,
+            stop_strings=tuple(section.stop_strings),
+            stream=1 << 32,  # apart from the draws of training
+        )
+        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, sampling)
+        ids = [response.ids for response in responses]
+        episodes = [
+            make_episode(self.tokenizer, row, prompt, response)
+            for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
+        ]
+        scores = self.reward(episodes)
+        kl = self._kl(ids)
+        values = {
+            "eval_score": statistics.fmean(scores),
+            "eval_kl": statistics.fmean(kl),
+            "eval_objective": statistics.fmean(scores) - section.kl_coef * statistics.fmean(kl),
+            "eval_length": statistics.fmean(len(response) for response in ids),
+            "eval_eos_rate": statistics.fmean(response.ended for response in responses),
+        }
+        if gold := self._gold([episode.prompt for episode in episodes], [episode.completion for episode in episodes]):
+            values["eval_gold"] = statistics.fmean(gold)
+        self.closing = values
+        self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
+        if update == 0:
+            self._references = [str(episode.completion) for episode in episodes[:_SAMPLES_SHOWN]]
+        for index in range(min(_SAMPLES_SHOWN, len(episodes))):
+            self.ctx.emit(
+                Sample(
+                    stage=self.ctx.name,
+                    step=update,
+                    prompt=str(episodes[index].prompt),
+                    response=str(episodes[index].completion),
+                    reference=self._references[index] if self._references else None,
+                    scores={"score": scores[index]},
+                )
+            )
+        if section.use == "best" and (self.best is None or values["eval_objective"] > self.best[0]):
+            self.best = (values["eval_objective"], update)
+            self.best_values = values
+            self.policy.activate()
+            with fs.publish_folder(self._folder(update)) as folder:
+                models.save_weights(self.policy.model, folder)
+
+    def _kl(self, responses: list[list[int]]) -> list[float]:
+        self.policy.activate()
+        policy, pad = self.policy.model, self.tokenizer.pad_token_id
+        reference = self.reference if self.reference is not None else rollout.WithoutAdapter(policy)
+        temperature = self.section.temperature
+        return rollout.exact_kl(policy, reference, self.prompts, responses, pad, temperature=temperature)
+
+    def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
+        source = self.ctx.recipe.data.prompts
+        if source is None or not source.builtin:
+            return []
+        from rlhfctl.world import gold
+
+        return gold.score(prompts, completions)
+
+    def _folder(self, update: int) -> Path:
+        return self.ctx.work / f"best-{update}"
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it. Weights that neither it nor the checkpoint before speaks of are dropped."""
+        now = self._folder(self.best[1]) if self.best is not None else None
+        for folder in self.ctx.work.glob("best-*"):
+            if folder not in (now, self._spoken_of):
+                shutil.rmtree(folder)
+        self._spoken_of = now
+        return {
+            "closing": self.closing,
+            "best": self.best,
+            "best_values": self.best_values,
+            "references": self._references,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put `state()` back."""
+        self.closing, self.best_values = state["closing"], state["best_values"]
+        self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        self._references = state["references"]
+        self._spoken_of = self._folder(self.best[1]) if self.best is not None else None
+
+    def restore_best(self) -> float:
+        """Put the best policy's weights back. Returns the update they are from."""
+        assert self.best is not None
+        score, update = self.best
+        models.load_weights(self.policy.model, self._folder(update))
+        self.closing = self.best_values  # the manifest's figures are those of the policy that is handed on
+        self.ctx.note(
+            f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
+        )
+        return float(update)
+
+
+def encode_prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, model: Any, response_length: int, ctx: Context
+) -> tuple[list[Row], list[list[int]]]:
+    """Rows and their prompt ids; prompts too long for the context are dropped or cut (at their start), and counted."""
+    data = ctx.recipe.data
+    context = getattr(model.config, "max_position_embeddings", None)
+    limit = data.max_prompt_length or (context - response_length if context else None)
+    if limit is not None and limit <= 0:
+        raise DataError(
+            f"a response of {response_length} tokens leaves no room for a prompt in a context of {context}",
+            where="ppo.response_length",
+            fix="lower it",
+        )
+    encoder = Encoder(tokenizer)
+    kept, prompts, overlong = [], [], 0
+    for row in rows:
+        ids = encoder.prompt(row["prompt"])
+        if limit is not None and len(ids) > limit:
+            overlong += 1
+            if data.overlong_prompts == "drop":
+                continue
+            ids = ids[-limit:]
+        kept.append(row)
+        prompts.append(ids)
+    if overlong:
+        done = "dropped" if data.overlong_prompts == "drop" else "cut at their start"
+        ctx.warn(f"{overlong} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
+    if rows and not prompts:
+        raise DataError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower ppo.response_length")
+    return kept, prompts

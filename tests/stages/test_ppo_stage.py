@@ -1,0 +1,245 @@
+"""The ppo stage with our engine: every kind of critic is published and loads, and every kind of reward scores.
+
+One run up to the reward stage is shared; each test trains for an update or two in a copy of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from rlhfctl import pipeline
+from rlhfctl.artifacts import Artifact, RunPaths, Source, load_artifact, resolve_source
+from rlhfctl.cli import app
+from rlhfctl.errors import HandoffError
+from rlhfctl.events import Event, Metrics
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.stages import Context, handoff
+from rlhfctl.training import models
+from rlhfctl.training.encoding import Encoder
+
+ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
+ONE_UPDATE = ("ppo.total_episodes=16",)
+KINDS: dict[str, tuple[str, ...]] = {
+    "adapter": (),
+    "head": ("ppo.critic=head",),
+    "model": ("ppo.critic=model",),
+    "head on all weights": ("ppo.critic=head", "ppo.lora=null"),
+    "model beside all weights": ("ppo.lora=null",),
+}
+SCORES = """
+def length(prompts, completions):
+    return [float(len(text)) for text in completions]
+"""
+
+
+def carry_out(folder: Path, request: pipeline.Request, *overrides: str) -> list[Event]:
+    events: list[Event] = []
+    (folder / "run").mkdir(exist_ok=True)
+    pipeline.run(load_recipe(folder / "tiny.yaml", overrides), folder / "run", request, events.append)
+    return events
+
+
+def prepared(folder: Path, *overrides: str) -> Path:
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "scores.py").write_text(SCORES)
+    carry_out(folder, pipeline.Request(until="reward"), *overrides)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def until_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("ppo-stage"))
+
+
+@pytest.fixture(scope="module")
+def trained(until_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run with each kind of critic."""
+    found = {}
+    for kind, overrides in KINDS.items():
+        found[kind] = run_ppo(until_reward, tmp_path_factory.mktemp("kind") / "copy", *ONE_UPDATE, *overrides)
+    return found
+
+
+def run_ppo(until_reward: Path, to: Path, *overrides: str, external: Mapping[str, str] | None = None) -> Path:
+    """The run after PPO alone in a copy of the shared one."""
+    shutil.copytree(until_reward, to)
+    carry_out(to, pipeline.Request(only="ppo", external=external or {}), *overrides)
+    return to / "run"
+
+
+def context(run: Path) -> Context:
+    return Context("ppo", load_recipe(run / "recipe.yaml").recipe, RunPaths(run), {}, {}, {}, lambda event: None)
+
+
+def artifact(run: Path) -> Artifact:
+    made = load_artifact(run / "ppo")
+    made.verify()
+    return made
+
+
+def critic_scores(run: Path) -> list[float]:
+    critic = handoff.load_critic(context(run), Source.of(artifact(run)))
+    return models.score_rows(critic, ROWS, critic.config.pad_token_id)
+
+
+def reward_scores(run: Path) -> list[float]:
+    tokenizer = models.load_tokenizer(str(run / "sft" / "model"))
+    source = Source.of(load_artifact(run / "reward"))
+    return models.score_rows(handoff.load_reward_model(context(run), source, tokenizer), ROWS, tokenizer.pad_token_id)
+
+
+# ---------------------------------------------------------------- what is published
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_policy_and_critic_are_published_and_load(kind: str, trained: dict[str, Path]) -> None:
+    run = trained[kind]
+    made, whole = artifact(run), "weights" in kind
+    part = "model" if whole else "adapter"
+    assert set(made.manifest.layout) == {part, "critic", "probes"}
+    ctx = context(run)
+    policy = handoff.load_policy(ctx, Source.of(made))  # checks the recorded log-probabilities
+    base = handoff.load_base(ctx, made.parent("base"))
+    pad = policy.tokenizer.pad_token_id
+    before, after = (models.sequence_logprobs(m, ROWS, pad) for m in (base.model, policy.model))
+    assert max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)) > 1e-3
+
+    folder = run / "ppo" / "critic"
+    scores = critic_scores(run)
+    assert max(scores) - min(scores) > 1e-4
+    if kind in ("adapter", "head"):
+        assert models.adapter_has_head(folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert not any("critic" in name or "default" in name or "reward" in name for name in tensors)
+        loaded = models.load_adapter(models.scorer_on(base.model, seed=9), folder)
+        assert models.score_rows(loaded, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+    if kind.startswith("head"):  # it reads the policy's own states
+        scorer = models.scorer_on(policy.model, seed=9)
+        if whole:
+            head = load_file(folder / "model.safetensors")["score.weight"]
+        else:
+            head = load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"]
+        scorer.score.weight.data.copy_(head)
+        assert models.score_rows(scorer, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+        return
+    start = reward_scores(run)  # the others started as the reward model, and learnt
+    gaps = [abs(a - b) for a, b in zip(scores, start, strict=True)]
+    assert max(gaps) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head", "model"])
+def test_the_critic_is_exported_merged_or_with_its_base(kind: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    run, scores = trained[kind], critic_scores(trained[kind])
+    result = CliRunner().invoke(app, ["export", str(run), "--stage", "critic", "--to", str(tmp_path / "merged")])
+    assert result.exit_code == 0, result.output
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1)
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    pad = merged.config.pad_token_id
+    assert models.score_rows(merged, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+    to = tmp_path / "adapter"
+    result = CliRunner().invoke(app, ["export", str(run), "--stage", "critic", "--to", str(to), "--adapter"])
+    if kind == "model":
+        assert result.exit_code == 1 and "there is no adapter" in str(result.exception) and not to.exists()
+        return
+    assert result.exit_code == 0, result.output
+    base = AutoModelForSequenceClassification.from_pretrained(to / "base", num_labels=1)
+    assert models.score_rows(PeftModel.from_pretrained(base, to), ROWS, pad) == pytest.approx(scores, abs=1e-5)
+
+
+# ---------------------------------------------------------------- a critic to start from
+
+
+@pytest.mark.parametrize(("kind", "place"), [("adapter", "ppo"), ("adapter", "ppo/critic"), ("model", "ppo")])
+def test_a_critic_goes_on_where_another_runs_stopped(
+    kind: str, place: str, until_reward: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    given = trained[kind]
+    still = ("ppo.learning_rate=1e-12", f"ppo.critic_from={given / place}")
+    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE, *KINDS[kind], *still)
+    assert critic_scores(run) == pytest.approx(critic_scores(given), abs=1e-6)
+    assert "critic" in artifact(run).manifest.inputs
+    assert critic_scores(run) != pytest.approx(reward_scores(run), abs=1e-4)
+
+
+def test_a_critic_of_the_other_kind_is_refused_or_merged(
+    until_reward: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(HandoffError, match="a model of its own, not an adapter"):
+        run_ppo(until_reward, tmp_path / "a", *ONE_UPDATE, f"ppo.critic_from={trained['model'] / 'ppo'}")
+    still = ("ppo.learning_rate=1e-12", f"ppo.critic_from={trained['adapter'] / 'ppo'}", "ppo.critic=model")
+    run = run_ppo(until_reward, tmp_path / "b", *ONE_UPDATE, *still)
+    assert critic_scores(run) == pytest.approx(critic_scores(trained["adapter"]), abs=1e-5)
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def test_rewards_are_summed_with_their_weights(until_reward: Path, tmp_path: Path) -> None:
+    def raw(rewards: str) -> float:
+        run = run_ppo(
+            until_reward, tmp_path / str(len(list(tmp_path.iterdir()))), *ONE_UPDATE, f"ppo.rewards={rewards}"
+        )
+        return artifact(run).manifest.metrics["raw_score"]
+
+    model, function = raw("{reward: 1.0}"), raw("{'scores:length': 1.0}")
+    assert function == int(function * 16) / 16 > 1 and abs(model) > 1e-4
+    assert raw("{reward: 2.0, 'scores:length': -0.5}") == pytest.approx(2 * model - 0.5 * function, abs=1e-4)
+
+
+def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = prepared(tmp_path / "other", "model.init.vocab_size=300") / "run"
+    given = {"reward": str(other / "reward")}
+    tracing = ("ppo.trace_every=1", "ppo.trace_episodes=16")
+    run = run_ppo(until_reward, tmp_path / "ours", *ONE_UPDATE, *tracing, external=given)
+    made = artifact(run)
+    assert any("a tokenizer of its own" in note for note in made.manifest.notes)
+    records = [json.loads(line) for line in (run / "ppo" / "traces" / "update-000001.jsonl").read_text().splitlines()]
+    theirs = models.load_tokenizer(str(other / "reward" / "adapter"))
+    ours = models.load_tokenizer(str(run / "sft" / "model"))
+    assert len(theirs) < len(ours)
+    scorer = handoff.load_reward_model(context(other), resolve_source(given["reward"], "reward"), theirs)
+    rows = []
+    for record in records:
+        prompt, response = Encoder(theirs).pair(record["prompt"], ours.decode(record["ids"], skip_special_tokens=True))
+        rows.append([*prompt, *response])
+    expected = models.score_rows(scorer, rows, theirs.pad_token_id)
+    assert [record["raw_score"] for record in records] == pytest.approx(expected, abs=1e-5)
+    assert len(records) == 16 and max(expected) - min(expected) > 1e-3
+    with pytest.raises(HandoffError, match="tokenizer is not the policy's"):
+        run_ppo(until_reward, tmp_path / "trl", *ONE_UPDATE, "ppo.engine=trl", external=given)
+
+
+# ---------------------------------------------------------------- the best policy
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head on all weights"])
+def test_the_best_policy_is_handed_on(kind: str, until_reward: Path, tmp_path: Path) -> None:
+    """Moving away from the reference costs so much that not having moved is best."""
+    shutil.copytree(until_reward, tmp_path / "copy")
+    overrides = ("ppo.use=best", "ppo.kl_coef=100.0", "ppo.learning_rate=5e-2", *KINDS[kind])
+    events = carry_out(tmp_path / "copy", pipeline.Request(only="ppo"), *overrides)
+    run = tmp_path / "copy" / "run"
+    seen = {e.step: e.values["eval_objective"] for e in events if isinstance(e, Metrics) and e.split == "eval"}
+    metrics = artifact(run).manifest.metrics
+    assert set(seen) == {0, 1, 2} and max(seen.values()) > min(seen.values()) + 1
+    assert metrics["eval_objective"] == max(seen.values()) == seen[0] and metrics["best_update"] == 0
+    ctx = context(run)
+    policy, base = (
+        handoff.load_policy(ctx, Source.of(artifact(run))),
+        handoff.load_base(ctx, artifact(run).parent("base")),
+    )
+    pad = base.tokenizer.pad_token_id
+    for a, b in zip(*(models.sequence_logprobs(m.model, ROWS, pad) for m in (policy, base)), strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+    assert not list((run / "ppo").rglob("best-*"))

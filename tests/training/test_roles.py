@@ -1,0 +1,530 @@
+"""Roles on one shared model: each acts and learns as it would on a model of its own, and the base stays still.
+
+Policy, critic and reward model as adapters against models that have one adapter only; the pieces of a language model
+(trunk, head, log-probabilities in parts) against the model's own forward; rows alone against rows in a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+
+from rlhfctl.errors import EngineError, HandoffError
+from rlhfctl.recipe.schema import Init, Lora, Ppo
+from rlhfctl.rewards import Episode
+from rlhfctl.training import models, ppo_loop, ppo_math, roles, rollout
+from rlhfctl.training.fused_lora import fused
+from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles, Sequences
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral")
+LORA = Lora(r=4, lora_alpha=8)
+LENGTH = 6
+PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 2], [3, 3], [9, 8, 7], [4], [2, 9], [5, 5, 5, 5]]
+ROWS = [[2, 3, 4, 5], [6, 7], [8, 9, 2, 3, 4, 5, 6], [7, 7, 7]]
+
+
+def base(architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Any]:
+    """A tokenizer and a language model far from uniform: gradients and scores are no rounding matter."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+    init = Init(architecture=architecture, tokens=list("abcdefgh"), **shape | changes)
+    tokenizer = models.train_tokenizer(init, [])
+    model = models.build_model(init, tokenizer, seed=1, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter *= 8 if "wte" not in name else 4
+    return tokenizer, model.eval()
+
+
+def stir(module: nn.Module, by: float = 0.1, only: str = ".lora_", seed: int = 5) -> None:
+    """Move the weights whose names hold `only`: adapters that do something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if only in name:
+                parameter += by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def shared_roles(dtype: torch.dtype = torch.float32) -> tuple[Any, Roles, Any]:
+    """(tokenizer, roles with policy and critic as adapters of one model, an untouched copy of the base)."""
+    tokenizer, model = base(dtype=dtype)
+    untouched = models.copy_frozen(model)
+    peft_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    roles.add_adapter(peft_model, CRITIC, LORA, seed=1)
+    stir(peft_model)
+    pad = tokenizer.pad_token_id
+    head = roles.new_head(peft_model)
+    with torch.no_grad():
+        head.weight.copy_(torch.linspace(-1, 1, head.weight.numel())[None])
+    critic = Critic(AdapterScorer(LanguageModel(peft_model, pad, CRITIC), head))
+    everyone = Roles(LanguageModel(peft_model, pad, POLICY), LanguageModel(peft_model, pad, None), critic)
+    return tokenizer, everyone, untouched
+
+
+def counted(episodes: Sequence[Episode]) -> list[float]:
+    return [float(sum(episode.response_ids)) / 10 for episode in episodes]
+
+
+class Stopped(Exception):
+    pass
+
+
+def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> ppo_loop.PpoLoop:
+    values = {
+        "lora": LORA,
+        "total_episodes": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "response_length": LENGTH,
+        "temperature": 1.0,
+        "trace_every": 0,
+    }
+    section = Ppo(**values | changes)
+    rows = [{"prompt": ""}] * len(PROMPTS)
+    return ppo_loop.PpoLoop(section, everyone, counted, tokenizer, rows, PROMPTS, seed=0, work=work / "work")
+
+
+def batch_before_learning(loop: ppo_loop.PpoLoop, monkeypatch: pytest.MonkeyPatch) -> ppo_loop.Batch:
+    caught: list[ppo_loop.Batch] = []
+
+    def stop(batch: ppo_loop.Batch, *_: Any) -> None:
+        caught.append(batch)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", stop)
+        with pytest.raises(Stopped):
+            loop.update(1)
+    return caught[0]
+
+
+# ---------------------------------------------------------------- gradients on the shared model
+
+
+def alone(untouched: Any, peft_model: PeftModel, adapter: str) -> PeftModel:
+    """A plain peft model of a copy of the base that has this one adapter, with the same weights."""
+    twin = copy.deepcopy(untouched)
+    single = get_peft_model(twin, models.lora_config(LORA, TaskType.CAUSAL_LM), adapter_name=adapter)
+    theirs = dict(peft_model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in single.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(theirs[name])
+    return single.eval()
+
+
+def table(loop: ppo_loop.PpoLoop, batch: ppo_loop.Batch, states: Tensor, extra: int) -> list[Tensor]:
+    """For each row its numbers in `states` (B, L) from the state before the response on."""
+    rows = []
+    for row, (prompt, response) in enumerate(zip(batch.prompts, batch.responses, strict=True)):
+        count = len(response.ids) + (extra if len(response.ids) < LENGTH else 0)
+        rows.append(states[row, len(prompt) - 1 : len(prompt) - 1 + count])
+    return rows
+
+
+def padded(rows: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack([torch.cat([row, row.new_zeros(like.shape[1] - len(row))]) for row in rows])
+
+
+def gradients(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if f".{adapter}." in name and parameter.grad is not None
+    }
+
+
+def expected_gradients(
+    loop: ppo_loop.PpoLoop, batch: ppo_loop.Batch, untouched: Any, head: nn.Linear
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Those of policy, critic and head, each from a model of its own and the losses of ppo_math."""
+    peft_model, pad, section = loop.roles.policy.model, loop.roles.policy.pad_token_id, loop.section
+    width = batch.mask.shape[1]
+    ids, mask = models.pad_right(
+        [[*p, *r.ids] for p, r in zip(batch.prompts, batch.responses, strict=True)], pad, torch.device("cpu")
+    )
+    policy = alone(untouched, peft_model, POLICY)
+    logits = policy(input_ids=ids, attention_mask=mask).logits.clone()
+    logits[..., pad] = models.PAD_LOGIT
+    logp = torch.log_softmax(logits / section.temperature, -1)
+    chosen = logp[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    logprobs = padded(table(loop, batch, chosen, 0), batch.mask)
+    terms = ppo_math.policy_loss(
+        logprobs, batch.logprobs, batch.advantages, batch.mask, section.cliprange, batch.mask.sum()
+    )
+    terms.loss.backward()
+
+    critic = alone(untouched, peft_model, CRITIC)
+    own_head = copy.deepcopy(head)
+    own_head.weight.grad = None
+    hidden = critic.get_base_model().model(input_ids=ids, attention_mask=mask).last_hidden_state
+    values = padded(table(loop, batch, own_head(hidden).squeeze(-1), 1), batch.mask)
+    errors = ppo_math.value_loss(
+        values, batch.values, batch.returns, batch.value_mask, section.cliprange_value, batch.value_mask.sum()
+    )
+    (section.vf_coef * errors.loss).backward()
+    assert width == logprobs.shape[1] == values.shape[1]
+    assert own_head.weight.grad is not None
+    return gradients(policy, POLICY), gradients(critic, CRITIC), own_head.weight.grad
+
+
+@pytest.mark.parametrize("fusing", [False, True])
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_each_adapter_learns_what_it_would_learn_on_a_model_of_its_own(
+    recomputing: bool, fusing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, everyone, untouched = shared_roles(torch.float64)
+    loop = loop_of(everyone, tokenizer, tmp_path)
+    batch = batch_before_learning(loop, monkeypatch)
+    stir(everyone.policy.model, by=0.02, seed=6)  # ratios away from 1, values away from the old
+    head = everyone.critic.scorer.score
+    policy, critic, of_head = expected_gradients(loop, batch, untouched, head)
+    recomputed: list[int] = []
+    layer = everyone.policy.trunk.layers[0]
+    watching = layer.mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    layers = fused(everyone.policy.model) if fusing else contextlib.nullcontext()
+    with layers, everyone.recomputing(recomputing):
+        loop._learn(batch, list(range(8)), batch.mask.sum(), batch.value_mask.sum(), 0)
+    watching.remove()
+    assert len(recomputed) == (4 if recomputing else 2)  # policy and critic, each a second time in its backward
+    shared = everyone.policy.model
+    for adapter, expected in ((POLICY, policy), (CRITIC, critic)):
+        given = gradients(shared, adapter)
+        assert given.keys() == expected.keys() and len(given) == 2 * 7 * 2
+        for name, gradient in expected.items():
+            assert float(gradient.abs().max()) > 1e-6, name
+            torch.testing.assert_close(given[name], gradient, atol=1e-6, rtol=1e-6)
+    assert head.weight.grad is not None
+    torch.testing.assert_close(head.weight.grad, of_head, atol=1e-6, rtol=1e-6)
+    assert all(p.grad is None for n, p in shared.named_parameters() if ".lora_" not in n)
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_one_backward_after_a_switch_is_wrong_only_where_layers_are_recomputed(recomputing: bool) -> None:
+    """Why the policy's backward comes before the critic's forward."""
+    _, everyone, _ = shared_roles(torch.float64)
+    everyone.prepare()
+    ids, _ = models.pad_right(ROWS, everyone.policy.pad_token_id, torch.device("cpu"))
+
+    def losses() -> tuple[Tensor, Callable[[], Tensor]]:
+        of_policy = everyone.policy.logits(everyone.policy.hidden(ids)).log_softmax(-1)[..., 3].mean()
+        return of_policy, lambda: everyone.critic.values(everyone.critic.hidden(ids)).square().mean()
+
+    of_policy, of_critic = losses()
+    of_policy.backward()
+    right = gradients(everyone.policy.model, POLICY)
+    assert len(right) == 28
+    everyone.policy.model.zero_grad()
+    with everyone.recomputing(recomputing):
+        of_policy, of_critic = losses()
+        (of_policy + of_critic()).backward()
+    given = gradients(everyone.policy.model, POLICY)
+    none = torch.zeros(1, dtype=torch.float64)
+    gaps = [float((given.get(name, none) - right[name]).abs().max() / right[name].abs().max()) for name in right]
+    assert (max(gaps) > 0.1) if recomputing else (max(gaps) < 1e-12)
+
+
+# ---------------------------------------------------------------- what acts, and what is trained
+
+
+def test_the_reference_is_the_base_exactly_however_the_policy_moves(tmp_path: Path) -> None:
+    tokenizer, everyone, untouched = shared_roles()
+    loop = loop_of(everyone, tokenizer, tmp_path, num_ppo_epochs=2, critic="adapter")
+    model = everyone.policy.model
+    ids, _ = models.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        expected = untouched.model(input_ids=ids).last_hidden_state
+        assert torch.equal(everyone.reference.hidden(ids), expected)
+        before = everyone.policy.hidden(ids)
+        assert not torch.allclose(before, expected, atol=1e-2)
+    loop.update(1)
+    with torch.no_grad():
+        assert torch.equal(everyone.reference.hidden(ids), expected)
+        assert not torch.allclose(everyone.policy.hidden(ids), before, atol=1e-3)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    adapters = {name for name in start if ".lora_" in name}
+    assert moved == adapters and any(f".{CRITIC}." in name for name in moved)
+    weights = untouched.state_dict()
+    plain = {name.replace("base_model.model.", "").replace(".base_layer", ""): name for name in start}
+    assert all(torch.equal(model.state_dict()[plain[name]], value) for name, value in weights.items())
+
+
+def test_adapters_and_head_are_trained_and_nothing_else_whichever_role_acts(tmp_path: Path) -> None:
+    tokenizer, everyone, untouched = shared_roles()
+    model = everyone.policy.model
+    theirs = tmp_path / "reward"
+    save_reward(untouched, tokenizer, theirs)
+    roles.load_scorer_adapter(model, roles.REWARD, theirs)
+    reward = LanguageModel(model, tokenizer.pad_token_id, roles.REWARD)
+    expected = {
+        f"policy.base_model.model.model.layers.{layer}.{place}.lora_{matrix}.{adapter}.weight"
+        for layer in range(2)
+        for place in (
+            *(f"self_attn.{name}_proj" for name in "qkvo"),
+            *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+        )
+        for matrix in "AB"
+        for adapter in (POLICY, CRITIC)
+    } | {"critic.score.weight"}
+    trained = everyone.prepare()
+    assert set(trained) == set(everyone.trainable()) == expected
+    wanted = {id(parameter) for parameter in trained.values()}
+    for role in (everyone.critic.scorer.backbone.shared, everyone.reference, reward, everyone.policy):
+        role.activate()
+        required = {
+            id(parameter)
+            for module in everyone.modules()
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        }
+        assert required == wanted
+        with torch.no_grad():
+            state = role.trunk(input_ids=torch.tensor([[2, 3, 4]])).last_hidden_state
+        merged = copy.deepcopy(untouched) if role.adapter is None else alone_merged(untouched, model, role.adapter)
+        with torch.no_grad():
+            torch.testing.assert_close(state, merged.model(input_ids=torch.tensor([[2, 3, 4]])).last_hidden_state)
+
+
+def alone_merged(untouched: Any, peft_model: PeftModel, adapter: str) -> Any:
+    """The plain model with B A x alpha / r added to each weight, by hand."""
+    twin = copy.deepcopy(untouched)
+    state = peft_model.state_dict()
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            if f"{stem}.lora_A.{adapter}.weight" in state:
+                a, b = (state[f"{stem}.lora_{matrix}.{adapter}.weight"] for matrix in "AB")
+                parameter += b @ a * LORA.lora_alpha / LORA.r
+    return twin
+
+
+def test_a_copy_of_what_is_trained_goes_back_in_place() -> None:
+    _, everyone, _ = shared_roles()
+    kept = everyone.state()
+    stir(everyone.policy.model, seed=9)
+    assert any(not torch.equal(kept[name], value) for name, value in everyone.state().items())
+    everyone.load_state(kept)
+    assert all(torch.equal(kept[name], value) for name, value in everyone.state().items())
+    with pytest.raises(HandoffError, match="other roles"):
+        everyone.load_state({name: value for name, value in kept.items() if CRITIC not in name})
+
+
+# ---------------------------------------------------------------- scorers
+
+
+def save_reward(untouched: Any, tokenizer: Any, folder: Path) -> list[float]:
+    """Train-like SEQ_CLS adapter with head, saved by peft; the scores it gives to ROWS."""
+    scorer = models.scorer_on(untouched, seed=3)
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    scorer = models.add_lora(scorer, LORA, TaskType.SEQ_CLS, seed=4)
+    stir(scorer, seed=8)
+    stir(scorer, by=0.5, only="score.modules_to_save", seed=9)
+    models.save_adapter(scorer, folder, base="base", head=True)
+    return models.score_rows(models.merged(scorer), ROWS, tokenizer.pad_token_id)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_reward_adapter_scores_on_the_policys_model_as_on_its_own(architecture: str, tmp_path: Path) -> None:
+    tokenizer, model = base(architecture)
+    untouched, pad = models.copy_frozen(model), tokenizer.pad_token_id
+    expected = save_reward(untouched, tokenizer, tmp_path / "given")
+    policy = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    stir(policy, seed=7)
+    head = roles.load_scorer_adapter(policy, roles.REWARD, tmp_path / "given")
+    scorer = AdapterScorer(LanguageModel(policy, pad, roles.REWARD), head)
+    LanguageModel(policy, pad, POLICY).activate()  # another acted last
+    given = models.score_rows(scorer, ROWS, pad)
+    assert given == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    assert max(given) - min(given) > 1e-2
+
+    roles.save_scorer_adapter(policy, roles.REWARD, head, tmp_path / "saved", "base")
+    assert models.adapter_has_head(tmp_path / "saved")
+    again = models.load_adapter(models.scorer_on(untouched, seed=11), tmp_path / "saved")
+    assert models.score_rows(again, ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
+    assert models.score_rows(models.merged(again), ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
+
+
+def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path) -> None:
+    tokenizer, model = base()
+    headless = models.add_lora(models.copy_frozen(model), LORA, TaskType.CAUSAL_LM, seed=0)
+    models.save_adapter(headless, tmp_path / "headless", base="base", head=False)
+    policy = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    with pytest.raises(HandoffError, match="no scalar head"):
+        roles.load_scorer_adapter(policy, "a", tmp_path / "headless")
+    for name, changes in (("wide", {"hidden_size": 32}), ("deep", {"num_hidden_layers": 3})):
+        _, other = base(**changes)
+        save_reward(other, tokenizer, tmp_path / name)
+        with pytest.raises(HandoffError, match="does not fit this base"):
+            roles.load_scorer_adapter(policy, name, tmp_path / name)
+    save_reward(base("gpt2")[1], tokenizer, tmp_path / "gpt2")
+    with pytest.raises(HandoffError, match="does not fit this base"):
+        roles.load_scorer_adapter(policy, "gpt2", tmp_path / "gpt2")
+
+
+# ---------------------------------------------------------------- sequences and heads
+
+
+def test_sequences_say_where_states_and_tokens_stand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(1, 6, (5, 2), generator=generator).tolist()
+        prompts = [torch.randint(2, 10, (p,), generator=generator).tolist() for p, _ in lengths]
+        responses = [torch.randint(2, 10, (r,), generator=generator).tolist() for _, r in lengths]
+        before, states, tokens = [], [], []
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            for t, token in enumerate(response):
+                before.append((row, len(prompt) - 1 + t))
+                states.append((row, len(prompt) - 1 + t))
+                tokens.append(token)
+            if len(response) < 5:
+                states.append((row, len(prompt) - 1 + len(response)))
+        given = Sequences.of(prompts, responses, 1, torch.device("cpu"))
+        for row, prompt, response in zip(given.ids.tolist(), prompts, responses, strict=True):
+            whole = [*prompt, *response]
+            assert row == whole + [1] * (len(row) - len(whole))
+        assert list(zip(*(part.tolist() for part in given.before_tokens()), strict=True)) == before
+        assert list(zip(*(part.tolist() for part in given.states(5)), strict=True)) == states
+        assert given.tokens().tolist() == tokens
+
+
+def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a head that is trained, and with a frozen one, whose gradient is taken in the forward pass."""
+    hidden = torch.randn(11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([2, 3, 4, 5, 6, 7, 8, 9, 0, 2, 3])
+    weights = torch.linspace(-1, 1, 11, dtype=torch.float64)
+    tokenizer, model = base(dtype=torch.float64)
+    pad, head = tokenizer.pad_token_id, model.lm_head
+    policy = LanguageModel(model, pad)
+
+    def given(frozen: bool, with_entropy: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        head.weight.requires_grad_(not frozen)
+        head.weight.grad = None
+        part = hidden.clone().requires_grad_()
+        logprobs, entropies = policy.token_logprobs(part, tokens, 0.7, with_entropy=with_entropy)
+        loss = (logprobs * weights).sum()
+        (loss if entropies is None else loss + 0.3 * entropies.sum()).backward()
+        assert part.grad is not None and (entropies is not None) is with_entropy
+        return logprobs.detach(), entropies, part.grad, head.weight.grad
+
+    def naive(with_entropy: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        weight = head.weight.detach().clone().requires_grad_()
+        part = hidden.clone().requires_grad_()
+        logits = (part @ weight.T) / 0.7
+        masked = torch.cat([logits[:, :pad], logits[:, pad : pad + 1] * 0 - 1e9, logits[:, pad + 1 :]], 1)
+        logp = masked.log_softmax(-1)
+        chosen, entropies = logp.gather(-1, tokens[:, None]).squeeze(-1), -(logp.exp() * logp).sum(-1)
+        ((chosen * weights).sum() + with_entropy * 0.3 * entropies.sum()).backward()
+        assert part.grad is not None
+        return chosen.detach(), entropies if with_entropy else None, part.grad, weight.grad
+
+    for frozen in (False, True):
+        for with_entropy in (False, True):
+            expected = naive(with_entropy)
+            monkeypatch.setattr(roles, "HEAD_ELEMENTS", 1 << 24)
+            one = given(frozen, with_entropy)
+            monkeypatch.setattr(roles, "HEAD_ELEMENTS", 3 * policy.vocabulary)
+            pieces = given(frozen, with_entropy)
+            assert (one[3] is None) is frozen and (pieces[3] is None) is frozen
+            for index, wanted in enumerate(expected):
+                for found in (one[index], pieces[index]):
+                    if found is not None and wanted is not None:
+                        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_trunk_and_head_are_the_model_or_it_is_said(architecture: str, tied: bool) -> None:
+    tokenizer, model = base(architecture, tie_word_embeddings=tied)
+    LanguageModel(model, tokenizer.pad_token_id).check_head(ROWS)
+    peft_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    stir(peft_model)
+    LanguageModel(peft_model, tokenizer.pad_token_id, POLICY).check_head(ROWS)
+
+    def scaled(module: nn.Module, args: Any, output: Any) -> Any:
+        output.logits = output.logits * 1.01
+        return output
+
+    tampered = LanguageModel(peft_model, tokenizer.pad_token_id, POLICY)
+    watching = peft_model.register_forward_hook(scaled)
+    with pytest.raises(EngineError, match="computes its logits in a way that this engine does not know"):
+        tampered.check_head(ROWS)
+    watching.remove()
+    tampered.check_head(ROWS)
+    tampered.head = copy.deepcopy(tampered.head)
+    with torch.no_grad():
+        tampered.head.weight[3] *= 1.5
+    with pytest.raises(EngineError):
+        tampered.check_head(ROWS)
+
+
+# ---------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_alone_gives_what_it_gives_beside_longer_rows(architecture: str) -> None:
+    tokenizer, model = base(architecture)
+    pad = tokenizer.pad_token_id
+    policy = LanguageModel(model, pad)
+    head = nn.Linear(16, 1, bias=False)
+    critic = Critic(AdapterScorer(policy, head), shares_policy=True)
+    prompts, responses = [[2, 3], [4, 5, 6], [7]], [[8, 0], [9], [3, 4, 5]]
+    long = [2, 3, 4, 5, 6, 7, 8, 9] * 4
+
+    def of(p: list[list[int]], r: list[list[int]]) -> tuple[Tensor, Tensor]:
+        sequences = Sequences.of(p, r, pad, torch.device("cpu"))
+        with torch.no_grad():
+            hidden = policy.hidden(sequences.ids)
+            logprobs, _ = policy.token_logprobs(hidden[sequences.before_tokens()], sequences.tokens(), 0.8)
+            return logprobs, critic.values(critic.hidden(sequences.ids)[sequences.states(4)])
+
+    together = of([*prompts, long], [*responses, [2, 3]])
+    singles = [of([p], [r]) for p, r in zip(prompts, responses, strict=True)]
+    for index in (0, 1):
+        expected = torch.cat([single[index] for single in singles])
+        torch.testing.assert_close(together[index][: len(expected)], expected, atol=1e-5, rtol=1e-5)
+        assert float(expected.std()) > 1e-2
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_eight_more_pads_on_the_left_change_no_draw(architecture: str) -> None:
+    tokenizer, model = base(architecture)
+    pad = tokenizer.pad_token_id
+    short = [[2, 3], [4, 5, 6], [7], [9, 9, 9]]
+    sampling = rollout.Sampling(8, 1.0, 16, seed=3)
+    alone_, long = (
+        rollout.sample(LanguageModel(model, pad), rows, tokenizer, sampling) for rows in (short, [*short, [5] * 11])
+    )
+    assert [r.ids for r in alone_] == [r.ids for r in long[:4]]
+    for a, b in zip(alone_, long, strict=False):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert len({tuple(response.ids) for response in alone_}) > 2
+
+
+# ---------------------------------------------------------------- a head on the policy
+
+
+@pytest.mark.parametrize("trains_trunk", [True, False])
+def test_the_heads_gradients_reach_the_trunk_only_where_they_may(trains_trunk: bool) -> None:
+    tokenizer, model = base()
+    policy_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    stir(policy_model)
+    policy = LanguageModel(policy_model, tokenizer.pad_token_id, POLICY)
+    head = nn.Linear(16, 1, bias=False)
+    critic = Critic(AdapterScorer(policy, head), shares_policy=True, trains_trunk=trains_trunk)
+    everyone = Roles(policy, LanguageModel(policy_model, tokenizer.pad_token_id, None), critic)
+    trained = everyone.prepare()
+    assert sum(f".{POLICY}." in name for name in trained) == 28 and "critic.score.weight" in trained
+    ids, _ = models.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
+    critic.values(policy.hidden(ids)[:, -1]).square().sum().backward()
+    reached = [name for name, parameter in trained.items() if parameter.grad is not None and parameter.grad.any()]
+    assert head.weight.grad is not None and head.weight.grad.any()
+    assert len(reached) == (29 if trains_trunk else 1)
