@@ -7,10 +7,16 @@ file missing or cut short, is passed over for the one before.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
 
 from rlhfctl import fs
 
@@ -84,3 +90,35 @@ def newest_complete(work: Path) -> tuple[Checkpoint | None, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"{checkpoint.path.name} is passed over: {reason}")
     return None, passed_over
+
+
+# ---------------------------------------------------------------- random states
+
+
+def random_states() -> dict[str, Any]:
+    """Of every generator that a reward function or a library may draw from (the loop itself draws from none)."""
+    name, keys, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put `random_states()` back."""
+    random.setstate(states["python"])
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states:
+        with contextlib.suppress(RuntimeError):  # another number of devices than then
+            torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def loaded(path: Path) -> Any:
+    """What torch.save left, on the CPU; nothing but tensors and plain values is read."""
+    return torch.load(path, map_location="cpu", weights_only=True)

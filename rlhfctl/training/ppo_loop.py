@@ -13,17 +13,14 @@ drawn. Arithmetic is in ppo_math.py, sampling in rollout.py, who shares which we
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import random
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +37,7 @@ from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.training import checkpoints, ppo_math
 from rlhfctl.training.data import Row
 from rlhfctl.training.fused_lora import fused
+from rlhfctl.training.ppo_batch import Batch, Trace
 from rlhfctl.training.roles import Roles, Sequences
 from rlhfctl.training.rollout import Response, Sampling, sample
 
@@ -61,31 +59,6 @@ class Watcher(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Batch:
-    """What one update learns from: B episodes, W columns (see ppo_math); filled step by step."""
-
-    rows: list[int]  # which prompt each is
-    prompts: list[list[int]]
-    responses: list[Response]
-    lengths: Tensor  # (B,)
-    ended: Tensor  # (B,)
-    mask: Tensor  # (B, W) tokens
-    value_mask: Tensor  # (B, W) states
-    raw_scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) as the reward gave them
-    scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) after what is due for a missing end
-    logprobs: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, W) of the policy that sampled
-    ref_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
-    kl: Tensor = field(default_factory=lambda: torch.empty(0))
-    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
-    values: Tensor = field(default_factory=lambda: torch.empty(0))
-    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
-    returns: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def total_lengths(self) -> list[int]:
-        return [len(p) + len(r.ids) for p, r in zip(self.prompts, self.responses, strict=True)]
 
 
 class NonFiniteError(Exception):
@@ -575,7 +548,7 @@ class PpoLoop:
             save_file(self.roles.state(), folder / "model.safetensors")
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
-            torch.save(_random_states(), folder / "rng_state.pth")
+            torch.save(checkpoints.random_states(), folder / "rng_state.pth")
             state = {
                 "update": self.done,
                 "attempt": self.attempt,
@@ -598,74 +571,14 @@ class PpoLoop:
             return False
         state = json.loads((found.path / "trainer_state.json").read_text(encoding="utf-8"))
         self.roles.load_state(load_file(found.path / "model.safetensors"))
-        self.optimizer.load_state_dict(_loaded(found.path / "optimizer.pt"))
-        self.scheduler.load_state_dict(_loaded(found.path / "scheduler.pt"))
-        _set_random_states(_loaded(found.path / "rng_state.pth"))
+        self.optimizer.load_state_dict(checkpoints.loaded(found.path / "optimizer.pt"))
+        self.scheduler.load_state_dict(checkpoints.loaded(found.path / "scheduler.pt"))
+        checkpoints.set_random_states(checkpoints.loaded(found.path / "rng_state.pth"))
         self.done, self.attempt, self.history = state["update"], state["attempt"], state["history"]
         self.recomputes = state["recomputes"]
         if self.watcher is not None:
             self.watcher.load_state(state["watcher"])
         return True
-
-
-# ---------------------------------------------------------------- traces
-
-
-class Trace:
-    """A few episodes of one update, token by token."""
-
-    def __init__(self, episodes: int) -> None:
-        self.episodes = episodes
-        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # row -> epoch -> name -> one entry a position
-
-    def add(
-        self, epoch: int, rows: Sequence[int], logprobs: Tensor, terms: ppo_math.PolicyTerms, values: Tensor
-    ) -> None:
-        """What an epoch gave for a micro-batch: logprobs and ratios (B, W) before its step, and the new values."""
-        for place, row in enumerate(rows):
-            if row < self.episodes:
-                self.epochs.setdefault(row, {})[epoch] = {
-                    "logprobs": logprobs[place].tolist(),
-                    "ratio": terms.ratio[place].tolist(),
-                    "clipped": terms.clipped[place].tolist(),
-                    "values": values[place].tolist(),
-                }
-
-    def write(self, folder: Path, number: int, batch: Batch, tokenizer: PreTrainedTokenizerBase, gamma: float) -> None:
-        """One JSON line an episode: `update-NNNNNN.jsonl`."""
-        lines = []
-        for row in range(self.episodes):
-            ids = batch.responses[row].ids
-            tokens, states = len(ids), int(batch.value_mask[row].sum())
-            values, rewards = batch.values[row, :states], batch.rewards[row, :states]
-            deltas = (rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values).tolist()
-            epochs = []
-            for _, numbers in sorted(self.epochs[row].items()):
-                cut = {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
-                epochs.append(cut | {"values": numbers["values"][:states]})
-            record = {
-                "update": number,
-                "episode": row,
-                "prompt": tokenizer.decode(batch.prompts[row]),
-                "response": tokenizer.decode(ids),
-                "tokens": tokenizer.convert_ids_to_tokens(ids),
-                "ids": ids,
-                "ended": bool(batch.ended[row]),
-                "raw_score": float(batch.raw_scores[row]),
-                "score": float(batch.scores[row]),
-                "policy_logprobs": batch.logprobs[row, :tokens].tolist(),
-                "reference_logprobs": batch.ref_logprobs[row, :tokens].tolist(),
-                "kl": batch.kl[row, :tokens].tolist(),
-                "rewards": rewards.tolist(),
-                "values": values.tolist(),
-                "deltas": deltas,
-                "advantages": batch.advantages[row, :tokens].tolist(),
-                "returns": batch.returns[row, :states].tolist(),
-                "epochs": epochs,
-            }
-            lines.append(json.dumps(record))
-        folder.mkdir(parents=True, exist_ok=True)
-        fs.write_atomic(folder / f"update-{number:06d}.jsonl", "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------- small helpers
@@ -691,30 +604,3 @@ def _spread(flat: Tensor, mask: Tensor) -> Tensor:
 
 def _mean(steps: Sequence[dict[str, float]], name: str) -> float:
     return statistics.fmean(step[name] for step in steps)
-
-
-def _random_states() -> dict[str, Any]:
-    """Of every generator that a reward function or a library may draw from (the loop itself draws from none)."""
-    name, keys, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    name, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states:
-        with contextlib.suppress(RuntimeError):  # another number of devices than then
-            torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def _loaded(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)

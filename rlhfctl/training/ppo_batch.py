@@ -1,0 +1,99 @@
+"""What one PPO update learns from, and a few of its episodes written down token by token (a trace)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl import fs
+from rlhfctl.training import ppo_math
+from rlhfctl.training.rollout import Response
+
+
+@dataclass
+class Batch:
+    """What one update learns from: B episodes, W columns (see ppo_math); filled step by step."""
+
+    rows: list[int]  # which prompt each is
+    prompts: list[list[int]]
+    responses: list[Response]
+    lengths: Tensor  # (B,)
+    ended: Tensor  # (B,)
+    mask: Tensor  # (B, W) tokens
+    value_mask: Tensor  # (B, W) states
+    raw_scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) as the reward gave them
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) after what is due for a missing end
+    logprobs: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, W) of the policy that sampled
+    ref_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
+    kl: Tensor = field(default_factory=lambda: torch.empty(0))
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def total_lengths(self) -> list[int]:
+        return [len(p) + len(r.ids) for p, r in zip(self.prompts, self.responses, strict=True)]
+
+
+class Trace:
+    """A few episodes of one update, token by token."""
+
+    def __init__(self, episodes: int) -> None:
+        self.episodes = episodes
+        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # row -> epoch -> name -> one entry a position
+
+    def add(
+        self, epoch: int, rows: Sequence[int], logprobs: Tensor, terms: ppo_math.PolicyTerms, values: Tensor
+    ) -> None:
+        """What an epoch gave for a micro-batch: logprobs and ratios (B, W) before its step, and the new values."""
+        for place, row in enumerate(rows):
+            if row < self.episodes:
+                self.epochs.setdefault(row, {})[epoch] = {
+                    "logprobs": logprobs[place].tolist(),
+                    "ratio": terms.ratio[place].tolist(),
+                    "clipped": terms.clipped[place].tolist(),
+                    "values": values[place].tolist(),
+                }
+
+    def write(self, folder: Path, number: int, batch: Batch, tokenizer: PreTrainedTokenizerBase, gamma: float) -> None:
+        """One JSON line an episode: `update-NNNNNN.jsonl`."""
+        lines = []
+        for row in range(self.episodes):
+            ids = batch.responses[row].ids
+            tokens, states = len(ids), int(batch.value_mask[row].sum())
+            values, rewards = batch.values[row, :states], batch.rewards[row, :states]
+            deltas = (rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values).tolist()
+            epochs = []
+            for _, numbers in sorted(self.epochs[row].items()):
+                cut = {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
+                epochs.append(cut | {"values": numbers["values"][:states]})
+            record = {
+                "update": number,
+                "episode": row,
+                "prompt": tokenizer.decode(batch.prompts[row]),
+                "response": tokenizer.decode(ids),
+                "tokens": tokenizer.convert_ids_to_tokens(ids),
+                "ids": ids,
+                "ended": bool(batch.ended[row]),
+                "raw_score": float(batch.raw_scores[row]),
+                "score": float(batch.scores[row]),
+                "policy_logprobs": batch.logprobs[row, :tokens].tolist(),
+                "reference_logprobs": batch.ref_logprobs[row, :tokens].tolist(),
+                "kl": batch.kl[row, :tokens].tolist(),
+                "rewards": rewards.tolist(),
+                "values": values.tolist(),
+                "deltas": deltas,
+                "advantages": batch.advantages[row, :tokens].tolist(),
+                "returns": batch.returns[row, :states].tolist(),
+                "epochs": epochs,
+            }
+            lines.append(json.dumps(record))
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.write_atomic(folder / f"update-{number:06d}.jsonl", "\n".join(lines) + "\n")
