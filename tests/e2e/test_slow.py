@@ -87,6 +87,25 @@ def test_twenty_kills_and_a_kill_at_every_step_of_publication(tmp_path: Path) ->
     assert steps.returncode == 0, steps.stdout + steps.stderr
 
 
+def test_twenty_kills_inside_ppo_and_one_at_every_step_of_its_checkpoints(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY)
+    for options in (
+        ["--kills", "20", "--set", "ppo.total_episodes=320", "--set", "ppo.checkpoint_steps=3"],
+        ["--kills", "0", "--publication", "--set", "ppo.use=best", "--set", "ppo.checkpoint_steps=1"],
+    ):
+        command = [sys.executable, str(HERE / "ppo_kills.py"), str(recipe), *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(result.stdout)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_change_of_the_ppo_arithmetic_is_noticed() -> None:
+    result = subprocess.run([sys.executable, str(HERE / "mutations.py")], capture_output=True, text=True, check=False)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_overhead_over_bare_trl_is_small() -> None:
     script = ROOT / "tests" / "benchmarks" / "overhead.py"
     env = {**os.environ, **BOTH_CORES}
@@ -122,7 +141,9 @@ def test_the_newest_trl_trains_and_names_the_release_with_ppo(tmp_path: Path) ->
     for stage in ("sft", "reward"):
         result = call(stage, recipe)
         assert result.returncode == 0, result.stderr
-    ppo = call("ppo", recipe)
+    ours = call("ppo", recipe)  # our engine needs no PPOTrainer
+    assert ours.returncode == 0, ours.stderr
+    ppo = call("ppo", recipe, "--set", "ppo.engine=trl")
     assert ppo.returncode == 5
     assert "pip install 'trl==1.12.0'" in ppo.stderr
     assert "Traceback" not in ppo.stderr
