@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
-from rlhfctl.training import ppo_math
 from rlhfctl.training.rollout import Response
 
 
@@ -49,18 +48,12 @@ class Trace:
         self.episodes = episodes
         self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # row -> epoch -> name -> one entry a position
 
-    def add(
-        self, epoch: int, rows: Sequence[int], logprobs: Tensor, terms: ppo_math.PolicyTerms, values: Tensor
-    ) -> None:
-        """What an epoch gave for a micro-batch: logprobs and ratios (B, W) before its step, and the new values."""
+    def add(self, epoch: int, rows: Sequence[int], numbers: Mapping[str, Tensor]) -> None:
+        """What an epoch gave for a micro-batch before its step: tensors (B, W) by name."""
         for place, row in enumerate(rows):
             if row < self.episodes:
-                self.epochs.setdefault(row, {})[epoch] = {
-                    "logprobs": logprobs[place].tolist(),
-                    "ratio": terms.ratio[place].tolist(),
-                    "clipped": terms.clipped[place].tolist(),
-                    "values": values[place].tolist(),
-                }
+                entry = self.epochs.setdefault(row, {}).setdefault(epoch, {})
+                entry.update({name: table[place].tolist() for name, table in numbers.items()})
 
     def write(self, folder: Path, number: int, batch: Batch, tokenizer: PreTrainedTokenizerBase, gamma: float) -> None:
         """One JSON line an episode: `update-NNNNNN.jsonl`."""

@@ -201,15 +201,15 @@ class PpoLoop:
                 batch.rewards = ppo_math.whiten(batch.rewards, batch.value_mask, centre=False)
 
             # 4. Values: of the state before each token, and of the one after the end.
-            batch.values = self._values(batch)
-
             # 5. Advantages and returns.
-            advantages, batch.returns = ppo_math.advantages_and_returns(
-                batch.rewards, batch.values, batch.value_mask, section.gamma, section.lam
-            )
-            batch.advantages = advantages.masked_fill(~batch.mask, 0.0)
-            if section.whiten_advantages:
-                batch.advantages = ppo_math.whiten(advantages, batch.mask)
+            # Where the whole batch is the first minibatch, the critic's first forward of step 6 gives the same values:
+            # then both wait for it.
+            waits = section.num_mini_batches == 1 and not roles.critic.shares_policy
+            if waits:
+                batch.values, batch.returns, batch.advantages = (torch.zeros_like(batch.rewards) for _ in range(3))
+            else:
+                batch.values = self._values(batch)
+                self._set_advantages(batch)
         self._require_finite(batch, number)
 
         # 6. PPO epochs: each over the whole batch in a new order, an optimizer step for each minibatch.
@@ -222,7 +222,8 @@ class PpoLoop:
                 order = self.permutation(number, epoch)
                 size = self.batch_size // section.num_mini_batches
                 for start in range(0, self.batch_size, size):
-                    steps.append(self._step(batch, order[start : start + size], epoch, number))
+                    first = waits and epoch == 0
+                    steps.append(self._step(batch, order[start : start + size], epoch, number, sets_values=first))
                 here = steps[-section.num_mini_batches :]
                 if section.target_kl is not None and _mean(here, "approx_kl") > section.target_kl:
                     break
@@ -359,6 +360,16 @@ class PpoLoop:
             result[rows] = _spread(values.to(result.dtype), batch.value_mask[rows])
         return result
 
+    def _set_advantages(self, batch: Batch) -> None:
+        """Advantages, whitened over the batch, and returns, from rewards and values."""
+        section = self.section
+        advantages, batch.returns = ppo_math.advantages_and_returns(
+            batch.rewards, batch.values, batch.value_mask, section.gamma, section.lam
+        )
+        batch.advantages = advantages.masked_fill(~batch.mask, 0.0)
+        if section.whiten_advantages:
+            batch.advantages = ppo_math.whiten(advantages, batch.mask)
+
     def _sequences(self, batch: Batch, rows: Sequence[int]) -> Sequences:
         return Sequences.of(
             [batch.prompts[row] for row in rows],
@@ -395,12 +406,27 @@ class PpoLoop:
 
     # ------------------------------------------------------------ 6. an optimizer step
 
-    def _step(self, batch: Batch, rows: Sequence[int], epoch: int, number: int) -> dict[str, float]:
-        """One optimizer step on a minibatch, micro-batch by micro-batch; every mean is over the minibatch's tokens."""
+    def _step(
+        self, batch: Batch, rows: Sequence[int], epoch: int, number: int, *, sets_values: bool
+    ) -> dict[str, float]:
+        """One optimizer step on a minibatch, micro-batch by micro-batch; every mean is over the minibatch's tokens.
+
+        The critic learns first, each role's backward done before the other's adapter becomes active. With
+        `sets_values` its forwards are also where the batch's values, and so its advantages, come from.
+        """
         tokens, states = batch.mask[list(rows)].sum(), batch.value_mask[list(rows)].sum()
+        parts = list(self._chunks(batch, rows, self.section.per_device_train_batch_size))
+        shares: list[dict[str, Tensor]] = []
+        if not self.roles.critic.shares_policy:
+            for part in parts:
+                shares.append(self._learn_values(batch, part, states, epoch, sets_values=sets_values))
+            if sets_values:
+                self._set_advantages(batch)
+        for part in parts:
+            shares.append(self._learn(batch, part, tokens, states, epoch))
         sums: dict[str, Tensor] = {}
-        for part in self._chunks(batch, rows, self.section.per_device_train_batch_size):
-            for name, value in self._learn(batch, part, tokens, states, epoch).items():
+        for share in shares:
+            for name, value in share.items():
                 sums[name] = sums[name] + value if name in sums else value
         parameters = list(self.trained.values())
         limit = self.section.max_grad_norm
@@ -413,18 +439,35 @@ class PpoLoop:
         self.optimizer.zero_grad()
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": float(norm)}
 
-    def _learn(self, batch: Batch, rows: list[int], tokens: Tensor, states: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Forward and backward of policy and critic on a micro-batch. Returns its share of the minibatch's means."""
-        section, roles = self.section, self.roles
-        policy, critic = roles.policy, roles.critic
+    def _learn_values(
+        self, batch: Batch, rows: list[int], states: Tensor, epoch: int, *, sets_values: bool = False
+    ) -> dict[str, Tensor]:
+        """Forward and backward of a critic with a trunk of its own, on a micro-batch."""
         sequences = self._sequences(batch, rows)
-        width = int(min(batch.lengths[rows].max() + 1, batch.mask.shape[1]))
-        mask, value_mask = batch.mask[rows, :width], batch.value_mask[rows, :width]
+        with self.accelerator.autocast():
+            hidden = self.roles.critic.hidden(sequences.ids)
+            values = self._state_values(batch, rows, sequences, hidden)
+        if sets_values:
+            batch.values[rows, : values.shape[1]] = values.detach()
+            # Returns are a matter of each response alone; whitening, which is not, comes when all values are there.
+            _, batch.returns[rows] = ppo_math.advantages_and_returns(
+                batch.rewards[rows], batch.values[rows], batch.value_mask[rows], self.section.gamma, self.section.lam
+            )
+        loss, shares = self._value_loss(batch, rows, values, states)
+        self.accelerator.backward(loss)
+        if self._trace is not None:
+            self._trace.add(epoch, rows, {"values": values.detach()})
+        return shares
 
-        def values_of(hidden: Tensor) -> Tensor:
-            flat = critic.values(hidden[sequences.states(section.response_length)])
-            return _spread(flat.to(batch.values.dtype), value_mask)
+    def _learn(self, batch: Batch, rows: list[int], tokens: Tensor, states: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Forward and backward of the policy, and of a critic that shares its trunk, on a micro-batch.
 
+        Returns its share of the minibatch's means.
+        """
+        section, policy, critic = self.section, self.roles.policy, self.roles.critic
+        sequences = self._sequences(batch, rows)
+        width = self._width(batch, rows)
+        mask = batch.mask[rows, :width]
         with self.accelerator.autocast():
             hidden = policy.hidden(sequences.ids)
             flat, spread = policy.token_logprobs(
@@ -433,40 +476,55 @@ class PpoLoop:
                 section.temperature,
                 with_entropy=section.entropy_coef > 0,
             )
-            values = values_of(hidden) if critic.shares_policy else None
+            values = self._state_values(batch, rows, sequences, hidden) if critic.shares_policy else None
         logprobs = _spread(flat, mask)
         terms = ppo_math.policy_loss(
             logprobs, batch.logprobs[rows, :width], batch.advantages[rows, :width], mask, section.cliprange, tokens
         )
         loss = terms.loss
-        shares = {"policy_loss": terms.loss.detach()}
+        shares = {
+            "policy_loss": terms.loss.detach(),
+            "approx_kl": terms.approx_kl,
+            "clip_fraction": terms.clip_fraction,
+            "ratio": terms.ratio_mean,
+        }
         if spread is not None:
             mean_entropy = spread.sum() / tokens
             loss = loss - section.entropy_coef * mean_entropy
             shares["token_entropy"] = mean_entropy.detach()
-        if values is None:
-            self.accelerator.backward(loss)  # before the critic's adapter becomes active
-            loss = torch.zeros_like(loss)
-            with self.accelerator.autocast():
-                values = values_of(critic.hidden(sequences.ids))
+        if values is not None:
+            value_loss, more = self._value_loss(batch, rows, values, states)
+            loss = loss + value_loss
+            shares |= more
+        self.accelerator.backward(loss)
+        if self._trace is not None:
+            numbers = {"logprobs": logprobs.detach(), "ratio": terms.ratio, "clipped": terms.clipped}
+            self._trace.add(epoch, rows, numbers | ({} if values is None else {"values": values.detach()}))
+        return shares
+
+    def _width(self, batch: Batch, rows: list[int]) -> int:
+        """Columns that the longest of `rows` needs."""
+        return int(min(batch.lengths[rows].max() + 1, batch.mask.shape[1]))
+
+    def _state_values(self, batch: Batch, rows: list[int], sequences: Sequences, hidden: Tensor) -> Tensor:
+        flat = self.roles.critic.values(hidden[sequences.states(self.section.response_length)])
+        return _spread(flat.to(batch.values.dtype), batch.value_mask[rows, : self._width(batch, rows)])
+
+    def _value_loss(
+        self, batch: Batch, rows: list[int], values: Tensor, states: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's part of the loss, and its share of the minibatch's means."""
+        section, width = self.section, values.shape[1]
         errors = ppo_math.value_loss(
             values,
             batch.values[rows, :width],
             batch.returns[rows, :width],
-            value_mask,
+            batch.value_mask[rows, :width],
             section.cliprange_value,
             states,
         )
-        self.accelerator.backward(loss + section.vf_coef * errors.loss)
-        if self._trace is not None:
-            self._trace.add(epoch, rows, logprobs.detach(), terms, values.detach())
-        return shares | {
-            "value_loss": errors.loss.detach(),
-            "approx_kl": terms.approx_kl,
-            "clip_fraction": terms.clip_fraction,
-            "ratio": terms.ratio_mean,
-            "value_clip_fraction": errors.clip_fraction,
-        }
+        shares = {"value_loss": errors.loss.detach(), "value_clip_fraction": errors.clip_fraction}
+        return section.vf_coef * errors.loss, shares
 
     # ------------------------------------------------------------ metrics
 

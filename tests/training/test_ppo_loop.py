@@ -716,9 +716,9 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
 def test_an_advantage_that_is_not_finite_makes_a_loss_that_is_not_applied(tmp_path: Path) -> None:
     class Poked(Seen):
-        def _require_finite(self, batch: ppo_loop.Batch, number: int) -> None:
-            super()._require_finite(batch, number)
-            if number == 2 and self.attempt == 0:
+        def _set_advantages(self, batch: ppo_loop.Batch) -> None:
+            super()._set_advantages(batch)
+            if self.done == 1 and self.attempt == 0:
                 batch.advantages[0, 0] = math.nan
 
     said: list[str] = []

@@ -95,7 +95,10 @@ def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> ppo_
 def batch_before_learning(loop: ppo_loop.PpoLoop, monkeypatch: pytest.MonkeyPatch) -> ppo_loop.Batch:
     caught: list[ppo_loop.Batch] = []
 
-    def stop(batch: ppo_loop.Batch, *_: Any) -> None:
+    def stop(batch: ppo_loop.Batch, *_: Any, **__: Any) -> None:
+        with torch.no_grad():  # with one minibatch they would come from the critic's first forward
+            batch.values = loop._values(batch)
+            loop._set_advantages(batch)
         caught.append(batch)
         raise Stopped
 
@@ -192,6 +195,7 @@ def test_each_adapter_learns_what_it_would_learn_on_a_model_of_its_own(
     watching = layer.mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
     layers = fused(everyone.policy.model) if fusing else contextlib.nullcontext()
     with layers, everyone.recomputing(recomputing):
+        loop._learn_values(batch, list(range(8)), batch.value_mask.sum(), 0)
         loop._learn(batch, list(range(8)), batch.mask.sum(), batch.value_mask.sum(), 0)
     watching.remove()
     assert len(recomputed) == (4 if recomputing else 2)  # policy and critic, each a second time in its backward
