@@ -23,10 +23,11 @@ from rlhfctl.stages import Context
 from rlhfctl.training import models, rollout
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
-from rlhfctl.training.ppo_loop import stop_token_id
+from rlhfctl.training.ppo_loop import sampling_for
 from rlhfctl.training.roles import LanguageModel
 
 _SAMPLES_SHOWN = 1
+_STREAM = 1 << 32  # its draws are apart from those of training
 
 
 class Evaluation:
@@ -56,26 +57,14 @@ class Evaluation:
         self.best_values: dict[str, float] = {}
         self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
         self._references: list[str] = []  # what the reference answers, for the samples shown
-        stop = section.stop_token
-        self._stop_ids = () if stop is None else (stop_token_id(stop, tokenizer),)
+        self._sampling = sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
     def __call__(self, update: int, total: int) -> None:
         section = self.section
         every = section.eval.every
         if not every or not self.prompts or (update % every and update != total):
             return
-        sampling = rollout.Sampling(
-            section.response_length,
-            section.temperature,
-            section.local_rollout_forward_batch_size,
-            self.ctx.recipe.seed,
-            top_k=section.top_k,
-            top_p=section.top_p,
-            stop_ids=self._stop_ids,
-            stop_strings=tuple(section.stop_strings),
-            stream=1 << 32,  # apart from the draws of training
-        )
-        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, sampling)
+        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling)
         ids = [response.ids for response in responses]
         episodes = [
             make_episode(self.tokenizer, row, prompt, response)

@@ -154,8 +154,7 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
     # The reward model first: where it is a model of its own, and the critic a copy of it.
     shared = handoff.shared_reward_adapter(ctx) if section.lora and section.critic_kind != "model" else None
     scorer, theirs = (None, None) if shared else _own_scorer(base, ctx)
-    bare = base.model if section.critic_kind != "model" else None
-    model_critic = None if bare is not None else _model_critic(base, scorer, theirs, section, ctx)
+    model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
 
     policy, reference = _policy_and_reference(base.model, section, ctx)
     ours = LanguageModel(policy, pad, roles.POLICY if section.lora else None)
@@ -203,9 +202,7 @@ def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | Non
     return handoff.load_reward_model(ctx, source, base.tokenizer).to(models.device()), None
 
 
-def _model_critic(
-    base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, section: Ppo, ctx: Context
-) -> PreTrainedModel:
+def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
     """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     if "critic" in ctx.parents:
         critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(models.device())

@@ -113,8 +113,6 @@ class PpoLoop:
         self.batch_size = section.per_device_train_batch_size * section.gradient_accumulation_steps
         self.updates = math.ceil(section.total_episodes / self.batch_size)
         self.checkpoint_steps = section.checkpoint_steps or max(1, math.ceil(self.updates / CHECKPOINTS_A_STAGE))
-        stop = section.stop_token
-        self.stop_ids = () if stop is None else (stop_token_id(stop, tokenizer),)
 
         self.trained = roles.prepare()
         decayed = [p for p in self.trained.values() if p.dim() >= _NO_DECAY_BELOW]
@@ -243,17 +241,7 @@ class PpoLoop:
         section = self.section
         rows = self._prompts_of(number)
         prompts = [list(self.prompts[row]) for row in rows]
-        sampling = Sampling(
-            section.response_length,
-            section.temperature,
-            section.local_rollout_forward_batch_size,
-            self.seed,
-            top_k=section.top_k,
-            top_p=section.top_p,
-            stop_ids=self.stop_ids,
-            stop_strings=tuple(section.stop_strings),
-            stream=self.attempt,
-        )
+        sampling = sampling_for(section, self.tokenizer, seed=self.seed, stream=self.attempt)
         first = (number - 1) * self.batch_size
         value_head = None
         if self.roles.critic.shares_policy and not self.recomputes:
@@ -640,6 +628,22 @@ class PpoLoop:
 
 
 # ---------------------------------------------------------------- small helpers
+
+
+def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int, stream: int) -> Sampling:
+    """How the section samples, in training and in evaluation alike. EngineError for a stop token that is none."""
+    stop = section.stop_token
+    return Sampling(
+        section.response_length,
+        section.temperature,
+        section.local_rollout_forward_batch_size,
+        seed,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        stop_ids=() if stop is None else (stop_token_id(stop, tokenizer),),
+        stop_strings=tuple(section.stop_strings),
+        stream=stream,
+    )
 
 
 def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
