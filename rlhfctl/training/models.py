@@ -36,6 +36,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
+from rlhfctl.training.sequences import Sequences, hidden_states
 
 PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|endoftext|>"
@@ -541,16 +542,15 @@ def sequence_logprobs(
 def score_rows(
     model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64
 ) -> list[float]:
-    """The scalar head's value at the last token of each row. Rows are padded on the right, so pads are never read."""
+    """The scalar head's value at the last token of each row."""
     at = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
     result = [0.0] * len(rows)
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
-            ids, mask = pad_right([rows[index] for index in chosen], pad_token_id, at)
-            hidden = backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(ids), device=at), mask.sum(1) - 1]
+            sequences = Sequences.of([rows[index] for index in chosen], [[] for _ in chosen], at)
+            last = hidden_states(backbone(model), sequences)[sequences.last()]
             scores = at_least_float32(model.score(last.to(model.score.weight.dtype)).squeeze(-1))
             for index, score in zip(chosen, scores.tolist(), strict=True):
                 result[index] = score

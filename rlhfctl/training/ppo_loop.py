@@ -13,12 +13,13 @@ drawn. Arithmetic is in ppo_math.py, sampling in rollout.py, who shares which we
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,17 +37,17 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.training import checkpoints, ppo_math
 from rlhfctl.training.data import Row
-from rlhfctl.training.fused_lora import fused
+from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
-from rlhfctl.training.roles import Roles, Sequences
+from rlhfctl.training.roles import Roles
 from rlhfctl.training.rollout import Response, Sampling, sample
+from rlhfctl.training.sequences import Sequences, packed
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 FAILURES_IN_A_ROW = 3
 AGREEMENT = 1e-5  # nats: rollout and update in float32
 DISAGREEMENT = 1e-2  # nats: beyond rounding, one of them computes something else
 _NO_DECAY_BELOW = 2  # norms and biases are vectors: like transformers, they are not decayed
-_LEAST_ROWS, _MOST_PADDING = 8, 1.15  # a micro-batch is cut rather than padded by more than 15%
 _PROMPT_ORDER, _MINIBATCH_ORDER = 1, 2  # separates these draws from those of responses
 TIMED = ("rollout_s", "score_s", "update_s")
 
@@ -135,7 +136,11 @@ class PpoLoop:
 
     def train(self) -> dict[str, float]:
         """All updates that are left. Returns each metric's mean over the last tenth of the updates (at least one)."""
-        with fused(self.roles.policy.model):
+        with contextlib.ExitStack() as inside:
+            for module in self.roles.modules():
+                inside.enter_context(fused(module))
+            for trunk in self.roles.trunks():
+                inside.enter_context(packed(trunk))
             return self._train()
 
     def _train(self) -> dict[str, float]:
@@ -325,9 +330,9 @@ class PpoLoop:
     def _logprobs(self, batch: Batch, model: Any) -> Tensor:
         """(B, W) of the batch's tokens under `model`, by full forwards."""
         result: Tensor | None = None
-        for rows in self._chunks(batch, range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
+        for rows in _pieces(range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
             sequences = self._sequences(batch, rows)
-            states = model.hidden(sequences.ids)[sequences.before_tokens()]
+            states = model.states(sequences)[sequences.before_tokens()]
             logprobs, _ = model.token_logprobs(states, sequences.tokens(), self.section.temperature)
             if result is None:
                 result = torch.zeros(batch.mask.shape, dtype=logprobs.dtype, device=logprobs.device)
@@ -341,10 +346,10 @@ class PpoLoop:
         if critic.shares_policy and not self.recomputes and batch.responses[0].values:
             return self._columns(batch, [response.values for response in batch.responses])
         result = torch.zeros(batch.mask.shape, dtype=batch.logprobs.dtype, device=batch.lengths.device)
-        for rows in self._chunks(batch, range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
+        for rows in _pieces(range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
             sequences = self._sequences(batch, rows)
             trunk = self.roles.policy if critic.shares_policy else critic
-            values = critic.values(trunk.hidden(sequences.ids)[sequences.states(self.section.response_length)])
+            values = critic.values(trunk.states(sequences)[sequences.states(self.section.response_length)])
             result[rows] = _spread(values.to(result.dtype), batch.value_mask[rows])
         return result
 
@@ -362,7 +367,6 @@ class PpoLoop:
         return Sequences.of(
             [batch.prompts[row] for row in rows],
             [batch.responses[row].ids for row in rows],
-            self.roles.policy.pad_token_id,
             batch.lengths.device,
         )
 
@@ -375,23 +379,6 @@ class PpoLoop:
             table[row, : len(numbers)] = torch.tensor(numbers[: table.shape[1]], dtype=dtype)
         return table.to(batch.lengths.device)
 
-    def _chunks(self, batch: Batch, rows: Sequence[int], size: int) -> Iterator[list[int]]:
-        """`rows` in groups of at most `size` of like length, so that little of a forward is padding."""
-        lengths = batch.total_lengths()
-        ordered = sorted(rows, key=lambda row: (-lengths[row], row))
-        group: list[int] = []
-        tokens = 0
-        for row in ordered:
-            padded = lengths[group[0]] * (len(group) + 1) if group else 0
-            full = len(group) == size
-            if group and (full or (len(group) >= _LEAST_ROWS and padded > _MOST_PADDING * (tokens + lengths[row]))):
-                yield group
-                group, tokens = [], 0
-            group.append(row)
-            tokens += lengths[row]
-        if group:
-            yield group
-
     # ------------------------------------------------------------ 6. an optimizer step
 
     def _step(
@@ -403,7 +390,7 @@ class PpoLoop:
         `sets_values` its forwards are also where the batch's values, and so its advantages, come from.
         """
         tokens, states = batch.mask[list(rows)].sum(), batch.value_mask[list(rows)].sum()
-        parts = list(self._chunks(batch, rows, self.section.per_device_train_batch_size))
+        parts = _pieces(rows, self.section.per_device_train_batch_size)
         shares: list[dict[str, Tensor]] = []
         if not self.roles.critic.shares_policy:
             for part in parts:
@@ -433,7 +420,7 @@ class PpoLoop:
         """Forward and backward of a critic with a trunk of its own, on a micro-batch."""
         sequences = self._sequences(batch, rows)
         with self.accelerator.autocast():
-            hidden = self.roles.critic.hidden(sequences.ids)
+            hidden = self.roles.critic.states(sequences)
             values = self._state_values(batch, rows, sequences, hidden)
         if sets_values:
             batch.values[rows, : values.shape[1]] = values.detach()
@@ -457,7 +444,7 @@ class PpoLoop:
         width = self._width(batch, rows)
         mask = batch.mask[rows, :width]
         with self.accelerator.autocast():
-            hidden = policy.hidden(sequences.ids)
+            hidden = policy.states(sequences)
             flat, spread = policy.token_logprobs(
                 hidden[sequences.before_tokens()],
                 sequences.tokens(),
@@ -657,6 +644,11 @@ def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
             f"{stop!r} is {len(ids)} tokens, not one", where="ppo.stop_token", fix="list it under ppo.stop_strings"
         )
     return int(ids[0])
+
+
+def _pieces(rows: Sequence[int], size: int) -> list[list[int]]:
+    """`rows` in pieces of `size`; the last may be smaller."""
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from rlhfctl.recipe.schema import Lora
 from rlhfctl.training import models
 from rlhfctl.training.models import PAD_LOGIT
 from rlhfctl.training.ppo_math import entropy
+from rlhfctl.training.sequences import Sequences, hidden_states
 
 POLICY, CRITIC, REWARD = (
     "default",
@@ -40,50 +41,6 @@ POLICY, CRITIC, REWARD = (
 )  # adapter names; peft saves `default` without a folder of its own
 HEAD_ELEMENTS = 1 << 24  # logits worked on at a time: 64 MB in float32
 _CHECK_TOLERANCE = 1e-4
-
-
-# ---------------------------------------------------------------- sequences
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Prompt + response rows padded on the right, so that no token ever sees a pad and no mask is needed.
-
-    `ids` (B, L); `prompt_lengths`, `lengths` (B,): tokens of each prompt and response.
-    """
-
-    ids: Tensor
-    prompt_lengths: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, at: Any) -> Sequences:
-        ids, _ = models.pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad, at)
-        count = torch.tensor([[len(p), len(r)] for p, r in zip(prompts, responses, strict=True)], device=at)
-        return cls(ids, count[:, 0], count[:, 1])
-
-    def before_tokens(self) -> tuple[Tensor, Tensor]:
-        """(row, column) of the hidden states from which the response's tokens are drawn; N of each."""
-        return self._response_states(0)
-
-    def states(self, response_length: int) -> tuple[Tensor, Tensor]:
-        """(row, column) of the hidden states that have a value: as above, and the one after a response's last token
-        where it is shorter than the longest allowed.
-        """
-        return self._response_states((self.lengths < response_length).long())
-
-    def _response_states(self, more: Tensor | int) -> tuple[Tensor, Tensor]:
-        first = self.prompt_lengths - 1
-        counts = self.lengths + more
-        rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        columns = torch.arange(len(rows), device=rows.device) - starts + torch.repeat_interleave(first, counts)
-        return rows, columns
-
-    def tokens(self) -> Tensor:
-        """(N,) the response tokens, row after row."""
-        rows, columns = self.before_tokens()
-        return self.ids[rows, columns + 1]
 
 
 # ---------------------------------------------------------------- a language model taken apart
@@ -121,6 +78,11 @@ class LanguageModel:
         self.activate()
         states: Tensor = self.trunk(input_ids=ids, use_cache=False, **inputs).last_hidden_state
         return states
+
+    def states(self, sequences: Sequences) -> Tensor:
+        """(T, H) last hidden states of all tokens of `sequences`."""
+        self.activate()
+        return hidden_states(self.trunk, sequences)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in float32 (float64 stays), pad masked, from hidden states (..., H)."""
@@ -296,9 +258,13 @@ class _Backbone(nn.Module):
 
     shared: LanguageModel
 
-    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+    @property
+    def config(self) -> Any:
+        return self.shared.trunk.config
+
+    def forward(self, **inputs: Any) -> Any:
         self.shared.activate()
-        return self.shared.trunk(input_ids=input_ids, use_cache=False)  # padded on the right: no mask is needed
+        return self.shared.trunk(**inputs)
 
 
 def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder: Path, base: str) -> None:
@@ -388,12 +354,9 @@ class Critic:
         self.shares_policy = shares_policy
         self.trains_trunk = trains_trunk
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """(B, L, H) of its own trunk."""
-        if isinstance(self.scorer, AdapterScorer):
-            states: Tensor = self.scorer.backbone(ids).last_hidden_state
-            return states
-        return models.backbone(self.scorer)(input_ids=ids, use_cache=False).last_hidden_state
+    def states(self, sequences: Sequences) -> Tensor:
+        """(T, H) of its own trunk."""
+        return hidden_states(models.backbone(self.scorer), sequences)
 
     def values(self, hidden: Tensor) -> Tensor:
         """(N,) from the hidden states (N, H); detached from the trunk unless it is to be trained by them."""
@@ -461,6 +424,12 @@ class Roles:
         """Each model once."""
         every = [self.policy.model, self.reference.model, self.critic.scorer]
         return list({id(module): module for module in every}.values())
+
+    def trunks(self) -> list[Any]:
+        """What gives hidden states, each model once."""
+        own = [] if isinstance(self.critic.scorer, AdapterScorer) else [models.backbone(self.critic.scorer)]
+        every = [self.policy.trunk, self.reference.trunk, *own]
+        return list({id(trunk): trunk for trunk in every}.values())
 
     @contextmanager
     def recomputing(self, on: bool) -> Iterator[None]:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from rlhfctl.training.fused import fused, merged
 from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
+from rlhfctl.training.sequences import PACKED
 
 _SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
@@ -114,8 +116,8 @@ def sample(
     # Equal lengths together: less padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
-    with evaluating(policy.model):
-        policy.activate()
+    policy.activate()
+    with evaluating(policy.model), fused(policy.model), merged(policy.model):
         for start in range(0, len(order), sampling.batch_size):
             rows = order[start : start + sampling.batch_size]
             drawn = _sample_batch(
@@ -268,7 +270,7 @@ def _takes_own_mask(policy: LanguageModel) -> bool:
     config = policy.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
-    return plain and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    return plain and getattr(config, "_attn_implementation", None) in ("sdpa", "eager", PACKED)
 
 
 def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:

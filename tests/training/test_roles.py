@@ -21,8 +21,9 @@ from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards import Episode
 from rlhfctl.training import models, ppo_loop, ppo_math, roles, rollout
-from rlhfctl.training.fused_lora import fused
-from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles, Sequences
+from rlhfctl.training.fused import fused
+from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles
+from rlhfctl.training.sequences import Sequences, packed
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral")
 LORA = Lora(r=4, lora_alpha=8)
@@ -193,8 +194,12 @@ def test_each_adapter_learns_what_it_would_learn_on_a_model_of_its_own(
     recomputed: list[int] = []
     layer = everyone.policy.trunk.layers[0]
     watching = layer.mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
-    layers = fused(everyone.policy.model) if fusing else contextlib.nullcontext()
-    with layers, everyone.recomputing(recomputing):
+    with contextlib.ExitStack() as inside:
+        if fusing:
+            inside.enter_context(fused(everyone.policy.model))
+            assert inside.enter_context(packed(everyone.policy.trunk))
+        inside.enter_context(everyone.recomputing(recomputing))
+        recomputed.clear()
         loop._learn_values(batch, list(range(8)), batch.value_mask.sum(), 0)
         loop._learn(batch, list(range(8)), batch.mask.sum(), batch.value_mask.sum(), 0)
     watching.remove()
@@ -218,9 +223,11 @@ def test_one_backward_after_a_switch_is_wrong_only_where_layers_are_recomputed(r
     everyone.prepare()
     ids, _ = models.pad_right(ROWS, everyone.policy.pad_token_id, torch.device("cpu"))
 
+    sequences = Sequences.of(ROWS, [[] for _ in ROWS], torch.device("cpu"))
+
     def losses() -> tuple[Tensor, Callable[[], Tensor]]:
         of_policy = everyone.policy.logits(everyone.policy.hidden(ids)).log_softmax(-1)[..., 3].mean()
-        return of_policy, lambda: everyone.critic.values(everyone.critic.hidden(ids)).square().mean()
+        return of_policy, lambda: everyone.critic.values(everyone.critic.states(sequences)).square().mean()
 
     of_policy, of_critic = losses()
     of_policy.backward()
@@ -377,29 +384,6 @@ def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path)
 # ---------------------------------------------------------------- sequences and heads
 
 
-def test_sequences_say_where_states_and_tokens_stand() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        lengths = torch.randint(1, 6, (5, 2), generator=generator).tolist()
-        prompts = [torch.randint(2, 10, (p,), generator=generator).tolist() for p, _ in lengths]
-        responses = [torch.randint(2, 10, (r,), generator=generator).tolist() for _, r in lengths]
-        before, states, tokens = [], [], []
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            for t, token in enumerate(response):
-                before.append((row, len(prompt) - 1 + t))
-                states.append((row, len(prompt) - 1 + t))
-                tokens.append(token)
-            if len(response) < 5:
-                states.append((row, len(prompt) - 1 + len(response)))
-        given = Sequences.of(prompts, responses, 1, torch.device("cpu"))
-        for row, prompt, response in zip(given.ids.tolist(), prompts, responses, strict=True):
-            whole = [*prompt, *response]
-            assert row == whole + [1] * (len(row) - len(whole))
-        assert list(zip(*(part.tolist() for part in given.before_tokens()), strict=True)) == before
-        assert list(zip(*(part.tolist() for part in given.states(5)), strict=True)) == states
-        assert given.tokens().tolist() == tokens
-
-
 def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a head that is trained, and with a frozen one, whose gradient is taken in the forward pass."""
     hidden = torch.randn(11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -473,8 +457,9 @@ def test_trunk_and_head_are_the_model_or_it_is_said(architecture: str, tied: boo
 # ---------------------------------------------------------------- padding
 
 
+@pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_row_alone_gives_what_it_gives_beside_longer_rows(architecture: str) -> None:
+def test_a_row_alone_gives_what_it_gives_beside_longer_rows(architecture: str, packing: bool) -> None:
     tokenizer, model = base(architecture)
     pad = tokenizer.pad_token_id
     policy = LanguageModel(model, pad)
@@ -484,13 +469,14 @@ def test_a_row_alone_gives_what_it_gives_beside_longer_rows(architecture: str) -
     long = [2, 3, 4, 5, 6, 7, 8, 9] * 4
 
     def of(p: list[list[int]], r: list[list[int]]) -> tuple[Tensor, Tensor]:
-        sequences = Sequences.of(p, r, pad, torch.device("cpu"))
+        sequences = Sequences.of(p, r, torch.device("cpu"))
         with torch.no_grad():
-            hidden = policy.hidden(sequences.ids)
-            logprobs, _ = policy.token_logprobs(hidden[sequences.before_tokens()], sequences.tokens(), 0.8)
-            return logprobs, critic.values(critic.hidden(sequences.ids)[sequences.states(4)])
+            states = policy.states(sequences)
+            logprobs, _ = policy.token_logprobs(states[sequences.before_tokens()], sequences.tokens(), 0.8)
+            return logprobs, critic.values(critic.states(sequences)[sequences.states(4)])
 
-    together = of([*prompts, long], [*responses, [2, 3]])
+    with packed(policy.trunk) if packing else contextlib.nullcontext():
+        together = of([*prompts, long], [*responses, [2, 3]])
     singles = [of([p], [r]) for p, r in zip(prompts, responses, strict=True)]
     for index in (0, 1):
         expected = torch.cat([single[index] for single in singles])

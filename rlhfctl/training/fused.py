@@ -1,0 +1,188 @@
+"""Layers that give what peft's and transformers' give, in fewer passes over memory. Their weights stay where they are.
+
+    LoRA linear    y = W x + (alpha / r) B (A x): the product with B accumulates straight into W x, and in the backward
+                   that with A into W' g. peft multiplies, scales and adds one after the other.
+    RMSNorm        y = w x / sqrt(mean(x^2) + eps) with its gradient written out: four passes in place of twenty.
+    sampling       a LoRA layer is one product with W + (alpha / r) B A, made anew for each rollout, where all of these
+                   are small: there a step costs what its operations cost to start, and most of them are LoRA's.
+
+Where layers are narrow these passes cost as much as the matrix products. Only plain layers in one number format take
+part (linear layers with one plain adapter, frozen float32 norms); all others compute as they always did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+MERGED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters in float32
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+class FusedLinear(Linear):
+    """peft's LoRA linear layer with the sum fused; the same state, so that its class can be swapped for peft's.
+
+    `whole`: None, or (in, out) the weights with the adapter in them, which then act in place of both.
+    """
+
+    whole: Tensor | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not self.acts_plainly(x):
+            result: Tensor = super().forward(x, *args, **kwargs)
+            return result
+        flat = x.reshape(-1, x.shape[-1])
+        base, name = self.base_layer, self.active_adapters[0]
+        if self.whole is not None:
+            out = flat @ self.whole if base.bias is None else torch.addmm(base.bias, flat, self.whole)
+        else:
+            down, up = self.lora_A[name].weight, self.lora_B[name].weight
+            out = _LoraProduct.apply(flat, base.weight, base.bias, down, up, self.scaling[name])
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def acts_plainly(self, x: Tensor | None = None) -> bool:
+        """Whether one plain adapter acts on a frozen layer, all (and `x`) in one number format."""
+        active, base = self.active_adapters, self.base_layer
+        if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
+            return False
+        down, up = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
+        given = base.weight if x is None else x
+        return (
+            active[0] not in self.lora_variant
+            and given.dtype == base.weight.dtype == down.dtype == up.dtype
+            and not base.weight.requires_grad
+            and not torch.is_autocast_enabled(given.device.type)
+        )
+
+
+class _LoraProduct(torch.autograd.Function):
+    """(N, in), (out, in), (out) or None, (r, in), (out, r), scale -> (N, out). The base weights are not trained."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        inner = x @ down.t()
+        out = nn.functional.linear(x, weight, bias)
+        out.addmm_(inner, up.t(), alpha=scale)
+        ctx.save_for_backward(x, inner, weight, down, up)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, inner, weight, down, up = ctx.saved_tensors
+        of_x = of_down = of_up = None
+        of_inner = (gradient @ up).mul_(ctx.scale)
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ weight
+            of_x.addmm_(of_inner, down)
+        if ctx.needs_input_grad[3]:
+            of_down = of_inner.t() @ x
+        if ctx.needs_input_grad[4]:
+            of_up = (inner.t() @ gradient).mul_(ctx.scale).t()  # (r, N) times (N, out) is the faster way round
+        return of_x, None, None, of_down, of_up, None
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[bool]:
+    """The active adapter is part of the weights while inside, where a copy of these is small; for forwards only.
+
+    Yields whether it is. The base's own weights are not touched, so nothing has to be taken out again.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear) and layer.acts_plainly()]
+    small = sum(layer.base_layer.weight.nbytes for layer in layers) <= MERGED_BYTES
+    try:
+        if small:
+            with torch.no_grad():
+                for layer in layers:
+                    name = layer.active_adapters[0]
+                    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+                    together = torch.addmm(layer.base_layer.weight, up, down, alpha=layer.scaling[name])
+                    layer.whole = together.t().contiguous()  # so small batches multiply faster
+        yield small and bool(layers)
+    finally:
+        for layer in layers:
+            layer.whole = None
+
+
+# ---------------------------------------------------------------- RMSNorm
+
+
+class _RmsNorm(torch.autograd.Function):
+    """(..., H), (H,), eps -> (..., H). The weight is not trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(norm * norm / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return x * inverse * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        # With s = 1 / sqrt(mean(x^2) + eps): dy_i / dx_j = w_i s (delta_ij - s^2 x_i x_j / H).
+        x, weight, inverse = ctx.saved_tensors
+        weighted = gradient * weight
+        along = torch.linalg.vecdot(weighted, x)[..., None]
+        return weighted.mul_(inverse).addcmul_(x, along * inverse.pow(3), value=-1.0 / x.shape[-1]), None, None
+
+
+def _fused_norm(self: Any, x: Tensor) -> Tensor:
+    if x.dtype != torch.float32 or self.weight.dtype != torch.float32 or self.weight.requires_grad:
+        result: Tensor = type(self).forward(self, x)
+        return result
+    normed: Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+    return normed
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether it computes what `_RmsNorm` does: known by its name and parts, shown on numbers."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    named = type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
+    if not (named and isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(eps, float)):
+        return False
+    if weight.dtype != torch.float32 or len(list(module.parameters())) != 1:
+        return False
+    x = torch.linspace(-2.0, 3.0, 2 * len(weight), device=weight.device).view(2, -1)
+    with torch.no_grad():
+        return torch.allclose(module(x), _RmsNorm.apply(x, weight, eps), atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- both
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[int]:
+    """Compute `model`'s layers so while inside. Yields how many take part."""
+    linears = [module for module in model.modules() if _is_plain(module)]
+    norms = [module for module in model.modules() if _is_rms_norm(module)]
+    for linear in linears:
+        linear.__class__ = FusedLinear
+    for norm in norms:
+        vars(norm)["forward"] = MethodType(_fused_norm, norm)
+    try:
+        yield len(linears) + len(norms)
+    finally:
+        for linear in linears:
+            linear.__class__ = Linear
+        for norm in norms:
+            del vars(norm)["forward"]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        type(module) is Linear
+        and type(module.base_layer) is nn.Linear
+        and not module.fan_in_fan_out
+        and all(type(dropout) is nn.Identity for dropout in module.lora_dropout.values())
+        and not any(bias for bias in getattr(module, "lora_bias", {}).values())
+    )
