@@ -2,9 +2,10 @@
 
     python tests/e2e/mutations.py [--only SUBSTRING] [--jobs 1]
 
-Copies rlhfctl/ and tests/ to a temporary folder, where ppo_math.py and ppo_loop.py lose a sign, a mask, a clip. Each
-mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not, against the
-arithmetic's own tests. The unbroken copy has to pass all first. Prints a line a mutation; exit code 1 if one survives.
+Copies rlhfctl/ and tests/ to a temporary folder, where ppo_math.py, ppo_loop.py and sequences.py lose a sign, a mask, a
+clip. Each mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not,
+against the arithmetic's own tests. The unbroken copy has to pass all first. Prints a line a mutation; exit code 1 if
+one survives.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 COPIED = ("rlhfctl", "tests", "recipes")
 MATH, LOOP = "rlhfctl/training/ppo_math.py", "rlhfctl/training/ppo_loop.py"
+SEQUENCES = "rlhfctl/training/sequences.py"
 PARITY, ARITHMETIC = "tests/training/test_ppo_parity.py", "tests/training/test_ppo_math.py"
 PARITY_TEST = "test_the_same_numbers_as_trl"
 TESTS_FAILED = 1  # pytest's exit code; others are about the tests themselves
@@ -63,6 +65,12 @@ MUTATIONS = [
     ),
     # masks
     Mutation("one token too many", MATH, "[None, :] < lengths[:, None]", "[None, :] <= lengths[:, None]"),
+    Mutation(
+        "states one token late",
+        SEQUENCES,
+        "first = self.starts + self.prompt_lengths - 1",
+        "first = self.starts + self.prompt_lengths",
+    ),
     Mutation("one state too few", MATH, "[None, :] <= lengths[:, None]", "[None, :] < lengths[:, None]"),
     Mutation(
         "policy loss over padding",
