@@ -252,7 +252,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     """name -> fingerprint of everything that a stage's result depends on."""
     section = recipe.model if name == "base" else getattr(recipe, name)
     inputs = {"section": fs.hash_json(section.model_dump(mode="json")), "seed": str(recipe.seed)}
-    loading = recipe.model.model_dump(mode="json", include={"dtype", "trust_remote_code"})
+    loading = recipe.model.model_dump(mode="json", include={"dtype", "quantization", "trust_remote_code"})
     inputs["model"] = fs.hash_json(loading)
     if name in ("base", "sft"):
         inputs["model"] = _model_fingerprint(recipe)

@@ -166,6 +166,9 @@ class Model(Section):
     path: str | None = Field(None, min_length=1, description="A folder with a pretrained model, or its id on the Hub.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of the weights.")
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None, description="Hold the frozen base in so many bits while adapters are trained on it (bitsandbytes)."
+    )
     chat_template: str | None = Field(
         None, description="A .jinja file with the chat template, or the template itself (null: the tokenizer's own)."
     )
@@ -181,7 +184,7 @@ class Model(Section):
             )
         if self.init is None:
             return
-        for key in ("path", "revision", "trust_remote_code"):
+        for key in ("path", "revision", "quantization", "trust_remote_code"):
             if getattr(self, key):
                 yield Conflict(
                     f"model.{key}",
@@ -633,6 +636,7 @@ class Recipe(Section):
             if section is not None:
                 yield from section.conflicts()
         yield from self._missing_sections()
+        yield from self._quantized()
         yield from self._lora_on_random_weights()
         yield from self._lengths()
         yield from self._judges()
@@ -682,6 +686,31 @@ class Recipe(Section):
                     "lower it, or raise the number of prompts",
                     about=tuple(f"data.prompts.{key}" for key in ("rows", "limit", "eval", "test")),
                 )
+
+    def _quantized(self) -> Iterator[Conflict]:
+        if self.model.quantization is None or self.model.init is not None:
+            return
+        for name in ("sft", "reward", "ppo"):
+            section: Sft | Reward | Ppo | None = getattr(self, name)
+            trained = section is not None and (not isinstance(section, Reward) or section.kind == "trained")
+            if section is not None and trained and section.lora is None:
+                yield Conflict(
+                    f"{name}.lora", "is null, but the weights of a quantized base cannot be trained",
+                    "give the recipe a lora section, or take model.quantization out",
+                    about=("lora", "model.quantization"),
+                )  # fmt: skip
+        if self.ppo is None or self.ppo.lora is None:
+            return
+        if self.ppo.engine == "trl":
+            yield Conflict(
+                "ppo.engine", "trl holds critic and reward model whole, beside a quantized base",
+                "use engine: rlhfctl, where all roles share that base", about=("model.quantization",),
+            )  # fmt: skip
+        elif self.ppo.critic == "model":
+            yield Conflict(
+                "ppo.critic", "model is a whole model to train, but the base is quantized",
+                "use critic: adapter or head", about=("model.quantization",),
+            )  # fmt: skip
 
     def _lora_on_random_weights(self) -> Iterator[Conflict]:
         if self.model.init is None:

@@ -280,7 +280,7 @@ def _judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase |
                 raise HandoffError(
                     "the judge reward_model has no reward model to ask", fix="name one with --reward-model"
                 )
-            model = handoff.load_reward_model(ctx, ctx.parents["reward"], tokenizer).to(models.device())
+            model = models.to_device(handoff.load_reward_model(ctx, ctx.parents["reward"], tokenizer))
             judges[name] = ModelReward(model, tokenizer.pad_token_id)
         elif name == "reward_function":
             assert ctx.recipe.reward is not None and ctx.recipe.reward.function is not None

@@ -16,13 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
 from rlhfctl.errors import HandoffError
+from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
 from rlhfctl.training import models
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
-LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}
-SCORE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.25, "float16": 0.05}
+# base* is merged in full precision after training on a quantized one, and quantized again where it is loaded for PPO:
+# there the log-probabilities move. Scores are always those of the adapter on base* quantized.
+LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05, "8bit": 0.5, "4bit": 2.0}
+SCORE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.25, "float16": 0.05, "8bit": 0.05, "4bit": 0.05}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,23 @@ class Base:
     path: str
 
 
-def load_base(ctx: Context, source: Source, *, check: bool = True) -> Base:
-    """base* of an sft or base artifact, or a plain model or adapter from elsewhere."""
+def precision(section: Model) -> str:
+    """What limits how alike two ways to the same numbers can be: the key of the tolerances."""
+    return section.quantization or section.dtype
+
+
+def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: bool = False) -> Base:
+    """base* of an sft or base artifact, or a plain model or adapter from elsewhere.
+
+    `to_train`: adapters are going to be trained on it, so it is quantized where the recipe says so.
+    """
     dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    quantization = ctx.recipe.model.quantization if to_train else None
     artifact = source.artifact
+    if quantization is not None:
+        _refuse_adapter(source)
     if artifact is None:
-        model, tokenizer = _load_foreign(ctx, source)
+        model, tokenizer = _load_foreign(ctx, source, quantization)
         return Base(model, tokenizer, source.name)
     artifact.verify()
     if not artifact.has("model"):
@@ -47,10 +61,23 @@ def load_base(ctx: Context, source: Source, *, check: bool = True) -> Base:
     path = str(artifact.part("model"))
     tokenizer = models.load_tokenizer(path, trust_remote_code=trust)
     _same_tokenizer(artifact, tokenizer)
-    model = models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust)
+    model = models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust, quantization=quantization)
     if check and artifact.has("probes"):
-        check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+        check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return Base(model, tokenizer, path)
+
+
+def _refuse_adapter(source: Source) -> None:
+    """HandoffError for a base that is an adapter: merging it into quantized weights would round it away."""
+    artifact = source.artifact
+    folder = Path(source.name) if artifact is None else artifact.path
+    is_adapter = (folder / "adapter_config.json").is_file() if artifact is None else not artifact.has("model")
+    if is_adapter:
+        raise HandoffError(
+            "the base is an adapter, which cannot be merged into quantized weights",
+            where=str(folder),
+            fix="merge it first (rlhfctl export) and name that folder, or take model.quantization out",
+        )
 
 
 def load_policy(ctx: Context, source: Source) -> Base:
@@ -63,11 +90,13 @@ def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedM
     base = load_base(ctx, artifact.parent("base"), check=False)
     model = models.merged(models.load_adapter(base.model, artifact.part("adapter")))
     if artifact.has("probes"):
-        check_logprobs(model, base.tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+        check_logprobs(model, base.tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model, base.tokenizer
 
 
-def _load_foreign(ctx: Context, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_foreign(
+    ctx: Context, source: Source, quantization: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
     folder = Path(source.name)
     if (folder / "adapter_config.json").is_file():
@@ -77,7 +106,7 @@ def _load_foreign(ctx: Context, source: Source) -> tuple[PreTrainedModel, PreTra
         model = models.merged(models.load_adapter(model, folder))
     else:
         tokenizer = models.load_tokenizer(source.name, trust_remote_code=trust)
-        model = models.load_causal_lm(source.name, dtype=dtype, trust_remote_code=trust)
+        model = models.load_causal_lm(source.name, dtype=dtype, trust_remote_code=trust, quantization=quantization)
     for sentence in models.ensure_pad(model, tokenizer):
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
@@ -129,11 +158,34 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     if artifact.has("model"):
         model = models.load_scorer(str(artifact.part("model")), dtype=dtype, trust_remote_code=trust)
     else:
-        base = load_base(ctx, artifact.parent("base"), check=False)
-        model = models.merged(models.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("adapter")))
+        model = scorer_from_adapter(ctx, artifact.parent("base"), artifact.part("adapter"))
     model.config.pad_token_id = tokenizer.pad_token_id
-    check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), ctx.recipe.model.dtype)
+    check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model
+
+
+def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrainedModel:
+    """The reward model that `adapter` is on `base`: merged, or on the quantized base that it was trained on."""
+    model, _ = new_scorer(ctx, base, seed=0, check=False)
+    scorer = models.load_adapter(model, adapter)
+    return scorer if models.is_quantized(model) else models.merged(scorer)
+
+
+def new_scorer(ctx: Context, source: Source, *, seed: int, check: bool = True) -> tuple[PreTrainedModel, Base]:
+    """A reward model to be trained, with a new head, on base*; and that base*."""
+    section = ctx.recipe.model
+    base = load_base(ctx, source, check=check, to_train=True)
+    if section.quantization is None:
+        return models.scorer_on(base.model, seed=seed), base
+    scorer = models.quantized_scorer_on(
+        base.path,
+        section.quantization,
+        dtype=models.torch_dtype(section.dtype),
+        seed=seed,
+        trust_remote_code=section.trust_remote_code,
+    )
+    scorer.config.pad_token_id = base.model.config.pad_token_id
+    return scorer, base
 
 
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
@@ -166,7 +218,7 @@ def check_shared_scores(scorer: Any, pad: int, ctx: Context) -> None:
     """The reward model must score its kept pairs on the shared base* as it did when it was saved."""
     artifact = ctx.parents["reward"].artifact
     assert artifact is not None
-    check_scores(scorer, pad, artifact.part("probes"), ctx.recipe.model.dtype)
+    check_scores(scorer, pad, artifact.part("probes"), precision(ctx.recipe.model))
 
 
 def critic_adapter(ctx: Context, source: Source) -> Path:
@@ -221,7 +273,7 @@ def write_probes(folder: Path, rows: Sequence[Sequence[int]], values: Sequence[A
     fs.write_json(folder / PROBES, {"rows": [list(row) for row in rows], kind: list(values)})
 
 
-def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -> float:
+def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str) -> float:
     """Largest gap between the recorded log-probabilities and the loaded model's; HandoffError above tolerance."""
     kept = read_json(probes)
     now = models.sequence_logprobs(model, kept["rows"], pad)
@@ -229,16 +281,16 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -
         (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
         default=0.0,
     )
-    _within(gap, LOGPROB_TOLERANCE[dtype], "log-probabilities", probes)
+    _within(gap, LOGPROB_TOLERANCE[precise], "log-probabilities", probes)
     return gap
 
 
-def check_scores(model: PreTrainedModel, pad: int, probes: Path, dtype: str) -> float:
+def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -> float:
     """Largest gap between the recorded scores and the loaded reward model's; HandoffError above tolerance."""
     kept = read_json(probes)
     now = models.score_rows(model, kept["rows"], pad)
     gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
-    _within(gap, SCORE_TOLERANCE[dtype] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
+    _within(gap, SCORE_TOLERANCE[precise] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
     return gap
 
 

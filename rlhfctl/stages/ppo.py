@@ -61,8 +61,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
-    base = handoff.load_base(ctx, ctx.parents["base"])
-    base.model.to(models.device())
+    base = handoff.load_base(ctx, ctx.parents["base"], to_train=True)
+    models.to_device(base.model)
     tokenizer = base.tokenizer
     cast = _cast(base, section, ctx)
     policy = LanguageModel(cast.policy, tokenizer.pad_token_id, roles.POLICY if section.lora else None)
@@ -198,8 +198,8 @@ def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | Non
     assert ctx.recipe.ppo is not None
     if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := handoff.other_tokenizer(ctx, source, base.tokenizer)):
         ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return handoff.load_reward_model(ctx, source, theirs).to(models.device()), theirs
-    return handoff.load_reward_model(ctx, source, base.tokenizer).to(models.device()), None
+        return models.to_device(handoff.load_reward_model(ctx, source, theirs)), theirs
+    return models.to_device(handoff.load_reward_model(ctx, source, base.tokenizer)), None
 
 
 def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:

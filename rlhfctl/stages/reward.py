@@ -36,9 +36,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
-    base = handoff.load_base(ctx, ctx.parents["base"])
+    model, base = handoff.new_scorer(ctx, ctx.parents["base"], seed=recipe.seed)
     tokenizer = base.tokenizer
-    model = models.scorer_on(base.model, seed=recipe.seed)
 
     # 2. Rows to ids, held out by prompt.
     config = _config(section, ctx)
@@ -53,14 +52,15 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 3. The trainer: the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    trainer = RewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(heldout),
-        processing_class=tokenizer,
-        callbacks=[hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)],
-    )
+    with models.formats_kept(model):
+        trainer = RewardTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(heldout),
+            processing_class=tokenizer,
+            callbacks=[hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)],
+        )
     resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
     # 4. Train.
@@ -157,11 +157,14 @@ def _publish(
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], base), head=True)
             models.save_tokenizer(tokenizer, folder)
-        fresh = handoff.load_base(ctx, ctx.parents["base"], check=False)
-        reloaded = models.merged(models.load_adapter(models.scorer_on(fresh.model, seed=0), ctx.folder / "adapter"))
+        reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
             models.save_model(model, tokenizer, folder)
         reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(ctx.recipe.model.dtype))
-    reloaded = reloaded.to(models.device())
-    return handoff.check_scores(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, ctx.recipe.model.dtype)
+    return handoff.check_scores(
+        models.to_device(reloaded),
+        tokenizer.pad_token_id,
+        ctx.folder / handoff.PROBES,
+        handoff.precision(ctx.recipe.model),
+    )

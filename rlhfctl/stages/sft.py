@@ -36,7 +36,11 @@ def run(section: Sft, ctx: Context) -> Artifact:
     # 1. Load: the model to start from, its tokenizer with pad and template.
     dtype = models.torch_dtype(recipe.model.dtype)
     model, tokenizer, notes = models.base_from_recipe(
-        recipe.model, texts_of(demonstrations), seed=recipe.seed, dtype=dtype
+        recipe.model,
+        texts_of(demonstrations),
+        seed=recipe.seed,
+        dtype=dtype,
+        quantization=recipe.model.quantization,
     )
     conversations = any(is_conversation(row) for row in demonstrations)
     if conversations and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
@@ -53,13 +57,14 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
     callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    trainer = SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(encoded),
-        processing_class=tokenizer,
-        callbacks=[callback],
-    )
+    with models.formats_kept(model):
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(encoded),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
     resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
     # 4. Train.
@@ -121,10 +126,17 @@ def _encode(
 
 
 def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], ctx: Context) -> None:
+    recipe = ctx.recipe.model
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            models.save_adapter(model, folder, base=ctx.recipe.model.path or "", head=False)
+            models.save_adapter(model, folder, base=recipe.path or "", head=False)
+        if recipe.quantization is not None:  # base* is merged in full precision; later stages quantize it on loading
+            del model
+            whole, _, _ = models.base_from_recipe(
+                recipe, [], seed=ctx.recipe.seed, dtype=models.torch_dtype(recipe.dtype)
+            )
+            model = models.load_adapter(whole, ctx.folder / "adapter")
         model = models.merged(model)
     models.set_token_ids(model, tokenizer)
     with fs.publish_folder(ctx.folder / "model") as folder:
@@ -133,8 +145,13 @@ def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int
 
 def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     """Nats by which the merged model, read back from disk, differs from the trained one; an error above tolerance."""
-    dtype = ctx.recipe.model.dtype
+    section = ctx.recipe.model
     reloaded = models.load_causal_lm(
-        str(ctx.folder / "model"), dtype=models.torch_dtype(dtype), trust_remote_code=ctx.recipe.model.trust_remote_code
-    ).to(models.device())
-    return handoff.check_logprobs(reloaded, tokenizer.pad_token_id, ctx.folder / handoff.PROBES, dtype)
+        str(ctx.folder / "model"),
+        dtype=models.torch_dtype(section.dtype),
+        trust_remote_code=section.trust_remote_code,
+        quantization=section.quantization,
+    )
+    return handoff.check_logprobs(
+        models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+    )

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -182,15 +184,83 @@ def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dt
 
 
 def load_causal_lm(
-    path: str, *, dtype: torch.dtype, revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; safetensors only."""
+    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True
+            path,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **_quantized(quantization, dtype),
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(path, "model", error) from error
+    return model
+
+
+def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What from_pretrained needs to hold linear layers in 8 or 4 bits (NF4, Dettmers et al. 2023); heads stay whole."""
+    if quantization is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise RlhfctlError(
+            "bitsandbytes is not installed", where="model.quantization", fix="pip install 'rlhfctl[quantization]'"
+        )
+    four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if quantization == "8bit"
+        else BitsAndBytesConfig(load_in_4bit=True, **four_bits)
+    )
+    return {"quantization_config": config, "device_map": {"": device()}}
+
+
+def is_quantized(model: Any) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` where it computes; a quantized one was loaded there."""
+    return model if is_quantized(model) else model.to(device())
+
+
+@contextlib.contextmanager
+def formats_kept(model: nn.Module) -> Iterator[None]:
+    """What is trained keeps its number format: TRL's trainers turn adapters on a quantized base into bfloat16, and with
+    them the scalar head, which then meets float32 states.
+    """
+    before = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.data = parameter.data.to(before[name])
+
+
+def quantized_scorer_on(
+    path: str, quantization: str, *, dtype: torch.dtype, seed: int, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Like `scorer_on`, on the weights of the folder `path` in 8 or 4 bits."""
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=dtype,
+            num_labels=1,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **_quantized(quantization, dtype),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(path, "model", error) from error
+    set_seed(seed)
+    nn.init.normal_(model.score.weight, std=getattr(model.config, "initializer_range", 0.02))
     return model
 
 
@@ -248,7 +318,7 @@ def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
 
 
 def base_from_recipe(
-    section: Model, texts: Iterable[str], *, seed: int, dtype: torch.dtype
+    section: Model, texts: Iterable[str], *, seed: int, dtype: torch.dtype, quantization: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """The recipe's `model`, ready to train: tokenizer with pad, template and their rows in the embeddings.
 
@@ -262,7 +332,11 @@ def base_from_recipe(
         assert section.path is not None
         tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
         model = load_causal_lm(
-            section.path, dtype=dtype, revision=section.revision, trust_remote_code=section.trust_remote_code
+            section.path,
+            dtype=dtype,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            quantization=quantization,
         )
     if section.chat_template is not None:
         template = Path(section.chat_template)
@@ -423,7 +497,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapter's update added into its weights."""
+    """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
+    assert not is_quantized(model.get_base_model())
     return model.merge_and_unload()
 
 

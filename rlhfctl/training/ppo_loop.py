@@ -35,7 +35,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
-from rlhfctl.training import checkpoints, ppo_math
+from rlhfctl.training import checkpoints, models, ppo_math
 from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
@@ -124,7 +124,8 @@ class PpoLoop:
             section.lr_scheduler_type, self.optimizer, section.warmup_steps, num_training_steps=self.updates
         )
         policy_dtype = next(iter(self.trained.values())).dtype
-        self.low_precision = section.bf16 or roles.policy.head.weight.dtype.itemsize < 4 or policy_dtype.itemsize < 4
+        narrow = min(roles.policy.head.weight.dtype.itemsize, policy_dtype.itemsize) < 4
+        self.low_precision = section.bf16 or narrow or models.is_quantized(roles.policy.model)
         self.recomputes = self.low_precision  # the sampled log-probabilities, by the update's own forward
         self.done = 0  # updates
         self.attempt = 0  # how often training went back: the noise is drawn anew each time

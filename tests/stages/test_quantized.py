@@ -1,0 +1,133 @@
+"""A base held in 8 or 4 bits: adapters are trained on it by every stage, and what is handed on is what was trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.training import models
+from tests.conftest import TINY, Cli
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+def recipe(folder: Path, base: Path, quantization: str, changes: dict[str, str] | None = None) -> Path:
+    """The tiny recipe on a pretrained folder, with adapters in every stage."""
+    head, rest = TINY.split("model:\n")
+    _, rest = rest.split("lora: {r: 4")
+    text = f"{head}model: {{path: {base}, quantization: {quantization}}}\nlora: {{r: 4{rest}"
+    text = text.replace("sft:\n  lora: null\n", "sft:\n")
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "quantized.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def manifest(run: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / stage / "manifest.json").read_text(encoding="utf-8"))
+    return found
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_the_whole_run_on_a_quantized_base(quantization: str, tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    base = tiny_run / "sft" / "model"
+    run = tmp_path / "run"
+    done = cli("run", str(recipe(tmp_path, base, quantization)), "--run-dir", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    # base* is whole, in full precision, and has the adapter in it.
+    whole = AutoModelForCausalLM.from_pretrained(run / "sft" / "model")
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
+    start = AutoModelForCausalLM.from_pretrained(base)
+    adapted = PeftModel.from_pretrained(start, run / "sft" / "adapter").merge_and_unload()
+    for name, parameter in adapted.named_parameters():
+        torch.testing.assert_close(dict(whole.named_parameters())[name], parameter, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(
+        whole.model.layers[0].self_attn.q_proj.weight,
+        AutoModelForCausalLM.from_pretrained(base).model.layers[0].self_attn.q_proj.weight,
+    )
+    assert 0 < manifest(run, "sft")["metrics"]["reload_gap"] < 2.0  # quantizing base* moves it, and that is reported
+    assert manifest(run, "reward")["metrics"]["reload_gap"] < 1e-4
+
+    # The policy and its critic are adapters that a plain model takes.
+    for part in ("adapter", "critic"):
+        assert (run / "ppo" / part / "adapter_model.safetensors").is_file()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    updates = [e for e in events if e.get("event") == "metrics" and e.get("stage") == "ppo" and "ratio" in e["values"]]
+    assert len(updates) == 2
+    assert updates[0]["values"]["kl"] == pytest.approx(0.0, abs=1e-6)  # policy and reference are one model at step 0
+    assert abs(updates[0]["values"]["ratio"] - 1) < 0.2
+
+    again = cli("run", str(tmp_path / "quantized.yaml"), "--run-dir", str(run))
+    assert again.returncode == 0 and "unchanged" in again.stdout + again.stderr
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("quantization", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
+def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
+    quantization: str, kind: str, tiny_run: Path
+) -> None:
+    folder = str(tiny_run / "sft" / "model")
+    plain = models.load_causal_lm(folder, dtype=torch.float32)
+    model = models.load_causal_lm(folder, dtype=torch.float32, quantization=quantization)
+    assert models.is_quantized(model) and not models.is_quantized(plain)
+    assert models.to_device(model) is model
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == kind
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
+    scorer = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=3)
+    same = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=3)
+    other = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=4)
+    assert type(scorer.model.layers[0].mlp.up_proj).__name__ == kind and type(scorer.score).__name__ == "Linear"
+    assert torch.equal(scorer.score.weight, same.score.weight)
+    assert not torch.equal(scorer.score.weight, other.score.weight)
+
+
+def test_without_bitsandbytes_it_says_what_to_install(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(RlhfctlError, match="bitsandbytes is not installed") as caught:
+        models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32, quantization="4bit")
+    assert caught.value.where == "model.quantization" and "rlhfctl[quantization]" in str(caught.value.fix)
+
+
+@needs_bitsandbytes
+def test_a_base_that_is_an_adapter_is_refused(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    text = recipe(tmp_path, tiny_run / "sft" / "model", "4bit")
+    given = cli("reward", str(text), "--policy", str(tiny_run / "ppo"), "--run-dir", str(tmp_path / "run"))
+    assert given.returncode != 0
+    assert "cannot be merged into quantized weights" in " ".join((given.stdout + given.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sft:\n": "sft:\n  lora: null\n"}, "the weights of a quantized base cannot be trained"),
+        ({"ppo:\n": "ppo:\n  engine: trl\n"}, "trl holds critic and reward model whole"),
+        ({"ppo:\n": "ppo:\n  critic: model\n"}, "model is a whole model to train, but the base is quantized"),
+    ],
+)
+def test_what_a_quantized_base_cannot_do_is_refused(
+    changes: dict[str, str], said: str, tmp_path: Path, cli: Cli
+) -> None:
+    given = cli("validate", str(recipe(tmp_path, tmp_path, "4bit", changes)))
+    assert given.returncode != 0 and said in " ".join((given.stdout + given.stderr).split())
+
+
+def test_new_weights_are_not_quantized(tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "new.yaml"
+    path.write_text(TINY.replace("model:\n", "model:\n  quantization: 8bit\n"), encoding="utf-8")
+    given = cli("validate", str(path))
+    assert given.returncode != 0 and "model.init makes new ones" in " ".join((given.stdout + given.stderr).split())
