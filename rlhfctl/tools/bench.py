@@ -270,6 +270,8 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
     else:
         model = work.model
         notes.append("the weights are pretrained: responses end where the model ends them")
+    if work.model.quantization is not None:
+        notes.append("the base is not quantized here: TRL's side could not have it so")
     base, tokenizer, _ = models.base_from_recipe(model, [], seed=SEED, dtype=models.torch_dtype(model.dtype))
     prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
     if work.model.init is not None:

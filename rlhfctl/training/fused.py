@@ -2,7 +2,7 @@
 
     LoRA linear    y = W x + (alpha / r) B (A x): the product with B accumulates straight into W x, and in the backward
                    that with A into W' g. peft multiplies, scales and adds one after the other.
-    RMSNorm        y = w x / sqrt(mean(x^2) + eps) with its gradient written out: four passes in place of twenty.
+    RMSNorm        y = w x / sqrt(mean(x^2) + eps) with its gradient written out: about half the passes.
     sampling       a LoRA layer is one product with W + (alpha / r) B A, made anew for each rollout, where all of these
                    are small: there a step costs what its operations cost to start, and most of them are LoRA's.
 
