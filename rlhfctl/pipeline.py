@@ -95,6 +95,9 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     data_module = importlib.import_module("rlhfctl.training.data")
     read = [_DATA[request.only]] if request.only is not None else _DATA.values()
     data = data_module.check_all(recipe.data, recipe.seed, {name for names in read for name in names})
+    for rows in data.values():
+        for sentence in rows.notes:
+            emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
     _write_recipe(recipe, paths, emit)
     done = []
     for name in names:

@@ -25,7 +25,19 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from rlhfctl.errors import Problem, RecipeError
-from rlhfctl.recipe.schema import Key, Recipe, describe, did_you_mean, dotted, help_of, unknown_key, wrong_value
+from rlhfctl.recipe.schema import (
+    BUILTIN_DATA_KEYS,
+    OWN_DATA_KEYS,
+    Key,
+    Recipe,
+    describe,
+    did_you_mean,
+    dotted,
+    help_of,
+    looks_like_id,
+    unknown_key,
+    wrong_value,
+)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SHIPPED = (_PACKAGE / "recipes_data", _PACKAGE.parent / "recipes")  # in the wheel; in a checkout
@@ -275,7 +287,7 @@ def _merge(low: _Layer, high: _Layer) -> _Layer:
         replaces = dict(_REPLACES.get(key, {}))
         if (*key, "source") in _SOURCES:
             to_builtin = str(section.get("source")).startswith("builtin:")
-            replaces["source"] = ("columns",) if to_builtin else ("rows", "label_noise")
+            replaces["source"] = OWN_DATA_KEYS if to_builtin else BUILTIN_DATA_KEYS
         for gone in {gone for name, value in section.items() if value is not None for gone in replaces.get(name, ())}:
             target.pop(gone, None)
         for name, value in section.items():
@@ -307,9 +319,11 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
             continue
         path = _absolute(expanded, origin.folder)
         is_folder = key[-1] in ("folder", "path", "model")
-        if key in _MODELS and not expanded.startswith((".", "/", "~")) and not path.is_dir():
+        there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+        may_be_id = key in _MODELS or (key in _SOURCES and looks_like_id(expanded))
+        if may_be_id and not there and not expanded.startswith((".", "/", "~")):
             path = Path(expanded)  # an id on the Hub
-        elif key != ("folder",) and not (path.is_dir() if is_folder else path.is_file()):
+        elif key != ("folder",) and not there:
             kind = "folder" if is_folder else "file"
             problems.add(origin, key, f"there is no {kind} {_shown(path)}{_near_file(path)}")
         layer.get(key[:-1])[key[-1]] = str(path)

@@ -205,12 +205,46 @@ class Lora(Section):
     )
 
 
-class Source(Section):
-    """Where rows come from, and what their columns are called."""
+OWN_DATA_KEYS = ("columns", "subset", "split", "revision", "turns", "bad_rows", "deduplicate", "max_chars")
+BUILTIN_DATA_KEYS = ("rows", "label_noise")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 
-    source: str = Field(min_length=1, description="A JSONL file, or builtin:reviews for the built-in task.")
+
+def looks_like_id(source: str) -> bool:
+    """Whether a data source that is no path here may be an id on the Hub: `name` or `owner/name`, no file's ending."""
+    is_file = source.removesuffix(".gz").endswith(DATA_SUFFIXES)
+    return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+
+
+class Turns(Section):
+    """The words with which the turns of a transcript begin."""
+
+    user: str = Field("Human:", min_length=1, description="Begins a turn of the user.")
+    assistant: str = Field("Assistant:", min_length=1, description="Begins a turn of the assistant.")
+    system: str | None = Field(None, min_length=1, description="Begins what the system says.")
+
+
+class Source(Section):
+    """Where rows come from, what their columns are called, and which of them are used."""
+
+    source: str = Field(
+        min_length=1,
+        description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one "
+        "saved by datasets, an id on the Hub, or builtin:reviews for the built-in task.",
+    )
+    subset: str | None = Field(None, min_length=1, description="Which configuration of a data set on the Hub.")
+    split: str | None = Field(
+        None, min_length=1, description="Which split of a data set on the Hub or in a folder (null: train, or the only)."
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of the data set on the Hub.")
     rows: int | None = Field(None, gt=0, description="How many rows the built-in task generates.")
     columns: dict[str, str] = Field({}, description="Names of columns in the file, by our name: {prompt: question}.")
+    turns: Turns | None = Field(
+        None, description="Read texts as transcripts whose turns begin with these words, and make conversations of them."
+    )
+    bad_rows: Literal["stop", "drop"] = Field("stop", description="Whether rows that cannot be used stop the run.")
+    deduplicate: bool = Field(False, description="Whether rows equal to an earlier one are dropped.")
+    max_chars: int | None = Field(None, gt=0, description="Drop rows with more characters than this (null: none).")
     limit: int | None = Field(None, gt=0, description="Use only this many rows, from the first (null: all).")
 
     @property
@@ -238,10 +272,13 @@ class Source(Section):
             yield Conflict(f"{at}.rows", f"{self.source} needs the number of rows to generate", "add it: rows: 2000")
         if self.columns:
             yield Conflict(f"{at}.columns", f"names columns of a file, but the source is {self.source}", "remove it")
+        for key in OWN_DATA_KEYS:
+            if key != "columns" and key in self.model_fields_set and getattr(self, key) not in (None, False):
+                yield Conflict(f"{at}.{key}", f"is for one's own data, but the source is {self.source}", "remove it")
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(handler(self), ("columns",) if self.builtin else ("rows", "label_noise"))
+        return _without(handler(self), OWN_DATA_KEYS if self.builtin else BUILTIN_DATA_KEYS)
 
 
 class Demonstrations(Source):

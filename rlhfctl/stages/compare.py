@@ -28,7 +28,8 @@ from rlhfctl.rewards.model import ModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
 from rlhfctl.training import models, rollout
-from rlhfctl.training.data import Row, prompt_key, read_jsonl, split_prompts
+from rlhfctl.training.data import Row, prompt_key, split_prompts
+from rlhfctl.training.sources import read_jsonl
 from rlhfctl.training.encoding import Encoder
 
 _SHOWN = 3

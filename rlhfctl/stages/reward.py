@@ -103,8 +103,10 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
     return RewardConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
 
 
-def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, list[int]]]:
+def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, Any]]:
     pairs = [encoder.preference(row) for row in rows]
+    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
+        pairs = [{"margin": 0.0} | pair for pair in pairs]
     limit = config.max_length
     kept = [pair for pair in pairs if limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit]
     if len(kept) < len(pairs):
@@ -119,7 +121,7 @@ def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Contex
 
 
 def _heldout(
-    model: Any, pairs: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, ctx: Context
+    model: Any, pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, float]:
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
     scores = models.score_rows(
@@ -147,7 +149,7 @@ def _heldout(
 
 
 def _publish(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, list[int]]], base: handoff.Base, ctx: Context
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]], base: handoff.Base, ctx: Context
 ) -> float:
     """Write weights and probes; return how far the reloaded model is from the scores, after checking it."""
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]

@@ -22,6 +22,7 @@ def check(loaded: LoadedRecipe) -> Iterator[str]:
     yield "trainer options: known to the installed TRL"
     for name, rows in data.check_all(recipe.data, recipe.seed).items():
         yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"
+        yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
     judges = recipe.compare.judges if recipe.compare is not None else []
     functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
     for spec in [*functions, *(judge for judge in judges if ":" in judge)]:

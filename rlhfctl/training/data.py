@@ -1,32 +1,35 @@
-"""Rows: read from JSONL or the built-in task, checked one by one, split by prompt.
+"""Rows: read from wherever they lie or the built-in task, checked one by one, sifted, split by prompt.
 
 Reads the recipe's `data` section; gives plain lists of rows with a fingerprint. No model, no tokenizer, no torch: all
-rows of a run are checked before anything heavy loads. Turning rows into ids is encoding.py's.
+rows of a run are checked before anything heavy loads. Reading files is sources.py's, odd shapes of rows are
+shapes.py's, turning rows into ids is encoding.py's.
 
 A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
-prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected for preferences; prompt alone, or
-messages that end with the user's turn, for prompts. Other columns of prompts are kept for reward functions.
+prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin) for preferences; prompt
+alone, or messages that end with the user's turn, for prompts. Other columns of prompts are kept for reward functions.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
+from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Source
+from rlhfctl.training import shapes, sources
+from rlhfctl.training.sources import type_name as _type_name
 
-BUILTIN = "builtin:"
 ROLES = ("system", "user", "assistant", "tool", "developer")
-_SHOWN_BAD_ROWS = 5
 
 Row = dict[str, Any]
 Prompt = str | list[dict[str, Any]]
+Check = Callable[[Row, Source, "Counter[str]"], list[Row] | str]  # the rows to use, or what is wrong
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Rows:
     name: str
     rows: list[Row]
     fingerprint: str
+    notes: tuple[str, ...] = ()  # sentences about what was dropped or made
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,17 @@ class PromptSplit:
 
 def load_demonstrations(section: Demonstrations, seed: int) -> Rows:
     """Rows with prompt+completion, messages or text."""
-    return _load("demonstrations", section, seed, _check_demonstration)
+    return _load("demonstrations", section, seed, _demonstrations)
 
 
 def load_preferences(section: Preferences, seed: int) -> Rows:
-    """Rows with prompt, chosen, rejected."""
-    return _load("preferences", section, seed, _check_preference)
+    """Rows with prompt, chosen, rejected, and a margin where the source has one."""
+    return _load("preferences", section, seed, _preferences)
 
 
 def load_prompts(section: Prompts, seed: int) -> Rows:
     """Rows with prompt, and whatever other columns the file has."""
-    return _load("prompts", section, seed, _check_prompt)
+    return _load("prompts", section, seed, _prompts)
 
 
 NAMES = ("demonstrations", "preferences", "prompts")
@@ -86,20 +90,49 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
     return loaded
 
 
-def _load(
-    name: str,
-    section: Demonstrations | Preferences | Prompts,
-    seed: int,
-    check: Callable[[Row], Row | str],
-) -> Rows:
-    if section.source.startswith(BUILTIN):
+def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
+    """Read, rename, reshape, check, sift; whatever is left out is counted and said in the notes."""
+    if section.builtin:
         rows = _generate(name, section, seed)
         fingerprint = fs.hash_json(rows)
         places = [f"{section.source} row {index + 1}" for index in range(len(rows))]
     else:
-        path = Path(section.source)
-        rows, places = read_jsonl(path)
-        fingerprint = fs.hash_file(path)
+        rows, places, fingerprint = sources.read(section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair"))
+    _require_columns(name, section, rows)
+    dropped: Counter[str] = Counter()
+    usable: list[Row] = []
+    bad: list[str] = []
+    for row, place in zip(rows, places, strict=True):
+        found = check(_rename(row, section.columns), section, dropped)
+        if isinstance(found, str):
+            bad.append(f"{place}: {found}")
+        else:
+            usable += found
+    if bad and (section.bad_rows == "stop" or not usable):
+        more = len(bad) - sources.SHOWN_BAD_ROWS
+        shown = [*bad[: sources.SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
+        raise DataError(
+            f"{len(bad)} of {len(rows)} rows of data.{name} cannot be used:\n    " + "\n    ".join(shown),
+            fix=f"correct or remove these rows, map the columns (columns: {{ours: theirs}}), or leave out what cannot be "
+            f"used: data.{name}.bad_rows: drop",
+        )
+    made = len(usable)
+    kept = _sifted(usable, section, dropped)
+    if not kept:
+        why = f" after {_listed(dropped)} were dropped" if dropped else ""
+        raise DataError(f"data.{name} holds no rows{why}", where=section.source, fix="name a source with usable rows")
+    notes = [f"{made} pairs of {len(rows)} rows"] if made > len(rows) else []
+    if bad:
+        notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
+    if dropped:
+        notes.append(f"dropped: {_listed(dropped)}")
+    if section.limit is not None and len(kept) > section.limit:
+        notes.append(f"the first {section.limit} of {len(kept)} are used")
+        kept = kept[: section.limit]
+    return Rows(name, kept, fingerprint, tuple(notes))
+
+
+def _require_columns(name: str, section: Source, rows: Sequence[Row]) -> None:
     for ours, theirs in section.columns.items():
         if not any(theirs in row for row in rows):
             have = sorted({key for row in rows for key in row})
@@ -108,30 +141,40 @@ def _load(
                 where=section.source,
                 fix=f"the file's columns are: {', '.join(have) or 'none'}",
             )
-    rows = [_rename(row, section.columns) for row in rows]
-    checked: list[Row] = []
-    bad: list[str] = []
-    for row, place in zip(rows, places, strict=True):
-        result = check(row)
-        if isinstance(result, str):
-            bad.append(f"{place}: {result}")
-        else:
-            checked.append(result)
-    if bad:
-        more = len(bad) - _SHOWN_BAD_ROWS
-        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError(
-            f"{len(bad)} of {len(rows)} rows of data.{name} cannot be used:\n    " + "\n    ".join(shown),
-            fix="correct or remove these rows, or map the file's columns with `columns: {ours: theirs}`",
-        )
-    if not checked:
-        raise DataError(f"data.{name} holds no rows", where=section.source, fix="name a file with at least one row")
-    if section.limit is not None:
-        checked = checked[: section.limit]
-    return Rows(name, checked, fingerprint)
 
 
-def _generate(name: str, section: Demonstrations | Preferences | Prompts, seed: int) -> list[Row]:
+def _sifted(rows: Sequence[Row], section: Source, dropped: Counter[str]) -> list[Row]:
+    """`rows` without repeated and without long ones, where the recipe says so."""
+    kept: list[Row] = []
+    seen: set[str] = set()
+    for row in rows:
+        if section.max_chars is not None and characters(row) > section.max_chars:
+            dropped[f"longer than {section.max_chars} characters"] += 1
+            continue
+        if section.deduplicate:
+            key = json.dumps(row, sort_keys=True, default=str)
+            if key in seen:
+                dropped["duplicates"] += 1
+                continue
+            seen.add(key)
+        kept.append(row)
+    return kept
+
+
+def characters(row: Row) -> int:
+    """Of the row's longest text: the prompt with one response."""
+    def length(value: Any) -> int:
+        return len(value) if isinstance(value, str) else sum(len(message["content"]) for message in value or [])
+
+    answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
+    return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
+
+
+def _listed(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(dropped.items()))
+
+
+def _generate(name: str, section: Source, seed: int) -> list[Row]:
     from rlhfctl.world import reviews
 
     count = section.rows
@@ -140,57 +183,6 @@ def _generate(name: str, section: Demonstrations | Preferences | Prompts, seed: 
         return [dict(row) for row in reviews.preferences(count, seed, section.label_noise)]
     make = reviews.demonstrations if name == "demonstrations" else reviews.prompts
     return [dict(row) for row in make(count, seed)]
-
-
-def read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
-    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one."""
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = (
-            f"in that folder: {', '.join(sorted(near)[:6])}"
-            if near
-            else "check the path; it is read relative to the recipe"
-        )
-        raise DataError("the data file does not exist", where=str(path), fix=hint)
-    rows: list[Row] = []
-    places: list[str] = []
-    bad: list[str] = []
-    with path.open("rb") as handle:
-        for number, raw in enumerate(handle, 1):
-            place = f"{path}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not line.strip():
-                    continue
-                value = json.loads(line)
-                if "\\ud" in line or "\\uD" in line:  # JSON lets half a surrogate pair pass, tokenizers do not
-                    json.dumps(value, ensure_ascii=False).encode("utf-8")
-            except UnicodeDecodeError:
-                bad.append(f"{place}: not UTF-8 text")
-                continue
-            except UnicodeEncodeError as error:
-                bad.append(
-                    f"{place}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"
-                )
-                continue
-            except json.JSONDecodeError as error:
-                bad.append(f"{place}: not a JSON object ({error.msg} at character {error.pos + 1})")
-                continue
-            if not isinstance(value, dict):
-                bad.append(f"{place}: expected a JSON object, got {_type_name(value)}")
-                continue
-            rows.append(value)
-            places.append(place)
-    if bad:
-        more = len(bad) - _SHOWN_BAD_ROWS
-        shown = bad[:_SHOWN_BAD_ROWS] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError(
-            f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:\n    " + "\n    ".join(shown),
-            fix="one JSON object a line, in UTF-8",
-        )
-    if not rows:
-        raise DataError("the data file is empty", where=str(path), fix="one JSON object a line, in UTF-8")
-    return rows, places
 
 
 def _rename(row: Row, columns: dict[str, str]) -> Row:
@@ -202,6 +194,30 @@ def _rename(row: Row, columns: dict[str, str]) -> Row:
 
 
 # ---------------------------------------------------------------- checking: the row to use, or what is wrong with it
+
+
+def _demonstrations(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
+    return _one(row, section, _check_demonstration)
+
+
+def _preferences(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
+    shaped = shapes.with_conversations(row, section.turns) if section.turns is not None else row
+    pairs = shapes.pairs_of(shaped, dropped) if isinstance(shaped, dict) else shaped
+    if isinstance(pairs, str):
+        return pairs
+    checked = [_check_preference(pair) for pair in pairs]
+    problem = next((one for one in checked if isinstance(one, str)), None)
+    return problem or [pair for pair in checked if isinstance(pair, dict)]
+
+
+def _prompts(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
+    return _one(row, section, _check_prompt)
+
+
+def _one(row: Row, section: Source, check: Callable[[Row], Row | str]) -> list[Row] | str:
+    shaped = shapes.with_conversations(row, section.turns) if section.turns is not None else row
+    checked = check(shaped) if isinstance(shaped, dict) else shaped
+    return checked if isinstance(checked, str) else [checked]
 
 
 def _check_demonstration(row: Row) -> Row | str:
@@ -226,7 +242,12 @@ def _check_preference(row: Row) -> Row | str:
         problem = problem or _bad_completion(row[name], name, row["prompt"])
     if not problem and row["chosen"] == row["rejected"]:
         problem = "chosen and rejected are the same"
-    return problem or {name: row[name] for name in ("prompt", "chosen", "rejected")}
+    margin = row.get("margin")
+    if not problem and margin is not None:
+        number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
+        problem = None if number else f"margin: expected a number, got {margin!r}"
+    names = ("prompt", "chosen", "rejected") if margin is None else ("prompt", "chosen", "rejected", "margin")
+    return problem or {name: row[name] for name in names}
 
 
 def _check_prompt(row: Row) -> Row | str:
@@ -279,11 +300,6 @@ def _bad_messages(messages: object, name: str, last: str | None = None) -> str |
 
 def _columns(row: Row) -> str:
     return ", ".join(sorted(row)) or "no columns"
-
-
-def _type_name(value: object) -> str:
-    names = {str: "a string", list: "a list", dict: "an object", bool: "true/false", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 # ---------------------------------------------------------------- splitting

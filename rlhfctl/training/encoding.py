@@ -93,9 +93,9 @@ class Encoder:
         self.boundary_mismatches += not exact
         return {"input_ids": ids, "labels": labels}
 
-    def preference(self, row: Row) -> dict[str, list[int]]:
-        """`chosen_ids` and `rejected_ids`: the whole sequence of each side."""
-        sides = {}
+    def preference(self, row: Row) -> dict[str, Any]:
+        """`chosen_ids` and `rejected_ids`: the whole sequence of each side; `margin` where the row has one."""
+        sides: dict[str, Any] = {"margin": float(row["margin"])} if "margin" in row else {}
         for side in ("chosen", "rejected"):
             prompt_ids, response = self.pair(row["prompt"], row[side])
             sides[f"{side}_ids"] = prompt_ids + response

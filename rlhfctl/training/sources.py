@@ -1,0 +1,335 @@
+"""Where rows lie: files of every common kind, folders, the Hub. Gives plain dicts and says which line each came from.
+
+Reads one `source` of the recipe's data; checks that it is readable text with columns, not what the columns mean
+(data.py). JSONL and CSV are read line by line, so that a broken one is named; the rest by pyarrow and datasets.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.errors import DataError
+from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
+
+Row = dict[str, Any]
+Found = tuple[list[Row], list[str]]  # rows, and the place of each: "file:line"
+
+SHOWN_BAD_ROWS = 5
+_KINDS = ", ".join(DATA_SUFFIXES)
+_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
+_LARGEST_CELL = 1 << 27
+
+
+def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
+    """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`."""
+    path = Path(section.source)
+    if path.is_dir():
+        rows, places = _read_folder(path, section, text_column)
+        fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
+    elif path.is_file() or _is_file_name(section.source) or path.is_absolute():
+        rows, places = read_file(path, text_column)
+        fingerprint = fs.hash_file(path)
+        _refuse_split(section)
+    else:
+        rows, places = _read_hub(section)
+        fingerprint = fs.hash_json([json.dumps(row, sort_keys=True, default=str) for row in rows])
+    if not rows:
+        raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
+    return rows, places, fingerprint
+
+
+def read_file(path: Path, text_column: str = "text") -> Found:
+    """Rows of one file, by its ending. DataError where it is missing, empty, or not what the ending says."""
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir() if _is_file_name(p.name)] if path.parent.is_dir() else []
+        hint = f"in that folder: {', '.join(sorted(near)[:6])}" if near else "check the path; it is read relative to the recipe"
+        raise DataError("the data file does not exist", where=str(path), fix=hint)
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    readers: dict[str, Callable[[Path], Found]] = {
+        ".jsonl": read_jsonl,
+        ".ndjson": read_jsonl,
+        ".json": _read_json,
+        ".csv": lambda file: _read_csv(file, ","),
+        ".tsv": lambda file: _read_csv(file, "\t"),
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+        ".txt": lambda file: _read_text(file, text_column),
+    }
+    if suffix not in readers:
+        raise DataError(f"the ending {suffix or '(none)'} is of no known kind", where=str(path), fix=f"one of {_KINDS}")
+    if path.stat().st_size == 0:
+        raise DataError("the data file is empty", where=str(path), fix="name a file with at least one row")
+    return readers[suffix](path)
+
+
+def _is_file_name(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(DATA_SUFFIXES)
+
+
+def _refuse_split(section: Source) -> None:
+    for key in ("subset", "split", "revision"):
+        if getattr(section, key) is not None:
+            raise DataError(
+                f"{key} is of data on the Hub or in a folder, but this is one file",
+                where=section.source,
+                fix=f"remove {key}",
+            )
+
+
+# ---------------------------------------------------------------- text
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.name.endswith(".gz"):
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(
+            "the file cannot be unpacked: it is truncated or no gzip file", where=str(path), fix="fetch it again"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"not UTF-8 text: byte {error.object[error.start]:#04x} in line {line}",
+            where=str(path),
+            fix="convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)",
+        ) from error
+
+
+def _broken(bad: Sequence[str], fix: str) -> DataError:
+    more = len(bad) - SHOWN_BAD_ROWS
+    shown = [*bad[:SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
+    return DataError(
+        f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:\n    " + "\n    ".join(shown), fix=fix
+    )
+
+
+def read_jsonl(path: Path) -> Found:
+    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one."""
+    if not path.is_file():
+        return read_file(path)
+    rows: list[Row] = []
+    places: list[str] = []
+    bad: list[str] = []
+    for number, raw in enumerate(_bytes(path).split(b"\n"), 1):
+        place = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not line.strip():
+                continue
+            value = json.loads(line)
+            _check_surrogates(line, value)
+        except UnicodeDecodeError:
+            bad.append(f"{place}: not UTF-8 text")
+            continue
+        except UnicodeEncodeError as error:
+            bad.append(f"{place}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character")
+            continue
+        except json.JSONDecodeError as error:
+            bad.append(f"{place}: not a JSON object ({error.msg} at character {error.pos + 1})")
+            continue
+        except RecursionError:
+            bad.append(f"{place}: nested too deeply")
+            continue
+        if not isinstance(value, dict):
+            bad.append(f"{place}: expected a JSON object, got {type_name(value)}")
+            continue
+        rows.append(value)
+        places.append(place)
+    if bad:
+        raise _broken(bad, "one JSON object a line, in UTF-8")
+    if not rows:
+        raise DataError("the data file is empty", where=str(path), fix="one JSON object a line, in UTF-8")
+    return rows, places
+
+
+def _check_surrogates(text: str, value: object) -> None:
+    """UnicodeEncodeError for half a surrogate pair: JSON lets it pass, tokenizers do not."""
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+
+
+def _read_json(path: Path) -> Found:
+    """A list of objects, or an object whose only list holds them."""
+    text = _text(path)
+    try:
+        value = json.loads(text)
+        _check_surrogates(text, value)
+    except json.JSONDecodeError as error:
+        fix = "correct it"
+        if error.msg == "Extra data":
+            fix = "one object a line is JSONL: name the file .jsonl"
+        raise DataError(f"not JSON: {error.msg} in line {error.lineno}", where=str(path), fix=fix) from error
+    except UnicodeEncodeError as error:
+        raise DataError("it holds half a surrogate pair, which is no character", where=str(path)) from error
+    except RecursionError as error:
+        raise DataError("nested too deeply", where=str(path)) from error
+    lists = [inner for inner in value.values() if isinstance(inner, list)] if isinstance(value, dict) else [value]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise DataError(
+            f"expected a list of objects, got {type_name(value)}", where=str(path), fix='like [{"prompt": "..."}, ...]'
+        )
+    for number, item in enumerate(lists[0], 1):
+        if not isinstance(item, dict):
+            raise DataError(f"item {number} is {type_name(item)}, not an object", where=str(path))
+    return lists[0], [f"{path} item {number}" for number in range(1, len(lists[0]) + 1)]
+
+
+def _read_csv(path: Path, delimiter: str) -> Found:
+    """Columns by the first line; an empty cell is no value."""
+    csv.field_size_limit(_LARGEST_CELL)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    places: list[str] = []
+    bad: list[str] = []
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if not header:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) < len(header) or not all(header):
+                    raise DataError(
+                        f"the first line names its columns badly: {', '.join(header)}",
+                        where=str(path),
+                        fix="give every column a name of its own in the first line",
+                    )
+                continue
+            place = f"{path}:{reader.line_num}"
+            if len(cells) != len(header):
+                bad.append(f"{place}: {len(cells)} cells, but the first line names {len(header)} columns")
+                continue
+            rows.append({name: cell if cell != "" else None for name, cell in zip(header, cells, strict=True)})
+            places.append(place)
+    except csv.Error as error:
+        bad.append(f"{path}:{reader.line_num}: {error}")
+    if bad:
+        raise _broken(bad, 'put cells that hold commas, quotes or line breaks in "double quotes"')
+    return rows, places
+
+
+def _read_text(path: Path, column: str) -> Found:
+    """A row a line."""
+    if column == "pair":
+        raise DataError(
+            "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
+        )
+    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [{column: line} for _, line in lines], [f"{path}:{number}" for number, _ in lines]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _read_parquet(path: Path) -> Found:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        rows = read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise _no_table(path, "Parquet", error) from error
+    return rows, _numbered(path, rows)
+
+
+def _read_arrow(path: Path) -> Found:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                rows = pa.ipc.open_stream(source).read_all().to_pylist()
+            except pa.ArrowInvalid:
+                source.seek(0)
+                rows = pa.ipc.open_file(source).read_all().to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _no_table(path, "Arrow", error) from error
+    return rows, _numbered(path, rows)
+
+
+def _no_table(path: Path, kind: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(f"not a whole {kind} file: {reason}", where=str(path), fix="fetch or write it again")
+
+
+def _numbered(path: Path | str, rows: Sequence[Row]) -> list[str]:
+    return [f"{path} row {number}" for number in range(1, len(rows) + 1)]
+
+
+# ---------------------------------------------------------------- folders and the Hub
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+
+
+def _read_folder(folder: Path, section: Source, text_column: str) -> Found:
+    """A data set that datasets saved, or all files of known kinds, by name; `split` is part of their names then."""
+    if any((folder / name).is_file() for name in _SAVED):
+        from datasets import DatasetDict, load_from_disk
+
+        try:
+            saved = load_from_disk(str(folder))
+        except Exception as error:  # noqa: BLE001 - whatever a damaged folder makes datasets raise
+            raise _no_table(folder, "data set of a", error) from error
+        table = _split(saved, section) if isinstance(saved, DatasetDict) else saved
+        rows = table.to_list()
+        return rows, _numbered(folder, rows)
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_file_name(file.name)]
+    if section.split is not None:
+        named = [file for file in files if section.split in file.name]
+        if not named:
+            have = ", ".join(file.name for file in files[:6]) or "none"
+            raise DataError(
+                f"no file is of the split {section.split!r}", where=str(folder), fix=f"its data files are: {have}"
+            )
+        files = named
+    if not files:
+        raise DataError("the folder holds no data files", where=str(folder), fix=f"known kinds are {_KINDS}")
+    found = [read_file(file, text_column) for file in files]
+    return [row for rows, _ in found for row in rows], [place for _, places in found for place in places]
+
+
+def _split(saved: Any, section: Source) -> Any:
+    wanted = section.split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved)))
+    if wanted not in saved:
+        raise DataError(f"there is no split {wanted!r}", where=section.source, fix=f"splits: {', '.join(saved)}")
+    return saved[wanted]
+
+
+def _read_hub(section: Source) -> Found:
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(
+            section.source, name=section.subset, split=section.split or "train", revision=section.revision
+        )
+    except Exception as error:  # noqa: BLE001 - network, names, splits: each has exceptions of its own in datasets
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"neither a file or folder here nor a data set that can be fetched from the Hub: {reason}",
+            where=section.source,
+            fix="check the name, split and subset; without network, name a file or a folder",
+        ) from error
+    rows = table.to_list()
+    return rows, _numbered(section.source, rows)
+
+
+def type_name(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {str: "a string", list: "a list", dict: "an object", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
