@@ -3,8 +3,6 @@
     LoRA linear    y = W x + (alpha / r) B (A x): the product with B accumulates straight into W x, and in the backward
                    that with A into W' g. peft multiplies, scales and adds one after the other.
     RMSNorm        y = w x / sqrt(mean(x^2) + eps) with its gradient written out: about half the passes.
-    sampling       a LoRA layer is one product with W + (alpha / r) B A, made anew for each rollout, where all of these
-                   are small: there a step costs what its operations cost to start, and most of them are LoRA's.
 
 Where layers are narrow these passes cost as much as the matrix products. Only plain layers in one number format take
 part (linear layers with one plain adapter, frozen float32 norms); all others compute as they always did.
@@ -21,46 +19,37 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-MERGED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters in float32
-
-
 # ---------------------------------------------------------------- LoRA
 
 
 class FusedLinear(Linear):
-    """peft's LoRA linear layer with the sum fused; the same state, so that its class can be swapped for peft's.
-
-    `whole`: None, or (in, out) the weights with the adapter in them, which then act in place of both.
-    """
-
-    whole: Tensor | None = None
+    """peft's LoRA linear layer with the sum fused; the same state, so that its class can be swapped for peft's."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not self.acts_plainly(x):
+        if args or kwargs or self.disable_adapters or not lora_acts(self, x):
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         flat = x.reshape(-1, x.shape[-1])
         base, name = self.base_layer, self.active_adapters[0]
-        if self.whole is not None:
-            out = flat @ self.whole if base.bias is None else torch.addmm(base.bias, flat, self.whole)
-        else:
-            down, up = self.lora_A[name].weight, self.lora_B[name].weight
-            out = _LoraProduct.apply(flat, base.weight, base.bias, down, up, self.scaling[name])
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        out = _LoraProduct.apply(flat, base.weight, base.bias, down, up, self.scaling[name])
         return out.view(*x.shape[:-1], out.shape[-1])
 
-    def acts_plainly(self, x: Tensor | None = None) -> bool:
-        """Whether one plain adapter acts on a frozen layer, all (and `x`) in one number format."""
-        active, base = self.active_adapters, self.base_layer
-        if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
-            return False
-        down, up = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
-        given = base.weight if x is None else x
-        return (
-            active[0] not in self.lora_variant
-            and given.dtype == base.weight.dtype == down.dtype == up.dtype
-            and not base.weight.requires_grad
-            and not torch.is_autocast_enabled(given.device.type)
-        )
+
+def lora_acts(layer: Linear, x: Tensor | None = None) -> bool:
+    """Whether one plain adapter is active on a frozen layer, all (and `x`) in one number format."""
+    active, base = layer.active_adapters, layer.base_layer
+    if layer.merged or len(active) != 1 or active[0] not in layer.lora_A or active[0] in layer.lora_variant:
+        return False
+    if layer.fan_in_fan_out or type(base) is not nn.Linear or layer.lora_bias.get(active[0]):
+        return False
+    down, up = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+    given = base.weight if x is None else x
+    return (
+        given.dtype == base.weight.dtype == down.dtype == up.dtype
+        and not base.weight.requires_grad
+        and not torch.is_autocast_enabled(given.device.type)
+    )
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -90,28 +79,6 @@ class _LoraProduct(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             of_up = (inner.t() @ gradient).mul_(ctx.scale).t()  # (r, N) times (N, out) is the faster way round
         return of_x, None, None, of_down, of_up, None
-
-
-@contextmanager
-def merged(model: nn.Module) -> Iterator[bool]:
-    """The active adapter is part of the weights while inside, where a copy of these is small; for forwards only.
-
-    Yields whether it is. The base's own weights are not touched, so nothing has to be taken out again.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear) and layer.acts_plainly()]
-    small = sum(layer.base_layer.weight.nbytes for layer in layers) <= MERGED_BYTES
-    try:
-        if small:
-            with torch.no_grad():
-                for layer in layers:
-                    name = layer.active_adapters[0]
-                    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-                    together = torch.addmm(layer.base_layer.weight, up, down, alpha=layer.scaling[name])
-                    layer.whole = together.t().contiguous()  # so small batches multiply faster
-        yield small and bool(layers)
-    finally:
-        for layer in layers:
-            layer.whole = None
 
 
 # ---------------------------------------------------------------- RMSNorm

@@ -63,6 +63,7 @@ class LanguageModel:
         self.config = inner.config
         self.vocabulary = self.head.weight.shape[0]
         self._pad_mask: Tensor | None = None
+        self.decodes: bool | None = None  # whether decode.py computes what this model does; None: not tried
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +87,10 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in float32 (float64 stays), pad masked, from hidden states (..., H)."""
-        logits = self.head(hidden)
+        return self.finished(self.head(hidden))
+
+    def finished(self, logits: Tensor) -> Tensor:
+        """Logits as the head gives them, with what the architecture and the pad mask do to them."""
         if soft_cap := getattr(self.config, "final_logit_softcapping", None):  # Gemma 2
             logits = torch.tanh(logits / soft_cap) * soft_cap
         if scale := getattr(self.config, "logit_scale", None):  # Cohere

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from rlhfctl.training.fused import fused, merged
+from rlhfctl.training.decode import Decoder, Decoding
+from rlhfctl.training.fused import fused
 from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED
@@ -117,12 +118,16 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
     policy.activate()
-    with evaluating(policy.model), fused(policy.model), merged(policy.model):
+    with evaluating(policy.model), fused(policy.model):
+        decoder = Decoder.of(policy)
         for start in range(0, len(order), sampling.batch_size):
             rows = order[start : start + sampling.batch_size]
-            drawn = _sample_batch(
-                policy, [prompts[row] for row in rows], tokenizer, sampling, [numbers[row] for row in rows], value_head
-            )
+            given, counted = [prompts[row] for row in rows], [numbers[row] for row in rows]
+            ids, mask = pad_left(given, policy.pad_token_id, policy.device)
+            room = ids.shape[1] + sampling.max_new_tokens
+            ids = ids.masked_fill(mask == 0, 0)
+            batch = decoder.begin(ids, mask, room) if decoder else _Forward(policy, ids, mask, room)
+            drawn = _sample_batch(policy, batch, tokenizer, sampling, counted, value_head)
             responses |= dict(zip(rows, drawn, strict=True))
             on_batch(min(start + sampling.batch_size, len(order)))
     return [responses[index] for index in range(len(prompts))]
@@ -135,7 +140,7 @@ def _acting(model: Any) -> str | None:
 
 def _sample_batch(
     policy: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    batch: _Forward | Decoding,
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     episodes: Sequence[int],
@@ -148,37 +153,22 @@ def _sample_batch(
     if sampling.temperature is not None:
         drawn = [uniforms(sampling.seed, sampling.stream, episode, longest) for episode in episodes]
         noise = torch.from_numpy(np.stack(drawn)).to(at)
-    ids, mask = pad_left(prompts, policy.pad_token_id, at)
-    lengths = mask.sum(1)
-    padded = bool((lengths < ids.shape[1]).any())  # without padding no mask is needed, and attention is faster
-    ids = ids.masked_fill(mask == 0, 0)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = _roomy_cache(policy, ids.shape[1] + longest)
-    own_mask = padded and _takes_own_mask(policy)
-    hidden_pads = (mask == 0).to(policy.head.weight.dtype)[:, None, None] * torch.finfo(policy.head.weight.dtype).min
-
-    tokens = torch.zeros((len(prompts), longest), dtype=torch.long, device=at)
+    tokens = torch.zeros((len(episodes), longest), dtype=torch.long, device=at)
     exact = torch.float64 if policy.head.weight.dtype == torch.float64 else torch.float32
-    logprobs = torch.zeros((len(prompts), longest), device=at, dtype=exact)
+    logprobs = torch.zeros((len(episodes), longest), device=at, dtype=exact)
     kept, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-    counts = torch.full((len(prompts),), longest, device=at)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=at)
-    going = torch.arange(len(prompts), device=at)  # rows of the batch that are still in the cache
+    counts = torch.full((len(episodes),), longest, device=at)
+    ended = torch.zeros(len(episodes), dtype=torch.bool, device=at)
+    going = torch.arange(len(episodes), device=at)  # rows of the batch that are still in the cache
     for t in range(longest):
-        states = policy.trunk(
-            input_ids=ids,
-            attention_mask=None if not padded else hidden_pads if own_mask and t else mask,
-            position_ids=positions if padded else None,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        states = batch.states
         if value_head is not None:
             values[going, t] = value_head(states).to(exact)
-        logits = policy.logits(states)
+        logits = batch.logits()
         if noise is None:
             token = logits.argmax(-1)
         else:
-            logp = torch.log_softmax(logits / sampling.temperature, dim=-1)
+            logp = torch.log_softmax(logits if sampling.temperature == 1.0 else logits / sampling.temperature, dim=-1)
             probabilities = logp.exp()
             if sampling.truncates:
                 probabilities = truncated(probabilities, sampling.top_k, sampling.top_p)
@@ -201,16 +191,9 @@ def _sample_batch(
             break
         if left <= _SHRINK_BELOW * len(going):
             chosen = alive.nonzero().squeeze(-1)
-            cache.batch_select_indices(chosen)
-            going, token, mask, lengths = going[chosen], token[chosen], mask[chosen], lengths[chosen]
-            hidden_pads = hidden_pads[chosen]
-        ids = token[:, None]
-        if own_mask:
-            hidden_pads = nn.functional.pad(hidden_pads, (0, 1))
-        elif padded:
-            mask = torch.cat([mask, mask.new_ones((len(going), 1))], dim=1)
-        positions = lengths[:, None]
-        lengths = lengths + 1
+            batch.keep(chosen)
+            going, token = going[chosen], token[chosen]
+        batch.step(token)
     result = []
     rows = (tokens.tolist(), logprobs.tolist(), kept.tolist(), values.tolist(), counts.tolist(), ended.tolist())
     for row_tokens, row_logprobs, row_kept, row_values, count, end in zip(*rows, strict=True):
@@ -225,6 +208,52 @@ def _sample_batch(
             )
         )
     return result
+
+
+class _Forward:
+    """A batch under way through the model's own forward. `states` (B, H): the last hidden states of each row."""
+
+    def __init__(self, policy: LanguageModel, ids: Tensor, mask: Tensor, room: int) -> None:
+        self.policy = policy
+        self.mask = mask
+        self.lengths = mask.sum(1)
+        # Without padding no mask is needed, and attention is faster.
+        self.padded = bool((self.lengths < ids.shape[1]).any())
+        self.own_mask = self.padded and _takes_own_mask(policy)
+        dtype = policy.head.weight.dtype
+        self.pads = (mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min  # (B, 1, 1, L)
+        self.cache = _roomy_cache(policy, room)
+        self.states = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The states after one more token (B,) a row."""
+        if self.own_mask:
+            self.pads = nn.functional.pad(self.pads, (0, 1))
+        elif self.padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
+        positions = self.lengths[:, None]
+        self.lengths = self.lengths + 1
+        self.states = self._forward(tokens[:, None], self.pads if self.own_mask else self.mask, positions)
+        return self.states
+
+    def logits(self) -> Tensor:
+        """(B, V) of the next token."""
+        return self.policy.logits(self.states)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.pads, self.lengths = self.mask[rows], self.pads[rows], self.lengths[rows]
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        states: Tensor = self.policy.trunk(
+            input_ids=ids,
+            attention_mask=mask if self.padded else None,
+            position_ids=positions if self.padded else None,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        return states
 
 
 class _RoomyLayer(DynamicLayer):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rlhfctl.training import fused as under_test
-from rlhfctl.training.fused import FusedLinear, fused, merged
+from rlhfctl.training.fused import FusedLinear, fused
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
 SHAPE: dict[str, Any] = {
@@ -117,38 +115,3 @@ def test_layers_that_do_more_stay_pefts(more: dict[str, Any]) -> None:
     torch.testing.assert_close(ours[0], expected[0], atol=2e-5, rtol=2e-5)
     for name, gradient in expected[1].items():
         torch.testing.assert_close(ours[1][name], gradient, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_merged_is_the_adapter_in_the_weights_and_none_of_it_stays(bias: bool) -> None:
-    model = adapted(bias=bias)
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad():
-        expected = model(input_ids=IDS).logits
-        with model.disable_adapter():
-            of_base = model(input_ids=IDS).logits
-    called: list[int] = []
-    counting = lambda module, args, out: called.append(1)  # noqa: E731
-    down = next(m for n, m in model.named_modules() if n.endswith("q_proj.lora_A.default"))
-    watching = down.register_forward_hook(counting)
-    with torch.no_grad(), fused(model), merged(model) as inside:
-        assert inside
-        whole = next(m for m in model.modules() if isinstance(m, FusedLinear)).whole
-        assert whole is not None and whole.shape == (16, 16)
-        torch.testing.assert_close(model(input_ids=IDS).logits, expected, atol=2e-5, rtol=2e-5)
-        with model.disable_adapter():  # the reference is not the policy, whatever is merged
-            torch.testing.assert_close(model(input_ids=IDS).logits, of_base, atol=2e-5, rtol=2e-5)
-    watching.remove()
-    assert not called and float((expected - of_base).abs().max()) > 0.1
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(getattr(m, "whole", None) is None for m in model.modules() if type(m) is Linear)
-
-
-def test_nothing_is_merged_where_it_is_not_small_or_nothing_acts(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted()
-    with fused(model):
-        with model.disable_adapter(), merged(model) as inside:
-            assert not inside
-        monkeypatch.setattr(under_test, "MERGED_BYTES", 1000)
-        with merged(model) as inside:
-            assert not inside and all(m.whole is None for m in model.modules() if isinstance(m, FusedLinear))
