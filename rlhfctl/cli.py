@@ -194,6 +194,25 @@ def validate(
         )
 
 
+@app.command(name="data", epilog="Example: rlhfctl data my-recipe.yaml")
+def data_(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")] = None,
+) -> None:
+    """What the data hold, as the stages will read them: counts, token lengths, duplicates, leakage, examples."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools.data_report import describe, examine
+
+    report = examine(_load(recipe, overrides).recipe)
+    if as_json is not None:
+        fs.write_json(as_json, report.to_json())
+    screen = console()
+    for part in describe(report, unicode=not screen.options.ascii_only):
+        screen.print(part)
+
+
 @app.command(epilog="Example: rlhfctl show runs/quickstart")
 def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """A run's stages and metrics, and each artifact's lineage back to data and base model."""

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlhfctl"
-HEAVY = {"accelerate", "datasets", "pandas", "peft", "scipy", "tokenizers", "torch", "transformers", "trl"}
+HEAVY = {"accelerate", "datasets", "pandas", "peft", "pyarrow", "scipy", "tokenizers", "torch", "transformers", "trl"}
 HUGGING_FACE = HEAVY - {"scipy", "pandas"} | {"safetensors", "jinja2"}
 
 # part of the package -> (our modules it may import beside errors and fs, other libraries beside the standard one)

@@ -229,18 +229,21 @@ class Source(Section):
 
     source: str = Field(
         min_length=1,
-        description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one "
-        "saved by datasets, an id on the Hub, or builtin:reviews for the built-in task.",
+        description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or "
+        "one saved by datasets, an id on the Hub, or builtin:reviews for the built-in task.",
     )
     subset: str | None = Field(None, min_length=1, description="Which configuration of a data set on the Hub.")
     split: str | None = Field(
-        None, min_length=1, description="Which split of a data set on the Hub or in a folder (null: train, or the only)."
+        None,
+        min_length=1,
+        description="Which split of a data set on the Hub or in a folder (null: train, or all).",
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of the data set on the Hub.")
     rows: int | None = Field(None, gt=0, description="How many rows the built-in task generates.")
     columns: dict[str, str] = Field({}, description="Names of columns in the file, by our name: {prompt: question}.")
     turns: Turns | None = Field(
-        None, description="Read texts as transcripts whose turns begin with these words, and make conversations of them."
+        None,
+        description="Make conversations of texts that are transcripts, whose turns begin with these words.",
     )
     bad_rows: Literal["stop", "drop"] = Field("stop", description="Whether rows that cannot be used stop the run.")
     deduplicate: bool = Field(False, description="Whether rows equal to an earlier one are dropped.")

@@ -29,8 +29,8 @@ from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
 from rlhfctl.training import models, rollout
 from rlhfctl.training.data import Row, prompt_key, split_prompts
-from rlhfctl.training.sources import read_jsonl
 from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.sources import read_jsonl
 
 _SHOWN = 3
 Judge = Callable[[Sequence[Episode]], list[float]]

@@ -97,7 +97,9 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
         fingerprint = fs.hash_json(rows)
         places = [f"{section.source} row {index + 1}" for index in range(len(rows))]
     else:
-        rows, places, fingerprint = sources.read(section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair"))
+        rows, places, fingerprint = sources.read(
+            section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair")
+        )
     _require_columns(name, section, rows)
     dropped: Counter[str] = Counter()
     usable: list[Row] = []
@@ -113,8 +115,8 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
         shown = [*bad[: sources.SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
         raise DataError(
             f"{len(bad)} of {len(rows)} rows of data.{name} cannot be used:\n    " + "\n    ".join(shown),
-            fix=f"correct or remove these rows, map the columns (columns: {{ours: theirs}}), or leave out what cannot be "
-            f"used: data.{name}.bad_rows: drop",
+            fix="correct or remove these rows, map the columns with `columns: {ours: theirs}`, or leave them out: "
+            f"data.{name}.bad_rows: drop",
         )
     made = len(usable)
     kept = _sifted(usable, section, dropped)
@@ -163,6 +165,7 @@ def _sifted(rows: Sequence[Row], section: Source, dropped: Counter[str]) -> list
 
 def characters(row: Row) -> int:
     """Of the row's longest text: the prompt with one response."""
+
     def length(value: Any) -> int:
         return len(value) if isinstance(value, str) else sum(len(message["content"]) for message in value or [])
 

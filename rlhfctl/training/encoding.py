@@ -113,12 +113,22 @@ class Encoder:
     # ------------------------------------------------------------ details
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:
+            raise DataError(
+                f"the tokenizer cannot read the text {text[:60]!r}: {error}",
+                where="model.init.tokens",
+                fix="list tokens that cover every text, or leave model.init.tokens out",
+            ) from error
 
     @cached_property
     def _opening(self) -> list[int]:
         """What the tokenizer puts before every text (BOS). What some put after it is left out."""
-        alone, whole = self._plain("a"), list(self.tokenizer("a")["input_ids"])
+        try:
+            alone, whole = self._plain("a"), list(self.tokenizer("a")["input_ids"])
+        except DataError:  # tokens of one's own, without an "a": nothing stands before texts then
+            return []
         return next((whole[:at] for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone), [])
 
     def _text(self, text: str) -> list[int]:

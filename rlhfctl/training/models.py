@@ -338,10 +338,7 @@ def base_from_recipe(
             trust_remote_code=section.trust_remote_code,
             quantization=quantization,
         )
-    if section.chat_template is not None:
-        template = Path(section.chat_template)
-        is_file = section.chat_template.endswith((".jinja", ".j2"))
-        tokenizer.chat_template = template.read_text(encoding="utf-8") if is_file else section.chat_template
+    if set_template(section, tokenizer):
         notes.append("the recipe's chat template is stored with the tokenizer")
     if tokenizer.eos_token_id is None:
         raise RlhfctlError(
@@ -352,6 +349,16 @@ def base_from_recipe(
     notes += ensure_pad(model, tokenizer)
     tokenizer.padding_side = "left"
     return model, tokenizer, notes
+
+
+def set_template(section: Model, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give `tokenizer` the recipe's chat template, if it has one."""
+    if section.chat_template is None:
+        return False
+    is_file = section.chat_template.endswith((".jinja", ".j2"))
+    text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
+    tokenizer.chat_template = text
+    return True
 
 
 def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -10,7 +10,6 @@ One row in, rows out, or a sentence that says what is wrong with it. Checks of t
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +33,8 @@ def conversation(text: str, turns: Turns) -> list[Row] | str:
     if parts[0].strip() or len(parts) == 1:
         return f"begins with no turn: {' or '.join(map(repr, roles))} is expected at the beginning of a line"
     messages = [
-        {"role": roles[word], "content": content.strip()} for word, content in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": roles[word], "content": content.strip()}
+        for word, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()
@@ -86,7 +86,8 @@ def with_prompt(row: Row) -> Row | str:
 
 def _shared_text(chosen: str, rejected: str) -> int:
     """Where the responses begin: after the last "Assistant:" of what both share, else at the last whole word of it."""
-    shared = os.path.commonprefix([chosen, rejected])
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = "".join(char for char, _ in alike)
     marks = [match.end() for match in _TRANSCRIPT.finditer(shared)]
     if marks:
         return marks[-1]

@@ -21,6 +21,7 @@ from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
 Row = dict[str, Any]
 Found = tuple[list[Row], list[str]]  # rows, and the place of each: "file:line"
 
+PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
 SHOWN_BAD_ROWS = 5
 _KINDS = ", ".join(DATA_SUFFIXES)
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
@@ -48,8 +49,13 @@ def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
 def read_file(path: Path, text_column: str = "text") -> Found:
     """Rows of one file, by its ending. DataError where it is missing, empty, or not what the ending says."""
     if not path.is_file():
-        near = [p.name for p in path.parent.iterdir() if _is_file_name(p.name)] if path.parent.is_dir() else []
-        hint = f"in that folder: {', '.join(sorted(near)[:6])}" if near else "check the path; it is read relative to the recipe"
+        there = [p.name for p in path.parent.iterdir() if _is_file_name(p.name)] if path.parent.is_dir() else []
+        near = [name for name in there if name.endswith(path.suffix)] or there
+        hint = (
+            f"in that folder: {', '.join(sorted(near)[:6])}"
+            if near
+            else "check the path; it is read relative to the recipe"
+        )
         raise DataError("the data file does not exist", where=str(path), fix=hint)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers: dict[str, Callable[[Path], Found]] = {
@@ -124,7 +130,7 @@ def read_jsonl(path: Path) -> Found:
     rows: list[Row] = []
     places: list[str] = []
     bad: list[str] = []
-    for number, raw in enumerate(_bytes(path).split(b"\n"), 1):
+    for number, raw in enumerate(io.BytesIO(_bytes(path)), 1):
         place = f"{path}:{number}"
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -224,7 +230,7 @@ def _read_csv(path: Path, delimiter: str) -> Found:
 
 def _read_text(path: Path, column: str) -> Found:
     """A row a line."""
-    if column == "pair":
+    if column == PAIR:
         raise DataError(
             "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
         )
@@ -284,7 +290,7 @@ def _read_folder(folder: Path, section: Source, text_column: str) -> Found:
 
         try:
             saved = load_from_disk(str(folder))
-        except Exception as error:  # noqa: BLE001 - whatever a damaged folder makes datasets raise
+        except Exception as error:
             raise _no_table(folder, "data set of a", error) from error
         table = _split(saved, section) if isinstance(saved, DatasetDict) else saved
         rows = table.to_list()
@@ -318,7 +324,7 @@ def _read_hub(section: Source) -> Found:
         table = load_dataset(
             section.source, name=section.subset, split=section.split or "train", revision=section.revision
         )
-    except Exception as error:  # noqa: BLE001 - network, names, splits: each has exceptions of its own in datasets
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"neither a file or folder here nor a data set that can be fetched from the Hub: {reason}",

@@ -22,10 +22,10 @@ from rlhfctl.training.data import (
     load_preferences,
     load_prompts,
     prompt_key,
-    read_jsonl,
     split_preferences,
     split_prompts,
 )
+from rlhfctl.training.sources import read_jsonl
 
 
 def message(role: str, content: str) -> dict[str, Any]:

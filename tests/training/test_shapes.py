@@ -153,7 +153,10 @@ def test_what_is_wrong_with_a_list_or_a_margin_is_said(more: dict[str, Any], pro
 
 
 def test_a_margin_is_kept(path: Path) -> None:
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2}, {"prompt": "p", "chosen": "a", "rejected": "c"}]
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2},
+        {"prompt": "p", "chosen": "a", "rejected": "c"},
+    ]
     found = load(Preferences(source="x"), *rows, path=path).rows
     assert found[0]["margin"] == 2 and "margin" not in found[1]
 

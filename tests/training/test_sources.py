@@ -1,4 +1,4 @@
-"""Rows from files of every kind, folders and (as far as can be without network) the Hub; broken ones say what is wrong."""
+"""Rows from files of every kind, folders and (short of a network) the Hub; broken ones say what is wrong."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def test_places_are_lines_where_there_are_lines(tmp_path: Path) -> None:
 
 def test_an_empty_cell_is_no_value(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,chosen\na,\n,b\n")
-    assert sources.read_file(tmp_path / "rows.csv")[0] == [{"prompt": "a", "chosen": None}, {"prompt": None, "chosen": "b"}]
+    assert sources.read_file(tmp_path / "rows.csv")[0] == [
+        {"prompt": "a", "chosen": None},
+        {"prompt": None, "chosen": "b"},
+    ]
 
 
 def test_plain_text_is_a_row_a_line(tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(monkeypatch: pytest.Monk
         raise ConnectionError("no route\nand a long trace")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match="neither a file or folder here nor a data set .* no route$"):
+    with pytest.raises(DataError, match=r"neither a file or folder here nor a data set .* no route\n"):
         sources.read(source("owner/name"), "pair")
 
 

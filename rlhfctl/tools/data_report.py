@@ -1,0 +1,257 @@
+"""`rlhfctl data`: what a recipe's data hold, as the stages will read them, before anything is trained.
+
+Loads rows as a run does, and the tokenizer; counts tokens with the encoder that the stages use. Says what was dropped,
+how long rows are, which are twice there, and whether prompts of the verdict were trained on. Loads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.dashboard.plain import visible
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.training import data, models
+from rlhfctl.training.data import Row, Rows, prompt_key
+from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
+
+_BINS = 24
+_LONGEST, _EXAMPLES = 3, 5
+_SHOWN = 72
+_EXAMPLE_CHARS = 300
+_STYLES = {"prompt": "", "rejected": "magenta"}
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of one part of the rows."""
+
+    part: str
+    counts: tuple[int, ...]
+
+    def summary(self) -> dict[str, Any]:
+        ordered = sorted(self.counts)
+
+        def at(share: float) -> int:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return {
+            "min": ordered[0],
+            "median": at(0.5),
+            "p95": at(0.95),
+            "max": ordered[-1],
+            "histogram": self.histogram(),
+        }
+
+    def histogram(self) -> list[int]:
+        """How many rows in each of 24 equal steps from 0 to the longest."""
+        longest = max(1, *self.counts)
+        bins = Counter(min(_BINS - 1, count * _BINS // longest) for count in self.counts)
+        return [bins[index] for index in range(_BINS)]
+
+
+@dataclass(frozen=True)
+class Set:
+    """One of the three data sets."""
+
+    name: str
+    rows: int
+    source: str
+    splits: dict[str, int]
+    notes: tuple[str, ...]
+    prompts: int  # distinct ones
+    duplicates: int  # rows that are equal to an earlier one
+    lengths: tuple[Lengths, ...]
+    longest: tuple[tuple[int, int, str], ...]  # (row, tokens, how it begins)
+    examples: tuple[tuple[tuple[str, str], ...], ...]  # each in parts: (what it is, its tokens' text)
+
+
+@dataclass(frozen=True)
+class Report:
+    sets: tuple[Set, ...]
+    leaks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "sets": {
+                one.name: {
+                    "source": one.source,
+                    "rows": one.rows,
+                    "splits": one.splits,
+                    "notes": list(one.notes),
+                    "distinct_prompts": one.prompts,
+                    "duplicates": one.duplicates,
+                    "tokens": {lengths.part: lengths.summary() for lengths in one.lengths},
+                }
+                for one in self.sets
+            },
+            "leaks": list(self.leaks),
+        }
+
+
+def examine(recipe: Recipe) -> Report:
+    """Load and measure all data sets of `recipe`."""
+    loaded = data.check_all(recipe.data, recipe.seed)
+    tokenizer = _tokenizer(recipe, loaded)
+    conversations = any(is_conversation(row) for rows in loaded.values() for row in rows.rows)
+    if conversations and tokenizer.chat_template:
+        adopt_end_of_turn(tokenizer)
+    sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
+    return Report(sets, tuple(_leaks(recipe, loaded)))
+
+
+def _tokenizer(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
+    section = recipe.model
+    if section.init is not None:
+        texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
+        tokenizer = models.train_tokenizer(section.init, texts)
+    else:
+        assert section.path is not None
+        tokenizer = models.load_tokenizer(
+            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    models.set_template(section, tokenizer)
+    return tokenizer
+
+
+def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Set:
+    section = getattr(recipe.data, rows.name)
+    encoder = Encoder(tokenizer)
+    parts = [_parts(row, rows.name, encoder) for row in rows.rows]
+    names = list(parts[0])
+    lengths = [Lengths(name, tuple(len(row[name]) for row in parts if name in row)) for name in names]
+    totals = [sum(len(ids) for ids in row.values()) for row in parts]
+    order = sorted(range(len(totals)), key=lambda index: -totals[index])[:_LONGEST]
+    keys = Counter(json.dumps(row, sort_keys=True, default=str) for row in rows.rows)
+    prompts = {prompt_key(row["prompt"]) for row in rows.rows if "prompt" in row}
+    return Set(
+        name=rows.name,
+        rows=len(rows.rows),
+        source=section.source,
+        splits=_splits(rows, recipe),
+        notes=rows.notes,
+        prompts=len(prompts),
+        duplicates=sum(count - 1 for count in keys.values()),
+        lengths=tuple(lengths),
+        longest=tuple((index + 1, totals[index], _begin(parts[index], tokenizer)) for index in order),
+        examples=tuple(tuple((name, tokenizer.decode(ids)) for name, ids in row.items()) for row in parts[:_EXAMPLES]),
+    )
+
+
+def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
+    """The ids of a row, part by part, as its stage reads them."""
+    if name == "prompts":
+        return {"prompt": encoder.prompt(row["prompt"])}
+    if name == "preferences":
+        prompt, chosen = encoder.pair(row["prompt"], row["chosen"])
+        return {"prompt": prompt, "chosen": chosen, "rejected": encoder.pair(row["prompt"], row["rejected"])[1]}
+    encoded = encoder.demonstration(row)
+    learned = sum(label != IGNORED for label in encoded["labels"])
+    before = len(encoded["input_ids"]) - learned
+    ids = encoded["input_ids"]
+    return {"prompt": ids[:before], "completion": ids[before:]} if before else {"text": ids}
+
+
+def _splits(rows: Rows, recipe: Recipe) -> dict[str, int]:
+    if rows.name == "preferences" and recipe.data.preferences is not None:
+        pairs = data.split_preferences(recipe.data.preferences, rows.rows, recipe.seed)
+        return {"train": len(pairs.train), "heldout": len(pairs.heldout)}
+    if rows.name == "prompts" and recipe.data.prompts is not None:
+        split = data.split_prompts(recipe.data.prompts, rows.rows, recipe.seed)
+        return {"train": len(split.train), "eval": len(split.eval), "test": len(split.test)}
+    return {"train": len(rows.rows)}
+
+
+def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    ids = [token for part in parts.values() for token in part]
+    return tokenizer.decode(ids[:_SHOWN])
+
+
+def _leaks(recipe: Recipe, loaded: dict[str, Rows]) -> Iterator[str]:
+    """Sentences about prompts of the verdict that an earlier stage is trained on."""
+    if "prompts" not in loaded or recipe.data.prompts is None:
+        return
+    split = data.split_prompts(recipe.data.prompts, loaded["prompts"].rows, recipe.seed)
+    test = {prompt_key(row["prompt"]): row["prompt"] for row in split.test}
+    for name in ("demonstrations", "preferences"):
+        if name not in loaded:
+            continue
+        seen = {key for row in loaded[name].rows if (key := _asked(row)) in test}
+        if seen:
+            first = visible(_words(test[sorted(seen)[0]]))[:_SHOWN]
+            yield f"{len(seen)} of {len(test)} test prompts are in the {name} too, e.g. {first!r}"
+
+
+def _asked(row: Row) -> str | None:
+    if "prompt" in row:
+        return prompt_key(row["prompt"])
+    if "messages" in row:
+        return prompt_key(row["messages"][:-1])
+    return None
+
+
+def _words(prompt: data.Prompt) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+# ---------------------------------------------------------------- for people
+
+
+def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType]:
+    """The report, set by set."""
+    for one in report.sets:
+        yield Text(f"{one.name}: {one.rows} rows from {one.source}", style="bold")
+        if len(one.splits) > 1:
+            yield Text("  " + ", ".join(f"{count} {name}" for name, count in one.splits.items()))
+        for sentence in one.notes:
+            yield Text(f"  {sentence}")
+        if one.prompts:
+            yield Text(f"  {one.prompts} distinct prompts, {one.duplicates} rows equal to an earlier one")
+        yield _length_table(one.lengths, unicode=unicode)
+        for row, tokens, begin in one.longest:
+            yield Text(f"  row {row} has {tokens} tokens: {visible(begin)[:_SHOWN]}", style="dim")
+        yield Text(f"  the first {len(one.examples)}, as the model reads them:")
+        for example in one.examples:
+            line = Text("    ")
+            for part, text in example:
+                line.append(f"{part} ", style="dim")
+                line.append(_short(visible(text)), style=_STYLES.get(part, "cyan"))
+                line.append("  ")
+            yield line
+        yield Text()
+    if report.leaks:
+        for sentence in report.leaks:
+            yield Text(f"warning: {sentence}", style="yellow")
+    else:
+        yield Text("no test prompt is in the demonstrations or preferences")
+
+
+def _short(text: str) -> str:
+    """The beginning and the end: where special tokens stand."""
+    half = _EXAMPLE_CHARS // 2
+    return text if len(text) <= _EXAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}"
+
+
+def _length_table(lengths: Sequence[Lengths], *, unicode: bool) -> Table:
+    table = Table("tokens", "min", "median", "95%", "max", "from 0 to max", box=None, padding=(0, 2, 0, 2))
+    for one in lengths:
+        found = one.summary()
+        numbers = [str(found[key]) for key in ("min", "median", "p95", "max")]
+        table.add_row(one.part, *numbers, _bars(found["histogram"], unicode=unicode))
+    return table
+
+
+def _bars(counts: Sequence[int], *, unicode: bool) -> str:
+    blocks = _BLOCKS if unicode else " .:-=+*#@"
+    top = max(counts)
+    return "".join(blocks[0 if not count else max(1, round(count / top * (len(blocks) - 1)))] for count in counts)

@@ -1,0 +1,125 @@
+"""`rlhfctl data`: counts that can be recounted, leaks that are there, examples as the model reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.tools import data_report
+from rlhfctl.tools.data_report import Lengths, describe, examine
+from tests.conftest import Cli
+
+RECIPE = """\
+name: own
+model:
+  init: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, tokens: ["a ", "b ", "c ", "d "]}
+data:
+  demonstrations: {source: demonstrations.jsonl, deduplicate: true}
+  preferences: {source: preferences.csv, heldout: 0.5}
+  prompts: {source: prompts.txt, eval: 1, test: 2}
+sft: {}
+reward: {}
+ppo: {total_episodes: 2, per_device_train_batch_size: 2, response_length: 4}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows = [{"prompt": "a ", "completion": "b " * n} for n in (1, 2, 3, 3)]
+    (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "preferences.csv").write_text("prompt,chosen,rejected\na a ,b ,c c \nd ,b ,c \nd ,b ,c \n")
+    (tmp_path / "prompts.txt").write_text("a \nb \nc \nd \na b \nb c \n")
+    (tmp_path / "own.yaml").write_text(RECIPE)
+    return tmp_path / "own.yaml"
+
+
+def examined(path: Path, **changes: Any) -> data_report.Report:
+    return examine(load_recipe(path, [f"{key}={value}" for key, value in changes.items()]).recipe)
+
+
+def test_what_is_counted_can_be_recounted(recipe: Path) -> None:
+    demonstrations, preferences, prompts = examined(recipe).sets
+    assert (demonstrations.rows, demonstrations.prompts, demonstrations.duplicates) == (3, 1, 0)
+    assert demonstrations.notes == ("dropped: 1 duplicates",)
+    assert (preferences.rows, preferences.prompts, preferences.duplicates) == (3, 2, 1)
+    assert sum(preferences.splits.values()) == 3 and preferences.splits["heldout"] > 0
+    assert prompts.splits == {"train": 3, "eval": 1, "test": 2}
+    lengths = {lengths.part: lengths.counts for lengths in preferences.lengths}
+    # "b " and its end token are two tokens, "c c " and its end token three.
+    assert lengths == {"prompt": (2, 1, 1), "chosen": (2, 2, 2), "rejected": (3, 2, 2)}
+    assert {lengths.part: lengths.counts for lengths in demonstrations.lengths} == {
+        "prompt": (1, 1, 1),
+        "completion": (2, 3, 4),
+    }
+    assert [(row, tokens) for row, tokens, _ in demonstrations.longest] == [(3, 5), (2, 4), (1, 3)]
+
+
+def test_a_summary_and_its_histogram() -> None:
+    lengths = Lengths("prompt", tuple(range(1, 101)))
+    found = lengths.summary()
+    assert (found["min"], found["median"], found["p95"], found["max"]) == (1, 51, 96, 100)
+    assert sum(found["histogram"]) == 100 and len(found["histogram"]) == 24 and min(found["histogram"]) >= 3
+
+
+def test_test_prompts_that_were_trained_on_are_named(recipe: Path) -> None:
+    leaks = examined(recipe, **{"data.prompts.test": 5, "data.prompts.eval": 0}).leaks
+    assert any("of 5 test prompts are in the demonstrations too, e.g. 'a '" in sentence for sentence in leaks)
+    clean = recipe.parent / "prompts.txt"
+    clean.write_text("b \nc \na b \nb c \nc d \n")
+    assert examined(recipe).leaks == ()
+
+
+def test_examples_show_special_tokens_and_parts(recipe: Path) -> None:
+    first = examined(recipe).sets[0].examples[0]
+    assert first[0] == ("prompt", "a ") and first[1][0] == "completion"
+    assert first[1][1].startswith("b ") and first[1][1] != "b "  # the end token is there
+
+
+def test_the_command_shows_it_and_writes_json(recipe: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("data", recipe, "--json", tmp_path / "data.json", env={"COLUMNS": "100", "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "demonstrations: 3 rows from",
+        "3 train, 1 eval, 2 test",
+        "dropped: 1 duplicates",
+        "as the model reads",
+    ):
+        assert said in done.stdout, said
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["sets"]["prompts"]["splits"] == {"train": 3, "eval": 1, "test": 2}
+    assert found["sets"]["preferences"]["tokens"]["rejected"]["max"] == 3
+
+
+def test_without_unicode_bars_are_ascii(recipe: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    for part in describe(examined(recipe), unicode=False):
+        console.print(part)
+    assert console.export_text().isascii()
+
+
+def test_conversations_are_shown_through_their_template(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Human: a {n}\nAssistant:"} for n in range(5)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    text = f"""\
+name: chat
+model:
+  init:
+    {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1,
+     tokens: ["<user>", "<assistant>", "a ", "0", "1", "2", "3", "4"]}}
+  chat_template: "{template}"
+data:
+  prompts: {{source: prompts.jsonl, test: 1, turns: {{}}}}
+reward: {{function: "math:fsum"}}
+ppo: {{total_episodes: 2, per_device_train_batch_size: 2, response_length: 4}}
+"""
+    (tmp_path / "chat.yaml").write_text(text)
+    (only,) = examined(tmp_path / "chat.yaml").sets
+    assert only.examples[0] == (("prompt", "<user>a 0<assistant>"),)
