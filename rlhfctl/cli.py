@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,7 +42,41 @@ app = typer.Typer(
     add_completion=True,
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from rlhfctl.tools import complete
+
+    return complete.recipes(incomplete)
+
+
+def _complete_shipped(incomplete: str) -> list[str]:
+    from rlhfctl.tools import complete
+
+    return complete.shipped(incomplete)
+
+
+def _complete_run(incomplete: str) -> list[str]:
+    from rlhfctl.tools import complete
+
+    return complete.runs(incomplete)
+
+
+def _complete_recipe_or_run(incomplete: str) -> list[str]:
+    from rlhfctl.tools import complete
+
+    return complete.recipes_or_runs(incomplete)
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=_complete_recipe
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=_complete_run)]
+ShippedArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A shipped recipe's name.", autocompletion=_complete_shipped)
+]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="A.B=C", help="Change one key of the recipe; repeatable.")
 ]
@@ -61,6 +95,10 @@ ReferenceOption = Annotated[
 
 bench = typer.Typer(help="What this machine makes of the work.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+recipes = typer.Typer(
+    help="The shipped recipes: list, show, copy to edit.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(recipes, name="recipes")
 
 
 @app.callback(invoke_without_command=True)
@@ -132,7 +170,9 @@ def compare(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE | RUN...", help="A recipe to compare for, or finished runs to set side by side."
+            metavar="RECIPE | RUN...",
+            help="A recipe to compare for, or finished runs to set side by side.",
+            autocompletion=_complete_recipe_or_run,
         ),
     ],
     policy: PolicyOption = None,
@@ -214,7 +254,7 @@ def data_(
 
 
 @app.command(epilog="Example: rlhfctl show runs/quickstart")
-def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+def show(run: RunArgument) -> None:
     """A run's stages and metrics, and each artifact's lineage back to data and base model."""
     from rlhfctl.dashboard.console import console
     from rlhfctl.tools.inspect import describe
@@ -223,9 +263,26 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
         console().print(part)
 
 
+@app.command(epilog="Example: rlhfctl runs   or   rlhfctl runs /data/runs")
+def runs(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="A folder of runs (default: runs).")] = None,
+) -> None:
+    """All runs, newest first: state, stages, result, size."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools import runs as listing
+
+    none_yet = folder is None and not Path("runs").is_dir()
+    folder = folder or Path("runs")
+    found = [] if none_yet else listing.find(folder)
+    if found:
+        console().print(listing.table(found))
+    else:
+        typer.echo(f"no runs in {folder}/; start one: rlhfctl run quickstart")
+
+
 @app.command(epilog="Example: rlhfctl export runs/quickstart --stage ppo --to my-policy")
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: RunArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
     stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic.")] = "ppo",
     adapter: Annotated[
@@ -239,10 +296,90 @@ def export(
         typer.echo(line)
 
 
+@app.command(epilog="Example: rlhfctl init support.yaml   or   rlhfctl init --yes")
+def init(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The recipe to write (default: NAME.yaml).")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: the built-in task, all defaults.")] = False,
+) -> None:
+    """A few questions, and a commented recipe for your model and data."""
+    from rlhfctl.tools import init as interview
+
+    path, answers = interview.interview(file, _default_answer if yes else _ask)
+    for line in interview.write(path, answers):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: rlhfctl schema --out recipe.schema.json")
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it here; an older schema there is replaced.")
+    ] = None,
+) -> None:
+    """The JSON Schema of a recipe, for editors."""
+    from rlhfctl.tools import schema as made
+
+    if out is None:
+        typer.echo(made.text(), nl=False)
+    else:
+        made.write(out)
+        typer.echo(f"wrote {out}; a recipe names it in its first line: # yaml-language-server: $schema={out.name}")
+
+
+@app.command(epilog="Example: rlhfctl doctor --json")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """What works on this machine, and what to do about the rest."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools import doctor as examination
+
+    findings = examination.examine()
+    if as_json:
+        typer.echo(json.dumps(examination.as_json(findings), indent=2))
+    else:
+        console().print(examination.table(findings))
+    if not examination.works(findings):
+        raise typer.Exit(1)
+
+
+@recipes.command("list", epilog="Example: rlhfctl recipes list")
+def recipes_list() -> None:
+    """Names, what each is for, its stages and its model."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.tools import recipes as shipped
+
+    console().print(shipped.listing())
+
+
+@recipes.command("show", epilog="Example: rlhfctl recipes show quickstart")
+def recipes_show(name: ShippedArgument) -> None:
+    """A recipe as it stands in its file, comments included."""
+    from rlhfctl.tools import recipes as shipped
+
+    typer.echo(shipped.show(name), nl=False)
+
+
+@recipes.command("copy", epilog="Example: rlhfctl recipes copy quickstart mine.yaml")
+def recipes_copy(
+    name: ShippedArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Where to (default: NAME.yaml here).")] = None,
+) -> None:
+    """A copy to edit, with the files that the recipe names beside it."""
+    from rlhfctl.tools import recipes as shipped
+
+    for line in shipped.copy(name, file):
+        typer.echo(line)
+
+
 @bench.command("ppo", epilog="Example: rlhfctl bench ppo --against trl --updates 3 --json bench.json")
 def bench_ppo(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Whose model and ppo sizes to take (none: --workload).")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Whose model and ppo sizes to take (none: --workload).",
+            autocompletion=_complete_recipe,
+        ),
     ] = None,
     against: Annotated[
         Literal["trl"] | None, typer.Option(help="Another engine to measure in turn: TRL's PPOTrainer.")
@@ -275,6 +412,24 @@ def bench_ppo(
 
 def _given(**named: str | None) -> dict[str, str]:
     return {role: value for role, value in named.items() if value is not None}
+
+
+def _ask(question: str, default: str | None, check: Callable[[str], str]) -> str:
+    """Ask until the answer is good."""
+
+    def checked(text: str) -> str:
+        try:
+            return check(text.strip())
+        except RlhfctlError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    answer: str = typer.prompt(question, default=default, value_proc=checked)
+    return answer
+
+
+def _default_answer(question: str, default: str | None, check: Callable[[str], str]) -> str:
+    assert default is not None, question
+    return check(default)
 
 
 def _load(recipe: str, overrides: list[str]) -> LoadedRecipe:

@@ -41,6 +41,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
+    """`write_atomic` where nothing is yet, its folder made; RlhfctlError where something is, or cannot be written."""
+    if path.is_symlink() or path.exists():
+        raise RlhfctlError("is there already, and nothing is overwritten", where=str(path), fix=fix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise RlhfctlError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from error
+
+
 @contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends well it becomes `final`, whole, in one rename.
@@ -194,3 +205,21 @@ class RunLock:
             _held_locks.remove(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process holds the `RunLock` on a file. Changes nothing; a file that is not there is free.
+
+    It takes a shared lock for an instant, so several may ask at once.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -87,19 +87,23 @@ def test_readme_names_every_command_and_no_other(cli: Cli) -> None:
 
 
 def test_every_help_shows_an_example_that_parses(cli: Cli) -> None:
-    for command in ("run", "sft", "reward", "ppo", "compare", "validate", "show", "export", "bench ppo"):
+    commands = ["run", "sft", "reward", "ppo", "compare", "validate", "show", "runs", "export", "init", "schema"]
+    commands += ["doctor", "bench ppo", "recipes list", "recipes show", "recipes copy"]
+    for command in commands:
         text = cli(*command.split(), "--help").stdout
         assert f"Example: rlhfctl {command}" in " ".join(text.split()), command
 
 
 def test_readme_recipe_validates(tmp_path: Path, cli: Cli) -> None:
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "support.yaml").write_text(recipe)
+    recipe, two_lines = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "my-base-model").mkdir()
-    for name in ("demos", "pairs", "prompts"):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n")
-    result = cli("validate", tmp_path / "support.yaml")
-    assert result.returncode == 0, result.stderr
+    for name in ("demos.jsonl", "pairs.parquet", "prompts.jsonl", "helpful-base.jsonl.gz"):
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "support.yaml").write_text(recipe)
+    (tmp_path / "hh.yaml").write_text(f"name: hh\nmodel: {{path: ./my-base-model}}\ndata:\n{two_lines}")
+    for name in ("support.yaml", "hh.yaml"):
+        result = cli("validate", tmp_path / name)
+        assert result.returncode == 0, result.stderr
 
 
 def test_readme_commands_are_those_of_the_makefile() -> None:

@@ -38,9 +38,9 @@ from rlhfctl.recipe.schema import (
     unknown_key,
     wrong_value,
 )
+from rlhfctl.recipe.shipped import ROOTS as _SHIPPED
+from rlhfctl.recipe.shipped import shipped_recipes
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_SHIPPED = (_PACKAGE / "recipes_data", _PACKAGE.parent / "recipes")  # in the wheel; in a checkout
 _SOURCES = tuple(("data", name, "source") for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))
 _TAG = "tag:yaml.org,2002:"
@@ -115,10 +115,26 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     for layer in [*reversed(_read_chain(file, problems)), changes]:
         merged = _merge(merged, layer)
     _resolve_paths(merged, problems)
+    return LoadedRecipe(_recipe_of(merged, problems), file, file.parent)
+
+
+def outline(path: Path | str) -> Recipe:
+    """The recipe at a path as its text says it, without looking for the files and models that it names.
+
+    For lists: a recipe whose data is not there yet, or no longer, still says what it does.
+    """
+    problems = _Problems()
+    merged = _Layer()
+    for layer in reversed(_read_chain(find_recipe(str(path)).absolute(), problems)):
+        merged = _merge(merged, layer)
+    return _recipe_of(merged, problems)
+
+
+def _recipe_of(merged: _Layer, problems: _Problems) -> Recipe:
     recipe = _validate(merged, problems)
     if problems.found or recipe is None:
         problems.stop()
-    return LoadedRecipe(recipe, file, file.parent)
+    return recipe
 
 
 def find_recipe(name: str) -> Path:
@@ -126,9 +142,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {
-        file.relative_to(root).with_suffix("").as_posix(): file for root in _SHIPPED for file in root.rglob("*.yaml")
-    }
+    shipped = shipped_recipes(_SHIPPED)
     if name in shipped:
         return shipped[name]
     beside = [str(file) for file in path.parent.glob("*.y*ml")]

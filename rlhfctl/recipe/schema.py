@@ -32,6 +32,7 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 ALMOST = 0.9  # how alike two names are before one is taken for the other even where it is a key of another section
 NEAR = 0.65  # how alike two names are before one is suggested for the other
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAMED_JUDGES = ("gold", "reward_model", "reward_function")
 
@@ -630,7 +631,7 @@ class Compare(Section):
 class Recipe(Section):
     """The whole run: model, data, and the stages in order; a stage without a section is not run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name, and its folder's.")
+    name: str = Field(pattern=NAME, description="The run's name, and its folder's.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every random choice.")
     folder: str | None = Field(
         None, min_length=1, description="Where reward functions are imported from; set in the resolved recipe."

@@ -29,7 +29,8 @@ def check(loaded: LoadedRecipe) -> Iterator[str]:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"
     if recipe.ppo is not None:
-        ppo_trl.require()
+        if recipe.ppo.engine == "trl":
+            ppo_trl.require()
         yield f"ppo.engine {recipe.ppo.engine}: installed"
     if recipe.model.path is not None:
         tokenizer = models.load_tokenizer(

@@ -1,0 +1,17 @@
+"""Where the recipes that come with rlhfctl lie, by name.
+
+Standard library only: a shell asks for these names while somebody types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+ROOTS = (_PACKAGE / "recipes_data", _PACKAGE.parent / "recipes")  # in the wheel; in a checkout
+
+
+def shipped_recipes(roots: Iterable[Path] = ROOTS) -> dict[str, Path]:
+    """name -> file: "quickstart", or "text/summaries" for one in a folder."""
+    return {file.relative_to(root).with_suffix("").as_posix(): file for root in roots for file in root.rglob("*.yaml")}

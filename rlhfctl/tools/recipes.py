@@ -1,0 +1,104 @@
+"""`recipes`: the shipped recipes, listed, printed, and copied to be edited.
+
+Reads the recipes' files; `copy` writes one, and beside it the files that the recipe names (prompts, a function).
+Nothing is overwritten. Leaves out whether data and models are there: `validate` looks.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from rlhfctl import fs
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.pipeline import stages_of
+from rlhfctl.recipe.load import outline
+from rlhfctl.recipe.schema import Model, did_you_mean
+from rlhfctl.recipe.shipped import shipped_recipes
+
+# Editors find the schema that lies beside the shipped recipes by this line; in a copy it would point nowhere.
+SCHEMA_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
+
+
+def listing() -> Table:
+    """A row for each shipped recipe."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what for")
+    for heading in ("stages", "model"):
+        table.add_column(heading, max_width=24)
+    for name, file in sorted(shipped_recipes().items()):
+        recipe = outline(file)
+        text = Text(purpose(file.read_text(encoding="utf-8")))
+        table.add_row(name, text, ", ".join(stages_of(recipe)), Text(_model(recipe.model)))
+    return table
+
+
+def purpose(text: str) -> str:
+    """The first line of the comment that a recipe begins with; "" where it has none."""
+    for line in SCHEMA_LINE.sub("", text).splitlines():
+        words = line.lstrip("#").strip()
+        if words or not line.startswith("#"):
+            return words if line.startswith("#") else ""
+    return ""
+
+
+def show(name: str) -> str:
+    """The recipe as it stands in its file, comments included."""
+    return find(name).read_text(encoding="utf-8")
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe."""
+    shipped = shipped_recipes()
+    file = shipped.get(name) or shipped.get(name.removesuffix(".yaml"))
+    if file is None:
+        raise RlhfctlError(
+            f"there is no shipped recipe {name!r}{did_you_mean(name, shipped)}",
+            fix=f"shipped recipes: {', '.join(sorted(shipped))}",
+        )
+    return file
+
+
+def copy(name: str, to: Path | None) -> Iterator[str]:
+    """Write the recipe to `to` (a file or a folder; default: here), with the files that it names; say what was done."""
+    file = find(name)
+    to = to or Path(file.name)
+    to = to / file.name if to.is_dir() else to
+    text = SCHEMA_LINE.sub("", file.read_text(encoding="utf-8"))
+    another = f"name another: rlhfctl recipes copy {name} my-{file.name}"
+    if to.exists():  # before anything is written; write_new sees to the rest
+        raise RlhfctlError("is there already, and nothing is overwritten", where=str(to), fix=another)
+    beside = []
+    for other in _named_by(text, file):
+        copied = to.parent / other.name
+        if copied.is_file() and copied.read_bytes() == other.read_bytes():
+            continue
+        elsewhere = f"name a file in another folder: rlhfctl recipes copy {name} my-{file.stem}/{file.name}"
+        fs.write_new(copied, other.read_bytes(), fix=elsewhere)
+        beside.append(other.name)
+    fs.write_new(to, text, fix=another)
+    yield f"copied {name} to {to}" + (f", and beside it {' and '.join(beside)}" if beside else "")
+    yield f"give it a name of its own (its run goes to runs/NAME), then: rlhfctl validate {shlex.quote(str(to))}"
+
+
+def _named_by(text: str, file: Path) -> list[Path]:
+    """The files beside a recipe that it names: whole, or a Python file as the module of module:name."""
+    found = []
+    for other in sorted(path for path in file.parent.iterdir() if path.is_file() and path != file):
+        names = [rf"{re.escape(other.name)}(?![\w-])"]
+        names += [f"{re.escape(other.stem)}:"] if other.suffix == ".py" else []
+        if re.search(rf"(?<![\w.-])({'|'.join(names)})", text):
+            found.append(other)
+    return found
+
+
+def _model(model: Model) -> str:
+    if model.init is None:
+        return model.path or ""
+    return f"new, {model.init.num_hidden_layers} layers of {model.init.hidden_size}"

@@ -1,0 +1,85 @@
+"""`schema`: the JSON Schema of a recipe, with which editors complete keys, show their descriptions and mark mistakes.
+
+Made from recipe/schema.py, so each key's description stands there alone. As strict as the loader about single keys
+(names, types, bounds, what rlhfctl owns under `trainer:`). Leaves out the rules about several keys, and the fields of
+TRL's configs: `validate` knows these. Writes the file it is told to, over an older schema, but over nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.recipe.schema import OWNED_TRAINER_KEYS, Recipe
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"  # which pydantic writes
+TITLE = "rlhfctl recipe"
+_ABOUT = "One RLHF run: model, data, and the stages in order. `rlhfctl validate` also checks what is between keys."
+_FILE = {"type": "string", "minLength": 1}
+_EXTENDS = {
+    "description": "Another recipe file, from which everything is taken that is not stated here.",
+    "anyOf": [_FILE, {"type": "array", "items": _FILE, "minItems": 1, "maxItems": 1}],
+}
+_NOT_OWNED = {"not": {"anyOf": [{"enum": sorted(OWNED_TRAINER_KEYS)}, {"pattern": "^hub_"}]}}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema. What is required at whatever depth is required only without `extends`."""
+    made = Recipe.model_json_schema()
+    sections: dict[str, Any] = made["$defs"]
+    required = _required(made, sections)
+    for section in (made, *sections.values()):
+        section.pop("required", None)
+        section.pop("title", None)
+        for value in section["properties"].values():
+            value.pop("title", None)  # the key once more, in other letters
+    for name in ("Sft", "Reward"):
+        sections[name]["properties"]["trainer"]["propertyNames"] = _NOT_OWNED
+    return {
+        "$schema": DIALECT,
+        "title": TITLE,
+        "description": _ABOUT,
+        "type": "object",
+        "properties": {"extends": _EXTENDS, **made["properties"]},
+        "additionalProperties": False,
+        "if": {"required": ["extends"]},
+        "else": required,
+        "$defs": sections,
+    }
+
+
+def text() -> str:
+    """The schema as it stands in a file."""
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(out: Path) -> None:
+    """Put the schema at `out`."""
+    if out.exists() and not _is_schema(out):
+        raise RlhfctlError("is there already, and is no schema of recipes", where=str(out), fix="name another file")
+    if out.exists():
+        fs.write_atomic(out, text())
+    else:
+        fs.write_new(out, text(), fix="name another file")
+
+
+def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """Which keys must be there, and in those sections that are there, which keys of theirs."""
+    found: dict[str, Any] = {"required": section["required"]} if section.get("required") else {}
+    within: dict[str, Any] = {}
+    for key, value in section["properties"].items():
+        for part in (value, *value.get("anyOf", ()), *value.get("allOf", ())):
+            if "$ref" in part and (needs := _required(sections[part["$ref"].rpartition("/")[2]], sections)):
+                within[key] = needs
+    return found | ({"properties": within} if within else {})
+
+
+def _is_schema(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("title") == TITLE

@@ -1,0 +1,162 @@
+"""`init`: whatever is answered, the recipe loads and says what was answered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlhfctl.cli import app
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.pipeline import stages_of
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Recipe
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "my data").mkdir()
+    for name in ("demos", "pairs", "prompts", "my data/200% prompts"):
+        rows = [json.dumps({"prompt": f"p{index}"}) + "\n" for index in range(100)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+
+
+def answered(*answers: str, file: str | None = "mine.yaml") -> Recipe:
+    result = CliRunner().invoke(app, ["init", *([file] if file else [])], input="".join(f"{a}\n" for a in answers))
+    assert result.exit_code == 0, result.output
+    path = Path(file or f"{answers[0]}.yaml")
+    assert f"rlhfctl validate {path}" in result.output
+    assert f"rlhfctl run {path}" in result.output
+    return load_recipe(path).recipe
+
+
+@pytest.mark.parametrize(
+    ("demonstrations", "scorer", "lora", "size"),
+    list(
+        itertools.product(
+            ["demos.jsonl", "none"],
+            ["pairs.jsonl", "org/reward", "./base", "my_rewards:score"],
+            ["lora", "all"],
+            ["cpu", "gpu"],
+        )
+    ),
+)
+def test_every_combination_loads(demonstrations: str, scorer: str, lora: str, size: str, tmp_path: Path) -> None:
+    recipe = answered("", "base", demonstrations, scorer, "prompts.jsonl", lora, size)
+    assert recipe.name == "mine"
+    assert recipe.model.path == str(tmp_path / "base")
+    assert (recipe.sft is None) == (demonstrations == "none")
+    assert stages_of(recipe)[0] == ("base" if demonstrations == "none" else "sft")
+    assert recipe.reward is not None and recipe.ppo is not None and recipe.compare is not None
+    kind = {"pairs.jsonl": "trained", "my_rewards:score": "function"}.get(scorer, "model")
+    assert recipe.reward.kind == kind
+    assert recipe.compare.judges == ["reward_function" if kind == "function" else "reward_model"]
+    assert (recipe.lora is None) == (lora == "all") == (recipe.ppo.lora is None)
+    assert recipe.model.dtype == ("bfloat16" if (lora, size) == ("lora", "gpu") else "float32")
+    assert recipe.ppo.bf16 == ((lora, size) == ("all", "gpu"))
+    assert recipe.data.prompts is not None
+    assert (recipe.data.prompts.eval, recipe.data.prompts.test) == (10, 20)
+    text = Path("mine.yaml").read_text()
+    assert "./base" in text and str(tmp_path) not in text  # paths as they were given
+
+
+@pytest.mark.parametrize("lora", ["", "all"])
+def test_new_weights_take_the_built_in_task(lora: str) -> None:
+    recipe = answered("trial", "", lora, file=None)
+    assert recipe.name == "trial"
+    assert recipe.model.init is not None
+    assert stages_of(recipe) == ["sft", "reward", "ppo", "compare"]
+    assert recipe.sft is not None and recipe.sft.lora is None
+    assert (recipe.lora is None) == (lora == "all")
+
+
+def test_yes_is_the_quickstart(cli: object) -> None:
+    assert callable(cli)
+    result = cli("init", "--yes")
+    assert result.returncode == 0, result.stderr
+    ours = load_recipe("my-rlhf.yaml").recipe.model_dump(exclude={"name", "folder"})
+    assert ours == load_recipe("quickstart").recipe.model_dump(exclude={"name", "folder"})
+    again = cli("init", "--yes")
+    assert again.returncode == 1
+    assert "my-rlhf.yaml: is there already" in again.stderr
+
+
+def test_answers_may_be_piped(tmp_path: Path) -> None:
+    answers = "\nEleutherAI/pythia-70m\nnone\npairs.jsonl\nprompts.jsonl\n\ncpu\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhfctl", "init", "piped.yaml"],
+        input=answers, env=os.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_recipe("piped.yaml").recipe.model.path == "EleutherAI/pythia-70m"
+    cut_short = subprocess.run(
+        [sys.executable, "-m", "rlhfctl", "init", "cut.yaml"],
+        input="\n", env=os.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert cut_short.returncode == 1
+    assert "Traceback" not in cut_short.stderr
+    assert not Path("cut.yaml").exists()
+
+
+def test_a_recipe_elsewhere_names_the_files_from_there(tmp_path: Path) -> None:
+    recipe = answered(
+        "", "base", "none", "pairs.jsonl", "my data/200% prompts.jsonl", "", "cpu", file="deep/down/r.yaml"
+    )
+    assert recipe.model.path == str(tmp_path / "base")
+    assert recipe.data.prompts is not None
+    assert recipe.data.prompts.source == str(tmp_path / "my data" / "200% prompts.jsonl")
+    assert "../../pairs.jsonl" in Path("deep/down/r.yaml").read_text()
+
+
+def test_absolute_paths_and_variables_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    recipe = answered("", str(tmp_path / "base"), "none", "${HERE}/pairs.jsonl", "${HERE}/prompts.jsonl", "", "cpu")
+    assert recipe.data.prompts is not None
+    assert recipe.data.prompts.source == str(tmp_path / "prompts.jsonl")
+    assert "${HERE}/pairs.jsonl" in Path("mine.yaml").read_text()
+
+
+def test_a_wrong_answer_is_asked_for_again() -> None:
+    answers = [
+        "no good", "ok", "./no-such-folder", "demos.jsonl", "base", "no.jsonl", "none", "nothing", "pairs.jsonl",
+        "", "prompts.jsonl", "perhaps", "lora", "cpu",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, ["init", "x.yaml"], input="".join(f"{answer}\n" for answer in answers))
+    assert result.exit_code == 0, result.output
+    for message in (
+        "the first a letter or a digit", "there is no folder ./no-such-folder", "demos.jsonl is a file",
+        "there is no file no.jsonl", "a Hub id is owner/name", "answer lora or all",
+    ):  # fmt: skip
+        assert message in result.output
+    assert load_recipe("x.yaml").recipe.name == "ok"
+
+
+def test_few_prompts_make_small_batches(tmp_path: Path) -> None:
+    Path("two.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    Path("three.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    recipe = answered("", "base", "none", "f:f", "two.jsonl", "three.jsonl", "", "gpu")
+    assert recipe.ppo is not None and recipe.data.prompts is not None
+    assert (recipe.data.prompts.eval, recipe.data.prompts.test) == (0, 1)
+    assert recipe.ppo.batch_size == 2
+
+
+@pytest.mark.parametrize("name", ["true", "null", "1e5", "007", "a.b-c"])
+def test_a_name_is_read_back_as_text(name: str) -> None:
+    assert answered(name, "", "").name == name
+
+
+def test_no_file_is_overwritten() -> None:
+    Path("mine.yaml").write_text("mine")
+    result = CliRunner().invoke(app, ["init", "mine.yaml"], input="\n\n\n")
+    assert isinstance(result.exception, RlhfctlError)
+    assert "mine.yaml: is there already" in str(result.exception)
+    assert "Name" not in result.output  # before the first question
+    assert Path("mine.yaml").read_text() == "mine"

@@ -1,0 +1,177 @@
+"""The JSON Schema: as strict as the loader about keys and values, laxer only where a recipe extends another."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from rlhfctl.cli import app
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.recipe.schema import Recipe, _sections, field_at
+from rlhfctl.recipe.shipped import shipped_recipes
+from rlhfctl.tools import schema
+
+SHIPPED = ROOT / "recipes" / "recipe.schema.json"
+TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "null": type(None)}
+MADE = schema.recipe_schema()
+
+
+def faults(value: Any, rule: dict[str, Any], at: str = "") -> list[str]:
+    """What of a value the schema forbids: the keywords that ours uses; an unknown one fails the test."""
+    found: list[str] = []
+    for word, given in rule.items():
+        match word:
+            case "$ref":
+                found += faults(value, MADE["$defs"][given.rpartition("/")[2]], at)
+            case "type":
+                kind = (int, float) if given == "number" else TYPES[given]
+                ok = isinstance(value, kind) and (isinstance(value, bool) == (given == "boolean"))
+                found += [] if ok else [f"{at}: not {given}"]
+            case "anyOf":
+                found += [] if any(not faults(value, part, at) for part in given) else [f"{at}: none of anyOf"]
+            case "not":
+                found += [] if faults(value, given, at) else [f"{at}: forbidden"]
+            case "enum":
+                found += [] if value in given else [f"{at}: not of the enum"]
+            case "const":
+                found += [] if value == given else [f"{at}: not the constant"]
+            case "pattern" if isinstance(value, str):
+                found += [] if re.search(given, value) else [f"{at}: pattern"]
+            case "properties" if isinstance(value, dict):
+                for key, part in given.items():
+                    found += faults(value[key], part, f"{at}.{key}") if key in value else []
+            case "additionalProperties" if isinstance(value, dict) and given is not True:
+                for key in value.keys() - rule.get("properties", {}).keys():
+                    found += [f"{at}.{key}: unknown"] if given is False else faults(value[key], given, f"{at}.{key}")
+            case "propertyNames" if isinstance(value, dict):
+                found += [fault for key in value for fault in faults(key, given, f"{at}.{key}")]
+            case "required" if isinstance(value, dict):
+                found += [f"{at}.{key}: missing" for key in given if key not in value]
+            case "items" if isinstance(value, list):
+                found += [fault for index, item in enumerate(value) for fault in faults(item, given, f"{at}[{index}]")]
+            case "if":
+                branch = "else" if faults(value, given, at) else "then"
+                found += faults(value, rule.get(branch, {}), at)
+            case "minLength" | "minItems" | "minProperties" if isinstance(value, str | list | dict):
+                found += [] if len(value) >= given else [f"{at}: {word}"]
+            case "maxItems" if isinstance(value, list):
+                found += [] if len(value) <= given else [f"{at}: {word}"]
+            case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum" if isinstance(value, int | float):
+                low = value >= given if word == "minimum" else value > given
+                high = value <= given if word == "maximum" else value < given
+                found += [] if (low if "inimum" in word else high) else [f"{at}: {word}"]
+            case _:
+                assert word in (
+                    "$schema", "$defs", "title", "description", "default", "else", "then", "properties", "required",
+                    "additionalProperties", "propertyNames", "items", "minLength", "minItems", "minProperties",
+                    "maxItems", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+                ), word  # fmt: skip
+    return found
+
+
+def read(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_fit(name: str) -> None:
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    assert faults(read(text), MADE) == []
+    (line,) = re.findall(r"\A# yaml-language-server: \$schema=(.*)$", text, re.MULTILINE)
+    assert (shipped_recipes()[name].parent / line).resolve() == SHIPPED
+
+
+def test_the_shipped_schema_is_up_to_date() -> None:
+    assert SHIPPED.read_text(encoding="utf-8") == schema.text(), "rlhfctl schema --out recipes/recipe.schema.json"
+
+
+def test_the_wheel_carries_it(tmp_path: Path) -> None:
+    build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
+    (wheel,) = build.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    assert "rlhfctl/recipes_data/recipe.schema.json" in zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", ""),
+        ("sede: 1", ".sede: unknown"),
+        ("seed: -1", ".seed: minimum"),
+        ("seed: one", ".seed: not integer"),
+        ("ppo: {learning_rat: 1e-5}", ".ppo: none of anyOf"),
+        ("ppo: {learning_rate: 0.0}", ".ppo: none of anyOf"),
+        ("ppo: {learning_rate: 1e-5, critic: heads}", ".ppo: none of anyOf"),
+        ("ppo: null", ""),
+        ("sft: {trainer: {learning_rate: 1e-5}}", ""),
+        ("sft: {trainer: {output_dir: x}}", ".sft: none of anyOf"),
+        ("reward: {trainer: {hub_token: x}}", ".reward: none of anyOf"),
+        ("data: {prompts: {limit: 3}}", ".data.prompts.source: missing"),
+        ("extends: other.yaml\ndata: {prompts: {limit: 3}}", ""),
+        ("extends: [other.yaml]", ""),
+        ("extends: [other.yaml, second.yaml]", ".extends: none of anyOf"),
+        ("extends: other.yaml\nsede: 1", ".sede: unknown"),
+    ],
+)
+def test_it_is_as_strict_as_the_loader(text: str, fault: str) -> None:
+    whole = text if text.startswith("extends") else f"name: x\nmodel: {{path: y}}\n{text}\n"
+    assert faults(read(whole), MADE) == ([fault] if fault else [])
+
+
+def test_what_is_required_is_required_at_every_depth() -> None:
+    recipe = read(TINY)
+    assert faults(recipe, MADE) == []
+    del recipe["model"]["init"]["hidden_size"], recipe["name"]
+    assert faults(recipe, MADE) == [".name: missing", ".model.init.hidden_size: missing"]
+    assert faults({"extends": "x.yaml", **recipe}, MADE) == []
+
+
+def described(rule: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every key with its description, down through references."""
+    for key, value in rule["properties"].items():
+        sections = [
+            MADE["$defs"][part["$ref"].rpartition("/")[2]]
+            for part in (value, *value.get("anyOf", ()))
+            if "$ref" in part
+        ]
+        yield (*at, key), value.get("description") or sections[0]["description"]  # pydantic says the same thing once
+        for section in sections:
+            yield from described(section, (*at, key))
+
+
+def test_every_key_is_there_with_its_description() -> None:
+    listed = dict(described(MADE))
+    assert listed.pop(("extends",))
+    expected = {(*at.split("."), name) if at else (name,) for at, names in _sections() for name in names}
+    assert listed.keys() == expected - {("extends",)}
+    for key, description in listed.items():
+        info = field_at(key)
+        assert info is not None and description == info.description
+
+
+def test_recipes_of_the_schema_are_recipes() -> None:
+    """A guard on the check above: what it passes, the loader's model passes."""
+    assert Recipe.model_validate(read(TINY)).name == "tiny"
+
+
+def test_the_command_writes_over_a_schema_and_nothing_else(tmp_path: Path) -> None:
+    assert json.loads(CliRunner().invoke(app, ["schema"]).output) == MADE
+    out = tmp_path / "new" / "recipe.json"
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["schema", "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        assert "$schema=recipe.json" in result.output
+    assert out.read_text(encoding="utf-8") == schema.text()
+    for text in ("[1]", "not json", '{"title": "else"}'):
+        out.write_text(text)
+        with pytest.raises(RlhfctlError, match="is no schema of recipes"):
+            schema.write(out)
+        assert out.read_text() == text

@@ -1,0 +1,101 @@
+"""`recipes`: what is listed, and that a copy works where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from rlhfctl.cli import app
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.shipped import shipped_recipes
+from rlhfctl.tools import recipes
+
+NAMES = sorted(shipped_recipes())
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demonstrations", "preferences", "prompts"):
+        Path(f"{name}.jsonl").write_text("{}\n")
+    monkeypatch.setenv("RLHFCTL_REVIEWS", str(tmp_path))
+
+
+def test_the_list_names_each_with_its_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RLHFCTL_REVIEWS")  # the list does not need what a run of the recipe needs
+    result = CliRunner().invoke(app, ["recipes", "list"])
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    for name in NAMES:
+        assert name in words
+    assert "The whole loop on the built-in task," in words
+    assert "yaml-language-server" not in words
+    assert "base, ppo, compare" in words  # tiny-chatgpt
+    assert "EleutherAI/pythia-70m" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "purpose"),
+    [
+        ("# yaml-language-server: $schema=x.json\n#\n# What for.\n# More.\nname: a\n", "What for."),
+        ("name: a  # not this\n# nor this\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_purpose_is_the_first_words_of_the_comment(text: str, purpose: str) -> None:
+    assert recipes.purpose(text) == purpose
+
+
+def test_show_prints_the_file() -> None:
+    result = CliRunner().invoke(app, ["recipes", "show", "quickstart"])
+    assert result.output == (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_loads_where_it_lies(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["recipes", "copy", name])
+    assert result.exit_code == 0, result.output
+    copy = tmp_path / f"{name}.yaml"
+    assert load_recipe(copy).recipe.name == name
+    original = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    schema_line, rest = original.split("\n", 1)
+    assert schema_line == "# yaml-language-server: $schema=recipe.schema.json"
+    assert copy.read_text(encoding="utf-8") == rest
+    assert f"rlhfctl validate {name}.yaml" in result.output
+
+
+def test_a_copy_takes_along_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    lines = list(recipes.copy("tiny-chatgpt", Path("mine")))  # a folder
+    names = {"tiny-chatgpt.yaml", "tiny-chatgpt.prompts.jsonl", "tiny_chatgpt.py"}
+    assert {path.name for path in Path("mine").iterdir()} == names
+    assert "tiny_chatgpt.py" in lines[0]
+    list(recipes.copy("tiny-chatgpt", Path("mine/second.yaml")))  # the same files beside it may stay
+    list(recipes.copy("quickstart", Path("new/folder/q.yaml")))
+    assert [path.name for path in Path("new/folder").iterdir()] == ["q.yaml"]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    Path("quickstart.yaml").write_text("mine")
+    with pytest.raises(RlhfctlError, match=r"is there already.*\n.*recipes copy quickstart my-quickstart\.yaml"):
+        list(recipes.copy("quickstart", None))
+    Path("dangling.yaml").symlink_to("nowhere")
+    with pytest.raises(RlhfctlError, match="is there already"):
+        list(recipes.copy("quickstart", Path("dangling.yaml")))
+    Path("tiny_chatgpt.py").write_text("mine")
+    with pytest.raises(RlhfctlError, match=r"tiny_chatgpt\.py: is there already.*\n.*in another folder"):
+        list(recipes.copy("tiny-chatgpt", Path("t.yaml")))
+    assert Path("quickstart.yaml").read_text() == Path("tiny_chatgpt.py").read_text() == "mine"
+    assert not Path("t.yaml").exists()
+    Path("file").touch()
+    with pytest.raises(RlhfctlError, match="cannot be written"):
+        list(recipes.copy("quickstart", Path("file/q.yaml")))
+
+
+def test_a_wrong_name_is_told_the_right_ones() -> None:
+    with pytest.raises(RlhfctlError, match=r"did you mean 'quickstart'\?\n.*shipped recipes: quickstart, reviews"):
+        recipes.show("quikstart")
