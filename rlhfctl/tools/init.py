@@ -20,14 +20,13 @@ from typing import Literal
 from rlhfctl import fs
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.recipe.schema import FUNCTION, NAME
+from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME
 
 NEW = "new"
 NONE = "none"
 _DEFAULT_NAME = "my-rlhf"
 _PLAIN = re.compile(r"(?:\.{0,2}/|~/)?[A-Za-z][\w./-]*")  # YAML reads it as text without quotes
 _NOT_TEXT = ("true", "false", "null")
-_ROWS = (".jsonl", ".json")
 _FEWEST_PROMPTS = 3  # one for test, and two to train on
 
 ScoredBy = Literal["preferences", "model", "function"]
@@ -70,14 +69,14 @@ def interview(file: Path | None, ask: Ask) -> tuple[Path, Answers]:
     if model == NEW:
         return file, Answers(name, lora=_lora(ask))
     demonstrations = ask(
-        "Demonstrations (JSONL of prompt, completion), or `none`", NONE, lambda text: _rows(text, folder, NONE)
+        "Demonstrations (a file of prompt, completion), or `none`", NONE, lambda text: _rows(text, folder, NONE)
     )
     scorer = ask(
-        "What scores: preferences (JSONL of prompt, chosen, rejected), a reward model, or a function (module:name)",
+        "What scores: preferences (a file of prompt, chosen, rejected), a reward model, or a function (module:name)",
         None,
         lambda text: _scorer(text, folder),
     )
-    prompts = ask("Prompts (JSONL of prompt)", None, lambda text: _prompts(text, folder))
+    prompts = ask("Prompts (a file of prompt)", None, lambda text: _prompts(text, folder))
     lora = _lora(ask)
     size = "gpu" if shutil.which("nvidia-smi") is not None else "cpu"
     gpu = ask("Sizes for a `gpu` or a `cpu`", size, lambda text: _one_of(text, "gpu", "cpu")) == "gpu"
@@ -151,7 +150,7 @@ def _rows(text: str, folder: Path, otherwise: str | None = None) -> str:
 def _scorer(text: str, folder: Path) -> str:
     if FUNCTION.fullmatch(text):
         return text
-    if Path(text).expanduser().is_file() or Path(text).suffix in _ROWS:
+    if Path(text).expanduser().is_file() or Path(text).suffix in DATA_SUFFIXES:
         return _rows(text, folder)
     if "/" not in text and not Path(text).is_dir():
         raise RlhfctlError(f"there is no file or folder {text}; a Hub id is owner/name, a function module:name")
@@ -191,7 +190,7 @@ def _from(folder: Path, text: str, *, model: bool = False) -> str:
 def _scored_by(stated: str, folder: Path) -> ScoredBy:
     if FUNCTION.fullmatch(stated):
         return "function"
-    rows = Path(stated).suffix in _ROWS or _seen_from(folder, stated).is_file()
+    rows = Path(stated).suffix in DATA_SUFFIXES or _seen_from(folder, stated).is_file()
     return "preferences" if rows else "model"
 
 
@@ -201,8 +200,8 @@ def _seen_from(folder: Path, stated: str) -> Path:
 
 
 def _count(stated: str, folder: Path) -> int | None:
-    """How many rows a file has; None where only the environment knows where it is."""
-    if _by_variable(stated):
+    """How many rows a JSONL file has; None for other kinds, and where only the environment knows where it is."""
+    if _by_variable(stated) or Path(stated).suffix != ".jsonl":
         return None
     with _seen_from(folder, stated).open("rb") as lines:
         return sum(1 for line in lines if line.strip())
@@ -269,8 +268,8 @@ data:
   preferences: {source: "builtin:reviews", rows: 3000, label_noise: 0.1, heldout: 0.15}
   prompts: {source: "builtin:reviews", rows: 1200, eval: 100, test: 300}"""
     lines = [
-        "# JSONL files, one row a line; texts or conversations (lists of role, content). Where your columns have other",
-        "# names, say which: columns: {prompt: question}",
+        "# JSONL, JSON, CSV, Parquet; texts or conversations (lists of role, content). Where your columns have other",
+        "# names, say which: columns: {prompt: question}. `rlhfctl data` shows what is read.",
         "data:",
     ]
     if answers.demonstrations is not None:
