@@ -87,7 +87,7 @@ def test_readme_names_every_command_and_no_other(cli: Cli) -> None:
 
 
 def test_every_help_shows_an_example_that_parses(cli: Cli) -> None:
-    for command in ("run", "sft", "reward", "ppo", "compare", "validate", "show", "export", "bench ppo"):
+    for command in ("run", "sft", "reward", "ppo", "compare", "validate", "show", "watch", "export", "bench ppo"):
         text = cli(*command.split(), "--help").stdout
         assert f"Example: rlhfctl {command}" in " ".join(text.split()), command
 
