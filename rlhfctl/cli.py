@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -280,6 +280,19 @@ def runs(
         typer.echo(f"no runs in {folder}/; start one: rlhfctl run quickstart")
 
 
+@app.command(epilog="Example: rlhfctl watch runs/quickstart")
+def watch(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on when the run is over, until Ctrl-C.")] = False,
+    ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
+) -> None:
+    """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.watch import watch as show_run
+
+    show_run(run, console(), sys.stdout, follow=follow, ascii_only=ascii_only)
+
+
 @app.command(epilog="Example: rlhfctl export runs/quickstart --stage ppo --to my-policy")
 def export(
     run: RunArgument,
@@ -475,7 +488,7 @@ def _stoppable() -> Iterator[Listener]:
 
 @contextmanager
 def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
-    """events.jsonl always; a bar on a terminal, plain lines elsewhere."""
+    """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included)."""
     from rlhfctl.dashboard.console import console
     from rlhfctl.dashboard.jsonl import JsonlWriter
     from rlhfctl.dashboard.plain import PlainPrinter
@@ -483,13 +496,33 @@ def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
 
     screen = console()
     with JsonlWriter(events) as writer:
-        if screen.is_terminal:
+        if screen.is_terminal and not screen.is_dumb_terminal:
             from rlhfctl.dashboard.live import LivePrinter
+            from rlhfctl.dashboard.watch import history
 
-            with LivePrinter(screen) as live:
+            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live]):
                 yield FanOut([first, writer, live])
         else:
-            yield FanOut([first, writer, PlainPrinter(sys.stdout)])
+            with _saying_why([writer]):
+                yield FanOut([first, writer, PlainPrinter(sys.stdout)])
+
+
+@contextmanager
+def _saying_why(listeners: list[Listener]) -> Iterator[None]:
+    """Where stages are left by an exception, tell those who watch; the exception goes on."""
+    from rlhfctl.events import RunStopped
+
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            reason = "Ctrl-C; the same command goes on from the last complete checkpoint"
+        else:
+            reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk, say: the error itself is what counts
+            for listener in listeners:
+                listener(RunStopped(stage="run", reason=reason))
+        raise
 
 
 def _closing(artifacts: list[Artifact], folder: Path) -> None:

@@ -7,8 +7,9 @@ watched from a process that never loads torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +25,23 @@ class Event:
     def to_record(self) -> dict[str, Any]:
         """The event as one flat JSON-ready mapping, `event` first."""
         return {"event": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """A command begins to bring `stages` up to date, in this order; `name` is the recipe's."""
+
+    kind: ClassVar[str] = "run_started"
+    name: str
+    stages: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStopped(Event):
+    """The command ended before its stages were complete, for this reason. A kill leaves no such record."""
+
+    kind: ClassVar[str] = "run_stopped"
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +79,7 @@ class Metrics(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Event):
-    """A response to read: by the policy and, where known, by the reference to the same prompt."""
+    """A response to read: by the policy and, where known, by the reference to the same prompt, each with its scores."""
 
     kind: ClassVar[str] = "sample"
     step: int
@@ -69,6 +87,7 @@ class Sample(Event):
     response: str
     reference: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    reference_scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +141,53 @@ class FanOut:
     def __call__(self, event: Event, /) -> None:
         for listener in self.listeners:
             listener(event)
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        RunStarted,
+        RunStopped,
+        StageStarted,
+        Progress,
+        Metrics,
+        Sample,
+        Warned,
+        Note,
+        CheckpointSaved,
+        StageFinished,
+    )
+}
+"""What a record's `event` says -> the class that wrote it."""
+
+
+def from_record(record: Mapping[str, Any]) -> Event | None:
+    """The event that `to_record` gave, read back from JSON; None for one that this version does not know.
+
+    Numbers that were not finite come back as NaN: strict JSON holds null in their place. Fields that this version does
+    not have are passed over.
+    """
+    kind = KINDS.get(str(record.get("event")))
+    if kind is None:
+        return None
+    names = {item.name for item in dataclasses.fields(kind)}
+    values = {name: value for name, value in record.items() if name in names}
+    for name in ("values", "scores", "reference_scores", "metrics"):
+        if isinstance(values.get(name), Mapping):
+            values[name] = {key: math.nan if number is None else number for key, number in values[name].items()}
+    try:
+        return kind(**values)
+    except TypeError:  # a field that this version needs is missing
+        return None
+
+
+def transcript(text: Any) -> str:
+    """A prompt or a response as one text: a string as it is, of messages their contents (with roles where several)."""
+    if isinstance(text, str):
+        return text
+    if isinstance(text, Sequence) and all(isinstance(message, Mapping) for message in text):
+        contents = [str(message.get("content", "")) for message in text]
+        if len(contents) == 1:
+            return contents[0]
+        return "\n".join(f"{message.get('role', '')}: {said}" for message, said in zip(text, contents, strict=True))
+    return str(text)

@@ -223,3 +223,24 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def lock_holder_lives(path: Path) -> bool | None:
+    """Whether the process that took the lock last still runs; None if that cannot be told from here.
+
+    The lock itself is not touched: a look at it must not make a run that just starts believe it is in use.
+    """
+    try:
+        words = path.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return None
+    # process 123 on host, since ...
+    if len(words) < 4 or not words[1].isdigit() or words[3].rstrip(",") != os.uname().nodename:
+        return None
+    try:
+        os.kill(int(words[1]), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # someone else's
+    return True

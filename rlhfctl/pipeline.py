@@ -29,7 +29,7 @@ from rlhfctl.artifacts import (
     resolve_source,
 )
 from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.events import Event, Note, StageFinished, Warned
+from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context
@@ -91,6 +91,7 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     recipe, paths = loaded.recipe, RunPaths(run_dir)
     names = stages_of(recipe)
     chosen = _chosen(names, request)
+    emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     data_module = importlib.import_module("rlhfctl.training.data")
     read = [_DATA[request.only]] if request.only is not None else _DATA.values()

@@ -126,8 +126,9 @@ def test_light_commands_load_nothing_heavy(command: str) -> None:
     assert not loaded_by(CALL.format(arguments=command.split())) & HEAVY
 
 
-def test_show_loads_nothing_heavy(tiny_run: Path) -> None:
-    assert not loaded_by(CALL.format(arguments=["show", str(tiny_run)])) & HEAVY
+@pytest.mark.parametrize("command", ["show", "watch"])
+def test_reading_a_run_loads_nothing_heavy(command: str, tiny_run: Path) -> None:
+    assert not loaded_by(CALL.format(arguments=[command, str(tiny_run)])) & HEAVY
 
 
 def fastest(*arguments: str) -> float:

@@ -87,8 +87,21 @@ def test_readme_names_every_command_and_no_other(cli: Cli) -> None:
 
 
 def test_every_help_shows_an_example_that_parses(cli: Cli) -> None:
-    commands = ["run", "sft", "reward", "ppo", "compare", "validate", "show", "runs", "export", "init", "schema"]
-    commands += ["doctor", "bench ppo", "recipes list", "recipes show", "recipes copy"]
+    commands = [
+        "run",
+        "sft",
+        "reward",
+        "ppo",
+        "compare",
+        "validate",
+        "show",
+        "runs",
+        "watch",
+        "export",
+        "init",
+        "schema",
+    ]
+    commands += ["data", "doctor", "bench ppo", "recipes list", "recipes show", "recipes copy"]
     for command in commands:
         text = cli(*command.split(), "--help").stdout
         assert f"Example: rlhfctl {command}" in " ".join(text.split()), command

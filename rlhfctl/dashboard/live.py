@@ -1,64 +1,155 @@
-"""Events on a terminal: one progress bar for the stage at work; what is over and what was said scrolls up above it.
+"""Events on a terminal: the whole screen while the run is at work, and a few lines that stay when it is over.
 
-Writes to the console it is given; reads nothing. Left out: samples and checkpoints (they are in `events.jsonl` and in
-the plain log), and a full-screen view.
+Writes to the console it is given, on the terminal's second page, so that a resize leaves nothing behind; what was said
+meanwhile (stages that finished, warnings, notes, what others printed) is kept and printed on the first page at the end.
+Reads nothing. The picture itself is screen.py's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from types import TracebackType
+import contextlib
+import io
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType, TracebackType
+from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column, Table
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
+from rlhfctl.dashboard.draw import Signs, signs_for
 from rlhfctl.dashboard.plain import chosen_metrics, duration, number, one_line, visible
-from rlhfctl.events import Event, Metrics, Note, StageFinished, StageStarted, Warned
-from rlhfctl.events import Progress as ProgressEvent
+from rlhfctl.dashboard.screen import METRICS, Screen
+from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
 
-KEY_METRICS: dict[str, tuple[str, ...]] = {
-    "sft": ("loss", "mean_token_accuracy", "learning_rate", "eval_loss"),
-    "reward": ("loss", "accuracy", "margin", "eval_accuracy"),
-    "ppo": ("score", "kl", "length", "entropy"),
-}
-"""The few to show beside the bar, in order of worth: as many as fit are shown."""
-
-_LABELS = {"learning_rate": "lr", "mean_token_accuracy": "acc", "accuracy": "acc", "eval_accuracy": "eval acc"}
+REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
+_SAID = 500  # messages kept for the end; the file of events has them all
 _NAME_WIDTH = 8  # "compare" and a space
 _GAP = "  "
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # a sign wider than rich believes is cut at the edge instead of wrapped
+
+
+class FullScreen:
+    """A context manager: inside it a screen is drawn on the terminal's second page, afterwards all is as it was."""
+
+    def __init__(self, console: Console, screen: Screen, signs: Signs) -> None:
+        self.console = console
+        self.screen = screen
+        self.signs = signs
+        self.lock = threading.RLock()  # the screen is drawn by a thread, and fed by another
+        self._live = Live(
+            get_renderable=lambda: self,
+            console=console,
+            screen=True,
+            refresh_per_second=REFRESHES_A_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self.lock:
+            lines = self.screen.lines(options.max_width, options.height or console.height, self.signs, time.time())
+        yield Text("\n", no_wrap=True, overflow="crop").join(lines)
+
+    def __enter__(self) -> FullScreen:
+        try:
+            with _undisturbed():
+                self._live.start(refresh=True)
+                self._write(_NO_WRAP)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _undisturbed():
+            self._write(_WRAP)
+            self._live.stop()
+
+    def _write(self, code: str) -> None:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.console.file.write(code)
+            self.console.file.flush()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: a terminal that is half switched over could not be given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, frame: asked.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 class LivePrinter:
-    """A listener for terminals, and a context manager: inside it the bar is alive, outside the terminal is as it was.
+    """A listener for terminals, and a context manager: inside it the screen is shown.
 
-    An exception leaves the bar where it stood, then shows the cursor again.
+    An exception, Ctrl-C and SIGTERM give the terminal back with what was said. `history` are the run's records of
+    before: they tell how long stages take, and a resumed stage keeps its chart.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(
+        self, console: Console, history: Iterable[Mapping[str, Any]] = (), *, signs: Signs | None = None
+    ) -> None:
         self.console = console
-        wide = console.width >= 100
-        bar_width = 28 if wide else 14 if console.width >= 60 else 6
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(width=_NAME_WIDTH - 1, no_wrap=True)),
-            BarColumn(bar_width=bar_width),
-            _TailColumn(console, taken=_NAME_WIDTH + bar_width + 2),
-            console=console,
-        )
-        self._task: TaskID | None = None
-        self._stage: str | None = None
-        self._values: dict[str, float] = {}
+        self.signs = signs_for(console, dict(os.environ)) if signs is None else signs
+        self.screen = Screen()
+        for record in history:
+            self.screen.feed(record)
+        self.screen.warnings.clear()  # of earlier attempts
+        self._full = FullScreen(console, self.screen, self.signs)
+        self._said: deque[RenderableType] = deque(maxlen=_SAID)
+        self._stray = io.StringIO()  # what others print while the terminal is ours
+        self._inside: contextlib.ExitStack | None = None
+        self._sigterm: Any = None
 
     def start(self) -> None:
-        """Show the bar."""
-        self._progress.start()
+        """Take the terminal."""
+        if threading.current_thread() is threading.main_thread():
+            self._sigterm = signal.signal(signal.SIGTERM, self._terminate)
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(contextlib.redirect_stdout(self._stray))
+            inside.enter_context(contextlib.redirect_stderr(self._stray))
+            inside.enter_context(self._full)
+            self._inside = inside.pop_all()
 
     def stop(self) -> None:
-        """Take the terminal back: the bar of an unfinished stage stays as a line, the cursor is shown below it."""
-        self._progress.stop()
+        """Give the terminal back and print what was said, then the stages and the alarms that hold."""
+        if self._inside is None:
+            return
+        with _undisturbed():
+            inside, self._inside = self._inside, None
+            inside.close()
+            if self._sigterm is not None:
+                signal.signal(signal.SIGTERM, self._sigterm)
+            self.print_said()
+            now = self.screen.last if self.screen.last is not None else time.time()
+            for line in self.screen.summary(self.console.width, self.signs, now):
+                self.console.print(line, no_wrap=True, overflow="crop")
+
+    def print_said(self) -> None:
+        """What was said so far, on the console; once."""
+        if stray := self._stray.getvalue().strip():
+            self.console.print(Text(visible(stray, newlines=True), "dim"))
+        for said in self._said:
+            self.console.print(said)
+        self._said.clear()
+        self._stray.seek(0)
+        self._stray.truncate()
 
     def __enter__(self) -> LivePrinter:
         self.start()
@@ -70,100 +161,48 @@ class LivePrinter:
         self.stop()
 
     def __call__(self, event: Event, /) -> None:
+        with self._full.lock:
+            self.screen.feed(event.to_record())
         match event:
-            case StageStarted():
-                self._begin(event.stage, event.total_steps, event.resumed_from or 0)
-                if event.resumed_from is not None:
-                    self._say(" ", event.stage, f"resumes from step {event.resumed_from}", "dim")
-            case ProgressEvent():
-                self._update(event.stage, event.step, event.total, event.eta_s)
-            case Metrics():
-                if event.stage != self._stage:
-                    self._begin(event.stage, event.total, event.step)
-                self._values |= event.values
-                self._update(event.stage, event.step, event.total, event.eta_s)
+            case StageStarted(resumed_from=int()):
+                self._say(" ", event.stage, f"resumes from step {event.resumed_from}", "dim")
             case Warned():
-                self._say("!", event.stage, one_line(event.message), "yellow")
+                self._say("!", event.stage, one_line(event.message), "magenta")
             case Note():
                 self._say(" ", event.stage, one_line(event.message), "dim")
             case StageFinished():
-                self._finish(event)
+                self._finished(event)
             case _:
                 pass
 
-    def _begin(self, stage: str, total: int | None, step: int) -> None:
-        self._end()
-        self._stage, self._values = stage, {}
-        self._task = self._progress.add_task(visible(stage), total=total, completed=step, eta_s=None, metrics=[])
-
-    def _update(self, stage: str, step: int, total: int | None, eta_s: float | None) -> None:
-        if stage != self._stage or self._task is None:
-            self._begin(stage, total, step)
-        assert self._task is not None
-        if total is not None:
-            self._progress.update(self._task, total=total)
-        if eta_s is not None:
-            self._progress.update(self._task, eta_s=eta_s)
-        self._progress.update(self._task, completed=step, metrics=_labelled(stage, self._values))
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._stage = None
-
-    def _finish(self, event: StageFinished) -> None:
-        if event.stage == self._stage:
-            self._end()
+    def _finished(self, event: StageFinished) -> None:
         path = visible(event.path)
         if event.skipped:
             self._say("-", event.stage, f"skipped: already complete in {path}", "dim")
             return
         pairs = _labelled(event.stage, event.metrics)[:4]
         parts = [f"finished in {duration(event.seconds)}", *(f"{name} {value}" for name, value in pairs), path]
-        self._say("*" if self.console.options.ascii_only else "✓", event.stage, _GAP.join(parts), "green")
+        self._say(self.signs.done, event.stage, _GAP.join(parts), "green")
 
     def _say(self, mark: str, stage: str, message: str, style: str) -> None:
-        """One message above the bar; a long one wraps under itself, not under the stage's name."""
+        """One message for the end; a long one wraps under itself, not under the stage's name."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=1)
-        line.add_column(width=_NAME_WIDTH - 1, no_wrap=True)
+        line.add_column(width=max(_NAME_WIDTH - 1, cell_len(stage)), no_wrap=True)
         line.add_column(overflow="fold")
         body = "" if style == "green" else style  # colour marks that a stage is over; its numbers stay readable
         line.add_row(Text(mark, style), Text(visible(stage), style), Text(message, body))
-        self.console.print(line)
+        self._said.append(line)
 
-
-class _TailColumn(ProgressColumn):
-    """`120/375  0:42 left  loss 2.31`: the count, the time left, and as many metrics as fit.
-
-    `taken` is how many cells of a line the columns to the left and the spaces between them need.
-    """
-
-    def __init__(self, console: Console, taken: int) -> None:
-        super().__init__(Column(no_wrap=True))
-        self.console, self.taken = console, taken
-
-    def render(self, task: Task) -> Text:
-        width = self.console.width - self.taken  # asked each time: terminals are resized
-        total = "?" if task.total is None else str(int(task.total))
-        text = Text(f"{int(task.completed):>{len(total)}}/{total}")
-        eta_s = task.fields["eta_s"]
-        if eta_s is not None and math.isfinite(eta_s):
-            text.append(f"{_GAP}{duration(eta_s):>5} left", "cyan")
-        for name, value in task.fields["metrics"]:
-            # values are padded, so that what stands to the right of them does not dance
-            if text.cell_len + cell_len(f"{_GAP}{name} {value}") > width:
-                break
-            text.append(f"{_GAP}{name} ", "dim")
-            text.append(f"{value:<6}")
-        text.rstrip()
-        return text
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM ends a process at once; the terminal must not be left on its second page."""
+        self.stop()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _labelled(stage: str, values: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The stage's key metrics that are there, then others, as (short name, text)."""
-    key = [name for name in KEY_METRICS.get(stage, ()) if name in values]
-    names = key or list(chosen_metrics(stage, values))
-    return [
-        (visible(_LABELS.get(name, name)), number(values[name], 3 if abs(values[name]) < 1e4 else 4)) for name in names
-    ]
+    """The stage's key metrics that are there, else others, as (short name, text)."""
+    known = {metric.name: metric.label for metric in METRICS.get(stage, ()) if metric.name in values}
+    names = known or {name: visible(name) for name in chosen_metrics(stage, values)}
+    return [(label, number(values[name], 3 if abs(values[name]) < 1e4 else 4)) for name, label in names.items()]

@@ -11,7 +11,19 @@ import math
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, Sample, StageFinished, StageStarted, Warned
+from rlhfctl.events import (
+    CheckpointSaved,
+    Event,
+    Metrics,
+    Note,
+    Progress,
+    RunStarted,
+    RunStopped,
+    Sample,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
 
 STAGE_METRICS: dict[str, tuple[str, ...]] = {
     "sft": ("loss", "mean_token_accuracy", "learning_rate", "grad_norm", "eval_loss"),
@@ -77,6 +89,8 @@ class PlainPrinter:
             case StageFinished():
                 shown = assignments(event.stage, event.metrics)
                 self._line(event, f"finished in {duration(event.seconds)}{f' ({shown})' if shown else ''} {event.path}")
+            case RunStarted() | RunStopped():
+                pass  # a note says the one, the command's error message the other
             case _:
                 self._line(event, event.kind)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl.dashboard.plain import number, visible
+from rlhfctl.events import transcript
 
 NOT_INDEPENDENT = "this verdict rests on the reward model that PPO trained against: it is not independent evidence"
 
@@ -161,10 +162,11 @@ def _text(value: object, suffix: str = "") -> Text:
     return Text(_MISSING if value is None else visible(str(value)) + suffix)
 
 
-def _body(value: str | None) -> Text:
+def _body(value: Any) -> Text:
     """A prompt or a response, line ends kept; trailing ones are no lines to look at."""
     if value is None:
         return Text("(none)", "dim italic")
+    value = transcript(value)
     return Text(visible(value.rstrip("\n"), newlines=True)) if value.strip() else Text("(empty)", "dim italic")
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.errors import DataError, HandoffError
-from rlhfctl.events import Metrics, Progress, Sample, StageStarted
+from rlhfctl.events import Metrics, Progress, Sample, StageStarted, transcript
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.rewards.function import FunctionReward
@@ -109,10 +109,11 @@ def run(section: Compare, ctx: Context) -> Artifact:
             Sample(
                 stage=ctx.name,
                 step=0,
-                prompt=row["prompt"],
+                prompt=transcript(row["prompt"]),
                 response=row["policy"],
                 reference=row["reference"],
                 scores=row["policy_scores"],
+                reference_scores=row["reference_scores"],
             )
         )
     return ctx.publish(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, Sample
+from rlhfctl.events import Metrics, Sample, transcript
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.stages import Context
@@ -57,6 +57,7 @@ class Evaluation:
         self.best_values: dict[str, float] = {}
         self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
         self._references: list[str] = []  # what the reference answers, for the samples shown
+        self._reference_scores: list[float] = []
         self._sampling = sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
     def __call__(self, update: int, total: int) -> None:
@@ -84,16 +85,18 @@ class Evaluation:
         self.closing = values
         self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
         if update == 0:
-            self._references = [str(episode.completion) for episode in episodes[:_SAMPLES_SHOWN]]
+            self._references = [transcript(episode.completion) for episode in episodes[:_SAMPLES_SHOWN]]
+            self._reference_scores = scores[:_SAMPLES_SHOWN]
         for index in range(min(_SAMPLES_SHOWN, len(episodes))):
             self.ctx.emit(
                 Sample(
                     stage=self.ctx.name,
                     step=update,
-                    prompt=str(episodes[index].prompt),
-                    response=str(episodes[index].completion),
+                    prompt=transcript(episodes[index].prompt),
+                    response=transcript(episodes[index].completion),
                     reference=self._references[index] if self._references else None,
                     scores={"score": scores[index]},
+                    reference_scores={"score": self._reference_scores[index]} if self._reference_scores else {},
                 )
             )
         if section.use == "best" and (self.best is None or values["eval_objective"] > self.best[0]):
@@ -133,6 +136,7 @@ class Evaluation:
             "best": self.best,
             "best_values": self.best_values,
             "references": self._references,
+            "reference_scores": self._reference_scores,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -140,6 +144,7 @@ class Evaluation:
         self.closing, self.best_values = state["closing"], state["best_values"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self._references = state["references"]
+        self._reference_scores = state.get("reference_scores", [])  # checkpoints of before have none
         self._spoken_of = self._folder(self.best[1]) if self.best is not None else None
 
     def restore_best(self) -> float:

@@ -1,23 +1,38 @@
-"""The live bar: what it shows, that it fits, and that it gives the terminal back."""
+"""The screen during `run`: it is shown, and it gives the terminal back with everything that was said."""
 
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from streams import whole
 
 from rlhfctl.dashboard.live import LivePrinter
-from rlhfctl.events import CheckpointSaved, Metrics, Note, Progress, Sample, StageFinished, StageStarted, Warned
+from rlhfctl.events import (
+    CheckpointSaved,
+    Metrics,
+    Note,
+    Progress,
+    RunStarted,
+    Sample,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
-PPO = {"entropy": 2.2, "length": 18.234, "kl": 1.3456, "score": 0.4123, "value_loss": 0.5}
+SECOND_PAGE, FIRST_PAGE = "\x1b[?1049h", "\x1b[?1049l"
 
 
 def terminal(width: int = 80, *, escapes: bool = False) -> Console:
     """A console that writes to memory: with `escapes` as to a terminal, else as plain text."""
-    return Console(file=io.StringIO(), width=width, height=20, force_terminal=escapes, color_system=None)
+    return Console(file=io.StringIO(), width=width, height=24, force_terminal=escapes, color_system=None)
 
 
 def written(console: Console) -> str:
@@ -25,106 +40,131 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
-def bar(printer: LivePrinter) -> str:
-    """The bar as it stands."""
-    with printer.console.capture() as capture:
-        printer.console.print(printer._progress.get_renderable())
-    return capture.get()
+def said(printer: LivePrinter) -> list[str]:
+    printer.print_said()
+    return [line.rstrip() for line in written(printer.console).splitlines()]
 
 
-@pytest.mark.parametrize(("width", "shown"), [(80, ["score", "kl"]), (120, ["score", "kl", "length", "entropy"])])
-def test_the_bar_fits_on_one_line(width: int, shown: list[str]) -> None:
-    printer = LivePrinter(terminal(width))
-    printer(StageStarted(stage="ppo", total_steps=2560))
-    printer(Metrics(stage="ppo", step=1212, total=2560, eta_s=3723, values=PPO))
-    text = bar(printer)
-    assert text.count("\n") == 1
-    assert cell_len(text.rstrip("\n")) <= width
-    assert text.startswith("ppo ")
-    assert "1212/2560  1:02:03 left  score 0.412   kl 1.35" in text
-    names = ["score", "kl", "length", "entropy", "value_loss"]
-    present = [name for name in names if f" {name} " in text]
-    assert present == shown
+def test_the_screen_shows_what_the_events_say() -> None:
+    console = terminal(escapes=True)
+    with LivePrinter(console) as printer:
+        printer(RunStarted(stage="run", name="quickstart", stages=["ppo", "compare"]))
+        printer(StageStarted(stage="ppo", total_steps=40))
+        printer(Metrics(stage="ppo", step=25, total=40, eta_s=30, values={"score": 0.4123}))
+        printer._full._live.refresh()
+        text = written(console)
+    assert text.count(SECOND_PAGE) == 1
+    assert "▸ ppo 25/40 ─ · compare" in text
+    assert "0.412" in text
+    after = written(console)[len(text) :]
+    assert after.index(FIRST_PAGE) < after.index("update 25/40")  # what is left stands on the first page
 
 
-def test_progress_keeps_the_metrics_and_a_new_stage_drops_them() -> None:
+def test_what_was_said_is_kept_with_markup_taken_literally() -> None:
     printer = LivePrinter(terminal())
-    printer(StageStarted(stage="sft", total_steps=10))
-    printer(Metrics(stage="sft", step=1, values={"loss": 2.0}))
-    printer(Metrics(stage="sft", step=1, values={"eval_loss": 3.0}, split="eval"))
-    printer(Progress(stage="sft", step=2, total=10, eta_s=5))
-    assert " 2/10   0:05 left  loss 2       eval_loss 3" in bar(printer)
-    printer(StageStarted(stage="reward", total_steps=7, resumed_from=4))
-    text = bar(printer)
-    assert "reward" in text
-    assert "4/7" in text
-    assert "loss" not in text
-    assert "sft" not in text
-    assert "reward  resumes from step 4" in written(printer.console)
-
-
-def test_an_unknown_total_and_a_stage_that_did_not_announce_itself() -> None:
-    printer = LivePrinter(terminal())
-    printer(Progress(stage="compare", step=3, total=None, unit="prompt"))
-    assert "3/?" in bar(printer)
-    printer(Metrics(stage="other", step=1, values={"x": 1.5}))
-    assert "x 1.5" in bar(printer)
-
-
-def test_what_was_said_stands_above_with_markup_taken_literally() -> None:
-    console = terminal()
-    printer = LivePrinter(console)
     printer(Warned(stage="sft", message="[red]hot[/red] :smile: \x1b[31m"))
     printer(Note(stage="run", message="[/] a note"))
+    printer(StageStarted(stage="sft", resumed_from=4))
     printer(StageFinished(stage="sft", path="runs/[x]/sft", seconds=53, metrics={"loss": 1.9213}))
     printer(StageFinished(stage="reward", path="runs/x/reward", seconds=0, skipped=True))
     printer(Sample(stage="ppo", step=1, prompt="p", response="r"))
     printer(CheckpointSaved(stage="ppo", step=1, path="p"))
-    assert [line.rstrip() for line in written(console).splitlines()] == [
+    assert said(printer) == [
         "! sft     [red]hot[/red] :smile: \\x1b[31m",
         "  run     [/] a note",
+        "  sft     resumes from step 4",
         "✓ sft     finished in 0:53  loss 1.92  runs/[x]/sft",
         "- reward  skipped: already complete in runs/x/reward",
     ]
 
 
 def test_a_long_message_wraps_under_itself() -> None:
-    console = terminal(60)
-    LivePrinter(console)(Note(stage="run", message="word " * 30))
-    said = written(console).splitlines()
-    assert len(said) > 2
-    assert all(line.startswith(" " * 10 + "word") for line in said[1:])
-    assert all(cell_len(line) <= 60 for line in said)
+    printer = LivePrinter(terminal(60))
+    printer(Note(stage="run", message="word " * 30))
+    lines = said(printer)
+    assert len(lines) > 2
+    assert all(line.startswith(" " * 10 + "word") for line in lines[1:])
+    assert all(cell_len(line) <= 60 for line in lines)
 
 
-def test_the_cursor_comes_back_after_an_exception_and_the_bar_stays() -> None:
+def test_what_others_print_meanwhile_is_kept() -> None:
+    console = terminal(escapes=True)
+    with LivePrinter(console):
+        print("from a library \x1b[2J")
+        print("to stderr", file=sys.stderr)
+    text = written(console)
+    assert text.index(FIRST_PAGE) < text.index("from a library \\x1b[2J")
+    assert "to stderr" in text
+
+
+def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
     console = terminal(escapes=True)
     with pytest.raises(KeyboardInterrupt), LivePrinter(console) as printer:
         printer(StageStarted(stage="ppo", total_steps=40))
         printer(Progress(stage="ppo", step=25, total=40))
+        printer(Warned(stage="ppo", message="careful"))
         raise KeyboardInterrupt
     text = written(console)
-    assert text.count(HIDE) == 1
+    assert text.count(HIDE) == text.count(SHOW) == 1
     assert text.rindex(SHOW) > text.rindex(HIDE)
-    assert "25/40" in text[text.rindex("ppo") :]
-    assert text[text.rindex("25/40") :].count("\n") == 1  # the shell goes on below the bar
+    after = text[text.index(FIRST_PAGE) :]
+    assert after.index("careful") < after.index("update 25/40")
+    assert after.endswith("\n") and not after.endswith("\n\n")
 
 
-def test_nothing_is_left_of_a_bar_that_is_over() -> None:
+def test_what_is_left_of_a_run_that_is_over() -> None:
     console = terminal(escapes=True)
     with LivePrinter(console) as printer:
+        printer(RunStarted(stage="run", name="quickstart", stages=["sft"]))
         printer(StageStarted(stage="sft", total_steps=2))
         printer(Progress(stage="sft", step=2, total=2))
         printer(StageFinished(stage="sft", path="runs/x/sft", seconds=1))
-    text = written(console)
-    assert SHOW in text
-    assert "2/2" not in text[text.rindex("finished") :]
-    assert text[text.rindex("finished") :].count("\n") == 1  # no empty line either
+    after = written(console)
+    lines = [line.rstrip() for line in after[after.index("\x1b[?1049l") :].splitlines()]
+    assert lines[0].endswith("✓ sft     finished in 0:01  runs/x/sft")
+    assert lines[1].startswith("quickstart") and lines[1].endswith("done after 0:00")
+    assert lines[2:] == ["✓ sft 0:01"]
 
 
-def test_an_ascii_terminal_gets_ascii() -> None:
+def test_earlier_attempts_tell_how_long_stages_take_and_their_warnings_are_over() -> None:
+    printer = LivePrinter(terminal(), [*whole(), {"event": "warning", "stage": "sft", "time": 1.0, "message": "old"}])
+    printer(RunStarted(stage="run", name="quickstart", stages=["ppo", "compare"]))
+    printer(StageStarted(stage="ppo", total_steps=40, resumed_from=20))
+    printer(Progress(stage="ppo", step=21, total=40, eta_s=38))
+    assert printer.screen.time_left(printer.screen.last or 0.0) == "time left about 0:46"
+    assert printer.screen.stages["ppo"].series["score"].step == 20
+    assert not printer.screen.warnings
+
+
+def test_an_ascii_terminal_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
-    console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80)
-    LivePrinter(console)(StageFinished(stage="sft", path="p", seconds=1))
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80, height=24, force_terminal=True)
+    with LivePrinter(console) as printer:
+        printer(StageStarted(stage="sft", total_steps=3))
+        printer(StageFinished(stage="sft", path="p", seconds=1))
     console.file.flush()
-    assert raw.getvalue().startswith(b"* sft ")
+    assert raw.getvalue().isascii() and b"* " in raw.getvalue()
+    monkeypatch.setenv("RLHFCTL_ASCII", "1")
+    assert LivePrinter(terminal()).signs.ascii
+
+
+PROGRAM = """
+import os, signal, sys
+from rich.console import Console
+from rlhfctl.dashboard.live import LivePrinter
+from rlhfctl.events import Warned
+with LivePrinter(Console(file=sys.stdout, force_terminal=True, width=80, height=24)) as printer:
+    printer(Warned(stage="sft", message="careful"))
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_sigterm_gives_the_terminal_back() -> None:
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == -signal.SIGTERM
+    after = result.stdout[result.stdout.index(FIRST_PAGE) :]
+    assert "careful" in after
+    assert SHOW in result.stdout

@@ -1,0 +1,182 @@
+"""What in a stage's metrics should make one look: each alarm is a sentence for a newcomer, and what to try.
+
+Pure: reads series and settings, says what holds now. An alarm goes when its cause goes. Gold is not read: it exists
+only in the built-in task, and must not steer anyone. The thresholds are set so that runs of the shipped recipes raise
+none, but for tiny-chatgpt, where the entropy does collapse, on the one answer that is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhfctl.dashboard.plain import number
+from rlhfctl.dashboard.series import Series
+
+WINDOW = 5
+"""Updates whose median an alarm looks at: one odd batch is no news."""
+
+MUST_BE_FINITE = ("loss", "eval_loss", "grad_norm", "score", "kl", "policy_loss", "value_loss", "entropy")
+"""Metrics that are a number as long as training works. Others (a variance of one value) may be none."""
+
+KL_A_RESPONSE = 10.0
+"""Nats a response. Below that, runs that go well are found at every length."""
+
+KL_A_TOKEN = 0.3
+"""Nats a token: the policy finds each of its tokens 1.35 times as likely as the reference does. Healthy runs of the
+shipped recipes end at 0.1 to 0.2, the one whose text broke down while its score rose ended at 1.3."""
+
+KL_GROWTH, KL_GROWTH_FROM = 2.0, 5.0
+"""Doubling within WINDOW updates is usual near 0, where KL starts; above 5 nats a response it is not."""
+
+SHRUNK_TO, SHRUNK_FROM = 0.4, 4.0
+"""Responses at two fifths of their first length have lost content; below 4 tokens there is none to lose."""
+
+ENDS_AT_LEAST = 0.1
+"""Share of responses that end by themselves. Below, nearly all are cut at response_length, so the score judges
+fragments."""
+
+CRITIC_WINDOW = 10
+"""Updates in a row with a negative explained variance. The first few are usual: the critic has yet to learn."""
+
+CLIPPED_AT_MOST = 0.3
+"""Share of tokens that PPO's clip holds back. Common advice is to stay under 0.2; beyond 0.3 most of a step is lost."""
+
+ENTROPY_LEFT = 0.3
+"""Share of the first entropy a token. Learning takes some; below a third, responses are near copies of each other."""
+
+EVAL_REPORTS = 3
+"""Evaluations in a row below the best one: one or two may be the luck of the draw."""
+
+EVAL_FALL = 0.25
+"""Share of the whole gain on the eval prompts that must be lost again."""
+
+EVAL_NOISE = 0.5
+"""Standard deviations of a response's score by which it must fall: two standard errors of a mean over 16 prompts."""
+
+
+def alarms(stage: str, series: Mapping[str, Series], settings: Mapping[str, Any]) -> list[str]:
+    """The sentences that hold now, gravest first. `settings` are the stage's effective ones."""
+    found = list(_not_finite(series))
+    if stage == "ppo":
+        for check in (_kl, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic):
+            found += check(series, settings)
+    return found
+
+
+def _not_finite(series: Mapping[str, Series]) -> Iterator[str]:
+    names = [name for name in MUST_BE_FINITE if name in series and not math.isfinite(series[name].last)]
+    names = [name for name in names if series[name].step >= 0]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        yield (
+            f"{', '.join(names)} {verb} not a number any more: training has broken down. "
+            "Try a lower learning_rate, a max_grad_norm, or float32."
+        )
+
+
+def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("kl_coef") == 0:
+        return  # the recipe lets the policy go where it likes
+    kl, length = _recently(series, "kl"), _recently(series, "length")
+    if kl is None:
+        return
+    if kl > max(KL_A_RESPONSE, KL_A_TOKEN * (length or 0.0)):
+        yield (
+            f"KL is {number(kl, 3)} nats a response: the policy is far from the reference, and its text may get worse "
+            "while the score climbs. Read the samples; try a higher kl_coef."
+        )
+        return
+    both = series["kl"].tail(2 * WINDOW)
+    if both is None or kl < KL_GROWTH_FROM:
+        return
+    if kl > KL_GROWTH * statistics.median(both[:WINDOW]):
+        yield (
+            f"KL more than doubled in {WINDOW} updates, to {number(kl, 3)} nats a response: the policy is running away "
+            "from the reference. Try a lower learning_rate or a higher kl_coef."
+        )
+
+
+def _falling_on_eval(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    if "eval_score" not in series or "score" not in series:
+        return
+    scores = list(series["eval_score"].recent)
+    if len(scores) < EVAL_REPORTS + 2:  # a beginning, a best one, and those after it
+        return
+    best_step, best = max(scores[1:-EVAL_REPORTS], key=lambda point: point[1])
+    after, gain = scores[-EVAL_REPORTS:], best - scores[0][1]
+    fall = max(EVAL_FALL * gain, EVAL_NOISE * (_recently(series, "raw_score_std") or 0.0))
+    if gain <= 0 or any(value > best - fall for _, value in after):
+        return
+    then = [value for step, value in series["score"].recent if step <= best_step][-WINDOW:]
+    if not then:
+        then = [value for step, value in series["score"].points if step <= best_step][-WINDOW:]
+    now = _recently(series, "score")
+    if then and now is not None and now > statistics.median(then):
+        yield (
+            f"the score on training prompts still rises, but on eval prompts it fell from {number(best, 3)} (update "
+            f"{best_step}) to {number(after[-1][1], 3)}: what is learned does not carry over. "
+            "Try fewer episodes, use: best, or more prompts."
+        )
+
+
+def _never_ends(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    rate = _recently(series, "eos_rate")
+    if rate is None or rate >= ENDS_AT_LEAST:
+        return
+    if "stop_token" in settings and settings["stop_token"] is None and not settings.get("stop_strings"):
+        return  # the recipe asks for full length
+    yield (
+        f"{'none' if rate < 0.005 else f'only {rate:.0%}'} of the responses end by themselves; the others are cut off "
+        "at response_length. Try a longer one, a higher missing_eos_penalty, or more sft."
+    )
+
+
+def _shrinking(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    length, first = _recently(series, "length"), _beginning(series, "length")
+    if length is not None and first is not None and first > SHRUNK_FROM and length < SHRUNK_TO * first:
+        yield (
+            f"responses shrank from {number(first, 3)} to {number(length, 3)} tokens: saying little may be what scores "
+            "well. Read the samples; try a higher kl_coef, or a reward that is fair to long answers."
+        )
+
+
+def _entropy(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    entropy, first = _recently(series, "token_entropy"), _beginning(series, "token_entropy")
+    if entropy is not None and first is not None and entropy < ENTROPY_LEFT * first:
+        yield (
+            f"the policy hardly varies its words any more (entropy a token fell from {number(first, 3)} to "
+            f"{number(entropy, 3)}): fine if there is one right answer. Else try a higher kl_coef or entropy_coef."
+        )
+
+
+def _clipped(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    share = _recently(series, "clip_fraction")
+    if share is not None and share > CLIPPED_AT_MOST:
+        yield (
+            f"{share:.0%} of the tokens are held back by PPO's clip: each update pulls too hard. "
+            "Try a lower learning_rate or fewer num_ppo_epochs."
+        )
+
+
+def _critic(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    last = series["explained_variance"].tail(CRITIC_WINDOW) if "explained_variance" in series else None
+    if last is not None and max(last) < 0:
+        yield (
+            f"for {CRITIC_WINDOW} updates the critic has been worse than guessing one number (explained variance "
+            f"{number(last[-1], 2)}), so PPO learns from noise. Try larger batches or more num_ppo_epochs."
+        )
+
+
+def _recently(series: Mapping[str, Series], name: str) -> float | None:
+    """The median of the last WINDOW reports; None while there are fewer."""
+    last = series[name].tail(WINDOW) if name in series else None
+    return statistics.median(last) if last else None
+
+
+def _beginning(series: Mapping[str, Series], name: str) -> float | None:
+    """What the run began with, once there is something after it."""
+    enough = name in series and len(series[name].recent) >= 2 * WINDOW
+    return series[name].beginning() if enough else None

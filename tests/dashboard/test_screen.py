@@ -1,0 +1,286 @@
+"""The screen of a run: what it says, and that it fits, whatever it is fed and however large the terminal is."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+from streams import (
+    SAMPLE,
+    STAGES,
+    finished,
+    ppo,
+    random_stream,
+    run_started,
+    started,
+    until_ppo,
+    whole,
+)
+
+from rlhfctl.dashboard.draw import ASCII, UNICODE, Signs, chart, wrap
+from rlhfctl.dashboard.screen import _LABEL, _TREND, _VALUE, METRICS, Screen
+from rlhfctl.dashboard.series import POINTS
+from rlhfctl.events import StageStarted
+
+SIZES = [(80, 24), (200, 60)]
+
+
+def fed(records: list[dict]) -> Screen:  # type: ignore[type-arg]
+    screen = Screen()
+    for record in records:
+        screen.feed(record)
+    return screen
+
+
+def drawn(
+    screen: Screen, width: int = 80, height: int = 24, signs: Signs = UNICODE, now: float | None = None
+) -> list[str]:
+    lines = screen.lines(width, height, signs, (screen.last or 0.0) if now is None else now)
+    return [line.plain.rstrip() for line in lines]
+
+
+def line_with(words: str, lines: list[str]) -> str:
+    (line,) = [line for line in lines if words in line]
+    return line
+
+
+# ---------------------------------------------------------------- it fits
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_line_is_too_wide_and_no_screen_too_high(seed: int) -> None:
+    draw = random.Random(seed)
+    screen = Screen()
+    sizes = [*SIZES, (1, 1), (120, 9), (draw.randrange(1, 250), draw.randrange(1, 70))]
+    for index, record in enumerate(random_stream(seed)):
+        screen.feed(record)
+        if index % 12 == 0 or index > 115:
+            for width, height in sizes:
+                for signs in (UNICODE, ASCII):
+                    lines = screen.lines(width, height, signs, 1e9 + 7.0 * index)
+                    assert len(lines) <= height
+                    for line in lines:
+                        assert cell_len(line.plain) <= width, line.plain
+                        assert "\n" not in line.plain
+                        assert signs is UNICODE or line.plain.isascii(), line.plain
+                for line in screen.summary(width, UNICODE, 1e9):
+                    assert cell_len(line.plain) <= width
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_room_is_used(size: tuple[int, int]) -> None:
+    for records in (until_ppo(), whole()):
+        lines = drawn(fed(records), *size)
+        assert len(lines) >= 0.75 * size[1]
+        assert max(map(cell_len, lines)) > 0.9 * size[0]
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    for seed in range(10):
+        for line in fed(random_stream(seed)).lines(120, 40, UNICODE, 2e9):
+            assert all(char.isprintable() for char in line.plain)
+
+
+def test_meanings_fit_under_their_numbers() -> None:
+    for metrics in METRICS.values():
+        for metric in metrics:
+            assert len(metric.label) <= _LABEL
+            assert len(metric.meaning) + 2 <= _LABEL + _VALUE + 2 + _TREND, metric.meaning
+
+
+def test_memory_does_not_grow_with_the_run() -> None:
+    screen = fed([run_started(stages=("ppo",)), started("ppo", 1.0, None)])
+    for index in range(3_000):
+        for record in ppo(index, first=index, total=3_000):
+            screen.feed(record)
+        screen.feed({"event": "sample", "stage": "ppo", "time": 1.0, "step": index, **SAMPLE})
+        screen.feed({"event": "warning", "stage": "ppo", "time": 1.0, "message": f"the {index}th"})
+        screen.feed({"event": "note", "stage": f"made up {index}", "time": 1.0, "message": ""})
+        screen.feed({"event": "started", "stage": f"made up {index}", "time": 1.0})
+    stage = screen.stages["ppo"]
+    assert all(len(series.points) <= POINTS for series in stage.series.values())
+    assert (len(stage.samples), len(screen.warnings), len(screen.stages)) == (4, 20, 12)
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_the_middle_of_ppo() -> None:
+    lines = drawn(fed(until_ppo()))
+    assert lines[0].startswith("quickstart  running 17:24")
+    assert lines[0].endswith("time left 0:36 + compare")
+    assert lines[1] == "✓ sft 1:41 ─ ✓ reward 1:05 ─ ▸ ppo 22/40 ─ · compare"
+    assert lines[2].startswith("ppo  ━━━")
+    assert lines[2].endswith("─  update 22/40  55%  0:36 left")
+    score = line_with("score   ", lines)
+    assert score.startswith("score                 0.54  ↑ 0.2")
+    assert "▁" in score and score.endswith("0.12 to 0.54")
+    assert "── sample at update 20 ─" in line_with("sample", lines)
+    assert line_with("policy", lines).split() == ["policy", "score", "0.735", "│", "reference", "score", "0.581"]
+    assert line_with("the music", lines).endswith("│ it was a play.")
+    assert lines[-1].startswith("── no alarms ─")
+
+
+def test_time_goes_on_without_events_and_silence_is_said() -> None:
+    screen = fed(until_ppo())
+    now = screen.last or 0.0
+    assert drawn(screen, now=now + 10)[0].endswith("time left 0:26 + compare")
+    silent = drawn(screen, now=now + 100)[0]
+    assert "no event for 1:40" in silent
+    assert silent.endswith("time left 0:00 + compare")
+
+
+def test_coming_stages_count_as_they_took_last_time() -> None:
+    again = [run_started(2000.0), finished("sft", 2001.0, 0.1, skipped=True), started("reward", 2002.0, 50)]
+    screen = fed([*whole(), *again])
+    assert drawn(screen)[1] == "= sft unchanged ─ ▸ reward 0/50 ─ · ppo ─ · compare"
+    assert drawn(screen)[0].endswith("time left about 2:34")  # 65 of reward, 81 and 8 as before
+    assert drawn(screen, now=2022.0)[0].endswith("time left about 2:14")
+
+
+def test_one_stage_alone_and_a_run_that_says_no_stages() -> None:
+    assert drawn(fed([run_started(stages=("ppo",)), started("ppo", 1.0, 40)]))[1] == "▸ ppo 0/40"
+    older = fed([record for record in until_ppo() if record["event"] != "run_started"])
+    assert drawn(older)[1] == "✓ sft 1:41 ─ ✓ reward 1:05 ─ ▸ ppo 22/40"
+    assert not older.over
+
+
+def test_before_the_first_stage_the_note_is_shown() -> None:
+    screen = fed([run_started(), {"event": "note", "stage": "run", "time": 1.0, "message": "checking data"}])
+    lines = drawn(screen)
+    assert lines[0].endswith("time left ? + sft, reward, ppo, compare")
+    assert lines[2] == "checking data"
+    assert drawn(Screen())[0].startswith("run")
+
+
+def test_the_end() -> None:
+    screen = fed(whole())
+    assert screen.over
+    lines = drawn(screen)
+    assert lines[0].endswith("done after 18:10")
+    assert lines[1] == "✓ sft 1:41 ─ ✓ reward 1:05 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
+    assert line_with("win rate", lines).split()[-1] == "0.72"
+    assert any(line.startswith("── ppo (done) ─") for line in lines)
+    assert [line.plain for line in screen.summary(80, UNICODE, 0.0)] == [drawn(screen)[0], lines[1]]
+
+
+def test_a_run_that_stops_says_why_and_a_new_start_forgets_it() -> None:
+    stop = {"event": "run_stopped", "stage": "run", "time": 1050.0, "reason": "Ctrl-C"}
+    screen = fed([*until_ppo(), stop])
+    assert screen.over
+    lines = drawn(screen)
+    assert lines[0].endswith("stopped after 17:30")
+    assert "✗ ppo" in lines[1]
+    assert "✗ stopped: Ctrl-C" in lines
+    screen.feed(run_started(1100.0))
+    assert not screen.over
+    assert "stopped" not in "".join(drawn(screen))
+
+
+def test_a_resume_keeps_the_chart_and_a_start_over_drops_it() -> None:
+    screen = fed([*until_ppo(22), run_started(1100.0), started("ppo", 1101.0, 40, resumed_from=12)])
+    assert drawn(screen)[2].endswith("resumed from 12")
+    assert "update 12/40" in drawn(screen)[2]
+    assert screen.stages["ppo"].series["score"].step == 12
+    for record in ppo(14, first=13, start=1101.0):
+        screen.feed(record)
+    assert [step for step, _ in screen.stages["ppo"].series["score"].points] == list(range(1, 15))
+    screen.feed(started("ppo", 1200.0, 40))
+    assert not screen.stages["ppo"].series and not screen.stages["ppo"].samples
+
+
+def test_a_stage_that_does_not_say_how_long_is_timed() -> None:
+    screen = fed([*whole()[:-4], run_started(5000.0, ("compare",)), started("compare", 5000.0, 300)])
+    for step, time in ((0, 5002.0), (100, 5012.0)):
+        progress = {"event": "progress", "stage": "compare", "time": time, "step": step, "total": 300, "eta_s": None}
+        screen.feed({**progress, "unit": "response"})
+    assert drawn(screen)[2].endswith("response 100/300  33%  0:20 left")
+
+
+def test_warnings_stand_below_alarms_the_newest_first_each_once() -> None:
+    records = until_ppo(22)
+    for message in ("the first", "the second", "the first"):
+        records.append({"event": "warning", "stage": "sft", "time": 1044.0, "message": message})
+    records += ppo(30, first=23, kl=30.0)
+    lines = drawn(fed(records), 200, 60)
+    said = [line.split("│ ")[-1] for line in lines if "│ ! " in line or "│ - " in line]
+    assert said[0].startswith("! ppo: KL is 30 nats a response")
+    assert said[1:] == ["- sft: the first", "- sft: the second"]
+    assert "1 alarm, 2 warnings" in line_with("1 alarm", lines)
+    small = drawn(fed(records))
+    assert any("KL is 30 nats" in line for line in small)
+    assert small[-1].strip().startswith(("and ", "- sft"))
+
+
+def test_markup_in_samples_is_text() -> None:
+    records = until_ppo()
+    records[-1] = {
+        **records[-1],
+        "response": "[bold]x[/bold] :smile: [/]",
+        "prompt": [{"role": "user", "content": "hi"}],
+    }
+    lines = drawn(fed(records))
+    assert any(line.startswith("[bold]x[/bold] :smile: [/]") for line in lines)
+    assert "prompt  hi" in lines
+
+
+# ---------------------------------------------------------------- signs and colours
+
+
+def test_ascii_has_the_same_picture() -> None:
+    lines = drawn(fed(until_ppo()), signs=ASCII)
+    assert lines[1] == "* sft 1:41 - * reward 1:05 - > ppo 22/40 - . compare"
+    assert len(lines) == len(drawn(fed(until_ppo())))
+
+
+def output(screen: Screen, **options: object) -> str:
+    console = Console(file=io.StringIO(), width=80, height=24, legacy_windows=False, **options)  # type: ignore[arg-type]
+    for line in screen.lines(80, 24, UNICODE, 1044.0):
+        console.print(line, no_wrap=True, overflow="crop")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_without_colour_there_is_not_one_escape_code() -> None:
+    assert "\x1b" not in output(fed(until_ppo()), color_system=None, force_terminal=False)
+
+
+def test_no_color_leaves_weight_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = output(fed(until_ppo()), force_terminal=True, color_system="truecolor")
+    assert not [code for code in text.split("\x1b[")[1:] if code.split("m")[0] not in ("0", "1", "2", "1;2", "2;1")]
+
+
+def test_colours_are_those_that_show_on_light_and_dark() -> None:
+    allowed = {"", "cyan", "green", "red", "magenta"}
+    for records in (until_ppo(), whole(), *(random_stream(seed) for seed in range(5))):
+        for line in fed(records).lines(200, 60, UNICODE, 2e9):
+            for style in (line.style, *(span.style for span in line.spans)):
+                assert set(str(style).split()) <= allowed | {"bold", "dim"}, style
+
+
+def test_charts() -> None:
+    assert chart([0, 1, 2, 3, 4, 5, 6, 7], (0, 7), 1, UNICODE) == ["▁▂▃▄▅▆▇█"]
+    assert chart([0, 7.5, 15], (0, 15), 2, UNICODE) == [" ▁█", "▁██"]
+    assert chart([1, 1], (1, 1), 1, UNICODE) == ["▄▄"]
+    assert chart([0, 7], (0, 7), 1, ASCII) == ["_#"]
+    assert chart([-1e308, 1e308], (-1e308, 1e308), 1, UNICODE) == ["▁▁"]  # a range beyond floats
+
+
+def test_wrapping_counts_cells() -> None:
+    assert wrap("音楽は優しくて", 6, 9, UNICODE) == ["音楽は", "優しく", "て"]
+    assert wrap("one two three", 7, 9, UNICODE) == ["one two", "three"]
+    assert wrap("one two three", 7, 1, UNICODE) == ["one tw…"]
+    assert wrap("a\n\nb", 7, 9, UNICODE) == ["a", "", "b"]
+    assert wrap("音", 1, 9, UNICODE) == ["音"]  # nothing narrower can be done; the frame cuts it
+
+
+def test_the_events_own_records_are_understood() -> None:
+    screen = fed([run_started(), StageStarted(stage="sft", total_steps=7, time=5.0).to_record()])
+    assert drawn(screen)[1].startswith("▸ sft 0/7")
+    assert set(STAGES) == set(METRICS)
+    assert all(isinstance(line, Text) for line in screen.lines(80, 24, UNICODE, 6.0))
