@@ -221,19 +221,25 @@ def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType
         for row, tokens, begin in one.longest:
             yield Text(f"  row {row} has {tokens} tokens: {visible(begin)[:_SHOWN]}", style="dim")
         yield Text(f"  the first {len(one.examples)}, as the model reads them:")
-        for example in one.examples:
-            line = Text("    ")
-            for part, text in example:
-                line.append(f"{part} ", style="dim")
-                line.append(_short(visible(text)), style=_STYLES.get(part, "cyan"))
-                line.append("  ")
-            yield line
+        yield _example_table(one.examples)
         yield Text()
     if report.leaks:
         for sentence in report.leaks:
             yield Text(f"warning: {sentence}", style="yellow")
     else:
         yield Text("no test prompt is in the demonstrations or preferences")
+
+
+def _example_table(examples: Sequence[Sequence[tuple[str, str]]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, example in enumerate(examples):
+        if number:
+            table.add_row()
+        for part, text in example:
+            table.add_row(part, Text(_short(visible(text)), _STYLES.get(part, "cyan")))
+    return table
 
 
 def _short(text: str) -> str:
