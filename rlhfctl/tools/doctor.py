@@ -36,6 +36,7 @@ NEEDED = {
     "accelerate": "1.10",
     "datasets": "4.0",
     "numpy": "1.26",
+    "pyarrow": "15",
     "scipy": "1.11",
 }
 LAST_TRL = "1.12.0"  # with a PPOTrainer, as in training/ppo_trl.py, which loads torch
