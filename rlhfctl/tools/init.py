@@ -200,8 +200,8 @@ def _seen_from(folder: Path, stated: str) -> Path:
 
 
 def _count(stated: str, folder: Path) -> int | None:
-    """How many rows a JSONL file has; None for other kinds, and where only the environment knows where it is."""
-    if _by_variable(stated) or Path(stated).suffix != ".jsonl":
+    """How many rows a file of a row a line has; None for other kinds, and where only the environment knows it."""
+    if _by_variable(stated) or Path(stated).suffix not in (".jsonl", ".ndjson", ".txt"):
         return None
     with _seen_from(folder, stated).open("rb") as lines:
         return sum(1 for line in lines if line.strip())
