@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from rlhfctl.training.fused import lora_acts
 from rlhfctl.training.roles import LanguageModel
+from rlhfctl.training.sequences import sees_everything
 
 COPIED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters
 _TOLERANCE = 1e-4  # relative to the largest hidden state
@@ -73,7 +74,7 @@ class Decoder:
     @torch.no_grad()
     def of(cls, policy: LanguageModel) -> Decoder | None:
         """None where the model is not of this shape, not small, or computes something else than this."""
-        if not _has_shape(policy):
+        if policy.decodes is False or not _has_shape(policy):
             return None
         decoder = cls(policy)
         if policy.decodes is None:
@@ -206,11 +207,8 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def _has_shape(policy: LanguageModel) -> bool:
     trunk, config = policy.trunk, policy.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if getattr(config, "sliding_window", None) is not None or kinds != {"full_attention"}:
-        return False
-    if rotary not in _STATIC_ROTARY or torch.is_autocast_enabled(policy.device.type):
+    if not sees_everything(config) or rotary not in _STATIC_ROTARY or torch.is_autocast_enabled(policy.device.type):
         return False
     if not all(hasattr(trunk, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
         return False

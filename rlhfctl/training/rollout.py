@@ -22,7 +22,7 @@ from rlhfctl.training.decode import Decoder, Decoding
 from rlhfctl.training.fused import fused
 from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
-from rlhfctl.training.sequences import PACKED
+from rlhfctl.training.sequences import PACKED, sees_everything
 
 _SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
@@ -297,9 +297,7 @@ def _takes_own_mask(policy: LanguageModel) -> bool:
     It then needs not be made anew from (B, L) for each token.
     """
     config = policy.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
-    return plain and getattr(config, "_attn_implementation", None) in ("sdpa", "eager", PACKED)
+    return sees_everything(config) and getattr(config, "_attn_implementation", None) in ("sdpa", "eager", PACKED)
 
 
 def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:

@@ -53,8 +53,7 @@ class Sequences:
     starts: Tensor
     prompt_lengths: Tensor
     lengths: Tensor
-    order: tuple[int, ...]  # the rows as they lie
-    totals: tuple[int, ...]  # their lengths as they lie
+    totals: tuple[int, ...]  # lengths of the rows as they lie
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], at: Any) -> Sequences:
@@ -69,7 +68,6 @@ class Sequences:
             counts[:, 0],
             counts[:, 1],
             counts[:, 2],
-            tuple(order),
             tuple(totals),
         )
 
@@ -219,6 +217,12 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 # ---------------------------------------------------------------- who may
 
 
+def sees_everything(config: Any) -> bool:
+    """Whether every layer's attention reaches back to the first token: no window, no kind of its own."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
+
+
 @contextmanager
 def packed(trunk: Any) -> Iterator[bool]:
     """`trunk` takes rows laid end to end while inside, if it can. Yields whether it does.
@@ -226,9 +230,7 @@ def packed(trunk: Any) -> Iterator[bool]:
     It can where its attention is plain causal `sdpa`, and a few rows show the same hidden states either way.
     """
     config = trunk.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
-    if not plain or config._attn_implementation != "sdpa":
+    if not sees_everything(config) or config._attn_implementation != "sdpa":
         yield config._attn_implementation == PACKED
         return
     inside = _agrees(trunk)
