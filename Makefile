@@ -14,7 +14,7 @@ demo: setup ## The whole loop on the built-in task: sft, reward model, PPO, verd
 	$(BIN)/rlhfctl run quickstart
 
 test: setup ## The tests (those marked slow left out)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 slow: setup ## The long checks: kills, seeds, real text, benchmarks, the newest TRL
 	$(BIN)/python -m pytest -m slow
