@@ -234,6 +234,41 @@ def validate(
         )
 
 
+@app.command(epilog="Example: rlhfctl plan quickstart   or   rlhfctl plan mine.yaml --memory 24")
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin here.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="End after this stage.")] = None,
+    force: ForceOption = False,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Ask for a device with this much memory instead of this one.")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Run one step of each stage and go by what it took.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """What would run, with how many steps, and whether memory and disk suffice."""
+    from rlhfctl.dashboard.console import console
+    from rlhfctl.pipeline import Request
+    from rlhfctl.tools.planning import plan as plans
+
+    found = plans.plan(
+        lambda more: _load(recipe, [*overrides, *more]),
+        run_dir,
+        Request(start=start, until=until, force=force),
+        limit=None if memory is None else int(memory * 1e9),
+        probe=probe,
+        say=lambda sentence: typer.echo(sentence, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        from rlhfctl.tools.planning.view import view
+
+        console().print(view(found))
+
+
 @app.command(name="data", epilog="Example: rlhfctl data my-recipe.yaml")
 def data_(
     recipe: RecipeArgument,

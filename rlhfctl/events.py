@@ -117,13 +117,17 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageFinished(Event):
-    """A stage is complete; its artifact lies at `path`. `skipped` says nothing had to be done."""
+    """A stage is complete; its artifact lies at `path`. `skipped` says nothing had to be done.
+
+    `peak_memory`: the most bytes that it held, of the GPU's memory or, without one, of the process's.
+    """
 
     kind: ClassVar[str] = "finished"
     path: str
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped: bool = False
+    peak_memory: int | None = None
 
 
 class Listener(Protocol):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhfctl import fs
 from rlhfctl.artifacts import (
@@ -174,30 +174,41 @@ def _bring_up_to_date(
     section = recipe.model if name == "base" else getattr(recipe, name)
     options = dict(request.options) | {"restarted": restarted}
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
+    peak = importlib.import_module("rlhfctl.training.peak")
+    peak.restart()
     with hf_events.quiet_libraries(paths.log):
         made: Artifact = module.run(section, context)
     _remove_work(folder)
-    emit(StageFinished(stage=name, path=str(folder), seconds=time.monotonic() - began, metrics=made.manifest.metrics))
+    emit(
+        StageFinished(
+            stage=name,
+            path=str(folder),
+            seconds=time.monotonic() - began,
+            metrics=made.manifest.metrics,
+            peak_memory=peak.bytes_so_far(),
+        )
+    )
+    peak.give_back()
     return made
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
     """Move aside what was made from other inputs; keep what can be gone on with. True: an attempt is repeated."""
-    marker = folder / WORK / _INPUTS
-    same = (
-        not force
-        and not (folder / MANIFEST).is_file()
-        and marker.is_file()
-        and json.loads(marker.read_text()) == dict(inputs)
-    )
-    if same:
+    if not force and not (folder / MANIFEST).is_file() and _attempted(folder, inputs):
         return True
+    marker = folder / WORK / _INPUTS
     if folder.is_dir() and _holds_something(folder):
         kept = fs.move_aside(folder, paths.superseded)
         emit(Note(stage=name, message=f"what was there is kept in {kept}"))
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     fs.write_json(marker, dict(inputs))
     return False
+
+
+def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Whether an attempt with the same inputs was begun there."""
+    marker = folder / WORK / _INPUTS
+    return marker.is_file() and bool(json.loads(marker.read_text()) == dict(inputs))
 
 
 def _holds_something(folder: Path) -> bool:
@@ -209,6 +220,58 @@ def _remove_work(folder: Path) -> None:
     """The checkpoints of a complete stage have served; the manifest says that it is complete."""
     if (folder / WORK).is_dir():
         shutil.rmtree(folder / WORK)
+
+
+# ---------------------------------------------------------------- what a run would do
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do about one stage, and why."""
+
+    stage: str
+    action: Literal["run", "continue", "skip"]
+    why: str
+
+
+def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], request: Request) -> list[Forecast]:
+    """Each stage of the recipe: run, continue from a checkpoint, or skip. `data`: rows as data.check_all gives them."""
+    recipe, paths = loaded.recipe, RunPaths(run_dir)
+    names = stages_of(recipe)
+    chosen = _chosen(names, request)
+    found: list[Forecast] = []
+    anew: set[str] = set()
+    for name in names:
+        if name not in chosen:
+            found.append(Forecast(name, "skip", "not asked for"))
+            continue
+        folder = paths.stage(name)
+        waits_for = [parent for parent in _own_parents(name, recipe) if parent in anew]
+        if waits_for:
+            anew.add(name)
+            found.append(Forecast(name, "run", f"on the new {', '.join(waits_for)}"))
+            continue
+        inputs = _inputs(name, recipe, paths, data, request)
+        artifact = find_artifact(folder)
+        if artifact is not None and not request.force:
+            changed = changed_inputs(artifact.manifest.inputs, inputs)
+            if not changed:
+                found.append(Forecast(name, "skip", "complete, and nothing that it depends on changed"))
+                continue
+            found.append(Forecast(name, "run", f"changed: {', '.join(changed)}"))
+        elif not request.force and _attempted(folder, inputs):
+            found.append(Forecast(name, "continue", "begun with the same inputs"))
+        else:
+            found.append(Forecast(name, "run", "--force" if request.force else "nothing is there yet"))
+        anew.add(name)
+    return found
+
+
+def _own_parents(name: str, recipe: Recipe) -> list[str]:
+    """The stages of this recipe that `name` reads."""
+    base, names = ("sft" if recipe.sft is not None else "base"), stages_of(recipe)
+    read = {"reward": [base], "ppo": [base, "reward"], "compare": [base, "reward", "ppo"]}.get(name, [])
+    return [parent for parent in read if parent in names]
 
 
 # ---------------------------------------------------------------- what a stage depends on

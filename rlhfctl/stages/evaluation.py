@@ -107,11 +107,9 @@ class Evaluation:
                 models.save_weights(self.policy.model, folder)
 
     def _kl(self, responses: list[list[int]]) -> list[float]:
-        self.policy.activate()
-        policy, pad = self.policy.model, self.tokenizer.pad_token_id
-        reference = self.reference if self.reference is not None else rollout.WithoutAdapter(policy)
-        temperature = self.section.temperature
-        return rollout.exact_kl(policy, reference, self.prompts, responses, pad, temperature=temperature)
+        pad, section = self.tokenizer.pad_token_id, self.section
+        reference = LanguageModel(self.policy.model if self.reference is None else self.reference, pad)
+        return rollout.exact_kl(self.policy, reference, self.prompts, responses, pad, temperature=section.temperature)
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts

@@ -81,10 +81,13 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 5. Measure on the held-out pairs.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "accuracy"))
     metrics["steps"] = trainer.state.global_step
-    metrics |= _heldout(trainer.model, heldout, tokenizer, ctx)
+    model = hf_events.trained_model(trainer)
+    metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 6. Save, load again, score the kept pairs again.
-    metrics["reload_gap"] = _publish(trainer.model, tokenizer, heldout, base, ctx)
+    _publish(model, tokenizer, heldout, base, ctx)
+    del model
+    metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
     layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
     layout |= {"adapter": "adapter"} if section.lora is not None else {"model": "model"}
     return ctx.publish(
@@ -98,9 +101,11 @@ def run(section: Reward, ctx: Context) -> Artifact:
 
 
 def _config(section: Reward, ctx: Context) -> RewardConfig:
-    on_gpu = models.device().type == "cuda"
-    owned = hf_events.common_arguments(ctx.work, seed=ctx.recipe.seed, report_to=ctx.recipe.report_to)
-    return RewardConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
+    recipe = ctx.recipe
+    arguments = hf_events.trainer_arguments(
+        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=recipe.report_to
+    )
+    return RewardConfig(**arguments)
 
 
 def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, Any]]:
@@ -150,23 +155,26 @@ def _heldout(
 
 def _publish(
     model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]], base: handoff.Base, ctx: Context
-) -> float:
-    """Write weights and probes; return how far the reloaded model is from the scores, after checking it."""
+) -> None:
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
     handoff.write_probes(ctx.folder, rows, models.score_rows(model, rows, tokenizer.pad_token_id), "scores")
-    reloaded: PreTrainedModel
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], base), head=True)
             models.save_tokenizer(tokenizer, folder)
-        reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
             models.save_model(model, tokenizer, folder)
-        reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(ctx.recipe.model.dtype))
+
+
+def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
+    """How far the scores of the model on disk are from the recorded ones, after checking it."""
+    section = ctx.recipe.model
+    reloaded: PreTrainedModel
+    if (ctx.folder / "adapter").is_dir():
+        reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
+    else:
+        reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(section.dtype))
     return handoff.check_scores(
-        models.to_device(reloaded),
-        tokenizer.pad_token_id,
-        ctx.folder / handoff.PROBES,
-        handoff.precision(ctx.recipe.model),
+        models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
     )

@@ -80,8 +80,10 @@ def run(section: Sft, ctx: Context) -> Artifact:
     # 5. Save: record what it gives, merge, publish, load again and compare.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
     rows = [row["input_ids"][:_PROBE_TOKENS] for row in encoded[:_PROBE_ROWS]]
-    _publish(trainer.model, tokenizer, rows, ctx)
     metrics["steps"] = trainer.state.global_step
+    model = hf_events.trained_model(trainer)
+    _publish(model, tokenizer, rows, ctx)
+    del model
     metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
     layout: dict[str, Any] = {"model": "model", "probes": handoff.PROBES}
     if section.lora is not None:
@@ -97,9 +99,11 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
 
 def _config(section: Sft, ctx: Context) -> SFTConfig:
-    on_gpu = models.device().type == "cuda"
-    owned = hf_events.common_arguments(ctx.work, seed=ctx.recipe.seed, report_to=ctx.recipe.report_to)
-    return SFTConfig(**hf_events.trainer_defaults(ctx.recipe.model.dtype, on_gpu) | section.trainer | owned)
+    recipe = ctx.recipe
+    arguments = hf_events.trainer_arguments(
+        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=recipe.report_to
+    )
+    return SFTConfig(**arguments)
 
 
 def _encode(

@@ -102,7 +102,7 @@ class Report:
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.seed)
-    tokenizer = _tokenizer(recipe, loaded)
+    tokenizer = tokenizer_of(recipe, loaded)
     conversations = any(is_conversation(row) for rows in loaded.values() for row in rows.rows)
     if conversations and tokenizer.chat_template:
         adopt_end_of_turn(tokenizer)
@@ -110,7 +110,8 @@ def examine(recipe: Recipe) -> Report:
     return Report(sets, tuple(_leaks(recipe, loaded)))
 
 
-def _tokenizer(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
+def tokenizer_of(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
+    """The tokenizer that the first stage would have, with its template; for new weights learned from `loaded`."""
     section = recipe.model
     if section.init is not None:
         texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []

@@ -274,7 +274,7 @@ def _disk(runs: Path) -> Finding:
 
 
 def _memory() -> Finding:
-    total, free = _memory_bytes()
+    total, free = memory_bytes()
     if total is None:
         return Finding("memory", "warn", "not known: this system does not say")
     available = free if free is not None else total
@@ -284,7 +284,7 @@ def _memory() -> Finding:
     return Finding("memory", "ok", what)
 
 
-def _memory_bytes() -> tuple[int | None, int | None]:
+def memory_bytes() -> tuple[int | None, int | None]:
     """Of the machine, or of the container where that has a limit; and how much of it is available."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -111,14 +111,16 @@ def _fused_norm(self: Any, x: Tensor) -> Tensor:
     return normed
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether it computes what `_RmsNorm` does: known by its name and parts, shown on numbers."""
+def _is_rms_norm(module: nn.Module, *, shown: bool) -> bool:
+    """Whether it computes what `_RmsNorm` does: known by its name and parts and, where `shown`, shown on numbers."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     named = type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
     if not (named and isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(eps, float)):
         return False
     if weight.dtype != torch.float32 or len(list(module.parameters())) != 1:
         return False
+    if not shown:
+        return True
     x = torch.linspace(-2.0, 3.0, 2 * len(weight), device=weight.device).view(2, -1)
     with torch.no_grad():
         return torch.allclose(module(x), _RmsNorm.apply(x, weight, eps), atol=1e-5, rtol=1e-5)
@@ -128,10 +130,13 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[int]:
-    """Compute `model`'s layers so while inside. Yields how many take part."""
+def fused(model: nn.Module, *, shown: bool = True) -> Iterator[int]:
+    """Compute `model`'s layers so while inside. Yields how many take part.
+
+    `shown` False: nothing is tried on numbers, for weights that have none.
+    """
     linears = [module for module in model.modules() if _is_plain(module)]
-    norms = [module for module in model.modules() if _is_rms_norm(module)]
+    norms = [module for module in model.modules() if _is_rms_norm(module, shown=shown)]
     for linear in linears:
         linear.__class__ = FusedLinear
     for norm in norms:

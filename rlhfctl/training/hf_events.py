@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import gc
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from rlhfctl.recipe.schema import did_you_mean
 from rlhfctl.training import checkpoints, models
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
-_KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
+KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
 # transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
 NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
 
@@ -98,7 +99,7 @@ def common_arguments(work: Path, *, seed: int, report_to: list[str]) -> dict[str
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
-        "save_total_limit": _KEPT_CHECKPOINTS,
+        "save_total_limit": KEPT_CHECKPOINTS,
         "report_to": report_to or "none",
         "push_to_hub": False,
         "disable_tqdm": True,
@@ -128,12 +129,31 @@ def prepare(
     return resume
 
 
+def trained_model(trainer: Trainer) -> Any:
+    """The model of a trainer that is done, gradients and optimizer gone: what follows needs their memory."""
+    model = trainer.model
+    model.zero_grad(set_to_none=True)
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
+    trainer.callback_handler.model = trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    gc.collect()
+    return model
+
+
 def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """The last logged value of each name that was logged (the history is part of a checkpoint, so resumes keep it)."""
     found: dict[str, float] = {}
     for entry in history:
         found |= {name: float(entry[name]) for name in names if name in entry}
     return found
+
+
+def trainer_arguments(
+    work: Path, dtype: str, given: Mapping[str, Any], *, seed: int, report_to: list[str]
+) -> dict[str, Any]:
+    """All that SFTConfig or RewardConfig is made with: our defaults, what the recipe gives, what rlhfctl owns."""
+    on_gpu = models.device().type == "cuda"
+    return trainer_defaults(dtype, on_gpu) | dict(given) | common_arguments(work, seed=seed, report_to=report_to)
 
 
 def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:

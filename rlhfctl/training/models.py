@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -49,6 +50,7 @@ _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
 _NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
 _SHOWN_UNKNOWN = 8
+_LOGITS_AT_ONCE = 1 << 24
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -146,8 +148,8 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
 # ---------------------------------------------------------------- models
 
 
-def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model with new weights, drawn from `seed`."""
+def new_config(init: Init, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of a model of the given shape for `tokenizer`, without dropout."""
     intermediate = init.intermediate_size
     if intermediate is None and init.architecture in ("llama", "mistral", "qwen2"):
         intermediate = _ROUND_TO * round(init.hidden_size * _GATED_FEED_FORWARD / _ROUND_TO)
@@ -177,10 +179,27 @@ def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dt
     for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout"):
         if hasattr(config, dropout):
             setattr(config, dropout, 0.0)
+    return config
+
+
+def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model with new weights, drawn from `seed`."""
+    config = new_config(init, tokenizer)
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     set_token_ids(model, tokenizer)
     return model
+
+
+def load_config(section: Model) -> PretrainedConfig:
+    """The configuration of the recipe's pretrained model, without its weights."""
+    assert section.path is not None
+    try:
+        return AutoConfig.from_pretrained(
+            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(section.path, "model", error) from error
 
 
 def load_causal_lm(
@@ -608,8 +627,12 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, at: torch.device, *, left: boo
 def sequence_logprobs(
     model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 16
 ) -> list[list[float]]:
-    """Log-probability of every token of each row after its first, given those before it (natural log)."""
+    """Log-probability of every token of each row after its first, given those before it (natural log).
+
+    Fewer than `batch_size` rows at a time where the logits of so many would be large.
+    """
     at = next(model.parameters()).device
+    batch_size = rows_at_once(model, batch_size, max((len(row) for row in rows), default=1))
     result: list[list[float]] = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
@@ -619,6 +642,12 @@ def sequence_logprobs(
             logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
     return result
+
+
+def rows_at_once(model: Any, most: int, length: int) -> int:
+    """How many rows of `length` tokens have logits of 64 MB or less in float32; at least one, at most `most`."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return max(1, min(most, _LOGITS_AT_ONCE // (length * vocabulary)))
 
 
 def score_rows(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED, sees_everything
 
-_SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
+KL_ELEMENTS = 1 << 22  # logits of each side compared at a time: 16 MB in float32, of which six are held
+SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
 
 @dataclass(frozen=True)
@@ -112,25 +114,30 @@ def sample(
     `value_head` reads the hidden states (N, H) as they pass; a row then stays one step longer, for the state after its
     end.
     """
-    policy = model if isinstance(model, LanguageModel) else LanguageModel(model, tokenizer.pad_token_id, _acting(model))
+    policy = _language_model(model, tokenizer.pad_token_id)
     numbers = list(range(len(prompts))) if episodes is None else list(episodes)
     # Equal lengths together: less padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
     policy.activate()
     with evaluating(policy.model), fused(policy.model):
-        decoder = Decoder.of(policy)
+        begin = starter(policy)
         for start in range(0, len(order), sampling.batch_size):
             rows = order[start : start + sampling.batch_size]
             given, counted = [prompts[row] for row in rows], [numbers[row] for row in rows]
             ids, mask = pad_left(given, policy.pad_token_id, policy.device)
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
-            batch = decoder.begin(ids, mask, room) if decoder else _Forward(policy, ids, mask, room)
-            drawn = _sample_batch(policy, batch, tokenizer, sampling, counted, value_head)
+            drawn = _sample_batch(policy, begin(ids, mask, room), tokenizer, sampling, counted, value_head)
             responses |= dict(zip(rows, drawn, strict=True))
             on_batch(min(start + sampling.batch_size, len(order)))
     return [responses[index] for index in range(len(prompts))]
+
+
+def starter(policy: LanguageModel) -> Callable[[Tensor, Tensor, int], _Forward | Decoding]:
+    """What starts a batch of prompts (B, T), their mask (B, T), and room for so many tokens a row."""
+    decoder = Decoder.of(policy)
+    return decoder.begin if decoder is not None else partial(_Forward, policy)
 
 
 def _acting(model: Any) -> str | None:
@@ -189,7 +196,7 @@ def _sample_batch(
         left = int(alive.sum())
         if left == 0:
             break
-        if left <= _SHRINK_BELOW * len(going):
+        if left <= SHRINK_BELOW * len(going):
             chosen = alive.nonzero().squeeze(-1)
             batch.keep(chosen)
             going, token = going[chosen], token[chosen]
@@ -306,21 +313,9 @@ def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings
     return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=tokens.device)
 
 
-class WithoutAdapter(nn.Module):
-    """A peft model with its adapter off, called like the plain model: the reference that shares the policy's base."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        with self.policy.disable_adapter():
-            return self.policy(**inputs)
-
-
 def exact_kl(
-    policy: nn.Module,
-    reference: nn.Module,
+    policy: nn.Module | LanguageModel,
+    reference: nn.Module | LanguageModel,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     pad_token_id: int,
@@ -332,18 +327,35 @@ def exact_kl(
 
     At every response position the full sum over the vocabulary, sum_v p(v) (log p(v) - log q(v)), added over positions:
     the Rao-Blackwellised estimate of the sequence KL (Amini, Vieira and Cotterell, 2025, arXiv 2504.10637). Unlike the
-    average of log-ratios it is never negative and varies less.
+    average of log-ratios it is never negative and varies less. Logits are made for a part of the positions at a time.
     """
-    at = next(policy.parameters()).device
+    ours, theirs = _language_model(policy, pad_token_id), _language_model(reference, pad_token_id)
+    rows = max(1, KL_ELEMENTS // ours.vocabulary)
     result: list[float] = []
-    with evaluating(policy), evaluating(reference):
+    with evaluating(ours.model), evaluating(theirs.model):
         for start in range(0, len(prompts), batch_size):
             pairs = list(zip(prompts[start : start + batch_size], responses[start : start + batch_size], strict=True))
-            ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, at)
-            logp = torch.log_softmax(policy(input_ids=ids, attention_mask=mask).logits.float() / temperature, -1)
-            logq = torch.log_softmax(reference(input_ids=ids, attention_mask=mask).logits.float() / temperature, -1)
-            per_position = (logp.exp() * (logp - logq)).sum(-1)  # (B, L); position t judges token t + 1
-            for index, (prompt, response) in enumerate(pairs):
-                here = per_position[index, len(prompt) - 1 : len(prompt) + len(response) - 1]
-                result.append(float(here.sum().clamp(min=0.0)))
+            ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, ours.device)
+            judged = torch.zeros_like(mask, dtype=torch.bool)  # position t judges token t + 1
+            for row, (prompt, response) in enumerate(pairs):
+                judged[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
+            of_ours = ours.hidden(ids, attention_mask=mask)[judged]
+            of_theirs = theirs.hidden(ids, attention_mask=mask)[judged]
+            terms = [
+                kl_terms(ours.logits(p) / temperature, theirs.logits(q) / temperature)
+                for p, q in zip(of_ours.split(rows), of_theirs.split(rows), strict=True)
+            ]
+            sums = torch.cat(terms).split([len(response) for _, response in pairs])
+            result += [float(one.sum().clamp(min=0.0)) for one in sums]
+    ours.activate()  # the reference may have been the same model with its adapter off
     return result
+
+
+def kl_terms(ours: Tensor, theirs: Tensor) -> Tensor:
+    """(N,) KL in nats between the distributions of logits (N, V)."""
+    logp, logq = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def _language_model(model: nn.Module | LanguageModel, pad_token_id: int) -> LanguageModel:
+    return model if isinstance(model, LanguageModel) else LanguageModel(model, pad_token_id, _acting(model))

@@ -392,7 +392,7 @@ def test_the_reference_may_be_the_policy_without_its_adapter() -> None:
     _, base = tiny()
     separate = models.copy_frozen(base)
     policy = models.add_lora(base, Lora(r=2, lora_alpha=8), TaskType.CAUSAL_LM, seed=0)
-    reference = rollout.WithoutAdapter(policy)
+    reference = LanguageModel(policy, 1)
     responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
     assert rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0) == [0.0] * 6
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""`rlhfctl plan`: what a run would do and need, before it does."""

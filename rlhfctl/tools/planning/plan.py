@@ -1,0 +1,154 @@
+"""`rlhfctl plan`: what a run of a recipe would do and need, before it does.
+
+    rows, tokenizer ──▶ lengths ──┬─▶ steps, tokens
+    recipe, config.json ──────────┴─▶ memory by role and kind (training/memory.py), disk ──▶ does it fit, what to change
+    run folder ───────▶ which stages run, go on, are skipped, and why
+
+Loads rows and the tokenizer, no weights. `--probe` runs one step of each stage for real, in a temporary run folder
+beside the run's own, and puts what that took in place of what was predicted. Writes nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from rlhfctl import pipeline
+from rlhfctl.pipeline import Request
+from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.tools.doctor import memory_bytes
+from rlhfctl.tools.planning.advice import Advice, Fit, advise, fit
+from rlhfctl.tools.planning.probe import probed
+from rlhfctl.tools.planning.stages import Disk, Lengths, StagePlan, stage_plan
+from rlhfctl.training import data, hf_events, peak
+
+CUDA_BYTES = 500_000_000  # what CUDA and its kernels take beside tensors; a usual figure, not measured here
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it runs. Bytes throughout; `overhead` is what libraries and rows take beside tensors."""
+
+    name: str
+    device: str
+    limit: int | None
+    overhead: int
+    free_disk: int
+    stages: tuple[StagePlan, ...]
+    advice: tuple[Advice, ...]
+    disk: Disk
+
+    def total(self, stage: StagePlan) -> int | None:
+        """The most memory that a stage takes: measured where it was, else predicted."""
+        if stage.measured is not None:
+            return stage.measured
+        return None if stage.outlook is None else self.overhead + stage.outlook.peak.total
+
+    def fit(self, stage: StagePlan) -> Fit | None:
+        return fit(self.total(stage), self.limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "memory_limit": self.limit,
+            "memory_overhead": self.overhead,
+            "disk": {"highest": self.disk.highest, "kept": self.disk.kept, "free": self.free_disk},
+            "stages": [self._stage(stage) for stage in self.stages],
+            "advice": [{"stage": one.stage, "set": list(one.settings), "memory": one.total} for one in self.advice],
+        }
+
+    def _stage(self, stage: StagePlan) -> dict[str, Any]:
+        outlook = stage.outlook
+        return {
+            "name": stage.name,
+            "action": stage.action,
+            "why": stage.why,
+            "rows": stage.rows,
+            "steps": stage.steps,
+            "tokens": stage.tokens,
+            "parameters": None if outlook is None else outlook.parameters,
+            "trainable": None if outlook is None else outlook.trainable,
+            "memory": self.total(stage),
+            "predicted": None if outlook is None else self.overhead + outlook.peak.total,
+            "measured": stage.measured,
+            "fit": self.fit(stage),
+            "peak": None if outlook is None else {"moment": outlook.peak.what, "needs": outlook.peak.needs},
+            "moments": {} if outlook is None else {one.what: one.total for one in outlook.moments},
+            "disk": {"highest": stage.disk.highest, "kept": stage.disk.kept},
+            "note": stage.note,
+        }
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def plan(
+    load: Callable[[Sequence[str]], LoadedRecipe],
+    run_dir: Path | None = None,
+    request: Request | None = None,
+    *,
+    limit: int | None = None,
+    probe: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Plan:
+    """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
+    warnings.simplefilter("ignore")  # libraries' remarks about each other are not about the plan
+    loaded = load(())
+    recipe = loaded.recipe
+    folder = run_dir or Path("runs") / recipe.name
+    rows = data.check_all(recipe.data, recipe.seed)
+    forecasts = pipeline.forecast(loaded, folder, rows, request or Request())
+    hf_events.check_trainers(
+        {name: section.trainer for name in ("sft", "reward") if (section := getattr(recipe, name)) is not None}
+    )
+    transformers_logging.set_verbosity_error()
+    lengths = Lengths.of(recipe, rows)
+    overhead = CUDA_BYTES if torch.cuda.is_available() else peak.resident_bytes()
+    device, here = _device()
+    limit = limit if limit is not None else here
+    stages = [stage_plan(forecast, recipe, lengths) for forecast in forecasts]
+    if probe:
+        stages = probed(stages, loaded, folder, say)
+    active = [stage for stage in stages if stage.action != "skip"]
+    found = Plan(
+        recipe.name,
+        device,
+        limit,
+        overhead,
+        shutil.disk_usage(next(place for place in folder.absolute().parents if place.is_dir())).free,
+        tuple(stages),
+        (),
+        _sum(active),
+    )
+    advice = [
+        advise(stage, load, lengths, overhead, limit)
+        for stage in active
+        if limit is not None and found.fit(stage) == "does not fit"
+    ]
+    return replace(found, advice=tuple(one for one in advice if one is not None))
+
+
+def _device() -> tuple[str, int | None]:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+    total, free = memory_bytes()
+    name = "Apple GPU, memory shared" if torch.backends.mps.is_available() else "CPU"
+    return name, free + peak.resident_bytes() if free is not None else total
+
+
+def _sum(stages: Sequence[StagePlan]) -> Disk:
+    """Of stages one after the other: each keeps what it keeps."""
+    kept = highest = 0
+    for stage in stages:
+        highest = max(highest, kept + stage.disk.highest)
+        kept += stage.disk.kept
+    return Disk(max(highest, kept), kept)

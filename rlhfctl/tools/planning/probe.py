@@ -1,0 +1,66 @@
+"""One step of each stage for real, in a run folder that is removed: what it took, in place of what was foreseen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhfctl.artifacts import RunPaths
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.events import StageFinished, from_record
+from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.tools.planning.stages import StagePlan
+
+
+def probed(
+    stages: Sequence[StagePlan], loaded: LoadedRecipe, folder: Path, say: Callable[[str], None]
+) -> list[StagePlan]:
+    """Run a recipe of one step a stage in a folder that is removed; put in what it took."""
+    place = next(place for place in folder.absolute().parents if place.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".rlhfctl-probe-", dir=place) as temporary:
+        run = Path(temporary) / "run"
+        recipe = Path(temporary) / "recipe.yaml"
+        recipe.write_text(json.dumps(_one_step(loaded.recipe)), encoding="utf-8")
+        say("probe: one step of each stage, in a folder that is removed afterwards")
+        command = [sys.executable, "-m", "rlhfctl", "run", str(recipe), "--run-dir", str(run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        finished = {event.stage: event for event in _finished(RunPaths(run).events)}
+        if done.returncode and not finished:
+            raise RlhfctlError(f"the probe stopped:\n{(done.stderr or done.stdout).strip()[-1500:]}", where="--probe")
+        if done.returncode:
+            say(f"probe: stopped after {', '.join(finished)}: {done.stderr.strip().splitlines()[-1]}")
+    return [
+        replace(stage, measured=finished[stage.name].peak_memory) if stage.name in finished else stage
+        for stage in stages
+    ]
+
+
+def _finished(events: Path) -> Iterator[StageFinished]:
+    if events.is_file():
+        for line in events.read_text(encoding="utf-8").splitlines():
+            event = from_record(json.loads(line))
+            if isinstance(event, StageFinished):
+                yield event
+
+
+def _one_step(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe with a step of each stage: the same sizes, the same rows, no more of them than needed."""
+    given = recipe.model_dump(mode="json")
+    for name in ("sft", "reward"):
+        if given.get(name) and "trainer" in given[name]:
+            given[name]["trainer"] = given[name]["trainer"] | {"max_steps": 1}
+            given[name].pop("checkpoint_steps", None)
+    if recipe.ppo is not None:
+        given["ppo"] |= {"total_episodes": recipe.ppo.batch_size}
+    if recipe.compare is not None:
+        given["compare"] |= {"samples_per_prompt": 1}
+        prompts = given["data"]["prompts"]
+        prompts["test"] = min(prompts["test"], recipe.compare.batch_size)
+    return given

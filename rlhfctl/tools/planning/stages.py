@@ -1,0 +1,352 @@
+"""What each stage does and needs: rows, steps, tokens, parameters, memory, disk.
+
+From the lengths of its rows and the model's configuration. Loads the tokenizer, no weights.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from trl import RewardConfig, SFTConfig
+
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.pipeline import Forecast
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.tools.data_report import tokenizer_of
+from rlhfctl.training import data, hf_events, memory, models
+from rlhfctl.training.data import Rows
+from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
+from rlhfctl.training.memory import BASE, Outlook, Shape, Training
+from rlhfctl.training.meter import WEIGHTS
+
+_PROBE_ROWS, _PROBE_TOKENS = 8, 128  # of sft's check after saving
+_SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
+_NUMBER = 22  # bytes of one in JSON
+_CHARS = 4  # a token, about
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes a stage writes: `highest` while it runs, checkpoints included; `kept` afterwards."""
+
+    highest: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. `outlook` None: its memory cannot be foreseen (`note` says why)."""
+
+    name: str
+    action: Literal["run", "continue", "skip"]
+    why: str
+    rows: str
+    steps: int
+    tokens: int
+    outlook: Outlook | None
+    disk: Disk
+    note: str | None = None
+    measured: int | None = None  # bytes, by --probe
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of every row, as the stages read them, and the tokenizer that they are counted with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    tokenizer_bytes: int
+    sft: tuple[int, ...] = ()
+    chosen: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
+    heldout: int = 0
+    prompts: tuple[int, ...] = ()
+    eval: int = 0
+    test: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
+        tokenizer = tokenizer_of(recipe, dict(rows))
+        if any(is_conversation(row) for one in rows.values() for row in one.rows) and tokenizer.chat_template:
+            adopt_end_of_turn(tokenizer)
+        encoder = Encoder(tokenizer)
+        found: dict[str, Any] = {}
+        if "demonstrations" in rows and recipe.sft is not None:
+            found["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
+        if "preferences" in rows and recipe.data.preferences is not None:
+            split = data.split_preferences(recipe.data.preferences, rows["preferences"].rows, recipe.seed)
+            pairs = [encoder.preference(row) for row in split.train]
+            found["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
+            found["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
+            found["heldout"] = len(split.heldout)
+        if "prompts" in rows and recipe.data.prompts is not None:
+            parts = data.split_prompts(recipe.data.prompts, rows["prompts"].rows, recipe.seed)
+            found["prompts"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.train)
+            found["test"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.test)
+            found["eval"] = len(parts.eval)
+        with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
+            models.save_tokenizer(tokenizer, Path(folder))
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        return cls(tokenizer, _config(recipe, tokenizer), size, **found)
+
+
+def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The model's configuration, with a row of embeddings for each token and for pad."""
+    section = recipe.model
+    if section.init is not None:
+        return models.new_config(section.init, tokenizer)
+    assert section.path is not None
+    config = models.load_config(section)
+    pads = tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
+    config.vocab_size = max(config.vocab_size, len(tokenizer) + (0 if pads else 1))
+    return config
+
+
+# ---------------------------------------------------------------- one stage
+
+
+def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths) -> StagePlan:
+    """What the stage does and needs, and what the run would do about it."""
+    return replace(facts(forecast.stage, recipe, lengths), action=forecast.action, why=forecast.why)
+
+
+def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
+    """What a stage of `recipe` does and needs."""
+    return _FACTS[name](recipe, lengths)
+
+
+def _shape(recipe: Recipe, lengths: Lengths) -> Shape:
+    config = type(lengths.config).from_dict(lengths.config.to_dict())
+    return Shape(config, models.torch_dtype(recipe.model.dtype), recipe.model.quantization)
+
+
+def _base(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    longest = max(lengths.prompts, default=2)
+    outlook = memory.base_outlook(replace(_shape(recipe, lengths), quantization=None), _PROBE_ROWS, longest)
+    kept = _weights_on_disk(outlook, recipe) + lengths.tokenizer_bytes + _probes(_PROBE_ROWS, longest)
+    return StagePlan("base", "run", "", "", 0, 0, outlook, Disk(kept, kept))
+
+
+def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    section = recipe.sft
+    assert section is not None
+    config = trainer_config(SFTConfig, recipe, section.trainer)
+    limit = config.max_length or math.inf
+    counts = [int(min(length, limit)) for length in lengths.sft]
+    rows, longest, what = len(counts), max(counts), f"{len(counts)} demonstrations"
+    if config.packing and config.max_length:
+        rows, longest = math.ceil(sum(lengths.sft) / config.max_length), config.max_length
+        what += f", packed into {rows} rows"
+    steps, epochs = _steps(rows, config)
+    training = _training(config, section.lora, config.per_device_train_batch_size, longest)
+    outlook = memory.sft_outlook(
+        _shape(recipe, lengths),
+        replace(training, whole_logits=config.loss_type != "chunked_nll"),
+        _PROBE_ROWS,
+        min(longest, _PROBE_TOKENS),
+    )
+    whole = _weights_on_disk(outlook, recipe)
+    adapter = _adapter_bytes(outlook)
+    kept = whole + lengths.tokenizer_bytes + _probes(_PROBE_ROWS, min(longest, _PROBE_TOKENS))
+    if section.lora is not None:
+        kept += adapter + lengths.tokenizer_bytes
+    disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
+    tokens = int(sum(counts) * epochs)
+    return StagePlan("sft", "run", "", what, steps, tokens, outlook, disk)
+
+
+def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    section = recipe.reward
+    assert section is not None
+    config = trainer_config(RewardConfig, recipe, section.trainer)
+    limit = config.max_length or math.inf
+    pairs = [
+        pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= limit
+    ]  # longer ones are dropped
+    if not pairs:
+        raise RlhfctlError(f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length")
+    steps, epochs = _steps(len(pairs), config)
+    training = _training(config, section.lora, 2 * config.per_device_train_batch_size, max(map(max, pairs)))
+    outlook = memory.reward_outlook(_shape(recipe, lengths), training)
+    adapter, whole = _adapter_bytes(outlook), _weights_on_disk(outlook, recipe)
+    kept = (adapter or whole) + lengths.tokenizer_bytes + _probes(32, max(map(max, pairs)))
+    disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
+    what = f"{len(pairs)} pairs, {lengths.heldout} held out"
+    return StagePlan("reward", "run", "", what, steps, int(sum(map(sum, pairs)) * epochs), outlook, disk)
+
+
+def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    section = recipe.ppo
+    assert section is not None
+    updates = math.ceil(section.total_episodes / section.batch_size)
+    prompts = _that_fit(lengths.prompts, recipe, lengths, section.response_length)
+    what = f"{len(prompts)} prompts, {section.total_episodes} episodes"
+    tokens = updates * section.batch_size * section.response_length
+    scorer, shared = _scorer(recipe, lengths)
+    note, outlook = None, None
+    if section.engine == "trl":
+        note = "TRL's PPOTrainer is not modelled: --probe measures it"
+    elif recipe.reward is not None and recipe.reward.model is not None and scorer is None:
+        note = "the reward model's config.json cannot be read here: --probe measures it"
+    else:
+        outlook = memory.ppo_outlook(
+            _shape(recipe, lengths), section, max(prompts), scorer, shared=shared, eval_prompts=lengths.eval
+        )
+    return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
+
+
+def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[Shape | None, bool]:
+    """The reward model's shape (None: a function, or not known), and whether PPO has it as an adapter on base*."""
+    reward, ppo = recipe.reward, recipe.ppo
+    if reward is None or reward.kind == "function":
+        return None, False
+    if reward.kind == "trained":
+        on_base = reward.lora is not None and ppo is not None and ppo.lora is not None
+        return _shape(recipe, lengths), on_base and ppo is not None and ppo.critic_kind != "model"
+    try:
+        config = AutoConfig.from_pretrained(reward.model, trust_remote_code=recipe.model.trust_remote_code)
+    except (OSError, ValueError):
+        return None, False
+    return Shape(config, models.torch_dtype(recipe.model.dtype)), False
+
+
+def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
+    context = getattr(lengths.config, "max_position_embeddings", None)
+    limit = recipe.data.max_prompt_length or (context - response if context else None)
+    if limit is None:
+        return list(prompts)
+    fitting = [count for count in prompts if count <= limit]
+    if recipe.data.overlong_prompts == "truncate":
+        fitting += [limit] * (len(prompts) - len(fitting))
+    if not fitting:
+        raise RlhfctlError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower response_length")
+    return fitting
+
+
+def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    section = recipe.compare
+    assert section is not None and section.max_new_tokens is not None
+    judge = _scorer(recipe, lengths)[0] if "reward_model" in section.judges else None
+    answers = len(lengths.test) * (section.samples_per_prompt + 1)
+    outlook = memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
+    text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
+    kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
+    what = f"{len(lengths.test)} test prompts x {section.samples_per_prompt} samples, and a greedy one"
+    tokens = 2 * answers * section.max_new_tokens
+    return StagePlan("compare", "run", "", what, 2 * answers, tokens, outlook, Disk(kept, kept))
+
+
+_FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
+    "base": _base,
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "compare": _compare,
+}
+
+
+# ---------------------------------------------------------------- trainers
+
+
+def trainer_config(kind: Any, recipe: Recipe, given: Mapping[str, Any]) -> Any:
+    """SFTConfig or RewardConfig as the stage makes it."""
+    arguments = hf_events.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed, report_to=[])
+    return kind(**arguments)
+
+
+def _steps(rows: int, config: Any) -> tuple[int, float]:
+    """Optimizer steps of the whole training, and how often each row is seen, as transformers counts."""
+    size = config.per_device_train_batch_size
+    batches = rows // size if config.dataloader_drop_last else math.ceil(rows / size)
+    an_epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
+    if config.max_steps > 0:
+        return config.max_steps, config.max_steps / an_epoch
+    return math.ceil(config.num_train_epochs * an_epoch), config.num_train_epochs
+
+
+def _training(config: Any, lora: Any, rows: int, longest: int) -> Training:
+    return Training(
+        rows,
+        longest,
+        lora,
+        accumulates=config.gradient_accumulation_steps > 1,
+        autocast=bool(config.bf16 or config.fp16),
+        checkpointing=bool(config.gradient_checkpointing),
+        optimizer_bytes=_optimizer(str(getattr(config.optim, "value", config.optim))),
+    )
+
+
+def _optimizer(name: str) -> Callable[[Tensor], int]:
+    """Bytes of an optimizer's state for a weight, by transformers' name of it."""
+    moments = 1 if any(part in name for part in ("lion", "momentum", "adagrad", "rmsprop")) else 2
+    if name == "sgd" or "adafactor" in name:
+        return lambda weight: 0  # adafactor keeps a row and a column
+    if "8bit" in name:
+        return lambda weight: moments * weight.numel()
+    return lambda weight: moments * weight.nbytes
+
+
+def _trainer_disk(kept: int, weights: int, outlook: Outlook, lengths: Lengths, steps: int, every: int | None) -> Disk:
+    """transformers keeps two checkpoints, and writes the third before it removes the first."""
+    each = every or max(1, math.ceil(steps / hf_events.CHECKPOINTS_A_STAGE))
+    written = math.ceil(steps / each)
+    optimizer = sum(kinds.get("optimizer", 0) for kinds in outlook.peak.needs.values())
+    checkpoint = weights + optimizer + lengths.tokenizer_bytes + _SMALL_FILES
+    most, last = min(written, hf_events.KEPT_CHECKPOINTS + 1), min(written, hf_events.KEPT_CHECKPOINTS)
+    return Disk(max(most * checkpoint, last * checkpoint + kept), kept)
+
+
+def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: Outlook | None) -> Disk:
+    section = recipe.ppo
+    assert section is not None
+    if outlook is None:
+        return Disk(0, 0)
+    needs = outlook.peak.needs
+    optimizer = sum(kinds.get("optimizer", 0) for kinds in needs.values())
+    trained = optimizer // 2
+    whole = sum(kinds.get(WEIGHTS, 0) for role, kinds in needs.items() if role == "policy")
+    policy = whole if BASE in needs else _first(needs, "policy")
+    critic = _first(needs, "critic") or whole
+    checkpoint = trained + optimizer + _SMALL_FILES
+    updates = math.ceil(section.total_episodes / section.batch_size)
+    each = section.checkpoint_steps or max(1, math.ceil(updates / hf_events.CHECKPOINTS_A_STAGE))
+    written = 1 + math.ceil(updates / each)
+    best = policy * 2 if section.use == "best" else 0
+    traces = updates // section.trace_every if section.trace_every else 0
+    one_trace = min(section.trace_episodes, section.batch_size) * section.response_length * 16 * _NUMBER
+    probes = _probes(_PROBE_ROWS, max(lengths.prompts))
+    kept = policy + critic + 2 * lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
+    most, last = min(written, section.keep_checkpoints + 1), min(written, section.keep_checkpoints)
+    highest = max(most * checkpoint, last * checkpoint + kept) + best
+    return Disk(highest, kept)
+
+
+def _first(needs: Mapping[str, Mapping[str, int]], role: str) -> int:
+    return needs.get(role, {}).get(WEIGHTS, 0)
+
+
+def _weights_on_disk(outlook: Outlook, recipe: Recipe) -> int:
+    """Of the merged model, in full precision."""
+    size = models.torch_dtype(recipe.model.dtype).itemsize
+    adapter = outlook.trainable if outlook.trainable < outlook.parameters else 0
+    return (outlook.parameters - adapter) * size
+
+
+def _adapter_bytes(outlook: Outlook) -> int:
+    """Of the adapter that is trained; 0 where all weights are."""
+    needs = outlook.peak.needs
+    return _first(needs, "adapter") if BASE in needs else 0
+
+
+def _probes(rows: int, tokens: int) -> int:
+    return rows * tokens * (_NUMBER + 6)

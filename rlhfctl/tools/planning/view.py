@@ -1,0 +1,152 @@
+"""A plan as people read it: the stages, the memory of each at its peak, the disk, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlhfctl.tools.planning.advice import Fit
+from rlhfctl.tools.planning.plan import Plan
+from rlhfctl.tools.planning.stages import StagePlan
+from rlhfctl.training.meter import KINDS
+
+_FIT_STYLES: dict[Fit, str] = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
+_ACTIONS = {"run": "runs", "continue": "goes on", "skip": "skipped"}
+
+
+def view(plan: Plan) -> RenderableType:
+    """The whole plan."""
+    parts: list[RenderableType] = [Text(f"plan of {plan.name}", style="bold"), _stages(plan), Text()]
+    active = [stage for stage in plan.stages if stage.action != "skip"]
+    if not active:
+        parts.append(Text("nothing to do: every stage is complete"))
+        return Group(*parts)
+    limit = f" of {size(plan.limit)}" if plan.limit is not None else ""
+    parts += [Text(f"memory at the peak of each stage ({plan.device}{limit})", style="bold"), _memory(plan, active)]
+    parts += list(_verdicts(plan, active))
+    parts += [Text(), _disk(plan)]
+    return Group(*parts)
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (("stage", "left"), ("", "left"), ("steps", "right"), ("tokens", "right"),
+                          ("parameters", "right"), ("trained", "right"), ("rows", "left")):  # fmt: skip
+        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    for stage in plan.stages:
+        outlook = stage.outlook
+        table.add_row(
+            Text(stage.name, style="bold"),
+            Text(f"{_ACTIONS[stage.action]}: {stage.why}", style="dim" if stage.action == "skip" else ""),
+            count(stage.steps) if stage.steps else "",
+            count(stage.tokens) if stage.tokens else "",
+            count(outlook.parameters) if outlook is not None else "",
+            _trained(stage),
+            stage.rows,
+        )
+    return table
+
+
+def _trained(stage: StagePlan) -> str:
+    outlook = stage.outlook
+    if outlook is None or not outlook.trainable:
+        return ""
+    share = outlook.trainable / outlook.parameters
+    return f"{count(outlook.trainable)} ({share:.0%})" if share >= 0.01 else count(outlook.trainable)
+
+
+def _memory(plan: Plan, stages: list[StagePlan]) -> Table:
+    """A line for each role of each stage, a column for each kind."""
+    kinds = [
+        kind
+        for kind in KINDS
+        if any(needs.get(kind) for one in stages if one.outlook for needs in one.outlook.peak.needs.values())
+    ]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("stage")
+    table.add_column("role")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    table.add_column("sum", justify="right")
+    for stage in stages:
+        name = Text(stage.name, style="bold")
+        if stage.outlook is None:
+            table.add_row(name, Text(stage.note or "not known", style="dim"), *[""] * len(kinds), "")
+            continue
+        for role, needs in stage.outlook.peak.needs.items():
+            table.add_row(
+                name,
+                role,
+                *[size(needs[kind]) if needs.get(kind) else Text("·", style="dim") for kind in kinds],
+                size(sum(needs.values())),
+            )
+            name = Text()
+    table.add_row(
+        Text("every stage", style="dim"), Text("libraries, rows", style="dim"), *[""] * len(kinds), size(plan.overhead)
+    )
+    return table
+
+
+def _verdicts(plan: Plan, stages: list[StagePlan]) -> Iterator[RenderableType]:
+    advice = {one.stage: one for one in plan.advice}
+    for stage in stages:
+        total, fit = plan.total(stage), plan.fit(stage)
+        if total is None:
+            continue
+        line = Text()
+        line.append(f"{stage.name:<8}", style="bold")
+        line.append(f"{size(total):>8} ")
+        if stage.measured is not None:
+            expected = size(plan.overhead + stage.outlook.peak.total) if stage.outlook is not None else "nothing"
+            line.append(f"measured by the probe ({expected} predicted) ", style="dim")
+        elif stage.outlook is not None:
+            line.append(f"during {stage.outlook.peak.what} ", style="dim")
+        if fit is not None:
+            line.append(fit, style=_FIT_STYLES[fit])
+        yield line
+        if stage.name in advice:
+            one = advice[stage.name]
+            settings = " ".join(
+                f"--set '{setting}'" if " " in setting else f"--set {setting}" for setting in one.settings
+            )
+            yield Text(f"        {settings}  brings it to {size(one.total)}", style="yellow")
+        elif fit == "does not fit":
+            yield Text(
+                "        no setting that was tried brings it down far enough: use a smaller model", style="yellow"
+            )
+
+
+def _disk(plan: Plan) -> Text:
+    line = Text()
+    line.append("disk    ", style="bold")
+    line.append(f"{size(plan.disk.highest):>8} at most, {size(plan.disk.kept)} kept, {size(plan.free_disk)} free ")
+    enough = plan.disk.highest <= plan.free_disk
+    line.append("fits" if enough else "does not fit", style="green" if enough else "bold red")
+    if not enough:
+        line.append("  choose another disk with --run-dir, or lower checkpoints: ppo.keep_checkpoints", style="yellow")
+    return line
+
+
+def size(number: int | None) -> str:
+    """Bytes in kB, MB or GB (powers of ten), three digits."""
+    if number is None:
+        return "?"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            value = number / scale
+            return (
+                f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+            )
+    return f"{number} B"
+
+
+def count(number: int) -> str:
+    """1234567 as 1.23M."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
+        if number >= scale:
+            value = number / (1e3 if unit == "k" else scale)
+            return f"{value:.2f}{unit}" if value < 10 else f"{value:.1f}{unit}" if value < 100 else f"{value:.0f}{unit}"
+    return str(number)
