@@ -106,7 +106,8 @@ def drawing(*, autocast: bool = False) -> Iterator[None]:
     `autocast`: linear layers work in bfloat16, on copies of their weights that are kept as torch.autocast keeps them
     (which itself knows no tensors without numbers).
     """
-    linear, copies = nn.functional.linear, {}
+    plain, linear = nn.functional.scaled_dot_product_attention, nn.functional.linear
+    copies: dict[int, Tensor] = {}
 
     def attention(
         query: Tensor,
@@ -118,6 +119,8 @@ def drawing(*, autocast: bool = False) -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if dropout_p and not torch.cuda.is_available():  # the CPU's kernel has no dropout: the table it is
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

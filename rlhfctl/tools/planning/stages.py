@@ -320,14 +320,15 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: Outlook | None) -> Disk
     checkpoint = trained + optimizer + _SMALL_FILES
     updates = math.ceil(section.total_episodes / section.batch_size)
     each = section.checkpoint_steps or max(1, math.ceil(updates / hf_events.CHECKPOINTS_A_STAGE))
-    written = 1 + math.ceil(updates / each)
+    written, most = math.ceil(updates / each), section.keep_checkpoints
+    first = trained + _SMALL_FILES if written <= most else 0  # before the first update there is no optimizer yet
     best = policy * 2 if section.use == "best" else 0
     traces = updates // section.trace_every if section.trace_every else 0
     one_trace = min(section.trace_episodes, section.batch_size) * section.response_length * 16 * _NUMBER
     probes = _probes(_PROBE_ROWS, max(lengths.prompts))
     kept = policy + critic + 2 * lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
-    most, last = min(written, section.keep_checkpoints + 1), min(written, section.keep_checkpoints)
-    highest = max(most * checkpoint, last * checkpoint + kept) + best
+    transient = min(written, most + 1) * checkpoint + first
+    highest = max(transient, min(written, most) * checkpoint + kept) + best
     return Disk(highest, kept)
 
 
