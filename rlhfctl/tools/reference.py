@@ -249,7 +249,19 @@ def _text(node: ast.expr, names: Names) -> str:
             return _text(told, names)
         value = getattr(schema, inner.id, None)
         return str(value) if isinstance(value, int | str) else _placeholder(inner.id)
+    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "join":
+        return _joined(inner, names)
     return _placeholder(inner.attr) if isinstance(inner, ast.Attribute) else "..."
+
+
+def _joined(call: ast.Call, names: Names) -> str:
+    """`", ".join(NAMES)` of names that stand in the method or the module."""
+    (of,) = call.args
+    if not isinstance(of, ast.Name) or not isinstance(call.func, ast.Attribute):
+        return "..."
+    here = names.get(of.id)
+    told = [_text(item, names) for item in here.elts] if isinstance(here, ast.Tuple) else getattr(schema, of.id, None)
+    return _text(call.func.value, names).join(told) if told else "..."
 
 
 def _placeholder(name: str) -> str:

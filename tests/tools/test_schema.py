@@ -218,6 +218,8 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "recipe a lora section, or take model.quantization out.",
         "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Way out: take it out of "
         "compare.judges.",
+        "- `the recipe`: no stage to run. Way out: add a section: sft, reward, ppo, compare.",
+        "- `data.<set>.source`: there is no *source*. Way out: use builtin:reviews, or a file.",
         "- `push_to_hub`: use `rlhfctl export`, then the Hub's own upload command.",
     ],
 )
