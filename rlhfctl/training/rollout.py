@@ -24,6 +24,7 @@ from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED, sees_everything
 
+KL_ELEMENTS = 1 << 27  # logits of a forward, (B, L, V): 512 MB in float32, and exact_kl holds about five such at once
 _SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
 
@@ -332,8 +333,11 @@ def exact_kl(
 
     At every response position the full sum over the vocabulary, sum_v p(v) (log p(v) - log q(v)), added over positions:
     the Rao-Blackwellised estimate of the sequence KL (Amini, Vieira and Cotterell, 2025, arXiv 2504.10637). Unlike the
-    average of log-ratios it is never negative and varies less.
+    average of log-ratios it is never negative and varies less. A large vocabulary makes batches smaller.
     """
+    longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=1)
+    vocabulary = policy.get_output_embeddings().weight.shape[0]
+    batch_size = min(batch_size, max(1, KL_ELEMENTS // (longest * vocabulary)))
     at = next(policy.parameters()).device
     result: list[float] = []
     with evaluating(policy), evaluating(reference):
