@@ -362,17 +362,23 @@ def init(
 @app.command(epilog="Example: rlhfctl schema --out recipe.schema.json")
 def schema(
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write it here; an older schema there is replaced.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it here; an older one there is replaced.")
     ] = None,
+    how: Annotated[
+        Literal["json", "markdown"], typer.Option("--format", help="For editors, or a page for people.")
+    ] = "json",
 ) -> None:
-    """The JSON Schema of a recipe, for editors."""
+    """Every key of a recipe: as JSON Schema, for editors, or as a page."""
+    from rlhfctl.tools import reference
     from rlhfctl.tools import schema as made
 
+    text = made.text() if how == "json" else reference.page()
     if out is None:
-        typer.echo(made.text(), nl=False)
-    else:
-        made.write(out)
-        typer.echo(f"wrote {out}; a recipe names it in its first line: # yaml-language-server: $schema={out.name}")
+        typer.echo(text, nl=False)
+        return
+    made.write(out, text, made.is_schema if how == "json" else reference.is_page)
+    use = f"; a recipe names it in its first line: # yaml-language-server: $schema={out.name}" if how == "json" else ""
+    typer.echo(f"wrote {out}{use}")
 
 
 @app.command(epilog="Example: rlhfctl doctor --json")
@@ -623,10 +629,30 @@ def main() -> None:
     except Exception as error:
         from rlhfctl.fs import disk_full, is_disk_full
 
-        if not is_disk_full(error):  # a defect of ours: show where
+        if is_disk_full(error):
+            known = disk_full(Path(getattr(error, "filename", None) or "."))
+        elif _is_out_of_memory(error):
+            known = _out_of_memory(error)
+        else:  # a defect of ours: show where
             raise
-        typer.echo(f"error: {disk_full(Path(getattr(error, 'filename', None) or '.'))}", err=True)
-        sys.exit(1)
+        typer.echo(f"error: {known}", err=True)
+        sys.exit(known.exit_code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says so: CUDA's, known by its name (torch stays unloaded), Python's own, MPS's or the CPU's."""
+    says = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory")
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(words in str(error) for words in says)
+
+
+def _out_of_memory(error: Exception) -> RlhfctlError:
+    said = str(error).strip().splitlines()
+    return RlhfctlError(
+        f"memory ran out{f': {said[0]}' if said else ''}",
+        fix="halve per_device_train_batch_size of that stage and double its gradient_accumulation_steps, or set its "
+        "gradient_checkpointing: true; stages before it stay. More ways: docs/errors.md",
+    )
 
 
 if __name__ == "__main__":

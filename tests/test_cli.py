@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Cli
+
+import rlhfctl.cli
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ from conftest import Cli
         (["recipes", "show", "quickstrt"], 1, "did you mean 'quickstart'"),
         (["recipes", "copy", "quickstart", "/dev/null"], 1, "is there already"),
         (["init", "/dev/null"], 1, "is there already"),
-        (["schema", "--out", "/dev/null"], 1, "is no schema of recipes"),
+        (["schema", "--out", "/dev/null"], 1, "was not made by this command"),
         (["compare", "a", "b"], 1, "must all be run folders"),
         (["compare", "quickstart", "--policy-samples", "x.jsonl"], 1, "go together"),
     ],
@@ -44,6 +47,38 @@ def test_one_message_and_no_traceback(arguments: list[str], code: int, message: 
     assert result.returncode == code, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_one_message(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(rlhfctl.cli, "app", fails)
+    with pytest.raises(SystemExit) as left:
+        rlhfctl.cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 1
+    assert said.startswith("error: memory ran out") and "halve per_device_train_batch_size" in said
+    assert "See the documentation" not in said and str(error).partition("\n")[0] in said
+
+
+def test_what_is_no_lack_of_memory_is_shown_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(rlhfctl.cli, "app", fails)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        rlhfctl.cli.main()
 
 
 def test_version(cli: Cli) -> None:

@@ -13,7 +13,7 @@ from conftest import ROOT, Cli
 from rlhfctl.recipe.load import load_recipe
 
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
-EXPECTED = 3
+EXPECTED = 6
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def _head(file: Path, answers: Answers) -> str:
 # {answers.name}: RLHF in one file. What is left out has its default; paths are read from this file's folder.
 #   rlhfctl validate {shown}   says every mistake at once; --deep reads every row of the data too
 #   rlhfctl run {shown}        runs all stages; what is unchanged is skipped, and a killed run goes on
-#   rlhfctl schema   lists every key with what it means, for editors too
+#   rlhfctl schema --format markdown   lists every key with what it means
 name: {_text(answers.name)}   # the run's folder is runs/{answers.name}
 seed: 0   # of every random choice"""
 

@@ -2,12 +2,13 @@
 
 Made from recipe/schema.py, so each key's description stands there alone. As strict as the loader about single keys
 (names, types, bounds, what rlhfctl owns under `trainer:`). Leaves out the rules about several keys, and the fields of
-TRL's configs: `validate` knows these. Writes the file it is told to, over an older schema, but over nothing else.
+TRL's configs: `validate` knows these. Writes the file it is told to, over an older one of its own and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,15 @@ def text() -> str:
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def write(out: Path) -> None:
-    """Put the schema at `out`."""
-    if out.exists() and not _is_schema(out):
-        raise RlhfctlError("is there already, and is no schema of recipes", where=str(out), fix="name another file")
-    if out.exists():
-        fs.write_atomic(out, text())
+def write(out: Path, made: str, is_ours: Callable[[str], bool]) -> None:
+    """Put `made` at `out`, which may hold an older one: what `is_ours` says of its text."""
+    fix = "name another file"
+    if not out.exists():
+        fs.write_new(out, made, fix=fix)
+    elif out.is_file() and is_ours(out.read_text(encoding="utf-8", errors="replace")):
+        fs.write_atomic(out, made)
     else:
-        fs.write_new(out, text(), fix="name another file")
+        raise RlhfctlError("is there already, and was not made by this command", where=str(out), fix=fix)
 
 
 def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
@@ -77,9 +79,10 @@ def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, An
     return found | ({"properties": within} if within else {})
 
 
-def _is_schema(file: Path) -> bool:
+def is_schema(text: str) -> bool:
+    """Whether a file's text is a schema of recipes."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(text)
+    except ValueError:
         return False
     return isinstance(found, dict) and found.get("title") == TITLE

@@ -6,7 +6,8 @@ shapes.py's, turning rows into ids is encoding.py's.
 
 A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
 prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin) for preferences; prompt
-alone, or messages that end with the user's turn, for prompts. Other columns of prompts are kept for reward functions.
+alone, messages that end with the user's turn, or chosen+rejected that begin alike for prompts. Other columns of prompts
+are kept for reward functions.
 """
 
 from __future__ import annotations
@@ -257,6 +258,11 @@ def _check_prompt(row: Row) -> Row | str:
     row = dict(row)
     if row.get("prompt") is None and row.get("messages") is not None:
         row["prompt"] = row.pop("messages")
+    if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
+        prompted = shapes.with_prompt(row)  # a row of preferences, from which only its question is wanted
+        if isinstance(prompted, str):
+            return prompted
+        row = prompted
     return _missing(row, "prompt") or _bad_prompt(row["prompt"]) or row
 
 

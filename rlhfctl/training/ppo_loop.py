@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
@@ -100,6 +101,8 @@ class PpoLoop:
         self.watcher = watcher
         self.settings = settings or {}
         self.stage = stage
+        # A process keeps the precision of its first accelerator: that of the sft stage's trainer, if it ran just now.
+        AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if section.bf16 else "no",
             log_with=list(report_to) or None,

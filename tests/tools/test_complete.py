@@ -53,7 +53,7 @@ def test_runs() -> None:
     [
         ("run qu", ["quickstart", "query.yaml"]),
         ("bench ppo quick", ["quickstart"]),
-        ("recipes copy t", ["tiny-chatgpt"]),
+        ("recipes copy ti", ["tiny-chatgpt"]),
         ("show runs/q", ["runs/quick"]),
         ("export runs/o", ["runs/other"]),
         ("compare runs/quick runs/o", ["runs/other"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from rlhfctl.cli import app
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.schema import Recipe, _sections, field_at
 from rlhfctl.recipe.shipped import shipped_recipes
-from rlhfctl.tools import schema
+from rlhfctl.tools import reference, schema
 
 SHIPPED = ROOT / "recipes" / "recipe.schema.json"
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "null": type(None)}
@@ -162,16 +161,76 @@ def test_recipes_of_the_schema_are_recipes() -> None:
     assert Recipe.model_validate(read(TINY)).name == "tiny"
 
 
-def test_the_command_writes_over_a_schema_and_nothing_else(tmp_path: Path) -> None:
-    assert json.loads(CliRunner().invoke(app, ["schema"]).output) == MADE
+@pytest.mark.parametrize("how", ["json", "markdown"])
+def test_the_command_writes_over_its_own_and_nothing_else(how: str, tmp_path: Path) -> None:
+    printed = CliRunner().invoke(app, ["schema", "--format", how]).output
     out = tmp_path / "new" / "recipe.json"
     for _ in range(2):
-        result = CliRunner().invoke(app, ["schema", "--out", str(out)])
+        result = CliRunner().invoke(app, ["schema", "--format", how, "--out", str(out)])
         assert result.exit_code == 0, result.output
-        assert "$schema=recipe.json" in result.output
-    assert out.read_text(encoding="utf-8") == schema.text()
-    for text in ("[1]", "not json", '{"title": "else"}'):
-        out.write_text(text)
-        with pytest.raises(RlhfctlError, match="is no schema of recipes"):
-            schema.write(out)
-        assert out.read_text() == text
+        assert ("$schema=recipe.json" in result.output) == (how == "json")
+        assert out.read_text(encoding="utf-8") == printed
+    other = schema.text() if how == "markdown" else reference.page()
+    for text in ("[1]", "not json", '{"title": "else"}', "# The recipe\n", other):
+        out.write_text(text, encoding="utf-8")
+        result = CliRunner().invoke(app, ["schema", "--format", how, "--out", str(out)])
+        assert isinstance(result.exception, RlhfctlError)
+        assert "was not made by this command" in str(result.exception)
+        assert out.read_text(encoding="utf-8") == text
+    out.unlink()
+    out.mkdir()
+    assert "was not made by this command" in str(
+        CliRunner().invoke(app, ["schema", "--format", how, "--out", str(out)]).exception
+    )
+
+
+# ---------------------------------------------------------------- the page
+
+
+PAGE = ROOT / "docs" / "recipe.md"
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference.page(), reference.COMMAND
+
+
+def test_the_page_has_every_key_with_its_meaning() -> None:
+    chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
+    sources = ("data.demonstrations", "data.preferences", "data.prompts")
+    for at, names in _sections():
+        heading = {"": "The top level"}.get(at, at)
+        heading = "turns" if at.endswith(".turns") else "lora" if at.endswith(".lora") else heading
+        chapter = chapters[heading] + (chapters["Every data source"] if at in sources else "")
+        for name in names:
+            info = field_at((*at.split("."), name) if at else (name,))
+            meaning = info.description if info else "Another recipe, from which"
+            assert re.search(rf"^\| `{name}` \| .* \| {re.escape(meaning or '')}", chapter, re.MULTILINE), (at, name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| `kl_coef` | number at least 0 | `0.05` | Weight of the penalty for moving away from the reference. |",
+        "| `name` | text | required | The run's name, and its folder's. |",
+        "| `lam` | number at least 0 and at most 1 | `0.95` | Lambda of generalized advantage estimation. |",
+        "- `sft`: needs data.demonstrations to train on. Way out: add data.demonstrations.",
+        "- `sft/reward/ppo.lora`: is null, but the weights of a quantized base cannot be trained. Way out: give the "
+        "recipe a lora section, or take model.quantization out.",
+        "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Way out: take it out of "
+        "compare.judges.",
+        "- `the recipe`: no stage to run. Way out: add a section: sft, reward, ppo, compare.",
+        "- `data.<set>.source`: there is no *source*. Way out: use builtin:reviews, or a file.",
+        "- `push_to_hub`: use `rlhfctl export`, then the Hub's own upload command.",
+    ],
+)
+def test_lines_of_the_page(line: str) -> None:
+    assert line in reference.page().splitlines()
+
+
+def test_the_page_tells_every_rule() -> None:
+    """As many as there are calls of Conflict, each in the section it is written in, none of them empty."""
+    source = (ROOT / "rlhfctl" / "recipe" / "schema.py").read_text(encoding="utf-8")
+    told = [rule for section, _ in reference.PAGES.values() for rule in reference.rules(section)]
+    written = len(re.findall(r"\bConflict\($|\bConflict\([^:)]", source, re.MULTILINE))
+    assert len(told) == written + 4  # one call is in a loop over the five things that a stage may need
+    assert all(part and "<fix>" not in part and "<instead>" not in part for rule in told for part in rule)

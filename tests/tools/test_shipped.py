@@ -32,7 +32,9 @@ def test_the_list_names_each_with_its_purpose(monkeypatch: pytest.MonkeyPatch) -
     words = " ".join(result.output.split())
     for name in NAMES:
         assert name in words
-    assert "The whole loop on the built-in task," in words
+    assert "The whole loop on the" in words  # as far as one line of the column goes
+    for word in recipes.purpose(recipes.show("quickstart")).split():
+        assert word in words
     assert "yaml-language-server" not in words
     assert "base, ppo, compare" in words  # tiny-chatgpt
     assert "EleutherAI/pythia-70m" in words
@@ -97,5 +99,5 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_wrong_name_is_told_the_right_ones() -> None:
-    with pytest.raises(RlhfctlError, match=r"did you mean 'quickstart'\?\n.*shipped recipes: quickstart, reviews"):
+    with pytest.raises(RlhfctlError, match=r"did you mean 'quickstart'\?\n.*shipped recipes: .*quickstart, reviews"):
         recipes.show("quikstart")

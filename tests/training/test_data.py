@@ -77,6 +77,12 @@ def load(kind: str, source: str, **options: Any) -> Rows:
         ("prompts", {"messages": [ASK], "answer": 4}, {"prompt": [ASK], "answer": 4}),
         ("prompts", {"prompt": None, "messages": [ASK]}, {"prompt": [ASK]}),
         ("prompts", {"prompt": "q", "messages": None}, ...),
+        (
+            "prompts",
+            {"chosen": [ASK, ANSWER], "rejected": [ASK, OTHER], "id": 1},
+            {"prompt": [ASK], "chosen": [ANSWER], "rejected": [OTHER], "id": 1},
+        ),
+        ("prompts", {"prompt": "q", "chosen": "qa", "rejected": "qb"}, ...),
     ],
 )
 def test_each_shape_is_taken(tmp_path: Path, kind: str, row: Row, taken: Any) -> None:
@@ -125,6 +131,8 @@ def test_each_shape_is_taken(tmp_path: Path, kind: str, row: Row, taken: Any) ->
         ("prompts", {"prompt": {"a": 1}}, "messages, got an object"),
         ("prompts", {"prompt": [ASK, ANSWER]}, "prompt ends with the assistant's turn; the response comes next"),
         ("prompts", {"messages": [ASK, ANSWER]}, "prompt ends with the assistant's turn"),
+        ("prompts", {"chosen": "a", "rejected": "b"}, "chosen and rejected begin differently, so none can be told"),
+        ("prompts", {"chosen": [ASK, ANSWER, ASK], "rejected": [ASK, ANSWER, OTHER]}, "ends with the assistant's turn"),
         ("prompts", {"prompt": [message("user", " ")]}, "prompt: the last message is empty"),
     ],
 )  # fmt: skip

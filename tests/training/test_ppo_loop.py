@@ -9,14 +9,14 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from peft import TaskType
 from torch import Tensor
 
@@ -47,14 +47,6 @@ Score = Callable[[Sequence[Episode]], list[float]]
 
 
 # ---------------------------------------------------------------- the models, a reward, a loop that can be looked into
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator_a_test() -> Iterator[None]:
-    """Accelerate remembers the precision of the first one in a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def cast(kind: str = "adapter", lora: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Any, Roles]:
@@ -435,6 +427,13 @@ def test_responses_end_where_the_recipe_says(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- precision and memory
+
+
+@pytest.mark.parametrize(("before", "bf16"), [("no", True), ("bf16", False)])
+def test_the_precision_is_its_own_whatever_the_stage_before_used(before: str, bf16: bool, tmp_path: Path) -> None:
+    Accelerator(mixed_precision=before)  # what a trainer of an earlier stage leaves in this process
+    loop = loop_for(tmp_path, bf16=bf16)
+    assert loop.accelerator.mixed_precision == ("bf16" if bf16 else "no")
 
 
 @pytest.mark.parametrize("kind", KINDS)

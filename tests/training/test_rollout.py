@@ -382,6 +382,22 @@ def test_kl_is_the_sum_over_the_vocabulary() -> None:
     assert given[0] == pytest.approx(given[3])  # the same pair in another place of the batch
 
 
+def test_kl_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, policy = tiny(1)
+    _, reference = tiny(2)
+    responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
+    given = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
+    shapes: list[torch.Size] = []
+    policy.lm_head.register_forward_hook(lambda module, inputs, logits: shapes.append(logits.shape))
+    longest = max(len(p) + len(r) for p, r in zip(PROMPTS, responses, strict=True))
+    for rows in (2, 0):  # two sequences fit; or not even one, and then one is taken
+        monkeypatch.setattr(rollout, "KL_ELEMENTS", rows * longest * len(tokenizer))
+        shapes.clear()
+        again = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
+        assert again == pytest.approx(given, rel=1e-5)
+        assert max(shape[0] for shape in shapes) == max(1, rows)
+
+
 def test_kl_of_a_model_from_itself_is_zero() -> None:
     _, policy = tiny()
     responses = [[3, 4, 0]] * len(PROMPTS)

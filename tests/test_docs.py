@@ -1,0 +1,178 @@
+"""README and docs/: their commands are run, their links lead somewhere, and the program says what they quote."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+from conftest import ROOT
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from rlhfctl.cli import app
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+
+# Lines of ```bash blocks that are not run here, and why.
+NOT_RUN = {
+    "make demo": "the quickstart, minutes long: tests/e2e/test_slow.py runs it, test_recipes.py finds the target",
+    "make test": "this very suite",
+    "python -m venv .venv": "installing needs a network",
+    ".venv/bin/pip install --constraint constraints.txt .": "installing needs a network",
+}
+
+# What is answered to `init`, and what `run` gets besides: fewer episodes, shorter answers, a smaller verdict.
+ANSWERS = ["support", "./my-base-model", "demos.jsonl", "pairs.parquet", "prompts.jsonl", "lora", "cpu"]
+SHRUNK = (
+    "sft.trainer.num_train_epochs=1", "ppo.total_episodes=32", "ppo.response_length=8",
+    "data.prompts.test=6", "data.prompts.eval=4", "compare.bootstrap_samples=100",
+)  # fmt: skip
+
+
+def commands_in(text: str) -> list[str]:
+    """The lines of bash and console blocks, without comments and prompts."""
+    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text, re.DOTALL)
+    lines = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for b in blocks for line in b.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README asks for: a model made without rlhfctl, and small files of one's own."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    asked = [f"Question: how do I reset device {n}? Answer:" for n in range(400)]
+    answers = [f" Hold the button for {n % 9} seconds." for n in range(400)]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([a + b for a, b in zip(asked, answers, strict=True)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **size))
+    model.save_pretrained(folder / "my-base-model")
+    tokenizer.save_pretrained(folder / "my-base-model")
+    demos = [{"prompt": asked[n], "completion": answers[n]} for n in range(24)]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demos), encoding="utf-8")
+    pairs = [{"prompt": asked[n], "chosen": answers[n], "rejected": " No idea."} for n in range(24, 48)]
+    pq.write_table(pa.Table.from_pylist(pairs), folder / "pairs.parquet")
+    rows = [{"prompt": prompt} for prompt in asked[48:]]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_a_newcomer_types_what_the_readme_says(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(newcomer)
+    typed = [line for text in TEXTS.values() for line in commands_in(text)]
+    assert set(NOT_RUN) <= set(typed)  # a reason for what is no longer there is none
+    outputs: dict[str, str] = {}
+    for line in typed:
+        if line in NOT_RUN:
+            continue
+        program, *arguments = shlex.split(line)
+        assert program == "rlhfctl", line
+        if arguments[0] == "run":
+            arguments += [part for size in SHRUNK for part in ("--set", size)]
+        typed_in = "".join(f"{answer}\n" for answer in ANSWERS) if arguments[0] == "init" else None
+        result = CliRunner().invoke(app, arguments, input=typed_in)
+        assert result.exit_code == 0, (line, result.output, result.exception)
+        outputs[" ".join(arguments[:1])] = result.output
+    assert "valid, all through" in outputs["validate"]
+    assert "no test prompt is in the demonstrations or preferences" in outputs["data"]
+    assert "this verdict rests on the reward model that PPO trained against" in " ".join(outputs["run"].split())
+    for name in ("my-policy", "my-model", "my-reward-model"):
+        assert (newcomer / name / "model.safetensors").is_file()
+    assert (newcomer / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_recipe_in_the_readme_is_valid_all_through(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(newcomer)
+    recipe = re.findall(r"```yaml\n(.*?)```", TEXTS[PAGES[0]], re.DOTALL)[0]
+    (newcomer / "readme.yaml").write_text(recipe, encoding="utf-8")
+    result = CliRunner().invoke(app, ["validate", "readme.yaml", "--deep"])
+    assert result.exit_code == 0, result.exception
+    assert "valid, all through (stages: sft, reward, ppo, compare)" in result.output
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of the command that `words` begin with. KeyError where there is none."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        command = command.commands[word]
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_exist_with_their_options(page: Path) -> None:
+    found = re.findall(r"`rlhfctl ([^`]+)`", re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL))
+    for text in found:
+        words = text.replace("[", " ").replace("]", " ").split()
+        known = options_of(words)
+        assert not {word for word in words if word.startswith("-")} - known, text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[page]):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        to = (page.parent / name).resolve() if name else page
+        assert to.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", to.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_project_that_are_named_are_there(page: Path) -> None:
+    for name in re.findall(r"`((?:tests|rlhfctl|docs|recipes)/[\w./-]+)`", TEXTS[page]):
+        assert (ROOT / name).exists(), name
+
+
+# ---------------------------------------------------------------- what is quoted
+
+
+def sentences(node: ast.AST) -> Iterator[str]:
+    """Texts in a program, as they can be said: "..." stands for what is filled in."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+        elif isinstance(part, ast.JoinedStr):
+            yield "".join(str(value.value) if isinstance(value, ast.Constant) else "…" for value in part.values)
+
+
+def headings(name: str) -> list[str]:
+    return re.findall(r"^## (.*)$", TEXTS[ROOT / "docs" / name], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["alarms.md", "errors.md"])
+def test_headings_are_the_programs_own_words(name: str) -> None:
+    programs = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "rlhfctl").rglob("*.py"))]
+    said = {sentence for program in programs for sentence in sentences(program)}
+    assert headings(name)
+    assert [heading for heading in headings(name) if not any(heading in sentence for sentence in said)] == []
+
+
+def test_each_alarm_has_its_section() -> None:
+    program = ast.parse((ROOT / "rlhfctl" / "dashboard" / "alarms.py").read_text(encoding="utf-8"))
+    raised = [max(sentences(node), key=len) for node in ast.walk(program) if isinstance(node, ast.Yield)]
+    assert len(raised) == 9
+    for sentence in raised:
+        assert len([heading for heading in headings("alarms.md") if heading in sentence]) == 1, sentence
