@@ -79,6 +79,11 @@ def cli() -> Cli:
     return run_cli
 
 
+@pytest.fixture(scope="module")
+def cli_of_module() -> Cli:
+    return run_cli
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of the tiny recipe, for tests that only read it. The recipe lies beside it."""

@@ -27,7 +27,7 @@ def probed(
     with tempfile.TemporaryDirectory(prefix=".rlhfctl-probe-", dir=place) as temporary:
         run = Path(temporary) / "run"
         recipe = Path(temporary) / "recipe.yaml"
-        recipe.write_text(json.dumps(_one_step(loaded.recipe)), encoding="utf-8")
+        recipe.write_text(json.dumps(one_step(loaded.recipe)), encoding="utf-8")
         say("probe: one step of each stage, in a folder that is removed afterwards")
         command = [sys.executable, "-m", "rlhfctl", "run", str(recipe), "--run-dir", str(run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -50,7 +50,7 @@ def _finished(events: Path) -> Iterator[StageFinished]:
                 yield event
 
 
-def _one_step(recipe: Recipe) -> dict[str, Any]:
+def one_step(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe with a step of each stage: the same sizes, the same rows, no more of them than needed."""
     given = recipe.model_dump(mode="json")
     for name in ("sft", "reward"):

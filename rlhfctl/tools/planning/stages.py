@@ -116,7 +116,9 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
 
 
 def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """What the stage does and needs, and what the run would do about it."""
+    """What the stage does and needs, and what the run would do about it; of one that is skipped only that."""
+    if forecast.action == "skip":
+        return StagePlan(forecast.stage, "skip", forecast.why, "", 0, 0, None, Disk(0, 0))
     return replace(facts(forecast.stage, recipe, lengths), action=forecast.action, why=forecast.why)
 
 
@@ -282,11 +284,11 @@ def _training(config: Any, lora: Any, rows: int, longest: int) -> Training:
         accumulates=config.gradient_accumulation_steps > 1,
         autocast=bool(config.bf16 or config.fp16),
         checkpointing=bool(config.gradient_checkpointing),
-        optimizer_bytes=_optimizer(str(getattr(config.optim, "value", config.optim))),
+        optimizer_bytes=optimizer_state(str(getattr(config.optim, "value", config.optim))),
     )
 
 
-def _optimizer(name: str) -> Callable[[Tensor], int]:
+def optimizer_state(name: str) -> Callable[[Tensor], int]:
     """Bytes of an optimizer's state for a weight, by transformers' name of it."""
     moments = 1 if any(part in name for part in ("lion", "momentum", "adagrad", "rmsprop")) else 2
     if name == "sgd" or "adafactor" in name:
