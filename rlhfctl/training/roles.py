@@ -13,9 +13,10 @@ out the PPO steps (ppo_loop.py) and sampling (rollout.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Lora
@@ -373,6 +375,13 @@ class Critic:
 # ---------------------------------------------------------------- all of them
 
 
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations computed again in the backward pass; nothing in it is random."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 @dataclass
 class Roles:
     """Policy, reference, critic. `policy.model` is the module that is handed on."""
@@ -437,20 +446,28 @@ class Roles:
 
     @contextmanager
     def recomputing(self, on: bool) -> Iterator[None]:
-        """Gradient checkpointing inside, on each model's layers; dropout stays off (only the layers' switch is set)."""
-        layers: list[nn.Module] = []
-        if on:
-            for module in self.modules():
-                if isinstance(module, PreTrainedModel | PeftModel):
-                    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                    layers += [layer for layer in module.modules() if getattr(layer, "gradient_checkpointing", False)]
-        for layer in layers:
-            layer.training = True
+        """Gradient checkpointing inside, on each model's layers. EngineError where a model has none that can.
+
+        transformers' own switch acts in training mode only, in which some layers (OPT's) also drop states out.
+        """
+        layers: dict[int, GradientCheckpointingLayer] = {}
+        for trunk in self.trunks() if on else []:
+            found = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+            if not found:
+                raise EngineError(
+                    f"the architecture {type(trunk).__name__} has no layers whose activations can be computed again",
+                    where="ppo.gradient_checkpointing",
+                    fix="set it to false, and lower per_device_train_batch_size to save memory",
+                )
+            layers |= {id(layer): layer for layer in found}
+        own = [(layer, vars(layer).get("forward")) for layer in layers.values()]  # quantized ones may have one
+        for layer, _ in own:
+            vars(layer)["forward"] = partial(_recomputed, layer.forward)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.training = False
+            for layer, forward in own:
+                vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of everything trained, by name."""
