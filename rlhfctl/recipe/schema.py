@@ -167,6 +167,9 @@ class Model(Section):
     path: str | None = Field(None, min_length=1, description="A folder with a pretrained model, or its id on the Hub.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of the weights.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="Which code computes attention, wherever a model is loaded (null: the architecture's own)."
+    )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None, description="Hold the frozen base in so many bits while adapters are trained on it (bitsandbytes)."
     )
@@ -183,6 +186,12 @@ class Model(Section):
                 "give model.path (pretrained) or model.init (new weights)",
                 about=("model.init", "model.path"),
             )
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            yield Conflict(
+                "model.attn_implementation", "flash_attention_2 computes in 16 bits, but the weights are float32",
+                "set dtype: bfloat16, or use sdpa",
+                about=("model.dtype",),
+            )  # fmt: skip
         if self.init is None:
             return
         for key in ("path", "revision", "quantization", "trust_remote_code"):

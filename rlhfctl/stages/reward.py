@@ -163,7 +163,7 @@ def _publish(
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
             models.save_model(model, tokenizer, folder)
-        reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(ctx.recipe.model.dtype))
+        reloaded = models.load_scorer(str(ctx.folder / "model"), **models.loading(ctx.recipe.model))
     return handoff.check_scores(
         models.to_device(reloaded),
         tokenizer.pad_token_id,

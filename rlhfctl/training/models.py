@@ -146,7 +146,14 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
 # ---------------------------------------------------------------- models
 
 
-def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+def build_model(
+    init: Init,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """A causal language model with new weights, drawn from `seed`."""
     intermediate = init.intermediate_size
     if intermediate is None and init.architecture in ("llama", "mistral", "qwen2"):
@@ -178,9 +185,19 @@ def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dt
         if hasattr(config, dropout):
             setattr(config, dropout, 0.0)
     set_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with _loadable(init.architecture, "model", attn_implementation):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     set_token_ids(model, tokenizer)
     return model
+
+
+def loading(section: Model) -> dict[str, Any]:
+    """How the recipe has models loaded, wherever they come from: what the functions below take."""
+    return {
+        "dtype": torch_dtype(section.dtype),
+        "trust_remote_code": section.trust_remote_code,
+        "attn_implementation": section.attn_implementation,
+    }
 
 
 def load_causal_lm(
@@ -189,21 +206,52 @@ def load_causal_lm(
     dtype: torch.dtype,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with _loadable(path, "model", attn_implementation):
+        return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             **_quantized(quantization, dtype),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(path, "model", error) from error
-    return model
+
+
+@contextlib.contextmanager
+def _loadable(path: str, what: str, attn_implementation: str | None) -> Iterator[None]:
+    """RlhfctlError, in place of what transformers raises, where `path` is no such model or has no such attention."""
+    if attn_implementation == "flash_attention_2":
+        _check_flash_attention()
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
+            first = str(error).strip().split(". ")[0]
+            if "attention" in first.lower():
+                raise RlhfctlError(
+                    f"the {what} cannot have this attention: {first}",
+                    where="model.attn_implementation",
+                    fix="use another one, or null for the architecture's own",
+                ) from error
+        if isinstance(error, ImportError):
+            raise
+        raise _cannot_load(path, what, error) from error
+
+
+def _check_flash_attention() -> None:
+    if find_spec("flash_attn") is None:
+        raise RlhfctlError(
+            "flash-attn is not installed",
+            where="model.attn_implementation",
+            fix="pip install flash-attn --no-build-isolation, or use sdpa",
+        )
+    if device().type != "cuda":
+        raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
 
 
 def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -245,41 +293,47 @@ def formats_kept(model: nn.Module) -> Iterator[None]:
 
 
 def quantized_scorer_on(
-    path: str, quantization: str, *, dtype: torch.dtype, seed: int, trust_remote_code: bool = False
+    path: str,
+    quantization: str,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Like `scorer_on`, on the weights of the folder `path` in 8 or 4 bits."""
-    try:
+    with _loadable(path, "model", attn_implementation):
         model = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
             num_labels=1,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             **_quantized(quantization, dtype),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(path, "model", error) from error
     set_seed(seed)
     nn.init.normal_(model.score.weight, std=getattr(model.config, "initializer_range", 0.02))
     return model
 
 
-def load_scorer(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_scorer(
+    path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """A sequence-classification model with one output from a folder or Hub id.
 
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
-    try:
+    with _loadable(path, "reward model", attn_implementation):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
             num_labels=1,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _cannot_load(path, "reward model", error) from error
     if missing := sorted(info["missing_keys"]):
         raise HandoffError(
             f"the reward model lacks the weights {', '.join(missing[:4])}: its scores would be noise",
@@ -327,7 +381,8 @@ def base_from_recipe(
     notes: list[str] = []
     if section.init is not None:
         tokenizer = train_tokenizer(section.init, texts)
-        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype)
+        how = section.attn_implementation
+        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
         tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
@@ -336,6 +391,7 @@ def base_from_recipe(
             dtype=dtype,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
+            attn_implementation=section.attn_implementation,
             quantization=quantization,
         )
     if set_template(section, tokenizer):
