@@ -6,7 +6,7 @@ with a token of their own or not; a chat template of the tokenizer's, one that t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,53 +25,50 @@ _SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
 _VOCABULARY = 300
 _WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 _GATED = _WIDTH | {"intermediate_size": 48, "num_key_value_heads": 1}
+_STRETCH = 15  # times the weights of a new model
 _WINDOW = 6  # shorter than any prompt with its response
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model type, its config, and the tokenizer that comes with it."""
+    """A model type, its config, the tokenizer that comes with it, and how it is trained."""
 
     kind: str
-    config: dict[str, Any] = field(default_factory=dict)
-    tied: bool = False
-    pad: bool = True
-    bos: bool = False
-    template: str | None = None  # "own": the tokenizer's; "recipe": stated there; None: plain text
+    config: dict[str, Any]
+    tied: bool
+    pad: bool  # whether the tokenizer has a pad token
+    bos: bool  # whether every text begins with a token of its own
+    template: str | None  # "own": the tokenizer's; "recipe": stated there; None: plain text
+    critic: str
+    whole: tuple[str, ...] = ()  # the stages that train all weights
+    rows: int = _VOCABULARY  # of the embeddings
 
-    @property
-    def conversational(self) -> bool:
-        return self.template is not None
+    def axes(self) -> dict[str, Any]:
+        """What it is one case of; "whole" is about PPO."""
+        names = ("tied", "pad", "bos", "template", "critic")
+        return {name: getattr(self, name) for name in names} | {"whole": "ppo" in self.whole}
 
 
-FAMILIES = {
-    "llama": Family("llama", _GATED, pad=False, bos=True, template="recipe"),
-    "mistral-window": Family("mistral", _GATED | {"sliding_window": _WINDOW}, bos=True),
-    "qwen2": Family("qwen2", _GATED, tied=True, template="own"),
-    "qwen3": Family("qwen3", _GATED | {"head_dim": 16}, pad=False, template="recipe"),
-    "gemma2": Family(
-        "gemma2",
-        _GATED
-        | {"head_dim": 16, "sliding_window": _WINDOW, "query_pre_attn_scalar": 16}
-        | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
-        tied=True,
-        bos=True,
-    ),
-    "gemma3": Family(
-        "gemma3_text",
-        _GATED
-        | {"head_dim": 16, "sliding_window": _WINDOW, "query_pre_attn_scalar": 16}
-        | {"layer_types": ["sliding_attention", "full_attention"]},
-        tied=True,
-        bos=True,
-        template="own",
-    ),
-    "gpt-neox": Family("gpt_neox", _WIDTH | {"intermediate_size": 64}, pad=False),
-    "gpt2": Family(
-        "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "n_inner": 64}, tied=True, pad=False
-    ),
-    "opt": Family("opt", _WIDTH | {"ffn_dim": 64, "word_embed_proj_dim": 16}, tied=True, bos=True),
-    "phi": Family("phi", _WIDTH | {"intermediate_size": 64, "num_key_value_heads": 2}, pad=False, template="own"),
+_YES, _NO = True, False
+_HEADS = {"head_dim": 16}
+_GEMMA = _GATED | _HEADS | {"sliding_window": _WINDOW, "query_pre_attn_scalar": 16}
+_CAPS = {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 4.0}
+_LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "n_inner": 64}
+_OPT = _WIDTH | {"ffn_dim": 64, "word_embed_proj_dim": 16}
+_PHI = _WIDTH | {"intermediate_size": 64, "num_key_value_heads": 2}
+_ALL = ("sft", "reward", "ppo")
+FAMILIES = {  #                                              tied  pad   bos   template   critic
+    "llama": Family("llama", _GATED, _NO, _NO, _YES, "recipe", "adapter"),
+    "mistral": Family("mistral", _GATED | {"sliding_window": _WINDOW}, _NO, _YES, _YES, "recipe", "head", _ALL),
+    "qwen2": Family("qwen2", _GATED, _YES, _NO, _NO, "own", "adapter", rows=320),
+    "qwen3": Family("qwen3", _GATED | _HEADS, _YES, _NO, _NO, None, "adapter"),
+    "gemma2": Family("gemma2", _GEMMA | _CAPS, _YES, _YES, _YES, None, "model", ("ppo",)),
+    "gemma3": Family("gemma3_text", _GEMMA | _LAYERS, _YES, _YES, _YES, "own", "adapter"),
+    "gpt_neox": Family("gpt_neox", _WIDTH | {"intermediate_size": 64}, _NO, _YES, _NO, "own", "model", ("ppo",), 320),
+    "gpt2": Family("gpt2", _GPT2, _YES, _NO, _NO, "own", "head", _ALL),
+    "opt": Family("opt", _OPT, _YES, _NO, _NO, "recipe", "model"),
+    "phi": Family("phi", _PHI, _NO, _NO, _NO, None, "head"),
 }
 
 
@@ -110,7 +107,7 @@ def write(family: Family, folder: Path) -> Path:
     config = AutoConfig.for_model(
         family.kind,
         **family.config,
-        vocab_size=len(tokenizer),
+        vocab_size=family.rows,
         tie_word_embeddings=family.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -121,7 +118,7 @@ def write(family: Family, folder: Path) -> Path:
     with torch.no_grad():  # as far from uniform as a trained model, so that what differs shows
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter *= 15
+                parameter *= _STRETCH
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
