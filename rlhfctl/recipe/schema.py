@@ -687,6 +687,7 @@ class Recipe(Section):
                 yield from section.conflicts()
         yield from self._missing_sections()
         yield from self._quantized()
+        yield from self._float16()
         yield from self._lora_on_random_weights()
         yield from self._lengths()
         yield from self._judges()
@@ -761,6 +762,21 @@ class Recipe(Section):
                 "ppo.critic", "model is a whole model to train, but the base is quantized",
                 "use critic: adapter or head", about=("model.quantization",),
             )  # fmt: skip
+
+    def _float16(self) -> Iterator[Conflict]:
+        if self.model.dtype != "float16":
+            return
+        what = "but float16 weights cannot be trained: the squares of their gradients round to 0"
+        fix = "use dtype: bfloat16 or float32, or LoRA, whose adapters are float32"
+        for name in ("sft", "reward", "ppo"):
+            section: Sft | Reward | Ppo | None = getattr(self, name)
+            if section is None or (isinstance(section, Reward) and section.kind != "trained"):
+                continue
+            if section.lora is None:
+                yield Conflict(f"{name}.lora", f"is null, {what}", fix, about=("lora", "model.dtype"))
+            elif isinstance(section, Ppo) and section.critic_kind == "model":
+                about = ("ppo.engine", "model.dtype")
+                yield Conflict("ppo.critic", f"is a whole model to train, {what}", fix, about=about)
 
     def _lora_on_random_weights(self) -> Iterator[Conflict]:
         if self.model.init is None:

@@ -314,7 +314,7 @@ def quantized_scorer_on(
         )
     set_seed(seed)
     nn.init.normal_(model.score.weight, std=getattr(model.config, "initializer_range", 0.02))
-    return model
+    return _with_wide_head(model)
 
 
 def load_scorer(
@@ -340,6 +340,12 @@ def load_scorer(
             where=path,
             fix="name a folder saved from a sequence-classification model with its head",
         )
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        raise HandoffError(
+            f"{type(model).__name__} has no scalar head on the last token: scores are read there, as decoders have them",
+            where=path,
+            fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
+        )
     return model
 
 
@@ -356,7 +362,19 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     getattr(model, model.base_model_prefix).load_state_dict(backbone)
     if zero_head:
         torch.nn.init.zeros_(model.score.weight)
-    return model.to(base.device)
+    return _with_wide_head(model).to(base.device)
+
+
+def _with_wide_head(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with its scalar head in float32: in 16 bits small steps are rounded away, and gradients' squares to 0."""
+    if model.score.weight.dtype.itemsize < 4:
+        model.score.float()
+        model.score.register_forward_pre_hook(_as_the_head)
+    return model
+
+
+def _as_the_head(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (given[0].to(head.weight.dtype), *given[1:])
 
 
 def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
@@ -364,6 +382,9 @@ def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
     where = path
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         reason = "the folder holds no config.json: it is not a model folder"
+    elif "mismatched_sizes" in reason:
+        reason = "its weights have other shapes than they should"
+        reason += ", as where a head has more than one output" if what == "reward model" else ""
     return RlhfctlError(
         f"the {what} cannot be loaded: {reason}",
         where=where,
@@ -492,23 +513,24 @@ def lora_config(lora: Lora, task: TaskType) -> LoraConfig:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
-    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on tied embeddings."""
+    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings."""
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    if getattr(model.config, "tie_word_embeddings", False) and named != ["all-linear"]:
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    if named != ["all-linear"]:
         config = lora_config(lora, task)
-        tied = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
         hit = sorted(
             name
             for name, module in model.named_modules()
-            if id(module) in tied and check_target_module_exists(config, name)
+            if id(module) in outer and check_target_module_exists(config, name)
         )
         if hit:
             raise RlhfctlError(
-                "LoRA on tied embeddings is refused: input and output are one matrix, so merging moves both",
+                "LoRA on tied embeddings is refused: input and output are one matrix, so merging moves both"
+                if getattr(model.config, "tie_word_embeddings", False)
+                else "LoRA on embeddings is refused: policy, critic and reward model share the layers between",
                 where="lora.target_modules",
                 fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
             )
-    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     set_seed(seed)
     try:
         peft_model = get_peft_model(model, lora_config(lora, task))

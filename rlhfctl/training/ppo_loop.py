@@ -41,7 +41,7 @@ from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
 from rlhfctl.training.roles import Roles
 from rlhfctl.training.rollout import Response, Sampling, sample
-from rlhfctl.training.sequences import Sequences, packed
+from rlhfctl.training.sequences import Sequences, packed, steady_length
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 FAILURES_IN_A_ROW = 3
@@ -109,6 +109,7 @@ class PpoLoop:
             raise EngineError(
                 "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
             )
+        self._check_lengths()
         if report_to:
             self.accelerator.init_trackers("rlhfctl")
         self.batch_size = section.per_device_train_batch_size * section.gradient_accumulation_steps
@@ -133,6 +134,17 @@ class PpoLoop:
         self.history: list[dict[str, float]] = []
         self._trace: Trace | None = None
         self._began = (time.monotonic(), 0)
+
+    def _check_lengths(self) -> None:
+        """EngineError where sampling would see other angles than the update."""
+        steady, longest = steady_length(self.roles.policy.config), max(map(len, self.prompts), default=0)
+        if steady is not None and longest + self.section.response_length > steady:
+            raise EngineError(
+                f"this model's rotary embeddings change when a sequence grows beyond {steady} tokens: what was sampled "
+                "before would no longer be what the policy gives",
+                where="ppo.engine: rlhfctl",
+                fix=f"keep data.max_prompt_length + ppo.response_length at {steady} or less",
+            )
 
     # ------------------------------------------------------------ the run
 

@@ -334,11 +334,12 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
 
 
 def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
-    """A scalar head of zeros for the hidden states of `model`."""
+    """A scalar head of zeros for the hidden states of `model`, in float32 at least: it is trained."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding = inner.get_input_embeddings().weight
     width = inner.get_output_embeddings().weight.shape[1]
-    head = nn.Linear(width, 1, bias=False, dtype=dtype or embedding.dtype, device=embedding.device)
+    kind = torch.promote_types(dtype or embedding.dtype, torch.float32)
+    head = nn.Linear(width, 1, bias=False, dtype=kind, device=embedding.device)
     nn.init.zeros_(head.weight)
     return head
 
