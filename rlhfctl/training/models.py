@@ -342,7 +342,7 @@ def load_scorer(
         )
     if not isinstance(getattr(model, "score", None), nn.Module):
         raise HandoffError(
-            f"{type(model).__name__} has no scalar head on the last token: scores are read there, as decoders have them",
+            f"{type(model).__name__} has no scalar head on its last token, where scores are read",
             where=path,
             fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
         )
