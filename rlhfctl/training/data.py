@@ -245,12 +245,21 @@ def _check_preference(row: Row) -> Row | str:
         problem = problem or _bad_completion(row[name], name, row["prompt"])
     if not problem and row["chosen"] == row["rejected"]:
         problem = "chosen and rejected are the same"
-    margin = row.get("margin")
+    margin = _number(row.get("margin"))
     if not problem and margin is not None:
         number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
         problem = None if number else f"margin: expected a number, got {margin!r}"
+    row = row if margin is None else row | {"margin": margin}
     names = ("prompt", "chosen", "rejected") if margin is None else ("prompt", "chosen", "rejected", "margin")
     return problem or {name: row[name] for name in names}
+
+
+def _number(value: object) -> object:
+    """A number that is written as text, as in the cells of a table; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _check_prompt(row: Row) -> Row | str:
