@@ -524,10 +524,14 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
             if id(module) in outer and check_target_module_exists(config, name)
         )
         if hit:
+            tied = getattr(model.config, "tie_word_embeddings", False)
+            why = (
+                "input and output are one matrix, so merging moves both"
+                if tied
+                else "policy, critic and reward model share their layers, not their heads"
+            )
             raise RlhfctlError(
-                "LoRA on tied embeddings is refused: input and output are one matrix, so merging moves both"
-                if getattr(model.config, "tie_word_embeddings", False)
-                else "LoRA on embeddings is refused: policy, critic and reward model share the layers between",
+                f"LoRA on {'tied ' if tied else ''}embeddings is refused: {why}",
                 where="lora.target_modules",
                 fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
             )
