@@ -99,6 +99,10 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
+    if "ppo" in chosen and recipe.ppo is not None and recipe.data.prompts is not None:
+        # Over-long prompts may leave fewer yet; that much is known only with the tokenizer.
+        split = data_module.split_prompts(recipe.data.prompts, data["prompts"].rows, recipe.seed)
+        data_module.require_a_batch(len(split.train), recipe.ppo)
     _write_recipe(recipe, paths, emit)
     done = []
     for name in names:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Source
+from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source
 from rlhfctl.training import shapes, sources
 from rlhfctl.training.sources import type_name as _type_name
 
@@ -357,6 +357,16 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
         eval=[first[key] for key in evaluation],
         test=[first[key] for key in test],
     )
+
+
+def require_a_batch(prompts: int, section: Ppo) -> None:
+    """DataError where so many training prompts do not fill a batch of PPO."""
+    if prompts * section.num_generations < section.batch_size:
+        raise DataError(
+            f"{prompts} training prompts do not fill one batch of {section.batch_size}",
+            where="ppo.per_device_train_batch_size",
+            fix="lower it, or give more prompts",
+        )
 
 
 def _shuffled_keys(rows: Sequence[Row], seed: int, salt: str) -> list[str]:

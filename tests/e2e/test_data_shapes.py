@@ -22,12 +22,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rlhfctl.artifacts import load_artifact
+from rlhfctl.errors import DataError
 from rlhfctl.events import Event, Note, StageStarted
 from rlhfctl.stages import reward, sft
 from rlhfctl.training import models
 from tests.e2e import families
 from tests.e2e.families import CHAT, FAMILIES
-from tests.e2e.test_families import RECIPE, run_all, traces
+from tests.e2e.test_families import RECIPE, prepare, run_all, traces
 
 ROWS, TEST, EVAL, HELDOUT = 21, 3, 2, 0.25
 QUESTION = "number {}, and a comma:"
@@ -350,6 +351,13 @@ def test_what_is_left_out_or_made_is_said(seen: Seen) -> None:
         assert "dropped" not in said_here
     how = {"name": "small", "split": "test", "revision": None}
     assert seen.asked_of_hub == [(name, how) for name in seen.case.hub]
+
+
+def test_too_few_prompts_for_a_batch_are_said_before_anything_trains(tmp_path: Path) -> None:
+    overrides = prepare(FAMILIES["qwen3"], tmp_path)
+    with pytest.raises(DataError, match="20 training prompts do not fill one batch of 32") as caught:
+        run_all(tmp_path, *overrides, "ppo.per_device_train_batch_size=32")
+    assert caught.value.where == "ppo.per_device_train_batch_size" and not (tmp_path / "run" / "sft").exists()
 
 
 def started(seen: Seen, stage: str) -> dict[str, Any]:

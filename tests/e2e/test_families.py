@@ -171,6 +171,8 @@ def test_what_the_engine_computes_is_what_transformers_computes(ran: Ran) -> Non
     base, reward = plain(ran.run, "base"), plain(ran.run, "reward")
     tokenizer = AutoTokenizer.from_pretrained(ran.run / "sft" / "model")
     episodes = traces(ran.run, 1)
+    window = ran.family.config.get("sliding_window", 0)
+    assert all(len(episode["ids"]) + len(ids_of(tokenizer, episode)[0]) > 2 * window for episode in episodes)
     assert len(episodes) == 16 and len({len(ids_of(tokenizer, episode)[0]) for episode in episodes}) > 1
     for episode in episodes:
         prompt, response = ids_of(tokenizer, episode)
