@@ -99,6 +99,10 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
+    if "ppo" in chosen and recipe.ppo is not None and recipe.data.prompts is not None:
+        # Over-long prompts may leave fewer yet; that much is known only with the tokenizer.
+        split = data_module.split_prompts(recipe.data.prompts, data["prompts"].rows, recipe.seed)
+        data_module.require_a_batch(len(split.train), recipe.ppo)
     _write_recipe(recipe, paths, emit)
     done = []
     for name in names:
@@ -319,7 +323,8 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     """name -> fingerprint of everything that a stage's result depends on."""
     section = recipe.model if name == "base" else getattr(recipe, name)
     inputs = {"section": fs.hash_json(section.model_dump(mode="json")), "seed": str(recipe.seed)}
-    loading = recipe.model.model_dump(mode="json", include={"dtype", "quantization", "trust_remote_code"})
+    how = {"dtype", "quantization", "trust_remote_code", "attn_implementation"} - _newer(recipe)
+    loading = recipe.model.model_dump(mode="json", include=how)
     inputs["model"] = fs.hash_json(loading)
     if name in ("base", "sft"):
         inputs["model"] = _model_fingerprint(recipe)
@@ -356,6 +361,10 @@ def _model_fingerprint(recipe: Recipe) -> str:
     template_text = None
     if template is not None and template.endswith((".jinja", ".j2")):
         template_text = fs.hash_file(Path(template))
-    return fs.hash_json(
-        [recipe.model.model_dump(mode="json", exclude={"path"} if content else set()), content, template_text]
-    )
+    exclude = _newer(recipe) | ({"path"} if content else set())
+    return fs.hash_json([recipe.model.model_dump(mode="json", exclude=exclude), content, template_text])
+
+
+def _newer(recipe: Recipe) -> set[str]:
+    """Keys of the model that are not used, and that recipes did not have: what was made before them stays as it is."""
+    return {"attn_implementation"} if recipe.model.attn_implementation is None else set()

@@ -167,6 +167,9 @@ class Model(Section):
     path: str | None = Field(None, min_length=1, description="A folder with a pretrained model, or its id on the Hub.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of the weights.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="Which code computes attention, wherever a model is loaded (null: the architecture's own)."
+    )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None, description="Hold the frozen base in so many bits while adapters are trained on it (bitsandbytes)."
     )
@@ -183,6 +186,12 @@ class Model(Section):
                 "give model.path (pretrained) or model.init (new weights)",
                 about=("model.init", "model.path"),
             )
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            yield Conflict(
+                "model.attn_implementation", "flash_attention_2 computes in 16 bits, but the weights are float32",
+                "set dtype: bfloat16, or use sdpa",
+                about=("model.dtype",),
+            )  # fmt: skip
         if self.init is None:
             return
         for key in ("path", "revision", "quantization", "trust_remote_code"):
@@ -678,6 +687,7 @@ class Recipe(Section):
                 yield from section.conflicts()
         yield from self._missing_sections()
         yield from self._quantized()
+        yield from self._float16()
         yield from self._lora_on_random_weights()
         yield from self._lengths()
         yield from self._judges()
@@ -752,6 +762,21 @@ class Recipe(Section):
                 "ppo.critic", "model is a whole model to train, but the base is quantized",
                 "use critic: adapter or head", about=("model.quantization",),
             )  # fmt: skip
+
+    def _float16(self) -> Iterator[Conflict]:
+        if self.model.dtype != "float16":
+            return
+        what = "but float16 weights cannot be trained: the squares of their gradients round to 0"
+        fix = "use dtype: bfloat16 or float32, or LoRA, whose adapters are float32"
+        for name in ("sft", "reward", "ppo"):
+            section: Sft | Reward | Ppo | None = getattr(self, name)
+            if section is None or (isinstance(section, Reward) and section.kind != "trained"):
+                continue
+            if section.lora is None:
+                yield Conflict(f"{name}.lora", f"is null, {what}", fix, about=("lora", "model.dtype"))
+            elif isinstance(section, Ppo) and section.critic_kind == "model":
+                about = ("ppo.engine", "model.dtype")
+                yield Conflict("ppo.critic", f"is a whole model to train, {what}", fix, about=about)
 
     def _lora_on_random_weights(self) -> Iterator[Conflict]:
         if self.model.init is None:

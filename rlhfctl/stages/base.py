@@ -39,6 +39,7 @@ def run(section: Model, ctx: Context) -> Artifact:
         else []
     )
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
+    models.to_device(model)
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     with fs.publish_folder(ctx.folder / "model") as folder:
         models.save_model(model, tokenizer, folder)

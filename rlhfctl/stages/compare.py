@@ -24,7 +24,7 @@ from rlhfctl.events import Metrics, Progress, Sample, StageStarted, transcript
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ModelReward
+from rlhfctl.rewards.model import ModelReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
 from rlhfctl.training import models, rollout
@@ -282,8 +282,10 @@ def _judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase |
                 raise HandoffError(
                     "the judge reward_model has no reward model to ask", fix="name one with --reward-model"
                 )
-            model = models.to_device(handoff.load_reward_model(ctx, ctx.parents["reward"], tokenizer))
-            judges[name] = ModelReward(model, tokenizer.pad_token_id)
+            source = ctx.parents["reward"]
+            theirs = handoff.other_tokenizer(ctx, source, tokenizer)
+            model = models.to_device(handoff.load_reward_model(ctx, source, theirs or tokenizer))
+            judges[name] = TextModelReward(model, theirs) if theirs else ModelReward(model, tokenizer.pad_token_id)
         elif name == "reward_function":
             assert ctx.recipe.reward is not None and ctx.recipe.reward.function is not None
             judges[name] = FunctionReward(ctx.recipe.reward.function, folder)

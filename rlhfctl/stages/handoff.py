@@ -7,7 +7,8 @@ manifest; the checks that are possible run, and those that are not are noted in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
 
     `to_train`: adapters are going to be trained on it, so it is quantized where the recipe says so.
     """
-    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     quantization = ctx.recipe.model.quantization if to_train else None
     artifact = source.artifact
     if quantization is not None:
@@ -61,7 +62,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     path = str(artifact.part("model"))
     tokenizer = models.load_tokenizer(path, trust_remote_code=trust)
     _same_tokenizer(artifact, tokenizer)
-    model = models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust, quantization=quantization)
+    model = models.load_causal_lm(path, **how, quantization=quantization)
     if check and artifact.has("probes"):
         check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return Base(model, tokenizer, path)
@@ -97,7 +98,7 @@ def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedM
 def _load_foreign(
     ctx: Context, source: Source, quantization: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     folder = Path(source.name)
     if (folder / "adapter_config.json").is_file():
         model, tokenizer = _base_of_adapter(ctx, folder)
@@ -106,7 +107,7 @@ def _load_foreign(
         model = models.merged(models.load_adapter(model, folder))
     else:
         tokenizer = models.load_tokenizer(source.name, trust_remote_code=trust)
-        model = models.load_causal_lm(source.name, dtype=dtype, trust_remote_code=trust, quantization=quantization)
+        model = models.load_causal_lm(source.name, **how, quantization=quantization)
     for sentence in models.ensure_pad(model, tokenizer):
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
@@ -115,7 +116,7 @@ def _load_foreign(
 
 def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a run's stage."""
-    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise HandoffError(
@@ -128,14 +129,12 @@ def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTr
     if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
         base = load_base(ctx, Source.of(stage), check=False)
         return base.model, base.tokenizer
-    return models.load_causal_lm(path, dtype=dtype, trust_remote_code=trust), models.load_tokenizer(
-        path, trust_remote_code=trust
-    )
+    return models.load_causal_lm(path, **how), models.load_tokenizer(path, trust_remote_code=trust)
 
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The reward model with its adapter merged and its head, checked against the policy's `tokenizer`."""
-    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
+    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     artifact = source.artifact
     if artifact is None:
         theirs = models.load_tokenizer(source.name, trust_remote_code=trust)
@@ -143,7 +142,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         if (Path(source.name) / "adapter_config.json").is_file():
             model = _foreign_scorer_adapter(ctx, Path(source.name))
         else:
-            model = models.load_scorer(source.name, dtype=dtype, trust_remote_code=trust)
+            model = models.load_scorer(source.name, **how)
         model.config.pad_token_id = tokenizer.pad_token_id
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
@@ -156,7 +155,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         )
     _agree_with_manifest(artifact, tokenizer)
     if artifact.has("model"):
-        model = models.load_scorer(str(artifact.part("model")), dtype=dtype, trust_remote_code=trust)
+        model = models.load_scorer(str(artifact.part("model")), **how)
     else:
         model = scorer_from_adapter(ctx, artifact.parent("base"), artifact.part("adapter"))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -180,9 +179,8 @@ def new_scorer(ctx: Context, source: Source, *, seed: int, check: bool = True) -
     scorer = models.quantized_scorer_on(
         base.path,
         section.quantization,
-        dtype=models.torch_dtype(section.dtype),
         seed=seed,
-        trust_remote_code=section.trust_remote_code,
+        **models.loading(section),
     )
     scorer.config.pad_token_id = base.model.config.pad_token_id
     return scorer, base
@@ -238,8 +236,7 @@ def load_critic(ctx: Context, source: Source) -> PreTrainedModel:
     folder = Path(source.name) if source.artifact is None else source.artifact.part("critic")
     if (folder / "adapter_config.json").is_file():
         return _foreign_scorer_adapter(ctx, folder)
-    dtype, trust = models.torch_dtype(ctx.recipe.model.dtype), ctx.recipe.model.trust_remote_code
-    return models.load_scorer(str(folder), dtype=dtype, trust_remote_code=trust)
+    return models.load_scorer(str(folder), **models.loading(ctx.recipe.model))
 
 
 def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
@@ -276,7 +273,8 @@ def write_probes(folder: Path, rows: Sequence[Sequence[int]], values: Sequence[A
 def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str) -> float:
     """Largest gap between the recorded log-probabilities and the loaded model's; HandoffError above tolerance."""
     kept = read_json(probes)
-    now = models.sequence_logprobs(model, kept["rows"], pad)
+    with _on_accelerator(model):
+        now = models.sequence_logprobs(model, kept["rows"], pad)
     gap = max(
         (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
         default=0.0,
@@ -288,10 +286,25 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str)
 def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -> float:
     """Largest gap between the recorded scores and the loaded reward model's; HandoffError above tolerance."""
     kept = read_json(probes)
-    now = models.score_rows(model, kept["rows"], pad)
+    with _on_accelerator(model):
+        now = models.score_rows(model, kept["rows"], pad)
     gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
     _within(gap, SCORE_TOLERANCE[precise] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
     return gap
+
+
+@contextmanager
+def _on_accelerator(model: PreTrainedModel) -> Iterator[None]:
+    """`model` where the numbers were recorded, and where each kind of attention works; afterwards where it was."""
+    at = next(model.parameters()).device
+    if at.type == models.device().type:
+        yield
+        return
+    model.to(models.device())
+    try:
+        yield
+    finally:
+        model.to(at)
 
 
 def _within(gap: float, limit: float, what: str, probes: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
-from rlhfctl.errors import DataError, HandoffError
+from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward
@@ -35,7 +35,7 @@ from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
 from rlhfctl.training import models, ppo_loop, ppo_trl, roles
-from rlhfctl.training.data import split_prompts
+from rlhfctl.training.data import require_a_batch, split_prompts
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
 _PROBE_ROWS = 8
@@ -71,12 +71,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     assert recipe.data.prompts is not None  # the schema asks for it
     split = split_prompts(recipe.data.prompts, ctx.data["prompts"].rows, recipe.seed)
     rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
-    if len(prompts) * section.num_generations < section.batch_size:
-        raise DataError(
-            f"{len(prompts)} training prompts do not fill one batch of {section.batch_size}",
-            where="ppo.per_device_train_batch_size",
-            fix="lower it, or give more prompts",
-        )
+    require_a_batch(len(prompts), section)
     _check_step_zero(policy, cast.reference, prompts, ctx)
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.

@@ -174,7 +174,7 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
     if (ctx.folder / "adapter").is_dir():
         reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
     else:
-        reloaded = models.load_scorer(str(ctx.folder / "model"), dtype=models.torch_dtype(section.dtype))
+        reloaded = models.load_scorer(str(ctx.folder / "model"), **models.loading(section))
     return handoff.check_scores(
         models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
     )

@@ -151,10 +151,7 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     """Nats by which the merged model, read back from disk, differs from the trained one; an error above tolerance."""
     section = ctx.recipe.model
     reloaded = models.load_causal_lm(
-        str(ctx.folder / "model"),
-        dtype=models.torch_dtype(section.dtype),
-        trust_remote_code=section.trust_remote_code,
-        quantization=section.quantization,
+        str(ctx.folder / "model"), **models.loading(section), quantization=section.quantization
     )
     return handoff.check_logprobs(
         models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)

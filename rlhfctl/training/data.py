@@ -22,7 +22,7 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Source
+from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source
 from rlhfctl.training import shapes, sources
 from rlhfctl.training.sources import type_name as _type_name
 
@@ -246,12 +246,21 @@ def _check_preference(row: Row) -> Row | str:
         problem = problem or _bad_completion(row[name], name, row["prompt"])
     if not problem and row["chosen"] == row["rejected"]:
         problem = "chosen and rejected are the same"
-    margin = row.get("margin")
+    margin = _number(row.get("margin"))
     if not problem and margin is not None:
         number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
         problem = None if number else f"margin: expected a number, got {margin!r}"
+    row = row if margin is None else row | {"margin": margin}
     names = ("prompt", "chosen", "rejected") if margin is None else ("prompt", "chosen", "rejected", "margin")
     return problem or {name: row[name] for name in names}
+
+
+def _number(value: object) -> object:
+    """A number that is written as text, as in the cells of a table; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _check_prompt(row: Row) -> Row | str:
@@ -354,6 +363,16 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
         eval=[first[key] for key in evaluation],
         test=[first[key] for key in test],
     )
+
+
+def require_a_batch(prompts: int, section: Ppo) -> None:
+    """DataError where so many training prompts do not fill a batch of PPO."""
+    if prompts * section.num_generations < section.batch_size:
+        raise DataError(
+            f"{prompts} training prompts do not fill one batch of {section.batch_size}",
+            where="ppo.per_device_train_batch_size",
+            fix="lower it, or give more prompts",
+        )
 
 
 def _shuffled_keys(rows: Sequence[Row], seed: int, salt: str) -> list[str]:

@@ -7,8 +7,8 @@ starting them costs more than what they compute. Here a layer is fifteen or so:
       ─▶ RMSNorm ─▶ gate and up in one product ─▶ act(gate) * up ─▶ down ─▶ + h
 
 The acting adapter is in the weights, which are copied for that, anew for each rollout: so this is for models whose
-layers are small, in float32, of the shape above (Llama, Mistral without a window, Qwen2). `Decoder.of` says None for
-all others, and where the hidden states are not those of the model's own forward.
+layers are small, in float32, of the shape above (Llama, Mistral without a window, Qwen2), their attention `sdpa`.
+`Decoder.of` says None for all others, and where the hidden states are not those of the model's own forward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from rlhfctl.training.fused import lora_acts
 from rlhfctl.training.roles import LanguageModel
-from rlhfctl.training.sequences import sees_everything
+from rlhfctl.training.sequences import PACKED, sees_everything
 
 COPIED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters
 _TOLERANCE = 1e-4  # relative to the largest hidden state
@@ -208,7 +208,9 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
 def _has_shape(policy: LanguageModel) -> bool:
     trunk, config = policy.trunk, policy.config
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if not sees_everything(config) or rotary not in _STATIC_ROTARY or torch.is_autocast_enabled(policy.device.type):
+    if not sees_everything(config) or config._attn_implementation not in ("sdpa", PACKED):
+        return False
+    if rotary not in _STATIC_ROTARY or torch.is_autocast_enabled(policy.device.type):
         return False
     if not all(hasattr(trunk, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
         return False

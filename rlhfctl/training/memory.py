@@ -72,6 +72,7 @@ class Shape:
     config: PretrainedConfig
     dtype: torch.dtype
     quantization: str | None = None
+    attention: str | None = None  # eager or sdpa, which takes what flash takes; None: transformers' choice
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,16 @@ class Training:
 
 
 def _language_model(shape: Shape) -> Any:
-    return AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype)
+    return AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype, attn_implementation=shape.attention)
 
 
 def _scorer(shape: Shape) -> Any:
     shape.config.num_labels = 1
     if shape.config.pad_token_id is None:
         shape.config.pad_token_id = 0
-    return AutoModelForSequenceClassification.from_config(shape.config, dtype=shape.dtype)
+    return AutoModelForSequenceClassification.from_config(
+        shape.config, dtype=shape.dtype, attn_implementation=shape.attention
+    )
 
 
 def weight_bytes(model: nn.Module, quantization: str | None = None) -> tuple[int, int]:
@@ -459,7 +462,7 @@ def compare_outlook(shape: Shape, section: Compare, prompts: int, prompt: int, r
     """Two policies answer, are compared token by token, and a reward model (None: no model) judges."""
     assert section.max_new_tokens is not None
     length = section.max_new_tokens
-    whole = Shape(shape.config, shape.dtype)  # both are loaded in full precision
+    whole = dataclasses.replace(shape, quantization=None)  # both are loaded in full precision
     with drawing():
         sides = [LanguageModel(_language_model(whole), 0) for _ in range(2)]
         held: Needs = {

@@ -182,11 +182,19 @@ def new_config(init: Init, tokenizer: PreTrainedTokenizerBase) -> PretrainedConf
     return config
 
 
-def build_model(init: Init, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+def build_model(
+    init: Init,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """A causal language model with new weights, drawn from `seed`."""
     config = new_config(init, tokenizer)
     set_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with _loadable(init.architecture, "model", attn_implementation):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     set_token_ids(model, tokenizer)
     return model
 
@@ -202,27 +210,67 @@ def load_config(section: Model) -> PretrainedConfig:
         raise _cannot_load(section.path, "model", error) from error
 
 
+def loading(section: Model) -> dict[str, Any]:
+    """How the recipe has models loaded, wherever they come from: what the functions below take."""
+    return {
+        "dtype": torch_dtype(section.dtype),
+        "trust_remote_code": section.trust_remote_code,
+        "attn_implementation": section.attn_implementation,
+    }
+
+
 def load_causal_lm(
     path: str,
     *,
     dtype: torch.dtype,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with _loadable(path, "model", attn_implementation):
+        return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             **_quantized(quantization, dtype),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(path, "model", error) from error
-    return model
+
+
+@contextlib.contextmanager
+def _loadable(path: str, what: str, attn_implementation: str | None) -> Iterator[None]:
+    """RlhfctlError, in place of what transformers raises, where `path` is no such model or has no such attention."""
+    if attn_implementation == "flash_attention_2":
+        _check_flash_attention()
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
+            first = str(error).strip().split(". ")[0]
+            if "attention" in first.lower():
+                raise RlhfctlError(
+                    f"the {what} cannot have this attention: {first}",
+                    where="model.attn_implementation",
+                    fix="use another one, or null for the architecture's own",
+                ) from error
+        if isinstance(error, ImportError):
+            raise
+        raise _cannot_load(path, what, error) from error
+
+
+def _check_flash_attention() -> None:
+    if find_spec("flash_attn") is None:
+        raise RlhfctlError(
+            "flash-attn is not installed",
+            where="model.attn_implementation",
+            fix="pip install flash-attn --no-build-isolation, or use sdpa",
+        )
+    if device().type != "cuda":
+        raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
 
 
 def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -264,46 +312,58 @@ def formats_kept(model: nn.Module) -> Iterator[None]:
 
 
 def quantized_scorer_on(
-    path: str, quantization: str, *, dtype: torch.dtype, seed: int, trust_remote_code: bool = False
+    path: str,
+    quantization: str,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Like `scorer_on`, on the weights of the folder `path` in 8 or 4 bits."""
-    try:
+    with _loadable(path, "model", attn_implementation):
         model = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
             num_labels=1,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             **_quantized(quantization, dtype),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(path, "model", error) from error
     set_seed(seed)
     nn.init.normal_(model.score.weight, std=getattr(model.config, "initializer_range", 0.02))
-    return model
+    return _with_wide_head(model)
 
 
-def load_scorer(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_scorer(
+    path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """A sequence-classification model with one output from a folder or Hub id.
 
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
-    try:
+    with _loadable(path, "reward model", attn_implementation):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
             num_labels=1,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _cannot_load(path, "reward model", error) from error
     if missing := sorted(info["missing_keys"]):
         raise HandoffError(
             f"the reward model lacks the weights {', '.join(missing[:4])}: its scores would be noise",
             where=path,
             fix="name a folder saved from a sequence-classification model with its head",
+        )
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        raise HandoffError(
+            f"{type(model).__name__} has no scalar head on its last token, where scores are read",
+            where=path,
+            fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
         )
     return model
 
@@ -321,7 +381,19 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     getattr(model, model.base_model_prefix).load_state_dict(backbone)
     if zero_head:
         torch.nn.init.zeros_(model.score.weight)
-    return model.to(base.device)
+    return _with_wide_head(model).to(base.device)
+
+
+def _with_wide_head(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with its scalar head in float32: in 16 bits small steps are rounded away, and gradients' squares to 0."""
+    if model.score.weight.dtype.itemsize < 4:
+        model.score.float()
+        model.score.register_forward_pre_hook(_as_the_head)
+    return model
+
+
+def _as_the_head(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (given[0].to(head.weight.dtype), *given[1:])
 
 
 def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
@@ -329,6 +401,9 @@ def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
     where = path
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         reason = "the folder holds no config.json: it is not a model folder"
+    elif "mismatched_sizes" in reason:
+        reason = "its weights have other shapes than they should"
+        reason += ", as where a head has more than one output" if what == "reward model" else ""
     return RlhfctlError(
         f"the {what} cannot be loaded: {reason}",
         where=where,
@@ -346,7 +421,8 @@ def base_from_recipe(
     notes: list[str] = []
     if section.init is not None:
         tokenizer = train_tokenizer(section.init, texts)
-        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype)
+        how = section.attn_implementation
+        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
         tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
@@ -355,6 +431,7 @@ def base_from_recipe(
             dtype=dtype,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
+            attn_implementation=section.attn_implementation,
             quantization=quantization,
         )
     if set_template(section, tokenizer):
@@ -455,23 +532,28 @@ def lora_config(lora: Lora, task: TaskType) -> LoraConfig:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
-    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on tied embeddings."""
+    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings."""
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    if getattr(model.config, "tie_word_embeddings", False) and named != ["all-linear"]:
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    if named != ["all-linear"]:
         config = lora_config(lora, task)
-        tied = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
         hit = sorted(
             name
             for name, module in model.named_modules()
-            if id(module) in tied and check_target_module_exists(config, name)
+            if id(module) in outer and check_target_module_exists(config, name)
         )
         if hit:
+            tied = getattr(model.config, "tie_word_embeddings", False)
+            why = (
+                "input and output are one matrix, so merging moves both"
+                if tied
+                else "policy, critic and reward model share their layers, not their heads"
+            )
             raise RlhfctlError(
-                "LoRA on tied embeddings is refused: input and output are one matrix, so merging moves both",
+                f"LoRA on {'tied ' if tied else ''}embeddings is refused: {why}",
                 where="lora.target_modules",
                 fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
             )
-    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     set_seed(seed)
     try:
         peft_model = get_peft_model(model, lora_config(lora, task))

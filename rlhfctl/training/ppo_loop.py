@@ -42,7 +42,7 @@ from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
 from rlhfctl.training.roles import Roles
 from rlhfctl.training.rollout import Response, Sampling, sample
-from rlhfctl.training.sequences import Sequences, packed
+from rlhfctl.training.sequences import Sequences, packed, steady_length
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 FAILURES_IN_A_ROW = 3
@@ -112,6 +112,7 @@ class PpoLoop:
             raise EngineError(
                 "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
             )
+        self._check_lengths()
         if report_to:
             self.accelerator.init_trackers("rlhfctl")
         self.batch_size = section.per_device_train_batch_size * section.gradient_accumulation_steps
@@ -132,9 +133,21 @@ class PpoLoop:
         self.recomputes = self.low_precision  # the sampled log-probabilities, by the update's own forward
         self.done = 0  # updates
         self.attempt = 0  # how often training went back: the noise is drawn anew each time
+        self.rollout_gap: float | None = None  # of the batch that was sampled last
         self.history: list[dict[str, float]] = []
         self._trace: Trace | None = None
         self._began = (time.monotonic(), 0)
+
+    def _check_lengths(self) -> None:
+        """EngineError where sampling would see other angles than the update."""
+        steady, longest = steady_length(self.roles.policy.config), max(map(len, self.prompts), default=0)
+        if steady is not None and longest + self.section.response_length > steady:
+            raise EngineError(
+                f"this model's rotary embeddings change when a sequence grows beyond {steady} tokens: what was sampled "
+                "before would no longer be what the policy gives",
+                where="ppo.engine: rlhfctl",
+                fix=f"keep data.max_prompt_length + ppo.response_length at {steady} or less",
+            )
 
     # ------------------------------------------------------------ the run
 
@@ -182,7 +195,8 @@ class PpoLoop:
         if self.accelerator.log_with:
             self.accelerator.end_training()
         last = self.history[-max(1, len(self.history) // 10) :]
-        return {name: statistics.fmean(entry[name] for entry in last) for name in last[-1]} if last else {}
+        names = [name for name in last[-1] if all(name in entry for entry in last)] if last else []
+        return {name: statistics.fmean(entry[name] for entry in last) for name in names}
 
     def update(self, number: int) -> dict[str, float]:
         """One update: sample a batch, learn from it. NonFiniteError before anything non-finite is applied."""
@@ -239,6 +253,8 @@ class PpoLoop:
         if self._trace is not None:
             self._trace.write(self.work.parent / "traces", number, batch, self.tokenizer, section.gamma)
         metrics = self._metrics(batch, steps) | {"learning_rate": learning_rate}
+        if self.rollout_gap is not None:
+            metrics["rollout_gap"] = self.rollout_gap
         now = time.monotonic()
         metrics |= {"rollout_s": sampled - clock, "score_s": learning - sampled, "update_s": now - learning}
         return metrics | {"episodes_per_s": self.batch_size / (now - clock)}
@@ -277,23 +293,29 @@ class PpoLoop:
         return Batch(rows, prompts, responses, lengths, ended, mask, ppo_math.value_mask(lengths, width))
 
     def _sampled_logprobs(self, batch: Batch) -> Tensor:
-        """(B, W). Those of the rollout, once the update's forward is shown to give the same; else that forward's."""
-        if self.recomputes:
-            return self._logprobs(batch, self.roles.policy)
+        """(B, W). Those of the rollout, once the update's forward is shown to give the same; else that forward's.
+
+        Where both are computed, `rollout_gap` is their largest difference: nats a token.
+        """
         sampled = self._columns(batch, [response.logprobs for response in batch.responses])
-        if self.done == 0:
-            ours = self._logprobs(batch, self.roles.policy)
-            gap = float((ours - sampled).abs().masked_fill(~batch.mask, 0.0).max())
-            if not gap <= DISAGREEMENT:
-                raise EngineError(
-                    f"rollout and update give log-probabilities that differ by {gap:.3g} nats",
-                    where="ppo.engine: rlhfctl",
-                    fix="this is a defect of the engine with this architecture: please report it, and use engine: trl",
-                )
-            if gap > AGREEMENT:
-                self.say(f"rollout and update differ by {gap:.2g} nats a token: log-probabilities are computed again")
-                self.recomputes = True
-                return ours
+        self.rollout_gap = None
+        if self.done > 0 and not self.recomputes:
+            return sampled
+        ours = self._logprobs(batch, self.roles.policy)
+        gap = float((ours - sampled).abs().masked_fill(~batch.mask, 0.0).max())
+        self.rollout_gap = gap
+        if self.recomputes:
+            return ours
+        if not gap <= DISAGREEMENT:
+            raise EngineError(
+                f"rollout and update give log-probabilities that differ by {gap:.3g} nats",
+                where="ppo.engine: rlhfctl",
+                fix="this is a defect of the engine with this architecture: please report it, and use engine: trl",
+            )
+        if gap > AGREEMENT:
+            self.say(f"rollout and update differ by {gap:.2g} nats a token: log-probabilities are computed again")
+            self.recomputes = True
+            return ours
         return sampled
 
     def _prompts_of(self, number: int) -> list[int]:

@@ -13,9 +13,10 @@ out the PPO steps (ppo_loop.py) and sampling (rollout.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Lora
@@ -332,11 +334,12 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
 
 
 def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
-    """A scalar head of zeros for the hidden states of `model`."""
+    """A scalar head of zeros for the hidden states of `model`, in float32 at least: it is trained."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding = inner.get_input_embeddings().weight
     width = inner.get_output_embeddings().weight.shape[1]
-    head = nn.Linear(width, 1, bias=False, dtype=dtype or embedding.dtype, device=embedding.device)
+    kind = torch.promote_types(dtype or embedding.dtype, torch.float32)
+    head = nn.Linear(width, 1, bias=False, dtype=kind, device=embedding.device)
     nn.init.zeros_(head.weight)
     return head
 
@@ -371,6 +374,13 @@ class Critic:
 
 
 # ---------------------------------------------------------------- all of them
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations computed again in the backward pass; nothing in it is random."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 @dataclass
@@ -437,20 +447,28 @@ class Roles:
 
     @contextmanager
     def recomputing(self, on: bool) -> Iterator[None]:
-        """Gradient checkpointing inside, on each model's layers; dropout stays off (only the layers' switch is set)."""
-        layers: list[nn.Module] = []
-        if on:
-            for module in self.modules():
-                if isinstance(module, PreTrainedModel | PeftModel):
-                    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                    layers += [layer for layer in module.modules() if getattr(layer, "gradient_checkpointing", False)]
-        for layer in layers:
-            layer.training = True
+        """Gradient checkpointing inside, on each model's layers. EngineError where a model has none that can.
+
+        transformers' own switch acts in training mode only, in which some layers (OPT's) also drop states out.
+        """
+        layers: dict[int, GradientCheckpointingLayer] = {}
+        for trunk in self.trunks() if on else []:
+            found = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+            if not found:
+                raise EngineError(
+                    f"the architecture {type(trunk).__name__} has no layers whose activations can be computed again",
+                    where="ppo.gradient_checkpointing",
+                    fix="set it to false, and lower per_device_train_batch_size to save memory",
+                )
+            layers |= {id(layer): layer for layer in found}
+        own = [(layer, vars(layer).get("forward")) for layer in layers.values()]  # quantized ones may have one
+        for layer, _ in own:
+            vars(layer)["forward"] = partial(_recomputed, layer.forward)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.training = False
+            for layer, forward in own:
+                vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of everything trained, by name."""

@@ -223,6 +223,21 @@ def sees_everything(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
 
 
+def steady_length(config: Any) -> int | None:
+    """Up to how many tokens a position is turned by the same angle whatever the length of its sequence; None: always.
+
+    Beyond them `dynamic` and `longrope` embeddings turn all tokens anew, those in a cache too late.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    every = [kind for kind in given.values() if isinstance(kind, dict)] or [given]  # one, or one for each kind of layer
+    limits = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in every
+        if kind.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
 @contextmanager
 def packed(trunk: Any) -> Iterator[bool]:
     """`trunk` takes rows laid end to end while inside, if it can. Yields whether it does.

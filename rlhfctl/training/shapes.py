@@ -111,7 +111,7 @@ def pairs_of(row: Row, dropped: Counter[str]) -> list[Row] | str:
 
     Counts ties in `dropped`. A sentence where the row is none of the shapes.
     """
-    if row.get("tie") in (True, 1, "true", "True"):
+    if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a table's cell is text
         dropped["ties"] += 1
         return []
     pairs: list[Row] | str = [row] if row.get("responses") is None else _ranked(row, dropped)

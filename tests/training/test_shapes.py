@@ -161,6 +161,20 @@ def test_a_margin_is_kept(path: Path) -> None:
     assert found[0]["margin"] == 2 and "margin" not in found[1]
 
 
+def test_margins_and_ties_in_the_cells_of_a_table(tmp_path: Path) -> None:
+    """Cells are text: a margin is its number, and a tie is one however a spreadsheet writes it."""
+    path = tmp_path / "pairs.csv"
+    ties = ("", "FALSE", "0", "TRUE", "1", "true")
+    lines = [f"p{n},a,b,0.5,{tie}" for n, tie in enumerate(ties)]
+    path.write_text("prompt,chosen,rejected,margin,tie\n" + "\n".join(lines) + "\n")
+    found = data.load_preferences(Preferences(source=str(path)), 0)
+    assert [(row["prompt"], row["margin"]) for row in found.rows] == [("p0", 0.5), ("p1", 0.5), ("p2", 0.5)]
+    assert found.notes == ("dropped: 3 ties",)
+    path.write_text("prompt,chosen,rejected,margin\np,a,b,nan\n")
+    with pytest.raises(DataError, match="margin: expected a number"):
+        data.load_preferences(Preferences(source=str(path)), 0)
+
+
 # ---------------------------------------------------------------- what is left out, and said
 
 

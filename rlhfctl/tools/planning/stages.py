@@ -129,7 +129,9 @@ def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
 
 def _shape(recipe: Recipe, lengths: Lengths) -> Shape:
     config = type(lengths.config).from_dict(lengths.config.to_dict())
-    return Shape(config, models.torch_dtype(recipe.model.dtype), recipe.model.quantization)
+    section = recipe.model
+    attention = "sdpa" if section.attn_implementation == "flash_attention_2" else section.attn_implementation
+    return Shape(config, models.torch_dtype(section.dtype), section.quantization, attention)
 
 
 def _base(recipe: Recipe, lengths: Lengths) -> StagePlan:
