@@ -1,4 +1,4 @@
-"""The command line: thin Typer commands, and the one place where errors become exit codes.
+"""The command line: thin Typer commands. Errors become exit codes in __main__.py.
 
 Imports light modules only; whatever loads torch is imported inside the command that needs it.
 """
@@ -287,10 +287,9 @@ def watch(
     ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
 ) -> None:
     """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
-    from rlhfctl.dashboard.console import console
     from rlhfctl.dashboard.watch import watch as show_run
 
-    show_run(run, console(), sys.stdout, follow=follow, ascii_only=ascii_only)
+    show_run(run, follow=follow, ascii_only=ascii_only)
 
 
 @app.command(epilog="Example: rlhfctl export runs/quickstart --stage ppo --to my-policy")
@@ -573,26 +572,3 @@ def _compare_runs(runs: list[Path]) -> None:
     console().print(runs_table(rows))
     if len({artifact.manifest.inputs.get("data.prompts") for _, _, artifact in reports}) > 1:
         typer.echo("these runs were compared on different test prompts: their figures are not on one scale")
-
-
-def main() -> None:
-    """Entry point: one message and an exit code for what a user can cause; a traceback for our own defects.
-
-    Typer itself reports misspelt commands and options (exit code 2).
-    """
-    try:
-        app()
-    except RlhfctlError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        from rlhfctl.fs import disk_full, is_disk_full
-
-        if not is_disk_full(error):  # a defect of ours: show where
-            raise
-        typer.echo(f"error: {disk_full(Path(getattr(error, 'filename', None) or '.'))}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -49,7 +49,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         HUGGING_FACE | {"rich"},
     ),
     "cli": ({"", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
-    "__main__": ({"cli"}, set()),
+    "__main__": ({"cli", "dashboard.watch"}, set()),
     "__init__": (set(), set()),
 }
 GOLD_READERS = {"stages/compare.py", "stages/evaluation.py", "world/reviews.py"}
@@ -133,10 +133,14 @@ def test_reading_a_run_loads_nothing_heavy(command: str, tiny_run: Path) -> None
 
 def fastest(*arguments: str) -> float:
     """Processor seconds of the fastest of five calls: what the command costs, whatever else runs."""
+    return fastest_call([sys.executable, "-m", "rlhfctl", *arguments])
+
+
+def fastest_call(command: list[str]) -> float:
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "rlhfctl", *arguments], capture_output=True, check=True, env=os.environ)
+        subprocess.run(command, capture_output=True, check=True, env=os.environ)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     return min(times)

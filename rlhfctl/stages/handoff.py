@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
 from rlhfctl.errors import HandoffError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
 from rlhfctl.training import models
@@ -55,7 +56,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if artifact is None:
         model, tokenizer = _load_foreign(ctx, source, quantization)
         return Base(model, tokenizer, source.name)
-    artifact.verify()
+    _verify(artifact)
     if not artifact.has("model"):
         return Base(*_load_policy_artifact(ctx, artifact), str(artifact.path))
     path = str(artifact.part("model"))
@@ -65,6 +66,11 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if check and artifact.has("probes"):
         check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return Base(model, tokenizer, path)
+
+
+def _verify(artifact: Artifact) -> None:
+    with Work(f"checking the files of {artifact.path}"):
+        artifact.verify()
 
 
 def _refuse_adapter(source: Source) -> None:
@@ -147,7 +153,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         model.config.pad_token_id = tokenizer.pad_token_id
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
-    artifact.verify()
+    _verify(artifact)
     if not artifact.manifest.layout.get("head"):
         raise HandoffError(
             f"the {artifact.manifest.stage} artifact is no reward model: it has no scalar head",
@@ -173,19 +179,9 @@ def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrained
 
 def new_scorer(ctx: Context, source: Source, *, seed: int, check: bool = True) -> tuple[PreTrainedModel, Base]:
     """A reward model to be trained, with a new head, on base*; and that base*."""
-    section = ctx.recipe.model
     base = load_base(ctx, source, check=check, to_train=True)
-    if section.quantization is None:
-        return models.scorer_on(base.model, seed=seed), base
-    scorer = models.quantized_scorer_on(
-        base.path,
-        section.quantization,
-        dtype=models.torch_dtype(section.dtype),
-        seed=seed,
-        trust_remote_code=section.trust_remote_code,
-    )
-    scorer.config.pad_token_id = base.model.config.pad_token_id
-    return scorer, base
+    make = models.scorer_around if models.is_quantized(base.model) else models.scorer_on
+    return make(base.model, seed=seed), base
 
 
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
@@ -193,7 +189,7 @@ def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizer
     trust = ctx.recipe.model.trust_remote_code
     place = source.name
     if source.artifact is not None:
-        source.artifact.verify()
+        _verify(source.artifact)
         place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))
     theirs = models.load_tokenizer(place, trust_remote_code=trust)
     same_template = models.template_fingerprint(theirs) == models.template_fingerprint(tokenizer)
@@ -207,7 +203,7 @@ def shared_reward_adapter(ctx: Context) -> Path | None:
     if source is None or source.artifact is None or not source.artifact.has("adapter"):
         return None
     artifact = source.artifact
-    artifact.verify()
+    _verify(artifact)
     if not artifact.manifest.layout.get("head"):
         return None  # loading it as a reward model says what is wrong
     here, there = ctx.parents["base"], artifact.parent("base")

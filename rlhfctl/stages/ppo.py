@@ -35,7 +35,6 @@ from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
 from rlhfctl.training import models, ppo_loop, ppo_trl, roles
-from rlhfctl.training.data import split_prompts
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
 _PROBE_ROWS = 8
@@ -68,8 +67,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     policy = LanguageModel(cast.policy, tokenizer.pad_token_id, roles.POLICY if section.lora else None)
 
     # 2. Prompts to ids.
-    assert recipe.data.prompts is not None  # the schema asks for it
-    split = split_prompts(recipe.data.prompts, ctx.data["prompts"].rows, recipe.seed)
+    split = ctx.data["prompts"].split
     rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
     if len(prompts) * section.num_generations < section.batch_size:
         raise DataError(

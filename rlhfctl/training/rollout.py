@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from rlhfctl.events import Work
 from rlhfctl.training.decode import Decoder, Decoding
 from rlhfctl.training.fused import fused
 from rlhfctl.training.models import evaluating, pad_left, pad_right
@@ -105,9 +106,11 @@ def sample(
     on_batch: Callable[[int], None] = lambda done: None,
     episodes: Sequence[int] | None = None,
     value_head: Callable[[Tensor], Tensor] | None = None,
+    what: str = "sampling",
 ) -> list[Response]:
     """One response for each prompt, in order. `episodes` numbers them for the noise (None: 0, 1, 2, ...), so two models
-    given the same prompts draw with the same random numbers. No global random state is read or moved.
+    given the same prompts draw with the same random numbers. No global random state is read or moved. `what` names the
+    work to those who watch.
 
     `value_head` reads the hidden states (N, H) as they pass; a row then stays one step longer, for the state after its
     end.
@@ -118,7 +121,8 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
     policy.activate()
-    with evaluating(policy.model), fused(policy.model):
+    work = Work(what, len(order), "response")
+    with evaluating(policy.model), fused(policy.model), work:
         decoder = Decoder.of(policy)
         for start in range(0, len(order), sampling.batch_size):
             rows = order[start : start + sampling.batch_size]
@@ -127,9 +131,10 @@ def sample(
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
             batch = decoder.begin(ids, mask, room) if decoder else _Forward(policy, ids, mask, room)
-            drawn = _sample_batch(policy, batch, tokenizer, sampling, counted, value_head)
+            drawn = _sample_batch(policy, batch, tokenizer, sampling, counted, value_head, work, start)
             responses |= dict(zip(rows, drawn, strict=True))
-            on_batch(min(start + sampling.batch_size, len(order)))
+            work.at(start + len(rows))
+            on_batch(start + len(rows))
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -145,7 +150,10 @@ def _sample_batch(
     sampling: Sampling,
     episodes: Sequence[int],
     value_head: Callable[[Tensor], Tensor] | None,
+    work: Work,
+    before: int,
 ) -> list[Response]:
+    """The responses of one batch; `before` it so many were drawn."""
     at, longest = policy.device, sampling.max_new_tokens
     stops = (tokenizer.eos_token_id,) if sampling.stop_ids is None else sampling.stop_ids
     stop_ids = torch.tensor(stops, dtype=torch.long, device=at)
@@ -187,6 +195,8 @@ def _sample_batch(
             break
         alive = ~ended_before if value_head is not None else ~ended[going]
         left = int(alive.sum())
+        # Those under way count by their share of the longest length: else the bar of a single batch would stand still.
+        work.at(before + len(episodes) - left + left * (t + 1) // longest)
         if left == 0:
             break
         if left <= _SHRINK_BELOW * len(going):
@@ -336,7 +346,8 @@ def exact_kl(
     """
     at = next(policy.parameters()).device
     result: list[float] = []
-    with evaluating(policy), evaluating(reference):
+    work = Work("measuring KL", len(prompts), "response")
+    with evaluating(policy), evaluating(reference), work:
         for start in range(0, len(prompts), batch_size):
             pairs = list(zip(prompts[start : start + batch_size], responses[start : start + batch_size], strict=True))
             ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, at)
@@ -346,4 +357,5 @@ def exact_kl(
             for index, (prompt, response) in enumerate(pairs):
                 here = per_position[index, len(prompt) - 1 : len(prompt) + len(response) - 1]
                 result.append(float(here.sum().clamp(min=0.0)))
+            work.at(len(result))
     return result

@@ -27,7 +27,8 @@ from rlhfctl.events import (
 )
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
-SECOND_PAGE, FIRST_PAGE = "\x1b[?1049h", "\x1b[?1049l"
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
+SECOND_PAGE, GONE = "\x1b[?1049h", "\x1b[H\x1b[J"  # another page; the frame is taken away
 
 
 def terminal(width: int = 80, *, escapes: bool = False) -> Console:
@@ -51,13 +52,13 @@ def test_the_screen_shows_what_the_events_say() -> None:
         printer(RunStarted(stage="run", name="quickstart", stages=["ppo", "compare"]))
         printer(StageStarted(stage="ppo", total_steps=40))
         printer(Metrics(stage="ppo", step=25, total=40, eta_s=30, values={"score": 0.4123}))
-        printer._full._live.refresh()
+        printer._full.draw()
         text = written(console)
-    assert text.count(SECOND_PAGE) == 1
+    assert text.startswith("\n" * 23) and SECOND_PAGE not in text  # what stood there is scrolled up, not hidden
     assert "▸ ppo 25/40 ─ · compare" in text
     assert "0.412" in text
     after = written(console)[len(text) :]
-    assert after.index(FIRST_PAGE) < after.index("update 25/40")  # what is left stands on the first page
+    assert after.index(GONE) < after.index("update 25/40")  # what is left stands in the frame's place
 
 
 def test_what_was_said_is_kept_with_markup_taken_literally() -> None:
@@ -93,7 +94,7 @@ def test_what_others_print_meanwhile_is_kept() -> None:
         print("from a library \x1b[2J")
         print("to stderr", file=sys.stderr)
     text = written(console)
-    assert text.index(FIRST_PAGE) < text.index("from a library \\x1b[2J")
+    assert text.index(GONE) < text.index("from a library \\x1b[2J")
     assert "to stderr" in text
 
 
@@ -105,9 +106,8 @@ def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
         printer(Warned(stage="ppo", message="careful"))
         raise KeyboardInterrupt
     text = written(console)
-    assert text.count(HIDE) == text.count(SHOW) == 1
-    assert text.rindex(SHOW) > text.rindex(HIDE)
-    after = text[text.index(FIRST_PAGE) :]
+    after = text[text.index(GONE) :]
+    assert HIDE not in after and NO_WRAP not in after
     assert after.index("careful") < after.index("update 25/40")
     assert after.endswith("\n") and not after.endswith("\n\n")
 
@@ -120,7 +120,7 @@ def test_what_is_left_of_a_run_that_is_over() -> None:
         printer(Progress(stage="sft", step=2, total=2))
         printer(StageFinished(stage="sft", path="runs/x/sft", seconds=1))
     after = written(console)
-    lines = [line.rstrip() for line in after[after.index("\x1b[?1049l") :].splitlines()]
+    lines = [line.rstrip() for line in after[after.index(GONE) :].splitlines()]
     assert lines[0].endswith("✓ sft     finished in 0:01  runs/x/sft")
     assert lines[1].startswith("quickstart") and lines[1].endswith("done after 0:00")
     assert lines[2:] == ["✓ sft 0:01"]
@@ -165,6 +165,31 @@ def test_sigterm_gives_the_terminal_back() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == -signal.SIGTERM
-    after = result.stdout[result.stdout.index(FIRST_PAGE) :]
+    after = result.stdout[result.stdout.index(GONE) :]
     assert "careful" in after
-    assert SHOW in result.stdout
+    assert HIDE not in after
+
+
+def test_between_two_frames_the_terminal_is_as_usual_so_a_kill_leaves_the_last_one() -> None:
+    """SIGKILL cannot be answered, so nothing may be left for an answer to do."""
+    code = PROGRAM.replace("SIGTERM", "SIGKILL")
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert "none yet" in result.stdout  # the frame is there
+    assert SECOND_PAGE not in result.stdout
+    for off, on in ((HIDE, SHOW), (NO_WRAP, WRAP)):
+        assert result.stdout.count(off) == result.stdout.count(on) > 0
+        assert result.stdout.rindex(on) > result.stdout.rindex(off)
+
+
+def test_a_terminal_that_grows_gets_its_lines_from_above_pushed_up_again() -> None:
+    console = terminal(escapes=True)
+    with LivePrinter(console) as printer:
+        console._height = 30
+        before = len(written(console))
+        printer._full.draw()
+        assert "\x1b[30;1H" + "\n" * 6 + "\x1b[H" in written(console)[before:]
+        before = len(written(console))
+        printer._full.draw()
+        assert "\x1b[30;1H" not in written(console)[before:]

@@ -21,6 +21,7 @@ from conftest import Cli
 from rich.console import Console
 from streams import ppo, ppo_values, run_started, started, until_ppo, whole
 
+from rlhfctl import fs
 from rlhfctl.artifacts import RunPaths
 from rlhfctl.dashboard import watch as watching
 from rlhfctl.dashboard.draw import UNICODE
@@ -68,18 +69,26 @@ def test_whose_lock_it_is_decides_how_long_one_waits(tmp_path: Path) -> None:
     path = write(tmp_path / "events.jsonl", until_ppo())
     screen, paths = Screen(), RunPaths(tmp_path)
     watching.feed(screen, watching.Tail(path).lines())
-    here, gone = os.uname().nodename, subprocess.Popen(["true"])
-    gone.wait()
-    for holder, at_work in (
-        (f"process {os.getpid()} on {here}, since 2026-01-01", True),
-        (f"process {gone.pid} on {here}, since 2026-01-01", False),
-        (f"process {os.getpid()} on elsewhere, since 2026-01-01", False),
-        ("", False),
-    ):
-        paths.lock.write_text(holder)
-        assert watching.at_work(screen, tmp_path) is at_work
-    screen.feed({"event": "note", "stage": "run", "time": time.time(), "message": "just now"})
-    assert watching.at_work(screen, tmp_path)
+    just_now = Screen()
+    just_now.feed({"event": "note", "stage": "run", "time": time.time(), "message": "just now"})
+    with fs.RunLock(paths.lock):
+        assert watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
+    assert not watching.at_work(screen, tmp_path) and not watching.at_work(just_now, tmp_path)  # killed: said at once
+    paths.lock.write_text("process 7 on elsewhere, since 2026-01-01 00:00:00\n")  # it cannot be asked from here
+    assert not watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
+    paths.lock.unlink()
+    assert not watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
+
+
+def test_a_run_of_a_version_that_did_not_say_what_was_due(tmp_path: Path) -> None:
+    older = [record for record in whole() if record["event"] != "run_started"]
+    write(tmp_path / "events.jsonl", older)
+    text = page(tmp_path)
+    assert "done after" in text and "stopped" not in text
+    (tmp_path / "events.jsonl").unlink()
+    write(tmp_path / "events.jsonl", older[:-3])  # killed in its last stage
+    text = page(tmp_path)
+    assert "stopped after" in text and "its process has ended" in text
 
 
 def test_a_last_line_that_is_torn_or_only_lacks_its_end(tmp_path: Path) -> None:
@@ -123,15 +132,14 @@ def test_what_is_written_meanwhile_is_shown_until_it_is_over(tmp_path: Path, mon
     for record in records:
         record["time"] += now - 1090.0
     path = write(tmp_path / "events.jsonl", records[:100])
-    (tmp_path / ".lock").write_text(f"process {os.getpid()} on {os.uname().nodename}, since now\n")
     later = threading.Timer(0.2, lambda: write(path, records[100:]))
-    later.start()
-    text = page(tmp_path)
+    with fs.RunLock(tmp_path / ".lock"):
+        later.start()
+        text = page(tmp_path)
     later.join()
-    assert "\x1b[?1049h" in text and text.index("\x1b[?1049l") > text.index("\x1b[?1049h")  # the second page and back
     assert text.rindex("\x1b[?7h") > text.rindex("\x1b[?7l")
-    after = text[text.rindex("\x1b[?1049l") :]
-    assert "\x1b[?25h" in text[text.index("\x1b[?25l") :]
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    after = text[text.rindex("\x1b[H\x1b[J") :]
     assert "✓ compare 0:08" in after
 
 
@@ -217,7 +225,7 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path) -> None:
     os.close(ours)
     assert b"Traceback" not in seen
     assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
-    assert seen.rindex(b"\x1b[?1049l") > seen.rindex(b"\x1b[?1049h")
+    assert b"\x1b[?1049h" not in seen
 
 
 # ---------------------------------------------------------------- long runs
