@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -19,7 +19,7 @@ from rlhfctl.dashboard import draw
 from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.draw import Signs
 from rlhfctl.dashboard.plain import duration, number, work_left
-from rlhfctl.dashboard.series import Series
+from rlhfctl.dashboard.series import Axis, Series
 from rlhfctl.events import transcript
 
 TWO_COLUMNS = 120  # from this width on metrics stand to the left of samples and alarms
@@ -326,7 +326,7 @@ class Screen:
         else:
             said = self._alarm_lines(width, max(2, room // 3), signs)
             room -= len(said)
-            least = self._needed(room if room > 2 * _LEAST_SAMPLE else room // 2 - 1)
+            least = self._needed(max(room // 2 - 1, room - 2 * _LEAST_SAMPLE))
             kept = max(room - _LEAST_SAMPLE, 1 + least)
             sample = self._sample_lines(width, room - kept, signs, most=1)
             body = [*self._metric_lines(width, room - len(sample), signs), *sample, *said]
@@ -442,8 +442,9 @@ class Screen:
             lines.append(draw.rule(title, width, signs))
             charted = any(len(series.points) > 1 for _, series in rows)
             each = max(1, min(_TALLEST, room // len(rows))) if charted else 1
+            everyone = [series for _, series in rows]
             for metric, series in rows[: room // each]:
-                lines += _metric(metric, series, each, width, signs)
+                lines += _metric(metric, series, everyone, each, width, signs)
         if not lines and height >= 2:
             lines = [draw.rule(Text("metrics", "bold"), width, signs), draw.fit(Text("none yet", "dim"), width, signs)]
         return lines
@@ -519,8 +520,13 @@ def _rows(stage: Stage) -> list[tuple[Metric, Series]]:
     return known or [(Metric(name, name, 0, ""), series) for name, series in list(stage.series.items())[:8]]
 
 
-def _metric(metric: Metric, series: Series, height: int, width: int, signs: Signs) -> list[Text]:
-    """One metric in `height` lines: name, number, trend, chart and its range; below the name what it means."""
+def _metric(
+    metric: Metric, series: Series, beside: Sequence[Series], height: int, width: int, signs: Signs
+) -> list[Text]:
+    """One metric in `height` lines: name, number, trend, chart and its range; below the name what it means.
+
+    Its chart shows the same steps as those `beside` it.
+    """
     value = Text(f"{_three(series.last):>{_VALUE}}", "bold" if math.isfinite(series.last) else "bold red")
     first = draw.fit(Text(draw.shown(metric.label, signs)), _LABEL, signs, pad=True).append_text(value)
     trended = width >= _LABEL + _VALUE + _TREND + 6
@@ -534,10 +540,10 @@ def _metric(metric: Metric, series: Series, height: int, width: int, signs: Sign
     if extent is None or len(series.points) < 2 or room < 4:
         return [draw.fit(line, width, signs) for line in lines]
     tall = max(1, height - 1)
-    drawn = draw.chart(series.columns(room), extent, tall, signs)
+    drawn = draw.chart(series.columns(Axis.of(beside, room)), extent, tall, signs)
     low, high = (_three(_rounded(value, extent[1] - extent[0])) for value in extent)
-    beside = [f"{low} to {high}"] if tall == 1 else [high, *[""] * (tall - 2), low]
-    for line, columns, note in zip(lines, drawn, beside, strict=False):
+    notes = [f"{low} to {high}"] if tall == 1 else [high, *[""] * (tall - 2), low]
+    for line, columns, note in zip(lines, drawn, notes, strict=False):
         draw.fit(line, taken - 2, signs, pad=True).append("  ").append(columns, "cyan")
         if ranged:
             line.append(f"  {note}", "dim")
