@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"recipe", "artifacts", "events", "stages", "training", "rewards", "dashboard", "pipeline"},
         HUGGING_FACE | {"rich"},
     ),
-    "cli": ({"", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
+    "cli": ({"", "__main__", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
     "__main__": ({"cli", "dashboard.watch"}, set()),
     "__init__": (set(), set()),
 }

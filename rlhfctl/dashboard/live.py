@@ -29,6 +29,7 @@ from rlhfctl.dashboard.screen import METRICS, Screen
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
 
 REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
+_ANSWER_S = 1.0  # of the drawing thread, when it is to end
 _SAID = 500  # messages kept for the end; the file of events has them all
 _NAME_WIDTH = 8  # "compare" and a space
 _GAP = "  "
@@ -81,7 +82,7 @@ class FullScreen:
         with _undisturbed():
             self._over.set()
             if self._thread is not None:
-                self._thread.join()
+                self._thread.join(timeout=_ANSWER_S)  # it may wait for a lock of whom SIGTERM interrupted
             self._write(_HOME + _ERASE_BELOW)
 
     def _redraw(self) -> None:

@@ -394,7 +394,7 @@ class Screen:
             tail.append(f"  {duration(stage.eta[0] - (now - stage.eta[1]))} left", "cyan")
         if stage.resumed_from is not None:
             tail.append(f"  resumed from {stage.resumed_from}", "dim")
-        head = Text(f"{draw.shown(stage.name, signs)}  ", "bold")
+        head = Text(draw.shown(stage.name, signs), "bold")
         return _barred(head, share, tail, width, signs)
 
     def _work(self, width: int, signs: Signs, now: float) -> Text:
@@ -404,9 +404,9 @@ class Screen:
             since = max(0.0, now - (_real(record.get("time")) or now))
             if seconds + since < WORK_SHOWN_S:
                 continue
-            head = Text(f"{draw.shown(what[: draw.LONGEST], signs)}  ")
+            head = Text(draw.shown(what[: draw.LONGEST], signs))
             if not total:
-                return draw.fit(head.append(duration(seconds + since), "dim"), width, signs)
+                return _barred(head, None, Text(f"  {duration(seconds + since)}", "dim"), width, signs)
             tail = Text(f"  {draw.shown(str(record.get('unit')), signs)} {int(done)}/{int(total)}  {done / total:.0%}")
             if (left := work_left(int(done), int(total), seconds)) is not None:
                 tail.append(f"  {duration(left - since)} left", "cyan")
@@ -504,11 +504,14 @@ def _unit(stage: Stage, signs: Signs) -> str:
     return "update" if stage.name == "ppo" else draw.shown(stage.unit, signs)
 
 
-def _barred(head: Text, share: float, tail: Text, width: int, signs: Signs) -> Text:
-    """A bar in what room `head` and `tail` leave."""
-    room = min(width - head.cell_len - tail.cell_len, _BAR)
-    if room >= _LEAST_BAR:
-        head.append_text(draw.bar(share, room, signs, "cyan"))
+def _barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs) -> Text:
+    """A bar (None: none) in what room `head` and `tail` leave; a long name is cut before the numbers are."""
+    room = width - tail.cell_len
+    if head.cell_len > room:
+        draw.fit(head, max(0, room), signs)
+    room = min(room - head.cell_len - 2, _BAR)
+    if share is not None and room >= _LEAST_BAR:
+        head.append("  ").append_text(draw.bar(share, room, signs, "cyan"))
     return draw.fit(head.append_text(tail), width, signs)
 
 

@@ -137,7 +137,8 @@ def read_jsonl(path: Path) -> Found:
     places: list[str] = []
     bad: list[str] = []
     data = _bytes(path)
-    lines = Work(f"reading {path.name}", data.count(b"\n"), "line").through(io.BytesIO(data))
+    count = data.count(b"\n") + (not data.endswith(b"\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
     for number, raw in enumerate(lines, 1):
         place = f"{path}:{number}"
         try:
@@ -206,7 +207,8 @@ def _read_csv(path: Path, delimiter: str) -> Found:
     """Columns by the first line; an empty cell is no value."""
     csv.field_size_limit(_LARGEST_CELL)
     text = _text(path)
-    lines = Work(f"reading {path.name}", text.count("\n"), "line").through(io.StringIO(text, newline=""))
+    count = text.count("\n") + (not text.endswith("\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     places: list[str] = []

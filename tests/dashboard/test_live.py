@@ -170,6 +170,15 @@ def test_sigterm_gives_the_terminal_back() -> None:
     assert HIDE not in after
 
 
+def test_sigterm_amid_an_event_is_obeyed() -> None:
+    code = PROGRAM.replace("    os.kill", "    with printer._full.lock:\n        time.sleep(0.8)\n        os.kill")
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run(
+        [sys.executable, "-c", f"import time{code}"], capture_output=True, env=environment, check=False, timeout=60
+    )
+    assert result.returncode == -signal.SIGTERM and b"careful" in result.stdout
+
+
 def test_between_two_frames_the_terminal_is_as_usual_so_a_kill_leaves_the_last_one() -> None:
     """SIGKILL cannot be answered, so nothing may be left for an answer to do."""
     code = PROGRAM.replace("SIGTERM", "SIGKILL")

@@ -164,6 +164,8 @@ def test_work_beside_the_steps_has_a_line_of_its_own() -> None:
     screen.feed(working("loading x", "ppo", 1045.0))  # inside it, and not to be counted
     assert not drawn(screen, now=1045.2)[3].startswith("loading x")  # yet
     assert drawn(screen, now=1052.0)[3] == "loading x  0:07"
+    long = fed([*until_ppo(), working("loading " + "x" * 99, "ppo", 1045.0)])
+    assert drawn(long, now=1052.0)[3] == "loading " + "x" * 65 + "…  0:07"  # the name is cut, not the number
     screen.feed(working("loading x", "ppo", 1052.0, over=True))
     assert drawn(screen)[3].startswith("sampling")
     screen.feed(working("sampling", "ppo", 1053.0, over=True))
