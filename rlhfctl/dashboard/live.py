@@ -52,15 +52,17 @@ class FullScreen:
         self.screen = screen
         self.signs = signs
         self.lock = threading.RLock()  # the screen is drawn by a thread, and fed by another
+        self._pen = threading.RLock()
         self._height = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def draw(self) -> None:
         """One frame, written in one go. The last line of the terminal stays free for the cursor."""
-        width, height = self.console.size
-        with self.lock:
-            lines = self.screen.lines(width, height - 1, self.signs, time.time())
+        with self._pen:
+            width, height = self.console.size
+            with self.lock:  # not while it is written: a terminal that is halted (Ctrl-S) must not halt training
+                lines = self.screen.lines(width, height - 1, self.signs, time.time())
             with self.console.capture() as capture:
                 self.console.print(Text("\n").join(lines), no_wrap=True, overflow="crop", end="")
             rows = [_ERASE_ROW + row + "\r\n" for row in capture.get().split("\n")]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from rich.cells import cell_len
@@ -190,6 +191,34 @@ def test_between_two_frames_the_terminal_is_as_usual_so_a_kill_leaves_the_last_o
     for off, on in ((HIDE, SHOW), (NO_WRAP, WRAP)):
         assert result.stdout.count(off) == result.stdout.count(on) > 0
         assert result.stdout.rindex(on) > result.stdout.rindex(off)
+
+
+def test_a_terminal_that_is_halted_does_not_halt_the_run() -> None:
+    class Halted(io.StringIO):
+        """It takes what is written only once it may."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.may = threading.Event()
+            self.waits = threading.Event()
+
+        def write(self, text: str) -> int:
+            self.waits.set()
+            self.may.wait(60.0)
+            return super().write(text)
+
+    file = Halted()
+    file.may.set()
+    console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
+    with LivePrinter(console) as printer:
+        file.may.clear()
+        file.waits.clear()
+        assert file.waits.wait(60.0)  # the next frame is on its way
+        events = threading.Thread(target=lambda: printer(StageStarted(stage="sft", total_steps=3)), daemon=True)
+        events.start()
+        events.join(60.0)
+        assert not events.is_alive() and not file.may.is_set()
+        file.may.set()
 
 
 def test_a_terminal_that_grows_gets_its_lines_from_above_pushed_up_again() -> None:
