@@ -85,7 +85,8 @@ class FullScreen:
             self._over.set()
             if self._thread is not None:
                 self._thread.join(timeout=_ANSWER_S)  # it may wait for a lock of whom SIGTERM interrupted
-            self._write(_HOME + _ERASE_BELOW)
+            # Row by row: terminals (tmux) keep in their history what is erased from the top in one go.
+            self._write(_HOME + "\r\n".join([_ERASE_ROW] * self.console.height) + _HOME)
 
     def _redraw(self) -> None:
         while not self._over.wait(1 / REFRESHES_A_SECOND):

@@ -29,7 +29,7 @@ from rlhfctl.events import (
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
-SECOND_PAGE, GONE = "\x1b[?1049h", "\x1b[H\x1b[J"  # another page; the frame is taken away
+SECOND_PAGE, HOME, ERASE = "\x1b[?1049h", "\x1b[H", "\x1b[K"
 
 
 def terminal(width: int = 80, *, escapes: bool = False) -> Console:
@@ -40,6 +40,13 @@ def terminal(width: int = 80, *, escapes: bool = False) -> Console:
 def written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def left(text: str) -> str:
+    """What stands there once the frame is taken away."""
+    gone = text[text.rindex(HOME) + len(HOME) :]
+    assert not gone.startswith(ERASE)  # as a frame does
+    return gone
 
 
 def said(printer: LivePrinter) -> list[str]:
@@ -58,8 +65,7 @@ def test_the_screen_shows_what_the_events_say() -> None:
     assert text.startswith("\n" * 23) and SECOND_PAGE not in text  # what stood there is scrolled up, not hidden
     assert "▸ ppo 25/40 ─ · compare" in text
     assert "0.412" in text
-    after = written(console)
-    assert "update 25/40" in after[after.rindex(GONE) :]  # what is left stands in the frame's place
+    assert "update 25/40" in left(written(console))  # what is left stands in the frame's place
 
 
 def test_what_was_said_is_kept_with_markup_taken_literally() -> None:
@@ -95,8 +101,8 @@ def test_what_others_print_meanwhile_is_kept() -> None:
         print("from a library \x1b[2J")
         print("to stderr", file=sys.stderr)
     text = written(console)
-    assert text.index(GONE) < text.index("from a library \\x1b[2J")
-    assert "to stderr" in text
+    assert "from a library \\x1b[2J" in left(text)
+    assert "to stderr" in left(text)
 
 
 def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
@@ -107,7 +113,7 @@ def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
         printer(Warned(stage="ppo", message="careful"))
         raise KeyboardInterrupt
     text = written(console)
-    after = text[text.index(GONE) :]
+    after = left(text)
     assert HIDE not in after and NO_WRAP not in after
     assert after.index("careful") < after.index("update 25/40")
     assert after.endswith("\n") and not after.endswith("\n\n")
@@ -120,8 +126,7 @@ def test_what_is_left_of_a_run_that_is_over() -> None:
         printer(StageStarted(stage="sft", total_steps=2))
         printer(Progress(stage="sft", step=2, total=2))
         printer(StageFinished(stage="sft", path="runs/x/sft", seconds=1))
-    after = written(console)
-    lines = [line.rstrip() for line in after[after.index(GONE) :].splitlines()]
+    lines = [line.rstrip() for line in left(written(console)).splitlines()]
     assert lines[0].endswith("✓ sft     finished in 0:01  runs/x/sft")
     assert lines[1].startswith("quickstart") and lines[1].endswith("done after 0:00")
     assert lines[2:] == ["✓ sft 0:01"]
@@ -166,7 +171,7 @@ def test_sigterm_gives_the_terminal_back() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == -signal.SIGTERM
-    after = result.stdout[result.stdout.index(GONE) :]
+    after = left(result.stdout)
     assert "careful" in after
     assert HIDE not in after
 

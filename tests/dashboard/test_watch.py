@@ -140,7 +140,7 @@ def test_what_is_written_meanwhile_is_shown_until_it_is_over(tmp_path: Path, mon
     later.join()
     assert text.rindex("\x1b[?7h") > text.rindex("\x1b[?7l")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
-    after = text[text.rindex("\x1b[H\x1b[J") :]
+    after = text[text.rindex("\x1b[H\x1b[K\r\n\x1b[K\r\n") :]
     assert "✓ compare 0:08" in after
 
 
