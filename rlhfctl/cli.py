@@ -1,4 +1,4 @@
-"""The command line: thin Typer commands, and the one place where errors become exit codes.
+"""The command line: thin Typer commands. Errors become exit codes in __main__.py.
 
 Imports light modules only; whatever loads torch is imported inside the command that needs it.
 """
@@ -6,32 +6,19 @@ Imports light modules only; whatever loads torch is imported inside the command 
 from __future__ import annotations
 
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import rlhfctl
+from rlhfctl.__main__ import main as main  # where scripts that were installed before start
 from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:
-    from rlhfctl.artifacts import Artifact
-    from rlhfctl.events import Event, FanOut, Listener
     from rlhfctl.pipeline import Request
     from rlhfctl.recipe.load import LoadedRecipe
-
-
-class Interrupted(RlhfctlError):
-    """Ctrl-C while stages ran."""
-
-    exit_code = 130  # what a shell reports for it
-
-    def __init__(self) -> None:
-        super().__init__("stopped", fix="the same command goes on from the last complete checkpoint")
 
 
 app = typer.Typer(
@@ -192,7 +179,9 @@ def compare(
     from rlhfctl.pipeline import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
-        _compare_runs([Path(name) for name in what])
+        from rlhfctl.dashboard.attend import compared
+
+        compared([Path(name) for name in what])
         return
     if len(what) > 1:
         raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")
@@ -322,10 +311,9 @@ def watch(
     ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
 ) -> None:
     """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
-    from rlhfctl.dashboard.console import console
     from rlhfctl.dashboard.watch import watch as show_run
 
-    show_run(run, console(), sys.stdout, follow=follow, ascii_only=ascii_only)
+    show_run(run, follow=follow, ascii_only=ascii_only)
 
 
 @app.command(epilog="Example: rlhfctl export runs/quickstart --stage ppo --to my-policy")
@@ -495,165 +483,12 @@ def _load(recipe: str, overrides: list[str]) -> LoadedRecipe:
 def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
     from rlhfctl import fs, pipeline
     from rlhfctl.artifacts import RunPaths
+    from rlhfctl.dashboard.attend import closing, listening
 
     loaded = _load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
-    with fs.RunLock(paths.lock), _stoppable() as stop_if_asked, _listeners(paths.events, stop_if_asked) as emit:
+    with fs.RunLock(paths.lock), listening(paths.events) as emit:
         artifacts = pipeline.run(loaded, folder, request, emit)
-    _closing(artifacts, folder)
-
-
-@contextmanager
-def _stoppable() -> Iterator[Listener]:
-    """Turn Ctrl-C into Interrupted, also where a library swallows it at import: then the next event stops."""
-    asked = False
-
-    def interrupt(signum: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        raise KeyboardInterrupt
-
-    def stop_if_asked(event: Event) -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop_if_asked
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
-    """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included)."""
-    from rlhfctl.dashboard.console import console
-    from rlhfctl.dashboard.jsonl import JsonlWriter
-    from rlhfctl.dashboard.plain import PlainPrinter
-    from rlhfctl.events import FanOut
-
-    screen = console()
-    with JsonlWriter(events) as writer:
-        if screen.is_terminal and not screen.is_dumb_terminal:
-            from rlhfctl.dashboard.live import LivePrinter
-            from rlhfctl.dashboard.watch import history
-
-            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live]):
-                yield FanOut([first, writer, live])
-        else:
-            with _saying_why([writer]):
-                yield FanOut([first, writer, PlainPrinter(sys.stdout)])
-
-
-@contextmanager
-def _saying_why(listeners: list[Listener]) -> Iterator[None]:
-    """Where stages are left by an exception, tell those who watch; the exception goes on."""
-    from rlhfctl.events import RunStopped
-
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            reason = "Ctrl-C; the same command goes on from the last complete checkpoint"
-        else:
-            reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # a full disk, say: the error itself is what counts
-            for listener in listeners:
-                listener(RunStopped(stage="run", reason=reason))
-        raise
-
-
-def _closing(artifacts: list[Artifact], folder: Path) -> None:
-    from rlhfctl.dashboard.console import console
-    from rlhfctl.dashboard.tables import comparison_table, samples_view
-
-    screen = console()
-    last = artifacts[-1]
-    if last.has("compare"):
-        rows = [json.loads(line) for line in last.part("samples").read_text(encoding="utf-8").splitlines()]
-        screen.print(samples_view(_one_a_prompt(rows)))
-        screen.print()
-        screen.print(comparison_table(json.loads(last.part("compare").read_text(encoding="utf-8"))))
-        screen.print()
+    closing(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")
-
-
-def _one_a_prompt(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["sample"] == 0]
-
-
-def _compare_runs(runs: list[Path]) -> None:
-    from rlhfctl.artifacts import load_artifact
-    from rlhfctl.dashboard.console import console
-    from rlhfctl.dashboard.tables import comparison_table, runs_table
-
-    reports: list[tuple[Path, Mapping[str, Any], Artifact]] = []
-    for path in runs:
-        artifact = load_artifact(path / "compare")
-        artifact.verify()
-        reports.append((path, json.loads(artifact.part("compare").read_text(encoding="utf-8")), artifact))
-    if len(reports) == 1:
-        console().print(comparison_table(reports[0][1]))
-        return
-    rows = []
-    for path, report, _ in reports:
-        judge = report["judges"][report["primary_judge"]]
-        keys = ("delta", "delta_ci95", "win_rate", "win_rate_ci95", "independent")
-        rows.append(
-            {
-                "run": str(path),
-                "verdict": report["verdict"],
-                "primary_judge": report["primary_judge"],
-                "kl": report["kl_mean"],
-            }
-            | {key: judge.get(key) for key in keys}
-        )
-    console().print(runs_table(rows))
-    if len({artifact.manifest.inputs.get("data.prompts") for _, _, artifact in reports}) > 1:
-        typer.echo("these runs were compared on different test prompts: their figures are not on one scale")
-
-
-def main() -> None:
-    """Entry point: one message and an exit code for what a user can cause; a traceback for our own defects.
-
-    Typer itself reports misspelt commands and options (exit code 2).
-    """
-    try:
-        app()
-    except RlhfctlError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        from rlhfctl.fs import disk_full, is_disk_full
-
-        if is_disk_full(error):
-            known = disk_full(Path(getattr(error, "filename", None) or "."))
-        elif _is_out_of_memory(error):
-            known = _out_of_memory(error)
-        else:  # a defect of ours: show where
-            raise
-        typer.echo(f"error: {known}", err=True)
-        sys.exit(known.exit_code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says so: CUDA's, known by its name (torch stays unloaded), Python's own, MPS's or the CPU's."""
-    says = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory")
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or any(words in str(error) for words in says)
-
-
-def _out_of_memory(error: Exception) -> RlhfctlError:
-    said = str(error).strip().splitlines()
-    return RlhfctlError(
-        f"memory ran out{f': {said[0]}' if said else ''}",
-        fix="halve per_device_train_batch_size of that stage and double its gradient_accumulation_steps, or set its "
-        "gradient_checkpointing: true; stages before it stay. More ways: docs/errors.md",
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -75,3 +75,20 @@ class EngineError(RlhfctlError):
     """The installed libraries cannot do what the recipe asks."""
 
     exit_code = 5
+
+
+def out_of_memory(error: BaseException) -> RlhfctlError | None:
+    """What to say where `error` is one of CUDA's (known by its name: torch stays unloaded), Python's, MPS's or the
+    CPU's for no memory; None for any other.
+    """
+    says = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory")
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not known and not any(words in str(error) for words in says):
+        return None
+    said = str(error).strip().splitlines()
+    return RlhfctlError(
+        f"memory ran out{f': {said[0]}' if said else ''}",
+        fix="`rlhfctl plan RECIPE` says what needs it and which line to change: halve per_device_train_batch_size of "
+        "that stage and double its gradient_accumulation_steps, or set its gradient_checkpointing: true; stages before "
+        "it stay. More ways: docs/errors.md",
+    )

@@ -9,9 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
+
+WORK_QUIET_S = 1.0
+"""Counted work that is done sooner is not worth a word."""
+
+WORK_EVERY_S = 0.25
+"""Seconds between two words about the same work."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,22 @@ class Progress(Event):
     total: int | None
     unit: str = "step"
     eta_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Working(Event):
+    """Work inside a stage beside its own steps (reading, encoding, loading, sampling), `seconds` after it began.
+
+    `done` of `total` (None: it cannot be counted); `over` is said once, last.
+    """
+
+    kind: ClassVar[str] = "working"
+    what: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+    seconds: float = 0.0
+    over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +180,7 @@ KINDS: dict[str, type[Event]] = {
         RunStopped,
         StageStarted,
         Progress,
+        Working,
         Metrics,
         Sample,
         Warned,
@@ -195,3 +222,80 @@ def transcript(text: Any) -> str:
             return contents[0]
         return "\n".join(f"{message.get('role', '')}: {said}" for message, said in zip(text, contents, strict=True))
     return str(text)
+
+
+# ---------------------------------------------------------------- long work, wherever it is done
+
+_told: ContextVar[tuple[Callable[[Event], None], str] | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def telling(emit: Callable[[Event], None], stage: str) -> Iterator[None]:
+    """Inside, long work says how far it is to `emit`, under the name of `stage`; outside it is silent."""
+    token = _told.set((emit, stage))
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+class Work:
+    """A context manager around work that may take long: it says how far it is, seldom enough to cost nothing.
+
+    What is counted (`at`, `through`) is silent at first, and altogether where it is quick. What cannot be counted
+    (`total` None) says that it begins and that it is over: in between nobody could.
+    """
+
+    def __init__(self, what: str, total: int | None = None, unit: str = "row") -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit if total is not None else ""
+        self._told = _told.get()
+        self._began = time.monotonic()
+        self._due = math.inf if self._told is None else self._began + WORK_QUIET_S
+        self._done = 0
+        self._said = False
+
+    def at(self, done: int) -> None:
+        """So many are done."""
+        self._done = done
+        if time.monotonic() >= self._due:
+            self._say()
+
+    def through(self, items: Iterable[T]) -> Iterator[T]:
+        """The items one by one, each counted once the next is asked for."""
+        with self:
+            for index, item in enumerate(items):
+                self.at(index)
+                yield item
+            self._done += 1
+
+    def __enter__(self) -> Work:
+        if self.total is None and self._told is not None:
+            self._say()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """It is over."""
+        if self._said:
+            self._say(over=True)
+
+    def _say(self, *, over: bool = False) -> None:
+        assert self._told is not None
+        emit, stage = self._told
+        now = time.monotonic()
+        self._said, self._due = True, now + WORK_EVERY_S
+        emit(
+            Working(
+                stage=stage,
+                what=self.what,
+                done=self._done,
+                total=self.total,
+                unit=self.unit,
+                seconds=round(now - self._began, 3),
+                over=over,
+            )
+        )

@@ -21,6 +21,7 @@ from typing import Any
 from rlhfctl.errors import RlhfctlError, RunBusyError
 
 _HASH_BLOCK_BYTES = 1 << 20
+_ATTEMPTS, _BETWEEN_ATTEMPTS_S = 10, 0.02  # to take a lock
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -184,15 +185,20 @@ class RunLock:
     def __enter__(self) -> RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
-            os.close(descriptor)
-            raise RunBusyError(
-                f"the run {self.path.parent} is in use by {holder}",
-                fix="wait for it to end, stop it, or name another folder with --run-dir",
-            ) from None
+        for attempt in range(_ATTEMPTS):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt + 1 < _ATTEMPTS:  # it may be one who only looks (is_locked)
+                    time.sleep(_BETWEEN_ATTEMPTS_S)
+                    continue
+                holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
+                os.close(descriptor)
+                raise RunBusyError(
+                    f"the run {self.path.parent} is in use by {holder}",
+                    fix="wait for it to end, stop it, or name another folder with --run-dir",
+                ) from None
         os.ftruncate(descriptor, 0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, since {started}\n".encode(), 0)
@@ -207,40 +213,25 @@ class RunLock:
         self._descriptor = None
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a running process holds the `RunLock` on a file. Changes nothing; a file that is not there is free.
+def is_locked(path: Path) -> bool | None:
+    """Whether a running process holds the `RunLock` on a file; None if that cannot be told from here.
 
-    It takes a shared lock for an instant, so several may ask at once.
+    Changes nothing. It takes a shared lock for an instant: several may ask at once, and one who takes the lock just
+    then tries again.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        words = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").split()  # process 123 on host, since ...
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return None
     finally:
         os.close(descriptor)
-    return False
-
-
-def lock_holder_lives(path: Path) -> bool | None:
-    """Whether the process that took the lock last still runs; None if that cannot be told from here.
-
-    The lock itself is not touched: a look at it must not make a run that just starts believe it is in use.
-    """
-    try:
-        words = path.read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return None
-    # process 123 on host, since ...
-    if len(words) < 4 or not words[1].isdigit() or words[3].rstrip(",") != os.uname().nodename:
-        return None
-    try:
-        os.kill(int(words[1]), 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # someone else's
-    return True
+    # Some file systems do not pass locks on to other machines.
+    elsewhere = len(words) > 3 and words[3].rstrip(",") != os.uname().nodename
+    return None if elsewhere else False

@@ -29,7 +29,7 @@ from rlhfctl.artifacts import (
     resolve_source,
 )
 from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned
+from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned, Work, telling
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context
@@ -93,15 +93,17 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     chosen = _chosen(names, request)
     emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
-    data_module = importlib.import_module("rlhfctl.training.data")
     read = [_DATA[request.only]] if request.only is not None else _DATA.values()
-    data = data_module.check_all(recipe.data, recipe.seed, {name for names in read for name in names})
+    with telling(emit, "run"):
+        with Work("loading libraries"):
+            data_module = importlib.import_module("rlhfctl.training.data")
+        data = data_module.check_all(recipe.data, recipe.seed, {name for names in read for name in names})
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
     if "ppo" in chosen and recipe.ppo is not None and recipe.data.prompts is not None:
         # Over-long prompts may leave fewer yet; that much is known only with the tokenizer.
-        split = data_module.split_prompts(recipe.data.prompts, data["prompts"].rows, recipe.seed)
+        split = data["prompts"].split
         data_module.require_a_batch(len(split.train), recipe.ppo)
     _write_recipe(recipe, paths, emit)
     done = []
@@ -158,7 +160,8 @@ def _bring_up_to_date(
     if artifact is not None and not request.force:
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
-            artifact.verify()
+            with telling(emit, name), Work("checking what is there"):
+                artifact.verify()
             _remove_work(folder)
             emit(Note(stage=name, message=f"skipped: unchanged ({', '.join(sorted(inputs))})"))
             seconds = time.monotonic() - began
@@ -169,18 +172,19 @@ def _bring_up_to_date(
             )
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
-    hf_events = importlib.import_module("rlhfctl.training.hf_events")
+    with telling(emit, name), Work("loading libraries"):
+        hf_events = importlib.import_module("rlhfctl.training.hf_events")
+        module = importlib.import_module(f"rlhfctl.stages.{name}")
     trained = {"sft": recipe.sft, "reward": recipe.reward}
     # Before the first stage that runs, for all: a misspelt option of a later one must not cost hours.
     hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
-    module = importlib.import_module(f"rlhfctl.stages.{name}")
     section = recipe.model if name == "base" else getattr(recipe, name)
     options = dict(request.options) | {"restarted": restarted}
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
     peak = importlib.import_module("rlhfctl.training.peak")
     peak.restart()
-    with hf_events.quiet_libraries(paths.log):
+    with hf_events.quiet_libraries(paths.log), telling(emit, name), hf_events.telling_libraries():
         made: Artifact = module.run(section, context)
     _remove_work(folder)
     emit(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import fastest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlhfctl"
@@ -48,8 +47,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"recipe", "artifacts", "events", "stages", "training", "rewards", "dashboard", "pipeline"},
         HUGGING_FACE | {"rich"},
     ),
-    "cli": ({"", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
-    "__main__": ({"cli"}, set()),
+    "cli": ({"", "__main__", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
+    "__main__": ({"cli", "dashboard.watch"}, set()),
     "__init__": (set(), set()),
 }
 GOLD_READERS = {"stages/compare.py", "stages/evaluation.py", "world/reviews.py"}
@@ -131,15 +130,11 @@ def test_reading_a_run_loads_nothing_heavy(command: str, tiny_run: Path) -> None
     assert not loaded_by(CALL.format(arguments=[command, str(tiny_run)])) & HEAVY
 
 
-def fastest(*arguments: str) -> float:
-    """Processor seconds of the fastest of five calls: what the command costs, whatever else runs."""
-    times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "rlhfctl", *arguments], capture_output=True, check=True, env=os.environ)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return min(times)
+def test_a_plain_watch_loads_nothing_of_the_command_line(tiny_run: Path) -> None:
+    start = "from rlhfctl.__main__ import main\nsys.argv = {}\ntry:\n    main()\nexcept SystemExit:\n    pass"
+    watch = ["rlhfctl", "watch", str(tiny_run)]
+    assert not loaded_by(start.format(watch)) & {"typer", "click", "pydantic"}
+    assert "typer" in loaded_by(start.format([*watch, "--ascii"]))
 
 
 def test_help_is_quick() -> None:

@@ -191,12 +191,13 @@ def bar(share: float, width: int, signs: Signs, style: StyleType) -> Text:
     return Text(signs.filled * filled, style).append(signs.empty * (width - filled), "dim")
 
 
-def chart(values: Sequence[float], extent: tuple[float, float], lines: int, signs: Signs) -> list[str]:
-    """The values as columns, `lines` high, the highest line first. All the same: half way up."""
+def chart(values: Sequence[float | None], extent: tuple[float, float], lines: int, signs: Signs) -> list[str]:
+    """The values as columns, `lines` high, the highest line first. All the same: half way up. None: nothing there."""
     low, high = extent
     if lines == 1:
         steps = len(signs.heights)
-        return ["".join(signs.heights[_height(value, low, high, steps) - 1] for value in values)]
+        marks = (" " + signs.heights)[: steps + 1]
+        return ["".join(marks[_height(value, low, high, steps)] for value in values)]
     steps = len(signs.partial)
     heights = [_height(value, low, high, lines * steps) for value in values]
     rows = []
@@ -206,8 +207,10 @@ def chart(values: Sequence[float], extent: tuple[float, float], lines: int, sign
     return rows
 
 
-def _height(value: float, low: float, high: float, steps: int) -> int:
-    """1 to `steps`."""
+def _height(value: float | None, low: float, high: float, steps: int) -> int:
+    """1 to `steps`; 0 for nothing."""
+    if value is None:
+        return 0
     if not high > low:
         return (steps + 1) // 2
     share = (value - low) / (high - low)  # inf / inf where the range overflows

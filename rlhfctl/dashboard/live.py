@@ -1,8 +1,8 @@
 """Events on a terminal: the whole screen while the run is at work, and a few lines that stay when it is over.
 
-Writes to the console it is given, on the terminal's second page, so that a resize leaves nothing behind; what was said
-meanwhile (stages that finished, warnings, notes, what others printed) is kept and printed on the first page at the end.
-Reads nothing. The picture itself is screen.py's.
+Writes to the console it is given, on the terminal's one page: what stood there is scrolled up, and a kill leaves the
+last frame. What was said meanwhile (stages that finished, warnings, notes, what others printed) is kept and printed in
+the frame's place at the end. Reads nothing. The picture itself is screen.py's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,58 +29,77 @@ from rlhfctl.dashboard.screen import METRICS, Screen
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
 
 REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
+_ANSWER_S = 1.0  # of the drawing thread, when it is to end
 _SAID = 500  # messages kept for the end; the file of events has them all
 _NAME_WIDTH = 8  # "compare" and a space
 _GAP = "  "
-_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # a sign wider than rich believes is cut at the edge instead of wrapped
+_HOME, _ERASE_ROW, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+# A frame is shown when it is whole (where the terminal knows how), without the cursor's travels, and a sign wider than
+# rich believes is cut at the edge instead of wrapped; after it all is as usual.
+_BEGIN, _END = "\x1b[?2026h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?2026l"
 
 
 class FullScreen:
-    """A context manager: inside it a screen is drawn on the terminal's second page, afterwards all is as it was."""
+    """A context manager: inside it a screen is drawn over the whole terminal twice a second.
+
+    What stood there is scrolled up, where one finds it again, and between two frames the terminal is as any program
+    expects it: one that is killed (out of memory, say) leaves its last frame and a terminal that works. Afterwards the
+    frame is gone.
+    """
 
     def __init__(self, console: Console, screen: Screen, signs: Signs) -> None:
         self.console = console
         self.screen = screen
         self.signs = signs
         self.lock = threading.RLock()  # the screen is drawn by a thread, and fed by another
-        self._live = Live(
-            get_renderable=lambda: self,
-            console=console,
-            screen=True,
-            refresh_per_second=REFRESHES_A_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        self._pen = threading.RLock()
+        self._height = 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        with self.lock:
-            lines = self.screen.lines(options.max_width, options.height or console.height, self.signs, time.time())
-        yield Text("\n", no_wrap=True, overflow="crop").join(lines)
+    def draw(self) -> None:
+        """One frame, written in one go. The last line of the terminal stays free for the cursor."""
+        with self._pen:
+            width, height = self.console.size
+            with self.lock:  # not while it is written: a terminal that is halted (Ctrl-S) must not halt training
+                lines = self.screen.lines(width, height - 1, self.signs, time.time())
+            with self.console.capture() as capture:
+                self.console.print(Text("\n").join(lines), no_wrap=True, overflow="crop", end="")
+            rows = [_ERASE_ROW + row + "\r\n" for row in capture.get().split("\n")]
+            # A terminal that grew has brought lines back from above: they go up again before the frame is drawn.
+            up = f"\x1b[{height};1H" + "\n" * (height - self._height) if height > self._height else ""
+            self._height = height
+            self._write("".join((_BEGIN, up, _HOME, *rows, _ERASE_BELOW, _END)))
 
     def __enter__(self) -> FullScreen:
-        try:
-            with _undisturbed():
-                self._live.start(refresh=True)
-                self._write(_NO_WRAP)
-        except BaseException:
-            self.__exit__()
-            raise
+        with _undisturbed():
+            self._height = self.console.height
+            self._write("\n" * (self._height - 1))
+            self.draw()
+            self._thread = threading.Thread(target=self._redraw, daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with _undisturbed():
-            self._write(_WRAP)
-            self._live.stop()
+            self._over.set()
+            if self._thread is not None:
+                self._thread.join(timeout=_ANSWER_S)  # it may wait for a lock of whom SIGTERM interrupted
+            # Row by row: terminals (tmux) keep in their history what is erased from the top in one go.
+            self._write(_HOME + "\r\n".join([_ERASE_ROW] * self.console.height) + _HOME)
+
+    def _redraw(self) -> None:
+        while not self._over.wait(1 / REFRESHES_A_SECOND):
+            self.draw()
 
     def _write(self, code: str) -> None:
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.console.file.write(code)
-            self.console.file.flush()
+        self.console.file.write(code)
+        self.console.file.flush()
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: a terminal that is half switched over could not be given back."""
+    """Ctrl-C waits for the end of the block: a terminal that is half drawn could not be given back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -195,7 +213,7 @@ class LivePrinter:
         self._said.append(line)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM ends a process at once; the terminal must not be left on its second page."""
+        """SIGTERM ends a process at once; what was said must not be lost with the frame."""
         self.stop()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ from rlhfctl.events import (
     StageFinished,
     StageStarted,
     Warned,
+    Working,
 )
 
 STAGE_METRICS: dict[str, tuple[str, ...]] = {
@@ -49,6 +50,9 @@ OTHER_METRICS = 4
 PROGRESS_EVERY_S = 5.0
 """Seconds between two progress lines of a stage that reports nothing else."""
 
+WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
+"""Work beside a stage's steps has a line once it has lasted so long, then one in so many seconds, one at its end."""
+
 _UNITS = {"ppo": "update"}
 _LABELS = {"learning_rate": "lr"}
 _JOINERS = "\u200c\u200d"  # not printable in Python's eyes, but Persian words and emoji are spelled with them
@@ -62,6 +66,7 @@ class PlainPrinter:
         self._units: dict[str, str] = dict(_UNITS)
         self._last_time: dict[str, float] = {}
         self._last_step: dict[str, int] = {}
+        self._worked: dict[tuple[str, str], float] = {}  # when it last had a line, in its own seconds
 
     def __call__(self, event: Event, /) -> None:
         match event:
@@ -69,6 +74,8 @@ class PlainPrinter:
                 self._started(event)
             case Progress():
                 self._progress(event)
+            case Working():
+                self._working(event)
             case Metrics():
                 self._metrics(event)
             case Sample():
@@ -119,6 +126,20 @@ class PlainPrinter:
         self._last_step[event.stage] = event.step
         self._line(event, self._where(event.stage, event.step, event.total, event.eta_s))
 
+    def _working(self, event: Working) -> None:
+        what = (event.stage, event.what)
+        last = self._worked.get(what)
+        if event.over:
+            self._worked.pop(what, None)
+            if event.seconds >= WORK_AFTER_S:
+                self._line(event, f"{event.what}: done in {duration(event.seconds)}")
+        elif event.seconds >= (WORK_AFTER_S if last is None else last + WORK_EVERY_S):
+            self._worked[what] = event.seconds
+            count = f"{event.unit} {event.done}/{event.total}" if event.total is not None else "under way"
+            left = work_left(event.done, event.total, event.seconds)
+            eta = f" eta {duration(left)}" if left is not None else ""
+            self._line(event, f"{event.what}: {count}{eta}")
+
     def _metrics(self, event: Metrics) -> None:
         where = self._where(event.stage, event.step, event.total, event.eta_s)
         if event.split == "train":
@@ -143,6 +164,11 @@ class PlainPrinter:
         line = f"[{event.stage}] {visible(text)}"
         self.stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         self.stream.flush()
+
+
+def work_left(done: int, total: int | None, seconds: float) -> float | None:
+    """Seconds that work goes on at its pace so far; None while that cannot be told."""
+    return seconds / done * max(0, total - done) if total is not None and done > 0 else None
 
 
 def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -18,14 +18,17 @@ from rich.text import Text
 from rlhfctl.dashboard import draw
 from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.draw import Signs
-from rlhfctl.dashboard.plain import duration, number
-from rlhfctl.dashboard.series import Series
+from rlhfctl.dashboard.plain import duration, number, work_left
+from rlhfctl.dashboard.series import Axis, Series
 from rlhfctl.events import transcript
 
 TWO_COLUMNS = 120  # from this width on metrics stand to the left of samples and alarms
 STALE_S = 30.0  # without an event for longer, the screen says so
+WORK_SHOWN_S = 0.5  # work that is over sooner would only flicker
 _STAGES, _METRICS, _SAMPLES, _WARNINGS = 12, 80, 4, 20  # how many are kept: of stages, a stage, a stage, a run
+_WORKS = 8  # pieces of work, one inside the other
 _LABEL, _VALUE, _TREND, _RANGE = 18, 8, 9, 18  # widths of a metric's columns
+_BAR, _LEAST_BAR = 60, 4  # cells
 _TALLEST = 4  # lines that one metric takes where there is room
 _LEAST_SAMPLE = 8  # lines: rule, two of a prompt, heads, four of responses
 _SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
@@ -88,6 +91,7 @@ class Stage:
 
     name: str
     state: str = "next"  # next, now, done, skipped
+    started: bool = False  # its steps; while it is at work without, it gets ready
     step: int = 0
     total: int | None = None
     unit: str = "step"
@@ -114,6 +118,8 @@ class Screen:
         self.last: float | None = None  # time of the newest event
         self.stopped: str | None = None
         self.note = ""
+        self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
+        self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
         self.warnings: deque[tuple[str, str]] = deque(maxlen=_WARNINGS)  # stage and message, the newest last
 
     # ------------------------------------------------------------ what is fed
@@ -135,8 +141,13 @@ class Screen:
                 self._started(self._stage(name), record, time)
             case "progress":
                 self._progress(self._stage(name), record, time)
+            case "working":
+                self._working(name, record, time)
             case "metrics":
                 self._metrics(self._stage(name), record, time)
+            case "checkpoint":
+                step = _whole(record.get("step"))
+                self.checkpoint = self.checkpoint if step is None else (name, step, time)
             case "sample":
                 self._stage(name).samples.append(record)
             case "warning":
@@ -156,9 +167,11 @@ class Screen:
         self.name = str(record.get("name") or "")
         self.order = [str(name) for name in names][:_STAGES] if isinstance(names, list | tuple) else []
         self.began, self.stopped, self.current, self.note = time, None, None, ""
+        self.checkpoint = None
+        self.work.clear()
         for name in self.order:
             stage = self._stage(name)
-            stage.state, stage.seconds, stage.eta = "next", None, None
+            stage.state, stage.started, stage.seconds, stage.eta = "next", False, None, None
 
     def _stage(self, name: str) -> Stage:
         if name not in self.stages:
@@ -167,10 +180,18 @@ class Screen:
             self.stages[name] = Stage(name)
         return self.stages[name]
 
-    def _started(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+    def _at_work(self, stage: Stage, time: float) -> None:
+        """It is this one's turn: no other stage is at work."""
         for other in self.stages.values():
             if other.state == "now":
                 other.state = "next"
+        stage.state, stage.began, self.current = "now", time, stage
+
+    def _started(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+        began = time if stage.started or stage.state != "now" else stage.began  # since it began to get ready
+        self._at_work(stage, time)
+        self.work.clear()
+        self.checkpoint = None
         resumed = _whole(record.get("resumed_from"))
         if resumed is None:
             stage.series.clear()
@@ -178,12 +199,25 @@ class Screen:
         else:
             for series in stage.series.values():
                 series.cut(resumed)
-        stage.state, stage.began, stage.resumed_from = "now", time, resumed
+        stage.began, stage.started, stage.resumed_from = began, True, resumed
         stage.step, stage.total = resumed or 0, _whole(record.get("total_steps"))
         stage.eta = stage.pace = stage.seconds = None
         settings = record.get("settings")
         stage.settings = {key: settings[key] for key in _SETTINGS if key in settings} if _is_map(settings) else {}
-        self.current, self.note = stage, ""
+        self.note = ""
+
+    def _working(self, name: str, record: Mapping[str, Any], time: float) -> None:
+        """Work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
+        what = str(record.get("what"))
+        if record.get("over"):
+            self.work.pop((name, what), None)
+            return
+        if (name, what) in self.work or len(self.work) < _WORKS:
+            self.work[name, what] = record
+        if name in self.order and self.stages[name].state == "next":
+            stage = self.stages[name]
+            stage.started, stage.step, stage.total, stage.resumed_from = False, 0, None, None
+            self._at_work(stage, time)
 
     def _progress(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
         self._moved(stage, record, time)
@@ -198,8 +232,8 @@ class Screen:
     def _moved(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
         """The step, the total and the time left, as progress and metrics tell them."""
         if stage.state != "now":
-            stage.state, stage.began = "now", time
-            self.current = stage
+            self._at_work(stage, time)
+        stage.started = True
         step, total, eta = _whole(record.get("step")), _whole(record.get("total")), _real(record.get("eta_s"))
         stage.step = stage.step if step is None else step
         stage.total = stage.total if total is None else total
@@ -221,6 +255,7 @@ class Screen:
             stage.series[name].add(step, math.nan if found is None else found)
 
     def _finished(self, stage: Stage, record: Mapping[str, Any]) -> None:
+        self.work.clear()
         stage.seconds = _real(record.get("seconds"))
         skipped = bool(record.get("skipped"))
         if not skipped and stage.resumed_from is None:
@@ -237,6 +272,13 @@ class Screen:
         if self.stopped is not None:
             return True
         return bool(self.order) and all(self.stages[name].state in ("done", "skipped") for name in self.order)
+
+    def no_more_comes(self, why: str) -> None:
+        """Its process is gone: stopped, unless all is done. Older versions do not say what was due: what began."""
+        if not self.order and all(stage.state in ("done", "skipped") for stage in self.stages.values()):
+            self.order = list(self.stages)
+        if not self.over and self.last is not None:
+            self.stopped = why
 
     def time_left(self, now: float) -> str:
         """For the whole run. Stages to come count as they took when they last ran; without that they are named."""
@@ -284,7 +326,7 @@ class Screen:
         else:
             said = self._alarm_lines(width, max(2, room // 3), signs)
             room -= len(said)
-            least = self._needed(room if room > 2 * _LEAST_SAMPLE else room // 2 - 1)
+            least = self._needed(max(room // 2 - 1, room - 2 * _LEAST_SAMPLE))
             kept = max(room - _LEAST_SAMPLE, 1 + least)
             sample = self._sample_lines(width, room - kept, signs, most=1)
             body = [*self._metric_lines(width, room - len(sample), signs), *sample, *said]
@@ -292,13 +334,12 @@ class Screen:
 
     def summary(self, width: int, signs: Signs, now: float) -> list[Text]:
         """A few lines for when it is over: the stages and the alarms that hold."""
-        head = self.head(width, signs, now)
-        head = head[:-1] if self.current is None or self.current.state != "now" else head
+        head = self.head(width, signs, now)[: 3 if self.current is not None and self.current.state == "now" else 2]
         said = self._alarm_lines(width, 24, signs, warnings=False) if self.alarms() or self.stopped else []
         return [*head, *said]
 
     def head(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """The run and its time, the stages, the bar of the one at work."""
+        """The run and its time, the stages, the bar of the one at work; until it is over, what it does just now."""
         title = Text(draw.shown(self.name[: draw.LONGEST], signs) or "run", "bold")
         if self.last is not None and not self.over:
             if now - self.last > STALE_S:
@@ -306,7 +347,8 @@ class Screen:
             elif self.began is not None:
                 title.append(f"  running {duration(now - self.began)}", "dim")
         time = Text(draw.shown(self.time_left(now), signs), "green" if self.over and self.stopped is None else "bold")
-        return [draw.ends(title, time, width, signs), self._rail(width, signs), self._bar(width, signs, now)]
+        lines = [draw.ends(title, time, width, signs), self._rail(width, signs), self._bar(width, signs, now)]
+        return lines if self.over else [*lines, self._work(width, signs, now)]
 
     def _rail(self, width: int, signs: Signs) -> Text:
         """`✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`, the details left out where they do not fit."""
@@ -339,7 +381,10 @@ class Screen:
         if stage is None or stage.state != "now":
             said = "" if self.over else self.note.replace("\n", " ")
             return draw.fit(Text(draw.shown(said[: draw.LONGEST], signs), "dim"), width, signs)
-        unit = "update" if stage.name == "ppo" else draw.shown(stage.unit, signs)
+        if stage.total is None and not stage.step:
+            name = Text(draw.shown(stage.name, signs), "bold")
+            return draw.fit(name.append("  under way" if stage.started else "  getting ready", "dim"), width, signs)
+        unit = _unit(stage, signs)
         count = f"{unit} {stage.step}/{'?' if stage.total is None else stage.total}"
         tail = Text(f"  {count}")
         share = stage.step / stage.total if stage.total else 0.0
@@ -349,11 +394,28 @@ class Screen:
             tail.append(f"  {duration(stage.eta[0] - (now - stage.eta[1]))} left", "cyan")
         if stage.resumed_from is not None:
             tail.append(f"  resumed from {stage.resumed_from}", "dim")
-        head = Text(f"{draw.shown(stage.name, signs)}  ", "bold")
-        room = min(width - head.cell_len - tail.cell_len, 60)
-        if room >= 4:
-            head.append_text(draw.bar(share, room, signs, "cyan"))
-        return draw.fit(head.append_text(tail), width, signs)
+        head = Text(draw.shown(stage.name, signs), "bold")
+        return _barred(head, share, tail, width, signs)
+
+    def _work(self, width: int, signs: Signs, now: float) -> Text:
+        """What it does beside its steps; without any such, how far one could go back."""
+        for (_, what), record in reversed(self.work.items()):
+            seconds, done, total = (_real(record.get(name)) or 0.0 for name in ("seconds", "done", "total"))
+            since = max(0.0, now - (_real(record.get("time")) or now))
+            if seconds + since < WORK_SHOWN_S:
+                continue
+            head = Text(draw.shown(what[: draw.LONGEST], signs))
+            if not total:
+                return _barred(head, None, Text(f"  {duration(seconds + since)}", "dim"), width, signs)
+            tail = Text(f"  {draw.shown(str(record.get('unit')), signs)} {int(done)}/{int(total)}  {done / total:.0%}")
+            if (left := work_left(int(done), int(total), seconds)) is not None:
+                tail.append(f"  {duration(left - since)} left", "cyan")
+            return _barred(head, done / total, tail, width, signs)
+        if self.checkpoint is None or self.current is None or self.current.name != self.checkpoint[0]:
+            return Text()
+        step, time = self.checkpoint[1:]
+        said = f"last checkpoint: {_unit(self.current, signs)} {step}, {duration(max(0.0, now - time))} ago"
+        return draw.fit(Text(said, "dim"), width, signs)
 
     # metrics
 
@@ -380,8 +442,9 @@ class Screen:
             lines.append(draw.rule(title, width, signs))
             charted = any(len(series.points) > 1 for _, series in rows)
             each = max(1, min(_TALLEST, room // len(rows))) if charted else 1
+            everyone = [series for _, series in rows]
             for metric, series in rows[: room // each]:
-                lines += _metric(metric, series, each, width, signs)
+                lines += _metric(metric, series, everyone, each, width, signs)
         if not lines and height >= 2:
             lines = [draw.rule(Text("metrics", "bold"), width, signs), draw.fit(Text("none yet", "dim"), width, signs)]
         return lines
@@ -437,6 +500,21 @@ class Screen:
 # ---------------------------------------------------------------- parts
 
 
+def _unit(stage: Stage, signs: Signs) -> str:
+    return "update" if stage.name == "ppo" else draw.shown(stage.unit, signs)
+
+
+def _barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs) -> Text:
+    """A bar (None: none) in what room `head` and `tail` leave; a long name is cut before the numbers are."""
+    room = width - tail.cell_len
+    if head.cell_len > room:
+        draw.fit(head, max(0, room), signs)
+    room = min(room - head.cell_len - 2, _BAR)
+    if share is not None and room >= _LEAST_BAR:
+        head.append("  ").append_text(draw.bar(share, room, signs, "cyan"))
+    return draw.fit(head.append_text(tail), width, signs)
+
+
 def _rows(stage: Stage) -> list[tuple[Metric, Series]]:
     """The stage's key metrics that were reported; where none is known, what there is."""
     known = [
@@ -445,8 +523,13 @@ def _rows(stage: Stage) -> list[tuple[Metric, Series]]:
     return known or [(Metric(name, name, 0, ""), series) for name, series in list(stage.series.items())[:8]]
 
 
-def _metric(metric: Metric, series: Series, height: int, width: int, signs: Signs) -> list[Text]:
-    """One metric in `height` lines: name, number, trend, chart and its range; below the name what it means."""
+def _metric(
+    metric: Metric, series: Series, beside: Sequence[Series], height: int, width: int, signs: Signs
+) -> list[Text]:
+    """One metric in `height` lines: name, number, trend, chart and its range; below the name what it means.
+
+    Its chart shows the same steps as those `beside` it.
+    """
     value = Text(f"{_three(series.last):>{_VALUE}}", "bold" if math.isfinite(series.last) else "bold red")
     first = draw.fit(Text(draw.shown(metric.label, signs)), _LABEL, signs, pad=True).append_text(value)
     trended = width >= _LABEL + _VALUE + _TREND + 6
@@ -460,10 +543,10 @@ def _metric(metric: Metric, series: Series, height: int, width: int, signs: Sign
     if extent is None or len(series.points) < 2 or room < 4:
         return [draw.fit(line, width, signs) for line in lines]
     tall = max(1, height - 1)
-    drawn = draw.chart(series.columns(room), extent, tall, signs)
+    drawn = draw.chart(series.columns(Axis.of(beside, room)), extent, tall, signs)
     low, high = (_three(_rounded(value, extent[1] - extent[0])) for value in extent)
-    beside = [f"{low} to {high}"] if tall == 1 else [high, *[""] * (tall - 2), low]
-    for line, columns, note in zip(lines, drawn, beside, strict=False):
+    notes = [f"{low} to {high}"] if tall == 1 else [high, *[""] * (tall - 2), low]
+    for line, columns, note in zip(lines, drawn, notes, strict=False):
         draw.fit(line, taken - 2, signs, pad=True).append("  ").append(columns, "cyan")
         if ranged:
             line.append(f"  {note}", "dim")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 POINTS = 512  # kept for the sparkline: more than a terminal has columns; neighbours are merged beyond
 RECENT = 32  # kept as reported: alarms and trends look back at most this far
@@ -90,23 +91,42 @@ class Series:
         values = [value for _, value in self.points]
         return (min(values), max(values)) if values else None
 
-    def columns(self, width: int) -> list[float]:
-        """At most `width` values from the first step to the last: a few times each report, or means of several."""
-        if width < 1 or not self.points:
+    def columns(self, axis: Axis) -> list[float | None]:
+        """A value for each column of the axis: the mean of the reports there, else the one before; None before all."""
+        if not axis.width:
             return []
-        if len(self.points) <= width:
-            times = min(_STRETCH, width // len(self.points))
-            return [value for _, value in self.points for _ in range(times)]
-        low, high = self.points[0][0], self.points[-1][0]
-        sums, counts = [0.0] * width, [0] * width
+        sums, counts = [0.0] * axis.width, [0] * axis.width
         for step, value in self.points:
-            column = (step - low) * width // (high - low + 1)
+            column = axis.column(step)
             sums[column] += value
             counts[column] += 1
-        found: list[float] = []
+        found: list[float | None] = []
         for total, count in zip(sums, counts, strict=True):
-            found.append(total / count if count else found[-1])  # the first column holds the first point
+            found.append(total / count if count else found[-1] if found else None)
         return found
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The steps of several charts below each other: `width` columns from step `low` to just before step `high`."""
+
+    low: int
+    high: float
+    width: int
+
+    @classmethod
+    def of(cls, several: Iterable[Series], width: int) -> Axis:
+        """From the first report to the last and what it stands for: a few columns for each, or one for several."""
+        drawn = [series.points for series in several if len(series.points) > 1]
+        if not drawn or width < 1:
+            return cls(0, 1.0, max(0, width))
+        low = min(points[0][0] for points in drawn)
+        each = min((points[-1][0] - points[0][0]) / (len(points) - 1) for points in drawn)
+        high = max(points[-1][0] for points in drawn) + each
+        return cls(low, high, min(width, _STRETCH * round((high - low) / each)))
+
+    def column(self, step: int) -> int:
+        return min(self.width - 1, max(0, int((step - self.low) * self.width / (self.high - self.low))))
 
 
 def _variance(values: Sequence[float]) -> float:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 
 from rlhfctl import fs
+from rlhfctl.dashboard.console import console as standard_console
 from rlhfctl.dashboard.draw import Signs, signs_for
-from rlhfctl.dashboard.live import FullScreen
 from rlhfctl.dashboard.plain import PlainPrinter
 from rlhfctl.dashboard.screen import Screen
 from rlhfctl.dashboard.series import RECENT
@@ -31,12 +33,16 @@ from rlhfctl.events import from_record
 EVENTS, LOCK = "events.jsonl", ".lock"
 LOOK_EVERY_S = 0.5
 _ANSWER_S = 0.1  # to Ctrl-C
-SILENT_S = 60.0  # a run whose process cannot be found is believed to be at work for so long after its last event
-PARSED_AT_MOST = 1_500  # lines of a long file: more would not show on a screen
+SILENT_S = 60.0  # a run that cannot be asked (on another machine) is believed to be at work so long after an event
+PARSED_AT_MOST = 1_000  # lines of a long file: more would not show on a screen
 _ATTEMPTS = 200  # kinds of earlier starts that are still looked at, in a run that was started very often
 _START = b'{"event": "started"'
 _KIND_AT_MOST, _TAIL = 120, 120  # bytes: where `event` and `stage` end, and where `split` stands
-_SPARSE = (b'{"event": "progress"', b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"')
+_WORKING = b'{"event": "working"'
+_SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"', _WORKING)
+_EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
+_LAST_PROGRESS = 64  # where a stage is now, and its pace
+_LAST_WORK = 16  # of a stage: what was under way before is over
 _GONE = "its process has ended; the same command goes on from the last complete checkpoint"
 
 
@@ -72,8 +78,18 @@ class Tail:
         return [self._torn] if self._torn else []
 
 
-def watch(run: Path, console: Console, stream: TextIO, *, follow: bool = False, ascii_only: bool = False) -> None:
-    """Show the run; while it is at work (always, with `follow`) go on until it is over, or until Ctrl-C."""
+def watch(
+    run: Path,
+    console: Console | None = None,
+    stream: TextIO | None = None,
+    *,
+    follow: bool = False,
+    ascii_only: bool = False,
+) -> None:
+    """Show the run; while it is at work (always, with `follow`) go on until it is over, or until Ctrl-C.
+
+    None: on standard output.
+    """
     if not (run / EVENTS).is_file() and not follow:
         near = sorted(path.parent.name for path in run.parent.glob(f"*/{EVENTS}")) if run.parent.is_dir() else []
         raise RlhfctlError(
@@ -81,16 +97,19 @@ def watch(run: Path, console: Console, stream: TextIO, *, follow: bool = False, 
             where=str(run),
             fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
         )
+    console = standard_console() if console is None else console
     if console.is_terminal and not console.is_dumb_terminal:
         _on_screen(run, console, signs_for(console, dict(os.environ), ascii_only=ascii_only), follow)
     else:
-        _as_lines(run, stream, follow)
+        _as_lines(run, sys.stdout if stream is None else stream, follow)
 
 
 def _on_screen(run: Path, console: Console, signs: Signs, follow: bool) -> None:
     tail, screen = Tail(run / EVENTS), Screen()
     feed(screen, tail.lines())
     if follow or at_work(screen, run):
+        from rlhfctl.dashboard.live import FullScreen
+
         with _until_ctrl_c() as asked, FullScreen(console, screen, signs) as full:
             while not asked() and (follow or at_work(screen, run)):
                 _pause(asked)
@@ -152,16 +171,16 @@ def _pause(asked: Callable[[], bool]) -> None:
 
 
 def at_work(screen: Screen, run: Path) -> bool:
-    """Whether more is to come: not over, and its process lives, or it spoke a moment ago."""
+    """Whether more is to come: not over, and its process lives or, where that cannot be told, spoke a moment ago."""
     if screen.over:
         return False
-    alive = fs.lock_holder_lives(run / LOCK)
-    return bool(alive) or (screen.last is not None and time.time() - screen.last < SILENT_S)
+    held = fs.is_locked(run / LOCK)
+    return screen.last is not None and time.time() - screen.last < SILENT_S if held is None else held
 
 
 def _say_if_gone(screen: Screen, run: Path) -> None:
-    if not screen.over and not at_work(screen, run) and screen.last is not None:
-        screen.feed({"event": "run_stopped", "stage": "run", "time": screen.last, "reason": _GONE})
+    if not at_work(screen, run):
+        screen.no_more_comes(_GONE)
 
 
 def history(events: Path) -> Iterator[dict[str, Any]]:
@@ -188,7 +207,7 @@ def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _thinned(lines: list[bytes]) -> list[bytes]:
-    """All lines that say something once; of progress, metrics and samples the first, the last and some between.
+    """All lines that say something once; of metrics and samples the first, the last and some between; late progress.
 
     Lines are told apart by their beginnings, which the writer keeps the same (`event`, `stage`, `time`), so most need
     not be parsed. Each start of a stage begins new kinds: what came before must not crowd out what came after.
@@ -197,8 +216,10 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
     earlier: list[list[int]] = []
     groups: dict[bytes, list[int]] = {}
     for index, line in enumerate(lines):
+        if line[_EVENT] == b"progress":
+            continue
         kind = line[: line.find(b', "time": ', 0, _KIND_AT_MOST)]
-        if kind[11:18] == b"metrics" and b'"split": "eval"' in line[-_TAIL:]:
+        if kind[_EVENT] == b'metrics"' and b'"split": "eval"' in line[-_TAIL:]:
             kind += b"eval"
         places = groups.get(kind)
         if places is not None:
@@ -215,9 +236,11 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
     chosen = _spread(kept, PARSED_AT_MOST)
     for places in earlier:
         chosen += _spread(places, max(4, share))
-    for places in groups.values():
-        chosen += _spread(places, max(4 * RECENT, share))
-    return [lines[index] for index in sorted(chosen)]
+    for kind, places in groups.items():
+        last = places[-_LAST_WORK:] if kind.startswith(_WORKING) else places
+        chosen += _spread(last, max(4 * RECENT, share))
+    progress = (index for index in range(len(lines) - 1, -1, -1) if lines[index][_EVENT] == b"progress")
+    return [lines[index] for index in sorted([*chosen, *islice(progress, _LAST_PROGRESS)])]
 
 
 def _spread(places: list[int], most: int) -> list[int]:

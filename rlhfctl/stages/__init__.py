@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.artifacts import WORK, Artifact, RunPaths, Source, publish_manifest
-from rlhfctl.events import Event, Note, Warned
+from rlhfctl.events import Event, Note, Warned, Work
 from rlhfctl.recipe.schema import Recipe
 
 
@@ -57,17 +57,18 @@ class Context:
         chat_template: str | None = None,
     ) -> Artifact:
         """Write the manifest: from now on the stage is complete."""
-        return publish_manifest(
-            self.folder,
-            stage=self.name,
-            inputs=self.inputs,
-            parents=dict(self.parents),
-            section=section,
-            layout=layout,
-            seed=self.recipe.seed,
-            seconds=seconds,
-            metrics=metrics,
-            tokenizer=tokenizer,
-            chat_template=chat_template,
-            notes=self.notes,
-        )
+        with Work("hashing what was made"):
+            return publish_manifest(
+                self.folder,
+                stage=self.name,
+                inputs=self.inputs,
+                parents=dict(self.parents),
+                section=section,
+                layout=layout,
+                seed=self.recipe.seed,
+                seconds=seconds,
+                metrics=metrics,
+                tokenizer=tokenizer,
+                chat_template=chat_template,
+                notes=self.notes,
+            )

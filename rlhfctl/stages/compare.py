@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.errors import DataError, HandoffError
-from rlhfctl.events import Metrics, Progress, Sample, StageStarted, transcript
+from rlhfctl.events import Metrics, Progress, Sample, StageStarted, Work, transcript
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.rewards.function import FunctionReward
@@ -28,7 +28,7 @@ from rlhfctl.rewards.model import ModelReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
 from rlhfctl.training import models, rollout
-from rlhfctl.training.data import Row, prompt_key, split_prompts
+from rlhfctl.training.data import Row, prompt_key
 from rlhfctl.training.encoding import Encoder
 from rlhfctl.training.sources import read_jsonl
 
@@ -56,8 +56,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
     # 2. Judges.
     judges = _judges(section, ctx, tokenizer)
-    policy_scores = {name: _score(judge, policy.sampled) for name, judge in judges.items()}
-    reference_scores = {name: _score(judge, reference.sampled) for name, judge in judges.items()}
+    policy_scores = {name: _score(name, judge, policy.sampled) for name, judge in judges.items()}
+    reference_scores = {name: _score(name, judge, reference.sampled) for name, judge in judges.items()}
 
     # 3. Statistics over prompts.
     results, verdicts = {}, {}
@@ -91,7 +91,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
             for name, judge in judges.items()
         }
     if not report["independent"]:
-        ctx.warn(_dependence(primary))
+        ctx.warn(_dependence(primary, ctx))
 
     # 4. Write.
     rows = _sample_rows(policy, reference, policy_scores, reference_scores)
@@ -138,10 +138,8 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
         side.model.to(at)
         models.mask_pad(side.model, side.tokenizer.pad_token_id)
         pads.append(side.tokenizer.pad_token_id)
-    prompts_section = ctx.recipe.data.prompts
-    assert prompts_section is not None and section.max_new_tokens is not None
-    test = split_prompts(prompts_section, ctx.data["prompts"].rows, ctx.recipe.seed).test
-    rows = _that_fit(test, (ours, theirs), section.max_new_tokens, ctx)
+    assert section.max_new_tokens is not None
+    rows = _that_fit(ctx.data["prompts"].split.test, (ours, theirs), section.max_new_tokens, ctx)
 
     settings = section.model_dump(mode="json") | {"prompts": len(rows)}
     total = 2 * len(rows) * (section.samples_per_prompt + 1)
@@ -149,7 +147,7 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
     done = 0
     same = models.tokenizer_fingerprint(ours.tokenizer) == models.tokenizer_fingerprint(theirs.tokenizer)
     answers, ids = [], []
-    for side in (ours, theirs):
+    for name, side in (("policy", ours), ("reference", theirs)):
         encoder = Encoder(side.tokenizer)
         prompts = [encoder.prompt(row["prompt"]) for row in rows]
         sampled, greedy = [], None
@@ -166,7 +164,8 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
             def progress(count: int, before: int = before) -> None:
                 ctx.emit(Progress(stage=ctx.name, step=before + count, total=total, unit="response"))
 
-            responses = rollout.sample(side.model, prompts, side.tokenizer, sampling, progress)
+            what = f"sampling the {name}"
+            responses = rollout.sample(side.model, prompts, side.tokenizer, sampling, progress, what=what)
             done += len(rows)
             if last:
                 greedy = responses
@@ -301,20 +300,46 @@ def _gold(episodes: Sequence[Episode]) -> list[float]:
 
 
 def _independent(judge: str, ctx: Context) -> bool:
-    """Whether a judge is another than what PPO was trained against."""
-    reward = ctx.recipe.reward
-    if reward is not None and reward.function is not None:
-        return judge not in ("reward_function", reward.function)
-    return judge != "reward_model"
+    """Whether a judge is another than what the policy was trained against, as far as manifests tell."""
+    reward, ppo = ctx.recipe.reward, ctx.recipe.ppo
+    if judge == "reward_model":
+        against = _trained_against(ctx)
+        return against is not None and ctx.parents["reward"].fingerprint not in against
+    if ppo is not None and judge in (ppo.rewards or {}):
+        return False
+    return judge != "reward_function" and (reward is None or judge != reward.function)
 
 
-def _dependence(judge: str) -> str:
+def _trained_against(ctx: Context) -> set[str] | None:
+    """Fingerprints of the reward models that the policy, or what it started from, was trained against.
+
+    None where that cannot be told: samples and models from elsewhere have no manifest, and a parent may be gone.
+    """
+    source, found = ctx.parents.get("policy"), set()
+    while source is not None and source.artifact is not None:
+        parents = source.artifact.manifest.parents
+        if "reward" in parents:
+            found.add(parents["reward"].fingerprint)
+        if "base" not in parents:
+            return found
+        try:
+            source = source.artifact.parent("base")
+        except HandoffError:
+            return None
+    return None
+
+
+def _dependence(judge: str, ctx: Context) -> str:
+    no_evidence = "it is not independent evidence of improvement"
+    if judge == "reward_model" and _trained_against(ctx) is None:
+        return f"the verdict rests on a reward model, and nothing shows that PPO did not train on it: {no_evidence}"
     what = "reward model" if judge == "reward_model" else "reward function"
-    return f"the verdict rests on the {what} that PPO trained against: it is not independent evidence of improvement"
+    return f"the verdict rests on the {what} that PPO trained against: {no_evidence}"
 
 
-def _score(judge: Judge, sampled: list[list[Episode]]) -> list[list[float]]:
-    flat = judge([episode for samples in sampled for episode in samples])
+def _score(name: str, judge: Judge, sampled: list[list[Episode]]) -> list[list[float]]:
+    with Work(f"judging with {name}"):
+        flat = judge([episode for samples in sampled for episode in samples])
     scores, start = [], 0
     for samples in sampled:
         scores.append(list(flat[start : start + len(samples)]))

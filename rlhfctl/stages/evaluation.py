@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, Sample, transcript
+from rlhfctl.events import Metrics, Sample, Work, transcript
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.stages import Context
@@ -65,7 +65,8 @@ class Evaluation:
         every = section.eval.every
         if not every or not self.prompts or (update % every and update != total):
             return
-        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling)
+        what = "answering the eval prompts"
+        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
         ids = [response.ids for response in responses]
         episodes = [
             make_episode(self.tokenizer, row, prompt, response)
@@ -172,7 +173,7 @@ def encode_prompts(
         )
     encoder = Encoder(tokenizer)
     kept, prompts, overlong = [], [], 0
-    for row in rows:
+    for row in Work("encoding prompts", len(rows), "prompt").through(rows):
         ids = encoder.prompt(row["prompt"])
         if limit is not None and len(ids) > limit:
             overlong += 1

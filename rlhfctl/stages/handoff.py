@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
 from rlhfctl.errors import HandoffError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
 from rlhfctl.training import models
@@ -56,7 +57,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if artifact is None:
         model, tokenizer = _load_foreign(ctx, source, quantization)
         return Base(model, tokenizer, source.name)
-    artifact.verify()
+    _verify(artifact)
     if not artifact.has("model"):
         return Base(*_load_policy_artifact(ctx, artifact), str(artifact.path))
     path = str(artifact.part("model"))
@@ -66,6 +67,11 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if check and artifact.has("probes"):
         check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return Base(model, tokenizer, path)
+
+
+def _verify(artifact: Artifact) -> None:
+    with Work(f"checking the files of {artifact.path}"):
+        artifact.verify()
 
 
 def _refuse_adapter(source: Source) -> None:
@@ -146,7 +152,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         model.config.pad_token_id = tokenizer.pad_token_id
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
-    artifact.verify()
+    _verify(artifact)
     if not artifact.manifest.layout.get("head"):
         raise HandoffError(
             f"the {artifact.manifest.stage} artifact is no reward model: it has no scalar head",
@@ -165,25 +171,18 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
 
 def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrainedModel:
     """The reward model that `adapter` is on `base`: merged, or on the quantized base that it was trained on."""
-    model, _ = new_scorer(ctx, base, seed=0, check=False)
+    model, _, _ = new_scorer(ctx, base, seed=0, check=False)
     scorer = models.load_adapter(model, adapter)
     return scorer if models.is_quantized(model) else models.merged(scorer)
 
 
-def new_scorer(ctx: Context, source: Source, *, seed: int, check: bool = True) -> tuple[PreTrainedModel, Base]:
-    """A reward model to be trained, with a new head, on base*; and that base*."""
-    section = ctx.recipe.model
+def new_scorer(
+    ctx: Context, source: Source, *, seed: int, check: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """A reward model to be trained, with a new head, on base*; base*'s tokenizer and its place."""
     base = load_base(ctx, source, check=check, to_train=True)
-    if section.quantization is None:
-        return models.scorer_on(base.model, seed=seed), base
-    scorer = models.quantized_scorer_on(
-        base.path,
-        section.quantization,
-        seed=seed,
-        **models.loading(section),
-    )
-    scorer.config.pad_token_id = base.model.config.pad_token_id
-    return scorer, base
+    make = models.scorer_around if models.is_quantized(base.model) else models.scorer_on
+    return make(base.model, seed=seed), base.tokenizer, base.path
 
 
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
@@ -191,7 +190,7 @@ def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizer
     trust = ctx.recipe.model.trust_remote_code
     place = source.name
     if source.artifact is not None:
-        source.artifact.verify()
+        _verify(source.artifact)
         place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))
     theirs = models.load_tokenizer(place, trust_remote_code=trust)
     same_template = models.template_fingerprint(theirs) == models.template_fingerprint(tokenizer)
@@ -205,7 +204,7 @@ def shared_reward_adapter(ctx: Context) -> Path | None:
     if source is None or source.artifact is None or not source.artifact.has("adapter"):
         return None
     artifact = source.artifact
-    artifact.verify()
+    _verify(artifact)
     if not artifact.manifest.layout.get("head"):
         return None  # loading it as a reward model says what is wrong
     here, there = ctx.parents["base"], artifact.parent("base")
@@ -250,10 +249,10 @@ def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
     return models.merged(models.load_adapter(models.scorer_on(base, seed=0), folder))
 
 
-def recorded_base(ctx: Context, source: Source, base: Base) -> str:
+def recorded_base(ctx: Context, source: Source, path: str) -> str:
     """What peft records as an adapter's base: relative inside a run, so that a moved run stays whole."""
     if source.artifact is None:
-        return base.path
+        return path
     # A policy that is an adapter itself has no model/: then the stage's folder is named.
     place = source.artifact.part("model") if source.artifact.has("model") else source.artifact.path
     inside = relative_to_run(place, ctx.run.root)

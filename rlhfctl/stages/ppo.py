@@ -35,7 +35,7 @@ from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
 from rlhfctl.training import models, ppo_loop, ppo_trl, roles
-from rlhfctl.training.data import require_a_batch, split_prompts
+from rlhfctl.training.data import require_a_batch
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
 _PROBE_ROWS = 8
@@ -68,8 +68,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     policy = LanguageModel(cast.policy, tokenizer.pad_token_id, roles.POLICY if section.lora else None)
 
     # 2. Prompts to ids.
-    assert recipe.data.prompts is not None  # the schema asks for it
-    split = split_prompts(recipe.data.prompts, ctx.data["prompts"].rows, recipe.seed)
+    split = ctx.data["prompts"].split
     rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
     require_a_batch(len(prompts), section)
     _check_step_zero(policy, cast.reference, prompts, ctx)
@@ -285,7 +284,7 @@ def _publish(
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
     models.set_token_ids(policy, tokenizer)
-    recorded = handoff.recorded_base(ctx, ctx.parents["base"], base)
+    recorded = handoff.recorded_base(ctx, ctx.parents["base"], base.path)
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:

@@ -19,12 +19,12 @@ from trl import RewardConfig, RewardTrainer
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, StageStarted
+from rlhfctl.events import Metrics, StageStarted, Work
 from rlhfctl.recipe.schema import Reward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training import hf_events, models
-from rlhfctl.training.data import Row, split_preferences
+from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
 
 _PROBE_PAIRS = 16
@@ -36,13 +36,11 @@ def run(section: Reward, ctx: Context) -> Artifact:
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
-    model, base = handoff.new_scorer(ctx, ctx.parents["base"], seed=recipe.seed)
-    tokenizer = base.tokenizer
+    model, tokenizer, place = handoff.new_scorer(ctx, ctx.parents["base"], seed=recipe.seed)
 
     # 2. Rows to ids, held out by prompt.
     config = _config(section, ctx)
-    assert recipe.data.preferences is not None  # the schema asks for it
-    split = split_preferences(recipe.data.preferences, ctx.data["preferences"].rows, recipe.seed)
+    split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
     train = _encode(split.train, encoder, config, ctx)
     heldout = _encode(split.heldout, encoder, config, ctx)
@@ -52,7 +50,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 3. The trainer: the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    with models.formats_kept(model):
+    with models.formats_kept(model), Work("preparing the batches"):
         trainer = RewardTrainer(
             model=model,
             args=config,
@@ -85,7 +83,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 6. Save, load again, score the kept pairs again.
-    _publish(model, tokenizer, heldout, base, ctx)
+    _publish(model, tokenizer, heldout, place, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
     layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
@@ -109,7 +107,7 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
 
 
 def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, Any]]:
-    pairs = [encoder.preference(row) for row in rows]
+    pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
     if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
         pairs = [{"margin": 0.0} | pair for pair in pairs]
     limit = config.max_length
@@ -129,9 +127,8 @@ def _heldout(
     model: Any, pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, float]:
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
-    scores = models.score_rows(
-        model, [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs], tokenizer.pad_token_id
-    )
+    rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
+    scores = models.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))
@@ -154,13 +151,13 @@ def _heldout(
 
 
 def _publish(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]], base: handoff.Base, ctx: Context
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]], place: str, ctx: Context
 ) -> None:
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
     handoff.write_probes(ctx.folder, rows, models.score_rows(model, rows, tokenizer.pad_token_id), "scores")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], base), head=True)
+            models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
             models.save_tokenizer(tokenizer, folder)
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:

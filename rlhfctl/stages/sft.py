@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
-from rlhfctl.events import StageStarted
+from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
 from rlhfctl.training import hf_events, models
@@ -57,7 +57,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
     callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    with models.formats_kept(model):
+    with models.formats_kept(model), Work("preparing the batches"):
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -114,7 +114,7 @@ def _encode(
         encoder.demonstration(
             row, completion_only_loss=config.completion_only_loss, assistant_only_loss=config.assistant_only_loss
         )
-        for row in rows
+        for row in Work("encoding demonstrations", len(rows)).through(rows)
     ]
     # These two have been applied; TRL would ask for columns that are gone.
     config.completion_only_loss, config.assistant_only_loss = False, False

@@ -107,7 +107,7 @@ def examine(recipe: Recipe) -> Report:
     if conversations and tokenizer.chat_template:
         adopt_end_of_turn(tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
-    return Report(sets, tuple(_leaks(recipe, loaded)))
+    return Report(sets, tuple(_leaks(loaded)))
 
 
 def tokenizer_of(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
@@ -139,7 +139,7 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
         name=rows.name,
         rows=len(rows.rows),
         source=section.source,
-        splits=_splits(rows, recipe),
+        splits=_splits(rows),
         notes=rows.notes,
         prompts=len(prompts),
         duplicates=sum(count - 1 for count in keys.values()),
@@ -163,14 +163,9 @@ def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
     return {"prompt": ids[:before], "completion": ids[before:]} if before else {"text": ids}
 
 
-def _splits(rows: Rows, recipe: Recipe) -> dict[str, int]:
-    if rows.name == "preferences" and recipe.data.preferences is not None:
-        pairs = data.split_preferences(recipe.data.preferences, rows.rows, recipe.seed)
-        return {"train": len(pairs.train), "heldout": len(pairs.heldout)}
-    if rows.name == "prompts" and recipe.data.prompts is not None:
-        split = data.split_prompts(recipe.data.prompts, rows.rows, recipe.seed)
-        return {"train": len(split.train), "eval": len(split.eval), "test": len(split.test)}
-    return {"train": len(rows.rows)}
+def _splits(rows: Rows) -> dict[str, int]:
+    parts = {"train": rows.rows} if rows.split is None else vars(rows.split)
+    return {name: len(part) for name, part in parts.items()}
 
 
 def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -178,11 +173,11 @@ def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> s
     return tokenizer.decode(ids[:_SHOWN])
 
 
-def _leaks(recipe: Recipe, loaded: dict[str, Rows]) -> Iterator[str]:
+def _leaks(loaded: dict[str, Rows]) -> Iterator[str]:
     """Sentences about prompts of the verdict that an earlier stage is trained on."""
-    if "prompts" not in loaded or recipe.data.prompts is None:
+    split = loaded["prompts"].split if "prompts" in loaded else None
+    if not isinstance(split, data.PromptSplit):
         return
-    split = data.split_prompts(recipe.data.prompts, loaded["prompts"].rows, recipe.seed)
     test = {prompt_key(row["prompt"]): row["prompt"] for row in split.test}
     for name in ("demonstrations", "preferences"):
         if name not in loaded:

@@ -17,11 +17,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source
 from rlhfctl.training import shapes, sources
 from rlhfctl.training.sources import type_name as _type_name
@@ -41,6 +42,7 @@ class Rows:
     rows: list[Row]
     fingerprint: str
     notes: tuple[str, ...] = ()  # sentences about what was dropped or made
+    split: PreferenceSplit | PromptSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -78,24 +80,25 @@ NAMES = ("demonstrations", "preferences", "prompts")
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
-    """The recipe's data sets (of those in `names`), loaded and checked. DataError for the first one with bad rows."""
+    """The recipe's data sets (of those in `names`), loaded, checked, split. DataError for the first with bad rows."""
     loaded: dict[str, Rows] = {}
     if data.demonstrations is not None and "demonstrations" in names:
         loaded["demonstrations"] = load_demonstrations(data.demonstrations, seed)
     if data.preferences is not None and "preferences" in names:
-        loaded["preferences"] = load_preferences(data.preferences, seed)
-        split_preferences(data.preferences, loaded["preferences"].rows, seed)
+        pairs = load_preferences(data.preferences, seed)
+        loaded["preferences"] = replace(pairs, split=split_preferences(data.preferences, pairs.rows, seed))
     if data.prompts is not None and "prompts" in names:
-        loaded["prompts"] = load_prompts(data.prompts, seed)
-        split_prompts(data.prompts, loaded["prompts"].rows, seed)
+        prompts = load_prompts(data.prompts, seed)
+        loaded["prompts"] = replace(prompts, split=split_prompts(data.prompts, prompts.rows, seed))
     return loaded
 
 
 def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     """Read, rename, reshape, check, sift; whatever is left out is counted and said in the notes."""
     if section.builtin:
-        rows = _generate(name, section, seed)
-        fingerprint = fs.hash_json(rows)
+        with Work(f"making {name}"):
+            rows = _generate(name, section, seed)
+            fingerprint = fs.hash_json(rows)
         places = [f"{section.source} row {index + 1}" for index in range(len(rows))]
     else:
         rows, places, fingerprint = sources.read(
@@ -105,7 +108,7 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     dropped: Counter[str] = Counter()
     usable: list[Row] = []
     bad: list[str] = []
-    for row, place in zip(rows, places, strict=True):
+    for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         found = check(_rename(row, section.columns), section, dropped)
         if isinstance(found, str):
             bad.append(f"{place}: {found}")

@@ -18,7 +18,7 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhfctl.errors import Problem, RecipeError
-from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
 from rlhfctl.recipe.schema import did_you_mean
 from rlhfctl.training import checkpoints, models
 
@@ -40,20 +40,46 @@ NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train
 class EventCallback(TrainerCallback):
     """Emits progress, metrics and checkpoints of one trainer, and marks its checkpoints complete."""
 
-    def __init__(self, stage: str, emit: Callable[[Event], None], work: Path, rename: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        stage: str,
+        emit: Callable[[Event], None],
+        work: Path,
+        rename: Mapping[str, str] | None = None,
+        unit: str = "step",
+    ) -> None:
         self.stage = stage
         self.emit = emit
         self.work = work
         self.rename = dict(rename or {})
+        self.unit = unit
         self._began: tuple[float, int] | None = None
+        self._evaluating: tuple[Work, int] | None = None  # and how many batches are done
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = (time.monotonic(), state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.emit(
-            Progress(stage=self.stage, step=state.global_step, total=state.max_steps, eta_s=self._seconds_left(state))
-        )
+        left = self._seconds_left(state)
+        step, total = state.global_step, state.max_steps
+        self.emit(Progress(stage=self.stage, step=step, total=total, unit=self.unit, eta_s=left))
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        work, done = self._evaluating or (Work("evaluating", len(eval_dataloader), "batch"), 0)
+        work.at(done + 1)
+        self._evaluating = work, done + 1
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._evaluating is not None:
+            self._evaluating[0].close()
+            self._evaluating = None
 
     def on_log(
         self,
@@ -289,6 +315,28 @@ def quiet_libraries(log: Path) -> Iterator[None]:
                 transformers.utils.logging.enable_progress_bar()
             if not bars[1]:
                 datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def telling_libraries() -> Iterator[None]:
+    """transformers' loading and writing of weights as work that says how far it is, in place of its own bars."""
+    set_hook = getattr(transformers.utils.logging, "set_tqdm_hook", None)
+    if set_hook is None:  # a release that has none: its loading is silent
+        yield
+        return
+    before = set_hook(_counted)
+    try:
+        yield
+    finally:
+        set_hook(before)
+
+
+def _counted(make: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """A bar that transformers makes over something whose length is known, or the one it would have made."""
+    items, what = (arguments[0] if arguments else None), named.get("desc")
+    if not isinstance(items, Collection) or not what:
+        return make(*arguments, **named)
+    return Work(what[0].lower() + what[1:], len(items), "part").through(items)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.training.sequences import Sequences, hidden_states
 
@@ -82,7 +83,8 @@ def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        with Work("learning the vocabulary"):
+            backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=EOS_TOKEN,
@@ -193,7 +195,7 @@ def build_model(
     """A causal language model with new weights, drawn from `seed`."""
     config = new_config(init, tokenizer)
     set_seed(seed)
-    with _loadable(init.architecture, "model", attn_implementation):
+    with Work("making new weights"), _loadable(init.architecture, "model", attn_implementation):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     set_token_ids(model, tokenizer)
     return model
@@ -229,7 +231,8 @@ def load_causal_lm(
     quantization: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None."""
-    with _loadable(path, "model", attn_implementation):
+    options = _quantized(quantization, dtype)
+    with Work(f"loading {path}"), _loadable(path, "model", attn_implementation):
         return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -237,7 +240,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             use_safetensors=True,
-            **_quantized(quantization, dtype),
+            **options,
         )
 
 
@@ -311,29 +314,24 @@ def formats_kept(model: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.to(before[name])
 
 
-def quantized_scorer_on(
-    path: str,
-    quantization: str,
-    *,
-    dtype: torch.dtype,
-    seed: int,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-) -> PreTrainedModel:
-    """Like `scorer_on`, on the weights of the folder `path` in 8 or 4 bits."""
-    with _loadable(path, "model", attn_implementation):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=dtype,
-            num_labels=1,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            **_quantized(quantization, dtype),
-        )
+def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    """A sequence-classification model around the backbone of a language model, with a new scalar head from `seed`.
+
+    The backbone is shared, not copied: a quantized one can be trained on through adapters only, so it stays as it is.
+    """
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+    setattr(model, model.base_model_prefix, base.base_model)
     set_seed(seed)
-    nn.init.normal_(model.score.weight, std=getattr(model.config, "initializer_range", 0.02))
-    return _with_wide_head(model)
+    model.score = nn.Linear(model.score.in_features, 1, bias=False, device=base.device, dtype=base.dtype)
+    nn.init.normal_(model.score.weight, std=getattr(config, "initializer_range", 0.02))
+    # What loading noted on the model itself: how it is quantized and where it lies, which peft and trainers ask for.
+    for name in vars(base).keys() - vars(model).keys():
+        setattr(model, name, getattr(base, name))
+    model.requires_grad_(False)
+    return _with_wide_head(model).eval()
 
 
 def load_scorer(
@@ -343,7 +341,7 @@ def load_scorer(
 
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
-    with _loadable(path, "reward model", attn_implementation):
+    with Work(f"loading {path}"), _loadable(path, "reward model", attn_implementation):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
@@ -607,7 +605,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 def merged(model: PeftModel) -> PreTrainedModel:
     """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
     assert not is_quantized(model.get_base_model())
-    return model.merge_and_unload()
+    with Work("merging the adapter"):
+        return model.merge_and_unload()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -733,13 +732,13 @@ def rows_at_once(model: Any, most: int, length: int) -> int:
 
 
 def score_rows(
-    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64
+    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64, what: str = "scoring"
 ) -> list[float]:
-    """The scalar head's value at the last token of each row."""
+    """The scalar head's value at the last token of each row; `what` names the work to those who watch."""
     at = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
     result = [0.0] * len(rows)
-    with evaluating(model):
+    with evaluating(model), Work(what, len(rows), "response") as work:
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
             sequences = Sequences.of([rows[index] for index in chosen], [[] for _ in chosen], at)
@@ -747,6 +746,7 @@ def score_rows(
             scores = at_least_float32(model.score(last.to(model.score.weight.dtype)).squeeze(-1))
             for index, score in zip(chosen, scores.tolist(), strict=True):
                 result[index] = score
+            work.at(start + len(chosen))
     return result
 
 

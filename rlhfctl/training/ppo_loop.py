@@ -19,7 +19,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhfctl import fs
 from rlhfctl.errors import EngineError
-from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.training import checkpoints, models, ppo_math
@@ -212,7 +212,7 @@ class PpoLoop:
             self._score(batch)
 
             # 3. KL and rewards: -kl_coef x KL at each token, the score at the end.
-            batch.ref_logprobs = self._logprobs(batch, roles.reference)
+            batch.ref_logprobs = self._logprobs(batch, roles.reference, "asking the reference")
             kept = self._columns(batch, [response.kept for response in batch.responses])
             # With top-k or top-p the tokens come from p / p(kept): that is the distribution whose KL is estimated.
             batch.kl = ppo_math.kl_estimate(batch.logprobs - kept, batch.ref_logprobs, section.kl_estimator)
@@ -238,13 +238,15 @@ class PpoLoop:
         if section.trace_every and number % section.trace_every == 0:
             self._trace = Trace(min(section.trace_episodes, self.batch_size))
         steps: list[dict[str, float]] = []
-        with roles.recomputing(section.gradient_checkpointing):
+        work = Work("learning", section.num_ppo_epochs * section.num_mini_batches, "minibatch")
+        with roles.recomputing(section.gradient_checkpointing), work:
             for epoch in range(section.num_ppo_epochs):
                 order = self.permutation(number, epoch)
                 size = self.batch_size // section.num_mini_batches
                 for start in range(0, self.batch_size, size):
                     first = waits and epoch == 0
                     steps.append(self._step(batch, order[start : start + size], epoch, number, sets_values=first))
+                    work.at(len(steps))
                 here = steps[-section.num_mini_batches :]
                 if section.target_kl is not None and _mean(here, "approx_kl") > section.target_kl:
                     break
@@ -353,10 +355,10 @@ class PpoLoop:
             score=self.section.missing_eos_score,
         )
 
-    def _logprobs(self, batch: Batch, model: Any) -> Tensor:
+    def _logprobs(self, batch: Batch, model: Any, what: str = "asking the policy") -> Tensor:
         """(B, W) of the batch's tokens under `model`, by full forwards."""
         result: Tensor | None = None
-        for rows in _pieces(range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
+        for rows in self._forwards(batch, what):
             sequences = self._sequences(batch, rows)
             states = model.states(sequences)[sequences.before_tokens()]
             logprobs, _ = model.token_logprobs(states, sequences.tokens(), self.section.temperature)
@@ -372,12 +374,17 @@ class PpoLoop:
         if critic.shares_policy and not self.recomputes and batch.responses[0].values:
             return self._columns(batch, [response.values for response in batch.responses])
         result = torch.zeros(batch.mask.shape, dtype=batch.logprobs.dtype, device=batch.lengths.device)
-        for rows in _pieces(range(len(batch.rows)), self.section.local_rollout_forward_batch_size):
+        for rows in self._forwards(batch, "asking the critic"):
             sequences = self._sequences(batch, rows)
             trunk = self.roles.policy if critic.shares_policy else critic
             values = critic.values(trunk.states(sequences)[sequences.states(self.section.response_length)])
             result[rows] = _spread(values.to(result.dtype), batch.value_mask[rows])
         return result
+
+    def _forwards(self, batch: Batch, what: str) -> Iterator[list[int]]:
+        """The rows of the batch in pieces that fit into one forward."""
+        pieces = _pieces(range(len(batch.rows)), self.section.local_rollout_forward_batch_size)
+        return Work(what, len(pieces), "batch").through(pieces)
 
     def _set_advantages(self, batch: Batch) -> None:
         """Advantages, whitened over the batch, and returns, from rewards and values."""
@@ -551,8 +558,8 @@ class PpoLoop:
 
     def _tell(self, metrics: dict[str, float]) -> None:
         eta = (time.monotonic() - self._began[0]) / (self.done - self._began[1]) * (self.updates - self.done)
-        self.emit(Progress(stage=self.stage, step=self.done, total=self.updates, eta_s=eta))
         self.emit(Metrics(stage=self.stage, step=self.done, total=self.updates, values=metrics, eta_s=eta))
+        self.emit(Progress(stage=self.stage, step=self.done, total=self.updates, unit="update", eta_s=eta))
         if self.accelerator.log_with:
             self.accelerator.log({f"ppo/{name}": value for name, value in metrics.items()}, step=self.done)
 

@@ -244,7 +244,7 @@ class PpoCallback(EventCallback):
         rollouts: RolloutBatches,
         after_update: Callable[[int, int], None],
     ) -> None:
-        super().__init__("ppo", emit, work, rename=RENAMED)
+        super().__init__("ppo", emit, work, rename=RENAMED, unit="update")
         self.rollouts = rollouts
         self.after_update = after_update
         self.history: list[dict[str, float]] = []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from rlhfctl.events import Work
 from rlhfctl.training.decode import Decoder, Decoding
 from rlhfctl.training.fused import fused
 from rlhfctl.training.models import evaluating, pad_left, pad_right
@@ -107,9 +108,11 @@ def sample(
     on_batch: Callable[[int], None] = lambda done: None,
     episodes: Sequence[int] | None = None,
     value_head: Callable[[Tensor], Tensor] | None = None,
+    what: str = "sampling",
 ) -> list[Response]:
     """One response for each prompt, in order. `episodes` numbers them for the noise (None: 0, 1, 2, ...), so two models
-    given the same prompts draw with the same random numbers. No global random state is read or moved.
+    given the same prompts draw with the same random numbers. No global random state is read or moved. `what` names the
+    work to those who watch.
 
     `value_head` reads the hidden states (N, H) as they pass; a row then stays one step longer, for the state after its
     end.
@@ -120,7 +123,8 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
     policy.activate()
-    with evaluating(policy.model), fused(policy.model):
+    work = Work(what, len(order), "response")
+    with evaluating(policy.model), fused(policy.model), work:
         begin = starter(policy)
         for start in range(0, len(order), sampling.batch_size):
             rows = order[start : start + sampling.batch_size]
@@ -128,9 +132,10 @@ def sample(
             ids, mask = pad_left(given, policy.pad_token_id, policy.device)
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
-            drawn = _sample_batch(policy, begin(ids, mask, room), tokenizer, sampling, counted, value_head)
+            drawn = _sample_batch(policy, begin(ids, mask, room), tokenizer, sampling, counted, value_head, work, start)
             responses |= dict(zip(rows, drawn, strict=True))
-            on_batch(min(start + sampling.batch_size, len(order)))
+            work.at(start + len(rows))
+            on_batch(start + len(rows))
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -152,7 +157,10 @@ def _sample_batch(
     sampling: Sampling,
     episodes: Sequence[int],
     value_head: Callable[[Tensor], Tensor] | None,
+    work: Work,
+    before: int,
 ) -> list[Response]:
+    """The responses of one batch; `before` it so many were drawn."""
     at, longest = policy.device, sampling.max_new_tokens
     stops = (tokenizer.eos_token_id,) if sampling.stop_ids is None else sampling.stop_ids
     stop_ids = torch.tensor(stops, dtype=torch.long, device=at)
@@ -194,6 +202,8 @@ def _sample_batch(
             break
         alive = ~ended_before if value_head is not None else ~ended[going]
         left = int(alive.sum())
+        # Those under way count by their share of the longest length: else the bar of a single batch would stand still.
+        work.at(before + len(episodes) - left + left * (t + 1) // longest)
         if left == 0:
             break
         if left <= SHRINK_BELOW * len(going):
@@ -332,7 +342,8 @@ def exact_kl(
     ours, theirs = _language_model(policy, pad_token_id), _language_model(reference, pad_token_id)
     rows = max(1, KL_ELEMENTS // ours.vocabulary)
     result: list[float] = []
-    with evaluating(ours.model), evaluating(theirs.model):
+    work = Work("measuring KL", len(prompts), "response")
+    with evaluating(ours.model), evaluating(theirs.model), work:
         for start in range(0, len(prompts), batch_size):
             pairs = list(zip(prompts[start : start + batch_size], responses[start : start + batch_size], strict=True))
             ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, ours.device)
@@ -347,6 +358,7 @@ def exact_kl(
             ]
             sums = torch.cat(terms).split([len(response) for _, response in pairs])
             result += [float(one.sum().clamp(min=0.0)) for one in sums]
+            work.at(len(result))
     ours.activate()  # the reference may have been the same model with its adapter off
     return result
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
 
 Row = dict[str, Any]
@@ -30,7 +31,14 @@ _LARGEST_CELL = 1 << 27
 
 def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
     """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`."""
-    path = Path(section.source)
+    with Work(f"reading {Path(section.source).name}"):
+        rows, places, fingerprint = _read(section, Path(section.source), text_column)
+    if not rows:
+        raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
+    return rows, places, fingerprint
+
+
+def _read(section: Source, path: Path, text_column: str) -> tuple[list[Row], list[str], str]:
     if path.is_dir():
         rows, places = _read_folder(path, section, text_column)
         fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
@@ -41,8 +49,6 @@ def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
     else:
         rows, places = _read_hub(section)
         fingerprint = fs.hash_json([json.dumps(row, sort_keys=True, default=str) for row in rows])
-    if not rows:
-        raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
     return rows, places, fingerprint
 
 
@@ -130,7 +136,10 @@ def read_jsonl(path: Path) -> Found:
     rows: list[Row] = []
     places: list[str] = []
     bad: list[str] = []
-    for number, raw in enumerate(io.BytesIO(_bytes(path)), 1):
+    data = _bytes(path)
+    count = data.count(b"\n") + (not data.endswith(b"\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
+    for number, raw in enumerate(lines, 1):
         place = f"{path}:{number}"
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -197,7 +206,10 @@ def _read_json(path: Path) -> Found:
 def _read_csv(path: Path, delimiter: str) -> Found:
     """Columns by the first line; an empty cell is no value."""
     csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    text = _text(path)
+    count = text.count("\n") + (not text.endswith("\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     places: list[str] = []
     bad: list[str] = []

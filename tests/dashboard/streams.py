@@ -124,7 +124,7 @@ def random_stream(seed: int, count: int = 120) -> list[Record]:
     """Records in any order, with values of any kind: what a screen must survive."""
     draw = random.Random(seed)
     kinds = ("run_started", "run_stopped", "started", "progress", "metrics", "sample", "warning", "note", "checkpoint")
-    kinds += ("finished", "from a later version")
+    kinds += ("finished", "from a later version", "working")
     names = (*STAGES, "base", "a stage with a long name 音楽")
     metrics = ("score", "kl", "length", "eos_rate", "token_entropy", "eval_score", "loss", "win_rate", "音", "x" * 60)
 
@@ -141,6 +141,7 @@ def random_stream(seed: int, count: int = 120) -> list[Record]:
             record |= {"name": draw.choice(ODD_TEXTS), "stages": draw.sample(names, draw.randrange(len(names)))}
         record |= {"reason": draw.choice(ODD_TEXTS), "message": draw.choice(ODD_TEXTS), "seconds": odd()}
         record |= {"step": odd(), "total": odd(), "total_steps": odd(), "resumed_from": draw.choice((None, 3, odd()))}
+        record |= {"what": draw.choice(ODD_TEXTS), "done": odd(), "over": draw.random() < 0.2}
         record |= {"eta_s": odd(), "unit": draw.choice(("step", "response", None)), "skipped": draw.random() < 0.3}
         record |= {
             "split": draw.choice(("train", "eval", "test")),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from rich.cells import cell_len
@@ -27,7 +28,8 @@ from rlhfctl.events import (
 )
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
-SECOND_PAGE, FIRST_PAGE = "\x1b[?1049h", "\x1b[?1049l"
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
+SECOND_PAGE, HOME, ERASE = "\x1b[?1049h", "\x1b[H", "\x1b[K"
 
 
 def terminal(width: int = 80, *, escapes: bool = False) -> Console:
@@ -38,6 +40,13 @@ def terminal(width: int = 80, *, escapes: bool = False) -> Console:
 def written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def left(text: str) -> str:
+    """What stands there once the frame is taken away."""
+    gone = text[text.rindex(HOME) + len(HOME) :]
+    assert not gone.startswith(ERASE)  # as a frame does
+    return gone
 
 
 def said(printer: LivePrinter) -> list[str]:
@@ -51,13 +60,12 @@ def test_the_screen_shows_what_the_events_say() -> None:
         printer(RunStarted(stage="run", name="quickstart", stages=["ppo", "compare"]))
         printer(StageStarted(stage="ppo", total_steps=40))
         printer(Metrics(stage="ppo", step=25, total=40, eta_s=30, values={"score": 0.4123}))
-        printer._full._live.refresh()
+        printer._full.draw()
         text = written(console)
-    assert text.count(SECOND_PAGE) == 1
+    assert text.startswith("\n" * 23) and SECOND_PAGE not in text  # what stood there is scrolled up, not hidden
     assert "▸ ppo 25/40 ─ · compare" in text
     assert "0.412" in text
-    after = written(console)[len(text) :]
-    assert after.index(FIRST_PAGE) < after.index("update 25/40")  # what is left stands on the first page
+    assert "update 25/40" in left(written(console))  # what is left stands in the frame's place
 
 
 def test_what_was_said_is_kept_with_markup_taken_literally() -> None:
@@ -93,8 +101,8 @@ def test_what_others_print_meanwhile_is_kept() -> None:
         print("from a library \x1b[2J")
         print("to stderr", file=sys.stderr)
     text = written(console)
-    assert text.index(FIRST_PAGE) < text.index("from a library \\x1b[2J")
-    assert "to stderr" in text
+    assert "from a library \\x1b[2J" in left(text)
+    assert "to stderr" in left(text)
 
 
 def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
@@ -105,9 +113,8 @@ def test_an_exception_gives_the_terminal_back_with_all_that_was_said() -> None:
         printer(Warned(stage="ppo", message="careful"))
         raise KeyboardInterrupt
     text = written(console)
-    assert text.count(HIDE) == text.count(SHOW) == 1
-    assert text.rindex(SHOW) > text.rindex(HIDE)
-    after = text[text.index(FIRST_PAGE) :]
+    after = left(text)
+    assert HIDE not in after and NO_WRAP not in after
     assert after.index("careful") < after.index("update 25/40")
     assert after.endswith("\n") and not after.endswith("\n\n")
 
@@ -119,8 +126,7 @@ def test_what_is_left_of_a_run_that_is_over() -> None:
         printer(StageStarted(stage="sft", total_steps=2))
         printer(Progress(stage="sft", step=2, total=2))
         printer(StageFinished(stage="sft", path="runs/x/sft", seconds=1))
-    after = written(console)
-    lines = [line.rstrip() for line in after[after.index("\x1b[?1049l") :].splitlines()]
+    lines = [line.rstrip() for line in left(written(console)).splitlines()]
     assert lines[0].endswith("✓ sft     finished in 0:01  runs/x/sft")
     assert lines[1].startswith("quickstart") and lines[1].endswith("done after 0:00")
     assert lines[2:] == ["✓ sft 0:01"]
@@ -165,6 +171,68 @@ def test_sigterm_gives_the_terminal_back() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == -signal.SIGTERM
-    after = result.stdout[result.stdout.index(FIRST_PAGE) :]
+    after = left(result.stdout)
     assert "careful" in after
-    assert SHOW in result.stdout
+    assert HIDE not in after
+
+
+def test_sigterm_amid_an_event_is_obeyed() -> None:
+    code = PROGRAM.replace("    os.kill", "    with printer._full.lock:\n        time.sleep(0.8)\n        os.kill")
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run(
+        [sys.executable, "-c", f"import time{code}"], capture_output=True, env=environment, check=False, timeout=60
+    )
+    assert result.returncode == -signal.SIGTERM and b"careful" in result.stdout
+
+
+def test_between_two_frames_the_terminal_is_as_usual_so_a_kill_leaves_the_last_one() -> None:
+    """SIGKILL cannot be answered, so nothing may be left for an answer to do."""
+    code = PROGRAM.replace("SIGTERM", "SIGKILL")
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert "none yet" in result.stdout  # the frame is there
+    assert SECOND_PAGE not in result.stdout
+    for off, on in ((HIDE, SHOW), (NO_WRAP, WRAP)):
+        assert result.stdout.count(off) == result.stdout.count(on) > 0
+        assert result.stdout.rindex(on) > result.stdout.rindex(off)
+
+
+def test_a_terminal_that_is_halted_does_not_halt_the_run() -> None:
+    class Halted(io.StringIO):
+        """It takes what is written only once it may."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.may = threading.Event()
+            self.waits = threading.Event()
+
+        def write(self, text: str) -> int:
+            self.waits.set()
+            self.may.wait(60.0)
+            return super().write(text)
+
+    file = Halted()
+    file.may.set()
+    console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
+    with LivePrinter(console) as printer:
+        file.may.clear()
+        file.waits.clear()
+        assert file.waits.wait(60.0)  # the next frame is on its way
+        events = threading.Thread(target=lambda: printer(StageStarted(stage="sft", total_steps=3)), daemon=True)
+        events.start()
+        events.join(60.0)
+        assert not events.is_alive() and not file.may.is_set()
+        file.may.set()
+
+
+def test_a_terminal_that_grows_gets_its_lines_from_above_pushed_up_again() -> None:
+    console = terminal(escapes=True)
+    with LivePrinter(console) as printer:
+        console._height = 30
+        before = len(written(console))
+        printer._full.draw()
+        assert "\x1b[30;1H" + "\n" * 6 + "\x1b[H" in written(console)[before:]
+        before = len(written(console))
+        printer._full.draw()
+        assert "\x1b[30;1H" not in written(console)[before:]

@@ -18,6 +18,7 @@ from rlhfctl.events import (
     StageFinished,
     StageStarted,
     Warned,
+    Working,
 )
 
 
@@ -73,6 +74,32 @@ def test_progress_is_at_most_one_line_in_five_seconds_a_stage_and_always_the_las
         "[sft] step 16/20",
         "[sft] step 20/20",
     ]
+
+
+def test_work_has_a_line_when_it_has_lasted_then_seldom_and_at_its_end() -> None:
+    events: list[Event] = [
+        Working(stage="sft", what="encoding", done=second * 10, total=1000, unit="pair", seconds=float(second))
+        for second in range(1, 100)
+    ]
+    events.append(Working(stage="sft", what="encoding", done=1000, total=1000, unit="pair", seconds=100, over=True))
+    assert lines(*events) == [
+        "[sft] encoding: pair 50/1000 eta 1:35",
+        "[sft] encoding: pair 350/1000 eta 1:05",
+        "[sft] encoding: pair 650/1000 eta 0:35",
+        "[sft] encoding: pair 950/1000 eta 0:05",
+        "[sft] encoding: done in 1:40",
+    ]
+
+
+def test_work_that_cannot_be_counted_has_a_line_at_its_end_and_quick_work_has_none() -> None:
+    def loading(seconds: float) -> list[Event]:
+        over = Working(stage="ppo", what="loading x", seconds=seconds, over=True)
+        return [Working(stage="ppo", what="loading x"), over]
+
+    assert lines(*loading(4.9)) == []
+    assert lines(*loading(42.0)) == ["[ppo] loading x: done in 0:42"]
+    quick = Working(stage="ppo", what="sampling", done=7, total=8, unit="response", seconds=1.0)
+    assert lines(quick, Progress(stage="ppo", step=1, total=2, unit="update")) == ["[ppo] update 1/2"]
 
 
 def test_progress_right_after_metrics_is_silent() -> None:

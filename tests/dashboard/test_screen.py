@@ -149,6 +149,52 @@ def test_one_stage_alone_and_a_run_that_says_no_stages() -> None:
     assert not older.over
 
 
+def working(what: str, stage: str = "reward", time: float = 1000.0, **said: object) -> dict[str, object]:
+    told = {"done": 0, "total": None, "unit": "", "seconds": 0.0, "over": False}
+    return {"event": "working", "stage": stage, "time": time, "what": what} | told | said
+
+
+def test_work_beside_the_steps_has_a_line_of_its_own() -> None:
+    counted = {"done": 16, "total": 64, "unit": "response", "seconds": 5.0}
+    screen = fed([*until_ppo(), working("sampling", "ppo", 1044.0, **counted)])
+    lines = drawn(screen)
+    assert lines[2].endswith("update 22/40  55%  0:36 left")
+    assert lines[3].startswith("sampling  ━━━") and lines[3].endswith("─  response 16/64  25%  0:15 left")
+    assert drawn(screen, now=1048.0)[3].endswith("0:11 left")
+    screen.feed(working("loading x", "ppo", 1045.0))  # inside it, and not to be counted
+    assert not drawn(screen, now=1045.2)[3].startswith("loading x")  # yet
+    assert drawn(screen, now=1052.0)[3] == "loading x  0:07"
+    long = fed([*until_ppo(), working("loading " + "x" * 99, "ppo", 1045.0)])
+    assert drawn(long, now=1052.0)[3] == "loading " + "x" * 65 + "…  0:07"  # the name is cut, not the number
+    screen.feed(working("loading x", "ppo", 1052.0, over=True))
+    assert drawn(screen)[3].startswith("sampling")
+    screen.feed(working("sampling", "ppo", 1053.0, over=True))
+    assert drawn(screen)[3] == ""
+    screen.feed({"event": "checkpoint", "stage": "ppo", "time": 1054.0, "step": 22, "path": "p"})
+    assert drawn(screen, now=1059.0)[3] == "last checkpoint: update 22, 0:05 ago"
+    assert len(drawn(screen)) == len(lines)  # nothing jumps
+
+
+def test_a_stage_that_gets_ready_is_at_work() -> None:
+    records = [run_started(), started("sft", 10.0, 100), finished("sft", 111.0, 101.0)]
+    records.append(working("encoding pairs", done=500, total=1000, unit="pair", seconds=10.0))
+    screen = fed(records)
+    lines = drawn(screen)
+    assert lines[1] == "✓ sft 1:41 ─ ▸ reward ─ · ppo ─ · compare"
+    assert lines[2] == "reward  getting ready"
+    assert lines[3].endswith("pair 500/1000  50%  0:10 left")
+    screen.feed(started("reward", 1020.0, 50))
+    assert "step 0/50" in drawn(screen)[2] and drawn(screen)[3] == ""
+    assert screen.stages["reward"].began == 1000.0  # getting ready is a part of it
+    assert drawn(fed([run_started(), working("reading a.jsonl", "run", 1.0)]), now=9.0)[3] == "reading a.jsonl  0:08"
+
+
+def test_a_run_that_is_over_works_no_more() -> None:
+    screen = fed([*until_ppo(), working("sampling", "ppo", 1044.0)])
+    screen.no_more_comes("gone")
+    assert not [line for line in drawn(screen, now=2000.0) if "sampling" in line]
+
+
 def test_before_the_first_stage_the_note_is_shown() -> None:
     screen = fed([run_started(), {"event": "note", "stage": "run", "time": 1.0, "message": "checking data"}])
     lines = drawn(screen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from rlhfctl.dashboard.series import POINTS, RECENT, Series
+from rlhfctl.dashboard.series import POINTS, RECENT, Axis, Series
 
 
 def filled(*values: float) -> Series:
@@ -20,17 +20,34 @@ def test_memory_is_bounded_and_the_picture_stays_true() -> None:
     assert len(series.points) <= POINTS
     assert len(series.recent) == RECENT
     assert series.last == 100_000.0
-    columns = series.columns(50)
+    columns = [value for value in series.columns(Axis.of([series], 50)) if value is not None]
     assert len(columns) == 50
     assert columns == sorted(columns)
     assert columns[0] < 3_000 and columns[-1] > 97_000  # a straight line from corner to corner
 
 
 def test_few_reports_fill_the_width_in_whole_columns() -> None:
-    assert filled(1.0, 2.0).columns(7) == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-    assert filled(1.0, 2.0).columns(2) == [1.0, 2.0]
-    assert filled(1.0, 3.0).columns(1) == [2.0]
-    assert filled().columns(5) == filled(1.0).columns(0) == []
+    def columns(series: Series, width: int) -> list[float | None]:
+        return series.columns(Axis.of([series], width))
+
+    assert columns(filled(1.0, 2.0), 7) == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    assert columns(filled(1.0, 2.0), 2) == [1.0, 2.0]
+    assert columns(filled(1.0, 3.0), 1) == [2.0]
+    assert columns(filled(), 0) == columns(filled(1.0), 0) == []
+
+
+def test_charts_below_each_other_show_the_same_steps() -> None:
+    train, sparse, late = filled(*map(float, range(1, 21))), Series(), Series()
+    for step in (0, 10, 20):
+        sparse.add(step, float(step))
+    late.add(18, 5.0)
+    late.add(20, 6.0)
+    axis = Axis.of([train, sparse, late], 42)
+    assert (axis.low, axis.high, axis.width) == (0, 21.0, 42)
+    assert sparse.columns(axis) == [0.0] * 20 + [10.0] * 20 + [20.0] * 2
+    assert train.columns(axis)[:6] == [None, None, 1.0, 1.0, 2.0, 2.0] and train.columns(axis)[-1] == 20.0
+    assert late.columns(axis) == [None] * 36 + [5.0] * 4 + [6.0] * 2
+    assert Axis.of([sparse], 42).width == 9
 
 
 def test_a_step_said_again_replaces_what_came_after() -> None:

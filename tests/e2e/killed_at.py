@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import cli, fs
+from rlhfctl import fs
+from rlhfctl.__main__ import main as rlhfctl_main
 
 _OS, _SHUTIL = os, shutil
 
@@ -68,7 +69,7 @@ def attempt(arguments: list[str], run: Path, died: set[str]) -> tuple[int, str]:
         sys.argv = ["rlhfctl", *arguments]
         status = 1
         try:
-            cli.main()
+            rlhfctl_main()
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,9 +36,84 @@ LEAST_IN_EACH = 4
 SOONER = 0.9
 
 
-def command(recipe: Path, run: Path, overrides: list[str]) -> list[str]:
-    sets = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-m", "rlhfctl", "run", str(recipe), "--run-dir", str(run), *sets]
+# ---------------------------------------------------------------- shared with ppo_kills.py
+
+
+def given() -> argparse.Namespace:
+    """The options of the command line: recipe, kills, seed, publication, options (for `rlhfctl run`)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--publication", action="store_true")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    found = parser.parse_args()
+    found.options = [part for override in found.overrides for part in ("--set", override)]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return found
+
+
+def command(recipe: Path, run: Path, options: list[str]) -> list[str]:
+    return [sys.executable, "-m", "rlhfctl", "run", str(recipe), "--run-dir", str(run), *options]
+
+
+def finish(arguments: list[str]) -> str | None:
+    """Run to the end; what went wrong, or None."""
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return None if result.returncode == 0 else f"exit {result.returncode}: {result.stderr.strip()[-400:]}"
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Kill after `seconds`; True if it was still running then."""
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def sooner(kill: Callable[[float], bool], moment: float, run: Path, begin: Callable[[], object]) -> float:
+    """Kill at `moment`; if the run was over by then (quicker than the undisturbed one), begin anew and kill sooner."""
+    begin()
+    while not kill(moment):
+        shutil.rmtree(run)
+        begin()
+        moment *= SOONER
+    return moment
+
+
+def publication_kills(recipe: Path, run: Path, options: list[str]) -> str | None:
+    """One run killed before every step of every publication; what went wrong, or None."""
+    arguments = [sys.executable, str(HERE / "killed_at.py"), str(recipe), str(run), *options]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    print(f"publication: {result.stdout.strip()}", flush=True)
+    return None if result.returncode == 0 else f"exit {result.returncode}: {result.stderr.strip()[-400:]}"
+
+
+class Tally:
+    """Prints how each run ended and counts those that ended well."""
+
+    def __init__(self, well: str) -> None:
+        self.well = well
+        self.passed = self.failed = 0
+
+    def add(self, where: str, wrong: list[str]) -> None:
+        self.passed, self.failed = self.passed + (not wrong), self.failed + bool(wrong)
+        print(f"{where}: {'; '.join(wrong) or self.well}", flush=True)
+
+    def close(self) -> int:
+        """The last line; the exit code."""
+        print(f"{self.passed} passed, {self.failed} failed")
+        return 1 if self.failed else 0
+
+
+# ---------------------------------------------------------------- a whole run
 
 
 def weights(run: Path) -> dict[str, str]:
@@ -73,51 +149,19 @@ def moments(
     return sorted(chosen)
 
 
-def kill_after(arguments: list[str], seconds: float) -> bool:
-    """Start, kill after `seconds`; True if it was still running then."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
-
-
-def finish(arguments: list[str]) -> str | None:
-    """Run to the end; what went wrong, or None."""
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    return None if result.returncode == 0 else f"exit {result.returncode}: {result.stderr.strip()[-400:]}"
-
-
-def publication_kills(recipe: Path, folder: Path, overrides: list[str], expected: dict[str, str]) -> bool:
-    """One run killed before every step of every publication; whether it ended with the expected weights."""
-    run = folder / "publication"
-    arguments = [sys.executable, str(HERE / "killed_at.py"), str(recipe), str(run)]
-    arguments += [part for override in overrides for part in ("--set", override)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    same = result.returncode == 0 and weights(run) == expected
-    print(f"publication: {result.stdout.strip()}; {'same weights' if same else 'OTHER WEIGHTS'} {result.stderr[-400:]}")
-    return same
+def compared(run: Path, expected: dict[str, str]) -> list[str]:
+    return [] if weights(run) == expected else ["OTHER WEIGHTS"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--publication", action="store_true")
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options = given()
     draw = random.Random(options.seed)
-    passed = failed = 0
+    tally = Tally("same weights")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         undisturbed = folder / "undisturbed"
         began, wall = time.monotonic(), time.time()
-        if problem := finish(command(options.recipe, undisturbed, options.overrides)):
+        if problem := finish(command(options.recipe, undisturbed, options.options)):
             print(problem)
             return 1
         total = time.monotonic() - began
@@ -125,24 +169,19 @@ def main() -> int:
         lead = json.loads((undisturbed / "events.jsonl").read_text().splitlines()[0])["time"] - wall
         times = stage_times(undisturbed)
         print(f"undisturbed: {total:.1f} s, {len(expected)} weight files, stages {times}", flush=True)
-        for number, moment in enumerate(moments(times, total, lead, options.kills, draw), 1):
+        for number, drawn in enumerate(moments(times, total, lead, options.kills, draw), 1):
             run = folder / f"kill-{number}"
-            arguments = command(options.recipe, run, options.overrides)
-            while not kill_after(arguments, moment):  # this one was quicker than the undisturbed run: kill it sooner
-                shutil.rmtree(run)
-                moment *= SOONER
+            arguments = command(options.recipe, run, options.options)
+            moment = sooner(lambda at, what=arguments: kill_after(start(what), at), drawn, run, lambda: None)
             where = next((s for s, (b, e) in times.items() if lead + b <= moment <= lead + e), "between stages")
             problem = finish(arguments)
-            same = weights(run) == expected
-            good = problem is None and same
-            passed, failed = passed + good, failed + (not good)
-            end = "same weights" if same else "OTHER WEIGHTS"
-            print(f"kill {number} at {moment:.1f} s ({where}): {end} {problem or ''}", flush=True)
+            wrong = [*([problem] if problem else []), *compared(run, expected)]
+            tally.add(f"kill {number} at {moment:.1f} s ({where})", wrong)
         if options.publication:
-            good = publication_kills(options.recipe, folder, options.overrides, expected)
-            passed, failed = passed + good, failed + (not good)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+            run = folder / "publication"
+            problem = publication_kills(options.recipe, run, options.options)
+            tally.add("publication", [problem] if problem else compared(run, expected))
+    return tally.close()
 
 
 if __name__ == "__main__":

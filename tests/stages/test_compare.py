@@ -202,7 +202,7 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     assert (report["primary_judge"], report["independent"]) == ("reward_model", False)
     assert report["judges"]["gold"]["independent"] is True
     assert report["judges"]["reward_model"]["independent"] is False
-    warning = "the verdict rests on the reward model that PPO trained against"
+    warning = "the verdict rests on a reward model, and nothing shows that PPO did not train on it"
     assert any(warning in note for note in load_artifact(run / "compare").manifest.notes)
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert any(event["event"] == "warning" and warning in event["message"] for event in events)
@@ -218,6 +218,24 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     assert row["policy_scores"]["reward_model"] == pytest.approx(score, abs=1e-5)
 
 
+def test_only_the_reward_model_that_was_trained_against_is_dependent(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    result = invoke("reward", tiny_run.parent / "tiny.yaml", "--run-dir", tmp_path / "other", "--policy",
+        tiny_run / "sft", "--set", "seed=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for judge, independent in ((tmp_path / "other" / "reward", True), (tiny_run / "reward", False)):
+        result = invoke(
+            "compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--reward-model", judge,
+            "--set", "compare.primary_judge=reward_model",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert report_of(run)["independent"] is independent
+        notes = load_artifact(run / "compare").manifest.notes
+        assert any("the reward model that PPO trained against" in note for note in notes) is not independent
+
+
 def test_a_policy_compared_with_itself_is_undecided(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = invoke(
@@ -227,6 +245,7 @@ def test_a_policy_compared_with_itself_is_undecided(tiny_run: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     report = report_of(run)
     check_shape(report, judges=["gold", "reward_model"])
+    assert report["judges"]["reward_model"]["independent"] is True  # nothing was trained against it
     for part in (report["judges"], report["greedy"]):
         for judge in part.values():
             assert (judge["delta"], judge["win_rate"], judge["ties"]) == (0.0, 0.5, 12)
@@ -244,6 +263,7 @@ def test_the_run_of_the_whole_loop_has_the_contracts_keys(tiny_run: Path) -> Non
     assert type(report["kl_mean"]) is float and report["kl_mean"] > 0
     assert type(report["end_rate_policy"]) is float
     assert report["temperature"] == 1.0
+    assert report["judges"]["reward_model"]["independent"] is False
     assert set(report["greedy"]) == {"gold", "reward_model"}
 
 

@@ -277,22 +277,22 @@ def test_a_folder_that_holds_no_loadable_model_says_so(run: Path, tmp_path: Path
 def test_an_adapter_names_its_base_so_that_it_is_found_again(run: Path, tmp_path: Path) -> None:
     ctx = context(run)
     base = handoff.load_base(ctx, source(run / "sft"))
-    assert handoff.recorded_base(ctx, source(run / "sft"), base) == "../../sft/model"
+    assert handoff.recorded_base(ctx, source(run / "sft"), base.path) == "../../sft/model"
     config = json.loads((run / "reward" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "../../sft/model"
     # Another run's stage is not to be mistaken for this run's.
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    recorded = handoff.recorded_base(ctx, source(other / "sft"), handoff.load_base(ctx, source(other / "sft")))
+    recorded = handoff.recorded_base(ctx, source(other / "sft"), handoff.load_base(ctx, source(other / "sft")).path)
     assert Path(recorded) == other / "sft" / "model"
     plain = handoff.load_base(ctx, source(run / "sft" / "model"))
-    assert handoff.recorded_base(ctx, source(run / "sft" / "model"), plain) == plain.path
+    assert handoff.recorded_base(ctx, source(run / "sft" / "model"), plain.path) == plain.path
 
 
 def test_an_adapter_on_an_adapter_is_loaded_through_both(run: Path, tmp_path: Path) -> None:
     """A reward model trained on a run's ppo stage, which is an adapter itself."""
     ctx = context(run)
     policy = handoff.load_base(ctx, source(run / "ppo"))
-    recorded = handoff.recorded_base(ctx, source(run / "ppo"), policy)
+    recorded = handoff.recorded_base(ctx, source(run / "ppo"), policy.path)
     assert (run / "again" / "adapter" / recorded).resolve() == (run / "ppo").resolve()
     scorer = models.add_lora(models.scorer_on(policy.model, seed=7), Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
     rows, pad = [[5, 6, 7, 8], [9, 10]], policy.tokenizer.pad_token_id

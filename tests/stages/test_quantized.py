@@ -88,10 +88,10 @@ def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
     assert type(model.model.layers[0].mlp.up_proj).__name__ == kind
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
-    scorer = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=3)
-    same = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=3)
-    other = models.quantized_scorer_on(folder, quantization, dtype=torch.float32, seed=4)
+    scorer, same, other = (models.scorer_around(model, seed=seed) for seed in (3, 3, 4))
+    assert scorer.model is model.model and models.is_quantized(scorer)  # one backbone, loaded once
     assert type(scorer.model.layers[0].mlp.up_proj).__name__ == kind and type(scorer.score).__name__ == "Linear"
+    assert not [name for name, parameter in scorer.named_parameters() if parameter.is_meta]
     assert torch.equal(scorer.score.weight, same.score.weight)
     assert not torch.equal(scorer.score.weight, other.score.weight)
 

@@ -11,6 +11,7 @@ import pytest
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.tools import data_report
 from rlhfctl.tools.data_report import Lengths, describe, examine
+from rlhfctl.training import data
 from tests.conftest import Cli
 
 RECIPE = """\
@@ -71,6 +72,18 @@ def test_test_prompts_that_were_trained_on_are_named(recipe: Path) -> None:
     clean = recipe.parent / "prompts.txt"
     clean.write_text("b \nc \na b \nb c \nc d \n")
     assert examined(recipe).leaks == ()
+
+
+def test_prompts_are_split_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, times = data.split_prompts, []
+
+    def counted(*arguments: object) -> object:
+        times.append(arguments)
+        return split(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data, "split_prompts", counted)
+    assert examined(recipe).sets[-1].splits == {"train": 3, "eval": 1, "test": 2}
+    assert len(times) == 1
 
 
 def test_examples_show_special_tokens_and_parts(recipe: Path) -> None:

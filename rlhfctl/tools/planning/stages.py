@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -20,8 +20,8 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import Forecast
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.tools.data_report import tokenizer_of
-from rlhfctl.training import data, hf_events, memory, models
-from rlhfctl.training.data import Rows
+from rlhfctl.training import hf_events, memory, models
+from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
 from rlhfctl.training.meter import WEIGHTS
@@ -83,14 +83,14 @@ class Lengths:
         found: dict[str, Any] = {}
         if "demonstrations" in rows and recipe.sft is not None:
             found["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
-        if "preferences" in rows and recipe.data.preferences is not None:
-            split = data.split_preferences(recipe.data.preferences, rows["preferences"].rows, recipe.seed)
+        if "preferences" in rows:
+            split = cast(PreferenceSplit, rows["preferences"].split)
             pairs = [encoder.preference(row) for row in split.train]
             found["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
             found["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
             found["heldout"] = len(split.heldout)
-        if "prompts" in rows and recipe.data.prompts is not None:
-            parts = data.split_prompts(recipe.data.prompts, rows["prompts"].rows, recipe.seed)
+        if "prompts" in rows:
+            parts = cast(PromptSplit, rows["prompts"].split)
             found["prompts"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.train)
             found["test"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.test)
             found["eval"] = len(parts.eval)
