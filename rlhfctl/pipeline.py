@@ -11,8 +11,9 @@ import importlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _HOW_TO_HAVE = {  # a stage that the recipe lacks
     "ppo": "add a `ppo:` section",
     "compare": "add a `compare:` section",
 }
+_TOKENIZER = "tokenizer_config.json"
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
 # stage -> the data sets it reads
@@ -88,7 +90,14 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
     first model loads.
     """
-    recipe, paths = loaded.recipe, RunPaths(run_dir)
+    try:
+        return _run(loaded.recipe, RunPaths(run_dir), run_dir, request, emit)
+    except RlhfctlError as error:
+        error.place(loaded.places)
+        raise
+
+
+def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
     names = stages_of(recipe)
     chosen = _chosen(names, request)
     emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
@@ -100,10 +109,15 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
     _write_recipe(recipe, paths, emit)
+
+    @cache  # before the first stage that runs, for all: a mistake that a later one would meet must not cost hours
+    def look_ahead(first: str) -> None:
+        _look_ahead(first, recipe, chosen, paths, data, request)
+
     done = []
     for name in names:
         if name in chosen:
-            done.append(_bring_up_to_date(name, recipe, paths, data, request, emit))
+            done.append(_bring_up_to_date(name, recipe, paths, data, request, emit, look_ahead))
         elif request.only is None and names.index(name) < names.index(chosen[0]):
             artifact = load_artifact(paths.stage(name))
             if changed := changed_inputs(artifact.manifest.inputs, _inputs(name, recipe, paths, data, request)):
@@ -143,7 +157,13 @@ def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
 
 
 def _bring_up_to_date(
-    name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request, emit: Emit
+    name: str,
+    recipe: Recipe,
+    paths: RunPaths,
+    data: Mapping[str, Any],
+    request: Request,
+    emit: Emit,
+    look_ahead: Callable[[str], None],
 ) -> Artifact:
     """Skip the stage if its inputs are those of its manifest; else go on with it, or start it."""
     began = time.monotonic()
@@ -165,10 +185,8 @@ def _bring_up_to_date(
             )
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
+    look_ahead(name)
     hf_events = importlib.import_module("rlhfctl.training.hf_events")
-    trained = {"sft": recipe.sft, "reward": recipe.reward}
-    # Before the first stage that runs, for all: a misspelt option of a later one must not cost hours.
-    hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     module = importlib.import_module(f"rlhfctl.stages.{name}")
     section = recipe.model if name == "base" else getattr(recipe, name)
@@ -179,6 +197,38 @@ def _bring_up_to_date(
     _remove_work(folder)
     emit(StageFinished(stage=name, path=str(folder), seconds=time.monotonic() - began, metrics=made.manifest.metrics))
     return made
+
+
+def _look_ahead(
+    first: str,
+    recipe: Recipe,
+    chosen: Sequence[str],
+    paths: RunPaths,
+    data: Mapping[str, Any],
+    request: Request,
+) -> None:
+    """Options of the trainers, and what the tokenizer alone can tell of this and the stages after it."""
+    to_come = chosen[chosen.index(first) :]
+    hf_events = importlib.import_module("rlhfctl.training.hf_events")
+    trained = {"sft": recipe.sft, "reward": recipe.reward}
+    options = {key: value.trainer for key, value in trained.items() if value is not None}
+    models = importlib.import_module("rlhfctl.training.models")
+    tokenizer = None
+    with hf_events.quiet_libraries(paths.log):
+        hf_events.check_trainers(options, recipe.model.dtype)
+        if first in ("base", "sft"):
+            texts = importlib.import_module("rlhfctl.training.encoding").texts_of
+            demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
+            tokenizer = models.tokenizer_from_recipe(recipe.model, texts(demonstrations))
+        elif (base := _parents(first, recipe, paths, request).get("base")) is not None:
+            folder = base.artifact.path if base.artifact is not None else Path(base.name)
+            at = next(
+                (at for at in (folder / "model", folder / "adapter", folder) if (at / _TOKENIZER).is_file()), None
+            )
+            if at is not None:
+                tokenizer = models.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
+        read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
+        importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:

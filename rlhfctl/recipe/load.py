@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
@@ -63,11 +63,12 @@ _STAND_INS: dict[str, Any] = {"name": "recipe", "model": {"path": "model"}}
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid, resolved recipe, the file it was read from (absolute) and that file's folder."""
+    """A valid, resolved recipe, the file it was read from (absolute), that file's folder, and where each key stands."""
 
     recipe: Recipe
     path: Path
     folder: Path
+    places: Mapping[str, str] = field(default_factory=dict)  # "sft.trainer.optim" -> "recipe.yaml:11"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     for layer in [*reversed(_read_chain(file, problems)), changes]:
         merged = _merge(merged, layer)
     _resolve_paths(merged, problems)
-    return LoadedRecipe(_recipe_of(merged, problems), file, file.parent)
+    places = {dotted(key): origin.where for key, origin in merged.origins.items()}
+    return LoadedRecipe(_recipe_of(merged, problems), file, file.parent, places)
 
 
 def outline(path: Path | str) -> Recipe:
@@ -196,21 +198,29 @@ def _read_file(file: Path, number: int, problems: _Problems) -> _Layer:
         text = file.read_text(encoding="utf-8")
         root = _yaml().compose(text)
         data = _Builder(origins, at, problems).build(root, ()) if root is not None else None
-    except UnicodeDecodeError:
-        fault = "not a text file in UTF-8"
+    except UnicodeDecodeError as error:
+        line, fault = error.object[: error.start].count(b"\n") + 1, "not UTF-8 text"
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line, fault = mark.line + 1 if mark else 1, f"not valid YAML: {_reason(error)}"
     if not isinstance(data, dict):
         unquoted = "${" in "".join(text.splitlines()[line - 1 : line])  # braces mean something in {a: ${B}}
         fix = "put quotes around what has ${...} in it" if unquoted else None
+        if not fault and not text.strip():
+            fault, fix = "the file is empty", "rlhfctl init writes a recipe; rlhfctl recipes copy quickstart, too"
+        elif fault == "not UTF-8 text":
+            fix = "save it as UTF-8"
         problems.add(at(line), (), fault or f"expected a mapping of keys (`name: ...`), got {describe(data)}", fix)
         problems.stop()
     return _Layer(data, origins | {(): at(1)})
 
 
 def _reason(error: YAMLError) -> str:
-    return getattr(error, "problem", None) or " ".join(str(error).split())
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    begun, at = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
+    if begun is None or at is None or begun.line == at.line:
+        return str(problem)
+    return f"{problem} ({error.context} that begins in line {begun.line + 1})"  # type: ignore[attr-defined]
 
 
 def _yaml() -> YAML:

@@ -52,14 +52,15 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 3. The trainer: the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    with models.formats_kept(model):
+    callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
+    with models.formats_kept(model), hf_events.naming_options(ctx.name, section.trainer):
         trainer = RewardTrainer(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(heldout),
             processing_class=tokenizer,
-            callbacks=[hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)],
+            callbacks=[callback],
         )
     resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
@@ -76,7 +77,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.began):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Measure on the held-out pairs.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "accuracy"))

@@ -57,7 +57,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
     callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    with models.formats_kept(model):
+    with models.formats_kept(model), hf_events.naming_options(ctx.name, section.trainer):
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -75,7 +75,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.began):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))

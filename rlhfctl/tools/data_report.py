@@ -102,26 +102,13 @@ class Report:
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.seed)
-    tokenizer = _tokenizer(recipe, loaded)
+    texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
+    tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
     conversations = any(is_conversation(row) for rows in loaded.values() for row in rows.rows)
     if conversations and tokenizer.chat_template:
         adopt_end_of_turn(tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
     return Report(sets, tuple(_leaks(recipe, loaded)))
-
-
-def _tokenizer(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
-    section = recipe.model
-    if section.init is not None:
-        texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
-        tokenizer = models.train_tokenizer(section.init, texts)
-    else:
-        assert section.path is not None
-        tokenizer = models.load_tokenizer(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
-    models.set_template(section, tokenizer)
-    return tokenizer
 
 
 def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Set:
