@@ -5,7 +5,9 @@ Imports light modules only; whatever loads torch is imported inside the command 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +27,33 @@ if TYPE_CHECKING:
     from rlhfctl.recipe.load import LoadedRecipe
 
 
-class Interrupted(RlhfctlError):
-    """Ctrl-C while stages ran."""
+_GO_ON = "the same command goes on from the last complete checkpoint"
+_STOPPED_BY = {  # signal -> what to say of it
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "asked to end (SIGTERM)",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+}
+_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
-    exit_code = 130  # what a shell reports for it
+
+class Interrupted(RlhfctlError):
+    """A signal while stages ran: Ctrl-C, a scheduler's request to end, the terminal closed."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.exit_code = 128 + number  # what a shell reports for it
+        super().__init__(f"stopped: {_STOPPED_BY[number]}", fix=_GO_ON)
+
+
+class OutputClosed(RlhfctlError):
+    """Nobody reads standard output any more: `rlhfctl run ... | head`."""
+
+    exit_code = 128 + signal.SIGPIPE
 
     def __init__(self) -> None:
-        super().__init__("stopped", fix="the same command goes on from the last complete checkpoint")
+        super().__init__(
+            "stopped: standard output was closed",
+            fix=f"{_GO_ON}; to run unwatched, send its output to a file: > run.log",
+        )
 
 
 app = typer.Typer(
@@ -458,36 +480,56 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     loaded = _load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
-    with fs.RunLock(paths.lock), _stoppable() as stop_if_asked, _listeners(paths.events, stop_if_asked) as emit:
+    with (
+        fs.RunLock(paths.lock),
+        fs.naming_full_disk(folder),  # of events.jsonl
+        _stoppable() as stop,
+        _listeners(paths.events, stop) as emit,
+        fs.naming_full_disk(folder),
+    ):
         artifacts = pipeline.run(loaded, folder, request, emit)
     _closing(artifacts, folder)
 
 
 @contextmanager
-def _stoppable() -> Iterator[Listener]:
-    """Turn Ctrl-C into Interrupted, also where a library swallows it at import: then the next event stops."""
-    asked = False
+def _stoppable() -> Iterator[_Stop]:
+    """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
+    stop = _Stop()
+    before = {
+        number: signal.signal(number, stop.ask)
+        for number in _STOPPED_BY
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        raise Interrupted(stop.asked or signal.SIGINT) from None
+    except OSError as error:  # the terminal that went can take no last words
+        if stop.asked is None or error.errno not in _READER_GONE:
+            raise
+        raise Interrupted(stop.asked) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def interrupt(signum: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+
+class _Stop:
+    """Which signal asked for an end. As a listener: stops at the next event where a library swallowed the first."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+
+    def ask(self, number: int, frame: object) -> None:
+        self.asked = signal.Signals(number)
         raise KeyboardInterrupt
 
-    def stop_if_asked(event: Event) -> None:
-        if asked:
+    def __call__(self, event: Event, /) -> None:
+        if self.asked is not None:
             raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop_if_asked
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
+def _listeners(events: Path, stop: _Stop) -> Iterator[FanOut]:
     """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included)."""
     from rlhfctl.dashboard.console import console
     from rlhfctl.dashboard.jsonl import JsonlWriter
@@ -500,15 +542,29 @@ def _listeners(events: Path, first: Listener) -> Iterator[FanOut]:
             from rlhfctl.dashboard.live import LivePrinter
             from rlhfctl.dashboard.watch import history
 
-            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live]):
-                yield FanOut([first, writer, live])
+            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live], stop):
+                yield FanOut([stop, writer, live])
         else:
-            with _saying_why([writer]):
-                yield FanOut([first, writer, PlainPrinter(sys.stdout)])
+            with _saying_why([writer], stop):
+                yield FanOut([stop, writer, _heard(PlainPrinter(sys.stdout))])
+
+
+def _heard(listener: Listener) -> Listener:
+    """OutputClosed where nobody reads what the listener writes."""
+
+    def tell(event: Event, /) -> None:
+        try:
+            listener(event)
+        except OSError as error:
+            if error.errno not in _READER_GONE:
+                raise
+            raise OutputClosed from error
+
+    return tell
 
 
 @contextmanager
-def _saying_why(listeners: list[Listener]) -> Iterator[None]:
+def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
     """Where stages are left by an exception, tell those who watch; the exception goes on."""
     from rlhfctl.events import RunStopped
 
@@ -516,7 +572,7 @@ def _saying_why(listeners: list[Listener]) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            reason = "Ctrl-C; the same command goes on from the last complete checkpoint"
+            reason = f"{_STOPPED_BY[stop.asked or signal.SIGINT]}; {_GO_ON}"
         else:
             reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):  # a full disk, say: the error itself is what counts
@@ -583,7 +639,10 @@ def main() -> None:
     try:
         app()
     except RlhfctlError as error:
-        typer.echo(f"error: {error}", err=True)
+        if isinstance(error, OutputClosed):  # what is left in its buffer must not fail once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with suppress(OSError):  # a terminal that was closed
+            typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         from rlhfctl.fs import disk_full, is_disk_full

@@ -7,12 +7,19 @@ a message: RLHFCTL_WRITE_GOLDEN=1 python -m pytest tests/test_bad_input.py, and 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import pty
 import re
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +28,9 @@ import pytest
 from bad_project import demonstrations, half_written, preferences, prompts, write_jsonl, write_model
 from bad_project import write_project as write_project_to
 from conftest import run_here
+
+from rlhfctl import fs
+from rlhfctl.artifacts import load_artifact
 
 GOLDEN = Path(__file__).parent / "golden" / "bad_input"
 WRITE = "RLHFCTL_WRITE_GOLDEN"
@@ -151,7 +161,7 @@ def trainer_values(project: Path) -> None:
         "sft:\n  trainer: {max_steps: 1,",
         "sft:\n  trainer: {learning_rate: -1, gradient_accumulation_steps: 0, adam_beta1: 2,",
     )
-    recipe(project, "reward:\n  trainer: {max_steps: 1,", "reward:\n  trainer: {lr_scheduler_type: linaer, fp16: yes,")
+    recipe(project, "reward:\n  trainer: {max_steps: 1,", "reward:\n  trainer: {warmup_steps: -1, fp16: yes,")
 
 
 @case(2, "validate mine.yaml --deep")
@@ -266,7 +276,7 @@ def prompts_longer_than_context(project: Path) -> None:
 
 
 @case(2, "compare mine.yaml --run-dir run --policy model --reference model --reward-model scorer")
-def test_prompts_longer_than_context(project: Path) -> None:
+def verdict_prompts_longer_than_context(project: Path) -> None:
     prompts_longer_than_context(project)
 
 
@@ -453,3 +463,247 @@ def test_message(name: str, project: Path) -> None:
     assert done.returncode == made.code
     assert half_written(project / "run") == []
     assert not (project / "ran-code").exists()
+
+
+def test_every_golden_file_has_its_case() -> None:
+    others = {
+        "run_in_use",
+        "no_space_left_start",
+        "no_space_left_checkpoint",
+        "no_space_left_publication",
+        "ctrl_c",
+        "sigterm",
+        "terminal_closed",
+        "output_closed",
+    }
+    assert {file.stem for file in GOLDEN.iterdir()} == CASES.keys() | others
+
+
+def test_run_in_use(project: Path) -> None:
+    with fs.RunLock(project / "run" / ".lock"):
+        done = run_here("run", "mine.yaml", "--run-dir", "run", cwd=project)
+    golden("run_in_use", f"$ rlhfctl run mine.yaml --run-dir run\n{normal(done.stderr, project)}exit code 4\n")
+    assert done.returncode == 4
+    assert {path.name for path in (project / "run").iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("was", [None, "<|endoftext|>"])
+def test_a_tokenizer_without_a_pad_of_its_own_gets_one(was: str | None, project: Path) -> None:
+    """Not an error: a pad token that is not end-of-sequence can be added safely, and the user is told."""
+    json_file(project / "model" / "tokenizer_config.json", pad_token=was)
+    done = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    how = "had no pad token" if was is None else "padded with end-of-sequence"
+    assert f"[sft] note the tokenizer {how}; it got <|pad|>" in done.stdout
+    kept = json.loads((project / "run" / "sft" / "model" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert (kept["pad_token"], kept["eos_token"]) == ("<|pad|>", "<|endoftext|>")
+
+
+def test_a_bad_input_leaves_what_was_there_untouched(project: Path) -> None:
+    assert run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project).returncode == 0
+    before = fs.hash_tree(project / "run" / "sft")
+    for spoil, put_back in (("{", None), (None, "demos.jsonl")):
+        file = project / (put_back or "mine.yaml")
+        kept = file.read_bytes()
+        file.write_bytes(spoil.encode() if spoil else kept[:-9])
+        assert run_here("sft", "mine.yaml", "--run-dir", "run", "--force", cwd=project).returncode == 2
+        assert fs.hash_tree(project / "run" / "sft") == before
+        file.write_bytes(kept)
+    recipe(project, "path: ./model", "path: ./model\n  chat_template: '{% for %}'")
+    write_jsonl(project / "demos.jsonl", [{"messages": [{"role": "user", "content": "?"}, ANSWER]}] * 4)
+    assert run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project).returncode == 2
+    assert fs.hash_tree(project / "run" / "sft") == before
+
+
+ANSWER = {"role": "assistant", "content": "!"}
+
+
+# ---------------------------------------------------------------- stopped from outside: said why, and gone on with
+
+STEPS = 24
+SFT = [sys.executable, "-m", "rlhfctl", "sft", "mine.yaml", "--run-dir", "run"]
+
+
+def weights(run: Path) -> str:
+    return load_artifact(run / "sft").manifest.outputs["model/model.safetensors"]
+
+
+def many_steps(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", f"sft:\n  checkpoint_steps: 4\n  trainer: {{max_steps: {STEPS},")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "project"
+    shutil.copytree(sound, folder)
+    many_steps(folder)
+    assert run_here("sft", "mine.yaml", "--run-dir", "run", cwd=folder).returncode == 0
+    return weights(folder / "run")
+
+
+def reached(run: Path, step: int, still_runs: Callable[[], bool]) -> None:
+    """Wait until a checkpoint of at least `step` is whole."""
+    until = time.monotonic() + 120
+    while not any(int(mark.parent.name.split("-")[1]) >= step for mark in run.glob("sft/work/*/complete.json")):
+        assert still_runs() and time.monotonic() < until
+        time.sleep(0.001)
+
+
+def last_event(run: Path) -> dict[str, Any]:
+    last: dict[str, Any] = json.loads((run / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return last
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM), ("terminal_closed", signal.SIGHUP)]
+)
+def test_a_signal(name: str, number: signal.Signals, project: Path, undisturbed: str) -> None:
+    many_steps(project)
+    ours = signal.getsignal(number)
+    over = threading.Event()
+
+    def strike() -> None:
+        reached(project / "run", 4, lambda: not over.is_set())
+        if signal.getsignal(number) is not ours:  # else it would end the tests
+            os.kill(os.getpid(), number)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    done = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
+    over.set()
+    striker.join()
+    assert signal.getsignal(number) is ours
+    golden(name, f"$ rlhfctl sft mine.yaml --run-dir run\n{done.stderr}exit code {done.returncode}\n")
+    assert done.returncode == 128 + number
+    assert half_written(project / "run", stopped=True) == []
+    assert last_event(project / "run")["event"] == "run_stopped"
+    assert last_event(project / "run")["reason"].endswith(
+        "; the same command goes on from the last complete checkpoint"
+    )
+    again = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
+    assert again.returncode == 0 and "resumed_from=" in again.stdout
+    assert weights(project / "run") == undisturbed
+
+
+def test_nohup_stays_in_force(project: Path) -> None:
+    many_steps(project)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    over = threading.Event()
+
+    def strike() -> None:
+        reached(project / "run", 4, lambda: not over.is_set())
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        done = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
+    finally:
+        over.set()
+        striker.join()
+        signal.signal(signal.SIGHUP, before)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_output_is_closed(project: Path, undisturbed: str) -> None:
+    many_steps(project)
+    piped = subprocess.Popen(SFT, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert piped.stdout is not None and piped.stderr is not None
+    piped.stdout.readline()
+    piped.stdout.close()  # as `| head -1` does
+    message = piped.stderr.read().decode()
+    piped.stderr.close()
+    code = piped.wait(timeout=120)
+    golden("output_closed", f"$ rlhfctl sft mine.yaml --run-dir run | head -1\n{message}exit code {code}\n")
+    assert code == 128 + signal.SIGPIPE
+    assert half_written(project / "run", stopped=True) == []
+    assert "standard output was closed" in last_event(project / "run")["reason"]
+    assert run_here(*SFT[3:], cwd=project).returncode == 0
+    assert weights(project / "run") == undisturbed
+
+
+@pytest.mark.slow
+def test_the_terminal_is_closed(project: Path, undisturbed: str) -> None:
+    """In a terminal of its own, with the screen on it; test_a_signal is the short form."""
+    many_steps(project)
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(project)
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, SFT)
+    drain = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+    drain.start()
+    reached(project / "run", 4, lambda: os.waitpid(process, os.WNOHANG) == (0, 0))
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert "the terminal was closed" in last_event(project / "run")["reason"]
+    again = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
+    assert again.returncode == 0 and "resumed_from=" in again.stdout
+    assert weights(project / "run") == undisturbed
+
+
+def read_all(descriptor: int) -> None:
+    """What a terminal does: take what comes."""
+    try:
+        while os.read(descriptor, 65536):
+            pass
+    except OSError as error:
+        assert error.errno in (errno.EIO, errno.EBADF)  # the other side is gone
+
+
+# ---------------------------------------------------------------- no space left, for real
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def leave_free(disk: Path, kilobytes: int) -> None:
+    """Fill the disk but for so much."""
+    (disk / "other-files").unlink(missing_ok=True)
+    (disk / "other-files").write_bytes(bytes(shutil.disk_usage(disk).free - 1024 * kilobytes))
+
+
+@pytest.mark.parametrize(("struck", "first", "step"), [("start", 4, 8), ("checkpoint", 56, 8), ("publication", 100, 8)])
+def test_no_space_left(struck: str, first: int, step: int, project: Path, small_disk: Path, undisturbed: str) -> None:
+    """More and more KiB are left free, until the disk is full at the moment that is wanted."""
+    many_steps(project)
+    if struck == "publication":  # which needs less room than the checkpoints in turn
+        recipe(project, "checkpoint_steps: 4", f"checkpoint_steps: {STEPS}")
+    for number in range(20):
+        run = small_disk / f"run-{number}"
+        leave_free(small_disk, first + number * step)
+        done = run_here("sft", "mine.yaml", "--run-dir", run, cwd=project)
+        assert "Traceback" not in done.stderr
+        assert half_written(run, stopped=True) == []
+        print(first + number * step, done.returncode, moment(run))
+        if moment(run) == struck:
+            break
+        shutil.rmtree(run)
+    message = normal(done.stderr.replace(str(run), "/project/run"), project)
+    golden(f"no_space_left_{struck}", f"$ rlhfctl sft mine.yaml --run-dir run\n{message}exit code {done.returncode}\n")
+    (small_disk / "other-files").unlink()
+    again = run_here("sft", "mine.yaml", "--run-dir", run, cwd=project)
+    assert again.returncode == 0, again.stderr
+    assert weights(run) == undisturbed
+
+
+def moment(run: Path) -> str:
+    """When a run of sft ended."""
+    if (run / "sft" / "manifest.json").exists():
+        return "end"
+    if (run / "sft" / ".model.partial").exists():
+        return "publication"
+    return "checkpoint" if list(run.glob("sft/work/checkpoint-*")) else "start"
