@@ -302,7 +302,8 @@ def _bad_messages(messages: object, name: str, last: str | None = None) -> str |
 
 
 def _columns(row: Row) -> str:
-    return ", ".join(sorted(row)) or "no columns"
+    named = sorted(name for name, value in row.items() if value is not None)
+    return ", ".join([*named, *(f"{name} (null)" for name in sorted(row.keys() - named))]) or "no columns"
 
 
 # ---------------------------------------------------------------- splitting
