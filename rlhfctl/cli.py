@@ -33,6 +33,8 @@ _STOPPED_BY = {  # signal -> what to say of it
     signal.SIGTERM: "asked to end (SIGTERM)",
     signal.SIGHUP: "the terminal was closed (SIGHUP)",
 }
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # what the system does not let us open
+_SHOWN = 200  # characters of a path
 _READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
@@ -267,7 +269,9 @@ def data_(
     from rlhfctl.dashboard.console import console
     from rlhfctl.tools.data_report import describe, examine
 
-    report = examine(_load(recipe, overrides).recipe)
+    loaded = _load(recipe, overrides)
+    with loaded.placing():
+        report = examine(loaded.recipe)
     if as_json is not None:
         fs.write_json(as_json, report.to_json())
     screen = console()
@@ -647,9 +651,15 @@ def main() -> None:
     except Exception as error:
         from rlhfctl.fs import disk_full, is_disk_full
 
-        if not is_disk_full(error):  # a defect of ours: show where
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+            said = RlhfctlError(
+                f"{error.strerror}", where=str(error.filename)[:_SHOWN], fix="check path and permissions"
+            )
+        elif is_disk_full(error):
+            said = disk_full(Path(getattr(error, "filename", None) or "."))
+        else:  # a defect of ours: show where
             raise
-        typer.echo(f"error: {disk_full(Path(getattr(error, 'filename', None) or '.'))}", err=True)
+        typer.echo(f"error: {said}", err=True)
         sys.exit(1)
 
 

@@ -204,8 +204,15 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
-        with naming_full_disk(self.path.parent):
-            self._take()
+        try:
+            with naming_full_disk(self.path.parent):
+                self._take()
+        except OSError as error:
+            raise RlhfctlError(
+                f"cannot be used as a run folder: {error.strerror}",
+                where=str(self.path.parent),
+                fix="name another folder with --run-dir",
+            ) from error
         return self
 
     def _take(self) -> None:

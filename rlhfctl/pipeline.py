@@ -90,16 +90,15 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
     first model loads.
     """
-    try:
+    with loaded.placing():
         return _run(loaded.recipe, RunPaths(run_dir), run_dir, request, emit)
-    except RlhfctlError as error:
-        error.place(loaded.places)
-        raise
 
 
 def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
     names = stages_of(recipe)
     chosen = _chosen(names, request)
+    if "compare" in chosen:
+        _need_policy(recipe, request)
     emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     data_module = importlib.import_module("rlhfctl.training.data")
@@ -141,6 +140,15 @@ def _chosen(names: list[str], request: Request) -> list[str]:
     if first > last:
         raise RlhfctlError(f"--from {request.start} comes after --until {request.until}", fix="swap them")
     return names[first : last + 1]
+
+
+def _need_policy(recipe: Recipe, request: Request) -> None:
+    if recipe.ppo is None and "policy" not in request.external and "policy_samples" not in request.options:
+        raise HandoffError(
+            "there is no policy to compare: the recipe has no ppo section",
+            where="compare",
+            fix="add `ppo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
+        )
 
 
 def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
@@ -295,10 +303,6 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
     judged = reward() if "reward_model" in recipe.compare.judges else {}
     if "policy_samples" in request.options:
         return judged
-    if recipe.ppo is None and "policy" not in request.external:
-        raise HandoffError(
-            "there is no policy to compare: the recipe has no ppo section", fix="name one with --policy, or add `ppo:`"
-        )
     return {"policy": given("policy", "ppo"), "reference": given("reference", base)} | judged
 
 

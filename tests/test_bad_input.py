@@ -128,6 +128,23 @@ def several_mistakes(project: Path) -> None:
 
 
 @case(2, "validate mine.yaml")
+def absurd_values(project: Path) -> None:
+    recipe(project, "pairs.jsonl", "x" * 5000)
+    recipe(project, "[reward_model]", f"[reward_model, {'y' * 5000}]")
+    recipe(project, "kl_coef: 0.1", f"kl_coef: {'z' * 5000}")
+
+
+@case(1, "run mine.yaml --run-dir demos.jsonl")
+def run_folder_is_a_file(project: Path) -> None:
+    pass
+
+
+@case(1, "reward mine.yaml --run-dir run --policy " + "m" * 300)
+def model_name_too_long(project: Path) -> None:
+    pass
+
+
+@case(2, "validate mine.yaml")
 def broken_yaml(project: Path) -> None:
     recipe(project, "demos.jsonl}", "demos.jsonl")
 
@@ -182,6 +199,13 @@ def stop_token_of_several(project: Path) -> None:
 @case(2, "validate mine.yaml --deep")
 def stop_token_found_by_validate(project: Path) -> None:
     recipe(project, "response_length: 4", "response_length: 4\n  stop_token: <|im_end|>")
+
+
+@case(3, "run mine.yaml --run-dir run")
+def nothing_to_compare(project: Path) -> None:
+    file = project / "mine.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text[: text.index("ppo:")] + text[text.index("compare:") :], encoding="utf-8")
 
 
 # ---------------------------------------------------------------- data
@@ -308,6 +332,11 @@ def tokenizer_without_template(project: Path) -> None:
 def prompts_without_template(project: Path) -> None:
     write_jsonl(project / "prompts.jsonl", [{"prompt": [{"role": "user", "content": f"{n}?"}]} for n in range(12)])
     write_scorer(project / "scorer")
+
+
+@case(2, "data mine.yaml")
+def tokenizer_without_template_in_data(project: Path) -> None:
+    tokenizer_without_template(project)
 
 
 @case(2, "sft mine.yaml --run-dir run")
@@ -462,6 +491,7 @@ def test_message(name: str, project: Path) -> None:
     golden(name, f"$ rlhfctl {' '.join(made.command)}\n{message}exit code {done.returncode}\n")
     assert done.returncode == made.code
     assert half_written(project / "run") == []
+    assert not list((project / "run").glob("*/manifest.json"))  # no stage ran before it was found
     assert not (project / "ran-code").exists()
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
@@ -24,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.recipe.schema import (
     BUILTIN_DATA_KEYS,
     OWN_DATA_KEYS,
@@ -35,6 +36,7 @@ from rlhfctl.recipe.schema import (
     dotted,
     help_of,
     looks_like_id,
+    shortened,
     unknown_key,
     wrong_value,
 )
@@ -43,6 +45,7 @@ from rlhfctl.recipe.shipped import shipped_recipes
 
 _SOURCES = tuple(("data", name, "source") for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))
+_LONGEST_PROBLEM = 600
 _TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SET = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", re.DOTALL)
@@ -69,6 +72,15 @@ class LoadedRecipe:
     path: Path
     folder: Path
     places: Mapping[str, str] = field(default_factory=dict)  # "sft.trainer.optim" -> "recipe.yaml:11"
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Errors about the recipe's keys leave the block with the file and line where these stand."""
+        try:
+            yield
+        except RlhfctlError as error:
+            error.place(self.places)
+            raise
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,8 @@ class _Problems:
         self.found: list[tuple[tuple[int, int], Problem]] = []
 
     def add(self, origin: _Origin, key: Key, what: str, fix: str | None = None) -> None:
-        self.found.append((origin.order, Problem(dotted(key), what, origin.where, fix)))
+        said = Problem(shortened(dotted(key)), shortened(what, _LONGEST_PROBLEM), shortened(origin.where), fix)
+        self.found.append((origin.order, said))
 
     def stop(self) -> NoReturn:
         raise RecipeError([problem for _, problem in sorted(self.found, key=lambda pair: pair[0])])
@@ -343,7 +356,10 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
             continue
         path = _absolute(expanded, origin.folder)
         is_folder = key[-1] in ("folder", "path", "model")
-        there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+        try:
+            there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+        except OSError:  # a name that no file can have
+            there = False
         may_be_id = key in _MODELS or (key in _SOURCES and looks_like_id(expanded))
         if may_be_id and not there and not expanded.startswith((".", "/", "~")):
             path = Path(expanded)  # an id on the Hub
@@ -368,11 +384,14 @@ def _absolute(text: str, folder: Path) -> Path:
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shortened(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def _near_file(path: Path) -> str:
-    return did_you_mean(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    try:
+        return did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def _validate(layer: _Layer, problems: _Problems) -> Recipe | None:

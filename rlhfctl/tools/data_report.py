@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import data, models
+from rlhfctl.training import data, models, preflight
 from rlhfctl.training.data import Row, Rows, prompt_key
-from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
+from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 
 _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
@@ -104,9 +104,7 @@ def examine(recipe: Recipe) -> Report:
     loaded = data.check_all(recipe.data, recipe.seed)
     texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
     tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
-    conversations = any(is_conversation(row) for rows in loaded.values() for row in rows.rows)
-    if conversations and tokenizer.chat_template:
-        adopt_end_of_turn(tokenizer)
+    preflight.check(recipe, loaded, (), tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
     return Report(sets, tuple(_leaks(recipe, loaded)))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
@@ -20,11 +19,8 @@ from rlhfctl.training.encoding import texts_of
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
     """A line for each thing that was found right; the first thing that is not raises its error."""
-    try:
+    with loaded.placing():
         yield from _check(loaded.recipe)
-    except RlhfctlError as error:
-        error.place(loaded.places)
-        raise
 
 
 def _check(recipe: Recipe) -> Iterator[str]:

@@ -319,7 +319,9 @@ def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> P
     keys = _shuffled_keys(rows, seed, "preferences")
     if len(keys) < 2:
         raise DataError(
-            "data.preferences has one distinct prompt: none can be held out", fix="give pairs for at least two prompts"
+            "data.preferences has one distinct prompt: none can be held out",
+            where="data.preferences",
+            fix="give pairs for at least two prompts",
         )
     count = min(len(keys) - 1, max(1, round(section.heldout * len(keys))))
     heldout = set(keys[:count])
@@ -339,6 +341,7 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
         raise DataError(
             f"data.prompts has {len(keys)} distinct prompts: {section.test} for test and {section.eval} for eval "
             "leave none to train on",
+            where="data.prompts",
             fix="lower data.prompts.test or data.prompts.eval, or give more prompts",
         )
     test, evaluation = keys[: section.test], keys[section.test : section.test + section.eval]

@@ -29,7 +29,8 @@ def check(
         train = split_prompts(recipe.data.prompts, data["prompts"].rows, recipe.seed).train
         if len(train) * section.num_generations < section.batch_size:
             key = "ppo.per_device_train_batch_size"
-            what = f"the {len(train)} prompts left to train on do not fill one batch of {section.batch_size}"
+            left = "prompt" if len(train) == 1 else "prompts"
+            what = f"{len(train)} {left} left to train on: too few to fill one batch of {section.batch_size}"
             raise RecipeError([Problem(key, what, fix="lower it, or give more prompts")])
     if tokenizer is None:
         return

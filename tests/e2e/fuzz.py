@@ -2,11 +2,11 @@
 
     python tests/e2e/fuzz.py [--recipes 300] [--data 300] [--seed 0] [--processes 6] [--only NAME]
 
-A case is one mutation of a project that is right (tests/bad_project.py): of its recipe or its --set values, or of one of
-its data files in one of the formats. Each goes through the command line into a fresh run folder: `validate`, `data`, and
-what both accept through `run`, or the stage that reads the data. Commands are called in this process; those of
+A case is one mutation of a project that is right (tests/bad_project.py): of its recipe or its --set values, or of one
+of its data files in one of the formats. Each goes through the command line into a fresh run folder: `validate`, `data`,
+and what both accept through `run`, or the stage that reads the data. Commands are called in this process; those of
 `--processes` cases once more in one of their own, and must say the same. Prints a table, then every fault; exit code 1
-if there is one. A case is a function of seed and number, so `--only recipe-17` repeats it alone, and `--keep DIR` keeps it.
+if there is one. A case is a function of seed and number: `--only recipe-17` repeats it alone, `--keep DIR` keeps it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
-from bad_project import RECIPE, TEMPLATE, demonstrations, half_written, preferences, prompts, write_project  # noqa: E402
+from bad_project import (  # noqa: E402
+    RECIPE,
+    TEMPLATE,
+    demonstrations,
+    half_written,
+    preferences,
+    prompts,
+    write_project,
+)
 from conftest import run_cli, run_here  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
@@ -60,6 +68,7 @@ class Case:
     names: tuple[str, ...]  # one of these must be in an error's message
     overrides: list[str] = field(default_factory=list)
     outcome: str = ""
+    seconds: float = 0.0
     said: str = ""  # what the last command refused with
     faults: list[str] = field(default_factory=list)
 
@@ -68,10 +77,13 @@ class Case:
 
 LONG = "x" * 100_000
 JUNK: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 1.5, 1e-300, 1e308, -1e308, 2**70, -(2**70), float("nan"), float("inf"), "", " ", "x",
-    "null", "1", "-1", "nan", "yes", "é\u202e\u0000", "\ud7ff\U0001f642", LONG, "a.b.c", "module:name", "os:getcwd", "/",
+    None, True, False, 0, -1, 1, 3, 1.5, 1e-300, 1e308, -1e308, 2**70, -(2**70), float("nan"), float("inf"),
+    "", " ", "x",
+    "null", "1", "-1", "nan", "yes", "é\u202e\u0000", "\ud7ff\U0001f642", LONG, "a.b.c", "module:name",
+    "os:getcwd", "/",
     ".", "..", "/dev/null", "./model", "demos.jsonl", "org/name", "${HOME}", "${NO_SUCH_VARIABLE}", "${", "~", "%s",
-    "{{ x }}", [], [None], ["x", 1], [[]], [["a"], {"b": 1}], {}, {"x": 1}, {"": ""}, {"a": {"b": {"c": []}}}, "builtin:x",
+    "{{ x }}", [], [None], ["x", 1], [[]], [["a"], {"b": 1}], {}, {"x": 1}, {"": ""}, {"a": {"b": {"c": []}}},
+    "builtin:x",
     "builtin:reviews", "mine.yaml",
 ]  # fmt: skip
 
@@ -149,53 +161,22 @@ def keys_elsewhere(draw: random.Random, tree: Tree) -> None:
         holder(tree, other)[other[-1]] = value
 
 
+TRAINER_OPTIONS = [
+    "learning_rate", "optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "adam_beta1", "adam_epsilon", "packing", "max_length", "num_train_epochs", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "bf16", "fp16", "eval_strategy", "logging_steps", "logging_strategy",
+    "dataset_num_proc", "dataloader_num_workers", "label_smoothing_factor", "deepspeed", "fsdp", "optim_args",
+    "lr_scheduler_kwargs", "eos_token", "pad_token", "neftune_noise_alpha", "group_by_length",
+    "remove_unused_columns", "gradient_checkpointing_kwargs", "accelerator_config", "padding_free",
+    "assistant_only_loss", "loss_type", "use_liger_kernel", "center_rewards_coefficient", "torch_compile",
+    "ddp_backend", "full_determinism", "use_cpu",
+]  # fmt: skip
+
+
 def trainer_options(draw: random.Random, tree: Tree) -> None:
-    names = [
-        "learning_rate",
-        "optim",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "adam_beta1",
-        "adam_epsilon",
-        "packing",
-        "max_length",
-        "num_train_epochs",
-        "gradient_accumulation_steps",
-        "per_device_train_batch_size",
-        "bf16",
-        "fp16",
-        "eval_strategy",
-        "logging_steps",
-        "logging_strategy",
-        "dataset_num_proc",
-        "dataloader_num_workers",
-        "label_smoothing_factor",
-        "deepspeed",
-        "fsdp",
-        "optim_args",
-        "lr_scheduler_kwargs",
-        "eos_token",
-        "pad_token",
-        "neftune_noise_alpha",
-        "group_by_length",
-        "remove_unused_columns",
-        "gradient_checkpointing_kwargs",
-        "accelerator_config",
-        "padding_free",
-        "assistant_only_loss",
-        "loss_type",
-        "use_liger_kernel",
-        "center_rewards_coefficient",
-        "torch_compile",
-        "ddp_backend",
-        "full_determinism",
-        "use_cpu",
-    ]
     section = tree[draw.choice(["sft", "reward"])]["trainer"]
     for _ in range(draw.randint(1, 2)):
-        section[draw.choice(names)] = junk(draw)
+        section[draw.choice(TRAINER_OPTIONS)] = junk(draw)
 
 
 TREES = [drop_keys, misspell_keys, values_of_another_type, numbers, keys_elsewhere, trainer_options]
@@ -241,7 +222,8 @@ def bad_encodings(draw: random.Random, raw: bytes) -> bytes:
     return draw.choice(
         [
             text.encode("utf-16"), b"\xef\xbb\xbf" + raw, raw[:at] + b"\xff" + raw[at:], raw[:at] + b"\x00" + raw[at:],
-            raw.replace(b"\n", b"\r\n"), raw.replace(b"\n", b"\r"), raw[:at] + b"\xc3" + raw[at:], raw[:at] + b"\x1b[2J" + raw[at:],
+            raw.replace(b"\n", b"\r\n"), raw.replace(b"\n", b"\r"), raw[:at] + b"\xc3" + raw[at:],
+            raw[:at] + b"\x1b[2J" + raw[at:],
             raw.replace(b"\n", "\u2028".encode()), raw[:at] + b"\xed\xa0\x80" + raw[at:],
         ]
     )  # fmt: skip
@@ -251,9 +233,11 @@ def anchors_and_tags(draw: random.Random, raw: bytes) -> bytes:
     lines, at = a_line(draw, raw)
     more = draw.choice(
         [
-            b"x: &a [*a]", b"lora: *nothing", b"<<: {seed: 3}", b"<<: [1, 2]", b"extends: mine.yaml", b"extends: none.yaml",
+            b"x: &a [*a]", b"lora: *nothing", b"<<: {seed: 3}", b"<<: [1, 2]", b"extends: mine.yaml",
+            b"extends: none.yaml",
             b"extends: [a, b]", b"name: !!python/object:os.system x", b"seed: !!int x", b"---", b"...", b"%YAML 9.9",
-            b"? [a, b]\n: c", b"seed: !!binary aGk=", b"name: !!set {a}", b"1: 2", b"null: 1", b"model: &m\n  init: *m", b"- x",
+            b"? [a, b]\n: c", b"seed: !!binary aGk=", b"name: !!set {a}", b"1: 2", b"null: 1",
+            b"model: &m\n  init: *m", b"- x",
             b"name: 2024-01-01", b"seed: 0o17", b"seed: 1_000", b"extends: /", b"extends: ${NO_SUCH}",
             b"data: {prompts: {columns: " + b"[" * 300 + b"]" * 300 + b"}}", b"x: " + b"{a: " * 2000 + b"}" * 2000,
         ]
@@ -313,7 +297,8 @@ def recipe_case(number: int, seed: int, folder: Path) -> Case:
 Rows = list[dict[str, Any]]
 MESSAGES = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "three"}]
 ROW_JUNK: list[Any] = [
-    *JUNK, "\x00", "a\x00b", "\ud800", "<|endoftext|>", "<|pad|>", "\u202e\u200b", "\r\n", "\t", "🙂" * 50, "word " * 3000,
+    *JUNK, "\x00", "a\x00b", "\ud800", "<|endoftext|>", "<|pad|>", "\u202e\u200b", "\r\n", "\t", "🙂" * 50,
+    "word " * 3000,
     MESSAGES, MESSAGES[:1], MESSAGES[1:], [*MESSAGES, *MESSAGES], [{"role": "user"}], [{"content": "x"}], [MESSAGES],
     [{"role": "robot", "content": "x"}], [{"role": "user", "content": None}], [{"role": "user", "content": ["x"]}],
     [{"role": "system", "content": ""}], {"role": "user", "content": "x"}, [{"role": ["user"], "content": "x"}], [None],
@@ -387,8 +372,10 @@ def cut(draw: random.Random, raw: bytes) -> bytes:
 def bytes_inserted(draw: random.Random, raw: bytes) -> bytes:
     at = draw.choice([0, draw.randrange(len(raw)), len(raw)])
     more = draw.choice(
-        [b"\xef\xbb\xbf", b"\x00", b"\x00" * 512, b"\r\n", b"\n\n\n", b"\xff\xfe", b"\x1b[2J", b"{", b"[", b"[" * 100_000, b'"', b"junk\n",
-         b"{}\n", b"null\n", b"[1, 2]\n", b"3\n", b'{"a": NaN}\n', b"\xc3\x28", b"\x80" * 9, b"x" * 200_000, b",", b"\t"]
+        [b"\xef\xbb\xbf", b"\x00", b"\x00" * 512, b"\r\n", b"\n\n\n", b"\xff\xfe", b"\x1b[2J", b"{", b"[",
+         b"[" * 100_000, b'"', b"junk\n",
+         b"{}\n", b"null\n", b"[1, 2]\n", b"3\n", b'{"a": NaN}\n', b"\xc3\x28", b"\x80" * 9, b"x" * 200_000, b",",
+         b"\t"]
     )  # fmt: skip
     return raw[:at] + more + raw[at:]
 
@@ -399,7 +386,8 @@ def lines_mixed(draw: random.Random, raw: bytes) -> bytes:
     return draw.choice(
         [
             b"\n".join(lines[1:]), b"\n".join([*lines[:at], *lines[at + 1 :]]), b"\n".join([*lines, *lines]), joined,
-            raw.replace(b"\n", b"\r\n"), raw.replace(b"\n", b"\r"), b"\n".join(draw.sample(lines, len(lines))), raw + raw,
+            raw.replace(b"\n", b"\r\n"), raw.replace(b"\n", b"\r"), b"\n".join(draw.sample(lines, len(lines))),
+            raw + raw,
         ]
     )  # fmt: skip
 
@@ -461,9 +449,10 @@ def as_table(rows: Rows, names: list[str], kind: str) -> bytes:
     return out.getvalue()
 
 
+ROWS_LEFT = "left to train on"
 SOURCE_OPTIONS = (
     *("", "", ", bad_rows: drop", ", bad_rows: drop", ", bad_rows: drop"),
-    *(", turns: {}", ", deduplicate: true", ", limit: 9", ", max_chars: 40"),
+    *(", turns: {}", ", deduplicate: true", ", limit: 11", ", max_chars: 40"),
 )
 SETS: dict[str, tuple[Callable[[], Rows], str, list[str]]] = {
     "demonstrations": (demonstrations, "demos.jsonl", ["sft"]),
@@ -494,7 +483,9 @@ def data_case(number: int, seed: int, folder: Path) -> Case:
         recipe = recipe.replace("path: ./model", "path: ./model\n  chat_template: chat.jinja")
     (folder / "mine.yaml").write_text(recipe, encoding="utf-8")
     commands = [["validate", "mine.yaml"], ["data", "mine.yaml"], [command, "mine.yaml", "--run-dir", "run", *options]]
-    return Case(f"data-{number}", f"{mutation.__name__} {suffix}", commands, (f"spoilt{suffix}", f"data.{name}"))
+    return Case(
+        f"data-{number}", f"{mutation.__name__} {suffix}", commands, (f"spoilt{suffix}", f"data.{name}", ROWS_LEFT)
+    )
 
 
 def wrong_suffix(draw: random.Random, suffix: str) -> str:
@@ -537,19 +528,22 @@ def takes_hours(folder: Path, overrides: list[str]) -> bool:
     )
 
 
-def examine(case: Case, folder: Path, *, run: bool, again: bool) -> None:
-    """Give the commands until one refuses; note every fault."""
+def examine(case: Case, folder: Path, *, run: bool, again: bool) -> bool:
+    """Give the commands until one refuses; note every fault. Returns whether a stage was tried."""
+    stage = False
     for command in case.commands:
         stage = command[0] not in ("validate", "data")
         if stage and (not run or takes_hours(folder, case.overrides)):
             case.outcome = "accepted"
-            return
+            return False
         try:
             with limited():
                 done = run_here(*command, cwd=folder)
         except TooLong:
             case.faults.append(f"{command}: not over after {TOO_LONG_S} s")
-            return
+            return stage
+        if done.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise KeyboardInterrupt
         said = done.stdout + done.stderr
         if "Traceback" in said:
             case.faults.append(f"{command}: traceback\n{said[said.index('Traceback') :][-1500:]}")
@@ -570,7 +564,8 @@ def examine(case: Case, folder: Path, *, run: bool, again: bool) -> None:
         case.said = done.stderr
         case.outcome = f"refused by {command[0]}" if done.returncode else "ran"
         if done.returncode or case.faults:
-            return
+            break
+    return stage
 
 
 @dataclass
@@ -606,6 +601,7 @@ def fuzz(
     processes: int = 0,
     only: str | None = None,
     keep: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """The cases of a seed. `runs`: how many of the accepted ones are run through their stage."""
     began, cases = time.monotonic(), []
@@ -620,13 +616,13 @@ def fuzz(
             shutil.copytree(sound, folder)
             case = make(number, seed, folder)
             if only in (None, case.name):
-                examine(case, folder, run=runs > 0, again=index in apart)
-                runs -= case.outcome == "ran" or case.outcome not in (
-                    "accepted",
-                    "refused by validate",
-                    "refused by data",
-                )
+                start = time.monotonic()
+                runs -= examine(case, folder, run=runs > 0, again=index in apart)
+                case.seconds = time.monotonic() - start
+                say(f"{case.name} ({case.mutation}): {case.outcome}, {case.seconds:.1f} s")
                 cases.append(case)
+                for fault in case.faults:
+                    say(f"FAULT {case.name} ({case.mutation}): {fault}\n")
                 if keep is not None:
                     shutil.copytree(folder, keep / case.name)
             shutil.rmtree(folder)
@@ -653,13 +649,13 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where to keep the spoilt projects")
     parser.add_argument("--messages", action="store_true", help="print what each case was refused with")
     given = parser.parse_args()
-    result = fuzz(given.recipes, given.data, given.seed, processes=given.processes, only=given.only, keep=given.keep)
+    result = fuzz(
+        given.recipes, given.data, given.seed, processes=given.processes, only=given.only, keep=given.keep, say=print
+    )
     print(result.table())
     if given.messages:
         for case in result.cases:
             print(f"\n{case.name} ({case.mutation}): {case.outcome}\n{case.said[:1000]}", end="")
-    for fault in result.faults:
-        print(f"\nFAULT {fault}")
     return bool(result.faults)
 
 
