@@ -309,6 +309,20 @@ def pairs_longer_than_limit(project: Path) -> None:
     recipe(project, "reward:\n  trainer: {", "reward:\n  trainer: {max_length: 3, ")
 
 
+@case(2, "compare mine.yaml --run-dir run --policy-samples a.jsonl --reference-samples b.jsonl --reward-model scorer")
+def samples_without_responses(project: Path) -> None:
+    write_scorer(project / "scorer")
+    write_jsonl(project / "a.jsonl", [{"prompt": "number 1 is", "response": " red"}, {"prompt": "number 2 is"}])
+    write_jsonl(project / "b.jsonl", [{"prompt": "number 1 is", "response": " blue"}])
+
+
+@case(2, "compare mine.yaml --run-dir run --policy-samples a.jsonl --reference-samples b.jsonl --reward-model scorer")
+def samples_of_other_prompts(project: Path) -> None:
+    write_scorer(project / "scorer")
+    write_jsonl(project / "a.jsonl", [{"prompt": "number 1 is", "response": " red"}])
+    write_jsonl(project / "b.jsonl", [{"prompt": "number 2 is", "response": " blue"}])
+
+
 # ---------------------------------------------------------------- tokenizers
 
 
