@@ -191,6 +191,36 @@ def trainer_values_together(project: Path) -> None:
     recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, eval_strategy: steps,")
 
 
+@case(2, "validate mine.yaml")
+def trainer_owned_option(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, save_only_model: true,")
+
+
+@case(2, "sft mine.yaml --run-dir run")
+def trainer_fails_at_the_first_step(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, pad_to_multiple_of: 0,")
+
+
+@case(2, "sft mine.yaml --run-dir run")
+def trainer_names_a_file_that_is_not_there(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, accelerator_config: a.json,")
+
+
+@case(2, "sft mine.yaml --run-dir run")
+def nothing_left_to_learn(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, max_length: 2,")
+
+
+@case(1, "sft mine.yaml --run-dir run")
+def training_diverges(project: Path) -> None:
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 3, learning_rate: 1e30,")
+
+
+@case(1, "reward mine.yaml --run-dir run --policy model")
+def reward_training_diverges(project: Path) -> None:
+    recipe(project, "reward:\n  trainer: {max_steps: 1,", "reward:\n  trainer: {max_steps: 3, learning_rate: 1e30,")
+
+
 @case(2, "run mine.yaml --run-dir run")
 def stop_token_of_several(project: Path) -> None:
     recipe(project, "response_length: 4", "response_length: 4\n  stop_token: <|im_end|>")

@@ -49,6 +49,7 @@ OWNED_TRAINER_KEYS = {
     "save_strategy": "use `checkpoint_steps` of the stage",
     "save_steps": "use `checkpoint_steps` of the stage",
     "save_total_limit": "use `checkpoint_steps` of the stage",
+    "save_only_model": "remove it: from weights alone a stage that was stopped cannot go on",
     "load_best_model_at_end": "remove it: a stage hands over its last weights",
     "report_to": "use the top-level `report_to`",
     "disable_tqdm": "remove it: the dashboard shows the progress",

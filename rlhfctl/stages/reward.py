@@ -77,7 +77,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.began):
+    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Measure on the held-out pairs.
@@ -129,6 +129,7 @@ def _heldout(
     scores = models.score_rows(
         model, [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs], tokenizer.pad_token_id
     )
+    handoff.require_finite(scores, ctx.name, "scores")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))

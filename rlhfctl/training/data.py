@@ -319,7 +319,7 @@ def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> P
     keys = _shuffled_keys(rows, seed, "preferences")
     if len(keys) < 2:
         raise DataError(
-            "data.preferences has one distinct prompt: none can be held out",
+            "one distinct prompt: none can be held out",
             where="data.preferences",
             fix="give pairs for at least two prompts",
         )
@@ -339,8 +339,7 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
     keys = _shuffled_keys(rows, seed, "prompts")
     if section.test + section.eval >= len(keys):
         raise DataError(
-            f"data.prompts has {len(keys)} distinct prompts: {section.test} for test and {section.eval} for eval "
-            "leave none to train on",
+            f"{len(keys)} distinct prompts: {section.test} for test and {section.eval} for eval leave none to train on",
             where="data.prompts",
             fix="lower data.prompts.test or data.prompts.eval, or give more prompts",
         )

@@ -58,16 +58,18 @@ class EventCallback(TrainerCallback):
         self.work = work
         self.rename = dict(rename or {})
         self._began: tuple[float, int] | None = None
+        self._stepped = False
 
     @property
-    def began(self) -> bool:
-        """Whether training itself has begun; before that, its options are looked at."""
-        return self._began is not None
+    def stepped(self) -> bool:
+        """Whether a step is done: options that cannot be used show before that."""
+        return self._stepped
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = (time.monotonic(), state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stepped = True
         self.emit(
             Progress(stage=self.stage, step=state.global_step, total=state.max_steps, eta_s=self._seconds_left(state))
         )
@@ -182,18 +184,25 @@ def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "floa
         raise RecipeError(problems)
 
 
+_REFUSALS = (
+    *(ValueError, TypeError, ImportError, AttributeError, AssertionError, ArithmeticError, LookupError),
+    *(NotImplementedError, FileNotFoundError),
+)
+
+
 @contextlib.contextmanager
-def naming_options(stage: str, given: Mapping[str, Any], began: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def naming_options(stage: str, given: Mapping[str, Any], done: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Where TRL or transformers refuse the options `given` under `trainer:`, say so.
 
-    Refusals are the exceptions of libraries that look at their arguments, before training `began`. Without options
-    such an exception is a defect, and goes on as it is.
+    Refusals are the exceptions of libraries that look at their arguments, before the first step is `done`. Without
+    options such an exception is a defect, and goes on as it is. Its traceback is kept in libraries.log.
     """
     try:
         yield
-    except (ValueError, TypeError, ImportError, AttributeError, AssertionError, ArithmeticError, LookupError) as error:
-        if not given or began():
+    except _REFUSALS as error:
+        if not given or done():
             raise
+        logging.getLogger("transformers").warning("options that cannot be used", exc_info=True)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         quoted = [key for key, value in given.items() if re.search(rf"\b{key}\b|'{re.escape(str(value))}'", lines[0])]
         key = f"{stage}.trainer" + (f".{quoted[0]}" if len(quoted) == 1 else "")

@@ -188,7 +188,9 @@ def _read_json(path: Path) -> Found:
         fix = "correct it"
         if error.msg == "Extra data":
             fix = "one object a line is JSONL: name the file .jsonl"
-        raise DataError(f"not JSON: {error.msg} in line {error.lineno}", where=str(path), fix=fix) from error
+        raise DataError(
+            f"not JSON: {error.msg.removesuffix(' at')} in line {error.lineno}", where=str(path), fix=fix
+        ) from error
     except UnicodeEncodeError as error:
         raise DataError("it holds half a surrogate pair, which is no character", where=str(path)) from error
     except RecursionError as error:

@@ -394,7 +394,7 @@ def test_splits_are_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(("evaluation", "test"), [(0, 10), (5, 5), (9, 3)])
 def test_too_few_distinct_prompts_are_refused(evaluation: int, test: int) -> None:
     rows = as_rows(text_prompt, 10, 5)
-    with pytest.raises(DataError, match=r"data\.prompts has 10 distinct prompts") as caught:
+    with pytest.raises(DataError, match=r"data\.prompts: 10 distinct prompts") as caught:
         split_prompts(Prompts(source="d", eval=evaluation, test=test), rows, 0)
     assert "leave none to train on" in str(caught.value)
     assert len(split_prompts(Prompts(source="d", eval=4, test=5), rows, 0).train) == 5
