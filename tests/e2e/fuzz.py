@@ -179,7 +179,27 @@ def trainer_options(draw: random.Random, tree: Tree) -> None:
         section[draw.choice(TRAINER_OPTIONS)] = junk(draw)
 
 
-TREES = [drop_keys, misspell_keys, values_of_another_type, numbers, keys_elsewhere, trainer_options]
+# Of the right type, and yet not what a training can use, or only beside other options.
+ODD_VALUES: dict[str, list[Any]] = {
+    "optim": ["sgd", "adafactor", "galore_adamw", "lomo"], "lr_scheduler_type": ["polynomial", "warmup_stable_decay"],
+    "learning_rate": [0, 1e30], "warmup_steps": [0.5, 10**6], "adam_epsilon": [0], "weight_decay": [1e6],
+    "max_length": [1, 9],
+    "fp16": [True], "bf16": [True], "tf32": [True], "logging_steps": [0, 1.5], "optim_args": ["x", "x=1"],
+    "fsdp": ["x"],
+    "lr_scheduler_kwargs": [{"x": 1}], "accelerator_config": ["a.json", {"x": 1}], "deepspeed": ["a.json"],
+    "eval_strategy": ["epoch"], "eval_on_start": [True], "use_liger_kernel": [True], "pad_to_multiple_of": [0, 8],
+    "eos_token": ["<|nope|>"], "pad_token": ["<|nope|>"], "max_steps": [0, -1], "num_train_epochs": [1e-9],
+    "neftune_noise_alpha": [5], "label_smoothing_factor": [0.5], "dataloader_drop_last": [True], "debug": ["x"],
+    "per_device_train_batch_size": [99], "save_only_model": [True], "torch_empty_cache_steps": [0], "log_level": ["x"],
+}  # fmt: skip
+
+
+def odd_trainer_values(draw: random.Random, tree: Tree) -> None:
+    name = draw.choice(list(ODD_VALUES))
+    tree[draw.choice(["sft", "reward"])]["trainer"] |= {"max_steps": 2, name: draw.choice(ODD_VALUES[name])}
+
+
+TREES = [odd_trainer_values, drop_keys, misspell_keys, values_of_another_type, numbers, keys_elsewhere, trainer_options]
 
 
 def as_yaml(tree: Tree) -> bytes:
