@@ -246,6 +246,11 @@ def data_missing(project: Path) -> None:
     (project / "demos.jsonl").rename(project / "demonstrations.jsonl")
 
 
+@case(2, "run mine.yaml --run-dir run")
+def data_on_no_hub(project: Path) -> None:
+    recipe(project, "demos.jsonl", "nobody/nothing")
+
+
 @case(2, "sft mine.yaml --run-dir run")
 def data_empty(project: Path) -> None:
     (project / "demos.jsonl").write_bytes(b"")

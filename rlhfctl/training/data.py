@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
-from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Source
+from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Source, looks_like_id
 from rlhfctl.training import shapes, sources
 from rlhfctl.training.sources import type_name as _type_name
 
@@ -97,9 +97,14 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
         fingerprint = fs.hash_json(rows)
         places = [f"{section.source} row {index + 1}" for index in range(len(rows))]
     else:
-        rows, places, fingerprint = sources.read(
-            section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair")
-        )
+        try:
+            rows, places, fingerprint = sources.read(
+                section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair")
+            )
+        except DataError as error:
+            if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
+                error.what, error.where = f"{section.source}: {error.what}", f"data.{name}.source"
+            raise
     _require_columns(name, section, rows)
     dropped: Counter[str] = Counter()
     usable: list[Row] = []
