@@ -6,10 +6,16 @@ help, are cli.py's.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from pathlib import Path
 
-from rlhfctl.errors import RlhfctlError, out_of_memory
+from rlhfctl.errors import OutputClosed, RlhfctlError, out_of_memory
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # what the system does not let us open
+_SHOWN = 200  # characters of a path
 
 
 def main() -> None:
@@ -27,24 +33,33 @@ def main() -> None:
 
             app()
     except RlhfctlError as error:
+        if isinstance(error, OutputClosed):  # what is left in its buffer must not fail once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _say(error)
         sys.exit(error.exit_code)
     except Exception as error:
-        from rlhfctl.fs import disk_full, is_disk_full
-
-        if is_disk_full(error):
-            known: RlhfctlError | None = disk_full(Path(getattr(error, "filename", None) or "."))
-        else:
-            known = out_of_memory(error)
+        known = _of_the_system(error) or out_of_memory(error)
         if known is None:  # a defect of ours: show where
             raise
         _say(known)
         sys.exit(known.exit_code)
 
 
+def _of_the_system(error: Exception) -> RlhfctlError | None:
+    """A full disk, or a file that the system does not let us have."""
+    from rlhfctl.fs import disk_full, is_disk_full
+
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+        return RlhfctlError(f"{error.strerror}", where=str(error.filename)[:_SHOWN], fix="check path and permissions")
+    if is_disk_full(error):
+        return disk_full(Path(getattr(error, "filename", None) or "."))
+    return None
+
+
 def _say(error: RlhfctlError) -> None:
     encoding = sys.stderr.encoding or "utf-8"
-    print(f"error: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"error: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def load_artifact(path: Path) -> Artifact:
     file = path / MANIFEST
     if not file.is_file():
         state = "is incomplete: it has no manifest" if path.is_dir() else "does not exist"
-        raise HandoffError(f"the stage at {path} {state}", fix="run that stage first; it continues where it stopped")
+        raise HandoffError(f"the stage at {path} {state}", fix=_first(path))
     try:
         return Artifact(path, Manifest.model_validate_json(file.read_bytes()))
     except ValidationError as error:
@@ -135,6 +135,11 @@ def load_artifact(path: Path) -> Artifact:
             where=str(file),
             fix="run the stage again with --force",
         ) from error
+
+
+def _first(path: Path) -> str:
+    """How to have a stage that is not complete; a half-done one goes on where it stopped."""
+    return f"run that stage first: rlhfctl run RECIPE --run-dir {path.parent} --until {path.name}"
 
 
 def find_artifact(path: Path) -> Artifact | None:

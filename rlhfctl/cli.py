@@ -269,7 +269,9 @@ def data_(
     from rlhfctl.dashboard.console import console
     from rlhfctl.tools.data_report import describe, examine
 
-    report = examine(_load(recipe, overrides).recipe)
+    loaded = _load(recipe, overrides)
+    with loaded.placing():
+        report = examine(loaded.recipe)
     if as_json is not None:
         fs.write_json(as_json, report.to_json())
     screen = console()
@@ -488,7 +490,12 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     loaded = _load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
-    with fs.RunLock(paths.lock), listening(paths.events) as emit:
+    with (
+        fs.RunLock(paths.lock),
+        fs.naming_full_disk(folder),  # of events.jsonl
+        listening(paths.events) as emit,
+        fs.naming_full_disk(folder),
+    ):
         artifacts = pipeline.run(loaded, folder, request, emit)
     closing(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")

@@ -6,7 +6,8 @@ a defect of ours and propagates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 
 class RlhfctlError(Exception):
@@ -25,6 +26,20 @@ class RlhfctlError(Exception):
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
+
+    def place(self, places: Mapping[str, str]) -> None:
+        """Where the error names a key of the recipe, say where that stands: `places` by dotted key."""
+        if self.where is not None and (place := _place_of(self.where, places)) is not None:
+            self.where = f"{place}: {self.where}"
+
+
+def _place_of(key: str, places: Mapping[str, str]) -> str | None:
+    """Where a key stands, or else the nearest section above it that the recipe has."""
+    while key:
+        if key in places:
+            return places[key]
+        key = key.rpartition(".")[0]
+    return None
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,21 @@ class RecipeError(RlhfctlError):
     exit_code = 2
 
     def __init__(self, problems: list[Problem]) -> None:
+        self._say(problems)
+
+    def _say(self, problems: list[Problem]) -> None:
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"the recipe has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        RlhfctlError.__init__(self, f"the recipe has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    def place(self, places: Mapping[str, str]) -> None:
+        """The same for each problem that has no place yet."""
+        self._say(
+            [
+                problem if problem.where else replace(problem, where=_place_of(problem.key, places))
+                for problem in self.problems
+            ]
+        )
 
 
 class DataError(RlhfctlError):
@@ -75,6 +102,12 @@ class EngineError(RlhfctlError):
     """The installed libraries cannot do what the recipe asks."""
 
     exit_code = 5
+
+
+class OutputClosed(RlhfctlError):
+    """Nobody reads standard output any more: `rlhfctl run ... | head`."""
+
+    exit_code = 141  # what a shell reports for SIGPIPE
 
 
 def out_of_memory(error: BaseException) -> RlhfctlError | None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +23,15 @@ from rlhfctl.errors import RlhfctlError, RunBusyError
 
 _HASH_BLOCK_BYTES = 1 << 20
 _ATTEMPTS, _BETWEEN_ATTEMPTS_S = 10, 0.02  # to take a lock
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Put `data` at `path` in one step: temporary file beside it, fsync, rename, fsync of the folder."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     partial = path.with_name(f".{path.name}.partial")
-    with _naming_full_disk(path):
+    with naming_full_disk(path):
         with partial.open("wb") as handle:
             handle.write(raw)
             handle.flush()
@@ -62,7 +65,7 @@ def publish_folder(final: Path) -> Iterator[Path]:
     """
     partial = final.with_name(f".{final.name}.partial")
     replaced = final.with_name(f".{final.name}.replaced")
-    with _naming_full_disk(final):
+    with naming_full_disk(final):
         for leftover in (partial, replaced):
             if leftover.exists():
                 shutil.rmtree(leftover)
@@ -98,20 +101,39 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Where writing at or below `path` fails because the disk is full, say so in place of what the library said."""
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error):
+        if not is_disk_full(error, path):
             raise
         raise disk_full(path) from error
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether an error says that the disk is full: the system's own, or a library's that quotes it (safetensors)."""
+def is_disk_full(error: Exception, path: Path | None = None) -> bool:
+    """Whether an error says that the disk is full: the system's own, a library's that quotes it (safetensors), or
+    torch.save's, which tells no reason: then the disk that holds `path` is tried.
+    """
+    if isinstance(error, RlhfctlError):
+        return False
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error)
+        return error.errno in _FULL
+    if os.strerror(errno.ENOSPC) in str(error):
+        return True
+    unsaid = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_CANNOT_WRITE)
+    return unsaid and path is not None and not _has_room(path)
+
+
+def _has_room(path: Path) -> bool:
+    """Whether a little more can be written beside or below `path`."""
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(_HASH_BLOCK_BYTES))
+    except OSError as error:
+        return error.errno not in _FULL
+    return True
 
 
 def disk_full(path: Path) -> RlhfctlError:
@@ -183,6 +205,18 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
+        try:
+            with naming_full_disk(self.path.parent):
+                self._take()
+        except OSError as error:
+            raise RlhfctlError(
+                f"cannot be used as a run folder: {error.strerror}",
+                where=str(self.path.parent),
+                fix="name another folder with --run-dir",
+            ) from error
+        return self
+
+    def _take(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         for attempt in range(_ATTEMPTS):
@@ -204,7 +238,6 @@ class RunLock:
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}, since {started}\n".encode(), 0)
         self._descriptor = descriptor
         _held_locks.add(descriptor)
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._descriptor in _held_locks:

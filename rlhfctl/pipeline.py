@@ -11,8 +11,9 @@ import importlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ _HOW_TO_HAVE = {  # a stage that the recipe lacks
     "ppo": "add a `ppo:` section",
     "compare": "add a `compare:` section",
 }
+_TOKENIZER = "tokenizer_config.json"
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
 # stage -> the data sets it reads
@@ -88,9 +90,15 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
     first model loads.
     """
-    recipe, paths = loaded.recipe, RunPaths(run_dir)
+    with loaded.placing():
+        return _run(loaded.recipe, RunPaths(run_dir), run_dir, request, emit)
+
+
+def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
     names = stages_of(recipe)
     chosen = _chosen(names, request)
+    if "compare" in chosen:
+        _need_policy(recipe, request)
     emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     read = [_DATA[request.only]] if request.only is not None else _DATA.values()
@@ -101,15 +109,16 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
-    if "ppo" in chosen and recipe.ppo is not None and recipe.data.prompts is not None:
-        # Over-long prompts may leave fewer yet; that much is known only with the tokenizer.
-        split = data["prompts"].split
-        data_module.require_a_batch(len(split.train), recipe.ppo)
     _write_recipe(recipe, paths, emit)
+
+    @cache  # before the first stage that runs, for all: a mistake that a later one would meet must not cost hours
+    def look_ahead(first: str) -> None:
+        _look_ahead(first, recipe, chosen, paths, data, request)
+
     done = []
     for name in names:
         if name in chosen:
-            done.append(_bring_up_to_date(name, recipe, paths, data, request, emit))
+            done.append(_bring_up_to_date(name, recipe, paths, data, request, emit, look_ahead))
         elif request.only is None and names.index(name) < names.index(chosen[0]):
             artifact = load_artifact(paths.stage(name))
             if changed := changed_inputs(artifact.manifest.inputs, _inputs(name, recipe, paths, data, request)):
@@ -135,6 +144,15 @@ def _chosen(names: list[str], request: Request) -> list[str]:
     return names[first : last + 1]
 
 
+def _need_policy(recipe: Recipe, request: Request) -> None:
+    if recipe.ppo is None and "policy" not in request.external and "policy_samples" not in request.options:
+        raise HandoffError(
+            "there is no policy to compare: the recipe has no ppo section",
+            where="compare",
+            fix="add `ppo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
+        )
+
+
 def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
     text = dump_recipe(recipe)
     if paths.recipe.is_file():
@@ -149,7 +167,13 @@ def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
 
 
 def _bring_up_to_date(
-    name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request, emit: Emit
+    name: str,
+    recipe: Recipe,
+    paths: RunPaths,
+    data: Mapping[str, Any],
+    request: Request,
+    emit: Emit,
+    look_ahead: Callable[[str], None],
 ) -> Artifact:
     """Skip the stage if its inputs are those of its manifest; else go on with it, or start it."""
     began = time.monotonic()
@@ -173,11 +197,9 @@ def _bring_up_to_date(
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
     with telling(emit, name), Work("loading libraries"):
+        look_ahead(name)
         hf_events = importlib.import_module("rlhfctl.training.hf_events")
         module = importlib.import_module(f"rlhfctl.stages.{name}")
-    trained = {"sft": recipe.sft, "reward": recipe.reward}
-    # Before the first stage that runs, for all: a misspelt option of a later one must not cost hours.
-    hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     section = recipe.model if name == "base" else getattr(recipe, name)
     options = dict(request.options) | {"restarted": restarted}
@@ -198,6 +220,38 @@ def _bring_up_to_date(
     )
     peak.give_back()
     return made
+
+
+def _look_ahead(
+    first: str,
+    recipe: Recipe,
+    chosen: Sequence[str],
+    paths: RunPaths,
+    data: Mapping[str, Any],
+    request: Request,
+) -> None:
+    """Options of the trainers, and what the tokenizer alone can tell of this and the stages after it."""
+    to_come = chosen[chosen.index(first) :]
+    hf_events = importlib.import_module("rlhfctl.training.hf_events")
+    trained = {"sft": recipe.sft, "reward": recipe.reward}
+    options = {key: value.trainer for key, value in trained.items() if value is not None}
+    models = importlib.import_module("rlhfctl.training.models")
+    tokenizer = None
+    with hf_events.quiet_libraries(paths.log):
+        hf_events.check_trainers(options, recipe.model.dtype)
+        if first in ("base", "sft"):
+            texts = importlib.import_module("rlhfctl.training.encoding").texts_of
+            demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
+            tokenizer = models.tokenizer_from_recipe(recipe.model, texts(demonstrations))
+        elif (base := _parents(first, recipe, paths, request).get("base")) is not None:
+            folder = base.artifact.path if base.artifact is not None else Path(base.name)
+            at = next(
+                (at for at in (folder / "model", folder / "adapter", folder) if (at / _TOKENIZER).is_file()), None
+            )
+            if at is not None:
+                tokenizer = models.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
+        read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
+        importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
@@ -316,10 +370,6 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
     judged = reward() if "reward_model" in recipe.compare.judges else {}
     if "policy_samples" in request.options:
         return judged
-    if recipe.ppo is None and "policy" not in request.external:
-        raise HandoffError(
-            "there is no policy to compare: the recipe has no ppo section", fix="name one with --policy, or add `ppo:`"
-        )
     return {"policy": given("policy", "ppo"), "reference": given("reference", base)} | judged
 
 

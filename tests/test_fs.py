@@ -129,6 +129,34 @@ def test_a_full_disk_that_a_library_reports_in_its_own_error(tmp_path: Path) -> 
     assert fs.is_disk_full(wrapped)
 
 
+def test_a_full_disk_that_torch_does_not_name_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save says only that it could not write; whether the disk is full has to be asked."""
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with pytest.raises(RuntimeError, match="unexpected pos"), fs.naming_full_disk(tmp_path / "not" / "there"):
+        raise error
+    assert not fs.is_disk_full(error, tmp_path)
+
+    class Full:
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def write(self, raw: bytes) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(fs.tempfile, "TemporaryFile", lambda **_: Full())
+    assert fs.is_disk_full(error, tmp_path)
+    assert not fs.is_disk_full(RuntimeError("shapes differ"), tmp_path)
+
+
+def test_a_place_that_can_be_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(RlhfctlError, match="cannot be used as a run folder"), fs.RunLock(place / ".lock"):
+            pass
+
+
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     for error in (OSError(errno.EIO, "No space left on device"), RuntimeError("shapes differ"), OSError("odd")):
         assert not fs.is_disk_full(error)

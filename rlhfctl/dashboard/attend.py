@@ -1,10 +1,11 @@
 """What a command shows: who listens while stages run, the verdict once they are done, finished runs side by side.
 
-Writes events.jsonl and to standard output; turns Ctrl-C into an error with a way on. Runs nothing itself.
+Writes events.jsonl and to standard output; turns signals into errors with a way on. Runs nothing itself.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -18,69 +19,107 @@ from rlhfctl.dashboard.console import console
 from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.plain import PlainPrinter
 from rlhfctl.dashboard.tables import comparison_table, runs_table, samples_view
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
+
+_GO_ON = "the same command goes on from the last complete checkpoint"
+_STOPPED_BY = {  # signal -> what to say of it
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "asked to end (SIGTERM)",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+}
+_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
 class Interrupted(RlhfctlError):
-    """Ctrl-C while stages ran."""
+    """A signal while stages ran: Ctrl-C, a scheduler's request to end, the terminal closed."""
 
-    exit_code = 130  # what a shell reports for it
-
-    def __init__(self) -> None:
-        super().__init__("stopped", fix="the same command goes on from the last complete checkpoint")
+    def __init__(self, number: signal.Signals) -> None:
+        self.exit_code = 128 + number  # what a shell reports for it
+        super().__init__(f"stopped: {_STOPPED_BY[number]}", fix=_GO_ON)
 
 
 @contextmanager
 def listening(events: Path) -> Iterator[FanOut]:
     """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included).
 
-    Ctrl-C leaves as Interrupted.
+    Signals that ask for an end leave as Interrupted, a standard output that nobody reads as OutputClosed.
     """
     screen = console()
-    with _stoppable() as first, JsonlWriter(events) as writer:
+    with _stoppable() as stop, JsonlWriter(events) as writer:
         if screen.is_terminal and not screen.is_dumb_terminal:
             from rlhfctl.dashboard.live import LivePrinter
             from rlhfctl.dashboard.watch import history
 
-            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live]):
-                yield FanOut([first, writer, live])
+            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live], stop):
+                yield FanOut([stop, writer, live])
         else:
-            with _saying_why([writer]):
-                yield FanOut([first, writer, PlainPrinter(sys.stdout)])
+            with _saying_why([writer], stop):
+                yield FanOut([stop, writer, _heard(PlainPrinter(sys.stdout))])
 
 
 @contextmanager
-def _stoppable() -> Iterator[Listener]:
-    """Turn Ctrl-C into Interrupted, also where a library swallows it at import: then the next event stops."""
-    asked = False
+def _stoppable() -> Iterator[_Stop]:
+    """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
+    stop = _Stop()
+    before = {
+        number: signal.signal(number, stop.ask)
+        for number in _STOPPED_BY
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        raise Interrupted(stop.asked or signal.SIGINT) from None
+    except OSError as error:  # the terminal that went can take no last words
+        if stop.asked is None or error.errno not in _READER_GONE:
+            raise
+        raise Interrupted(stop.asked) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def interrupt(signum: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+
+class _Stop:
+    """Which signal asked for an end. As a listener: stops at the next event where a library swallowed the first."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+
+    def ask(self, number: int, frame: object) -> None:
+        self.asked = signal.Signals(number)
         raise KeyboardInterrupt
 
-    def stop_if_asked(event: Event) -> None:
-        if asked:
+    def __call__(self, event: Event, /) -> None:
+        if self.asked is not None:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop_if_asked
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def _heard(listener: Listener) -> Listener:
+    """OutputClosed where nobody reads what the listener writes."""
+
+    def tell(event: Event, /) -> None:
+        try:
+            listener(event)
+        except OSError as error:
+            if error.errno not in _READER_GONE:
+                raise
+            raise OutputClosed(
+                "stopped: standard output was closed",
+                fix=f"{_GO_ON}; to run unwatched, send its output to a file: > run.log",
+            ) from error
+
+    return tell
 
 
 @contextmanager
-def _saying_why(listeners: list[Listener]) -> Iterator[None]:
+def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
     """Where stages are left by an exception, tell those who watch; the exception goes on."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            reason = "Ctrl-C; the same command goes on from the last complete checkpoint"
+            reason = f"{_STOPPED_BY[stop.asked or signal.SIGINT]}; {_GO_ON}"
         else:
             reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):  # a full disk, say: the error itself is what counts

@@ -99,18 +99,20 @@ class FullScreen:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: a terminal that is half drawn could not be given back."""
+    """Ctrl-C and SIGTERM wait for the end of the block: a terminal that is half drawn could not be given back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda signum, frame: asked.append(signum))
+    wait = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.signal(number, lambda signum, frame: asked.append(signum))) for number in wait]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
         if asked:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(asked[0])
 
 
 class LivePrinter:
@@ -137,7 +139,8 @@ class LivePrinter:
 
     def start(self) -> None:
         """Take the terminal."""
-        if threading.current_thread() is threading.main_thread():
+        ends_at_once = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # else who handles it leaves this block
+        if ends_at_once and threading.current_thread() is threading.main_thread():
             self._sigterm = signal.signal(signal.SIGTERM, self._terminate)
         with contextlib.ExitStack() as inside:
             inside.enter_context(contextlib.redirect_stdout(self._stray))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
@@ -24,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.recipe.schema import (
     BUILTIN_DATA_KEYS,
     OWN_DATA_KEYS,
@@ -35,6 +36,7 @@ from rlhfctl.recipe.schema import (
     dotted,
     help_of,
     looks_like_id,
+    shortened,
     unknown_key,
     wrong_value,
 )
@@ -43,6 +45,7 @@ from rlhfctl.recipe.shipped import shipped_recipes
 
 _SOURCES = tuple(("data", name, "source") for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))
+_LONGEST_PROBLEM = 600
 _TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SET = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", re.DOTALL)
@@ -63,11 +66,21 @@ _STAND_INS: dict[str, Any] = {"name": "recipe", "model": {"path": "model"}}
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid, resolved recipe, the file it was read from (absolute) and that file's folder."""
+    """A valid, resolved recipe, the file it was read from (absolute), that file's folder, and where each key stands."""
 
     recipe: Recipe
     path: Path
     folder: Path
+    places: Mapping[str, str] = field(default_factory=dict)  # "sft.trainer.optim" -> "recipe.yaml:11"
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Errors about the recipe's keys leave the block with the file and line where these stand."""
+        try:
+            yield
+        except RlhfctlError as error:
+            error.place(self.places)
+            raise
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,8 @@ class _Problems:
         self.found: list[tuple[tuple[int, int], Problem]] = []
 
     def add(self, origin: _Origin, key: Key, what: str, fix: str | None = None) -> None:
-        self.found.append((origin.order, Problem(dotted(key), what, origin.where, fix)))
+        said = Problem(shortened(dotted(key)), shortened(what, _LONGEST_PROBLEM), shortened(origin.where), fix)
+        self.found.append((origin.order, said))
 
     def stop(self) -> NoReturn:
         raise RecipeError([problem for _, problem in sorted(self.found, key=lambda pair: pair[0])])
@@ -115,7 +129,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     for layer in [*reversed(_read_chain(file, problems)), changes]:
         merged = _merge(merged, layer)
     _resolve_paths(merged, problems)
-    return LoadedRecipe(_recipe_of(merged, problems), file, file.parent)
+    places = {dotted(key): origin.where for key, origin in merged.origins.items()}
+    return LoadedRecipe(_recipe_of(merged, problems), file, file.parent, places)
 
 
 def outline(path: Path | str) -> Recipe:
@@ -196,21 +211,29 @@ def _read_file(file: Path, number: int, problems: _Problems) -> _Layer:
         text = file.read_text(encoding="utf-8")
         root = _yaml().compose(text)
         data = _Builder(origins, at, problems).build(root, ()) if root is not None else None
-    except UnicodeDecodeError:
-        fault = "not a text file in UTF-8"
+    except UnicodeDecodeError as error:
+        line, fault = error.object[: error.start].count(b"\n") + 1, "not UTF-8 text"
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line, fault = mark.line + 1 if mark else 1, f"not valid YAML: {_reason(error)}"
     if not isinstance(data, dict):
         unquoted = "${" in "".join(text.splitlines()[line - 1 : line])  # braces mean something in {a: ${B}}
         fix = "put quotes around what has ${...} in it" if unquoted else None
+        if not fault and not text.strip():
+            fault, fix = "the file is empty", "rlhfctl init writes a recipe; rlhfctl recipes copy quickstart, too"
+        elif fault == "not UTF-8 text":
+            fix = "save it as UTF-8"
         problems.add(at(line), (), fault or f"expected a mapping of keys (`name: ...`), got {describe(data)}", fix)
         problems.stop()
     return _Layer(data, origins | {(): at(1)})
 
 
 def _reason(error: YAMLError) -> str:
-    return getattr(error, "problem", None) or " ".join(str(error).split())
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    begun, at = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
+    if begun is None or at is None or begun.line == at.line:
+        return str(problem)
+    return f"{problem} ({error.context} that begins in line {begun.line + 1})"  # type: ignore[attr-defined]
 
 
 def _yaml() -> YAML:
@@ -333,7 +356,10 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
             continue
         path = _absolute(expanded, origin.folder)
         is_folder = key[-1] in ("folder", "path", "model")
-        there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+        try:
+            there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+        except OSError:  # a name that no file can have
+            there = False
         may_be_id = key in _MODELS or (key in _SOURCES and looks_like_id(expanded))
         if may_be_id and not there and not expanded.startswith((".", "/", "~")):
             path = Path(expanded)  # an id on the Hub
@@ -358,11 +384,14 @@ def _absolute(text: str, folder: Path) -> Path:
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shortened(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def _near_file(path: Path) -> str:
-    return did_you_mean(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    try:
+        return did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def _validate(layer: _Layer, problems: _Problems) -> Recipe | None:

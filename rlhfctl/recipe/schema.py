@@ -29,6 +29,8 @@ SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
 DEFAULT_RESPONSE_LENGTH = 53
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
+LONGEST_SHOWN = 200  # characters of somebody else's text in a message
+LONGEST_ID = 200  # the Hub allows 96
 ALMOST = 0.9  # how alike two names are before one is taken for the other even where it is a key of another section
 NEAR = 0.65  # how alike two names are before one is suggested for the other
 
@@ -47,6 +49,7 @@ OWNED_TRAINER_KEYS = {
     "save_strategy": "use `checkpoint_steps` of the stage",
     "save_steps": "use `checkpoint_steps` of the stage",
     "save_total_limit": "use `checkpoint_steps` of the stage",
+    "save_only_model": "remove it: from weights alone a stage that was stopped cannot go on",
     "load_best_model_at_end": "remove it: a stage hands over its last weights",
     "report_to": "use the top-level `report_to`",
     "disable_tqdm": "remove it: the dashboard shows the progress",
@@ -223,7 +226,7 @@ DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arr
 def looks_like_id(source: str) -> bool:
     """Whether a data source that is no path here may be an id on the Hub: `name` or `owner/name`, no file's ending."""
     is_file = source.removesuffix(".gz").endswith(DATA_SUFFIXES)
-    return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+    return not is_file and len(source) <= LONGEST_ID and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
 
 
 class Turns(Section):
@@ -873,8 +876,13 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the string {value!r}"
+        return f"the string {shortened(repr(value))}"
     return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else f"the number {value}"
+
+
+def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
+    """Text as a message can hold it."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def unknown_key(key: Key) -> tuple[str, str | None, str | None]:

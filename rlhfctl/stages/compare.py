@@ -205,7 +205,11 @@ def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Con
     if len(rows) < len(test):
         ctx.warn(f"{len(test) - len(rows)} of {len(test)} test prompts leave no room for {new} tokens and are left out")
     if not rows:
-        raise DataError("no test prompt fits into the context", where="compare.max_new_tokens", fix="lower it")
+        raise DataError(
+            f"none of the {len(test)} test prompts leaves room for {new} tokens in the model's context",
+            where="data.prompts",
+            fix="lower compare.max_new_tokens, or give shorter prompts",
+        )
     return rows
 
 
@@ -254,10 +258,11 @@ def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBas
     if "reward_model" not in section.judges or "reward" not in ctx.parents:
         return None
     source = ctx.parents["reward"]
-    artifact = source.artifact
+    artifact, trust = source.artifact, ctx.recipe.model.trust_remote_code
     if artifact is None:
-        return models.load_tokenizer(source.name)
-    return models.load_tokenizer(str(artifact.part("adapter" if artifact.has("adapter") else "model")))
+        return models.load_tokenizer(source.name, trust_remote_code=trust)
+    place = str(artifact.part("adapter" if artifact.has("adapter") else "model"))
+    return models.load_tokenizer(place, trust_remote_code=trust)
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:

@@ -186,5 +186,16 @@ def encode_prompts(
         done = "dropped" if data.overlong_prompts == "drop" else "cut at their start"
         ctx.warn(f"{overlong} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
     if rows and not prompts:
-        raise DataError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower ppo.response_length")
+        room = (
+            f"data.max_prompt_length={limit}"
+            if data.max_prompt_length
+            else f"the {limit} that the model's context of {context} leaves beside a response of {response_length}"
+        )
+        key = "data.max_prompt_length" if data.max_prompt_length else "ppo.response_length"
+        raise DataError(
+            f"all {len(rows)} prompts have more tokens than {room}",
+            where="data.prompts",
+            fix=f"{'raise' if data.max_prompt_length else 'lower'} {key}, give shorter prompts, or cut them at their "
+            "start: data.overlong_prompts: truncate",
+        )
     return kept, prompts

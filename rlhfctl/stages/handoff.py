@@ -7,6 +7,7 @@ manifest; the checks that are possible run, and those that are not are noted in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
-from rlhfctl.errors import HandoffError
+from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
@@ -266,7 +267,19 @@ def write_probes(folder: Path, rows: Sequence[Sequence[int]], values: Sequence[A
     """Keep `rows` of ids and what the model gave for them: kind logprobs (a list a row) or scores (a number a row)."""
     from rlhfctl import fs
 
+    numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+    require_finite(numbers, folder.name, "log-probabilities" if kind == "logprobs" else kind)
     fs.write_json(folder / PROBES, {"rows": [list(row) for row in rows], kind: list(values)})
+
+
+def require_finite(numbers: Sequence[float], stage: str, kind: str) -> None:
+    """RlhfctlError where what a trained model gives are no numbers: that is not handed over."""
+    if not all(math.isfinite(number) for number in numbers):
+        raise RlhfctlError(
+            f"training diverged: the {kind} that the model of the stage {stage} gives are not finite",
+            where=f"{stage}.learning_rate" if stage == "ppo" else f"{stage}.trainer.learning_rate",
+            fix="lower it; nothing was handed over",
+        )
 
 
 def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str) -> float:

@@ -50,14 +50,16 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 3. The trainer: the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    with models.formats_kept(model), Work("preparing the batches"):
+    callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
+    naming = hf_events.naming_options(ctx.name, section.trainer)
+    with models.formats_kept(model), naming, Work("preparing the batches"):
         trainer = RewardTrainer(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(heldout),
             processing_class=tokenizer,
-            callbacks=[hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)],
+            callbacks=[callback],
         )
     resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
@@ -74,7 +76,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Measure on the held-out pairs.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "accuracy"))
@@ -129,6 +132,7 @@ def _heldout(
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
     scores = models.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
+    handoff.require_finite(scores, ctx.name, "scores")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))

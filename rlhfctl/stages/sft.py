@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.errors import DataError
 from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
@@ -57,7 +58,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
     callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    with models.formats_kept(model), Work("preparing the batches"):
+    naming = hf_events.naming_options(ctx.name, section.trainer)
+    with models.formats_kept(model), naming, Work("preparing the batches"):
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -75,7 +77,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
@@ -124,6 +127,12 @@ def _encode(
     if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
         ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than max_length={limit} tokens and are cut there")
         lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
+        if lost == len(encoded):
+            raise DataError(
+                f"no demonstration has a token to learn from among its first {limit}",
+                where="sft.trainer.max_length",
+                fix="raise it, or give shorter prompts",
+            )
         if lost:
             ctx.warn(f"{lost} of them are left without a single token to learn from and are dropped")
     return encoded

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import data, models
+from rlhfctl.training import data, models, preflight
 from rlhfctl.training.data import Row, Rows, prompt_key
-from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
+from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 
 _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
@@ -102,27 +102,11 @@ class Report:
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.seed)
-    tokenizer = tokenizer_of(recipe, loaded)
-    conversations = any(is_conversation(row) for rows in loaded.values() for row in rows.rows)
-    if conversations and tokenizer.chat_template:
-        adopt_end_of_turn(tokenizer)
+    texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
+    tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+    preflight.check(recipe, loaded, (), tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
     return Report(sets, tuple(_leaks(loaded)))
-
-
-def tokenizer_of(recipe: Recipe, loaded: dict[str, Rows]) -> PreTrainedTokenizerBase:
-    """The tokenizer that the first stage would have, with its template; for new weights learned from `loaded`."""
-    section = recipe.model
-    if section.init is not None:
-        texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
-        tokenizer = models.train_tokenizer(section.init, texts)
-    else:
-        assert section.path is not None
-        tokenizer = models.load_tokenizer(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
-    models.set_template(section, tokenizer)
-    return tokenizer
 
 
 def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Set:

@@ -9,31 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.function import load_function
-from rlhfctl.training import data, hf_events, models, ppo_trl
+from rlhfctl.training import data, hf_events, models, ppo_trl, preflight
+from rlhfctl.training.encoding import texts_of
 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
     """A line for each thing that was found right; the first thing that is not raises its error."""
-    recipe = loaded.recipe
+    with loaded.placing():
+        yield from _check(loaded.recipe)
+
+
+def _check(recipe: Recipe) -> Iterator[str]:
     trained = {"sft": recipe.sft, "reward": recipe.reward}
-    hf_events.check_trainers({key: value.trainer for key, value in trained.items() if value is not None})
+    hf_events.check_trainers(
+        {key: value.trainer for key, value in trained.items() if value is not None}, recipe.model.dtype
+    )
     yield "trainer options: known to the installed TRL"
-    for name, rows in data.check_all(recipe.data, recipe.seed).items():
+    rows_of = data.check_all(recipe.data, recipe.seed)
+    for name, rows in rows_of.items():
         yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
     judges = recipe.compare.judges if recipe.compare is not None else []
     functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
-    for spec in [*functions, *(judge for judge in judges if ":" in judge)]:
+    weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}
+    for spec in [*functions, *(name for name in [*weighted, *judges] if ":" in name)]:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"
     if recipe.ppo is not None:
         if recipe.ppo.engine == "trl":
             ppo_trl.require()
         yield f"ppo.engine {recipe.ppo.engine}: installed"
-    if recipe.model.path is not None:
-        tokenizer = models.load_tokenizer(
-            recipe.model.path, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-        yield f"model {recipe.model.path}: tokenizer with {len(tokenizer)} tokens"
+    texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
+    tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+    preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
+    yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"

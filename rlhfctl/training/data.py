@@ -23,7 +23,7 @@ from typing import Any
 from rlhfctl import fs
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
-from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source
+from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
 from rlhfctl.training import shapes, sources
 from rlhfctl.training.sources import type_name as _type_name
 
@@ -101,9 +101,14 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
             fingerprint = fs.hash_json(rows)
         places = [f"{section.source} row {index + 1}" for index in range(len(rows))]
     else:
-        rows, places, fingerprint = sources.read(
-            section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair")
-        )
+        try:
+            rows, places, fingerprint = sources.read(
+                section, {"demonstrations": "text", "prompts": "prompt"}.get(name, "pair")
+            )
+        except DataError as error:
+            if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
+                error.what, error.where = f"{section.source}: {error.what}", f"data.{name}.source"
+            raise
     _require_columns(name, section, rows)
     dropped: Counter[str] = Counter()
     usable: list[Row] = []
@@ -320,7 +325,8 @@ def _bad_messages(messages: object, name: str, last: str | None = None) -> str |
 
 
 def _columns(row: Row) -> str:
-    return ", ".join(sorted(row)) or "no columns"
+    named = sorted(name for name, value in row.items() if value is not None)
+    return ", ".join([*named, *(f"{name} (null)" for name in sorted(row.keys() - named))]) or "no columns"
 
 
 # ---------------------------------------------------------------- splitting
@@ -336,7 +342,9 @@ def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> P
     keys = _shuffled_keys(rows, seed, "preferences")
     if len(keys) < 2:
         raise DataError(
-            "data.preferences has one distinct prompt: none can be held out", fix="give pairs for at least two prompts"
+            "one distinct prompt: none can be held out",
+            where="data.preferences",
+            fix="give pairs for at least two prompts",
         )
     count = min(len(keys) - 1, max(1, round(section.heldout * len(keys))))
     heldout = set(keys[:count])
@@ -354,8 +362,8 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
     keys = _shuffled_keys(rows, seed, "prompts")
     if section.test + section.eval >= len(keys):
         raise DataError(
-            f"data.prompts has {len(keys)} distinct prompts: {section.test} for test and {section.eval} for eval "
-            "leave none to train on",
+            f"{len(keys)} distinct prompts: {section.test} for test and {section.eval} for eval leave none to train on",
+            where="data.prompts",
             fix="lower data.prompts.test or data.prompts.eval, or give more prompts",
         )
     test, evaluation = keys[: section.test], keys[section.test : section.test + section.eval]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
@@ -139,10 +139,13 @@ class Encoder:
         require_template(self.tokenizer)
         try:
             return self.tokenizer.apply_chat_template(list(messages), **options)
-        except TemplateError as error:
+        except TemplateSyntaxError as error:
+            raise _broken_template(error) from error
+        except Exception as error:  # a template is a program: it refuses, or it fails
             roles = ", ".join(str(message["role"]) for message in messages)
             raise DataError(
-                f"the chat template refuses a conversation ({roles}): {error}",
+                f"the chat template {'refuses' if isinstance(error, TemplateError) else 'fails on'} a conversation "
+                f"({roles}): {error}",
                 where="chat template",
                 fix="give rows that it takes, or set model.chat_template to one that takes them",
             ) from error
@@ -204,7 +207,12 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     marker = "rlhfctl-response"
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
-    text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except TemplateSyntaxError as error:
+        raise _broken_template(error) from error
+    except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
+        return None
     tail = text.rpartition(marker)[2].strip() if marker in text else ""
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
@@ -214,6 +222,14 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     was = tokenizer.eos_token
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
     return f"the chat template closes turns with {tokenizer.eos_token}: it replaces {was} as end-of-sequence"
+
+
+def _broken_template(error: TemplateSyntaxError) -> DataError:
+    return DataError(
+        f"the chat template is no valid Jinja: {error.message} in its line {error.lineno}",
+        where="chat template",
+        fix="correct it (model.chat_template, or chat_template.jinja in the model's folder)",
+    )
 
 
 def texts_of(rows: Iterable[Row]) -> Iterable[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import gc
 import logging
 import math
 import os
+import re
 import sys
 import time
 import types
@@ -28,11 +28,23 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
-from rlhfctl.recipe.schema import did_you_mean
-from rlhfctl.training import checkpoints, models
+from rlhfctl.recipe.schema import describe, did_you_mean
+from rlhfctl.training import checkpoints, models, peak
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
+# Numbers that the trainers take without a look and then divide by, count with or never end on: [lowest, below).
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "eval_accumulation_steps"), (1, math.inf)),
+    **dict.fromkeys(("dataset_num_proc", "eval_steps"), (1, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon"), (0, math.inf)),
+    **dict.fromkeys(("neftune_noise_alpha", "dataloader_num_workers", "logging_steps"), (0, math.inf)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
+    "max_steps": (-1, math.inf),
+    "center_rewards_coefficient": (0, math.inf),
+}
+_ABOVE_0 = ("num_train_epochs",)
 # transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
 NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
 
@@ -55,11 +67,18 @@ class EventCallback(TrainerCallback):
         self.unit = unit
         self._began: tuple[float, int] | None = None
         self._evaluating: tuple[Work, int] | None = None  # and how many batches are done
+        self._stepped = False
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a step is done: options that cannot be used show before that."""
+        return self._stepped
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = (time.monotonic(), state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stepped = True
         left = self._seconds_left(state)
         step, total = state.global_step, state.max_steps
         self.emit(Progress(stage=self.stage, step=step, total=total, unit=self.unit, eta_s=left))
@@ -162,7 +181,7 @@ def trained_model(trainer: Trainer) -> Any:
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
     trainer.callback_handler.model = trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
-    gc.collect()
+    peak.give_back()
     return model
 
 
@@ -187,18 +206,54 @@ def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
     return {"bf16": on_gpu and dtype != "float16", "gradient_checkpointing": False}
 
 
-def check_trainers(sections: Mapping[str, Mapping[str, Any]]) -> None:
-    """RecipeError for every wrong option under any stage's `trainer:` (stage name -> options), all in one message."""
+def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "float32") -> None:
+    """RecipeError for every wrong option under any stage's `trainer:` (stage name -> options), all in one message.
+
+    Options that are right one by one are also given to TRL's
+    configuration together, which knows names (of optimizers, say) and combinations.
+    """
     from trl import RewardConfig, SFTConfig
 
     problems: list[Problem] = []
     for name, config in (("sft", SFTConfig), ("reward", RewardConfig)):
+        given = sections.get(name, {})
         try:
-            check_trainer_keys(name, sections.get(name, {}), config)
+            check_trainer_keys(name, given, config)
+            if given:
+                owned = common_arguments(Path(), seed=0, report_to=[])
+                with naming_options(name, given):
+                    config(**trainer_defaults(dtype, models.device().type == "cuda") | dict(given) | owned)
         except RecipeError as error:
             problems += error.problems
     if problems:
         raise RecipeError(problems)
+
+
+_REFUSALS = (
+    *(ValueError, TypeError, ImportError, AttributeError, AssertionError, ArithmeticError, LookupError),
+    *(NotImplementedError, FileNotFoundError),
+)
+
+
+@contextlib.contextmanager
+def naming_options(stage: str, given: Mapping[str, Any], done: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Where TRL or transformers refuse the options `given` under `trainer:`, say so.
+
+    Refusals are the exceptions of libraries that look at their arguments, before the first step is `done`. Without
+    options such an exception is a defect, and goes on as it is. Its traceback is kept in libraries.log.
+    """
+    try:
+        yield
+    except _REFUSALS as error:
+        if not given or done():
+            raise
+        logging.getLogger("transformers").warning("options that cannot be used", exc_info=True)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        quoted = [key for key, value in given.items() if re.search(rf"\b{key}\b|'{re.escape(str(value))}'", lines[0])]
+        key = f"{stage}.trainer" + (f".{quoted[0]}" if len(quoted) == 1 else "")
+        options = ", ".join(given)
+        fix = None if len(quoted) == 1 else f"the options given are {options}"
+        raise RecipeError([Problem(key, f"cannot be used: {lines[0]}", fix=fix)]) from error
 
 
 def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: type[Any]) -> None:
@@ -214,9 +269,24 @@ def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: typ
                 )
             )
         elif not _fits(value, hints.get(key, Any)):
-            problems.append(Problem(f"{section}.trainer.{key}", f"expected {_describe(hints[key])}, got {value!r}"))
+            what = f"expected {_describe(hints[key])}, got {describe(value)}"
+            problems.append(Problem(f"{section}.trainer.{key}", what))
+        elif (words := _out_of_bounds(key, value)) is not None:
+            problems.append(Problem(f"{section}.trainer.{key}", f"must be {words}, got {value}"))
     if problems:
         raise RecipeError(problems)
+
+
+def _out_of_bounds(key: str, value: object) -> str | None:
+    """What the value must be, where it is a number that no training can use."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return "a finite number"
+    lowest, below = _BOUNDS.get(key, (-math.inf, math.inf))
+    if value < lowest:
+        return f"at least {lowest}"
+    return f"below {below}" if value >= below else "greater than 0" if key in _ABOVE_0 and value <= 0 else None
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -227,9 +297,11 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
+        return any(_fits(value, part) for part in _meant(hint))
     if hint is type(None):
         return value is None
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
     if hint is bool:
         return isinstance(value, bool)
     if hint is int:
@@ -243,14 +315,24 @@ def _fits(value: object, hint: Any) -> bool:
     return True
 
 
+def _meant(hint: Any) -> list[Any]:
+    """The parts of a union; text beside an enumeration is the name of one of its members."""
+    parts = list(typing.get_args(hint))
+    named = any(isinstance(part, type) and issubclass(part, enum.Enum) for part in parts)
+    return [part for part in parts if not (named and part is str)]
+
+
+_WORDS = {type(None): "null", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
 def _describe(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return "null"
+    if hint in _WORDS:
+        return _WORDS[hint]
     if origin is typing.Literal:
         return ", ".join(repr(part) for part in parts)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in parts)
+        return " or ".join(_describe(part) for part in _meant(hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return ", ".join(repr(member.value) for member in hint)
     return str(hint if parts else getattr(hint, "__name__", hint)).replace("typing.", "")

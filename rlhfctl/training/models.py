@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
@@ -52,6 +52,8 @@ _ROUND_TO = 16
 _NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
 _SHOWN_UNKNOWN = 8
 _LOGITS_AT_ONCE = 1 << 24
+_SHOWN_WEIGHTS = 4
+_VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -118,7 +120,7 @@ def load_tokenizer(
     """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the tokenizers library makes of a broken file
         raise _cannot_load(path, "tokenizer", error) from error
     tokenizer.padding_side = "left"
     return tokenizer
@@ -230,18 +232,27 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None."""
-    options = _quantized(quantization, dtype)
-    with Work(f"loading {path}"), _loadable(path, "model", attn_implementation):
-        return AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            **options,
+    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None.
+
+    A folder that lacks weights is refused: transformers would draw new ones and go on.
+    """
+    model, missing = _pretrained(
+        AutoModelForCausalLM,
+        path,
+        "model",
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        **_quantized(quantization, dtype),
+    )
+    if missing:
+        raise RlhfctlError(
+            f"the model lacks the weights {_some(missing)}: random ones would stand in for them",
+            where=path,
+            fix="name a folder saved from a whole causal language model",
         )
+    return model
 
 
 @contextlib.contextmanager
@@ -251,7 +262,7 @@ def _loadable(path: str, what: str, attn_implementation: str | None) -> Iterator
         _check_flash_attention()
     try:
         yield
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if attn_implementation is not None and isinstance(error, ImportError | ValueError):
             first = str(error).strip().split(". ")[0]
             if "attention" in first.lower():
@@ -260,8 +271,6 @@ def _loadable(path: str, what: str, attn_implementation: str | None) -> Iterator
                     where="model.attn_implementation",
                     fix="use another one, or null for the architecture's own",
                 ) from error
-        if isinstance(error, ImportError):
-            raise
         raise _cannot_load(path, what, error) from error
 
 
@@ -274,6 +283,37 @@ def _check_flash_attention() -> None:
         )
     if device().type != "cuda":
         raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
+
+
+def _pretrained(
+    auto: Any, path: str, what: str, *, attn_implementation: str | None, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded."""
+    with Work(f"loading {path}"), _loadable(path, what, attn_implementation):
+        model, info = auto.from_pretrained(
+            path,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            attn_implementation=attn_implementation,
+            **options,
+        )
+    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in info["mismatched_keys"]]:
+        heads = what == "reward model" and all(name.startswith("score.") for name in other)
+        raise RlhfctlError(
+            f"weights of the {what} have another shape than {'one score needs' if heads else 'its config.json says'}: "
+            + _some(sorted(other)),
+            where=path,
+            fix="name a model with a single output"
+            if heads
+            else "put the config.json back that belongs to these weights, or fetch the model again",
+        )
+    return model, sorted(info["missing_keys"])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_WEIGHTS
+    return ", ".join(names[:_SHOWN_WEIGHTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -341,19 +381,18 @@ def load_scorer(
 
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
-    with Work(f"loading {path}"), _loadable(path, "reward model", attn_implementation):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=dtype,
-            num_labels=1,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if missing := sorted(info["missing_keys"]):
+    model, missing = _pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        "reward model",
+        dtype=dtype,
+        num_labels=1,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    if missing:
         raise HandoffError(
-            f"the reward model lacks the weights {', '.join(missing[:4])}: its scores would be noise",
+            f"the reward model lacks the weights {_some(missing)}: its scores would be noise",
             where=path,
             fix="name a folder saved from a sequence-classification model with its head",
         )
@@ -395,18 +434,63 @@ def _as_the_head(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[torc
 
 
 def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    where = path
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    reason = str(error).strip().splitlines()[0].rstrip() if str(error).strip() else type(error).__name__
+    fix = "name a Hugging Face model folder or a Hub id that can be reached"
+    names = {file.name for file in Path(path).iterdir()} if Path(path).is_dir() else set()
+    if names and (broken := _broken_file(Path(path))):
+        reason, fix = broken, "fetch or save the folder again"
+    elif "trust_remote_code" in str(error):
+        reason = "it needs code that comes with it, and such code is not run unasked"
+        fix = "read that code; if you trust it, set model.trust_remote_code: true"
+    elif names and not names & {"config.json", "adapter_config.json"}:
         reason = "the folder holds no config.json: it is not a model folder"
-    elif "mismatched_sizes" in reason:
-        reason = "its weights have other shapes than they should"
-        reason += ", as where a head has more than one output" if what == "reward model" else ""
-    return RlhfctlError(
-        f"the {what} cannot be loaded: {reason}",
-        where=where,
-        fix="name a Hugging Face model folder or a Hub id that can be reached",
-    )
+    elif what == "tokenizer" and names and not any(name.startswith(_VOCABULARIES) for name in names):
+        reason = "the folder holds no tokenizer"
+        fix = "save the model's tokenizer there, too: tokenizer.save_pretrained(FOLDER)"
+    elif what != "tokenizer" and names and not any(name.endswith(".safetensors") for name in names):
+        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        reason = "the folder holds no weights (model.safetensors)"
+        fix = "fetch or save the model again"
+        if pickled:
+            reason = f"its weights are pickled ({pickled[0]}), and reading a pickle can run any code"
+            fix = "convert a model that you trust: load it with transformers and save it with save_pretrained(FOLDER)"
+    elif names and not isinstance(error, ImportError):
+        fix = "fetch or save the folder again; where it is newer than the installed transformers, upgrade that"
+    return RlhfctlError(f"the {what} cannot be loaded: {reason}", where=path, fix=fix)
+
+
+def _broken_file(folder: Path) -> str | None:
+    """Which file of a model folder is not whole; what the libraries say of one rarely names it."""
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (ValueError, OSError, SafetensorError) as error:
+            return f"{file.name} is not whole: {error}"
+    return None
+
+
+def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the recipe's `model`, with its template; a pad token is added with the weights."""
+    if section.init is not None:
+        tokenizer = train_tokenizer(section.init, texts)
+    else:
+        assert section.path is not None
+        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    if section.chat_template is not None:
+        is_file = section.chat_template.endswith((".jinja", ".j2"))
+        text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
+        tokenizer.chat_template = text
+    if tokenizer.eos_token_id is None:
+        raise RlhfctlError(
+            "the tokenizer has no end-of-sequence token, so responses could never end",
+            where=section.path,
+            fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
+        )
+    return tokenizer
 
 
 def base_from_recipe(
@@ -416,14 +500,12 @@ def base_from_recipe(
 
     Returns the model, its tokenizer and sentences about what had to be added.
     """
-    notes: list[str] = []
+    tokenizer = tokenizer_from_recipe(section, texts)
     if section.init is not None:
-        tokenizer = train_tokenizer(section.init, texts)
         how = section.attn_implementation
         model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
-        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
         model = load_causal_lm(
             section.path,
             dtype=dtype,
@@ -432,27 +514,11 @@ def base_from_recipe(
             attn_implementation=section.attn_implementation,
             quantization=quantization,
         )
-    if set_template(section, tokenizer):
-        notes.append("the recipe's chat template is stored with the tokenizer")
-    if tokenizer.eos_token_id is None:
-        raise RlhfctlError(
-            "the tokenizer has no end-of-sequence token, so responses could never end",
-            where=section.path,
-            fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
-        )
+    own_template = "the recipe's chat template is stored with the tokenizer"
+    notes = [own_template] if section.chat_template is not None else []
     notes += ensure_pad(model, tokenizer)
     tokenizer.padding_side = "left"
     return model, tokenizer, notes
-
-
-def set_template(section: Model, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Give `tokenizer` the recipe's chat template, if it has one."""
-    if section.chat_template is None:
-        return False
-    is_file = section.chat_template.endswith((".jinja", ".j2"))
-    text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
-    tokenizer.chat_template = text
-    return True
 
 
 def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -594,12 +660,19 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """`model` with the adapter of `folder`, frozen."""
     try:
         return PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HandoffError(
-            f"the adapter does not fit this base: {str(error).splitlines()[0]}",
+            f"the adapter does not fit this base: {_misfit(error)}",
             where=str(folder),
             fix="use the base model that the adapter was trained on (base_model_name_or_path in adapter_config.json)",
         ) from error
+
+
+def _misfit(error: Exception) -> str:
+    """The first thing that torch found not to fit, in one line: its own first line only says that there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    return f"{first[:-1]} (and {len(lines) - 2} more)" if first.endswith(".") and len(lines) > 2 else first
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

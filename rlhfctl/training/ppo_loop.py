@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhfctl import fs
-from rlhfctl.errors import EngineError
+from rlhfctl.errors import EngineError, Problem, RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
@@ -651,7 +651,7 @@ class PpoLoop:
 
 
 def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int, stream: int) -> Sampling:
-    """How the section samples, in training and in evaluation alike. EngineError for a stop token that is none."""
+    """How the section samples, in training and in evaluation alike. RecipeError for a stop token that is none."""
     stop = section.stop_token
     return Sampling(
         section.response_length,
@@ -667,15 +667,14 @@ def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int,
 
 
 def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of `eos`, or of a token given as text. EngineError unless the text is one token."""
+    """The id of `eos`, or of a token given as text. RecipeError unless the text is one token."""
     if stop == "eos":
         eos: int = tokenizer.eos_token_id
         return eos
     ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise EngineError(
-            f"{stop!r} is {len(ids)} tokens, not one", where="ppo.stop_token", fix="list it under ppo.stop_strings"
-        )
+        what = f"the tokenizer reads {stop!r} as {len(ids)} tokens, but a stop token is one"
+        raise RecipeError([Problem("ppo.stop_token", what, fix="list it under ppo.stop_strings")])
     return int(ids[0])
 
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ SHOWN_BAD_ROWS = 5
 _KINDS = ", ".join(DATA_SUFFIXES)
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
 _LARGEST_CELL = 1 << 27
+_NOT_UTF8 = "not UTF-8 text"
+_CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)"
 
 
 def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
@@ -103,7 +106,7 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     try:
         return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             "the file cannot be unpacked: it is truncated or no gzip file", where=str(path), fix="fetch it again"
         ) from error
@@ -117,7 +120,7 @@ def _text(path: Path) -> str:
         raise DataError(
             f"not UTF-8 text: byte {error.object[error.start]:#04x} in line {line}",
             where=str(path),
-            fix="convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)",
+            fix=_CONVERT,
         ) from error
 
 
@@ -136,6 +139,7 @@ def read_jsonl(path: Path) -> Found:
     rows: list[Row] = []
     places: list[str] = []
     bad: list[str] = []
+    torn = False
     data = _bytes(path)
     count = data.count(b"\n") + (not data.endswith(b"\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
@@ -148,13 +152,14 @@ def read_jsonl(path: Path) -> Found:
             value = json.loads(line)
             _check_surrogates(line, value)
         except UnicodeDecodeError:
-            bad.append(f"{place}: not UTF-8 text")
+            bad.append(f"{place}: {_NOT_UTF8}")
             continue
         except UnicodeEncodeError as error:
             bad.append(f"{place}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character")
             continue
         except json.JSONDecodeError as error:
-            bad.append(f"{place}: not a JSON object ({error.msg} at character {error.pos + 1})")
+            bad.append(f"{place}: not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})")
+            torn = not raw.endswith(b"\n")
             continue
         except RecursionError:
             bad.append(f"{place}: nested too deeply")
@@ -165,7 +170,12 @@ def read_jsonl(path: Path) -> Found:
         rows.append(value)
         places.append(place)
     if bad:
-        raise _broken(bad, "one JSON object a line, in UTF-8")
+        fix = "one JSON object a line, in UTF-8"
+        if all(line.endswith(_NOT_UTF8) for line in bad):
+            fix = _CONVERT
+        elif torn:
+            fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
+        raise _broken(bad, fix)
     if not rows:
         raise DataError("the data file is empty", where=str(path), fix="one JSON object a line, in UTF-8")
     return rows, places
@@ -187,7 +197,9 @@ def _read_json(path: Path) -> Found:
         fix = "correct it"
         if error.msg == "Extra data":
             fix = "one object a line is JSONL: name the file .jsonl"
-        raise DataError(f"not JSON: {error.msg} in line {error.lineno}", where=str(path), fix=fix) from error
+        raise DataError(
+            f"not JSON: {error.msg.removesuffix(' at')} in line {error.lineno}", where=str(path), fix=fix
+        ) from error
     except UnicodeEncodeError as error:
         raise DataError("it holds half a surrogate pair, which is no character", where=str(path)) from error
     except RecursionError as error:
@@ -281,6 +293,7 @@ def _read_arrow(path: Path) -> Found:
 
 def _no_table(path: Path, kind: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason.removeprefix(f"Could not open Parquet input source '{path}': ")
     return DataError(f"not a whole {kind} file: {reason}", where=str(path), fix="fetch or write it again")
 
 

@@ -120,7 +120,9 @@ def test_anchors_and_merge_keys() -> None:
             "name: x\nmodel: {path: ${HOME}/m}\n",
             "recipe.yaml:2: not valid YAML: expected ',' or '}', but got '{'\n      fix: put quotes around what has ${",
         ),
-        ("", "recipe.yaml:1: expected a mapping of keys (`name: ...`), got null"),
+        ("", "recipe.yaml:1: the file is empty"),
+        ("null\n", "recipe.yaml:1: expected a mapping of keys (`name: ...`), got null"),
+        ("name: {a,\n  b\nc: d", "recipe.yaml:3: not valid YAML: expected ',' or '}', but got ':' (while parsing"),
         ("- a\n", "recipe.yaml:1: expected a mapping of keys (`name: ...`), got a list"),
         ("name: !!python/name:os.system x\n", "recipe.yaml:1: name: cannot be read as tag:yaml.org,2002:python"),
         ("name: !!int x\n", "recipe.yaml:1: name: cannot be read as"),
@@ -132,7 +134,7 @@ def test_what_is_not_a_recipe_at_all(text: str, start: str) -> None:
 
 def test_a_file_that_is_not_text() -> None:
     Path("recipe.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: not a text file in UTF-8"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: not UTF-8 text"):
         load_recipe("recipe.yaml")
 
 

@@ -191,7 +191,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, said: st
         read_jsonl(path)
     head, shown, fix = str(caught.value).splitlines()
     assert head == "1 line cannot be read:" and shown.startswith(f"    {path}:2: {said}")
-    assert fix == "  fix: one JSON object a line, in UTF-8"
+    assert fix.startswith("  fix: convert it: iconv" if "UTF-8" in said else "  fix: one JSON object a line, in UTF-8")
 
 
 def test_of_many_broken_lines_five_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_splits_are_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(("evaluation", "test"), [(0, 10), (5, 5), (9, 3)])
 def test_too_few_distinct_prompts_are_refused(evaluation: int, test: int) -> None:
     rows = as_rows(text_prompt, 10, 5)
-    with pytest.raises(DataError, match=r"data\.prompts has 10 distinct prompts") as caught:
+    with pytest.raises(DataError, match=r"data\.prompts: 10 distinct prompts") as caught:
         split_prompts(Prompts(source="d", eval=evaluation, test=test), rows, 0)
     assert "leave none to train on" in str(caught.value)
     assert len(split_prompts(Prompts(source="d", eval=4, test=5), rows, 0).train) == 5

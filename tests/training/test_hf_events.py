@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from trl import RewardConfig, SFTConfig, SFTTrainer
 
 from rlhfctl.errors import RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
-from rlhfctl.recipe.schema import Init
+from rlhfctl.recipe.schema import Init, describe
 from rlhfctl.training import checkpoints, hf_events, models
 
 # ---------------------------------------------------------------- options under trainer:
@@ -58,7 +59,7 @@ def test_an_unknown_option_is_answered_with_the_one_meant() -> None:
 )
 def test_values_of_another_kind_are_named(key: str, wrong: object) -> None:
     (found,) = problems({key: wrong})
-    assert found.startswith(f"sft.trainer.{key}: expected ") and found.endswith(f"got {wrong!r}")
+    assert found.startswith(f"sft.trainer.{key}: expected ") and found.endswith(f"got {describe(wrong)}")
 
 
 def test_values_that_fit_pass_and_all_faults_come_at_once() -> None:
@@ -84,9 +85,41 @@ def test_literals_lists_and_fields_that_are_not_arguments() -> None:
     assert len(problems({"mode": "medium"}, Toy)) == len(problems({"maybe": 3}, Toy)) == 1
     assert len(problems({"names": "a"}, Toy)) == len(problems({"names": {"a": 1}}, Toy)) == 1
     assert problems({"hidden": 1}, Toy) == ["sft.trainer.hidden: Toy has no such option"]
-    assert problems({"maybe": 3}, Toy) == ["sft.trainer.maybe: expected 1, 2 or null, got 3"]
-    assert problems({"names": "a"}, Toy) == ["sft.trainer.names: expected list[str], got 'a'"]
-    assert problems({"mode": "medium"}, Toy) == ["sft.trainer.mode: expected 'fast', 'slow', got 'medium'"]
+    assert problems({"maybe": 3}, Toy) == ["sft.trainer.maybe: expected 1, 2 or null, got the number 3"]
+    assert problems({"names": "a"}, Toy) == ["sft.trainer.names: expected list[str], got the string 'a'"]
+    assert problems({"mode": "medium"}, Toy) == ["sft.trainer.mode: expected 'fast', 'slow', got the string 'medium'"]
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "said"),
+    [
+        ("learning_rate", -1, "must be at least 0, got -1"),
+        ("learning_rate", math.nan, "must be a finite number, got nan"),
+        ("weight_decay", math.inf, "must be a finite number, got inf"),
+        ("gradient_accumulation_steps", 0, "must be at least 1, got 0"),
+        ("per_device_train_batch_size", 0, "must be at least 1, got 0"),
+        ("num_train_epochs", 0, "must be greater than 0, got 0"),
+        ("adam_beta2", 1, "must be below 1, got 1"),
+        ("max_length", -5, "must be at least 1, got -5"),
+        ("lr_scheduler_type", "linaer", "expected 'linear', "),
+        ("optim", "adamm", "expected 'adamw_torch', "),
+    ],
+)
+def test_values_that_no_training_can_use_are_named(key: str, wrong: object, said: str) -> None:
+    (found,) = problems({key: wrong})
+    assert found.startswith(f"sft.trainer.{key}: {said}")
+    assert "or text" not in found
+
+
+def test_what_trl_refuses_of_options_together_is_the_recipes_fault() -> None:
+    with pytest.raises(RecipeError, match=r"sft\.trainer.*: cannot be used: ") as caught:
+        hf_events.check_trainers({"sft": {"bf16": True, "fp16": True}})
+    caught.value.place({"sft.trainer": "mine.yaml:7"})
+    assert str(caught.value).splitlines()[1].startswith("  - mine.yaml:7: sft.trainer")
+    with pytest.raises(ValueError, match="ours"), hf_events.naming_options("sft", {}):
+        raise ValueError("ours")  # no options: nobody's fault but ours
+    with pytest.raises(ValueError, match="late"), hf_events.naming_options("sft", {"optim": "sgd"}, lambda: True):
+        raise ValueError("late")
 
 
 def test_effective_settings_are_the_trainers_own(tmp_path: Path) -> None:

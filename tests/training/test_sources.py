@@ -133,6 +133,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"prompt": "\\ud800"}\n', "half a surrogate pair"),
     ("a.jsonl", b'{"prompt": ' + b"[" * 200_000 + b"\n", "cannot be read"),
     ("a.jsonl.gz", b"\x1f\x8b\x08\x00", "cannot be unpacked"),
+    ("b.jsonl.gz", gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 20, "cannot be unpacked"),  # zlib's own error
     ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "not JSON: Extra data in line 2"),
     ("a.json", b'[{"prompt": "a"}', "not JSON"),
     ("a.json", b'"a"', "expected a list of objects, got a string"),

@@ -17,12 +17,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from trl import RewardConfig, SFTConfig
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import Forecast
+from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.data_report import tokenizer_of
-from rlhfctl.training import hf_events, memory, models
+from rlhfctl.training import hf_events, memory, models, preflight
 from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
-from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
+from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
 from rlhfctl.training.meter import WEIGHTS
 
@@ -76,9 +75,9 @@ class Lengths:
 
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
-        tokenizer = tokenizer_of(recipe, dict(rows))
-        if any(is_conversation(row) for one in rows.values() for row in one.rows) and tokenizer.chat_template:
-            adopt_end_of_turn(tokenizer)
+        texts = texts_of(rows["demonstrations"].rows) if "demonstrations" in rows else []
+        tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+        preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
         found: dict[str, Any] = {}
         if "demonstrations" in rows and recipe.sft is not None:
