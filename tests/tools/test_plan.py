@@ -138,8 +138,8 @@ def test_an_optimizers_state(recipe: Path) -> None:
     assert sizes == {"adamw_torch_fused": 256, "adamw_8bit": 64, "lion_32bit": 128, "sgd": 0}
 
 
-def test_trl_is_not_foreseen(recipe: Path) -> None:
-    found = planned(recipe, recipe.parent / "other", "ppo.engine=trl", request=Request(start="ppo", until="ppo"))
+def test_trl_is_not_foreseen(recipe: Path, run: Path) -> None:
+    found = planned(recipe, run, "ppo.engine=trl", request=Request(start="ppo", until="ppo"))
     ppo = next(stage for stage in found.stages if stage.name == "ppo")
     assert ppo.outlook is None and ppo.note == "TRL's PPOTrainer is not modelled: --probe measures it"
 
@@ -152,13 +152,13 @@ def test_fit() -> None:
     assert fit(None, 100) is None and fit(1, None) is None
 
 
-def test_advice_brings_a_stage_within_the_limit(recipe: Path, new: Plan) -> None:
+def test_advice_brings_a_stage_within_the_limit(recipe: Path, run: Path, new: Plan) -> None:
     ppo = next(stage for stage in new.stages if stage.name == "ppo")
     assert ppo.outlook is not None
     total = new.total(ppo)
     assert total is not None
     limit = total - ppo.outlook.peak.total // 10
-    found = planned(recipe, recipe.parent / "other", limit=limit, request=Request(start="ppo"))
+    found = planned(recipe, run, limit=limit, request=Request(start="ppo", until="ppo"))
     advice = next(one for one in found.advice if one.stage == "ppo")
     assert limit >= advice.total
     loaded = load_recipe(recipe, list(advice.settings)).recipe
@@ -183,7 +183,7 @@ def shown(found: Plan, width: int = 100) -> str:
 
 def test_the_view_says_it_all(recipe: Path, run: Path, new: Plan) -> None:
     text = shown(new, 160)
-    for needed in ("sft", "runs: nothing is there yet", "every stage", "optimizer", "KV cache", "disk", "fits"):
+    for needed in ("sft", "runs: nothing is there yet", "every stage", "optimizer", "activations", "disk", "fits"):
         assert needed in text
     assert re.search(r"ppo +base\*", text) and re.search(r"\n +critic", text)
     assert max(map(len, shown(new, 80).splitlines())) <= 80

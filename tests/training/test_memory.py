@@ -12,8 +12,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training import memory
+from rlhfctl.training import meter as meters
 from rlhfctl.training.memory import BASE, Shape, Training
-from rlhfctl.training.meter import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Meter, drawing
+from rlhfctl.training.meter import (
+    ACTIVATIONS,
+    ALLOCATOR,
+    CACHE,
+    GRADIENTS,
+    LOGITS,
+    ON_HEAP,
+    OPTIMIZER,
+    WEIGHTS,
+    Meter,
+    drawing,
+)
 
 VOCABULARY, WIDTH, LAYERS = 96, 32, 3
 
@@ -26,6 +38,13 @@ def shape(family: str = "llama", **more: Any) -> Shape:
     return Shape(config, **({"dtype": torch.float32} | more))
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors alone."""
+    monkeypatch.setattr(meters, "HEAP_WASTE", 0.0)
+
+
+@pytest.mark.usefixtures("exact")
 def test_a_linear_layer_by_hand() -> None:
     with drawing():
         layer = nn.Linear(10, 20)
@@ -39,7 +58,7 @@ def test_a_linear_layer_by_hand() -> None:
             loss.backward()
             assert meter.live[GRADIENTS] == 4 * (200 + 20)
             del x
-            assert meter.live == Counter({GRADIENTS: 880, ACTIVATIONS: 4})
+            assert meter.live == Counter({GRADIENTS: 880, ACTIVATIONS: 4, ALLOCATOR: 0})
         with meter:
             meter.restart()
             layer(torch.zeros(1, 10))
@@ -69,6 +88,22 @@ def kept_by(model: Any, ids: torch.Tensor) -> int:
     return sum(kept.values())
 
 
+def test_small_blocks_are_wasteful_where_the_heap_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "_glibc_heap", lambda: True)
+    with drawing(), Meter(VOCABULARY) as meter:
+        small = torch.zeros(1000)
+        assert meter.live[ALLOCATOR] == 3600
+        large = torch.zeros(ON_HEAP // 4)
+        assert meter.live[ALLOCATOR] == 3600 and meter.live[ACTIVATIONS] == small.nbytes + large.nbytes
+        del small
+        assert meter.live[ALLOCATOR] == 0
+    monkeypatch.setattr(meters, "_glibc_heap", lambda: False)
+    with drawing(), Meter(VOCABULARY) as meter:
+        kept = torch.zeros(1000)
+        assert meter.live.total() == kept.nbytes
+
+
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
 def test_activations_are_those_that_a_real_forward_keeps(family: str) -> None:
     there = shape(family)
