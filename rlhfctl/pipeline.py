@@ -235,21 +235,21 @@ def _look_ahead(
     hf_events = importlib.import_module("rlhfctl.training.hf_events")
     trained = {"sft": recipe.sft, "reward": recipe.reward}
     options = {key: value.trainer for key, value in trained.items() if value is not None}
-    models = importlib.import_module("rlhfctl.training.models")
+    tokenizing = importlib.import_module("rlhfctl.training.tokenizing")
     tokenizer = None
     with hf_events.quiet_libraries(paths.log):
         hf_events.check_trainers(options, recipe.model.dtype)
         if first in ("base", "sft"):
             texts = importlib.import_module("rlhfctl.training.encoding").texts_of
             demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
-            tokenizer = models.tokenizer_from_recipe(recipe.model, texts(demonstrations))
+            tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts(demonstrations))
         elif (base := _parents(first, recipe, paths, request).get("base")) is not None:
             folder = base.artifact.path if base.artifact is not None else Path(base.name)
             at = next(
                 (at for at in (folder / "model", folder / "adapter", folder) if (at / _TOKENIZER).is_file()), None
             )
             if at is not None:
-                tokenizer = models.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
+                tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
         importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
 

@@ -64,7 +64,7 @@ def write_model(folder: Path, *, hidden_size: int = 8, vocab_size: int = 270, se
     import torch
 
     from rlhfctl.recipe.schema import Init
-    from rlhfctl.training import models
+    from rlhfctl.training import models, tokenizing
 
     init = Init(
         hidden_size=hidden_size,
@@ -73,7 +73,7 @@ def write_model(folder: Path, *, hidden_size: int = 8, vocab_size: int = 270, se
         vocab_size=vocab_size,
         max_position_embeddings=64,
     )
-    tokenizer = models.train_tokenizer(init, [json.dumps(row) for row in demonstrations()])
+    tokenizer = tokenizing.train_tokenizer(init, [json.dumps(row) for row in demonstrations()])
     model = models.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
     folder.mkdir(parents=True)
     models.save_model(model, tokenizer, folder)

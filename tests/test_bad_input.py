@@ -412,12 +412,12 @@ def write_scorer(folder: Path, **shape: Any) -> None:
     """A reward model from elsewhere."""
     import torch
 
-    from rlhfctl.training import models
+    from rlhfctl.training import loading, models, tokenizing
 
     language_model = folder.with_name(f"{folder.name}-base")
     write_model(language_model, **shape)
-    base = models.load_causal_lm(str(language_model), dtype=torch.float32)
-    tokenizer = models.load_tokenizer(str(language_model))
+    base = loading.load_causal_lm(str(language_model), dtype=torch.float32)
+    tokenizer = tokenizing.load_tokenizer(str(language_model))
     models.save_model(models.scorer_on(base, seed=1), tokenizer, folder)
 
 
@@ -426,9 +426,9 @@ def write_adapter(folder: Path, model: Path) -> None:
     from peft import TaskType
 
     from rlhfctl.recipe.schema import Lora
-    from rlhfctl.training import models
+    from rlhfctl.training import loading, models
 
-    base = models.load_causal_lm(str(model), dtype=torch.float32)
+    base = loading.load_causal_lm(str(model), dtype=torch.float32)
     adapter = models.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
     models.save_adapter(adapter, folder, base="../model", head=False)
 

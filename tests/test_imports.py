@@ -25,7 +25,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "stats": (set(), {"numpy", "scipy"}),
     "dashboard": ({"events", "artifacts", "stats", "dashboard"}, {"rich"}),
     "world": ({"world"}, {"numpy"}),
-    "training": ({"recipe.schema", "events", "training", "rewards", "world.reviews"}, HUGGING_FACE | {"numpy"}),
+    "training": (
+        {"recipe.schema", "recipe.words", "events", "training", "rewards", "world.reviews"},
+        HUGGING_FACE | {"numpy"},
+    ),
     "rewards": ({"recipe.schema", "events", "training", "rewards"}, HUGGING_FACE),
     "stages": (
         {
@@ -44,7 +47,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "pipeline": ({"recipe", "artifacts", "events", "stages"}, set()),
     "tools": (
-        {"recipe", "artifacts", "events", "stages", "training", "rewards", "dashboard", "pipeline"},
+        {"recipe", "artifacts", "events", "stages", "training", "rewards", "dashboard", "pipeline", "tools.planning"},
         HUGGING_FACE | {"rich"},
     ),
     "cli": ({"", "__main__", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),

@@ -22,7 +22,7 @@ from rlhfctl import pipeline
 from rlhfctl.events import Event, Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import models
+from rlhfctl.training import models, tokenizing
 
 Row = dict[str, Any]
 RECIPES = ROOT / "recipes"
@@ -102,7 +102,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, architecture, tied in (("qwen", "qwen2", True), ("pythia", "gpt_neox", False)):
         init = Init(architecture=architecture, tie_word_embeddings=tied, max_position_embeddings=512, **size)
-        tokenizer = models.train_tokenizer(init, [json.dumps(row(0)) for row in HUB.values()])
+        tokenizer = tokenizing.train_tokenizer(init, [json.dumps(row(0)) for row in HUB.values()])
         if name == "qwen":
             tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
             tokenizer.chat_template = CHATML

@@ -26,22 +26,10 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
-from rlhfctl.recipe.schema import (
-    BUILTIN_DATA_KEYS,
-    OWN_DATA_KEYS,
-    Key,
-    Recipe,
-    describe,
-    did_you_mean,
-    dotted,
-    help_of,
-    looks_like_id,
-    shortened,
-    unknown_key,
-    wrong_value,
-)
+from rlhfctl.recipe.schema import BUILTIN_DATA_KEYS, OWN_DATA_KEYS, Key, Recipe, looks_like_id
 from rlhfctl.recipe.shipped import ROOTS as _SHIPPED
 from rlhfctl.recipe.shipped import shipped_recipes
+from rlhfctl.recipe.words import describe, did_you_mean, dotted, help_of, shortened, unknown_key, wrong_value
 
 _SOURCES = tuple(("data", name, "source") for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))

@@ -10,15 +10,12 @@ RewardConfig under `trainer:` (checked by the stages, which have TRL; only the k
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Key = tuple[str | int, ...]  # ("compare", "judges", 1)
@@ -29,10 +26,7 @@ SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
 DEFAULT_RESPONSE_LENGTH = 53
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
-LONGEST_SHOWN = 200  # characters of somebody else's text in a message
 LONGEST_ID = 200  # the Hub allows 96
-ALMOST = 0.9  # how alike two names are before one is taken for the other even where it is a key of another section
-NEAR = 0.65  # how alike two names are before one is suggested for the other
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -60,22 +54,6 @@ OWNED_TRAINER_KEYS = {
     "dataset_kwargs": "use the `data` section",
 }
 
-# What pydantic's errors say, in words.
-_EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-}
-_BOUNDS = {
-    "greater_than": ("gt", "greater than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
 
 # Keys that TRL's PPOConfig accepts and `ppo` does not: what is wrong with each, and the way out.
 REFUSED_PPO_KEYS = {
@@ -837,114 +815,3 @@ class Recipe(Section):
 def _without(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """A section as written to the resolved recipe: without keys that would be refused when it is read again."""
     return {key: value for key, value in data.items() if key not in keys}
-
-
-# In plain words: what load.py says of a faulty key or value
-
-
-def dotted(key: Key) -> str:
-    """("compare", "judges", 1) as compare.judges[1]."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
-
-
-def wrong_value(key: Key, details: list[Any]) -> str:
-    """What is wrong with a value, from what pydantic says of it (once for each type that it might have had)."""
-    kind, context, got = details[0]["type"], details[0].get("ctx", {}), describe(details[0]["input"])
-    if kind in _BOUNDS:
-        limit, words = _BOUNDS[kind]
-        return f"must be {words} {context[limit]:.10g}, got {got.removeprefix('the number ')}"
-    if kind in ("too_short", "string_too_short"):
-        return "must not be empty"
-    if kind == "string_pattern_mismatch":
-        return f"must be letters, digits, '.', '_' and '-', the first a letter or a digit, got {got}"
-    info = field_at(key)
-    annotation = info.annotation if info else None
-    if kind == "literal_error":
-        literal = next((part for part in get_args(annotation) if get_origin(part) is Literal), annotation)
-        names = list(get_args(literal))
-        near = did_you_mean(str(details[0]["input"]), names)
-        expected = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
-    elif any(detail["type"] not in _EXPECTED for detail in details):
-        return f"{details[0]['msg'].removeprefix('Input ')}, got {got}"
-    else:
-        near, expected = "", " or ".join(_EXPECTED[detail["type"]] for detail in details)
-    nullable = " or null" if NoneType in get_args(annotation) else ""
-    return f"expected {expected}{nullable}, got {got}{near}"
-
-
-def describe(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return f"the string {shortened(repr(value))}"
-    return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else f"the number {value}"
-
-
-def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
-    """Text as a message can hold it."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-
-
-def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
-    """What to say of an unknown key: the problem, the fix, and the key of the same section that was probably meant."""
-    section, name = dotted(key[:-1]), str(key[-1])
-    if section == "ppo" and name in REFUSED_PPO_KEYS:
-        return (*REFUSED_PPO_KEYS[name], None)
-    instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
-    if instead is not None:
-        return "rlhfctl sets this itself", instead, None
-    names = dict(_sections())[section]
-    if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # a slip of one letter, whatever it means elsewhere
-        return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
-    homes = [home for home, names in _sections() if name in names]
-    has_trainer = section in ("sft", "reward")
-    if has_trainer:
-        homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
-    homes = [home for home in homes if home.startswith(f"{section}.") and section] or homes
-    if homes:
-        places = " or ".join(f"under {home}" if home else "at the top" for home in homes)
-        return f"unknown key; it belongs {places}", None, None
-    near = difflib.get_close_matches(name, names, 1, NEAR)
-    if near:
-        return f"unknown key; did you mean {near[0]!r}?", None, near[0]
-    if has_trainer:
-        return f"unknown key; trainer options go under {section}.trainer", f"write {section}.trainer.{name}", None
-    return "unknown key", f"the keys {f'of {section}' if section else 'at the top'}: {', '.join(names)}", None
-
-
-def _sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each section's dotted name ("" for the top) with its keys."""
-    yield at, [*section.model_fields, *([] if at else ["extends"])]
-    for name, info in section.model_fields.items():
-        inner = _section_of(info)
-        if inner is not None:
-            yield from _sections(inner, f"{at}.{name}" if at else name)
-
-
-def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    for part in (info.annotation, *get_args(info.annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
-
-
-def field_at(key: Key) -> FieldInfo | None:
-    """The declaration of a key of the schema; None for what lies inside a value."""
-    section: type[BaseModel] | None = Recipe
-    info: FieldInfo | None = None
-    for name in key:
-        info = section.model_fields.get(str(name)) if section else None
-        section = _section_of(info) if info else None
-    return info
-
-
-def help_of(key: Key) -> str:
-    """A key's description, to go on after a colon."""
-    info = field_at(key)
-    text = (info.description if info else None) or ""
-    return text[:1].lower() + text[1:]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 1, NEAR)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -12,7 +12,7 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, texts_of
 
 _PROBE_ROWS = 8
@@ -22,7 +22,7 @@ def run(section: Model, ctx: Context) -> Artifact:
     """Publish base*."""
     began = time.monotonic()
     demonstrations = ctx.data["demonstrations"].rows if "demonstrations" in ctx.data else []
-    dtype = models.torch_dtype(section.dtype)
+    dtype = loading.torch_dtype(section.dtype)
     model, tokenizer, notes = models.base_from_recipe(
         section, texts_of(demonstrations), seed=ctx.recipe.seed, dtype=dtype
     )
@@ -49,6 +49,6 @@ def run(section: Model, ctx: Context) -> Artifact:
         {"model": "model", "probes": handoff.PROBES},
         seconds=time.monotonic() - began,
         metrics={"parameters": parameters},
-        tokenizer=models.tokenizer_fingerprint(tokenizer),
-        chat_template=models.template_fingerprint(tokenizer),
+        tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
+        chat_template=tokenizing.template_fingerprint(tokenizer),
     )

@@ -27,7 +27,7 @@ from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
-from rlhfctl.training import models, rollout
+from rlhfctl.training import loading, models, rollout, tokenizing
 from rlhfctl.training.data import Row, prompt_key
 from rlhfctl.training.encoding import Encoder
 from rlhfctl.training.sources import read_jsonl
@@ -129,7 +129,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
 def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list[float], PreTrainedTokenizerBase]:
     """Sample both policies on the test prompts: the same batches and the same random numbers for both."""
-    at = models.device()
+    at = loading.device()
     ours = handoff.load_policy(ctx, ctx.parents["policy"])
     theirs = handoff.load_policy(ctx, ctx.parents["reference"])
     tokenizer = ours.tokenizer
@@ -145,7 +145,7 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
     total = 2 * len(rows) * (section.samples_per_prompt + 1)
     ctx.emit(StageStarted(stage=ctx.name, total_steps=total, settings=settings))
     done = 0
-    same = models.tokenizer_fingerprint(ours.tokenizer) == models.tokenizer_fingerprint(theirs.tokenizer)
+    same = tokenizing.tokenizer_fingerprint(ours.tokenizer) == tokenizing.tokenizer_fingerprint(theirs.tokenizer)
     answers, ids = [], []
     for name, side in (("policy", ours), ("reference", theirs)):
         encoder = Encoder(side.tokenizer)
@@ -260,9 +260,9 @@ def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBas
     source = ctx.parents["reward"]
     artifact, trust = source.artifact, ctx.recipe.model.trust_remote_code
     if artifact is None:
-        return models.load_tokenizer(source.name, trust_remote_code=trust)
+        return tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
     place = str(artifact.part("adapter" if artifact.has("adapter") else "model"))
-    return models.load_tokenizer(place, trust_remote_code=trust)
+    return tokenizing.load_tokenizer(place, trust_remote_code=trust)
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:

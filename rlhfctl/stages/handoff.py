@@ -21,7 +21,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -50,7 +50,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
 
     `to_train`: adapters are going to be trained on it, so it is quantized where the recipe says so.
     """
-    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     quantization = ctx.recipe.model.quantization if to_train else None
     artifact = source.artifact
     if quantization is not None:
@@ -62,9 +62,9 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if not artifact.has("model"):
         return Base(*_load_policy_artifact(ctx, artifact), str(artifact.path))
     path = str(artifact.part("model"))
-    tokenizer = models.load_tokenizer(path, trust_remote_code=trust)
+    tokenizer = tokenizing.load_tokenizer(path, trust_remote_code=trust)
     _same_tokenizer(artifact, tokenizer)
-    model = models.load_causal_lm(path, **how, quantization=quantization)
+    model = loading.load_causal_lm(path, **how, quantization=quantization)
     if check and artifact.has("probes"):
         check_logprobs(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return Base(model, tokenizer, path)
@@ -105,16 +105,16 @@ def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedM
 def _load_foreign(
     ctx: Context, source: Source, quantization: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     folder = Path(source.name)
     if (folder / "adapter_config.json").is_file():
         model, tokenizer = _base_of_adapter(ctx, folder)
         if (folder / "tokenizer_config.json").is_file():  # saved with the adapter, so with its template and end token
-            tokenizer = models.load_tokenizer(str(folder), trust_remote_code=trust)
+            tokenizer = tokenizing.load_tokenizer(str(folder), trust_remote_code=trust)
         model = models.merged(models.load_adapter(model, folder))
     else:
-        tokenizer = models.load_tokenizer(source.name, trust_remote_code=trust)
-        model = models.load_causal_lm(source.name, **how, quantization=quantization)
+        tokenizer = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
+        model = loading.load_causal_lm(source.name, **how, quantization=quantization)
     for sentence in models.ensure_pad(model, tokenizer):
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
@@ -123,7 +123,7 @@ def _load_foreign(
 
 def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a run's stage."""
-    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise HandoffError(
@@ -136,20 +136,20 @@ def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTr
     if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
         base = load_base(ctx, Source.of(stage), check=False)
         return base.model, base.tokenizer
-    return models.load_causal_lm(path, **how), models.load_tokenizer(path, trust_remote_code=trust)
+    return loading.load_causal_lm(path, **how), tokenizing.load_tokenizer(path, trust_remote_code=trust)
 
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The reward model with its adapter merged and its head, checked against the policy's `tokenizer`."""
-    how, trust = models.loading(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     artifact = source.artifact
     if artifact is None:
-        theirs = models.load_tokenizer(source.name, trust_remote_code=trust)
+        theirs = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
         agree(theirs, tokenizer, source.name)
         if (Path(source.name) / "adapter_config.json").is_file():
             model = _foreign_scorer_adapter(ctx, Path(source.name))
         else:
-            model = models.load_scorer(source.name, **how)
+            model = loading.load_scorer(source.name, **how)
         model.config.pad_token_id = tokenizer.pad_token_id
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
@@ -162,7 +162,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         )
     _agree_with_manifest(artifact, tokenizer)
     if artifact.has("model"):
-        model = models.load_scorer(str(artifact.part("model")), **how)
+        model = loading.load_scorer(str(artifact.part("model")), **how)
     else:
         model = scorer_from_adapter(ctx, artifact.parent("base"), artifact.part("adapter"))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -174,7 +174,7 @@ def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrained
     """The reward model that `adapter` is on `base`: merged, or on the quantized base that it was trained on."""
     model, _, _ = new_scorer(ctx, base, seed=0, check=False)
     scorer = models.load_adapter(model, adapter)
-    return scorer if models.is_quantized(model) else models.merged(scorer)
+    return scorer if loading.is_quantized(model) else models.merged(scorer)
 
 
 def new_scorer(
@@ -182,7 +182,7 @@ def new_scorer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """A reward model to be trained, with a new head, on base*; base*'s tokenizer and its place."""
     base = load_base(ctx, source, check=check, to_train=True)
-    make = models.scorer_around if models.is_quantized(base.model) else models.scorer_on
+    make = models.scorer_around if loading.is_quantized(base.model) else models.scorer_on
     return make(base.model, seed=seed), base.tokenizer, base.path
 
 
@@ -193,9 +193,9 @@ def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizer
     if source.artifact is not None:
         _verify(source.artifact)
         place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))
-    theirs = models.load_tokenizer(place, trust_remote_code=trust)
-    same_template = models.template_fingerprint(theirs) == models.template_fingerprint(tokenizer)
-    same = models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(tokenizer)
+    theirs = tokenizing.load_tokenizer(place, trust_remote_code=trust)
+    same_template = tokenizing.template_fingerprint(theirs) == tokenizing.template_fingerprint(tokenizer)
+    same = tokenizing.tokenizer_fingerprint(theirs) == tokenizing.tokenizer_fingerprint(tokenizer)
     return None if same and (same_template or source.artifact is None) else theirs
 
 
@@ -236,7 +236,7 @@ def load_critic(ctx: Context, source: Source) -> PreTrainedModel:
     folder = Path(source.name) if source.artifact is None else source.artifact.part("critic")
     if (folder / "adapter_config.json").is_file():
         return _foreign_scorer_adapter(ctx, folder)
-    return models.load_scorer(str(folder), **models.loading(ctx.recipe.model))
+    return loading.load_scorer(str(folder), **loading.options(ctx.recipe.model))
 
 
 def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
@@ -309,10 +309,10 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
 def _on_accelerator(model: PreTrainedModel) -> Iterator[None]:
     """`model` where the numbers were recorded, and where each kind of attention works; afterwards where it was."""
     at = next(model.parameters()).device
-    if at.type == models.device().type:
+    if at.type == loading.device().type:
         yield
         return
-    model.to(models.device())
+    model.to(loading.device())
     try:
         yield
     finally:
@@ -333,7 +333,7 @@ def _within(gap: float, limit: float, what: str, probes: Path) -> None:
 
 def agree(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, name: str) -> None:
     """HandoffError unless reward model and policy turn text into the same ids."""
-    if models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(ours):
+    if tokenizing.tokenizer_fingerprint(theirs) == tokenizing.tokenizer_fingerprint(ours):
         return
     a, b = theirs.get_vocab(), ours.get_vocab()
     what = (
@@ -350,14 +350,14 @@ def agree(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, name: 
 
 def _agree_with_manifest(artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> None:
     redo = "train the reward model on this policy's base (rlhfctl reward RECIPE)"
-    if artifact.manifest.tokenizer != models.tokenizer_fingerprint(tokenizer):
+    if artifact.manifest.tokenizer != tokenizing.tokenizer_fingerprint(tokenizer):
         raise HandoffError("the reward model's tokenizer is not the policy's", where=str(artifact.path), fix=redo)
-    if artifact.manifest.chat_template != models.template_fingerprint(tokenizer):
+    if artifact.manifest.chat_template != tokenizing.template_fingerprint(tokenizer):
         raise HandoffError("the reward model's chat template is not the policy's", where=str(artifact.path), fix=redo)
 
 
 def _same_tokenizer(artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> None:
-    if artifact.manifest.tokenizer not in (None, models.tokenizer_fingerprint(tokenizer)):
+    if artifact.manifest.tokenizer not in (None, tokenizing.tokenizer_fingerprint(tokenizer)):
         raise HandoffError(
             "the tokenizer reads differently from the one that was saved: the installed tokenizers library differs",
             where=str(artifact.path),

@@ -34,7 +34,7 @@ from rlhfctl.rewards.model import ModelReward, TextModelReward
 from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
-from rlhfctl.training import models, ppo_loop, ppo_trl, roles
+from rlhfctl.training import loading, models, ppo_loop, ppo_trl, roles, tokenizing
 from rlhfctl.training.data import require_a_batch
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
@@ -134,8 +134,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         layout,
         seconds=time.monotonic() - began,
         metrics=metrics,
-        tokenizer=models.tokenizer_fingerprint(tokenizer),
-        chat_template=models.template_fingerprint(tokenizer),
+        tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
+        chat_template=tokenizing.template_fingerprint(tokenizer),
     )
 
 
@@ -199,7 +199,7 @@ def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | Non
 def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
     """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     if "critic" in ctx.parents:
-        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(models.device())
+        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(loading.device())
     elif scorer is not None and theirs is None:
         critic = models.copy_frozen(scorer)
     else:
@@ -289,7 +289,7 @@ def _publish(
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:
             models.save_adapter(policy, folder, base=recorded, head=False)
-            models.save_tokenizer(tokenizer, folder)
+            tokenizing.save_tokenizer(tokenizer, folder)
     else:
         name = "model"
         with fs.publish_folder(ctx.folder / name) as folder:

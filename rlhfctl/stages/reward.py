@@ -23,7 +23,7 @@ from rlhfctl.events import Metrics, StageStarted, Work
 from rlhfctl.recipe.schema import Reward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
-from rlhfctl.training import hf_events, models
+from rlhfctl.training import hf_events, loading, models, tokenizing
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
 
@@ -96,8 +96,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
         layout,
         seconds=time.monotonic() - began,
         metrics=metrics,
-        tokenizer=models.tokenizer_fingerprint(tokenizer),
-        chat_template=models.template_fingerprint(tokenizer),
+        tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
+        chat_template=tokenizing.template_fingerprint(tokenizer),
     )
 
 
@@ -162,7 +162,7 @@ def _publish(
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
-            models.save_tokenizer(tokenizer, folder)
+            tokenizing.save_tokenizer(tokenizer, folder)
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
             models.save_model(model, tokenizer, folder)
@@ -175,7 +175,7 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
     if (ctx.folder / "adapter").is_dir():
         reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
     else:
-        reloaded = models.load_scorer(str(ctx.folder / "model"), **models.loading(section))
+        reloaded = loading.load_scorer(str(ctx.folder / "model"), **loading.options(section))
     return handoff.check_scores(
         models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
     )

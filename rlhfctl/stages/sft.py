@@ -21,7 +21,7 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import hf_events, models
+from rlhfctl.training import hf_events, loading, models, tokenizing
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
 
@@ -35,7 +35,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
-    dtype = models.torch_dtype(recipe.model.dtype)
+    dtype = loading.torch_dtype(recipe.model.dtype)
     model, tokenizer, notes = models.base_from_recipe(
         recipe.model,
         texts_of(demonstrations),
@@ -96,8 +96,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
         layout,
         seconds=time.monotonic() - began,
         metrics=metrics,
-        tokenizer=models.tokenizer_fingerprint(tokenizer),
-        chat_template=models.template_fingerprint(tokenizer),
+        tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
+        chat_template=tokenizing.template_fingerprint(tokenizer),
     )
 
 
@@ -147,7 +147,7 @@ def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int
         if recipe.quantization is not None:  # base* is merged in full precision; later stages quantize it on loading
             del model
             whole, _, _ = models.base_from_recipe(
-                recipe, [], seed=ctx.recipe.seed, dtype=models.torch_dtype(recipe.dtype)
+                recipe, [], seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
             )
             model = models.load_adapter(whole, ctx.folder / "adapter")
         model = models.merged(model)
@@ -159,8 +159,8 @@ def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int
 def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     """Nats by which the merged model, read back from disk, differs from the trained one; an error above tolerance."""
     section = ctx.recipe.model
-    reloaded = models.load_causal_lm(
-        str(ctx.folder / "model"), **models.loading(section), quantization=section.quantization
+    reloaded = loading.load_causal_lm(
+        str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization
     )
     return handoff.check_logprobs(
         models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)

@@ -47,7 +47,7 @@ from rlhfctl.recipe.load import find_recipe, load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Ppo
 from rlhfctl.rewards import Episode
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training import models, ppo_trl, roles
+from rlhfctl.training import loading, models, ppo_trl, roles, tokenizing
 from rlhfctl.training.hf_events import quiet_libraries
 from rlhfctl.training.ppo_loop import PpoLoop
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
@@ -272,7 +272,7 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
         notes.append("the weights are pretrained: responses end where the model ends them")
     if work.model.quantization is not None:
         notes.append("the base is not quantized here: TRL's side could not have it so")
-    base, tokenizer, _ = models.base_from_recipe(model, [], seed=SEED, dtype=models.torch_dtype(model.dtype))
+    base, tokenizer, _ = models.base_from_recipe(model, [], seed=SEED, dtype=loading.torch_dtype(model.dtype))
     prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
     if work.model.init is not None:
         prompt_ids = plant_lengths(base, tokenizer, section.response_length)
@@ -395,7 +395,7 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
 
 def matmul_rate(times: int = 20) -> float:
     """Operations a second of the float32 matrix product here: 1024 cubed (4096 on an accelerator), best of `times`."""
-    at = models.device()
+    at = loading.device()
     size = 1024 if at.type == "cpu" else 4096
     left, right = torch.randn(size, size, device=at), torch.randn(size, size, device=at)
     best = float("inf")
@@ -500,10 +500,10 @@ class Job:
     def load(cls, folder: Path) -> Job:
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         section = Ppo.model_validate_json(json.dumps(job["ppo"]))
-        tokenizer = models.load_tokenizer(str(folder / "base"))
+        tokenizer = tokenizing.load_tokenizer(str(folder / "base"))
         config = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))
-        dtype = models.torch_dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
-        base = models.load_causal_lm(str(folder / "base"), dtype=dtype).to(models.device())
+        dtype = loading.torch_dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
+        base = loading.load_causal_lm(str(folder / "base"), dtype=dtype).to(loading.device())
         models.set_token_ids(base, tokenizer)
         if section.lora is None:
             policy, reference = base, models.copy_frozen(base)
@@ -515,7 +515,7 @@ class Job:
 
     def scorer(self) -> PreTrainedModel:
         """The reward model as a model of its own; the critic starts as a copy of it too."""
-        return models.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(models.device())
+        return loading.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(loading.device())
 
 
 def run_ours(job: Job) -> dict[str, Any]:
@@ -651,7 +651,7 @@ def _result(
         "base_models": weights / base,
         "peak_device_mb": torch.cuda.max_memory_allocated() / _MB if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "device": str(models.device()),
+        "device": str(loading.device()),
     }
 
 

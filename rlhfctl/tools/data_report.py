@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import data, models, preflight
+from rlhfctl.training import data, preflight, tokenizing
 from rlhfctl.training.data import Row, Rows, prompt_key
 from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 
@@ -103,7 +103,7 @@ def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.seed)
     texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
-    tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+    tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     preflight.check(recipe, loaded, (), tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
     return Report(sets, tuple(_leaks(loaded)))

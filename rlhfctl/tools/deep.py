@@ -13,7 +13,7 @@ from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.function import load_function
-from rlhfctl.training import data, hf_events, models, ppo_trl, preflight
+from rlhfctl.training import data, hf_events, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import texts_of
 
 
@@ -44,6 +44,6 @@ def _check(recipe: Recipe) -> Iterator[str]:
             ppo_trl.require()
         yield f"ppo.engine {recipe.ppo.engine}: installed"
     texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
-    tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+    tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
     yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"

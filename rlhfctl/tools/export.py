@@ -18,7 +18,7 @@ from rlhfctl.events import Event, Note, Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 from rlhfctl.training.hf_events import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
@@ -84,7 +84,7 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
         if stage == "critic":
             artifact.verify()
             if _is_adapter(artifact.part("critic")):
-                tokenizer = models.load_tokenizer(str(artifact.part("critic")))
+                tokenizer = tokenizing.load_tokenizer(str(artifact.part("critic")))
                 models.save_model(_merged_critic(artifact, context), tokenizer, folder)
             else:
                 shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
@@ -110,15 +110,15 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         if stage == "sft":
             model, _, _ = models.base_from_recipe(
-                recipe.model, [], seed=recipe.seed, dtype=models.torch_dtype(recipe.model.dtype)
+                recipe.model, [], seed=recipe.seed, dtype=loading.torch_dtype(recipe.model.dtype)
             )
             # The stage's own: its end-of-sequence may be the chat template's end of turn.
-            tokenizer = models.load_tokenizer(str(artifact.part("model")))
+            tokenizer = tokenizing.load_tokenizer(str(artifact.part("model")))
             models.set_token_ids(model, tokenizer)
         else:
             base = handoff.load_base(context, artifact.parent("base"))
             model, tokenizer = base.model, base.tokenizer
-        models.save_tokenizer(tokenizer, folder)
+        tokenizing.save_tokenizer(tokenizer, folder)
         (folder / "base").mkdir()
         models.save_model(model, tokenizer, folder / "base")
         _card(folder, stage, artifact, adapter=True)
@@ -134,7 +134,7 @@ def _merged_critic(artifact: Artifact, context: Context) -> Any:
 
 
 def _tokenizer(artifact: Artifact) -> Any:
-    return models.load_tokenizer(str(artifact.part("adapter" if artifact.has("adapter") else "model")))
+    return tokenizing.load_tokenizer(str(artifact.part("adapter" if artifact.has("adapter") else "model")))
 
 
 def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> None:

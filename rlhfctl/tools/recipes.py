@@ -18,8 +18,9 @@ from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import outline
-from rlhfctl.recipe.schema import Model, did_you_mean
+from rlhfctl.recipe.schema import Model
 from rlhfctl.recipe.shipped import shipped_recipes
+from rlhfctl.recipe.words import did_you_mean
 
 # Editors find the schema that lies beside the shipped recipes by this line; in a copy it would point nowhere.
 SCHEMA_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)

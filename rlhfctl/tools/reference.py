@@ -37,6 +37,7 @@ from rlhfctl.recipe.schema import (
     Source,
     Turns,
 )
+from rlhfctl.recipe.words import describe
 
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
 FIRST_LINE = f"<!-- Made by `{COMMAND}` from rlhfctl/recipe/schema.py: change it there. -->"
@@ -176,7 +177,7 @@ def _default(info: FieldInfo) -> str:
     value = info.default
     if isinstance(value, Section):
         return "its defaults"
-    return f"`{schema.describe(value)}`" if value is None or isinstance(value, bool) else f"`{_plain(value)}`"
+    return f"`{describe(value)}`" if value is None or isinstance(value, bool) else f"`{_plain(value)}`"
 
 
 def _plain(value: Any) -> str:

@@ -28,8 +28,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
-from rlhfctl.recipe.schema import describe, did_you_mean
-from rlhfctl.training import checkpoints, models, peak
+from rlhfctl.recipe.words import describe, did_you_mean
+from rlhfctl.training import checkpoints, loading, peak
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
@@ -148,7 +148,7 @@ def common_arguments(work: Path, *, seed: int, report_to: list[str]) -> dict[str
         "report_to": report_to or "none",
         "push_to_hub": False,
         "disable_tqdm": True,
-        "dataloader_pin_memory": models.device().type == "cuda",
+        "dataloader_pin_memory": loading.device().type == "cuda",
     }
 
 
@@ -197,7 +197,7 @@ def trainer_arguments(
     work: Path, dtype: str, given: Mapping[str, Any], *, seed: int, report_to: list[str]
 ) -> dict[str, Any]:
     """All that SFTConfig or RewardConfig is made with: our defaults, what the recipe gives, what rlhfctl owns."""
-    on_gpu = models.device().type == "cuda"
+    on_gpu = loading.device().type == "cuda"
     return trainer_defaults(dtype, on_gpu) | dict(given) | common_arguments(work, seed=seed, report_to=report_to)
 
 
@@ -222,7 +222,7 @@ def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "floa
             if given:
                 owned = common_arguments(Path(), seed=0, report_to=[])
                 with naming_options(name, given):
-                    config(**trainer_defaults(dtype, models.device().type == "cuda") | dict(given) | owned)
+                    config(**trainer_defaults(dtype, loading.device().type == "cuda") | dict(given) | owned)
         except RecipeError as error:
             problems += error.problems
     if problems:

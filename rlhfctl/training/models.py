@@ -1,16 +1,14 @@
-"""Models and tokenizers: built from a recipe, loaded from base*, dressed with LoRA, merged, fingerprinted.
+"""Models: built from a recipe, made ready for training, dressed with LoRA, merged, saved, asked for numbers.
 
-Reads model folders (or Hub ids) and the recipe's `model` and `lora` sections; writes plain Hugging Face folders.
-Leaves out what is done with them: that is the stages' and the trainers'.
+Reads the recipe's `model` and `lora` sections; writes plain Hugging Face folders. Loading is in loading.py, tokenizers
+are in tokenizing.py; what is done with models is the stages' and the trainers'.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,134 +17,31 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
 
-from rlhfctl import fs
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Lora, Model
+from rlhfctl.training import loading, tokenizing
 from rlhfctl.training.sequences import Sequences, hidden_states
 
-PAD_TOKEN = "<|pad|>"
-EOS_TOKEN = "<|endoftext|>"
 # Finite, so that 0 x logit is 0 in entropies; within float16's range; far below any trained logit.
 PAD_LOGIT = -1.0e4
 # A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
 _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
-_NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
-_SHOWN_UNKNOWN = 8
 _LOGITS_AT_ONCE = 1 << 24
-_SHOWN_WEIGHTS = 4
-_VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
-
-
-# ---------------------------------------------------------------- tokenizers
-
-
-def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or just `init.tokens`.
-
-    End-of-sequence and pad are two tokens of their own, ids 0 and 1.
-    """
-    special = [EOS_TOKEN, PAD_TOKEN]
-    if init.tokens is not None:
-        vocabulary = {token: index for index, token in enumerate([*special, *init.tokens])}
-        # No unknown token: other text has no ids, and what stood in for it would be learned as if it were text.
-        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NO_TOKEN))
-        longest_first = sorted(init.tokens, key=len, reverse=True)
-        pattern = Regex("|".join(_escape(token) for token in longest_first))
-        backend.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
-        backend.decoder = decoders.Fuse()
-        backend.add_special_tokens(special)
-        _check_covered(backend, init.tokens, texts)
-    else:
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=init.vocab_size,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        with Work("learning the vocabulary"):
-            backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
-        model_max_length=init.max_position_embeddings,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _check_covered(backend: Tokenizer, tokens: Sequence[str], texts: Iterable[str]) -> None:
-    known = {*tokens, EOS_TOKEN, PAD_TOKEN}
-    unknown = {piece for text in texts for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)} - known
-    if unknown:
-        shown = ", ".join(repr(piece) for piece in sorted(unknown)[:_SHOWN_UNKNOWN])
-        raise RlhfctlError(
-            f"the demonstrations hold text that no token stands for: {shown}",
-            where="model.init.tokens",
-            fix="add these to the tokens (white space too is text), or leave `tokens` out to learn a vocabulary",
-        )
-
-
-def _escape(token: str) -> str:
-    return "".join(
-        f"\\{char}" if not char.isalnum() and char.isascii() and not char.isspace() else char for char in token
-    )
-
-
-def load_tokenizer(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever the tokenizers library makes of a broken file
-        raise _cannot_load(path, "tokenizer", error) from error
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what turns text into ids: vocabulary, merges, normaliser and special tokens; not the chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        state.pop("padding", None)  # set and unset by use, not part of the tokenizer's identity
-        state.pop("truncation", None)
-    else:
-        state = sorted(tokenizer.get_vocab().items())
-    special = {
-        name: str(token)
-        for name, token in sorted(tokenizer.special_tokens_map.items())
-        if name != "additional_special_tokens"
-    }
-    return fs.hash_json({"tokenizer": state, "special": special})
-
-
-def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Hash of the chat template, or None without one."""
-    template = tokenizer.chat_template
-    return None if template is None else fs.hash_json(template)
 
 
 # ---------------------------------------------------------------- models
@@ -197,149 +92,15 @@ def build_model(
     """A causal language model with new weights, drawn from `seed`."""
     config = new_config(init, tokenizer)
     set_seed(seed)
-    with Work("making new weights"), _loadable(init.architecture, "model", attn_implementation):
+    with Work("making new weights"), loading.loadable(init.architecture, "model", attn_implementation):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     set_token_ids(model, tokenizer)
     return model
 
 
-def load_config(section: Model) -> PretrainedConfig:
-    """The configuration of the recipe's pretrained model, without its weights."""
-    assert section.path is not None
-    try:
-        return AutoConfig.from_pretrained(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(section.path, "model", error) from error
-
-
-def loading(section: Model) -> dict[str, Any]:
-    """How the recipe has models loaded, wherever they come from: what the functions below take."""
-    return {
-        "dtype": torch_dtype(section.dtype),
-        "trust_remote_code": section.trust_remote_code,
-        "attn_implementation": section.attn_implementation,
-    }
-
-
-def load_causal_lm(
-    path: str,
-    *,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-    quantization: str | None = None,
-) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None.
-
-    A folder that lacks weights is refused: transformers would draw new ones and go on.
-    """
-    model, missing = _pretrained(
-        AutoModelForCausalLM,
-        path,
-        "model",
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-        **_quantized(quantization, dtype),
-    )
-    if missing:
-        raise RlhfctlError(
-            f"the model lacks the weights {_some(missing)}: random ones would stand in for them",
-            where=path,
-            fix="name a folder saved from a whole causal language model",
-        )
-    return model
-
-
-@contextlib.contextmanager
-def _loadable(path: str, what: str, attn_implementation: str | None) -> Iterator[None]:
-    """RlhfctlError, in place of what transformers raises, where `path` is no such model or has no such attention."""
-    if attn_implementation == "flash_attention_2":
-        _check_flash_attention()
-    try:
-        yield
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
-            first = str(error).strip().split(". ")[0]
-            if "attention" in first.lower():
-                raise RlhfctlError(
-                    f"the {what} cannot have this attention: {first}",
-                    where="model.attn_implementation",
-                    fix="use another one, or null for the architecture's own",
-                ) from error
-        raise _cannot_load(path, what, error) from error
-
-
-def _check_flash_attention() -> None:
-    if find_spec("flash_attn") is None:
-        raise RlhfctlError(
-            "flash-attn is not installed",
-            where="model.attn_implementation",
-            fix="pip install flash-attn --no-build-isolation, or use sdpa",
-        )
-    if device().type != "cuda":
-        raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
-
-
-def _pretrained(
-    auto: Any, path: str, what: str, *, attn_implementation: str | None, **options: Any
-) -> tuple[PreTrainedModel, list[str]]:
-    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded."""
-    with Work(f"loading {path}"), _loadable(path, what, attn_implementation):
-        model, info = auto.from_pretrained(
-            path,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            attn_implementation=attn_implementation,
-            **options,
-        )
-    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in info["mismatched_keys"]]:
-        heads = what == "reward model" and all(name.startswith("score.") for name in other)
-        raise RlhfctlError(
-            f"weights of the {what} have another shape than {'one score needs' if heads else 'its config.json says'}: "
-            + _some(sorted(other)),
-            where=path,
-            fix="name a model with a single output"
-            if heads
-            else "put the config.json back that belongs to these weights, or fetch the model again",
-        )
-    return model, sorted(info["missing_keys"])
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN_WEIGHTS
-    return ", ".join(names[:_SHOWN_WEIGHTS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What from_pretrained needs to hold linear layers in 8 or 4 bits (NF4, Dettmers et al. 2023); heads stay whole."""
-    if quantization is None:
-        return {}
-    if find_spec("bitsandbytes") is None:
-        raise RlhfctlError(
-            "bitsandbytes is not installed", where="model.quantization", fix="pip install 'rlhfctl[quantization]'"
-        )
-    four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if quantization == "8bit"
-        else BitsAndBytesConfig(load_in_4bit=True, **four_bits)
-    )
-    return {"quantization_config": config, "device_map": {"": device()}}
-
-
-def is_quantized(model: Any) -> bool:
-    return bool(getattr(model, "is_quantized", False))
-
-
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """`model` where it computes; a quantized one was loaded there."""
-    return model if is_quantized(model) else model.to(device())
+    return model if loading.is_quantized(model) else model.to(loading.device())
 
 
 @contextlib.contextmanager
@@ -371,38 +132,7 @@ def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     for name in vars(base).keys() - vars(model).keys():
         setattr(model, name, getattr(base, name))
     model.requires_grad_(False)
-    return _with_wide_head(model).eval()
-
-
-def load_scorer(
-    path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
-) -> PreTrainedModel:
-    """A sequence-classification model with one output from a folder or Hub id.
-
-    A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
-    """
-    model, missing = _pretrained(
-        AutoModelForSequenceClassification,
-        path,
-        "reward model",
-        dtype=dtype,
-        num_labels=1,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
-    if missing:
-        raise HandoffError(
-            f"the reward model lacks the weights {_some(missing)}: its scores would be noise",
-            where=path,
-            fix="name a folder saved from a sequence-classification model with its head",
-        )
-    if not isinstance(getattr(model, "score", None), nn.Module):
-        raise HandoffError(
-            f"{type(model).__name__} has no scalar head on its last token, where scores are read",
-            where=path,
-            fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
-        )
-    return model
+    return loading.with_wide_head(model).eval()
 
 
 def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> PreTrainedModel:
@@ -418,79 +148,7 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     getattr(model, model.base_model_prefix).load_state_dict(backbone)
     if zero_head:
         torch.nn.init.zeros_(model.score.weight)
-    return _with_wide_head(model).to(base.device)
-
-
-def _with_wide_head(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with its scalar head in float32: in 16 bits small steps are rounded away, and gradients' squares to 0."""
-    if model.score.weight.dtype.itemsize < 4:
-        model.score.float()
-        model.score.register_forward_pre_hook(_as_the_head)
-    return model
-
-
-def _as_the_head(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (given[0].to(head.weight.dtype), *given[1:])
-
-
-def _cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
-    reason = str(error).strip().splitlines()[0].rstrip() if str(error).strip() else type(error).__name__
-    fix = "name a Hugging Face model folder or a Hub id that can be reached"
-    names = {file.name for file in Path(path).iterdir()} if Path(path).is_dir() else set()
-    if names and (broken := _broken_file(Path(path))):
-        reason, fix = broken, "fetch or save the folder again"
-    elif "trust_remote_code" in str(error):
-        reason = "it needs code that comes with it, and such code is not run unasked"
-        fix = "read that code; if you trust it, set model.trust_remote_code: true"
-    elif names and not names & {"config.json", "adapter_config.json"}:
-        reason = "the folder holds no config.json: it is not a model folder"
-    elif what == "tokenizer" and names and not any(name.startswith(_VOCABULARIES) for name in names):
-        reason = "the folder holds no tokenizer"
-        fix = "save the model's tokenizer there, too: tokenizer.save_pretrained(FOLDER)"
-    elif what != "tokenizer" and names and not any(name.endswith(".safetensors") for name in names):
-        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-        reason = "the folder holds no weights (model.safetensors)"
-        fix = "fetch or save the model again"
-        if pickled:
-            reason = f"its weights are pickled ({pickled[0]}), and reading a pickle can run any code"
-            fix = "convert a model that you trust: load it with transformers and save it with save_pretrained(FOLDER)"
-    elif names and not isinstance(error, ImportError):
-        fix = "fetch or save the folder again; where it is newer than the installed transformers, upgrade that"
-    return RlhfctlError(f"the {what} cannot be loaded: {reason}", where=path, fix=fix)
-
-
-def _broken_file(folder: Path) -> str | None:
-    """Which file of a model folder is not whole; what the libraries say of one rarely names it."""
-    for file in sorted(folder.iterdir()):
-        try:
-            if file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-            elif file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
-        except (ValueError, OSError, SafetensorError) as error:
-            return f"{file.name} is not whole: {error}"
-    return None
-
-
-def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the recipe's `model`, with its template; a pad token is added with the weights."""
-    if section.init is not None:
-        tokenizer = train_tokenizer(section.init, texts)
-    else:
-        assert section.path is not None
-        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
-    if section.chat_template is not None:
-        is_file = section.chat_template.endswith((".jinja", ".j2"))
-        text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
-        tokenizer.chat_template = text
-    if tokenizer.eos_token_id is None:
-        raise RlhfctlError(
-            "the tokenizer has no end-of-sequence token, so responses could never end",
-            where=section.path,
-            fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
-        )
-    return tokenizer
+    return loading.with_wide_head(model).to(base.device)
 
 
 def base_from_recipe(
@@ -500,13 +158,13 @@ def base_from_recipe(
 
     Returns the model, its tokenizer and sentences about what had to be added.
     """
-    tokenizer = tokenizer_from_recipe(section, texts)
+    tokenizer = tokenizing.tokenizer_from_recipe(section, texts)
     if section.init is not None:
         how = section.attn_implementation
         model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
-        model = load_causal_lm(
+        model = loading.load_causal_lm(
             section.path,
             dtype=dtype,
             revision=section.revision,
@@ -526,8 +184,8 @@ def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     notes: list[str] = []
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        notes.append(f"the tokenizer {was}; it got {PAD_TOKEN} (id {tokenizer.pad_token_id})")
+        tokenizer.add_special_tokens({"pad_token": tokenizing.PAD_TOKEN})
+        notes.append(f"the tokenizer {was}; it got {tokenizing.PAD_TOKEN} (id {tokenizer.pad_token_id})")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         # The mean of the other rows: as likely as any at first, and masked out of every sampled distribution anyway.
@@ -677,7 +335,7 @@ def _misfit(error: Exception) -> str:
 
 def merged(model: PeftModel) -> PreTrainedModel:
     """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
-    assert not is_quantized(model.get_base_model())
+    assert not loading.is_quantized(model.get_base_model())
     with Work("merging the adapter"):
         return model.merge_and_unload()
 
@@ -685,17 +343,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
     model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The tokenizer without the padding and truncation that its last use left in it."""
-    copied = copy.deepcopy(tokenizer)
-    backend = getattr(copied, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_padding()
-        backend.no_truncation()
-    copied.save_pretrained(folder)
+    tokenizing.save_tokenizer(tokenizer, folder)
 
 
 def save_weights(model: Any, folder: Path) -> None:
@@ -725,20 +373,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters())
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a recipe's name for it."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from rlhfctl.errors import EngineError, Problem, RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
-from rlhfctl.training import checkpoints, models, ppo_math
+from rlhfctl.training import checkpoints, loading, ppo_math
 from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
@@ -129,7 +129,7 @@ class PpoLoop:
         )
         policy_dtype = next(iter(self.trained.values())).dtype
         narrow = min(roles.policy.head.weight.dtype.itemsize, policy_dtype.itemsize) < 4
-        self.low_precision = section.bf16 or narrow or models.is_quantized(roles.policy.model)
+        self.low_precision = section.bf16 or narrow or loading.is_quantized(roles.policy.model)
         self.recomputes = self.low_precision  # the sampled log-probabilities, by the update's own forward
         self.done = 0  # updates
         self.attempt = 0  # how often training went back: the noise is drawn anew each time

@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.training import models
+from rlhfctl.training import models, tokenizing
 from rlhfctl.training.models import PAD_LOGIT
 from rlhfctl.training.ppo_math import entropy
 from rlhfctl.training.sequences import Sequences, hidden_states
@@ -254,7 +254,7 @@ class AdapterScorer(nn.Module):
         """As a SEQ_CLS adapter with its head, which plain peft loads onto base*."""
         language_model = self.backbone.shared
         save_scorer_adapter(language_model.model, str(language_model.adapter), self.score, folder, base)
-        models.save_tokenizer(tokenizer, folder)
+        tokenizing.save_tokenizer(tokenizer, folder)
 
 
 class _Backbone(nn.Module):

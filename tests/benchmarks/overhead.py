@@ -29,14 +29,14 @@ def bare_sft(folder: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.training import models
+    from rlhfctl.training import loading, models, tokenizing
     from rlhfctl.world import reviews
 
     recipe = load_recipe(RECIPE).recipe
     assert recipe.sft is not None and recipe.data.demonstrations is not None and recipe.model.init is not None
     rows = reviews.demonstrations(recipe.data.demonstrations.rows or 0, recipe.seed)
-    tokenizer = models.train_tokenizer(recipe.model.init, (row["prompt"] + row["completion"] for row in rows))
-    model = models.build_model(recipe.model.init, tokenizer, seed=0, dtype=models.torch_dtype("float32"))
+    tokenizer = tokenizing.train_tokenizer(recipe.model.init, (row["prompt"] + row["completion"] for row in rows))
+    model = models.build_model(recipe.model.init, tokenizer, seed=0, dtype=loading.torch_dtype("float32"))
     config = SFTConfig(
         output_dir=str(folder / "work"),
         bf16=False,

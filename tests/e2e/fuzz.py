@@ -652,10 +652,10 @@ def fuzz(
 def write_scorer(project: Path) -> None:
     import torch
 
-    from rlhfctl.training import models
+    from rlhfctl.training import loading, models, tokenizing
 
-    base = models.load_causal_lm(str(project / "model"), dtype=torch.float32)
-    tokenizer = models.load_tokenizer(str(project / "model"))
+    base = loading.load_causal_lm(str(project / "model"), dtype=torch.float32)
+    tokenizer = tokenizing.load_tokenizer(str(project / "model"))
     models.save_model(models.scorer_on(base, seed=1), tokenizer, project / "scorer")
 
 

@@ -25,7 +25,7 @@ from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import DataError
 from rlhfctl.events import Event, Note, StageStarted
 from rlhfctl.stages import reward, sft
-from rlhfctl.training import models
+from rlhfctl.training import tokenizing
 from tests.e2e import families
 from tests.e2e.families import CHAT, FAMILIES
 from tests.e2e.test_families import RECIPE, prepare, run_all, traces
@@ -266,7 +266,7 @@ class Seen:
     asked_of_hub: list[Any]
 
     def read(self, ids: list[int]) -> str:
-        return str(models.load_tokenizer(str(self.run / "sft" / "model")).decode(ids))
+        return str(tokenizing.load_tokenizer(str(self.run / "sft" / "model")).decode(ids))
 
 
 @pytest.fixture(scope="module", params=CASES)

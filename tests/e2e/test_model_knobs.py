@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlhfctl.errors import HandoffError, RecipeError, RlhfctlError
 from rlhfctl.events import Event, Metrics
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 from rlhfctl.training.ppo_loop import AGREEMENT
 from tests.e2e import families
 from tests.e2e.families import FAMILIES
@@ -35,7 +35,7 @@ def ready_reward_model(folder: Path) -> None:
     to = folder / "ready"
     torch.manual_seed(1)
     AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=1).save_pretrained(to)
-    models.load_tokenizer(str(folder / "base")).save_pretrained(to)
+    tokenizing.load_tokenizer(str(folder / "base")).save_pretrained(to)
     name_reward_model(folder, to)
 
 
@@ -85,12 +85,12 @@ def test_an_attention_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyt
         run_all(tmp_path, *overrides, "model.attn_implementation=sdpa", until="sft")
     assert caught.value.where == "model.attn_implementation"
     flash = ("model.attn_implementation=flash_attention_2", "model.dtype=bfloat16")
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(RlhfctlError, match="flash-attn is not installed") as caught:
         run_all(tmp_path, *overrides, *flash, until="sft")
     assert caught.value.where == "model.attn_implementation" and "sdpa" in str(caught.value.fix)
-    monkeypatch.setattr(models, "find_spec", lambda name: name)
-    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
+    monkeypatch.setattr(loading, "device", lambda: torch.device("cpu"))
     with pytest.raises(RlhfctlError, match="flash_attention_2 needs a GPU"):
         run_all(tmp_path, *overrides, *flash, until="sft")
     with pytest.raises(RecipeError, match="flash_attention_2 computes in 16 bits"):
@@ -100,13 +100,13 @@ def test_an_attention_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_every_way_to_load_a_model_takes_the_attention(name: str, tmp_path: Path) -> None:
     folder = families.write(FAMILIES[name], tmp_path / "base")
-    policy = models.load_causal_lm(str(folder), dtype=torch.float32, attn_implementation="eager")
+    policy = loading.load_causal_lm(str(folder), dtype=torch.float32, attn_implementation="eager")
     scorer = models.scorer_on(policy, seed=0)
     scorer.save_pretrained(tmp_path / "scorer")
-    loaded = models.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32, attn_implementation="eager")
+    loaded = loading.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32, attn_implementation="eager")
     for model in (policy, scorer, loaded, models.copy_frozen(loaded)):
         assert model.config._attn_implementation == models.backbone(model).config._attn_implementation == "eager"
-    plain = models.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32)
+    plain = loading.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32)
     assert plain.config._attn_implementation == "sdpa"
     assert models.score_rows(plain, [[7, 8, 9], [10]], 0) == pytest.approx(
         models.score_rows(loaded, [[7, 8, 9], [10]], 0), abs=1e-4
@@ -159,7 +159,7 @@ def test_gradient_checkpointing_recomputes_in_every_stage_and_changes_no_weight(
 
 @pytest.mark.parametrize(("dtype", "name"), [("bfloat16", "mistral"), ("float16", "qwen3")])
 def test_a_run_in_half_the_bits_is_so_to_the_end(dtype: str, name: str, tmp_path: Path) -> None:
-    kind, overrides = models.torch_dtype(dtype), prepare(FAMILIES[name], tmp_path)
+    kind, overrides = loading.torch_dtype(dtype), prepare(FAMILIES[name], tmp_path)
     first, second = updates(run_all(tmp_path, *overrides, f"model.dtype={dtype}"))
     # The numbers of sampling are shown to be those of the update, within rounding, and then computed again.
     assert 0.0 < first["rollout_gap"] < 0.1 and 0.0 < second["rollout_gap"] < 0.1
@@ -180,7 +180,7 @@ def test_a_run_in_half_the_bits_is_so_to_the_end(dtype: str, name: str, tmp_path
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_head_learns_small_steps_whatever_the_format_of_the_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = families.write(FAMILIES["llama"], tmp_path / "base")
-    scorer = models.scorer_on(models.load_causal_lm(str(folder), dtype=dtype), seed=0)
+    scorer = models.scorer_on(loading.load_causal_lm(str(folder), dtype=dtype), seed=0)
     assert scorer.dtype == dtype and scorer.score.weight.dtype == torch.float32
     before = scorer.score.weight.detach().clone()
     optimizer = torch.optim.AdamW([scorer.score.weight], lr=1e-6, weight_decay=0.0)
@@ -227,13 +227,13 @@ def test_a_reward_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = AutoConfig.for_model("bert", **shape, vocab_size=300, num_labels=1)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "bert")
-    models.load_tokenizer(str(tmp_path / "base")).save_pretrained(tmp_path / "bert")
+    tokenizing.load_tokenizer(str(tmp_path / "base")).save_pretrained(tmp_path / "bert")
     with pytest.raises(HandoffError, match="BertForSequenceClassification has no scalar head on its last token"):
-        models.load_scorer(str(tmp_path / "bert"), dtype=torch.float32)
+        loading.load_scorer(str(tmp_path / "bert"), dtype=torch.float32)
     config = AutoConfig.for_model("llama", **FAMILIES["llama"].config, vocab_size=300, num_labels=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "two")
     with pytest.raises(RlhfctlError, match="a head has more than one output"):
-        models.load_scorer(str(tmp_path / "two"), dtype=torch.float32)
+        loading.load_scorer(str(tmp_path / "two"), dtype=torch.float32)
 
 
 def test_a_reward_model_with_a_tokenizer_of_its_own_scores_in_the_comparison_too(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_reward_model_with_a_tokenizer_of_its_own_scores_in_the_comparison_too
     name_reward_model(tmp_path, theirs)
     run_all(tmp_path, *overrides)
     rows = [json.loads(line) for line in (tmp_path / "run" / "compare" / "samples.jsonl").read_text().splitlines()]
-    tokenizer = models.load_tokenizer(str(theirs))
+    tokenizer = tokenizing.load_tokenizer(str(theirs))
     for row in rows[:4]:
         ids = [*tokenizer(row["prompt"] + row["policy"])["input_ids"], tokenizer.eos_token_id]
         with torch.no_grad():

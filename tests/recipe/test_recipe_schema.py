@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.recipe.load import dump_recipe, load_recipe
-from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe, _sections, field_at
+from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe
+from rlhfctl.recipe.words import field_at, sections
 
 INIT: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 DATA = {name: {"source": "builtin:reviews", "rows": 1200} for name in ("preferences", "prompts")}
@@ -314,7 +315,7 @@ def test_recipes_made_in_python_are_held_to_the_same_rules() -> None:
 
 def test_every_key_is_described_in_one_sentence() -> None:
     count = 0
-    for section, names in _sections():
+    for section, names in sections():
         for name in names:
             if (section, name) == ("", "extends"):
                 continue

@@ -186,7 +186,7 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
 ) -> None:
     from rlhfctl.rewards import Episode
     from rlhfctl.rewards.model import ModelReward
-    from rlhfctl.training import models
+    from rlhfctl.training import loading, models, tokenizing
     from rlhfctl.training.encoding import Encoder
 
     policy, reference, _ = samples
@@ -208,8 +208,8 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     assert any(event["event"] == "warning" and warning in event["message"] for event in events)
     # The score is the head's at the end of prompt + response, end token included, as in training.
     probe = load_artifact(run / "reward")
-    base = models.load_causal_lm(str(run / "sft" / "model"), dtype=models.torch_dtype("float32"))
-    tokenizer = models.load_tokenizer(str(run / "sft" / "model"))
+    base = loading.load_causal_lm(str(run / "sft" / "model"), dtype=loading.torch_dtype("float32"))
+    tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     scorer = models.merged(models.load_adapter(models.scorer_on(base, seed=9), probe.part("adapter")))
     row = json.loads((run / "compare" / "samples.jsonl").read_text().splitlines()[0])
     ids, response = Encoder(tokenizer).pair(row["prompt"], row["policy"])
@@ -281,9 +281,9 @@ def test_a_prompt_that_one_side_has_no_room_for_is_left_out_for_both(tiny_run: P
     import torch
 
     from rlhfctl.recipe.schema import Init
-    from rlhfctl.training import models
+    from rlhfctl.training import models, tokenizing
 
-    tokenizer = models.load_tokenizer(str(tiny_run / "sft" / "model"))
+    tokenizer = tokenizing.load_tokenizer(str(tiny_run / "sft" / "model"))
     lengths = sorted(len(tokenizer(row["prompt"])["input_ids"]) for row in reviews.prompts(60, 0))
     context = lengths[len(lengths) // 2] + 12  # half of the prompts fit beside 12 tokens
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=context)

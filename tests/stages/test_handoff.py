@@ -19,7 +19,7 @@ from rlhfctl.events import Event, Note
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 
 FLOAT = torch.float32
 
@@ -56,7 +56,7 @@ def nudge(weights: Path, by: float = 0.05) -> None:
 
 
 def tokenizer_of(run: Path) -> Any:
-    return models.load_tokenizer(str(run / "sft" / "model"))
+    return tokenizing.load_tokenizer(str(run / "sft" / "model"))
 
 
 # ---------------------------------------------------------------- base*
@@ -74,7 +74,7 @@ def test_what_was_saved_is_what_is_loaded(run: Path) -> None:
 
 def test_an_altered_weight_file_is_refused_before_it_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nudge(run / "sft" / "model" / "model.safetensors")
-    monkeypatch.setattr(models, "load_causal_lm", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(loading, "load_causal_lm", lambda *a, **k: pytest.fail("weights were loaded"))
     with pytest.raises(HandoffError) as caught:
         handoff.load_base(context(run), source(run / "sft"))
     assert "model/model.safetensors was altered" in caught.value.what
@@ -100,7 +100,7 @@ def test_a_tokenizer_changed_after_training_is_refused(run: Path) -> None:
     folder = run / "sft" / "model"
     tokenizer = tokenizer_of(run)
     tokenizer.add_tokens(["<|new|>"])
-    models.save_tokenizer(tokenizer, folder)
+    tokenizing.save_tokenizer(tokenizer, folder)
     with pytest.raises(HandoffError, match="altered after its stage finished"):
         handoff.load_base(context(run), source(run / "sft"))
     rerecord(run / "sft")
@@ -173,7 +173,7 @@ def test_a_stage_without_a_head_is_no_reward_model(run: Path) -> None:
 
 
 def foreign_scorer(run: Path, folder: Path) -> Path:
-    base = models.load_causal_lm(str(run / "sft" / "model"), dtype=FLOAT)
+    base = loading.load_causal_lm(str(run / "sft" / "model"), dtype=FLOAT)
     models.save_model(models.scorer_on(base, seed=4), tokenizer_of(run), folder)
     return folder
 
@@ -187,7 +187,7 @@ def test_a_plain_reward_folder_notes_what_was_not_checked(run: Path, tmp_path: P
     folder, ctx, tokenizer = foreign_scorer(run, tmp_path / "scorer"), context(run), tokenizer_of(run)
     model = handoff.load_reward_model(ctx, source(folder, "reward"), tokenizer)
     rows = [[5, 6, 7], [8, 9]]
-    own = models.load_scorer(str(folder), dtype=FLOAT)
+    own = loading.load_scorer(str(folder), dtype=FLOAT)
     pad = tokenizer.pad_token_id
     assert models.score_rows(model, rows, pad) == models.score_rows(own, rows, pad)
     assert [note for note in ctx.notes if "has no manifest" in note and "could not be checked" in note]
@@ -212,7 +212,7 @@ def test_a_plain_policy_folder_notes_what_was_not_checked(run: Path) -> None:
 
 def test_a_plain_policy_without_pad_gets_one(tmp_path: Path, run: Path) -> None:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.pad_token = tokenizer.eos_token
     models.save_model(models.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "plain")
     ctx = context(run)
@@ -240,7 +240,7 @@ def test_an_adapters_own_tokenizer_comes_with_it(run: Path, tmp_path: Path) -> N
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tokenizer = tokenizer_of(run)
     tokenizer.chat_template = "{{ messages }}"
-    models.save_tokenizer(tokenizer, folder)
+    tokenizing.save_tokenizer(tokenizer, folder)
     assert handoff.load_policy(context(run), source(folder)).tokenizer.chat_template == "{{ messages }}"
 
 
@@ -253,7 +253,7 @@ def test_an_adapter_that_names_no_base_is_refused(run: Path) -> None:
 
 def test_an_adapter_of_another_shape_is_refused(run: Path, tmp_path: Path) -> None:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     models.save_model(models.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "small")
     file = run / "ppo" / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "small")}
@@ -299,7 +299,7 @@ def test_an_adapter_on_an_adapter_is_loaded_through_both(run: Path, tmp_path: Pa
     expected = models.score_rows(scorer, rows, pad)
     folder = run / "again" / "adapter"
     models.save_adapter(scorer, folder, base=recorded, head=True)
-    models.save_tokenizer(policy.tokenizer, folder)
+    tokenizing.save_tokenizer(policy.tokenizer, folder)
     loaded = handoff.load_reward_model(ctx, source(folder, "reward"), policy.tokenizer)
     assert models.score_rows(loaded, rows, pad) == pytest.approx(expected, abs=1e-5)
 

@@ -24,7 +24,7 @@ from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models
+from rlhfctl.training import models, tokenizing
 from rlhfctl.training.encoding import Encoder
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
@@ -93,7 +93,7 @@ def critic_scores(run: Path) -> list[float]:
 
 
 def reward_scores(run: Path) -> list[float]:
-    tokenizer = models.load_tokenizer(str(run / "sft" / "model"))
+    tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     source = Source.of(load_artifact(run / "reward"))
     return models.score_rows(handoff.load_reward_model(context(run), source, tokenizer), ROWS, tokenizer.pad_token_id)
 
@@ -205,8 +205,8 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Pat
     made = artifact(run)
     assert any("a tokenizer of its own" in note for note in made.manifest.notes)
     records = [json.loads(line) for line in (run / "ppo" / "traces" / "update-000001.jsonl").read_text().splitlines()]
-    theirs = models.load_tokenizer(str(other / "reward" / "adapter"))
-    ours = models.load_tokenizer(str(run / "sft" / "model"))
+    theirs = tokenizing.load_tokenizer(str(other / "reward" / "adapter"))
+    ours = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     assert len(theirs) < len(ours)
     scorer = handoff.load_reward_model(context(other), resolve_source(given["reward"], "reward"), theirs)
     rows = []

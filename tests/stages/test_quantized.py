@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.training import models
+from rlhfctl.training import loading, models
 from tests.conftest import TINY, Cli
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -81,15 +81,15 @@ def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
     quantization: str, kind: str, tiny_run: Path
 ) -> None:
     folder = str(tiny_run / "sft" / "model")
-    plain = models.load_causal_lm(folder, dtype=torch.float32)
-    model = models.load_causal_lm(folder, dtype=torch.float32, quantization=quantization)
-    assert models.is_quantized(model) and not models.is_quantized(plain)
+    plain = loading.load_causal_lm(folder, dtype=torch.float32)
+    model = loading.load_causal_lm(folder, dtype=torch.float32, quantization=quantization)
+    assert loading.is_quantized(model) and not loading.is_quantized(plain)
     assert models.to_device(model) is model
     assert type(model.model.layers[0].mlp.up_proj).__name__ == kind
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
     scorer, same, other = (models.scorer_around(model, seed=seed) for seed in (3, 3, 4))
-    assert scorer.model is model.model and models.is_quantized(scorer)  # one backbone, loaded once
+    assert scorer.model is model.model and loading.is_quantized(scorer)  # one backbone, loaded once
     assert type(scorer.model.layers[0].mlp.up_proj).__name__ == kind and type(scorer.score).__name__ == "Linear"
     assert not [name for name, parameter in scorer.named_parameters() if parameter.is_meta]
     assert torch.equal(scorer.score.weight, same.score.weight)
@@ -97,9 +97,9 @@ def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
 
 
 def test_without_bitsandbytes_it_says_what_to_install(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(RlhfctlError, match="bitsandbytes is not installed") as caught:
-        models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32, quantization="4bit")
+        loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32, quantization="4bit")
     assert caught.value.where == "model.quantization" and "rlhfctl[quantization]" in str(caught.value.fix)
 
 

@@ -17,7 +17,7 @@ from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.tools import bench
 from rlhfctl.tools.bench import Matrices, useful_flops
-from rlhfctl.training import models, ppo_trl, rollout
+from rlhfctl.training import models, ppo_trl, rollout, tokenizing
 
 CONTRACT = ("episodes_per_s", "peak_rss_mb", "rollout_s", "score_s", "update_s", "flops_utilisation")
 
@@ -94,7 +94,7 @@ def test_useful_flops_by_hand() -> None:
 def small_model(**changes: object) -> tuple[models.PreTrainedModel, models.PreTrainedTokenizerBase]:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     init = Init(**{**sizes, "tokens": [f"w{index} " for index in range(198)], **changes})
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     return models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer
 
 

@@ -19,7 +19,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 from rlhfctl.tools.export import export
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 
 VARIANTS = {
     "sft": ("sft", False),
@@ -71,7 +71,7 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LoRA on a base that pads with end-of-sequence, under a template whose turns end in a token of its own."""
     folder = tmp_path_factory.mktemp("chat")
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300, max_position_embeddings=96)
-    tokenizer = models.train_tokenizer(init, ["ask me something", "user assistant"])
+    tokenizer = tokenizing.train_tokenizer(init, ["ask me something", "user assistant"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.pad_token = tokenizer.eos_token
     models.save_model(models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, folder / "base")
@@ -123,13 +123,13 @@ def test_the_snippet_gives_the_recorded_numbers(
     expected = flat(kept["scores" if stage == "reward" else "logprobs"])
     assert len(set(expected)) > 1
     assert got["numbers"] == pytest.approx(expected, abs=1e-5)
-    own = models.load_tokenizer(str(run / "sft" / "model"))
+    own = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     assert (got["pad"], got["eos"]) == (own.pad_token_id, own.eos_token_id)
     assert stage == "reward" or got["ends"] == own.eos_token_id
     for folder in (to, to / "base") if adapter else (to,):
-        theirs = models.load_tokenizer(str(folder))
-        assert models.tokenizer_fingerprint(theirs) == models.tokenizer_fingerprint(own)
-        assert models.template_fingerprint(theirs) == models.template_fingerprint(own)
+        theirs = tokenizing.load_tokenizer(str(folder))
+        assert tokenizing.tokenizer_fingerprint(theirs) == tokenizing.tokenizer_fingerprint(own)
+        assert tokenizing.template_fingerprint(theirs) == tokenizing.template_fingerprint(own)
     manifest = json.loads((run / stage / "manifest.json").read_text())
     assert manifest["fingerprint"] in (to / "README.md").read_text()
 
@@ -138,8 +138,8 @@ def test_the_snippet_gives_the_recorded_numbers(
 def test_an_adapter_carries_its_base(tiny_run: Path, exported: dict[str, Any], name: str) -> None:
     to = exported["folders"][name]
     assert json.loads((to / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
-    ours = models.load_causal_lm(str(to / "base"), dtype=torch.float32).state_dict()
-    base = models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32).state_dict()
+    ours = loading.load_causal_lm(str(to / "base"), dtype=torch.float32).state_dict()
+    base = loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32).state_dict()
     assert ours.keys() == base.keys()
     assert all(torch.equal(ours[key], base[key]) for key in base)
     assert not (exported["folders"][name.partition("-")[0]] / "adapter_config.json").exists()
@@ -147,20 +147,20 @@ def test_an_adapter_carries_its_base(tiny_run: Path, exported: dict[str, Any], n
 
 def test_the_chat_base_ends_turns_with_its_template(chat_run: Path) -> None:
     """Else the variant above would show nothing."""
-    tokenizer = models.load_tokenizer(str(chat_run / "sft" / "model"))
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", models.PAD_TOKEN)
+    tokenizer = tokenizing.load_tokenizer(str(chat_run / "sft" / "model"))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", tokenizing.PAD_TOKEN)
 
 
 def test_the_critic_is_exported_as_it_was_trained(tiny_run: Path, exported: dict[str, Any]) -> None:
     rows = json.loads((tiny_run / "ppo" / "probes.json").read_text())["rows"]
-    pad = models.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
-    base = models.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32)
+    pad = tokenizing.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
+    base = loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32)
     trained = models.load_adapter(models.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
     expected = models.score_rows(trained, rows, pad)
     assert exported["results"]["critic"]["numbers"] == pytest.approx(expected, abs=1e-5)
     assert exported["results"]["critic-adapter"]["numbers"] == pytest.approx(expected, abs=1e-5)
     # It has moved from the reward model that it began as, so the two are not mixed up.
-    reward = models.load_scorer(str(exported["folders"]["reward"]), dtype=torch.float32)
+    reward = loading.load_scorer(str(exported["folders"]["reward"]), dtype=torch.float32)
     assert models.score_rows(reward, rows, pad) != pytest.approx(expected, abs=1e-4)
 
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from rlhfctl.cli import app
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.recipe.schema import Recipe, _sections, field_at
+from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.shipped import shipped_recipes
+from rlhfctl.recipe.words import field_at, sections
 from rlhfctl.tools import reference, schema
 
 SHIPPED = ROOT / "recipes" / "recipe.schema.json"
@@ -149,7 +150,7 @@ def described(rule: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[
 def test_every_key_is_there_with_its_description() -> None:
     listed = dict(described(MADE))
     assert listed.pop(("extends",))
-    expected = {(*at.split("."), name) if at else (name,) for at, names in _sections() for name in names}
+    expected = {(*at.split("."), name) if at else (name,) for at, names in sections() for name in names}
     assert listed.keys() == expected - {("extends",)}
     for key, description in listed.items():
         info = field_at(key)
@@ -197,7 +198,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_the_page_has_every_key_with_its_meaning() -> None:
     chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
     sources = ("data.demonstrations", "data.preferences", "data.prompts")
-    for at, names in _sections():
+    for at, names in sections():
         heading = {"": "The top level"}.get(at, at)
         heading = "turns" if at.endswith(".turns") else "lora" if at.endswith(".lora") else heading
         chapter = chapters[heading] + (chapters["Every data source"] if at in sources else "")

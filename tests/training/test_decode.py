@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import decode, models, rollout
+from rlhfctl.training import decode, rollout, tokenizing
 from rlhfctl.training.decode import Decoder
 from rlhfctl.training.roles import LanguageModel
 
@@ -74,7 +74,7 @@ def adapted(model: Any, **more: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return models.train_tokenizer(
+    return tokenizing.train_tokenizer(
         Init(tokens=list("abcdefgh"), hidden_size=16, num_hidden_layers=1, num_attention_heads=1), []
     )
 

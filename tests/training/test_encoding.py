@@ -19,7 +19,7 @@ from rlhfctl.training.encoding import (
     require_template,
     texts_of,
 )
-from rlhfctl.training.models import EOS_TOKEN, train_tokenizer
+from rlhfctl.training.tokenizing import EOS_TOKEN, train_tokenizer
 from rlhfctl.world import reviews
 
 CHATML = (

@@ -19,8 +19,9 @@ from trl import RewardConfig, SFTConfig, SFTTrainer
 
 from rlhfctl.errors import RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
-from rlhfctl.recipe.schema import Init, describe
-from rlhfctl.training import checkpoints, hf_events, models
+from rlhfctl.recipe.schema import Init
+from rlhfctl.recipe.words import describe
+from rlhfctl.training import checkpoints, hf_events, models, tokenizing
 
 # ---------------------------------------------------------------- options under trainer:
 
@@ -145,7 +146,7 @@ def test_mixed_precision_is_for_a_gpu() -> None:
 
 def trainer(work: Path, emit: Any, **options: Any) -> SFTTrainer:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     rows = [{"input_ids": [2, 3, 2, 0], "labels": [2, 3, 2, 0]} for _ in range(8)]
     owned = hf_events.common_arguments(work, seed=0, report_to=[])
     settings = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1} | options

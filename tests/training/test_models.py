@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
-from rlhfctl.training import models
+from rlhfctl.training import loading, models, tokenizing
 
 FLOAT = torch.float32
 LORA = Lora(r=2, lora_alpha=8)
@@ -27,7 +27,7 @@ WORDS = ["a", "b", "ab", " ", "+", ".", "(", "é", "x|y", "\\d", "[", "^$", "*",
 
 def words(**changes: Any) -> tuple[Any, Any]:
     init = Init(**SMALL | {"tokens": WORDS} | changes)
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     return tokenizer, models.build_model(init, tokenizer, seed=1, dtype=FLOAT)
 
 
@@ -52,7 +52,7 @@ def logits_of(model: Any, ids: list[int]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def bpe() -> Any:
-    return models.train_tokenizer(Init(**SMALL, vocab_size=300), TEXTS)
+    return tokenizing.train_tokenizer(Init(**SMALL, vocab_size=300), TEXTS)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "Never seen: ÆØÅ 漢字 \x00 \r\n  two  spaces ", ""])
@@ -67,7 +67,7 @@ def test_bpe_learns_from_the_texts_to_the_size_asked_for(bpe: Any) -> None:
     assert (bpe.eos_token_id, bpe.pad_token_id) == (0, 1)
     text = "the lazy dog"
     assert len(bpe(text)["input_ids"]) < len(text)
-    assert models.train_tokenizer(Init(**SMALL, vocab_size=300), TEXTS).get_vocab() == bpe.get_vocab()
+    assert tokenizing.train_tokenizer(Init(**SMALL, vocab_size=300), TEXTS).get_vocab() == bpe.get_vocab()
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_fixed_tokens_are_whole_and_give_the_text_back(text: str, tokens: list[s
 def test_text_without_tokens_does_not_become_something_else() -> None:
     init = Init(**SMALL, tokens=["a", "b"])
     with pytest.raises(RlhfctlError, match="no token stands for: ' z'") as caught:
-        models.train_tokenizer(init, ["ab", "a zb"])
+        tokenizing.train_tokenizer(init, ["ab", "a zb"])
     assert caught.value.where == "model.init.tokens"
-    tokenizer = models.train_tokenizer(init, ["ab", "ba"])
+    tokenizer = tokenizing.train_tokenizer(init, ["ab", "ba"])
     with pytest.raises(Exception, match="Missing"):
         tokenizer("a z")  # not silently end-of-sequence
 
@@ -101,11 +101,11 @@ def test_text_without_tokens_does_not_become_something_else() -> None:
 def test_a_saved_tokenizer_is_the_same(tmp_path: Path, bpe: Any, fixed: bool) -> None:
     tokenizer = words()[0] if fixed else bpe
     tokenizer(["a", "ab a"], padding=True, truncation=True, max_length=3)  # leaves padding in the tokenizer
-    models.save_tokenizer(tokenizer, tmp_path)
+    tokenizing.save_tokenizer(tokenizer, tmp_path)
     written = json.loads((tmp_path / "tokenizer.json").read_text())
     assert written["padding"] is None and written["truncation"] is None
-    loaded = models.load_tokenizer(str(tmp_path))
-    assert models.tokenizer_fingerprint(loaded) == models.tokenizer_fingerprint(tokenizer)
+    loaded = tokenizing.load_tokenizer(str(tmp_path))
+    assert tokenizing.tokenizer_fingerprint(loaded) == tokenizing.tokenizer_fingerprint(tokenizer)
     assert loaded.padding_side == "left"
     text = "ab a" * 4
     assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]  # and neither padded nor cut
@@ -118,29 +118,29 @@ def test_the_fingerprint_is_of_what_turns_text_into_ids(bpe: Any) -> None:
         tokenizer = copy.deepcopy(bpe)
         for name, value in changes.items():
             setattr(tokenizer, name, value)
-        return models.tokenizer_fingerprint(tokenizer)
+        return tokenizing.tokenizer_fingerprint(tokenizer)
 
-    was = models.tokenizer_fingerprint(bpe)
+    was = tokenizing.tokenizer_fingerprint(bpe)
     used = copy.deepcopy(bpe)
     used(["a", "a b c"], padding=True, truncation=True, max_length=2)
     assert used.backend_tokenizer.padding is not None
-    assert models.tokenizer_fingerprint(used) == was
+    assert tokenizing.tokenizer_fingerprint(used) == was
     assert fingerprint(padding_side="left") == was
     assert fingerprint(chat_template="{{ messages }}") == was
     assert fingerprint(eos_token="a") != was
     grown = copy.deepcopy(bpe)
     grown.add_tokens(["<|new|>"])
-    others = models.train_tokenizer(Init(**SMALL, vocab_size=300), ["zyx wvu tsr qpo " * 9])
-    assert len({was, models.tokenizer_fingerprint(grown), models.tokenizer_fingerprint(others)}) == 3
+    others = tokenizing.train_tokenizer(Init(**SMALL, vocab_size=300), ["zyx wvu tsr qpo " * 9])
+    assert len({was, tokenizing.tokenizer_fingerprint(grown), tokenizing.tokenizer_fingerprint(others)}) == 3
 
 
 def test_the_template_has_a_fingerprint_of_its_own(bpe: Any) -> None:
     tokenizer = copy.deepcopy(bpe)
-    assert models.template_fingerprint(tokenizer) is None
+    assert tokenizing.template_fingerprint(tokenizer) is None
     tokenizer.chat_template = "{{ messages }}"
-    first = models.template_fingerprint(tokenizer)
+    first = tokenizing.template_fingerprint(tokenizer)
     tokenizer.chat_template = "{{ messages }} "
-    assert first is not None and models.template_fingerprint(tokenizer) not in (None, first)
+    assert first is not None and tokenizing.template_fingerprint(tokenizer) not in (None, first)
 
 
 # ---------------------------------------------------------------- models
@@ -150,7 +150,7 @@ def test_the_template_has_a_fingerprint_of_its_own(bpe: Any) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_each_architecture_is_built_from_the_seed(architecture: str, tied: bool) -> None:
     init = Init(**SMALL, architecture=architecture, tokens=WORDS, tie_word_embeddings=tied)
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     first, again, other = (models.build_model(init, tokenizer, seed=seed, dtype=FLOAT) for seed in (1, 1, 2))
     assert logits_of(first, [2, 3, 4]).shape == (3, len(tokenizer))
     assert first.config.num_hidden_layers == 2 and first.config.hidden_size == 16
@@ -189,7 +189,7 @@ def test_evaluating_puts_every_mode_back() -> None:
 @pytest.mark.parametrize("was", [None, "eos"])
 def test_pad_becomes_a_token_of_its_own(tied: bool, was: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, model = words(tie_word_embeddings=tied)
-    monkeypatch.setattr(models, "PAD_TOKEN", "<|another|>")  # the one this tokenizer has is a word like any to it
+    monkeypatch.setattr(tokenizing, "PAD_TOKEN", "<|another|>")  # the one this tokenizer has is a word like any to it
     tokenizer.pad_token = tokenizer.eos_token if was else None
     rows = len(tokenizer)
     before = logits_of(model, [2, 3, 4])
@@ -354,14 +354,14 @@ def test_a_folder_without_a_head_is_no_scorer(tmp_path: Path) -> None:
     tokenizer, base = words()
     models.save_model(base, tokenizer, tmp_path / "causal")
     with pytest.raises(HandoffError, match=r"lacks the weights score\.weight"):
-        models.load_scorer(str(tmp_path / "causal"), dtype=FLOAT)
+        loading.load_scorer(str(tmp_path / "causal"), dtype=FLOAT)
     scorer = models.scorer_on(base, seed=0)
     models.save_model(scorer, tokenizer, tmp_path / "scorer")
     rows, pad = [[2, 3, 4], [5]], tokenizer.pad_token_id
-    loaded = models.load_scorer(str(tmp_path / "scorer"), dtype=FLOAT)
+    loaded = loading.load_scorer(str(tmp_path / "scorer"), dtype=FLOAT)
     assert models.score_rows(loaded, rows, pad) == models.score_rows(scorer, rows, pad)
     with pytest.raises(RlhfctlError, match=r"holds no config\.json"):
-        models.load_scorer(str(tmp_path), dtype=FLOAT)
+        loading.load_scorer(str(tmp_path), dtype=FLOAT)
 
 
 def test_a_new_head_sits_on_the_weights_of_the_base() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, ppo_trl
+from rlhfctl.training import models, ppo_loop, ppo_trl, tokenizing
 from rlhfctl.training.roles import Critic, LanguageModel, Roles
 
 pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="this TRL has no PPOTrainer")
@@ -50,7 +50,7 @@ def models_of() -> tuple[Any, Any, Any]:
     init = Init(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32, tokens=list("abcdef")
     )
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
     policy = models.build_model(init, tokenizer, seed=1, dtype=torch.float32)
     critic = models.scorer_on(policy, seed=0, zero_head=True)

@@ -24,7 +24,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, StageStarted
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, roles, rollout
+from rlhfctl.training import models, ppo_loop, roles, rollout, tokenizing
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
 BATCH, LENGTH = 8, 6
@@ -58,7 +58,7 @@ def cast(kind: str = "adapter", lora: bool = True, dtype: torch.dtype = torch.fl
         max_position_embeddings=32,
         tokens=list("abcdefghij"),
     )
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     pad = tokenizer.pad_token_id
     base = models.build_model(init, tokenizer, seed=1, dtype=dtype)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from transformers import PrinterCallback
 
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training import models, ppo_loop, ppo_trl, rollout
+from rlhfctl.training import models, ppo_loop, ppo_trl, rollout, tokenizing
 from rlhfctl.training.roles import Critic, LanguageModel, Roles
 
 ppo_trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="this TRL has no PPOTrainer")
@@ -86,7 +86,7 @@ def world() -> World:
     init = Init(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, tokens=list("abcdefgh")
     )
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
     policy = models.build_model(init, tokenizer, seed=1, dtype=torch.float64)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
 from rlhfctl.rewards import Episode, Reward
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training import models, ppo_trl
+from rlhfctl.training import models, ppo_trl, tokenizing
 
 WORDS = ["a", "b", "c", "d", " "]
 PENALTY = 0.5
@@ -50,7 +50,7 @@ class Played:
 
 def words() -> tuple[Any, Any]:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32, tokens=WORDS)
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
     return tokenizer, models.build_model(init, tokenizer, seed=3, dtype=torch.float32)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, ppo_math, roles, rollout
+from rlhfctl.training import models, ppo_loop, ppo_math, roles, rollout, tokenizing
 from rlhfctl.training.fused import fused
 from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles
 from rlhfctl.training.sequences import Sequences, packed
@@ -36,7 +36,7 @@ def base(architecture: str = "llama", dtype: torch.dtype = torch.float32, **chan
     """A tokenizer and a language model far from uniform: gradients and scores are no rounding matter."""
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
     init = Init(architecture=architecture, tokens=list("abcdefgh"), **shape | changes)
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     model = models.build_model(init, tokenizer, seed=1, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ import torch
 from peft import TaskType
 
 from rlhfctl.recipe.schema import Init, Lora
-from rlhfctl.training import models, rollout
+from rlhfctl.training import models, rollout, tokenizing
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.rollout import Response, Sampling, inverse_cdf, truncated, uniforms
 
@@ -32,7 +32,7 @@ def tiny(seed: int = 1, architecture: str = "llama") -> tuple[Any, Any]:
         max_position_embeddings=64,
         tokens=list("abcde"),
     )
-    tokenizer = models.train_tokenizer(init, [])
+    tokenizer = tokenizing.train_tokenizer(init, [])
     model = models.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(

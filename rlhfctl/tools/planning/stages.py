@@ -19,7 +19,7 @@ from trl import RewardConfig, SFTConfig
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import hf_events, memory, models, preflight
+from rlhfctl.training import hf_events, loading, memory, models, preflight, tokenizing
 from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
@@ -76,7 +76,7 @@ class Lengths:
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
         texts = texts_of(rows["demonstrations"].rows) if "demonstrations" in rows else []
-        tokenizer = models.tokenizer_from_recipe(recipe.model, texts)
+        tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
         preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
         found: dict[str, Any] = {}
@@ -94,7 +94,7 @@ class Lengths:
             found["test"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.test)
             found["eval"] = len(parts.eval)
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
-            models.save_tokenizer(tokenizer, Path(folder))
+            tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
         return cls(tokenizer, _config(recipe, tokenizer), size, **found)
 
@@ -105,7 +105,7 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
     if section.init is not None:
         return models.new_config(section.init, tokenizer)
     assert section.path is not None
-    config = models.load_config(section)
+    config = loading.load_config(section)
     pads = tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
     config.vocab_size = max(config.vocab_size, len(tokenizer) + (0 if pads else 1))
     return config
@@ -130,7 +130,7 @@ def _shape(recipe: Recipe, lengths: Lengths) -> Shape:
     config = type(lengths.config).from_dict(lengths.config.to_dict())
     section = recipe.model
     attention = "sdpa" if section.attn_implementation == "flash_attention_2" else section.attn_implementation
-    return Shape(config, models.torch_dtype(section.dtype), section.quantization, attention)
+    return Shape(config, loading.torch_dtype(section.dtype), section.quantization, attention)
 
 
 def _base(recipe: Recipe, lengths: Lengths) -> StagePlan:
@@ -220,7 +220,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[Shape | None, bool]:
         config = AutoConfig.from_pretrained(reward.model, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError):
         return None, False
-    return Shape(config, models.torch_dtype(recipe.model.dtype)), False
+    return Shape(config, loading.torch_dtype(recipe.model.dtype)), False
 
 
 def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
@@ -341,7 +341,7 @@ def _first(needs: Mapping[str, Mapping[str, int]], role: str) -> int:
 
 def _weights_on_disk(outlook: Outlook, recipe: Recipe) -> int:
     """Of the merged model, in full precision."""
-    size = models.torch_dtype(recipe.model.dtype).itemsize
+    size = loading.torch_dtype(recipe.model.dtype).itemsize
     adapter = outlook.trainable if outlook.trainable < outlook.parameters else 0
     return (outlook.parameters - adapter) * size
 

@@ -1,0 +1,263 @@
+"""Models from folders and the Hub: how the recipe has them loaded, and what is said where one cannot be.
+
+Safetensors only; weights that are missing or of another shape are refused, where transformers would draw new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Model
+
+_SHOWN_WEIGHTS = 4
+_VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
+
+
+def options(section: Model) -> dict[str, Any]:
+    """How the recipe has models loaded, wherever they come from: what the functions below take."""
+    return {
+        "dtype": torch_dtype(section.dtype),
+        "trust_remote_code": section.trust_remote_code,
+        "attn_implementation": section.attn_implementation,
+    }
+
+
+def load_config(section: Model) -> PretrainedConfig:
+    """The configuration of the recipe's pretrained model, without its weights."""
+    assert section.path is not None
+    try:
+        return AutoConfig.from_pretrained(
+            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(section.path, "model", error) from error
+
+
+def load_causal_lm(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None.
+
+    A folder that lacks weights is refused: transformers would draw new ones and go on.
+    """
+    model, missing = _pretrained(
+        AutoModelForCausalLM,
+        path,
+        "model",
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        **_quantized(quantization, dtype),
+    )
+    if missing:
+        raise RlhfctlError(
+            f"the model lacks the weights {_some(missing)}: random ones would stand in for them",
+            where=path,
+            fix="name a folder saved from a whole causal language model",
+        )
+    return model
+
+
+def load_scorer(
+    path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A sequence-classification model with one output from a folder or Hub id.
+
+    A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
+    """
+    model, missing = _pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        "reward model",
+        dtype=dtype,
+        num_labels=1,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    if missing:
+        raise HandoffError(
+            f"the reward model lacks the weights {_some(missing)}: its scores would be noise",
+            where=path,
+            fix="name a folder saved from a sequence-classification model with its head",
+        )
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        raise HandoffError(
+            f"{type(model).__name__} has no scalar head on its last token, where scores are read",
+            where=path,
+            fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
+        )
+    return model
+
+
+def _pretrained(
+    auto: Any, path: str, what: str, *, attn_implementation: str | None, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded."""
+    with Work(f"loading {path}"), loadable(path, what, attn_implementation):
+        model, info = auto.from_pretrained(
+            path,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            attn_implementation=attn_implementation,
+            **options,
+        )
+    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in info["mismatched_keys"]]:
+        heads = what == "reward model" and all(name.startswith("score.") for name in other)
+        raise RlhfctlError(
+            f"weights of the {what} have another shape than {'one score needs' if heads else 'its config.json says'}: "
+            + _some(sorted(other)),
+            where=path,
+            fix="name a model with a single output"
+            if heads
+            else "put the config.json back that belongs to these weights, or fetch the model again",
+        )
+    return model, sorted(info["missing_keys"])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_WEIGHTS
+    return ", ".join(names[:_SHOWN_WEIGHTS]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextlib.contextmanager
+def loadable(path: str, what: str, attn_implementation: str | None) -> Iterator[None]:
+    """RlhfctlError, in place of what transformers raises, where `path` is no such model or has no such attention."""
+    if attn_implementation == "flash_attention_2":
+        _check_flash_attention()
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
+            first = str(error).strip().split(". ")[0]
+            if "attention" in first.lower():
+                raise RlhfctlError(
+                    f"the {what} cannot have this attention: {first}",
+                    where="model.attn_implementation",
+                    fix="use another one, or null for the architecture's own",
+                ) from error
+        raise cannot_load(path, what, error) from error
+
+
+def _check_flash_attention() -> None:
+    if find_spec("flash_attn") is None:
+        raise RlhfctlError(
+            "flash-attn is not installed",
+            where="model.attn_implementation",
+            fix="pip install flash-attn --no-build-isolation, or use sdpa",
+        )
+    if device().type != "cuda":
+        raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
+
+
+def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What from_pretrained needs to hold linear layers in 8 or 4 bits (NF4, Dettmers et al. 2023); heads stay whole."""
+    if quantization is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise RlhfctlError(
+            "bitsandbytes is not installed", where="model.quantization", fix="pip install 'rlhfctl[quantization]'"
+        )
+    four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if quantization == "8bit"
+        else BitsAndBytesConfig(load_in_4bit=True, **four_bits)
+    )
+    return {"quantization_config": config, "device_map": {"": device()}}
+
+
+def is_quantized(model: Any) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def with_wide_head(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with its scalar head in float32: in 16 bits small steps are rounded away, and gradients' squares to 0."""
+    if model.score.weight.dtype.itemsize < 4:
+        model.score.float()
+        model.score.register_forward_pre_hook(_as_the_head)
+    return model
+
+
+def _as_the_head(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (given[0].to(head.weight.dtype), *given[1:])
+
+
+def cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
+    reason = str(error).strip().splitlines()[0].rstrip() if str(error).strip() else type(error).__name__
+    fix = "name a Hugging Face model folder or a Hub id that can be reached"
+    names = {file.name for file in Path(path).iterdir()} if Path(path).is_dir() else set()
+    if names and (broken := _broken_file(Path(path))):
+        reason, fix = broken, "fetch or save the folder again"
+    elif "trust_remote_code" in str(error):
+        reason = "it needs code that comes with it, and such code is not run unasked"
+        fix = "read that code; if you trust it, set model.trust_remote_code: true"
+    elif names and not names & {"config.json", "adapter_config.json"}:
+        reason = "the folder holds no config.json: it is not a model folder"
+    elif what == "tokenizer" and names and not any(name.startswith(_VOCABULARIES) for name in names):
+        reason = "the folder holds no tokenizer"
+        fix = "save the model's tokenizer there, too: tokenizer.save_pretrained(FOLDER)"
+    elif what != "tokenizer" and names and not any(name.endswith(".safetensors") for name in names):
+        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        reason = "the folder holds no weights (model.safetensors)"
+        fix = "fetch or save the model again"
+        if pickled:
+            reason = f"its weights are pickled ({pickled[0]}), and reading a pickle can run any code"
+            fix = "convert a model that you trust: load it with transformers and save it with save_pretrained(FOLDER)"
+    elif names and not isinstance(error, ImportError):
+        fix = "fetch or save the folder again; where it is newer than the installed transformers, upgrade that"
+    return RlhfctlError(f"the {what} cannot be loaded: {reason}", where=path, fix=fix)
+
+
+def _broken_file(folder: Path) -> str | None:
+    """Which file of a model folder is not whole; what the libraries say of one rarely names it."""
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (ValueError, OSError, SafetensorError) as error:
+            return f"{file.name} is not whole: {error}"
+    return None
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a recipe's name for it."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,145 @@
+"""Tokenizers: learned for new weights, loaded, given a template, saved, fingerprinted.
+
+Reads the recipe's `model` section and tokenizer folders. A pad token is added with the weights (models.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhfctl import fs
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Init, Model
+from rlhfctl.training.loading import cannot_load
+
+PAD_TOKEN = "<|pad|>"
+EOS_TOKEN = "<|endoftext|>"
+_NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
+_SHOWN_UNKNOWN = 8
+
+
+def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or just `init.tokens`.
+
+    End-of-sequence and pad are two tokens of their own, ids 0 and 1.
+    """
+    special = [EOS_TOKEN, PAD_TOKEN]
+    if init.tokens is not None:
+        vocabulary = {token: index for index, token in enumerate([*special, *init.tokens])}
+        # No unknown token: other text has no ids, and what stood in for it would be learned as if it were text.
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NO_TOKEN))
+        longest_first = sorted(init.tokens, key=len, reverse=True)
+        pattern = Regex("|".join(_escape(token) for token in longest_first))
+        backend.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens(special)
+        _check_covered(backend, init.tokens, texts)
+    else:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=init.vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        with Work("learning the vocabulary"):
+            backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        model_max_length=init.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _check_covered(backend: Tokenizer, tokens: Sequence[str], texts: Iterable[str]) -> None:
+    known = {*tokens, EOS_TOKEN, PAD_TOKEN}
+    unknown = {piece for text in texts for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)} - known
+    if unknown:
+        shown = ", ".join(repr(piece) for piece in sorted(unknown)[:_SHOWN_UNKNOWN])
+        raise RlhfctlError(
+            f"the demonstrations hold text that no token stands for: {shown}",
+            where="model.init.tokens",
+            fix="add these to the tokens (white space too is text), or leave `tokens` out to learn a vocabulary",
+        )
+
+
+def _escape(token: str) -> str:
+    return "".join(
+        f"\\{char}" if not char.isalnum() and char.isascii() and not char.isspace() else char for char in token
+    )
+
+
+def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the recipe's `model`, with its template; a pad token is added with the weights."""
+    if section.init is not None:
+        tokenizer = train_tokenizer(section.init, texts)
+    else:
+        assert section.path is not None
+        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    if section.chat_template is not None:
+        is_file = section.chat_template.endswith((".jinja", ".j2"))
+        text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
+        tokenizer.chat_template = text
+    if tokenizer.eos_token_id is None:
+        raise RlhfctlError(
+            "the tokenizer has no end-of-sequence token, so responses could never end",
+            where=section.path,
+            fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
+        )
+    return tokenizer
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the tokenizers library makes of a broken file
+        raise cannot_load(path, "tokenizer", error) from error
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The tokenizer without the padding and truncation that its last use left in it."""
+    copied = copy.deepcopy(tokenizer)
+    backend = getattr(copied, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    copied.save_pretrained(folder)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what turns text into ids: vocabulary, merges, normaliser and special tokens; not the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.pop("padding", None)  # set and unset by use, not part of the tokenizer's identity
+        state.pop("truncation", None)
+    else:
+        state = sorted(tokenizer.get_vocab().items())
+    special = {
+        name: str(token)
+        for name, token in sorted(tokenizer.special_tokens_map.items())
+        if name != "additional_special_tokens"
+    }
+    return fs.hash_json({"tokenizer": state, "special": special})
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Hash of the chat template, or None without one."""
+    template = tokenizer.chat_template
+    return None if template is None else fs.hash_json(template)
