@@ -240,6 +240,8 @@ def plan(
     """What would run, with how many steps, and whether memory and disk suffice."""
     from rlhfctl.dashboard.console import console
     from rlhfctl.pipeline import Request
+
+    _load(recipe, overrides)  # a mistake is said before libraries load
     from rlhfctl.tools.planning import plan as plans
 
     found = plans.plan(

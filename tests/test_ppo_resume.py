@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import TINY, run_cli
 
 from rlhfctl import fs
@@ -55,6 +56,7 @@ def kill_after_update(arguments: list[str], run: Path, update: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing_and_each_start_says_where_it_goes_on_from(tiny_run: Path, tmp_path: Path) -> None:
     recipe, undisturbed, killed = tmp_path / "tiny.yaml", tmp_path / "undisturbed", tmp_path / "killed"
     recipe.write_text(TINY, encoding="utf-8")

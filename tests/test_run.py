@@ -190,6 +190,7 @@ def test_killed_sft_goes_on_to_the_same_weights(tiny_recipe: Path, tiny_run: Pat
     assert load_artifact(run / "sft").manifest.outputs["model/model.safetensors"] == expected
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over(tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "rlhfctl", "sft", str(tiny_recipe), "--run-dir", str(run)]

@@ -36,7 +36,7 @@ def manifest(run: Path, stage: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("turns", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_public_preference_file_trains_a_reward_model_with_two_lines(
     turns: bool, tiny_run: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -57,6 +57,7 @@ def test_a_public_preference_file_trains_a_reward_model_with_two_lines(
     assert manifest(run, "reward")["metrics"]["steps"] == 3  # 20 pairs (15% of 24 prompts held out) in batches of 8
 
 
+@pytest.mark.slow
 def test_margins_and_ranked_lists_reach_the_trainer(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     rows = [{"prompt": f"number {n}: ", "responses": ["a good one", "fine", "bad"], "margin": 1.5} for n in range(8)]
     (tmp_path / "ranked.json").write_text(json.dumps(rows), encoding="utf-8")

@@ -267,12 +267,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
         if hit:
             tied = getattr(model.config, "tie_word_embeddings", False)
             why = (
-                "input and output are one matrix, so merging moves both"
+                "they are tied, one matrix for input and output, so merging moves both"
                 if tied
                 else "policy, critic and reward model share their layers, not their heads"
             )
             raise RlhfctlError(
-                f"LoRA on {'tied ' if tied else ''}embeddings is refused: {why}",
+                f"LoRA on embeddings is refused: {why}",
                 where="lora.target_modules",
                 fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
             )

@@ -83,12 +83,12 @@ def test_an_attention_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyt
     overrides = prepare(FAMILIES["gemma2"], tmp_path)
     with pytest.raises(RlhfctlError, match="cannot have this attention: Gemma2ForCausalLM does not support") as caught:
         run_all(tmp_path, *overrides, "model.attn_implementation=sdpa", until="sft")
-    assert caught.value.where == "model.attn_implementation"
+    assert str(caught.value.where).endswith("model.attn_implementation")
     flash = ("model.attn_implementation=flash_attention_2", "model.dtype=bfloat16")
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(RlhfctlError, match="flash-attn is not installed") as caught:
         run_all(tmp_path, *overrides, *flash, until="sft")
-    assert caught.value.where == "model.attn_implementation" and "sdpa" in str(caught.value.fix)
+    assert str(caught.value.where).endswith("model.attn_implementation") and "sdpa" in str(caught.value.fix)
     monkeypatch.setattr(loading, "find_spec", lambda name: name)
     monkeypatch.setattr(loading, "device", lambda: torch.device("cpu"))
     with pytest.raises(RlhfctlError, match="flash_attention_2 needs a GPU"):
@@ -232,7 +232,7 @@ def test_a_reward_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
         loading.load_scorer(str(tmp_path / "bert"), dtype=torch.float32)
     config = AutoConfig.for_model("llama", **FAMILIES["llama"].config, vocab_size=300, num_labels=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "two")
-    with pytest.raises(RlhfctlError, match="a head has more than one output"):
+    with pytest.raises(RlhfctlError, match="single output"):
         loading.load_scorer(str(tmp_path / "two"), dtype=torch.float32)
 
 

@@ -22,6 +22,7 @@ from rlhfctl.training import models, ppo_trl, rollout, tokenizing
 CONTRACT = ("episodes_per_s", "peak_rss_mb", "rollout_s", "score_s", "update_s", "flops_utilisation")
 
 
+@pytest.mark.slow
 def test_both_engines_are_measured(tiny_recipe: Path, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "bench.json"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

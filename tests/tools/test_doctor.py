@@ -115,12 +115,12 @@ def test_gpus_are_named(here: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
 
 def test_little_room_is_a_warning(here: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1e9))
-    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (8_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: (8_000_000_000, 1_000_000_000))
     findings = {finding.name: finding for finding in doctor.examine(tmp_path / "not" / "there")}
     assert findings["disk"].status == findings["memory"].status == "warn"
     assert findings["memory"].what == "8.0 GB, 1.0 GB of it available"
     assert doctor.works(list(findings.values()))
-    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (None, None))
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: (None, None))
     assert found()["memory"].status == "warn"
 
 

@@ -273,7 +273,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_merges(architecture: 
 def test_adapters_on_embeddings_are_refused(target: str | list[str]) -> None:
     _, model = words(tie_word_embeddings=True)
     lora = Lora(r=2, lora_alpha=4, target_modules=target)
-    with pytest.raises(RlhfctlError, match="tied embeddings is refused") as caught:
+    with pytest.raises(RlhfctlError, match="LoRA on embeddings is refused: they are tied") as caught:
         models.add_lora(model, lora, TaskType.CAUSAL_LM, seed=0)
     assert caught.value.fix is not None and ("lm_head" in caught.value.fix or "embed_tokens" in caught.value.fix)
     _, untied = words()  # SFT could merge it there, but the reward model's adapter would not fit PPO's base

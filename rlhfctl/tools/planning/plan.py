@@ -10,9 +10,10 @@ beside the run's own, and puts what that took in place of what was predicted. Wr
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,16 +102,39 @@ def plan(
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
     """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
-    warnings.simplefilter("ignore")  # libraries' remarks about each other are not about the plan
+    with _quiet():
+        return _plan(load, run_dir, request or Request(), limit, probe, say)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries' remarks about each other are not about the plan."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _plan(
+    load: Callable[[Sequence[str]], LoadedRecipe],
+    run_dir: Path | None,
+    request: Request,
+    limit: int | None,
+    probe: bool,
+    say: Callable[[str], None],
+) -> Plan:
     loaded = load(())
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
     rows = data.check_all(recipe.data, recipe.seed)
-    forecasts = pipeline.forecast(loaded, folder, rows, request or Request())
+    forecasts = pipeline.forecast(loaded, folder, rows, request)
     hf_events.check_trainers(
         {name: section.trainer for name in ("sft", "reward") if (section := getattr(recipe, name)) is not None}
     )
-    transformers_logging.set_verbosity_error()
     lengths = Lengths.of(recipe, rows)
     overhead = CUDA_BYTES if torch.cuda.is_available() else peak.resident_bytes()
     device, here = _device()
