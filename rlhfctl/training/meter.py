@@ -115,8 +115,8 @@ def _glibc_heap() -> bool:
 def drawing(*, autocast: bool = False) -> Iterator[None]:
     """Tensors made inside have no numbers; attention is the kernel that keeps no table of rows x rows.
 
-    `autocast`: linear layers work in bfloat16, on copies of their weights that are kept as torch.autocast keeps them
-    (which itself knows no tensors without numbers).
+    `autocast`: linear layers work in bfloat16, on copies of their weights; of those that are trained they are kept, as
+    torch.autocast does it (which itself knows no tensors without numbers).
     """
     plain, linear = nn.functional.scaled_dot_product_attention, nn.functional.linear
     copies: dict[int, Tensor] = {}
@@ -140,9 +140,12 @@ def drawing(*, autocast: bool = False) -> Iterator[None]:
         return seen
 
     def narrow(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if id(weight) not in copies:
-            copies[id(weight)] = weight.bfloat16()
-        done: Tensor = linear(x.bfloat16(), copies[id(weight)], None if bias is None else bias.bfloat16())
+        copy = copies.get(id(weight)) if torch.is_grad_enabled() else None
+        if copy is None:
+            copy = weight.bfloat16()
+            if copy.requires_grad:
+                copies[id(weight)] = copy
+        done: Tensor = linear(x.bfloat16(), copy, None if bias is None else bias.bfloat16())
         return done
 
     with (

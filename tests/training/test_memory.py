@@ -178,6 +178,7 @@ def test_roles_of_ppo() -> None:
     assert whole["critic"][OPTIMIZER] == pytest.approx(2 * whole["critic"][WEIGHTS], rel=0.01)
     head = ppo(critic="head").peak.needs
     assert head["critic"][OPTIMIZER] == 8 * WIDTH  # a vector: two numbers a weight
+    assert ppo(bf16=True).peak.needs["policy"][GRADIENTS] > 0
     cheaper = ppo(gradient_checkpointing=True).peak.total
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 

@@ -244,7 +244,7 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     outlook = memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
-    what = f"{len(lengths.test)} test prompts x {section.samples_per_prompt} samples, and a greedy one"
+    what = f"{len(lengths.test)} prompts x {section.samples_per_prompt + 1} responses"
     tokens = 2 * answers * section.max_new_tokens
     return StagePlan("compare", "run", "", what, 2 * answers, tokens, outlook, Disk(kept, kept))
 

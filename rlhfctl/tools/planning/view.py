@@ -33,19 +33,21 @@ def view(plan: Plan) -> RenderableType:
 
 def _stages(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("stage", "left"), ("", "left"), ("steps", "right"), ("tokens", "right"),
-                          ("parameters", "right"), ("trained", "right"), ("rows", "left")):  # fmt: skip
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    table.add_column("stage")
+    table.add_column("", overflow="fold")
+    table.add_column("rows", overflow="fold")
+    for name in ("steps", "tokens", "parameters", "trained"):
+        table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
         outlook = stage.outlook
         table.add_row(
             Text(stage.name, style="bold"),
             Text(f"{_ACTIONS[stage.action]}: {stage.why}", style="dim" if stage.action == "skip" else ""),
+            stage.rows,
             count(stage.steps) if stage.steps else "",
             count(stage.tokens) if stage.tokens else "",
             count(outlook.parameters) if outlook is not None else "",
             _trained(stage),
-            stage.rows,
         )
     return table
 
@@ -65,28 +67,22 @@ def _memory(plan: Plan, stages: list[StagePlan]) -> Table:
         for kind in KINDS
         if any(needs.get(kind) for one in stages if one.outlook for needs in one.outlook.peak.needs.values())
     ]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("stage")
-    table.add_column("role")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    table.add_column("sum", justify="right")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("")
+    for kind in (*kinds, "sum"):
+        table.add_column(kind, justify="right", no_wrap=True)
     for stage in stages:
-        name = Text(stage.name, style="bold")
+        table.add_row(Text(stage.name, style="bold"))
         if stage.outlook is None:
-            table.add_row(name, Text(stage.note or "not known", style="dim"), *[""] * len(kinds), "")
+            table.add_row(Text(f"  {stage.note}", style="dim"))
             continue
         for role, needs in stage.outlook.peak.needs.items():
             table.add_row(
-                name,
-                role,
+                f"  {role}",
                 *[size(needs[kind]) if needs.get(kind) else Text("·", style="dim") for kind in kinds],
                 size(sum(needs.values())),
             )
-            name = Text()
-    table.add_row(
-        Text("every stage", style="dim"), Text("libraries, rows", style="dim"), *[""] * len(kinds), size(plan.overhead)
-    )
+    table.add_row(Text("libraries, rows", style="dim"), *[""] * len(kinds), size(plan.overhead))
     return table
 
 
@@ -109,10 +105,10 @@ def _verdicts(plan: Plan, stages: list[StagePlan]) -> Iterator[RenderableType]:
         yield line
         if stage.name in advice:
             one = advice[stage.name]
-            settings = " ".join(
-                f"--set '{setting}'" if " " in setting else f"--set {setting}" for setting in one.settings
-            )
-            yield Text(f"        {settings}  brings it to {size(one.total)}", style="yellow")
+            for index, setting in enumerate(one.settings):
+                key, value = setting.split("=", 1)
+                then = f"   brings it to {size(one.total)}" if index == len(one.settings) - 1 else ""
+                yield Text(f"  {'change' if not index else '':6} {key}: {value}{then}", style="yellow")
         elif fit == "does not fit":
             yield Text(
                 "        no setting that was tried brings it down far enough: use a smaller model", style="yellow"
