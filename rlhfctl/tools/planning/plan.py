@@ -141,7 +141,8 @@ def _plan(
     limit = limit if limit is not None else here
     stages = [stage_plan(forecast, recipe, lengths) for forecast in forecasts]
     if probe:
-        stages = probed(stages, loaded, folder, say)
+        beside = overhead if torch.cuda.is_available() else 0  # a process's resident size holds its libraries
+        stages = probed(stages, loaded, folder, beside, say)
     active = [stage for stage in stages if stage.action != "skip"]
     found = Plan(
         recipe.name,

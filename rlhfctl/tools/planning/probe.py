@@ -20,9 +20,9 @@ from rlhfctl.tools.planning.stages import StagePlan
 
 
 def probed(
-    stages: Sequence[StagePlan], loaded: LoadedRecipe, folder: Path, say: Callable[[str], None]
+    stages: Sequence[StagePlan], loaded: LoadedRecipe, folder: Path, beside: int, say: Callable[[str], None]
 ) -> list[StagePlan]:
-    """Run a recipe of one step a stage in a folder that is removed; put in what it took."""
+    """Run a recipe of one step a stage in a folder that is removed; put in what it took, and `beside` it."""
     place = next(place for place in folder.absolute().parents if place.is_dir())
     with tempfile.TemporaryDirectory(prefix=".rlhfctl-probe-", dir=place) as temporary:
         run = Path(temporary) / "run"
@@ -36,10 +36,8 @@ def probed(
             raise RlhfctlError(f"the probe stopped:\n{(done.stderr or done.stdout).strip()[-1500:]}", where="--probe")
         if done.returncode:
             say(f"probe: stopped after {', '.join(finished)}: {done.stderr.strip().splitlines()[-1]}")
-    return [
-        replace(stage, measured=finished[stage.name].peak_memory) if stage.name in finished else stage
-        for stage in stages
-    ]
+    took = {name: event.peak_memory + beside for name, event in finished.items() if event.peak_memory is not None}
+    return [replace(stage, measured=took.get(stage.name)) for stage in stages]
 
 
 def _finished(events: Path) -> Iterator[StageFinished]:
