@@ -94,8 +94,8 @@ def test_ctrl_c_says_how_to_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
-    # Hit within code that an extension runs by PyRun_String, Python remembers the interrupt and ends by the signal after
-    # all that we do: a shell reports 130 either way.
+    # Hit within code that an extension runs by PyRun_String, Python remembers the interrupt and ends by the signal
+    # after all that we do: a shell reports 130 either way.
     assert process.returncode in (130, -signal.SIGINT), stderr
     assert "the same command goes on" in stderr
     assert "Traceback" not in stderr
