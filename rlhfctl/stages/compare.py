@@ -27,7 +27,7 @@ from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
-from rlhfctl.training import loading, models, rollout, tokenizing
+from rlhfctl.training import loading, models, peak, rollout, tokenizing
 from rlhfctl.training.data import Row, prompt_key
 from rlhfctl.training.encoding import Encoder
 from rlhfctl.training.sources import read_jsonl
@@ -53,6 +53,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
         policy, reference, kl, tokenizer = _from_files(section, ctx)
     else:
         policy, reference, kl, tokenizer = _from_models(section, ctx)
+
+    peak.give_back()  # both models are gone
 
     # 2. Judges.
     judges = _judges(section, ctx, tokenizer)

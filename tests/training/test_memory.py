@@ -194,10 +194,11 @@ def test_compare_holds_two_models_and_then_the_judge() -> None:
     section = Compare(max_new_tokens=16)
     judged = memory.compare_outlook(shape(), section, 8, 12, shape())
     assert [moment.what for moment in judged.moments] == [
+        "checking what was loaded",
         "sampling",
         "comparing distributions",
         "loading the judge",
         "judging",
     ]
-    assert len(memory.compare_outlook(shape(), section, 8, 12, None).moments) == 2
+    assert len(memory.compare_outlook(shape(), section, 8, 12, None).moments) == 3
     assert judged.trainable == 0
