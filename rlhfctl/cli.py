@@ -241,11 +241,11 @@ def plan(
     from rlhfctl.dashboard.console import console
     from rlhfctl.pipeline import Request
 
-    _load(recipe, overrides)  # a mistake is said before libraries load
+    loaded = _load(recipe, overrides)  # a mistake is said before libraries load
     from rlhfctl.tools.planning import plan as plans
 
     found = plans.plan(
-        lambda more: _load(recipe, [*overrides, *more]),
+        lambda more: _load(recipe, [*overrides, *more]) if more else loaded,
         run_dir,
         Request(start=start, until=until, force=force),
         limit=None if memory is None else int(memory * 1e9),

@@ -10,7 +10,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -51,13 +51,18 @@ class JsonlWriter:
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """The records of an `events.jsonl` in order; a torn line (a writer killed in the middle of it) is passed over."""
     with Path(path).open("rb") as lines:  # bytes: only \n ends a line, and a torn one may end within a character
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # JSONDecodeError and UnicodeDecodeError
-                continue
-            if isinstance(record, dict):
-                yield record
+        yield from records(lines)
+
+
+def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The records of whole lines; a torn one is passed over."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # JSONDecodeError and UnicodeDecodeError
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 def _open_for_append(path: Path) -> BinaryIO:

@@ -6,7 +6,6 @@ given: the screen on a terminal, plain lines elsewhere. Changes nothing in the r
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console
 from rlhfctl import fs
 from rlhfctl.dashboard.console import console as standard_console
 from rlhfctl.dashboard.draw import Signs, signs_for
+from rlhfctl.dashboard.jsonl import records
 from rlhfctl.dashboard.plain import PlainPrinter
 from rlhfctl.dashboard.screen import Screen
 from rlhfctl.dashboard.series import RECENT
@@ -186,24 +186,17 @@ def _say_if_gone(screen: Screen, run: Path) -> None:
 def history(events: Path) -> Iterator[dict[str, Any]]:
     """The records of a run's earlier attempts, as many as a screen needs."""
     lines = Tail(events).lines()
-    return records(_thinned(lines) if len(lines) > PARSED_AT_MOST else lines)
+    return _worth_parsing(lines)
 
 
 def feed(screen: Screen, lines: list[bytes]) -> None:
     """Bring a screen up to date. Of a long file only so much is parsed as can be seen on it."""
-    for record in records(_thinned(lines) if len(lines) > PARSED_AT_MOST else lines):
+    for record in _worth_parsing(lines):
         screen.feed(record)
 
 
-def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The records of whole lines; a torn one is passed over."""
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError
-            continue
-        if isinstance(record, dict):
-            yield record
+def _worth_parsing(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    return records(_thinned(lines) if len(lines) > PARSED_AT_MOST else lines)
 
 
 def _thinned(lines: list[bytes]) -> list[bytes]:

@@ -15,8 +15,6 @@ from rlhfctl.stages import Context, handoff
 from rlhfctl.training import loading, models, tokenizing
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, texts_of
 
-_PROBE_ROWS = 8
-
 
 def run(section: Model, ctx: Context) -> Artifact:
     """Publish base*."""
@@ -34,7 +32,7 @@ def run(section: Model, ctx: Context) -> Artifact:
 
     encoder = Encoder(tokenizer)
     rows = (
-        [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[:_PROBE_ROWS]]
+        [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[: models.PROBE_ROWS]]
         if "prompts" in ctx.data
         else []
     )

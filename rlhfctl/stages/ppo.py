@@ -38,7 +38,6 @@ from rlhfctl.training import loading, models, ppo_loop, ppo_trl, roles, tokenizi
 from rlhfctl.training.data import require_a_batch
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
-_PROBE_ROWS = 8
 _STEP0_TOLERANCE = 1e-6  # nats a token, in float32: policy and reference are the same weights
 
 
@@ -100,7 +99,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
             report_to=recipe.report_to,
         )
-        policy.check_head([row for row in prompts[:_PROBE_ROWS] if len(row) > 1])
+        policy.check_head([row for row in prompts[: models.PROBE_ROWS] if len(row) > 1])
         metrics = loop.train()
     else:
         trainable, total = models.count_parameters(cast.policy)
@@ -128,7 +127,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 4. Save both, and what the policy gives, for those who load it.
     policy.activate()
-    layout = _publish(cast, tokenizer, base, [list(p) for p in prompts[:_PROBE_ROWS]], ctx)
+    layout = _publish(cast, tokenizer, base, [list(p) for p in prompts[: models.PROBE_ROWS]], ctx)
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -256,7 +255,7 @@ def _check_step_zero(
     policy: LanguageModel, reference: PreTrainedModel | None, prompts: list[list[int]], ctx: Context
 ) -> None:
     """Before the first update policy and reference must give the same log-probabilities."""
-    rows = [row for row in prompts[:_PROBE_ROWS] if len(row) > 1]
+    rows = [row for row in prompts[: models.PROBE_ROWS] if len(row) > 1]
     policy.activate()
     ours = models.sequence_logprobs(policy.model, rows, policy.pad_token_id)
     if reference is None:

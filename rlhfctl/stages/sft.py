@@ -25,9 +25,6 @@ from rlhfctl.training import hf_events, loading, models, tokenizing
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
 
-_PROBE_ROWS = 8
-_PROBE_TOKENS = 128
-
 
 def run(section: Sft, ctx: Context) -> Artifact:
     """Train (or go on training) and publish base*."""
@@ -82,7 +79,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
-    rows = [row["input_ids"][:_PROBE_TOKENS] for row in encoded[:_PROBE_ROWS]]
+    rows = [row["input_ids"][: models.PROBE_TOKENS] for row in encoded[: models.PROBE_ROWS]]
     metrics["steps"] = trainer.state.global_step
     model = hf_events.trained_model(trainer)
     _publish(model, tokenizer, rows, ctx)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.errors import DataError
+from rlhfctl.errors import DataError, Problem, RecipeError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
 from rlhfctl.training import shapes, sources
@@ -377,13 +377,11 @@ def split_prompts(section: Prompts, rows: Sequence[Row], seed: int) -> PromptSpl
 
 
 def require_a_batch(prompts: int, section: Ppo) -> None:
-    """DataError where so many training prompts do not fill a batch of PPO."""
+    """RecipeError where so many training prompts do not fill a batch of PPO."""
     if prompts * section.num_generations < section.batch_size:
-        raise DataError(
-            f"{prompts} training prompts do not fill one batch of {section.batch_size}",
-            where="ppo.per_device_train_batch_size",
-            fix="lower it, or give more prompts",
-        )
+        left = "prompt" if prompts == 1 else "prompts"
+        what = f"{prompts} {left} left to train on: too few to fill one batch of {section.batch_size}"
+        raise RecipeError([Problem("ppo.per_device_train_batch_size", what, fix="lower it, or give more prompts")])
 
 
 def _shuffled_keys(rows: Sequence[Row], seed: int, salt: str) -> list[str]:

@@ -34,7 +34,6 @@ BASE = "base*"
 _LOSS_TOKENS = 256  # TRL's SFT loss makes the logits of so many tokens at a time
 _KL_ROWS = 16  # rollout.exact_kl's batch
 _JUDGED_ROWS = 64  # rewards.ModelReward's batch
-_PROBE_ROWS, _PROBE_TOKENS = 8, 128  # of what a hand-over is checked with
 # Bytes a weight of a linear layer takes, its scales included: int8 with a scale a row; NF4 with one for 64 weights.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 
@@ -471,7 +470,9 @@ def compare_outlook(shape: Shape, section: Compare, prompts: int, prompt: int, r
             for role, side in zip(("policy", "reference"), sides, strict=True)
         }
         counts = _counted(*(side.model for side in sides))
-        probed = _checked(held, "reference", sides[1].model, _PROBE_ROWS, min(_PROBE_TOKENS, prompt + length))
+        probed = _checked(
+            held, "reference", sides[1].model, models.PROBE_ROWS, min(models.PROBE_TOKENS, prompt + length)
+        )
         moments = [Moment("checking what was loaded", probed)]
         meter = Meter(sides[0].vocabulary)
         meter.knows(*(side.model for side in sides))

@@ -390,6 +390,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 # ---------------------------------------------------------------- numbers that a hand-over is checked with
 
+PROBE_ROWS, PROBE_TOKENS = 8, 128  # of the rows kept with what a language model gives for them
+
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, at: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, attention mask), both (B, L) with the padding on the left."""

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhfctl.errors import DataError, Problem, RecipeError
+from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training.data import PromptSplit, Rows
+from rlhfctl.training.data import PromptSplit, Rows, require_a_batch
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
 from rlhfctl.training.ppo_loop import stop_token_id
 
@@ -28,12 +28,7 @@ def check(
     if section is not None and "ppo" in stages and "prompts" in data:
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
-        train = split.train
-        if len(train) * section.num_generations < section.batch_size:
-            key = "ppo.per_device_train_batch_size"
-            left = "prompt" if len(train) == 1 else "prompts"
-            what = f"{len(train)} {left} left to train on: too few to fill one batch of {section.batch_size}"
-            raise RecipeError([Problem(key, what, fix="lower it, or give more prompts")])
+        require_a_batch(len(split.train), section)  # over-long prompts, told by the stage, may leave fewer yet
     if tokenizer is None:
         return
     if tokenizer.chat_template and any(is_conversation(row) for rows in data.values() for row in rows.rows):

@@ -111,6 +111,9 @@ def test_steps_and_parameters_are_those_of_the_run(recipe: Path, run: Path) -> N
         assert stage.steps == record["total_steps"]
         assert stage.outlook.trainable == record["settings"]["trainable_parameters"]
         assert stage.outlook.parameters == record["settings"]["parameters"]
+    for record in (event for event in events if event["event"] == "finished"):
+        outlook = found[record["stage"]].outlook
+        assert outlook is not None and record["peak_memory"] > outlook.peak.total
     assert found["reward"].rows == f"{events_setting(events, 'reward', 'pairs')} pairs, 16 held out"
 
 

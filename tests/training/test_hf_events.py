@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import sys
 import warnings
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +160,22 @@ def trainer(work: Path, emit: Any, **options: Any) -> SFTTrainer:
         processing_class=tokenizer,
         callbacks=[hf_events.EventCallback("sft", emit, work, rename={"loss": "the_loss"})],
     )
+
+
+def test_a_trainer_that_is_done_holds_neither_gradients_nor_optimizer(tmp_path: Path) -> None:
+    ours = trainer(tmp_path / "work", lambda event: None)
+    hf_events.prepare(ours, tmp_path / "work", 4, lambda sentence: None)
+    ours.train()
+    assert ours.optimizer is not None
+    held = [weakref.ref(value) for state in ours.optimizer.state.values() for value in state.values()]
+    assert held and all(one() is not None for one in held)
+    model = hf_events.trained_model(ours)
+    assert all(one() is None for one in held)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_training_of_four_steps_as_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

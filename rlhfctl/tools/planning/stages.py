@@ -25,7 +25,6 @@ from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
 from rlhfctl.training.meter import WEIGHTS
 
-_PROBE_ROWS, _PROBE_TOKENS = 8, 128  # of sft's check after saving
 _SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
 _NUMBER = 22  # bytes of one in JSON
 _CHARS = 4  # a token, about
@@ -135,8 +134,8 @@ def _shape(recipe: Recipe, lengths: Lengths) -> Shape:
 
 def _base(recipe: Recipe, lengths: Lengths) -> StagePlan:
     longest = max(lengths.prompts, default=2)
-    outlook = memory.base_outlook(replace(_shape(recipe, lengths), quantization=None), _PROBE_ROWS, longest)
-    kept = _weights_on_disk(outlook, recipe) + lengths.tokenizer_bytes + _probes(_PROBE_ROWS, longest)
+    outlook = memory.base_outlook(replace(_shape(recipe, lengths), quantization=None), models.PROBE_ROWS, longest)
+    kept = _weights_on_disk(outlook, recipe) + lengths.tokenizer_bytes + _probes(models.PROBE_ROWS, longest)
     return StagePlan("base", "run", "", "", 0, 0, outlook, Disk(kept, kept))
 
 
@@ -155,12 +154,12 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
     outlook = memory.sft_outlook(
         _shape(recipe, lengths),
         replace(training, whole_logits=config.loss_type != "chunked_nll"),
-        _PROBE_ROWS,
-        min(longest, _PROBE_TOKENS),
+        models.PROBE_ROWS,
+        min(longest, models.PROBE_TOKENS),
     )
     whole = _weights_on_disk(outlook, recipe)
     adapter = _adapter_bytes(outlook)
-    kept = whole + lengths.tokenizer_bytes + _probes(_PROBE_ROWS, min(longest, _PROBE_TOKENS))
+    kept = whole + lengths.tokenizer_bytes + _probes(models.PROBE_ROWS, min(longest, models.PROBE_TOKENS))
     if section.lora is not None:
         kept += adapter + lengths.tokenizer_bytes
     disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
@@ -328,7 +327,7 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: Outlook | None) -> Disk
     best = policy * 2 if section.use == "best" else 0
     traces = updates // section.trace_every if section.trace_every else 0
     one_trace = min(section.trace_episodes, section.batch_size) * section.response_length * 16 * _NUMBER
-    probes = _probes(_PROBE_ROWS, max(lengths.prompts))
+    probes = _probes(models.PROBE_ROWS, max(lengths.prompts))
     kept = policy + critic + 2 * lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
     transient = min(written, most + 1) * checkpoint + first
     highest = max(transient, min(written, most) * checkpoint + kept) + best
