@@ -186,6 +186,7 @@ def _from_models(section: Compare, ctx: Context) -> tuple[Answers, Answers, list
             )
         )
         ids.append((prompts, sampled))
+        peak.give_back()  # the caches of keys and values
     kl: list[float] = []
     if same:
         prompts, sampled = ids[0]

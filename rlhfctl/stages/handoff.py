@@ -21,7 +21,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import loading, models, peak, tokenizing
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -287,6 +287,7 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str)
     kept = read_json(probes)
     with _on_accelerator(model):
         now = models.sequence_logprobs(model, kept["rows"], pad)
+    peak.give_back()
     gap = max(
         (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
         default=0.0,
@@ -300,6 +301,7 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
     kept = read_json(probes)
     with _on_accelerator(model):
         now = models.score_rows(model, kept["rows"], pad)
+    peak.give_back()
     gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
     _within(gap, SCORE_TOLERANCE[precise] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
     return gap

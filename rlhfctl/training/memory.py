@@ -253,8 +253,8 @@ def _checked(held: Needs, role: str, model: Any, rows: int, length: int) -> Need
     meter.knows(model)
     with torch.no_grad(), meter:
         ids = torch.zeros((models.rows_at_once(model, rows, length), length), dtype=torch.long)
-        logits = models.at_least_float32(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1])
-        torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])
+        logits = models.at_least_float32(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+        torch.log_softmax(logits, -1)[:, :-1].gather(-1, ids[:, 1:, None])
     return _with(held, role, meter.peak)
 
 

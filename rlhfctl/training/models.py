@@ -428,9 +428,10 @@ def sequence_logprobs(
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             ids, mask = pad_right(batch, pad_token_id, at)
-            logits = at_least_float32(model(input_ids=ids, attention_mask=mask).logits[:, :-1])
-            logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+            everything = torch.log_softmax(at_least_float32(model(input_ids=ids, attention_mask=mask).logits), -1)
+            logprobs = everything[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
             result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
+            del everything  # the next batch's is as large
     return result
 
 

@@ -26,7 +26,7 @@ from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED, sees_everything
 
-KL_ELEMENTS = 1 << 22  # logits of each side compared at a time: 16 MB in float32, of which six are held
+KL_ELEMENTS = 1 << 21  # logits of each side compared at a time: 8 MB in float32, of which six are held
 SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
 
 
