@@ -1,0 +1,268 @@
+"""What is known of a run: fed event records one by one, it holds what they amount to.
+
+Keeps bounded memory however long the run; the clock is handed in, a record is never trusted. Reads and draws nothing:
+screen.py does the drawing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from rlhfctl.dashboard.alarms import alarms
+from rlhfctl.dashboard.plain import duration
+from rlhfctl.dashboard.series import Series
+
+KEPT_SAMPLES = 4  # a stage
+_STAGES, _METRICS, _WARNINGS = 12, 80, 20  # how many are kept: of stages, a stage, a run
+_WORKS = 8  # pieces of work, one inside the other
+_SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
+
+
+@dataclass
+class Stage:
+    """What is known of one stage."""
+
+    name: str
+    state: str = "next"  # next, now, done, skipped
+    started: bool = False  # its steps; while it is at work without, it gets ready
+    step: int = 0
+    total: int | None = None
+    unit: str = "step"
+    began: float | None = None
+    resumed_from: int | None = None
+    eta: tuple[float, float] | None = None  # seconds left, and when that was said
+    pace: tuple[float, int] | None = None  # the first progress of this attempt: when, and which step
+    took: float | None = None  # seconds, of the last time that it ran to its end
+    seconds: float | None = None  # seconds, as finished now
+    settings: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
+
+
+class RunState:
+    """The state of a run, as its events tell it."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.stages: dict[str, Stage] = {}  # all that were heard of, in order of appearance
+        self.order: list[str] = []  # those of this command, once it has said so
+        self.current: Stage | None = None
+        self.began: float | None = None
+        self.last: float | None = None  # time of the newest event
+        self.stopped: str | None = None
+        self.note = ""
+        self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
+        self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
+        self.warnings: deque[tuple[str, str]] = deque(maxlen=_WARNINGS)  # stage and message, the newest last
+
+    # ------------------------------------------------------------ what is fed
+
+    def feed(self, record: Mapping[str, Any]) -> None:
+        """One event as `Event.to_record` gives it. What is not understood is passed over."""
+        name, time = record.get("stage"), real(record.get("time"))
+        if not isinstance(name, str) or time is None:
+            return
+        self.last = time if self.last is None else max(time, self.last)
+        if self.began is None:
+            self.began = time
+        match record.get("event"):
+            case "run_started":
+                self._run_started(record, time)
+            case "run_stopped":
+                self.stopped = str(record.get("reason") or "")
+            case "started":
+                self._started(self._stage(name), record, time)
+            case "progress":
+                self._progress(self._stage(name), record, time)
+            case "working":
+                self._working(name, record, time)
+            case "metrics":
+                self._metrics(self._stage(name), record, time)
+            case "checkpoint":
+                step = whole(record.get("step"))
+                self.checkpoint = self.checkpoint if step is None else (name, step, time)
+            case "sample":
+                self._stage(name).samples.append(record)
+            case "warning":
+                warning = (name, str(record.get("message")))
+                if warning in self.warnings:  # said again: it is the newest once more
+                    self.warnings.remove(warning)
+                self.warnings.append(warning)
+            case "note":
+                self.note = str(record.get("message"))
+            case "finished":
+                self._finished(self._stage(name), record)
+            case _:
+                pass
+
+    def _run_started(self, record: Mapping[str, Any], time: float) -> None:
+        names = record.get("stages")
+        self.name = str(record.get("name") or "")
+        self.order = [str(name) for name in names][:_STAGES] if isinstance(names, list | tuple) else []
+        self.began, self.stopped, self.current, self.note = time, None, None, ""
+        self.checkpoint = None
+        self.work.clear()
+        for name in self.order:
+            stage = self._stage(name)
+            stage.state, stage.started, stage.seconds, stage.eta = "next", False, None, None
+
+    def _stage(self, name: str) -> Stage:
+        if name not in self.stages:
+            if len(self.stages) >= _STAGES:
+                return Stage(name)  # heard, not kept
+            self.stages[name] = Stage(name)
+        return self.stages[name]
+
+    def _at_work(self, stage: Stage, time: float) -> None:
+        """It is this one's turn: no other stage is at work."""
+        for other in self.stages.values():
+            if other.state == "now":
+                other.state = "next"
+        stage.state, stage.began, self.current = "now", time, stage
+
+    def _started(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+        began = time if stage.started or stage.state != "now" else stage.began  # since it began to get ready
+        self._at_work(stage, time)
+        self.work.clear()
+        self.checkpoint = None
+        resumed = whole(record.get("resumed_from"))
+        if resumed is None:
+            stage.series.clear()
+            stage.samples.clear()
+        else:
+            for series in stage.series.values():
+                series.cut(resumed)
+        stage.began, stage.started, stage.resumed_from = began, True, resumed
+        stage.step, stage.total = resumed or 0, whole(record.get("total_steps"))
+        stage.eta = stage.pace = stage.seconds = None
+        settings = record.get("settings")
+        stage.settings = {key: settings[key] for key in _SETTINGS if key in settings} if is_map(settings) else {}
+        self.note = ""
+
+    def _working(self, name: str, record: Mapping[str, Any], time: float) -> None:
+        """Work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
+        what = str(record.get("what"))
+        if record.get("over"):
+            self.work.pop((name, what), None)
+            return
+        if (name, what) in self.work or len(self.work) < _WORKS:
+            self.work[name, what] = record
+        if name in self.order and self.stages[name].state == "next":
+            stage = self.stages[name]
+            stage.started, stage.step, stage.total, stage.resumed_from = False, 0, None, None
+            self._at_work(stage, time)
+
+    def _progress(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+        self._moved(stage, record, time)
+        stage.unit = str(record.get("unit") or stage.unit)
+        if stage.pace is None:
+            stage.pace = (time, stage.step)
+        elif stage.eta is None or real(record.get("eta_s")) is None:
+            since, first = stage.pace
+            if stage.total is not None and stage.step > first and time > since:  # the stage does not say: its pace does
+                stage.eta = ((time - since) / (stage.step - first) * max(0, stage.total - stage.step), time)
+
+    def _moved(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+        """The step, the total and the time left, as progress and metrics tell them."""
+        if stage.state != "now":
+            self._at_work(stage, time)
+        stage.started = True
+        step, total, eta = whole(record.get("step")), whole(record.get("total")), real(record.get("eta_s"))
+        stage.step = stage.step if step is None else step
+        stage.total = stage.total if total is None else total
+        if eta is not None:
+            stage.eta = (eta, time)
+
+    def _metrics(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
+        step, values = whole(record.get("step")), record.get("values")
+        if step is None or not is_map(values):
+            return
+        if record.get("split") in ("train", "eval"):  # what is measured at the end has no step
+            self._moved(stage, record, time)
+        for name, value in values.items():
+            if name not in stage.series:
+                if len(stage.series) >= _METRICS:
+                    continue
+                stage.series[name] = Series()
+            found = real(value)
+            stage.series[name].add(step, math.nan if found is None else found)
+
+    def _finished(self, stage: Stage, record: Mapping[str, Any]) -> None:
+        self.work.clear()
+        stage.seconds = real(record.get("seconds"))
+        skipped = bool(record.get("skipped"))
+        if not skipped and stage.resumed_from is None:
+            stage.took = stage.seconds
+        stage.state, stage.eta = "skipped" if skipped else "done", None
+        if not skipped or self.current is None:
+            self.current = stage
+
+    # ------------------------------------------------------------ what it amounts to
+
+    @property
+    def over(self) -> bool:
+        """Whether all that the command was to do is done, or it has stopped."""
+        if self.stopped is not None:
+            return True
+        return bool(self.order) and all(self.stages[name].state in ("done", "skipped") for name in self.order)
+
+    def no_more_comes(self, why: str) -> None:
+        """Its process is gone: stopped, unless all is done. Older versions do not say what was due: what began."""
+        if not self.order and all(stage.state in ("done", "skipped") for stage in self.stages.values()):
+            self.order = list(self.stages)
+        if not self.over and self.last is not None:
+            self.stopped = why
+
+    def time_left(self, now: float) -> str:
+        """For the whole run. Stages to come count as they took when they last ran; without that they are named."""
+        since = 0.0 if self.began is None else (self.last or 0.0) - self.began
+        if self.over:
+            return f"{'done' if self.stopped is None else 'stopped'} after {duration(since)}"
+        running = next((stage for stage in self.stages.values() if stage.state == "now"), None)
+        coming = [self.stages[name] for name in self.order if self.stages[name].state == "next"]
+        left: float | None = 0.0
+        if running is not None:
+            left = None if running.eta is None else max(0.0, running.eta[0] - (now - running.eta[1]))
+            if left is None and running.took is not None and running.began is not None and not running.resumed_from:
+                left = max(0.0, running.took - (now - running.began))
+        unknown = [stage.name for stage in coming if stage.took is None]
+        known = sum(stage.took for stage in coming if stage.took is not None)
+        if running is None and not coming:
+            return ""
+        if left is None or (running is None and not known):
+            text = "?"
+        elif known:
+            text = f"about {duration(left + known)}"
+        else:
+            text = duration(left)
+        return f"time left {text}" + (f" + {', '.join(unknown)}" if unknown else "")
+
+    def alarms(self) -> list[tuple[str, str]]:
+        """(stage, sentence) of what holds now: those of the stage at work first."""
+        stages = sorted(self.stages.values(), key=lambda stage: stage is not self.current)
+        return [(stage.name, said) for stage in stages for said in alarms(stage.name, stage.series, stage.settings)]
+
+
+def real(value: Any) -> float | None:
+    """A finite number, or None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond floats
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """A finite number as an integer, or None for all else."""
+    found = real(value)
+    return None if found is None else int(found)
+
+
+def is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a record holds names and values there."""
+    return isinstance(value, Mapping)
