@@ -444,11 +444,13 @@ def bench_ppo(
     """Speed and memory of PPO on this machine, in processes of their own."""
     from rlhfctl import fs
     from rlhfctl.dashboard.console import console
-    from rlhfctl.tools import bench as measure
+    from rlhfctl.tools.bench.bench import measured
+    from rlhfctl.tools.bench.view import table
+    from rlhfctl.tools.bench.workload import recipe_workload, reference_workload
 
-    work = measure.workload(workload) if recipe is None else measure.recipe_workload(recipe)
-    found = measure.bench_ppo(work, against=against, critic=critic, updates=updates, rounds=rounds, say=typer.echo)
-    console().print(measure.table(found))
+    work = reference_workload(workload) if recipe is None else recipe_workload(recipe)
+    found = measured(work, against=against, critic=critic, updates=updates, rounds=rounds, say=typer.echo)
+    console().print(table(found))
     if report is not None:
         fs.write_json(report, found)
 

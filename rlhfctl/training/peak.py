@@ -29,6 +29,14 @@ def bytes_so_far() -> int:
     """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
+    return highest_resident_bytes()
+
+
+def highest_resident_bytes() -> int:
+    """This process's highest resident size since `restart`, or its start.
+
+    From VmHWM where there is one: Linux lets a child's ru_maxrss begin at its parent's, whatever it runs.
+    """
     with contextlib.suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -41,7 +49,7 @@ def resident_bytes() -> int:
     with contextlib.suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
-    return bytes_so_far()
+    return highest_resident_bytes()
 
 
 def give_back() -> None:

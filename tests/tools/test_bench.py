@@ -15,8 +15,10 @@ from conftest import Cli
 
 from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
-from rlhfctl.tools import bench
-from rlhfctl.tools.bench import Matrices, useful_flops
+from rlhfctl.tools.bench import bench, inputs
+from rlhfctl.tools.bench.costs import Matrices, useful_flops
+from rlhfctl.tools.bench.workers import Job, run_ours
+from rlhfctl.tools.bench.workload import Workload, comparable, recipe_workload, reference_workload
 from rlhfctl.training import models, ppo_trl, rollout, tokenizing
 
 CONTRACT = ("episodes_per_s", "peak_rss_mb", "rollout_s", "score_s", "update_s", "flops_utilisation")
@@ -52,10 +54,10 @@ def test_both_engines_are_measured(tiny_recipe: Path, tmp_path: Path, cli: Cli) 
     ("critic", "lora"), [("adapter", True), ("head", True), ("model", True), ("head", False), ("model", False)]
 )
 def test_each_critic_is_measured(tiny_recipe: Path, tmp_path: Path, critic: str, lora: bool) -> None:
-    work = bench.recipe_workload(str(tiny_recipe))
+    work = recipe_workload(str(tiny_recipe))
     ppo = work.ppo if lora else work.ppo.model_copy(update={"lora": None})
-    bench.prepare(work, bench.comparable(ppo, 1, critic), tmp_path)
-    run = bench.run_ours(bench.Job.load(tmp_path))
+    inputs.prepare(work, comparable(ppo, 1, critic), tmp_path)
+    run = run_ours(Job.load(tmp_path))
     assert len(run["updates"]) == 1
     assert not run["recomputes"]
     found = bench.summarise([run], rate=1e12)
@@ -69,14 +71,14 @@ def test_each_critic_is_measured(tiny_recipe: Path, tmp_path: Path, critic: str,
 def test_a_pretrained_model_is_taken_as_it_is(tmp_path: Path) -> None:
     model, tokenizer = small_model()
     models.save_model(model, tokenizer, tmp_path / "model")
-    ppo = bench.workload("small").ppo.model_copy(update={"per_device_train_batch_size": 8, "response_length": 4})
-    work = bench.Workload("pretrained", Model(path=str(tmp_path / "model")), ppo, 1)
-    notes = bench.prepare(work, bench.comparable(ppo, 1, "head"), tmp_path)
+    ppo = reference_workload("small").ppo.model_copy(update={"per_device_train_batch_size": 8, "response_length": 4})
+    work = Workload("pretrained", Model(path=str(tmp_path / "model")), ppo, 1)
+    notes = inputs.prepare(work, comparable(ppo, 1, "head"), tmp_path)
     assert "pretrained" in notes[0]
-    job = bench.Job.load(tmp_path)
+    job = Job.load(tmp_path)
     assert torch.equal(job.base.get_output_embeddings().weight, model.get_output_embeddings().weight)
     assert not {index for prompt in job.prompts for index in prompt} & set(tokenizer.all_special_ids)
-    assert len(bench.run_ours(job)["lengths"]) == 8
+    assert len(run_ours(job)["lengths"]) == 8
 
 
 def test_useful_flops_by_hand() -> None:
@@ -111,7 +113,7 @@ def test_matrices_of_a_model() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_planted_lengths_are_spread(architecture: str) -> None:
     model, tokenizer = small_model(architecture=architecture, hidden_size=64)
-    ids = bench.plant_lengths(model, tokenizer, 64)
+    ids = inputs.plant_lengths(model, tokenizer, 64)
     prompts = [ids[first : first + 8] for first in range(20)] * 10
     sampling = rollout.Sampling(64, 1.0, 200, seed=0)
     lengths = [len(response.ids) for response in rollout.sample(model, prompts, tokenizer, sampling)]
@@ -122,15 +124,6 @@ def test_planted_lengths_are_spread(architecture: str) -> None:
     assert statistics.pstdev(lengths) > 15
 
 
-def test_peak_memory_is_that_of_the_process() -> None:
-    assert bench.peak_rss_mb() >= bench.rss_mb() > 0
-    now = bench.rss_mb()
-    ballast = bytes(range(256)) * 1_000_000
-    assert bench.rss_mb() - now > 200
-    assert bench.peak_rss_mb() >= bench.rss_mb()
-    assert len(ballast) == 256_000_000
-
-
 def test_without_trls_trainer_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone() -> None:
         raise EngineError("no PPOTrainer")
@@ -138,7 +131,7 @@ def test_without_trls_trainer_nothing_starts(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ppo_trl, "require", gone)
     monkeypatch.setattr(bench, "prepare", lambda *_: pytest.fail("started"))
     with pytest.raises(EngineError, match="no PPOTrainer"):
-        bench.bench_ppo(bench.workload("small"), against="trl")
+        bench.measured(reference_workload("small"), against="trl")
 
 
 def test_a_failing_worker_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +144,9 @@ def test_a_failing_worker_is_one_message(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_adapter_critic_needs_lora() -> None:
-    section = bench.workload("small").ppo.model_copy(update={"lora": None})
+    section = reference_workload("small").ppo.model_copy(update={"lora": None})
     with pytest.raises(RlhfctlError, match="needs LoRA"):
-        bench.comparable(section, 1, "adapter")
+        comparable(section, 1, "adapter")
 
 
 def test_help_loads_no_torch() -> None:

@@ -1,0 +1,144 @@
+"""`rlhfctl bench ppo`: what one PPO update costs, with this engine and, in the same run, with TRL's PPOTrainer.
+
+    parent    prepares one model, one reward model and prompts in a temporary folder; measures the matrix product
+    workers   ours, TRL's, ours, TRL's, ...: each in a process of its own, each leaves a JSON file
+    parent    medians over all updates, a table, a JSON report
+
+Both engines get the same model, prompts, lengths, epochs and precision. What differs is what each engine makes of
+them: TRL's side is a LoRA policy with a whole critic and a whole reward model; ours puts the reward model (the same,
+as an adapter and a head) and the critic on the policy's base. Reads a recipe's `model` and `ppo` sections, if one is
+named; leaves out its data: prompts are random tokens, and lengths are planted (inputs.py). Writes no run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rlhfctl
+from rlhfctl.errors import EngineError
+from rlhfctl.tools.bench.costs import matmul_rate
+from rlhfctl.tools.bench.inputs import prepare
+from rlhfctl.tools.bench.workload import OURS, PHASES, THEIRS, WARM_UP, Workload, comparable
+from rlhfctl.training import ppo_trl
+from rlhfctl.training.hf_events import quiet_libraries
+
+_UNEQUAL = 0.2  # mean lengths further apart than this are not the same work
+
+
+def measured(
+    work: Workload,
+    *,
+    against: str | None = None,
+    critic: str | None = None,
+    updates: int | None = None,
+    rounds: int = 2,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """Measure and return the report: `engines.<name>`, `ratio`, and what was measured on what."""
+    count = updates or work.updates
+    section = comparable(work.ppo, count, critic)
+    engines = [OURS, THEIRS] if against else [OURS]
+    with tempfile.TemporaryDirectory(prefix="rlhfctl-bench-") as temporary:
+        folder = Path(temporary)
+        with quiet_libraries(folder / "libraries.log"):
+            if against is not None:
+                ppo_trl.require()
+            notes = prepare(work, section, folder)
+        rate = matmul_rate()
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
+        for turn in range(rounds):
+            for name in engines:
+                say(f"round {turn + 1} of {rounds}: {name}, {count} updates of {section.batch_size} episodes")
+                results[name].append(_in_a_process(name, folder))
+    found = {name: summarise(runs, rate) for name, runs in results.items()}
+    report: dict[str, Any] = {
+        "workload": {
+            "name": work.name,
+            "model": work.model.model_dump(mode="json", exclude={"init": {"tokens"}}),
+            "ppo": section.model_dump(mode="json", exclude={"eval"}),
+            "critic": section.critic_kind,
+            "rounds": rounds,
+            "updates": count,
+            "warm_up": WARM_UP,
+        },
+        "machine": {
+            "matmul_gflops_per_s": rate / 1e9,
+            "cpus": os.cpu_count(),
+            "threads": results[OURS][0]["threads"],
+            "device": results[OURS][0]["device"],
+            "platform": platform.platform(),
+        },
+        "versions": {"rlhfctl": rlhfctl.__version__}
+        | {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+        "engines": found,
+        "ratio": {},
+        "notes": notes,
+    }
+    if against:
+        ours, theirs = found[OURS], found[THEIRS]
+        report["ratio"] = {key: ours[key] / theirs[key] for key in ("episodes_per_s", "peak_rss_mb")}
+        report["ratio"] |= {
+            key: ours[key] / theirs[key] for key in ("tokens_per_s", "update_seconds", *PHASES, "weights_mb")
+        }
+        if abs(ours["mean_length"] / theirs["mean_length"] - 1) > _UNEQUAL:
+            notes.append(
+                "the engines' responses differ in mean length: their work is not the same, measure more updates"
+            )
+    return report
+
+
+def _in_a_process(engine: str, folder: Path) -> dict[str, Any]:
+    """One engine's updates in a process of its own. EngineError with the end of its output where it fails."""
+    out = folder / f"{engine}.json"
+    command = [sys.executable, "-m", "rlhfctl.tools.bench.workers", engine, str(folder), str(out)]
+    environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(
+            f"the worker stopped with code {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}",
+            where=f"bench ppo: {engine}",
+            fix="if memory ran out, use --workload small or a smaller per_device_train_batch_size",
+        )
+    result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return result
+
+
+def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
+    """One engine's rounds as one: medians over all counted updates; the highest memory of any round."""
+    entries = [entry for run in runs for entry in run["updates"]]
+    speeds = sorted(entry["episodes"] / entry["seconds"] for entry in entries)
+    spread = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else [speeds[0]] * 3
+    lengths = [length for run in runs for length in run["lengths"]]
+    flops, seconds = sum(entry["flops"] for entry in entries), sum(entry["seconds"] for entry in entries)
+    tokens = sum(entry["prompt_tokens"] + entry["response_tokens"] for entry in entries)
+    found: dict[str, Any] = {
+        "episodes_per_s": spread[1],
+        "episodes_per_s_quartiles": [spread[0], spread[2]],
+        "tokens_per_s": tokens / seconds,
+        "update_seconds": statistics.median(entry["seconds"] for entry in entries),
+        **{name: statistics.median(entry[name] for entry in entries) for name in PHASES},
+        "flops_utilisation": flops / (seconds * rate),
+        "flops_per_update": flops / len(entries),
+        "mean_length": statistics.fmean(lengths),
+        "min_length": min(lengths),
+        "max_length": max(lengths),
+        "stdev_length": statistics.pstdev(lengths),
+        "mean_prompt_length": statistics.fmean(entry["prompt_tokens"] / entry["episodes"] for entry in entries),
+        "updates": len(entries),
+    }
+    for name in ("peak_rss_mb", "baseline_rss_mb", "weights_mb", "base_models", "peak_device_mb"):
+        values = [run[name] for run in runs if run.get(name) is not None]
+        found |= {name: max(values)} if values else {}
+    if "recomputes" in runs[0]:
+        found["recomputes"] = any(run["recomputes"] for run in runs)
+    return found

@@ -1,0 +1,100 @@
+"""What an update costs: operations that it needs, operations a second that there are, bytes that it holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rlhfctl.training import loading
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """How many numbers stand in the matrices that a token is multiplied with.
+
+    `trunk`: all blocks. `head`: the output head. `adapter`: one LoRA adapter on the trunk (0: the trunk is trained).
+    """
+
+    trunk: int
+    head: int
+    adapter: int
+
+    @classmethod
+    def of(cls, policy: Any) -> Matrices:
+        """Counted in a model or peft model; embeddings are looked up, not multiplied with."""
+        inner = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        embedded = {
+            id(p) for module in inner.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
+        }
+        head = inner.get_output_embeddings().weight
+        trunk = adapter = 0
+        for name, parameter in inner.named_parameters():
+            if ".lora_" in name:
+                adapter += parameter.numel() if ".default." in name else 0
+            elif parameter.dim() >= 2 and parameter is not head and id(parameter) not in embedded:
+                trunk += parameter.numel()
+        return cls(trunk, head.numel(), adapter)
+
+
+def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epochs: int, critic: str) -> int:
+    """Floating-point operations that one update needs, for real tokens (no padding), each model on each token once.
+
+    A forward costs 2 operations a matrix entry a token. A backward costs the same again for the gradient of the
+    activations, and once more for the gradient of those matrices that are trained (frozen ones have none). The output
+    head is needed at response tokens only. Attention's own products, norms and softmaxes are left out.
+
+        rollout, reference    a forward of the language model, each token once (the cache keeps the rest)
+        reward model          a forward of a trunk (its adapter, if any, could be merged: not counted)
+        critic                a forward of its trunk: `adapter` base and adapter, `model` a trained one, `head` none
+        PPO epochs            forward and backward of policy and critic, each epoch
+    """
+    tokens = prompt_tokens + response_tokens
+    trunk, adapter = 2 * sizes.trunk * tokens, 2 * sizes.adapter * tokens
+    head = 2 * sizes.head * response_tokens
+    policy = trunk + adapter + head
+    policy_weights = adapter if sizes.adapter else trunk + head
+    values = {"adapter": trunk + adapter, "model": trunk, "head": 0}[critic]
+    values_weights = {"adapter": adapter, "model": trunk, "head": 0}[critic]
+    once = policy + (trunk + head) + trunk + values
+    return once + epochs * (2 * policy + policy_weights + 2 * values + values_weights)
+
+
+def matmul_rate(times: int = 20) -> float:
+    """Operations a second of the float32 matrix product here: 1024 cubed (4096 on an accelerator), best of `times`."""
+    at = loading.device()
+    size = 1024 if at.type == "cpu" else 4096
+    left, right = torch.randn(size, size, device=at), torch.randn(size, size, device=at)
+    best = float("inf")
+    for _ in range(times):
+        wait()
+        began = time.perf_counter()
+        left @ right
+        wait()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def wait() -> None:
+    """Until the accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def tensor_bytes(tensors: Sequence[Tensor]) -> int:
+    """Of all tensors, shared storage once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def weights_bytes(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    """Weights of all modules, gradients of those that are trained, and the optimizer's state."""
+    trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    weights = [p for module in modules for p in module.parameters()]
+    state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+    return tensor_bytes(weights) + sum(p.numel() * p.element_size() for p in trained.values()) + tensor_bytes(state)

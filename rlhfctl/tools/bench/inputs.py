@@ -1,0 +1,111 @@
+"""What both engines get: a model whose responses end where they should, a reward model, prompts."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhfctl import fs
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.recipe.schema import Lora, Ppo
+from rlhfctl.tools.bench.workload import SEED, Workload
+from rlhfctl.training import loading, models, roles
+
+SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
+MEAN_SHARE = 30 / 64  # mean length after which a response ends by itself, of response_length
+_LEAD = 3  # tokens before which no response ends, where response_length allows
+_MARGIN = 8.0  # nats: how much likelier each token that may come next is than each that may not
+
+
+def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
+    """Leave in `folder` what every worker loads: base/, reward/ (adapter), reward-model/ (the same, merged), job.json.
+
+    Returns sentences about what is not as in the recipe.
+    """
+    notes: list[str] = []
+    if work.model.init is not None:
+        changes: dict[str, Any] = {"tie_word_embeddings": False}
+        if work.model.init.tokens is None:
+            names = [f"w{index} " for index in range(work.model.init.vocab_size - 2)]
+            changes["tokens"] = names
+        if work.model.init.tie_word_embeddings:
+            notes.append("input and output embeddings are separate here, so that lengths can be planted")
+        model = work.model.model_copy(
+            update={"init": work.model.init.model_copy(update=changes), "chat_template": None}
+        )
+    else:
+        model = work.model
+        notes.append("the weights are pretrained: responses end where the model ends them")
+    if work.model.quantization is not None:
+        notes.append("the base is not quantized here: TRL's side could not have it so")
+    base, tokenizer, _ = models.base_from_recipe(model, [], seed=SEED, dtype=loading.torch_dtype(model.dtype))
+    prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
+    if work.model.init is not None:
+        prompt_ids = plant_lengths(base, tokenizer, section.response_length)
+    models.save_model(base, tokenizer, folder / "base")
+
+    context = getattr(base.config, "max_position_embeddings", LONGEST_PROMPT + section.response_length)
+    longest = min(LONGEST_PROMPT, context - section.response_length)
+    if longest < 1:
+        raise RlhfctlError("responses fill the whole context", where="ppo.response_length", fix="lower it")
+    draw = random.Random(SEED)
+    lengths = [draw.randint(min(SHORTEST_PROMPT, longest), longest) for _ in range(max(PROMPTS, section.batch_size))]
+    prompts = [draw.choices(prompt_ids, k=length) for length in lengths]
+
+    _save_reward(base, tokenizer, section.lora or Lora(), folder)
+    fs.write_json(folder / "job.json", {"ppo": section.model_dump(mode="json"), "prompts": prompts})
+    return notes
+
+
+def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Lora, folder: Path) -> None:
+    """A reward model drawn at random: as an adapter with a head, and merged into a model of its own."""
+    adapted = models.add_lora(copy.deepcopy(base), lora, TaskType.CAUSAL_LM, seed=SEED + 1)
+    generator = torch.Generator().manual_seed(SEED + 1)
+    head = roles.new_head(adapted)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.weight.shape[1] ** -0.5)
+    roles.save_scorer_adapter(adapted, "default", head, folder / "reward", str(folder / "base"))
+    scorer = models.scorer_on(models.merged(adapted), seed=SEED)
+    scorer.score.load_state_dict(head.state_dict())
+    models.save_model(scorer, tokenizer, folder / "reward-model")
+
+
+def plant_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, response_length: int) -> list[int]:
+    """Make new weights end their responses at spread lengths, by construction: no training, the same on every machine.
+
+    Tokens fall into classes: those of prompts, up to three that lead a response in, and those of its rest. A token's
+    embedding gets a large part that says its class, and survives all blocks; the output head reads from it the class
+    of the next token, and, in the rest, an end with a constant probability. So lengths are 3 + geometric, cut at
+    `response_length`. Needs separate input and output embeddings. Returns the ids that prompts are made of.
+    """
+    lead = min(_LEAD, response_length // 8)
+    special = set(tokenizer.all_special_ids)
+    ids = [index for index in range(len(tokenizer)) if index not in special]
+    classes = [ids[first :: lead + 2] for first in range(lead + 2)]  # prompts, lead..., rest
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    width = inputs.shape[1]
+    # Orthogonal directions that add up to 0 over the width: a layer norm's centring leaves them alone.
+    noise = torch.randn(width, len(classes), generator=torch.Generator().manual_seed(SEED))
+    directions = torch.linalg.qr(noise - noise.mean(0)).Q.T.to(inputs)
+    read = _MARGIN * width**-0.5  # after the last norm a state is about sqrt(width) long
+    end = 1 / max(2.0, response_length * MEAN_SHARE)
+    rest = len(classes) - 1
+    odds = torch.tensor(len(classes[rest]) * end / (1 - end)).log().item()
+    with torch.no_grad():
+        outputs[tokenizer.eos_token_id] = 0
+        for number, members in enumerate(classes):
+            inputs[members] += width / 4 * directions[number]
+            following = min(number + 1, rest)
+            outputs[classes[following]] += read * directions[number]
+        for number in range(max(0, rest - 1), rest + 1):
+            outputs[tokenizer.eos_token_id] += (read + odds * width**-0.5) * directions[number]
+    return classes[0]

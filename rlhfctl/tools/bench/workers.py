@@ -1,0 +1,242 @@
+"""One engine, measured in a process of its own: `python -m rlhfctl.tools.bench.workers ENGINE FOLDER FILE`.
+
+Reads what inputs.py left in FOLDER, takes the updates, writes what each took to FILE.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from rlhfctl import fs
+from rlhfctl.events import Event, Metrics
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards import Episode
+from rlhfctl.rewards.model import ModelReward
+from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, wait, weights_bytes
+from rlhfctl.tools.bench.workload import MB, OURS, SEED, THEIRS
+from rlhfctl.training import loading, models, peak, ppo_trl, roles, tokenizing
+from rlhfctl.training.ppo_loop import PpoLoop
+from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
+
+
+class Meter:
+    """Notes the time at the end of each update, the lengths of its episodes and the seconds of its phases."""
+
+    def __init__(self) -> None:
+        self.prompts: list[int] = []  # tokens of each episode since the last update ended
+        self.responses: list[int] = []
+        self.lengths: list[int] = []  # of all counted responses
+        self.entries: list[dict[str, Any]] = []
+        self.ended: float | None = None
+
+    def episode(self, prompt_tokens: int, response_tokens: int) -> None:
+        self.prompts.append(prompt_tokens)
+        self.responses.append(response_tokens)
+
+    def end_update(self, rollout_s: float, score_s: float) -> None:
+        """The rest of the time since the last update is this update's learning; the first has no beginning."""
+        wait()
+        now = time.perf_counter()
+        if self.ended is not None:
+            seconds = now - self.ended
+            entry = {"rollout_s": rollout_s, "score_s": score_s, "update_s": seconds - rollout_s - score_s}
+            tokens = {"prompt_tokens": sum(self.prompts), "response_tokens": sum(self.responses)}
+            self.entries.append({"episodes": len(self.responses), "seconds": seconds} | entry | tokens)
+            self.lengths += self.responses
+        self.prompts, self.responses = [], []
+        self.ended = now
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker loads."""
+
+    section: Ppo
+    prompts: list[list[int]]
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    policy: Any
+    reference: PreTrainedModel | None
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        section = Ppo.model_validate_json(json.dumps(job["ppo"]))
+        tokenizer = tokenizing.load_tokenizer(str(folder / "base"))
+        config = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))
+        dtype = loading.torch_dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
+        base = loading.load_causal_lm(str(folder / "base"), dtype=dtype).to(loading.device())
+        models.set_token_ids(base, tokenizer)
+        if section.lora is None:
+            policy, reference = base, models.copy_frozen(base)
+            models.mask_pad(reference, tokenizer.pad_token_id)
+        else:
+            policy, reference = models.add_lora(base, section.lora, TaskType.CAUSAL_LM, seed=SEED), None
+        models.mask_pad(policy, tokenizer.pad_token_id)
+        return cls(section, job["prompts"], base, tokenizer, policy, reference, folder)
+
+    def scorer(self) -> PreTrainedModel:
+        """The reward model as a model of its own; the critic starts as a copy of it too."""
+        return loading.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(loading.device())
+
+
+def run_ours(job: Job) -> dict[str, Any]:
+    """This engine: policy, reference, critic and reward model on one base where there is LoRA."""
+    section, policy, pad = job.section, job.policy, job.tokenizer.pad_token_id
+    acting = LanguageModel(policy, pad, roles.POLICY if section.lora else None)
+    reference = LanguageModel(job.reference or policy, pad, None)
+    scorer: Any
+    if section.lora:
+        head = roles.load_scorer_adapter(policy, roles.REWARD, job.folder / "reward")
+        scorer = AdapterScorer(LanguageModel(policy, pad, roles.REWARD), head)
+    else:
+        scorer = job.scorer()
+    if section.critic_kind == "adapter":
+        head = roles.load_scorer_adapter(policy, roles.CRITIC, job.folder / "reward")
+        critic = Critic(AdapterScorer(LanguageModel(policy, pad, roles.CRITIC), head))
+    elif section.critic_kind == "head":
+        head = roles.new_head(policy)
+        critic = Critic(AdapterScorer(acting, head), shares_policy=True, trains_trunk=section.critic_trains_trunk)
+    else:
+        critic = Critic(job.scorer())
+    scorer.requires_grad_(False).eval()
+
+    meter = Meter()
+    scoring = ModelReward(scorer, pad, section.local_rollout_forward_batch_size)
+
+    def reward(episodes: Sequence[Episode], /) -> list[float]:
+        for episode in episodes:
+            meter.episode(len(episode.prompt_ids), len(episode.response_ids))
+        return scoring(episodes)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Metrics):
+            meter.end_update(event.values["rollout_s"], event.values["score_s"])
+
+    everyone = Roles(acting, reference, critic)
+    rows = [{"prompt": ""} for _ in job.prompts]
+    with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
+        work = Path(fresh) / "ppo"
+        loop = PpoLoop(section, everyone, reward, job.tokenizer, rows, job.prompts, seed=SEED, work=work, emit=emit)
+        before = peak.resident_bytes() / MB
+        loop.train()
+    modules = [*everyone.modules(), scorer]
+    result = _result(job, meter, before, modules, loop.optimizer, section.critic_kind)
+    return result | {"recomputes": loop.recomputes}
+
+
+def run_trl(job: Job) -> dict[str, Any]:
+    """TRL's PPOTrainer, with its phases timed at the functions that it calls when one ends and the next begins."""
+    from datasets import Dataset
+    from trl.experimental.ppo import ppo_trainer
+
+    trainer_class, _ = ppo_trl.require()
+    section, pad, eos = job.section, job.tokenizer.pad_token_id, job.tokenizer.eos_token_id
+    reward_model, critic = job.scorer(), job.scorer()
+    reward_model.requires_grad_(False)
+    meter = Meter()
+    clock = {"rollout_s": 0.0, "sampled": 0.0, "score_s": 0.0}
+
+    generate = ppo_trainer.batch_generation
+
+    def timed_generation(model: nn.Module, queries: Tensor, *arguments: Any) -> Any:
+        wait()
+        began = time.perf_counter()
+        answers, logits = generate(model, queries, *arguments)
+        wait()
+        clock.update(sampled=time.perf_counter(), rollout_s=time.perf_counter() - began, score_s=0.0)
+        for row in answers.tolist():
+            prompt, response = row[: queries.shape[1]], row[queries.shape[1] :]
+            length = response.index(eos) + 1 if eos in response else len(response)
+            meter.episode(sum(token != pad for token in prompt), length)
+        return answers, logits
+
+    class Watched:
+        """NumPy as TRL's module sees it: its only use is the permutation with which each PPO epoch begins."""
+
+        random: Any
+
+        def __init__(self, numpy: Any) -> None:
+            self.random, self._permutation = self, numpy.random.permutation
+
+        def permutation(self, count: int) -> Any:
+            if not clock["score_s"]:  # the first epoch
+                wait()
+                clock["score_s"] = time.perf_counter() - clock["sampled"]
+            return self._permutation(count)
+
+    class EndOfUpdate(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.end_update(clock["rollout_s"], clock["score_s"])
+
+    with tempfile.TemporaryDirectory(dir=job.folder) as work, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = trainer_class(
+            args=ppo_trl.config_for(section, Path(work), seed=SEED, report_to=[]),
+            processing_class=job.tokenizer,
+            model=job.policy,
+            ref_model=job.reference,
+            reward_model=reward_model,
+            value_model=critic,
+            train_dataset=Dataset.from_dict({"input_ids": job.prompts, "row": list(range(len(job.prompts)))}),
+            data_collator=lambda features: ppo_trl.collate(features, pad),
+            callbacks=[EndOfUpdate()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        ppo_trainer.batch_generation = timed_generation
+        ppo_trainer.np = Watched(ppo_trainer.np)
+        gc.freeze()  # as the ppo stage does: TRL collects garbage twice an update
+        before = peak.resident_bytes() / MB
+        trainer.train()
+    modules = [module for module in (job.policy, job.reference, critic, reward_model) if module is not None]
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return _result(job, meter, before, modules, optimizer, "model")
+
+
+def _result(
+    job: Job, meter: Meter, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
+) -> dict[str, Any]:
+    highest = peak.highest_resident_bytes() / MB
+    sizes = Matrices.of(job.policy)
+    for entry in meter.entries:
+        entry["flops"] = useful_flops(
+            entry["prompt_tokens"], entry["response_tokens"], sizes, job.section.num_ppo_epochs, critic
+        )
+    weights = weights_bytes(modules, optimizer)
+    base = tensor_bytes([p for name, p in job.base.named_parameters() if ".lora_" not in name])
+    return {
+        "updates": meter.entries,
+        "lengths": meter.lengths,
+        "peak_rss_mb": highest,
+        "baseline_rss_mb": before,
+        "weights_mb": weights / MB,
+        "base_models": weights / base,
+        "peak_device_mb": torch.cuda.max_memory_allocated() / MB if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "device": str(loading.device()),
+    }
+
+
+def main(engine: str, folder: str, out: str) -> None:
+    """A worker: measure one engine on what `prepare` left in `folder`."""
+    job = Job.load(Path(folder))
+    fs.write_json(Path(out), {OURS: run_ours, THEIRS: run_trl}[engine](job))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
