@@ -23,7 +23,6 @@ from rlhfctl.stages import Context
 from rlhfctl.training import models, rollout
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
-from rlhfctl.training.ppo_loop import sampling_for
 from rlhfctl.training.roles import LanguageModel
 
 _SAMPLES_SHOWN = 1
@@ -58,7 +57,7 @@ class Evaluation:
         self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
         self._references: list[str] = []  # what the reference answers, for the samples shown
         self._reference_scores: list[float] = []
-        self._sampling = sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
+        self._sampling = rollout.sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
     def __call__(self, update: int, total: int) -> None:
         section = self.section

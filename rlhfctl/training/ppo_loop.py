@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhfctl import fs
-from rlhfctl.errors import EngineError, Problem, RecipeError
+from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
@@ -41,7 +41,7 @@ from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
 from rlhfctl.training.roles import Roles
-from rlhfctl.training.rollout import Response, Sampling, sample
+from rlhfctl.training.rollout import Response, sample, sampling_for
 from rlhfctl.training.sequences import Sequences, packed, steady_length
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
@@ -648,34 +648,6 @@ class PpoLoop:
 
 
 # ---------------------------------------------------------------- small helpers
-
-
-def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int, stream: int) -> Sampling:
-    """How the section samples, in training and in evaluation alike. RecipeError for a stop token that is none."""
-    stop = section.stop_token
-    return Sampling(
-        section.response_length,
-        section.temperature,
-        section.local_rollout_forward_batch_size,
-        seed,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        stop_ids=() if stop is None else (stop_token_id(stop, tokenizer),),
-        stop_strings=tuple(section.stop_strings),
-        stream=stream,
-    )
-
-
-def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of `eos`, or of a token given as text. RecipeError unless the text is one token."""
-    if stop == "eos":
-        eos: int = tokenizer.eos_token_id
-        return eos
-    ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        what = f"the tokenizer reads {stop!r} as {len(ids)} tokens, but a stop token is one"
-        raise RecipeError([Problem("ppo.stop_token", what, fix="list it under ppo.stop_strings")])
-    return int(ids[0])
 
 
 def _pieces(rows: Sequence[int], size: int) -> list[list[int]]:

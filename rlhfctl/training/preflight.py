@@ -14,7 +14,7 @@ from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training.data import PromptSplit, Rows, require_a_batch
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
-from rlhfctl.training.ppo_loop import stop_token_id
+from rlhfctl.training.tokenizing import stop_token_id
 
 
 def check(

@@ -20,11 +20,13 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.decode import Decoder, Decoding
 from rlhfctl.training.fused import fused
 from rlhfctl.training.models import evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED, sees_everything
+from rlhfctl.training.tokenizing import stop_token_id
 
 KL_ELEMENTS = 1 << 21  # logits of each side compared at a time: 8 MB in float32, of which six are held
 SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
@@ -51,6 +53,22 @@ class Sampling:
     def truncates(self) -> bool:
         """Whether tokens are drawn from a part of the distribution only."""
         return self.temperature is not None and (self.top_k > 0 or self.top_p < 1.0)
+
+
+def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int, stream: int) -> Sampling:
+    """How the section samples, in training and in evaluation alike. RecipeError for a stop token that is none."""
+    stop = section.stop_token
+    return Sampling(
+        section.response_length,
+        section.temperature,
+        section.local_rollout_forward_batch_size,
+        seed,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        stop_ids=() if stop is None else (stop_token_id(stop, tokenizer),),
+        stop_strings=tuple(section.stop_strings),
+        stream=stream,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhfctl import fs
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Model
 from rlhfctl.training.loading import cannot_load
@@ -143,3 +143,15 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Hash of the chat template, or None without one."""
     template = tokenizer.chat_template
     return None if template is None else fs.hash_json(template)
+
+
+def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of `eos`, or of a token given as text. RecipeError unless the text is one token."""
+    if stop == "eos":
+        eos: int = tokenizer.eos_token_id
+        return eos
+    ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        what = f"the tokenizer reads {stop!r} as {len(ids)} tokens, but a stop token is one"
+        raise RecipeError([Problem("ppo.stop_token", what, fix="list it under ppo.stop_strings")])
+    return int(ids[0])
