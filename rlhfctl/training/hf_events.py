@@ -175,9 +175,8 @@ def prepare(
 
 
 def trained_model(trainer: Trainer) -> Any:
-    """The model of a trainer that is done, gradients and optimizer gone: what follows needs their memory."""
+    """The model of a trainer that is done, its optimizer gone (gradients are): what follows needs their memory."""
     model = trainer.model
-    model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
     trainer.callback_handler.model = trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None

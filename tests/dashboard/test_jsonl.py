@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhfctl.dashboard.jsonl import JsonlWriter, read_events
+from rlhfctl.dashboard.jsonl import JsonlWriter, read_events, records
 from rlhfctl.events import Metrics, Note, Sample, StageStarted
 
 
@@ -45,6 +45,11 @@ def test_a_second_writer_appends(tmp_path: Path) -> None:
             writer(note(message))
     assert [record["message"] for record in read_events(path)] == ["a", "b"]
     assert path.read_bytes().count(b"\n") == 2
+
+
+def test_lines_that_are_no_records_are_passed_over() -> None:
+    lines = [b'{"event": "note"}\n', b"3\n", b"[1, 2]\n", b"null\n", b'"event"\n', b"\xff\n", b'{"event": "sample"}']
+    assert [record["event"] for record in records(lines)] == ["note", "sample"]
 
 
 def test_a_torn_line_spoils_only_itself(tmp_path: Path) -> None:

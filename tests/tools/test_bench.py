@@ -16,7 +16,7 @@ from conftest import Cli
 from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.tools.bench import bench, inputs
-from rlhfctl.tools.bench.costs import Matrices, useful_flops
+from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
 from rlhfctl.tools.bench.workers import Job, run_ours
 from rlhfctl.tools.bench.workload import Workload, comparable, recipe_workload, reference_workload
 from rlhfctl.training import models, ppo_trl, rollout, tokenizing
@@ -108,6 +108,19 @@ def test_matrices_of_a_model() -> None:
     adapted = models.add_lora(model, Lora(r=4), models.TaskType.CAUSAL_LM, seed=0)
     adapter = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48))
     assert Matrices.of(adapted) == Matrices(trunk, 200 * 32, adapter)
+
+
+def test_held_bytes_by_hand() -> None:
+    """Shared storage counts once; the optimizer's moments once it has stepped, gradients always."""
+    layer = torch.nn.Linear(8, 4, bias=False)
+    assert tensor_bytes([layer.weight, layer.weight[:2], torch.zeros(3)]) == 4 * (8 * 4 + 3)
+    tied = torch.nn.Linear(8, 4, bias=False)
+    tied.weight = layer.weight
+    optimizer = torch.optim.AdamW(layer.parameters())
+    assert weights_bytes([layer, tied], optimizer) == 2 * 4 * 32
+    layer(torch.ones(8)).sum().backward()
+    optimizer.step()
+    assert weights_bytes([layer, tied], optimizer) == 4 * 4 * 32 + 4  # and one count of steps
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
