@@ -29,7 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
 from rlhfctl.recipe.words import describe, did_you_mean
-from rlhfctl.training import checkpoints, loading, peak
+from rlhfctl.training import checkpoints, loading, models, peak
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
 KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
@@ -165,8 +165,14 @@ def planned_steps(trainer: Trainer) -> int:
 def prepare(
     trainer: Trainer, work: Path, checkpoint_steps: int | None, warn: Callable[[str], None]
 ) -> checkpoints.Checkpoint | None:
-    """Set how often the trainer saves, silence its printer, and find the checkpoint to go on from."""
+    """Set how often the trainer saves, silence its printer, and find the checkpoint to go on from.
+
+    Warns of weights that the learning rate cannot move.
+    """
     trainer.remove_callback(PrinterCallback)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    if sentence := models.rounds_away(trained, trainer.args.learning_rate):
+        warn(sentence)
     trainer.args.save_steps = checkpoint_steps or max(1, math.ceil(planned_steps(trainer) / CHECKPOINTS_A_STAGE))
     resume, passed_over = checkpoints.newest_complete(work)
     for sentence in passed_over:

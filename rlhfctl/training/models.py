@@ -41,6 +41,7 @@ PAD_LOGIT = -1.0e4
 # A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
 _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
+_TOO_MANY = 0.1  # of the trained weights, that a step leaves as they were
 _LOGITS_AT_ONCE = 1 << 24
 
 
@@ -463,6 +464,26 @@ def score_rows(
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """Half-width numbers as float32; wider ones as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def rounds_away(weights: Iterable[nn.Parameter], learning_rate: float) -> str | None:
+    """A sentence where a step of `learning_rate`, what AdamW takes at most, leaves many of `weights` as they were.
+
+    Half-width numbers do so: bfloat16 keeps 8 binary digits, so 0.1 moves by 0.0005 or not at all. None where fewer
+    than a tenth of the weights are concerned.
+    """
+    still = every = 0
+    with torch.no_grad():
+        for weight in weights:
+            every += weight.numel()
+            if weight.dtype.itemsize < 4:
+                still += int(((weight.float() - learning_rate).to(weight.dtype) == weight).sum())
+    if every == 0 or still / every < _TOO_MANY:
+        return None
+    return (
+        f"{still / every:.0%} of the trained weights cannot move by a step of learning_rate {learning_rate:g}: their "
+        "number format rounds it away; set model.dtype: float32 (with bf16: true on a GPU), or train adapters (lora)"
+    )
 
 
 def backbone(model: nn.Module) -> Any:

@@ -36,7 +36,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
-from rlhfctl.training import checkpoints, loading, ppo_math
+from rlhfctl.training import checkpoints, loading, models, ppo_math
 from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
@@ -161,6 +161,8 @@ class PpoLoop:
             return self._train()
 
     def _train(self) -> dict[str, float]:
+        if sentence := models.rounds_away(self.trained.values(), self.section.learning_rate):
+            self.say(sentence)
         resumed = self._resume()
         self.emit(
             StageStarted(

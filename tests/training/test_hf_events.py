@@ -252,6 +252,15 @@ def test_checkpoints_are_about_ten_a_stage(tmp_path: Path) -> None:
     assert ours.args.save_steps == 7
 
 
+def test_a_step_that_the_format_rounds_away_is_a_warning(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, lambda event: None, learning_rate=1e-6)
+    hf_events.prepare(ours, tmp_path, None, pytest.fail)
+    ours.model.bfloat16()
+    warned: list[str] = []
+    hf_events.prepare(ours, tmp_path, None, warned.append)
+    assert len(warned) == 1 and "cannot move by a step of learning_rate 1e-06" in warned[0]
+
+
 def test_an_unmarked_checkpoint_is_passed_over_aloud(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     warned: list[str] = []

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import TaskType
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
@@ -420,6 +421,30 @@ def test_padding_on_either_side_by_hand() -> None:
 
 
 # ---------------------------------------------------------------- from a recipe
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e-4, 1e-5])
+def test_what_a_half_width_format_rounds_away_is_told(learning_rate: float) -> None:
+    """Of weights in bfloat16 just those stay that AdamW's first step, of the learning rate's size, leaves alone."""
+    weights = nn.Parameter(torch.randn(4000, generator=torch.Generator().manual_seed(0)).mul(0.05).bfloat16())
+    sentence = models.rounds_away([weights], learning_rate)
+    before = weights.detach().clone()
+    weights.grad = torch.ones_like(weights)
+    torch.optim.AdamW([weights], lr=learning_rate, weight_decay=0.0).step()
+    stayed = float((weights == before).float().mean())
+    if stayed < 0.1:
+        assert sentence is None and learning_rate == 1e-2
+    else:
+        assert sentence is not None and f"learning_rate {learning_rate:g}" in sentence
+        assert sentence.startswith(f"{stayed:.0%} of the trained weights")
+    assert models.rounds_away([nn.Parameter(weights.detach().float())], learning_rate) is None
+
+
+def test_few_weights_that_stay_are_no_news() -> None:
+    large = nn.Parameter(torch.ones(10, dtype=torch.bfloat16))
+    assert models.rounds_away([large], 1e-4) is not None
+    assert models.rounds_away([large, nn.Parameter(torch.ones(91))], 1e-4) is None
+    assert models.rounds_away([], 1e-4) is None
 
 
 def test_a_pretrained_base_is_made_ready(tmp_path: Path) -> None:

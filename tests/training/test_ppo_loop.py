@@ -230,6 +230,16 @@ def test_advantages_are_discounted_by_gamma_and_lambda(gamma: float, lam: float,
 # ---------------------------------------------------------------- losses and steps
 
 
+def test_a_step_that_the_format_rounds_away_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    half = {"kind": "model", "lora": False, "dtype": torch.bfloat16}
+    loop_for(tmp_path / "a", learning_rate=1e-6, parts={"say": said.append}, **half).train()
+    assert sum("cannot move by a step of learning_rate 1e-06" in sentence for sentence in said) == 1
+    said.clear()
+    loop_for(tmp_path / "b", learning_rate=1e-6, parts={"say": said.append}).train()
+    assert said == []
+
+
 def test_cliprange_bounds_the_ratio(tmp_path: Path) -> None:
     tight = trained(tmp_path / "tight", cliprange=1e-4)
     wide = trained(tmp_path / "wide", cliprange=50.0)
