@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import data, preflight, tokenizing
+from rlhfctl.training import data, loading, preflight, tokenizing
 from rlhfctl.training.data import Row, Rows, prompt_key
 from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 
@@ -99,6 +99,7 @@ class Report:
         }
 
 
+@loading.quietly()
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.seed)

@@ -13,13 +13,13 @@ from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.function import load_function
-from rlhfctl.training import data, hf_events, ppo_trl, preflight, tokenizing
+from rlhfctl.training import data, hf_events, loading, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import texts_of
 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
     """A line for each thing that was found right; the first thing that is not raises its error."""
-    with loaded.placing():
+    with loaded.placing(), loading.quietly():
         yield from _check(loaded.recipe)
 
 

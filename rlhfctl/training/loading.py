@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
@@ -30,6 +32,19 @@ from rlhfctl.recipe.schema import Model
 
 _SHOWN_WEIGHTS = 4
 _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' remarks about each other, where there is no log to keep them: only errors are told."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def options(section: Model) -> dict[str, Any]:

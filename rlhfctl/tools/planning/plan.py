@@ -10,16 +10,13 @@ beside the run's own, and puts what that took in place of what was predicted. Wr
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from rlhfctl import pipeline
 from rlhfctl.pipeline import Request
@@ -28,7 +25,7 @@ from rlhfctl.tools.doctor import memory_bytes
 from rlhfctl.tools.planning.advice import Advice, Fit, advise, fit
 from rlhfctl.tools.planning.probe import probed
 from rlhfctl.tools.planning.stages import Disk, Lengths, StagePlan, stage_plan
-from rlhfctl.training import data, hf_events, peak
+from rlhfctl.training import data, hf_events, loading, peak
 
 CUDA_BYTES = 500_000_000  # what CUDA and its kernels take beside tensors; a usual figure, not measured here
 
@@ -102,21 +99,8 @@ def plan(
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
     """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
-    with _quiet():
+    with loading.quietly():
         return _plan(load, run_dir, request or Request(), limit, probe, say)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries' remarks about each other are not about the plan."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _plan(
