@@ -220,6 +220,15 @@ def test_a_mistake_is_one_message(cli: Cli, recipe: Path) -> None:
     assert done.returncode == 2 and "learning_rate" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_mistake_in_the_data_has_its_line(cli: Cli, recipe: Path) -> None:
+    text = recipe.read_text(encoding="utf-8").replace("rows: 60, eval: 6, test: 12", "rows: 60, eval: 6, test: 60")
+    recipe.write_text(text, encoding="utf-8")
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "test: 60" in line)
+    done = cli("plan", recipe)
+    assert done.returncode == 2
+    assert f"{recipe.name}:{line}: data.prompts: " in done.stderr and "leave none to train on" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_probe_measures_each_stage(recipe: Path) -> None:
     place = recipe.parent / "probed"

@@ -99,11 +99,13 @@ def plan(
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
     """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
-    with loading.quietly():
-        return _plan(load, run_dir, request or Request(), limit, probe, say)
+    loaded = load(())
+    with loading.quietly(), loaded.placing():
+        return _plan(loaded, load, run_dir, request or Request(), limit, probe, say)
 
 
 def _plan(
+    loaded: LoadedRecipe,
     load: Callable[[Sequence[str]], LoadedRecipe],
     run_dir: Path | None,
     request: Request,
@@ -111,7 +113,6 @@ def _plan(
     probe: bool,
     say: Callable[[str], None],
 ) -> Plan:
-    loaded = load(())
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
     rows = data.check_all(recipe.data, recipe.seed)
