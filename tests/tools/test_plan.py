@@ -220,13 +220,14 @@ def test_a_mistake_is_one_message(cli: Cli, recipe: Path) -> None:
     assert done.returncode == 2 and "learning_rate" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_mistake_in_the_data_has_its_line(cli: Cli, recipe: Path) -> None:
-    text = recipe.read_text(encoding="utf-8").replace("rows: 60, eval: 6, test: 12", "rows: 60, eval: 6, test: 60")
-    recipe.write_text(text, encoding="utf-8")
-    line = next(number for number, line in enumerate(text.splitlines(), 1) if "test: 60" in line)
-    done = cli("plan", recipe)
+def test_a_mistake_in_the_data_has_its_line(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n', encoding="utf-8")
+    text = recipe.read_text(encoding="utf-8").replace('"builtin:reviews", rows: 60,', "prompts.jsonl,")
+    (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "prompts.jsonl" in line)
+    done = cli("plan", tmp_path / "two.yaml")
     assert done.returncode == 2
-    assert f"{recipe.name}:{line}: data.prompts: " in done.stderr and "leave none to train on" in done.stderr
+    assert f"two.yaml:{line}: data.prompts: 2 distinct prompts" in done.stderr
 
 
 @pytest.mark.slow
