@@ -225,7 +225,7 @@ def test_a_mistake_in_the_data_has_its_line(cli: Cli, recipe: Path, tmp_path: Pa
     text = recipe.read_text(encoding="utf-8").replace('"builtin:reviews", rows: 60,', "prompts.jsonl,")
     (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
     line = next(number for number, line in enumerate(text.splitlines(), 1) if "prompts.jsonl" in line)
-    done = cli("plan", tmp_path / "two.yaml")
+    done = cli("plan", tmp_path / "two.yaml", "--set", "compare.judges=[reward_model]")
     assert done.returncode == 2
     assert f"two.yaml:{line}: data.prompts: 2 distinct prompts" in done.stderr
 
