@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhfctl import fs
 from rlhfctl.errors import EngineError
-from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, StageStarted, Work
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward, make_episode
 from rlhfctl.training import checkpoints, loading, models, ppo_math
@@ -317,7 +317,8 @@ class PpoLoop:
                 fix="this is a defect of the engine with this architecture: please report it, and use engine: trl",
             )
         if gap > AGREEMENT:
-            self.say(f"rollout and update differ by {gap:.2g} nats a token: log-probabilities are computed again")
+            what = f"sampling and update round differently, by up to {gap:.2g} nats a token"
+            self.emit(Note(stage=self.stage, message=f"{what}: each update computes the log-probabilities anew"))
             self.recomputes = True
             return ours
         return sampled

@@ -21,7 +21,7 @@ from peft import TaskType
 from torch import Tensor
 
 from rlhfctl.errors import EngineError
-from rlhfctl.events import CheckpointSaved, Event, Metrics, StageStarted
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, StageStarted
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards import Episode
 from rlhfctl.training import models, ppo_loop, roles, rollout, tokenizing
@@ -444,6 +444,20 @@ def test_the_precision_is_its_own_whatever_the_stage_before_used(before: str, bf
     Accelerator(mixed_precision=before)  # what a trainer of an earlier stage leaves in this process
     loop = loop_for(tmp_path, bf16=bf16)
     assert loop.accelerator.mixed_precision == ("bf16" if bf16 else "no")
+
+
+def test_sampling_that_rounds_differently_is_a_note_and_its_numbers_are_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo_loop, "AGREEMENT", 0.0)
+    events: list[Event] = []
+    loop = loop_for(tmp_path, 2, parts={"emit": events.append, "say": pytest.fail})
+    loop.train()
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert len(notes) == 1 and "round differently" in notes[0] and loop.recomputes
+    assert all(batch.ref_logprobs.shape == batch.logprobs.shape for batch in loop.batches)
+    first = loop.batches[0]  # before any step policy and reference are one model, and now one computation
+    assert torch.equal(first.logprobs.masked_fill(~first.mask, 0), first.ref_logprobs.masked_fill(~first.mask, 0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
