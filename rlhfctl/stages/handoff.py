@@ -287,7 +287,7 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str)
     kept = read_json(probes)
     with _on_accelerator(model):
         now = models.sequence_logprobs(model, kept["rows"], pad)
-    peak.give_back()
+    peak.give_back()  # logits and states
     gap = max(
         (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
         default=0.0,
@@ -301,7 +301,7 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
     kept = read_json(probes)
     with _on_accelerator(model):
         now = models.score_rows(model, kept["rows"], pad)
-    peak.give_back()
+    peak.give_back()  # logits and states
     gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
     _within(gap, SCORE_TOLERANCE[precise] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
     return gap

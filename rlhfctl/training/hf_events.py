@@ -181,7 +181,7 @@ def prepare(
 
 
 def trained_model(trainer: Trainer) -> Any:
-    """The model of a trainer that is done, its optimizer gone (gradients are): what follows needs their memory."""
+    """The model of a trainer that is done, its optimizer gone as gradients are: what follows needs the memory."""
     model = trainer.model
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None

@@ -1,0 +1,1 @@
+"""`rlhfctl bench ppo`: speed and memory of the PPO engine, beside TRL's."""
