@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,38 @@ def test_the_same_command_gives_the_same_samples(tiny_run: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     assert (run / "compare" / "samples.jsonl").read_text() == (tiny_run / "compare" / "samples.jsonl").read_text()
     assert report_of(run) == report_of(tiny_run)
+
+
+def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhfctl.stages import compare, handoff
+
+    run, loaded, alive = tmp_path / "run", [], []
+    shutil.copytree(tiny_run, run)
+    load_policy, judges, give_back = handoff.load_policy, compare._judges, compare.peak.give_back
+
+    def load(*given: Any) -> Any:
+        side = load_policy(*given)
+        loaded.append(weakref.ref(side.model))
+        return side
+
+    def given_back() -> None:
+        give_back()
+        alive.append([one() is not None for one in loaded])
+
+    def judged(*given: Any) -> Any:
+        assert alive[-1] == [False, False]  # the last time that memory was given back there was nothing left to hold
+        loaded.clear()
+        return judges(*given)
+
+    monkeypatch.setattr(handoff, "load_policy", load)
+    monkeypatch.setattr(compare.peak, "give_back", given_back)
+    monkeypatch.setattr(compare, "_judges", judged)
+    result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
+    assert result.exit_code == 0, result.output
+    # While each model is checked, and after each side has answered.
+    assert [True] * 2 in alive and len(alive) >= 5 and not loaded
 
 
 def test_a_prompt_that_one_side_has_no_room_for_is_left_out_for_both(tiny_run: Path, tmp_path: Path) -> None:
