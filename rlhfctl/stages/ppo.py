@@ -108,6 +108,9 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         ctx.emit(StageStarted(stage=ctx.name, total_steps=updates, settings=settings))
         if base.model.dtype.itemsize < 4:
             ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {recipe.model.dtype}")
+        trained = [w for w in (*cast.policy.parameters(), *cast.critic.scorer.parameters()) if w.requires_grad]
+        if sentence := models.rounds_away(trained, section.learning_rate):
+            ctx.warn(sentence)
         evaluation(0, updates)
         gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
         metrics = ppo_trl.train(

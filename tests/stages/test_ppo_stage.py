@@ -220,6 +220,18 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Pat
         run_ppo(until_reward, tmp_path / "trl", *ONE_UPDATE, "ppo.engine=trl", external=given)
 
 
+# ---------------------------------------------------------------- half-width weights
+
+
+@pytest.mark.parametrize("engine", ["rlhfctl", "trl"])
+def test_either_engine_warns_of_weights_that_its_steps_cannot_move(
+    engine: str, until_reward: Path, tmp_path: Path
+) -> None:
+    half = ("model.dtype=bfloat16", "ppo.lora=null", "ppo.learning_rate=1e-6", f"ppo.engine={engine}")
+    notes = artifact(run_ppo(until_reward, tmp_path / "half", *ONE_UPDATE, *half)).manifest.notes
+    assert sum("cannot move by a step of learning_rate 1e-06" in note for note in notes) == 1
+
+
 # ---------------------------------------------------------------- the best policy
 
 
