@@ -105,10 +105,13 @@ def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit:
     with telling(emit, "run"):
         with Work("loading libraries"):
             data_module = importlib.import_module("rlhfctl.training.data")
-        data = data_module.check_all(recipe.data, recipe.seed, {name for names in read for name in names})
+        data = data_module.check_all(recipe.data, recipe.data_seed, {name for names in read for name in names})
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
+    for sentence in importlib.import_module("rlhfctl.training.leaks").find_leaks(data):
+        fix = "the verdict would measure memory; leave these rows out with data.leaks: drop, or use other test prompts"
+        emit(Warned(stage="run", message=f"{sentence}: {fix}"))
     _write_recipe(recipe, paths, emit)
 
     @cache  # before the first stage that runs, for all: a mistake that a later one would meet must not cost hours
@@ -385,7 +388,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     for data_name in _DATA[name]:
         if data_name in data:
             how = getattr(recipe.data, data_name).model_dump(mode="json", exclude={"source"})
-            inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint])
+            inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint, recipe.data_seed])
     if name == "ppo":
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
     for role, source in _parents(name, recipe, paths, request).items():

@@ -419,6 +419,15 @@ def plan(loaded: LoadedRecipe, run: Path, content: str = "") -> dict[str, dict[s
         ("data.preferences.heldout=0.3", {"reward": ["data.preferences"]}),
         ("data.preferences.label_noise=0.3", {"reward": ["data.preferences"]}),
         ("data.prompts.test=11", {"ppo": ["data.prompts"], "compare": ["data.prompts"]}),
+        (
+            "data_seed=1",
+            {
+                "sft": ["data.demonstrations"],
+                "reward": ["data.preferences"],
+                "ppo": ["data.prompts"],
+                "compare": ["data.prompts"],
+            },
+        ),
         ("data.max_prompt_length=20", {"ppo": ["data.prompt_lengths"]}),
         ("model.init.hidden_size=16", {"sft": ["model"]}),
         ("name=other", {}),

@@ -325,6 +325,9 @@ class Data(Section):
         None, gt=0, description="Longest prompt in tokens (null: what the context leaves beside the response)."
     )
     overlong_prompts: Literal["drop", "truncate"] = Field("drop", description="What happens to longer prompts.")
+    leaks: Literal["warn", "drop"] = Field(
+        "warn", description="Whether demonstrations and preferences that answer a test prompt are named, or dropped."
+    )
 
     def conflicts(self) -> Iterator[Conflict]:
         for name in ("demonstrations", "preferences", "prompts"):
@@ -622,7 +625,11 @@ class Recipe(Section):
     """The whole run: model, data, and the stages in order; a stage without a section is not run."""
 
     name: str = Field(pattern=NAME, description="The run's name, and its folder's.")
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every random choice.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of new weights, training order and sampling.")
+    data_seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Seed of the built-in data and of all splits: runs that differ in `seed` "
+        "alone are trained and judged on the same rows."
+    )  # fmt: skip
     folder: str | None = Field(
         None, min_length=1, description="Where reward functions are imported from; set in the resolved recipe."
     )

@@ -22,6 +22,7 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import data, loading, preflight, tokenizing
 from rlhfctl.training.data import Row, Rows, prompt_key
 from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
+from rlhfctl.training.leaks import find_leaks
 
 _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
@@ -102,12 +103,12 @@ class Report:
 @loading.quietly()
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
-    loaded = data.check_all(recipe.data, recipe.seed)
+    loaded = data.check_all(recipe.data, recipe.data_seed)
     texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     preflight.check(recipe, loaded, (), tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
-    return Report(sets, tuple(_leaks(loaded)))
+    return Report(sets, tuple(find_leaks(loaded)))
 
 
 def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Set:
@@ -156,33 +157,6 @@ def _splits(rows: Rows) -> dict[str, int]:
 def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
     ids = [token for part in parts.values() for token in part]
     return tokenizer.decode(ids[:_SHOWN])
-
-
-def _leaks(loaded: dict[str, Rows]) -> Iterator[str]:
-    """Sentences about prompts of the verdict that an earlier stage is trained on."""
-    split = loaded["prompts"].split if "prompts" in loaded else None
-    if not isinstance(split, data.PromptSplit):
-        return
-    test = {prompt_key(row["prompt"]): row["prompt"] for row in split.test}
-    for name in ("demonstrations", "preferences"):
-        if name not in loaded:
-            continue
-        seen = {key for row in loaded[name].rows if (key := _asked(row)) in test}
-        if seen:
-            first = visible(_words(test[sorted(seen)[0]]))[:_SHOWN]
-            yield f"{len(seen)} of {len(test)} test prompts are in the {name} too, e.g. {first!r}"
-
-
-def _asked(row: Row) -> str | None:
-    if "prompt" in row:
-        return prompt_key(row["prompt"])
-    if "messages" in row:
-        return prompt_key(row["messages"][:-1])
-    return None
-
-
-def _words(prompt: data.Prompt) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 # ---------------------------------------------------------------- for people

@@ -15,6 +15,7 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.function import load_function
 from rlhfctl.training import data, hf_events, loading, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import texts_of
+from rlhfctl.training.leaks import find_leaks
 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
@@ -29,10 +30,11 @@ def _check(recipe: Recipe) -> Iterator[str]:
         {key: value.trainer for key, value in trained.items() if value is not None}, recipe.model.dtype
     )
     yield "trainer options: known to the installed TRL"
-    rows_of = data.check_all(recipe.data, recipe.seed)
+    rows_of = data.check_all(recipe.data, recipe.data_seed)
     for name, rows in rows_of.items():
         yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
+    yield from (f"warning: {sentence}" for sentence in find_leaks(rows_of))
     judges = recipe.compare.judges if recipe.compare is not None else []
     functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
     weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}

@@ -25,6 +25,7 @@ from rlhfctl.errors import DataError, Problem, RecipeError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
 from rlhfctl.training import shapes, sources
+from rlhfctl.training.leaks import without_leaks
 from rlhfctl.training.sources import type_name as _type_name
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -80,17 +81,23 @@ NAMES = ("demonstrations", "preferences", "prompts")
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
-    """The recipe's data sets (of those in `names`), loaded, checked, split. DataError for the first with bad rows."""
+    """Load, check and split the recipe's data sets (of those in `names`). DataError for the first with bad rows.
+
+    `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out.
+    """
     loaded: dict[str, Rows] = {}
-    if data.demonstrations is not None and "demonstrations" in names:
-        loaded["demonstrations"] = load_demonstrations(data.demonstrations, seed)
-    if data.preferences is not None and "preferences" in names:
-        pairs = load_preferences(data.preferences, seed)
-        loaded["preferences"] = replace(pairs, split=split_preferences(data.preferences, pairs.rows, seed))
-    if data.prompts is not None and "prompts" in names:
+    test: list[Row] = []
+    if data.prompts is not None and ("prompts" in names or data.leaks == "drop"):
         prompts = load_prompts(data.prompts, seed)
-        loaded["prompts"] = replace(prompts, split=split_prompts(data.prompts, prompts.rows, seed))
-    return loaded
+        split = split_prompts(data.prompts, prompts.rows, seed)
+        test = split.test if data.leaks == "drop" else []
+        loaded["prompts"] = replace(prompts, split=split)
+    if data.demonstrations is not None and "demonstrations" in names:
+        loaded["demonstrations"] = without_leaks(load_demonstrations(data.demonstrations, seed), test)
+    if data.preferences is not None and "preferences" in names:
+        pairs = without_leaks(load_preferences(data.preferences, seed), test)
+        loaded["preferences"] = replace(pairs, split=split_preferences(data.preferences, pairs.rows, seed))
+    return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 
 def _load(name: str, section: Source, seed: int, check: Check) -> Rows:

@@ -68,7 +68,7 @@ def test_a_summary_and_its_histogram() -> None:
 
 def test_test_prompts_that_were_trained_on_are_named(recipe: Path) -> None:
     leaks = examined(recipe, **{"data.prompts.test": 5, "data.prompts.eval": 0}).leaks
-    assert any("of 5 test prompts are in the demonstrations too, e.g. 'a '" in sentence for sentence in leaks)
+    assert any("of 5 test prompts are in the demonstrations too, e.g. 'a'" in sentence for sentence in leaks)
     clean = recipe.parent / "prompts.txt"
     clean.write_text("b \nc \na b \nb c \nc d \n")
     assert examined(recipe).leaks == ()

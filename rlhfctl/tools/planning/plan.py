@@ -115,7 +115,7 @@ def _plan(
 ) -> Plan:
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
-    rows = data.check_all(recipe.data, recipe.seed)
+    rows = data.check_all(recipe.data, recipe.data_seed)
     forecasts = pipeline.forecast(loaded, folder, rows, request)
     hf_events.check_trainers(
         {name: section.trainer for name in ("sft", "reward") if (section := getattr(recipe, name)) is not None}
