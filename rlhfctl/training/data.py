@@ -18,6 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rlhfctl import fs
@@ -43,7 +44,21 @@ class Rows:
     rows: list[Row]
     fingerprint: str
     notes: tuple[str, ...] = ()  # sentences about what was dropped or made
-    split: PreferenceSplit | PromptSplit | None = None
+    split: PreferenceSplit | PromptSplit | None = None  # holds the very objects that `rows` holds
+    locations: tuple[str, ...] = ()  # "file:line" of each row, in the order of `rows`
+
+    @cached_property
+    def _location_by_identity(self) -> dict[int, str]:
+        return {id(row): location for row, location in zip(self.rows, self.locations, strict=True)}
+
+    def location_of(self, row: Row) -> str:
+        """Say where one of `rows` (or of the split's rows) came from, as "file:line"."""
+        return self._location_by_identity[id(row)]
+
+    def only(self, keep: Callable[[Row], bool], **changes: Any) -> Rows:
+        """Return the rows for which `keep` holds, with their locations; `changes` replace other fields."""
+        kept = [(row, place) for row, place in zip(self.rows, self.locations, strict=True) if keep(row)]
+        return replace(self, rows=[row for row, _ in kept], locations=tuple(place for _, place in kept), **changes)
 
 
 @dataclass(frozen=True)
@@ -118,14 +133,14 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
             raise
     _require_columns(name, section, rows)
     dropped: Counter[str] = Counter()
-    usable: list[Row] = []
+    usable: list[tuple[Row, str]] = []
     bad: list[str] = []
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         found = check(_rename(row, section.columns), section, dropped)
         if isinstance(found, str):
             bad.append(f"{place}: {found}")
         else:
-            usable += found
+            usable += [(one, place) for one in found]
     if bad and (section.bad_rows == "stop" or not usable):
         more = len(bad) - sources.SHOWN_BAD_ROWS
         shown = [*bad[: sources.SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
@@ -147,7 +162,7 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     if section.limit is not None and len(kept) > section.limit:
         notes.append(f"the first {section.limit} of {len(kept)} are used")
         kept = kept[: section.limit]
-    return Rows(name, kept, fingerprint, tuple(notes))
+    return Rows(name, [row for row, _ in kept], fingerprint, tuple(notes), locations=tuple(place for _, place in kept))
 
 
 def _require_columns(name: str, section: Source, rows: Sequence[Row]) -> None:
@@ -161,11 +176,11 @@ def _require_columns(name: str, section: Source, rows: Sequence[Row]) -> None:
             )
 
 
-def _sifted(rows: Sequence[Row], section: Source, dropped: Counter[str]) -> list[Row]:
-    """`rows` without repeated and without long ones, where the recipe says so."""
-    kept: list[Row] = []
+def _sifted(located: Sequence[tuple[Row, str]], section: Source, dropped: Counter[str]) -> list[tuple[Row, str]]:
+    """Leave out repeated and long rows, where the recipe says so; each row stands beside its location."""
+    kept: list[tuple[Row, str]] = []
     seen: set[str] = set()
-    for row in rows:
+    for row, place in located:
         if section.max_chars is not None and characters(row) > section.max_chars:
             dropped[f"longer than {section.max_chars} characters"] += 1
             continue
@@ -175,7 +190,7 @@ def _sifted(rows: Sequence[Row], section: Source, dropped: Counter[str]) -> list
                 dropped["duplicates"] += 1
                 continue
             seen.add(key)
-        kept.append(row)
+        kept.append((row, place))
     return kept
 
 

@@ -62,19 +62,19 @@ def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
 def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:
     """Return `rows` without those that answer a test prompt; a note counts them, and the fingerprint tells them."""
     keys = {leak_key(row["prompt"]) for row in test}
-    kept = [row for row in rows.rows if not answered_keys(row) & keys]
-    dropped = len(rows.rows) - len(kept)
+    kept = rows.only(lambda row: not answered_keys(row) & keys)
+    dropped = len(rows.rows) - len(kept.rows)
     if not dropped:
         return rows
-    if not kept:
+    if not kept.rows:
         raise DataError(
             f"all {len(rows.rows)} rows answer a test prompt, and data.leaks: drop leaves none",
             where=f"data.{rows.name}",
             fix="lower data.prompts.test, or take test prompts from another source",
         )
     note = f"{dropped} of {len(rows.rows)} rows answer a test prompt and are dropped (data.leaks: drop)"
-    fingerprint = fs.hash_json([rows.fingerprint, kept])
-    return replace(rows, rows=kept, fingerprint=fingerprint, notes=(*rows.notes, note))
+    fingerprint = fs.hash_json([rows.fingerprint, kept.rows])
+    return replace(kept, fingerprint=fingerprint, notes=(*rows.notes, note))
 
 
 def _keys_of(rows: Iterable[Row]) -> set[str]:
