@@ -37,6 +37,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _say(error)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # `rlhfctl watch RUN | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(OutputClosed.exit_code)
     except Exception as error:
         known = _of_the_system(error) or out_of_memory(error)
         if known is None:  # a defect of ours: show where

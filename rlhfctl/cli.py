@@ -282,11 +282,16 @@ def data_(
 
 
 @app.command(epilog="Example: rlhfctl show runs/quickstart")
-def show(run: RunArgument) -> None:
+def show(
+    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="The manifests, for scripts.")] = False
+) -> None:
     """A run's stages and metrics, and each artifact's lineage back to data and base model."""
     from rlhfctl.dashboard.console import console
-    from rlhfctl.tools.inspect import describe
+    from rlhfctl.tools.inspect import describe, to_json
 
+    if as_json:
+        typer.echo(json.dumps(to_json(run), indent=2, ensure_ascii=False))
+        return
     for part in describe(run):
         console().print(part)
 
@@ -294,6 +299,7 @@ def show(run: RunArgument) -> None:
 @app.command(epilog="Example: rlhfctl runs   or   rlhfctl runs /data/runs")
 def runs(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="A folder of runs (default: runs).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """All runs, newest first: state, stages, result, size."""
     from rlhfctl.dashboard.console import console
@@ -302,7 +308,9 @@ def runs(
     none_yet = folder is None and not Path("runs").is_dir()
     folder = folder or Path("runs")
     found = [] if none_yet else listing.find(folder)
-    if found:
+    if as_json:
+        typer.echo(json.dumps([listing.to_json(run) for run in found], indent=2, ensure_ascii=False))
+    elif found:
         console().print(listing.table(found))
     else:
         typer.echo(f"no runs in {folder}/; start one: rlhfctl run quickstart")

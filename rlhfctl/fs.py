@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,7 @@ def publish_folder(final: Path) -> Iterator[Path]:
                 shutil.rmtree(leftover)
         partial.mkdir(parents=True)
         yield partial
+        _widen_modes(partial)
         sync_tree(partial)
         if final.exists():
             os.replace(final, replaced)
@@ -78,6 +80,14 @@ def publish_folder(final: Path) -> Iterator[Path]:
         _sync_folder(final.parent)
         if replaced.exists():
             shutil.rmtree(replaced)
+
+
+def _widen_modes(folder: Path) -> None:
+    """Let the files below `folder` be read by whom the umask allows: safetensors writes them for their owner alone."""
+    allowed = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | allowed)
 
 
 def sync_tree(folder: Path) -> None:

@@ -25,6 +25,7 @@ from rlhfctl.artifacts import (
     RunPaths,
     Source,
     changed_inputs,
+    changed_keys,
     find_artifact,
     load_artifact,
     resolve_source,
@@ -43,6 +44,7 @@ _HOW_TO_HAVE = {  # a stage that the recipe lacks
     "ppo": "add a `ppo:` section",
     "compare": "add a `compare:` section",
 }
+ELSEWHERE = "from elsewhere"  # a stage in whose place a command named a model
 _TOKENIZER = "tokenizer_config.json"
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
@@ -82,6 +84,31 @@ def stages_of(recipe: Recipe) -> list[str]:
     if recipe.compare is not None:
         names.append("compare")
     return names
+
+
+def _given_from_elsewhere(stage: str, artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether a stage that the run lacks was named by a command instead (`--policy`, `--reward-model`).
+
+    `artifacts`: the run's complete stages. Their manifests record where each parent lies.
+    """
+    role = {"base": "base", "sft": "base", "reward": "reward"}.get(stage)
+    parents = [artifact.manifest.parents.get(role or "") for artifact in artifacts.values()]
+    return any(parent is not None and parent.path.partition("/")[0] != stage for parent in parents)
+
+
+def read_stages(paths: RunPaths, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Artifact]]:
+    """Give the state of each stage, and the artifacts of those that are complete, in the order of `names`."""
+    found = {name: find_artifact(paths.stage(name)) for name in names}
+    artifacts = {name: made for name, made in found.items() if made is not None}
+
+    def state(name: str) -> str:
+        if name in artifacts:
+            return "complete"
+        if paths.stage(name).is_dir():
+            return "under way"
+        return ELSEWHERE if _given_from_elsewhere(name, artifacts) else "not started"
+
+    return {name: state(name) for name in names}, artifacts
 
 
 def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> list[Artifact]:
@@ -124,10 +151,27 @@ def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit:
             done.append(_bring_up_to_date(name, recipe, paths, data, request, emit, look_ahead))
         elif request.only is None and names.index(name) < names.index(chosen[0]):
             artifact = load_artifact(paths.stage(name))
-            if changed := changed_inputs(artifact.manifest.inputs, _inputs(name, recipe, paths, data, request)):
-                message = f"is used as it is, though {', '.join(changed)} changed since it was made"
-                emit(Warned(stage=name, message=message))
+            changed = changed_inputs(artifact.manifest.inputs, _inputs(name, recipe, paths, data, request))
+            _warn_of_changes(name, artifact, changed, recipe, emit)
+        elif request.only is not None and (made := find_artifact(paths.stage(name))) is not None:
+            same = made.manifest.inputs.get("section") == _section_fingerprint(name, recipe)
+            _warn_of_changes(name, made, [] if same else ["section"], recipe, emit)
     return done
+
+
+def _warn_of_changes(name: str, artifact: Artifact, changed: Sequence[str], recipe: Recipe, emit: Emit) -> None:
+    """Say where the recipe, which is the run's from now on, differs from what a stage that is left was made from."""
+    if changed:
+        message = f"is used as it is, though {_changes(changed, artifact, name, recipe)} changed since it was made"
+        emit(Warned(stage=name, message=message))
+
+
+def _changes(changed: Sequence[str], artifact: Artifact, name: str, recipe: Recipe) -> str:
+    """The inputs that changed, in words; for the stage's section the keys with both values."""
+    section = _section(name, recipe)
+    keys = changed_keys(artifact.manifest.section, section.model_dump(mode="json"))
+    words = [f"{one} ({', '.join(keys)})" if one == "section" and keys else one for one in changed]
+    return ", ".join(words)
 
 
 def _chosen(names: list[str], request: Request) -> list[str]:
@@ -198,13 +242,13 @@ def _bring_up_to_date(
                 )
             )
             return artifact
-        emit(Note(stage=name, message=f"runs again: changed {', '.join(changed)}"))
+        emit(Note(stage=name, message=f"runs again: changed {_changes(changed, artifact, name, recipe)}"))
     with telling(emit, name), Work("loading libraries"):
         look_ahead(name)
         hf_events = importlib.import_module("rlhfctl.training.hf_events")
         module = importlib.import_module(f"rlhfctl.stages.{name}")
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
-    section = recipe.model if name == "base" else getattr(recipe, name)
+    section = _section(name, recipe)
     options = dict(request.options) | {"restarted": restarted}
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
     peak = importlib.import_module("rlhfctl.training.peak")
@@ -323,7 +367,7 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
             if not changed:
                 found.append(Forecast(name, "skip", "complete, and nothing that it depends on changed"))
                 continue
-            found.append(Forecast(name, "run", f"changed: {', '.join(changed)}"))
+            found.append(Forecast(name, "run", f"changed: {_changes(changed, artifact, name, recipe)}"))
         elif not request.force and _attempted(folder, inputs):
             found.append(Forecast(name, "continue", "begun with the same inputs"))
         else:
@@ -346,7 +390,11 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
     """role -> source: a stage of this run, or what the command or the recipe names instead."""
     base = "sft" if recipe.sft is not None else "base"
 
-    def own(stage: str) -> Source:
+    def own(stage: str, role: str = "") -> Source:
+        """A stage of this run; for compare, what ppo was given in its place (`ppo --policy`, `--reward-model`)."""
+        policy = find_artifact(paths.stage("ppo")) if name == "compare" else None
+        if policy is not None and role in policy.manifest.parents and find_artifact(paths.stage(stage)) is None:
+            return policy.parent(role)
         return Source.of(load_artifact(paths.stage(stage)))
 
     def reward() -> dict[str, Source]:
@@ -356,10 +404,12 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
             return {}
         if recipe.reward.model is not None:
             return {"reward": resolve_source(recipe.reward.model, "reward model")}
-        return {"reward": own("reward")}
+        return {"reward": own("reward", "reward")}
 
     def given(role: str, stage: str) -> Source:
-        return resolve_source(request.external[role], role) if role in request.external else own(stage)
+        if role in request.external:
+            return resolve_source(request.external[role], role)
+        return own(stage, "base" if role == "reference" else "")
 
     if name in ("base", "sft"):
         return {}
@@ -378,8 +428,7 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
 
 def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request) -> dict[str, str]:
     """name -> fingerprint of everything that a stage's result depends on."""
-    section = recipe.model if name == "base" else getattr(recipe, name)
-    inputs = {"section": fs.hash_json(section.model_dump(mode="json")), "seed": str(recipe.seed)}
+    inputs = {"section": _section_fingerprint(name, recipe), "seed": str(recipe.seed)}
     how = {"dtype", "quantization", "trust_remote_code", "attn_implementation"} - _newer(recipe)
     loading = recipe.model.model_dump(mode="json", include=how)
     inputs["model"] = fs.hash_json(loading)
@@ -407,6 +456,14 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
         if option in request.options and name == "compare":
             inputs[option] = fs.hash_file(Path(request.options[option]))
     return inputs
+
+
+def _section(name: str, recipe: Recipe) -> Any:
+    return recipe.model if name == "base" else getattr(recipe, name)
+
+
+def _section_fingerprint(name: str, recipe: Recipe) -> str:
+    return fs.hash_json(_section(name, recipe).model_dump(mode="json"))
 
 
 def _model_fingerprint(recipe: Recipe) -> str:

@@ -383,3 +383,18 @@ def test_the_lock_is_freed_at_the_end_of_the_block_and_after_an_error(tmp_path: 
         pass
     with fs.RunLock(tmp_path / ".lock"):
         pass
+
+
+# ---------------------------------------------------------------- who may read it
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_published_files_have_the_modes_that_the_umask_allows(tmp_path: Path, umask: int, expected: int) -> None:
+    before = os.umask(umask)
+    try:
+        with fs.publish_folder(tmp_path / "model") as folder:
+            (folder / "weights").write_text("as safetensors writes them")
+            (folder / "weights").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == expected

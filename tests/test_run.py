@@ -101,7 +101,7 @@ def test_a_changed_key_reruns_what_depends_on_it(copy: tuple[Path, Path], cli: C
     assert after["sft"] == before["sft"]
     assert after["reward"] == before["reward"]
     assert after["ppo"] != before["ppo"]
-    assert "runs again: changed section" in result.stdout
+    assert "runs again: changed section (kl_coef 0.05 -> 0.2)" in result.stdout
     kept = list((run / "superseded").glob("ppo-*"))
     assert len(kept) == 1
     assert (kept[0] / "manifest.json").read_text() == before["ppo"]
@@ -218,3 +218,37 @@ def test_use_best_hands_on_the_best_policy_of_the_evaluations(copy: tuple[Path, 
     best = max(evaluations, key=lambda e: e["values"]["eval_objective"])
     assert load_artifact(run / "ppo").manifest.metrics["best_update"] == best["step"]
     assert f"is that of update {best['step']}" in result.stdout
+
+
+def test_a_stage_on_its_own_says_what_the_others_were_made_with(copy: tuple[Path, Path], cli: Cli) -> None:
+    recipe, run = copy
+    changed = cli(
+        "compare", recipe, "--run-dir", run, "--set", "ppo.kl_coef=0.2", "--set", "compare.samples_per_prompt=1"
+    )
+    assert changed.returncode == 0, changed.stderr
+    said = "[ppo] warning: is used as it is, though section (kl_coef 0.05 -> 0.2) changed since it was made"
+    assert said in changed.stdout
+    shown = cli("show", run, env={"COLUMNS": "200"})
+    assert (
+        "ppo: was made with other settings than recipe.yaml states now (stated -> used): kl_coef 0.2 -> 0.05"
+        in shown.stdout
+    )
+
+
+def test_compare_after_ppo_on_models_from_elsewhere(
+    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, cli: Cli
+) -> None:
+    models = ["--policy", tiny_run / "sft", "--reward-model", tiny_run / "reward", "--run-dir", tmp_path / "run"]
+    small = ["--set", "ppo.total_episodes=16"]
+    assert cli("ppo", tiny_recipe, *models, *small).returncode == 0
+    result = cli("compare", tiny_recipe, "--run-dir", tmp_path / "run", *small)
+    assert result.returncode == 0, result.stderr
+    made = load_artifact(tmp_path / "run" / "compare")
+    assert made.parent("reference").fingerprint == load_artifact(tiny_run / "sft").fingerprint
+    assert made.parent("reward").fingerprint == load_artifact(tiny_run / "reward").fingerprint
+    listed = json.loads(cli("runs", tmp_path, "--json").stdout)
+    assert [(run["name"], run["state"]) for run in listed] == [("run", "complete")]
+    assert listed[0]["stages"]["sft"] == listed[0]["stages"]["reward"] == "from elsewhere"
+    shown = json.loads(cli("show", tmp_path / "run", "--json").stdout)["stages"]
+    assert shown["sft"] == {"state": "from elsewhere", "manifest": None}
+    assert shown["ppo"]["manifest"]["seed"] == 0

@@ -47,6 +47,10 @@ CLIPPED_AT_MOST = 0.3
 ENTROPY_LEFT = 0.3
 """Share of the first entropy a token. Learning takes some; below a third, responses are near copies of each other."""
 
+STILL_FROM, STILL_WINDOW, STILL_KL = 20, 10, 0.05
+"""Updates before which nothing is expected, updates whose median KL is looked at, and nats per response below which the
+policy is still the reference: at a KL of 0.05 a score can rise by about 0.3 of its standard deviation at most."""
+
 EVAL_REPORTS = 3
 """Evaluations in a row below the best one: one or two may be the luck of the draw."""
 
@@ -61,7 +65,7 @@ def alarms(stage: str, series: Mapping[str, Series], settings: Mapping[str, Any]
     """The sentences that hold now, gravest first. `settings` are the stage's effective ones."""
     found = list(_not_finite(series))
     if stage == "ppo":
-        for check in (_kl, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic):
+        for check in (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic):
             found += check(series, settings)
     return found
 
@@ -96,6 +100,18 @@ def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[s
         yield (
             f"KL more than doubled in {WINDOW} updates, to {number(kl, 3)} nats a response: the policy is running away "
             "from the reference. Try a lower learning_rate or a higher kl_coef."
+        )
+
+
+def _hardly_moved(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    kl = series["kl"].tail(STILL_WINDOW) if "kl" in series else None
+    if kl is None or series["kl"].step < STILL_FROM:
+        return
+    if statistics.median(kl) < STILL_KL:
+        yield (
+            f"after {series['kl'].step} updates the policy has hardly moved: KL is {number(statistics.median(kl), 2)} "
+            "nats per response. The verdict will find nothing. Try a higher learning_rate, more episodes, or a lower "
+            "kl_coef."
         )
 
 

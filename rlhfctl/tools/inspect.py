@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl.artifacts import Artifact, RunPaths, find_artifact
+from rlhfctl import fs
+from rlhfctl.artifacts import Artifact, RunPaths, changed_keys, find_artifact
 from rlhfctl.dashboard.plain import duration, number
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import STAGES, stages_of
+from rlhfctl.pipeline import STAGES, read_stages, stages_of
 from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Recipe
 
 _HASH_SHOWN = 12
 _METRICS_SHOWN = {
@@ -31,27 +34,16 @@ _METRICS_SHOWN = {
 
 def describe(run: Path) -> Iterator[RenderableType]:
     """A table of the stages, then the lineage of the last complete one."""
-    paths = RunPaths(run)
-    if not paths.recipe.is_file():
-        near = sorted(p.parent.name for p in run.parent.glob("*/recipe.yaml")) if run.parent.is_dir() else []
-        raise RlhfctlError(
-            "there is no run here: recipe.yaml is missing",
-            where=str(run),
-            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
-        )
-    recipe = load_recipe(paths.recipe).recipe
+    recipe, states, artifacts = _read(run)
     table = Table("stage", "state", "time", "metrics", box=None, pad_edge=False, header_style="bold")
-    artifacts: dict[str, Artifact] = {}
-    for name in stages_of(recipe):
-        artifact = find_artifact(paths.stage(name))
+    for name, state in states.items():
+        artifact = artifacts.get(name)
         if artifact is None:
-            state = "under way" if paths.stage(name).is_dir() else "not started"
             table.add_row(name, state, "", "")
             continue
-        artifacts[name] = artifact
         metrics = artifact.manifest.metrics
         shown = "  ".join(f"{key} {number(metrics[key])}" for key in _METRICS_SHOWN[name] if key in metrics)
-        table.add_row(name, "complete", duration(artifact.manifest.seconds), Text(shown))
+        table.add_row(name, state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table
     if artifacts:
@@ -62,6 +54,7 @@ def describe(run: Path) -> Iterator[RenderableType]:
         _grow(tree, artifacts[last], recipe.model.path)
         yield tree
         notes = [(name, note) for name, artifact in artifacts.items() for note in artifact.manifest.notes]
+        notes += [(name, note) for name, artifact in artifacts.items() for note in _differs(artifact, recipe)]
         if notes:
             yield Text("")
             yield Text("notes", style="bold")
@@ -69,11 +62,49 @@ def describe(run: Path) -> Iterator[RenderableType]:
                 yield Text(f"{name}: {note}")
 
 
-def _label(artifact: Artifact) -> Text:
+def to_json(run: Path) -> dict[str, Any]:
+    """Give what `show --json` prints: each stage's state and, where it is complete, its manifest."""
+    recipe, states, artifacts = _read(run)
+    manifests = {name: made.manifest.model_dump(mode="json") for name, made in artifacts.items()}
+    stages = {name: {"state": state, "manifest": manifests.get(name)} for name, state in states.items()}
+    return {"name": recipe.name, "run": str(run), "stages": stages}
+
+
+def _read(run: Path) -> tuple[Recipe, dict[str, str], dict[str, Artifact]]:
+    """The run's recipe, the state of each stage, and the complete ones, in order."""
+    paths = RunPaths(run)
+    if not paths.recipe.is_file():
+        near = sorted(p.parent.name for p in run.parent.glob("*/recipe.yaml")) if run.parent.is_dir() else []
+        raise RlhfctlError(
+            "there is no run here: recipe.yaml is missing",
+            where=str(run),
+            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
+        )
+    recipe = load_recipe(paths.recipe).recipe
+    return recipe, *read_stages(paths, stages_of(recipe))
+
+
+def _differs(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
+    """Say which keys a stage was made with that the run's recipe, written by a later command, says otherwise."""
     manifest = artifact.manifest
-    commit = f"  commit {manifest.git_commit[:_HASH_SHOWN]}" if manifest.git_commit else ""
-    versions = " ".join(f"{name} {manifest.versions[name]}" for name in ("trl", "torch") if name in manifest.versions)
-    return Text(f"{manifest.stage}  {artifact.fingerprint[:_HASH_SHOWN]}  seed {manifest.seed}  {versions}{commit}")
+    section = (recipe.model if manifest.stage == "base" else getattr(recipe, manifest.stage)).model_dump(mode="json")
+    keys = changed_keys(section, manifest.section)
+    if keys and manifest.inputs.get("section") not in (None, fs.hash_json(section)):
+        yield f"was made with other settings than recipe.yaml states now (stated -> used): {', '.join(keys)}"
+
+
+def _label(artifact: Artifact, child: Artifact | None = None) -> Text:
+    """Stage and fingerprint; seed, versions and commit where they are not those of what was made from it."""
+    words = [artifact.manifest.stage, artifact.fingerprint[:_HASH_SHOWN]]
+    words += [made for made in _made_by(artifact) if child is None or made not in _made_by(child)]
+    return Text("  ".join(words))
+
+
+def _made_by(artifact: Artifact) -> list[str]:
+    manifest = artifact.manifest
+    versions = [f"{name} {manifest.versions[name]}" for name in ("trl", "torch") if name in manifest.versions]
+    commit = [f"commit {manifest.git_commit[:_HASH_SHOWN]}"] if manifest.git_commit else []
+    return [f"seed {manifest.seed}", *versions, *commit]
 
 
 def _grow(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
@@ -91,5 +122,5 @@ def _grow(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
                 Text(f"{role}: {reference.path}  {reference.fingerprint[:_HASH_SHOWN]} (changed since)", style="yellow")
             )
         else:
-            branch = tree.add(Text(f"{role}: ").append_text(_label(parent)))
+            branch = tree.add(Text(f"{role}: ").append_text(_label(parent, artifact)))
             _grow(branch, parent, model_path)

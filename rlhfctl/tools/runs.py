@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from rlhfctl import fs
-from rlhfctl.artifacts import MANIFEST, Artifact, RunPaths, find_artifact
+from rlhfctl.artifacts import MANIFEST, Artifact, RunPaths
 from rlhfctl.dashboard.plain import number, visible
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import STAGES, stages_of
+from rlhfctl.pipeline import ELSEWHERE, STAGES, read_stages, stages_of
 from rlhfctl.recipe.load import outline
 
 _STYLES = {"running": "bold cyan", "complete": "green", "unfinished": "yellow", "unreadable": "red"}
@@ -33,7 +34,7 @@ class Run:
 
     name: str
     state: str  # running, complete, unfinished or unreadable
-    stages: dict[str, str]  # name -> complete, under way or not started
+    stages: dict[str, str]  # name -> complete, under way, not started, or from elsewhere
     result: str
     active: float  # Unix seconds
     size: int  # bytes
@@ -47,6 +48,11 @@ def find(folder: Path) -> list[Run]:
         raise RlhfctlError("is one run, not a folder of runs", where=str(folder), fix=f"rlhfctl show {folder}")
     runs = [_read(RunPaths(path)) for path in folder.iterdir() if (path / "recipe.yaml").is_file()]
     return sorted(runs, key=lambda run: (-run.active, run.name))
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Give a run as `runs --json` prints it: `active` in Unix seconds, `size` in bytes."""
+    return asdict(run)
 
 
 def table(runs: list[Run]) -> Table:
@@ -70,16 +76,11 @@ def _read(paths: RunPaths) -> Run:
     stages: dict[str, str] = {}
     result, readable = "", True
     try:
-        for name in stages_of(outline(paths.recipe)):
-            artifact = find_artifact(paths.stage(name))
-            if artifact is not None:
-                artifacts[name] = artifact
-            under_way = "under way" if paths.stage(name).is_dir() else "not started"
-            stages[name] = under_way if artifact is None else "complete"
+        stages, artifacts = read_stages(paths, stages_of(outline(paths.recipe)))
         result = _result(artifacts)
     except (RlhfctlError, OSError, KeyError, TypeError, ValueError):  # told in full by `show`
         result, readable = f"cannot be read; why: rlhfctl show {visible(str(paths.root))}", False
-    complete = bool(stages) and all(state == "complete" for state in stages.values())
+    complete = bool(artifacts) and all(state in ("complete", ELSEWHERE) for state in stages.values())
     state = "complete" if complete else "unfinished"
     if not readable:
         state = "unreadable"

@@ -48,6 +48,8 @@ def only_at(update: int, value: float | None, otherwise: float) -> Values:
         ("KL is", {"kl": always(12.0)}, {"kl": always(9.0)}),
         ("KL is", {"kl": always(40.0), "length": always(100.0)}, {"kl": always(25.0), "length": always(100.0)}),
         ("KL more than doubled", {"kl": lambda step: 1.2 ** (step - 10)}, {"kl": lambda step: 1.05 ** (step + 12)}),
+        ("hardly moved", {"kl": always(0.02)}, {"kl": always(0.08)}),
+        ("hardly moved", {"kl": only_at(UPDATES, 3.0, 0.01)}, {"kl": lambda step: 0.01 * step}),
         ("end by themselves", {"eos_rate": always(0.04)}, {"eos_rate": always(0.12)}),
         ("responses shrank", {"length": lambda step: 20.0 - 0.8 * step}, {"length": lambda step: 20.0 - 0.4 * step}),
         ("hardly varies", {"token_entropy": lambda step: 0.85**step}, {"token_entropy": lambda step: 0.97**step}),

@@ -300,3 +300,12 @@ def test_very_many_restarts_do_not_make_it_slow(tmp_path: Path) -> None:
         ]
     lines = watching.Tail(write(tmp_path / "events.jsonl", records)).lines()
     assert len(watching._thinned(lines)) < 4 * watching.PARSED_AT_MOST < len(lines)
+
+
+def test_a_reader_who_has_read_enough_is_no_error(tmp_path: Path) -> None:
+    said = {"event": "note", "stage": "run", "time": 1.0, "message": "x" * 400}
+    write(tmp_path / "events.jsonl", [said] * 1000)  # more than a pipe holds
+    command = f"{sys.executable} -m rlhfctl watch {tmp_path} | head -c 10; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1].endswith("141")

@@ -70,7 +70,7 @@ def test_what_is_complete_is_skipped_and_what_changed_runs(recipe: Path, run: Pa
     assert list(actions(planned(recipe, run)).values()) == ["skip", "skip", "run", "run"]
     changed = planned(recipe, run, "reward.trainer.learning_rate=0.5", request=Request(until="reward"))
     assert list(actions(changed).values()) == ["skip", "run", "skip", "skip"]
-    assert changed.stages[1].why == "changed: section"
+    assert changed.stages[1].why == "changed: section (trainer.learning_rate 0.01 -> 0.5)"
     forced = planned(recipe, run, request=Request(force=True, until="sft"))
     assert list(actions(forced).values()) == ["run", "skip", "skip", "skip"]
     assert forced.stages[1].why == "not asked for"
