@@ -263,13 +263,18 @@ def recorded_base(ctx: Context, source: Source, path: str) -> str:
 # ---------------------------------------------------------------- probes: kept rows with the numbers they gave
 
 
-def write_probes(folder: Path, rows: Sequence[Sequence[int]], values: Sequence[Any], kind: str) -> None:
-    """Keep `rows` of ids and what the model gave for them: kind logprobs (a list a row) or scores (a number a row)."""
+def write_probes(
+    folder: Path, rows: Sequence[Sequence[int]], values: Sequence[Any], kind: str, **more: Sequence[Any]
+) -> None:
+    """Keep `rows` of ids and what the model gave for them: kind logprobs (a list per row) or scores (a number per row).
+
+    `more`: what else is kept for each row, by name.
+    """
     from rlhfctl import fs
 
     numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
     require_finite(numbers, folder.name, "log-probabilities" if kind == "logprobs" else kind)
-    fs.write_json(folder / PROBES, {"rows": [list(row) for row in rows], kind: list(values)})
+    fs.write_json(folder / PROBES, {"rows": [list(row) for row in rows], kind: list(values), **more})
 
 
 def require_finite(numbers: Sequence[float], stage: str, kind: str) -> None:

@@ -42,8 +42,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
     config = _config(section, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train = _encode(split.train, encoder, config, ctx)
-    heldout = _encode(split.heldout, encoder, config, ctx)
+    train, _ = _encode(split.train, encoder, config, ctx)
+    heldout, heldout_rows = _encode(split.heldout, encoder, config, ctx)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
 
@@ -86,7 +86,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 6. Save, load again, score the kept pairs again.
-    _publish(model, tokenizer, heldout, place, ctx)
+    _publish(model, tokenizer, heldout, heldout_rows, place, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
     layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
@@ -109,12 +109,16 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
     return RewardConfig(**arguments)
 
 
-def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context) -> list[dict[str, Any]]:
+def _encode(
+    rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context
+) -> tuple[list[dict[str, Any]], list[Row]]:
+    """The pairs that fit into max_length as ids, and their rows."""
     pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
     if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
         pairs = [{"margin": 0.0} | pair for pair in pairs]
     limit = config.max_length
-    kept = [pair for pair in pairs if limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit]
+    fits = [limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit for pair in pairs]
+    kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
     if len(kept) < len(pairs):
         ctx.warn(
             f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than max_length={limit} tokens and are dropped"
@@ -123,7 +127,7 @@ def _encode(rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Contex
         raise DataError(
             f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length", fix="raise max_length"
         )
-    return kept
+    return kept, [row for row, short in zip(rows, fits, strict=True) if short]
 
 
 def _heldout(
@@ -155,10 +159,22 @@ def _heldout(
 
 
 def _publish(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]], place: str, ctx: Context
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict[str, Any]],
+    heldout: list[Row],
+    place: str,
+    ctx: Context,
 ) -> None:
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
-    handoff.write_probes(ctx.folder, rows, models.score_rows(model, rows, tokenizer.pad_token_id), "scores")
+    # In words too: export shows one of them with its score.
+    examples = [
+        {"prompt": row["prompt"], "response": row[side]}
+        for row in heldout[:_PROBE_PAIRS]
+        for side in ("chosen", "rejected")
+    ]
+    scores = models.score_rows(model, rows, tokenizer.pad_token_id)
+    handoff.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)

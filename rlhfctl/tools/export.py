@@ -18,28 +18,55 @@ from rlhfctl.events import Event, Note, Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import architecture, loading, models, reward_head, tokenizing
 from rlhfctl.training.hf_events import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
 _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
-_SNIPPET = {
-    False: """from transformers import {auto}, AutoTokenizer
+_LOAD = """from transformers import {auto}, AutoTokenizer
 
 folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto}.from_pretrained(folder{extra})
-""",
-    True: """from peft import PeftModel
+"""
+_LOAD_ADAPTER = """from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
 folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 base = {auto}.from_pretrained(folder + "/base"{extra})
 model = PeftModel.from_pretrained(base, folder)
-""",
-}
+"""
+_HEAD_FILE = """import sys
+
+sys.path.insert(0, folder)
+import reward_head  # adds {name}, which transformers lacks
+"""
+# How rows become the text that the reward model was trained to read (encoding.py), with transformers alone.
+_SCORE = """
+prompt = {prompt}
+response = {response}
+{text}
+batch = tokenizer([text], add_special_tokens={special}, padding=True, return_tensors="pt")
+with torch.no_grad():
+    score = model.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[0, 0].item()
+print(score)
+"""
+_PLAIN_TEXT = "text = prompt + response + tokenizer.eos_token"
+# What is added to reward_head.py beside the weights.
+_REGISTERED = """
+
+from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+from {module} import {causal}  # noqa: E402
+
+{name} = sequence_classifier({causal})
+{name}.__module__ = __name__
+AutoModelForSequenceClassification.register({name}.config_class, {name}, exist_ok=True)
+"""
+_CONVERSATION = """text = tokenizer.apply_chat_template(prompt + response, tokenize=False).rstrip()
+text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token"""
 
 
 def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
@@ -64,9 +91,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
             _export_adapter(stage, artifact, recipe, context, to)
         else:
             _export_merged(stage, artifact, context, to)
-    auto = _SCORER if stage in ("reward", "critic") else _CAUSAL
-    extra = ", num_labels=1" if auto == _SCORER else ""
-    snippet = _SNIPPET[adapter].format(auto=auto, folder=json.dumps(str(to)), extra=extra)
+    snippet = _snippet(stage, to, json.dumps(str(to)), adapter=adapter)
     return [*messages, f"exported {stage} to {to}", "load it with:", "", *snippet.splitlines()]
 
 
@@ -85,12 +110,12 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
             artifact.verify()
             if _is_adapter(artifact.part("critic")):
                 tokenizer = tokenizing.load_tokenizer(str(artifact.part("critic")))
-                models.save_model(_merged_critic(artifact, context), tokenizer, folder)
+                _save_scorer(_merged_critic(artifact, context), tokenizer, folder)
             else:
                 shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
         elif stage == "reward":
             tokenizer = _tokenizer(artifact)
-            models.save_model(handoff.load_reward_model(context, source, tokenizer), tokenizer, folder)
+            _save_scorer(handoff.load_reward_model(context, source, tokenizer), tokenizer, folder)
         else:
             base = handoff.load_base(context, source)
             models.save_model(base.model, base.tokenizer, folder)
@@ -137,13 +162,70 @@ def _tokenizer(artifact: Artifact) -> Any:
     return tokenizing.load_tokenizer(str(artifact.part("adapter" if artifact.has("adapter") else "model")))
 
 
+def _save_scorer(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A reward model or critic whose padded rows score as they do alone: padding stands on the right, its id is set."""
+    models.set_token_ids(model, tokenizer)
+    models.save_model(model, tokenizer, folder)
+
+
+def _make_loadable(folder: Path) -> None:
+    """Put the code of a head beside the weights where transformers has no such class, and pad on the right."""
+    tokenizer = tokenizing.load_tokenizer(str(folder))
+    tokenizer.padding_side = "right"  # the head reads the last token, and absolute positions count from the first
+    tokenizing.save_tokenizer(tokenizer, folder)
+    weights = folder / "base" if (folder / "base").is_dir() else folder
+    kind = architecture.scorer_class(loading.read_config(str(weights), "model"))
+    if not architecture.is_made_here(kind):
+        return
+    causal = architecture.causal_class(loading.read_config(str(weights), "model"))
+    assert causal is not None
+    source = Path(str(reward_head.__file__)).read_text(encoding="utf-8")
+    more = _REGISTERED.format(causal=causal.__name__, module=causal.__module__, name=kind.__name__)
+    (folder / "reward_head.py").write_text(f"{source.rstrip()}\n{more}", encoding="utf-8")
+    if weights == folder:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["auto_map"] = {_SCORER: f"reward_head.{kind.__name__}"}  # for those who pass trust_remote_code
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
+    """The lines that load what lies in `folder`, which they call `place`; a reward model's go down to a score."""
+    if stage not in ("reward", "critic"):
+        return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=place, extra="")
+    text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=place, extra=", num_labels=1")
+    if (folder / "reward_head.py").is_file():
+        weights = folder / "base" if adapter else folder
+        name = architecture.scorer_class(loading.read_config(str(weights), "model")).__name__
+        head, mark, rest = text.partition("tokenizer = ")
+        text = head + _HEAD_FILE.format(name=name) + mark + rest
+    if stage == "critic":
+        return text
+    prompt, response, _ = _example(folder)
+    tokenizer = tokenizing.load_tokenizer(str(folder))
+    plain = isinstance(prompt, str)
+    ends = plain and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    lines = _PLAIN_TEXT.removesuffix(" + tokenizer.eos_token") if ends else _PLAIN_TEXT if plain else _CONVERSATION
+    score = _SCORE.format(prompt=repr(prompt), response=repr(response), text=lines, special=plain)
+    return f"import torch\n{text}{score}"
+
+
+def _example(folder: Path) -> tuple[Any, Any, float | None]:
+    """(prompt, response, the score it was saved with): the shortest one kept with the reward model."""
+    kept = json.loads((folder / handoff.PROBES).read_text(encoding="utf-8"))
+    examples = list(zip(kept.get("examples", []), kept["rows"], kept["scores"], strict=False))
+    if not examples:
+        return "Say something kind. ", "You did well.", None
+    example, _, score = min(examples, key=lambda found: len(found[1]))
+    return example["prompt"], example["response"], score
+
+
 def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> None:
     """The probes (ids and the numbers they gave) and the load snippet, for whoever gets the folder."""
     if stage != "critic":
         shutil.copy(artifact.part("probes"), folder / handoff.PROBES)
-    auto = _SCORER if stage in ("reward", "critic") else _CAUSAL
-    extra = ", num_labels=1" if auto == _SCORER else ""
-    snippet = _SNIPPET[adapter].format(auto=auto, folder='"."', extra=extra)
+    if stage in ("reward", "critic"):
+        _make_loadable(folder)
+    snippet = _snippet(stage, folder, '"."', adapter=adapter)
     lines = [
         f"# {stage}",
         "",
@@ -154,5 +236,24 @@ def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> Non
         snippet.rstrip(),
         "```",
         "",
+        *(_scores_text(folder) if stage == "reward" else []),
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _scores_text(folder: Path) -> list[str]:
+    """What the snippet prints, and what to know of the numbers."""
+    score = _example(folder)[2]
+    printed = [f"It prints {score:.4f} (float32; other number formats round).", ""] if score is not None else []
+    more = (
+        "`reward_head.py` is the model's class, which transformers lacks. Tools that load the model themselves find it "
+        "with `trust_remote_code=True`.",
+        "",
+    )
+    return [
+        *printed,
+        "A higher score is better. Scores compare responses to the same prompt; their zero means nothing. The text "
+        "ends with the end-of-sequence token, as in training; padding stands on the right.",
+        "",
+        *(more if (folder / "reward_head.py").is_file() else ()),
+    ]

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
+from rlhfctl.training import adapter_folders, architecture
 
 _SHOWN_WEIGHTS = 4
 _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
@@ -57,14 +58,22 @@ def options(section: Model) -> dict[str, Any]:
 
 
 def load_config(section: Model) -> PretrainedConfig:
-    """The configuration of the recipe's pretrained model, without its weights."""
+    """The configuration of the recipe's pretrained model, or of the base of an adapter, without its weights."""
     assert section.path is not None
+    path = adapter_folders.fetched(section.path, section.revision)
+    base = next(reversed(adapter_folders.bases_of(path)), None)
+    revision = section.revision if base is None else None
+    return read_config(base or path, "model", revision=revision, trust_remote_code=section.trust_remote_code)
+
+
+def read_config(
+    path: str, what: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The configuration of a model folder or Hub id; RlhfctlError where it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise cannot_load(section.path, "model", error) from error
+        raise cannot_load(path, what, error) from error
 
 
 def load_causal_lm(
@@ -106,8 +115,10 @@ def load_scorer(
 
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
+    config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
+    made = not trust_remote_code or architecture.causal_class(config) is not None
     model, missing = _pretrained(
-        AutoModelForSequenceClassification,
+        architecture.scorer_class(config) if made else AutoModelForSequenceClassification,
         path,
         "reward model",
         dtype=dtype,

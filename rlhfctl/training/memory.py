@@ -21,7 +21,7 @@ import torch
 from peft import TaskType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training import models, roles, rollout
@@ -100,9 +100,7 @@ def _scorer(shape: Shape) -> Any:
     shape.config.num_labels = 1
     if shape.config.pad_token_id is None:
         shape.config.pad_token_id = 0
-    return AutoModelForSequenceClassification.from_config(
-        shape.config, dtype=shape.dtype, attn_implementation=shape.attention
-    )
+    return models.new_scorer(shape.config, dtype=shape.dtype, attn_implementation=shape.attention)
 
 
 def weight_bytes(model: nn.Module, quantization: str | None = None) -> tuple[int, int]:

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -33,7 +32,9 @@ from transformers.pytorch_utils import Conv1D
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Lora, Model
-from rlhfctl.training import loading, tokenizing
+from rlhfctl.training import adapters, architecture, loading, tokenizing
+from rlhfctl.training.adapters import load_adapter as load_adapter
+from rlhfctl.training.adapters import merged as merged
 from rlhfctl.training.sequences import Sequences, hidden_states
 
 # Finite, so that 0 x logit is 0 in entropies; within float16's range; far below any trained logit.
@@ -43,6 +44,8 @@ _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
 _TOO_MANY = 0.1  # of the trained weights, that a step leaves as they were
 _LOGITS_AT_ONCE = 1 << 24
+# Their fused kernels read the weights of these layers without calling them: peft refuses adapters there.
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 # ---------------------------------------------------------------- models
@@ -116,6 +119,11 @@ def formats_kept(model: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.to(before[name])
 
 
+def new_scorer(config: PretrainedConfig, **options: Any) -> Any:
+    """A backbone with a linear head, of any causal family, with new weights."""
+    return architecture.scorer_class(config)._from_config(config, **options)
+
+
 def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     """A sequence-classification model around the backbone of a language model, with a new scalar head from `seed`.
 
@@ -124,7 +132,7 @@ def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.num_labels = 1
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+        model = new_scorer(config, dtype=base.dtype)
     setattr(model, model.base_model_prefix, base.base_model)
     set_seed(seed)
     model.score = nn.Linear(model.score.in_features, 1, bias=False, device=base.device, dtype=base.dtype)
@@ -144,7 +152,7 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     config = copy.deepcopy(base.config)
     config.num_labels = 1
     set_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+    model = new_scorer(config, dtype=base.dtype)
     backbone = base.base_model.state_dict()
     getattr(model, model.base_model_prefix).load_state_dict(backbone)
     if zero_head:
@@ -160,12 +168,13 @@ def base_from_recipe(
     Returns the model, its tokenizer and sentences about what had to be added.
     """
     tokenizer = tokenizing.tokenizer_from_recipe(section, texts)
+    merges: list[str] = []
     if section.init is not None:
         how = section.attn_implementation
         model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
-        model = loading.load_causal_lm(
+        model, merges = adapters.load_causal_lm(
             section.path,
             dtype=dtype,
             revision=section.revision,
@@ -174,7 +183,7 @@ def base_from_recipe(
             quantization=quantization,
         )
     own_template = "the recipe's chat template is stored with the tokenizer"
-    notes = [own_template] if section.chat_template is not None else []
+    notes = [*merges, own_template] if section.chat_template is not None else merges
     notes += ensure_pad(model, tokenizer)
     tokenizer.padding_side = "left"
     return model, tokenizer, notes
@@ -201,9 +210,10 @@ def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def set_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make config and generation config agree with the tokenizer on pad, end and beginning."""
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.bos_token_id = tokenizer.bos_token_id
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.bos_token_id
     # Sampling defaults that a base ships (top_p, temperature) would change what PPO samples from: only the ids stay.
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
@@ -241,14 +251,16 @@ def unmask_pad(model: nn.Module) -> None:
 # ---------------------------------------------------------------- LoRA
 
 
-def lora_config(lora: Lora, task: TaskType) -> LoraConfig:
+def lora_config(lora: Lora, task: TaskType, model_type: str = "") -> LoraConfig:
     """peft's configuration; a scalar head is always saved with the adapter."""
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    all_linear = targets == "all-linear"
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
+        exclude_modules=["out_proj", "conv1d"] if all_linear and model_type in _MAMBA else None,
         task_type=task,
         modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
     )
@@ -259,7 +271,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
     outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     if named != ["all-linear"]:
-        config = lora_config(lora, task)
+        config = lora_config(lora, task, model.config.model_type)
         hit = sorted(
             name
             for name, module in model.named_modules()
@@ -279,7 +291,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
             )
     set_seed(seed)
     try:
-        peft_model = get_peft_model(model, lora_config(lora, task))
+        peft_model = get_peft_model(model, lora_config(lora, task, model.config.model_type))
     except ValueError as error:
         linear = sorted(
             {
@@ -313,32 +325,6 @@ def adapter_has_head(folder: Path) -> bool:
     with safe_open(file, framework="pt") as weights:
         # A head that is only dressed with LoRA (".score.lora_A.") is not saved.
         return any(name.endswith((".score.weight", ".score.modules_to_save.weight")) for name in weights.keys())  # noqa: SIM118
-
-
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """`model` with the adapter of `folder`, frozen."""
-    try:
-        return PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise HandoffError(
-            f"the adapter does not fit this base: {_misfit(error)}",
-            where=str(folder),
-            fix="use the base model that the adapter was trained on (base_model_name_or_path in adapter_config.json)",
-        ) from error
-
-
-def _misfit(error: Exception) -> str:
-    """The first thing that torch found not to fit, in one line: its own first line only says that there is one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
-    return f"{first[:-1]} (and {len(lines) - 2} more)" if first.endswith(".") and len(lines) > 2 else first
-
-
-def merged(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
-    assert not loading.is_quantized(model.get_base_model())
-    with Work("merging the adapter"):
-        return model.merge_and_unload()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

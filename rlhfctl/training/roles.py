@@ -352,7 +352,7 @@ def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:
     """A fresh adapter (B = 0) beside the policy's."""
     set_seed(seed)
-    model.add_adapter(name, models.lora_config(lora, TaskType.CAUSAL_LM))
+    model.add_adapter(name, models.lora_config(lora, TaskType.CAUSAL_LM, model.get_base_model().config.model_type))
 
 
 # ---------------------------------------------------------------- the critic

@@ -17,6 +17,7 @@ from rlhfctl import fs
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Model
+from rlhfctl.training import adapter_folders
 from rlhfctl.training.loading import cannot_load
 
 PAD_TOKEN = "<|pad|>"
@@ -86,7 +87,10 @@ def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTok
         tokenizer = train_tokenizer(section.init, texts)
     else:
         assert section.path is not None
-        tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        path = adapter_folders.fetched(section.path, section.revision)
+        folder = adapter_folders.tokenizer_folder(path)
+        revision = section.revision if folder == path else None
+        tokenizer = load_tokenizer(folder, revision=revision, trust_remote_code=section.trust_remote_code)
     if section.chat_template is not None:
         is_file = section.chat_template.endswith((".jinja", ".j2"))
         text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template

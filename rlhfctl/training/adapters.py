@@ -1,0 +1,129 @@
+"""Models that are adapter folders: the base is loaded, the adapter merged into it, and what it computes compared.
+
+Reads what adapter_folders.py finds. Adapters that are trained here are made and saved in models.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from rlhfctl.errors import HandoffError
+from rlhfctl.events import Work
+from rlhfctl.training import adapter_folders, loading
+
+_WEIGHTS = "adapter_model.safetensors"
+_CHECK_TOKENS, _CHECK_TOLERANCE = 12, {4: 1e-4, 8: 1e-6}  # of the largest logit, by the bytes of a number
+_LOW_PRECISION_TOLERANCE = 5e-2
+
+
+def load_causal_lm(
+    path: str, *, revision: str | None = None, quantization: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A causal language model from a model folder, an adapter folder or a Hub id, and sentences about what was done.
+
+    An adapter is merged into its base, which may be an adapter itself. `options` are those of loading.load_causal_lm.
+    """
+    path = adapter_folders.fetched(path, revision)
+    if not adapter_folders.is_adapter(path):
+        return loading.load_causal_lm(path, revision=revision, quantization=quantization, **options), []
+    if quantization is not None:
+        raise HandoffError(
+            "the model is an adapter, which cannot be merged into quantized weights",
+            where=path,
+            fix="merge it in full precision first: run a recipe of this model without sft and quantization, and name "
+            "its base/model folder; or take model.quantization out",
+        )
+    adapter_folders.require_policy_adapter(path)
+    base_path = adapter_folders.base_of(path)
+    base, notes = load_causal_lm(base_path, **options)
+    return merge(base, Path(path)), [*notes, f"the adapter {path} is merged into its base {base_path}"]
+
+
+def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`base` with the adapter of `folder` in its weights; HandoffError unless that computes what both computed."""
+    _grow_embeddings(base, folder)
+    adapted = load_adapter(base, folder)
+    ids = torch.arange(_CHECK_TOKENS)[None] % base.get_input_embeddings().weight.shape[0]
+    before = _output(adapted, ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft speaks of tied embeddings, which are looked at here
+        model = merged(adapted)
+    _untie(model)
+    gap = float((_output(model, ids) - before).abs().max())
+    allowed = _CHECK_TOLERANCE.get(model.dtype.itemsize, _LOW_PRECISION_TOLERANCE)
+    if not gap <= allowed * max(1.0, float(before.abs().max())):
+        raise HandoffError(
+            f"merged into its base, the adapter computes something else: off by {gap:.3g}",
+            where=str(folder),
+            fix="merge it with peft yourself and name the folder of the merged model",
+        )
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """`model` with the adapter of `folder`, frozen."""
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise HandoffError(
+            f"the adapter does not fit this base: {_misfit(error)}",
+            where=str(folder),
+            fix="use the base model that the adapter was trained on (base_model_name_or_path in adapter_config.json)",
+        ) from error
+
+
+def _misfit(error: Exception) -> str:
+    """The first thing that torch found not to fit, in one line: its own first line only says that there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    return f"{first[:-1]} (and {len(lines) - 2} more)" if first.endswith(".") and len(lines) > 2 else first
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
+    assert not loading.is_quantized(model.get_base_model())
+    with Work("merging the adapter"):
+        return model.merge_and_unload()
+
+
+def _output(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(input_ids=ids.to(model.device)).logits.float()
+    return out
+
+
+def _grow_embeddings(base: PreTrainedModel, folder: Path) -> None:
+    """Give the base as many rows of embeddings as the adapter's file holds, where tokens were added for it."""
+    file = folder / _WEIGHTS
+    if not file.is_file():
+        return
+    rows = base.get_input_embeddings().weight.shape[0]
+    with safe_open(file, framework="pt") as weights:
+        names = [name for name in weights.keys() if _is_embedding(name)]  # noqa: SIM118
+        kept = max((weights.get_slice(name).get_shape()[0] for name in names), default=rows)
+    if kept > rows:
+        base.resize_token_embeddings(kept, mean_resizing=False)
+
+
+def _is_embedding(name: str) -> bool:
+    """Whether a tensor of an adapter file is a whole matrix of embeddings, or an output layer."""
+    parts = name.removesuffix(".weight").split(".")
+    whole = "lora" not in name and name.endswith(".weight")
+    return whole and any(part in ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head") for part in parts)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Say in the configuration that input and output embeddings differ, where merging made them so."""
+    output = model.get_output_embeddings()
+    if output is None or output.weight is model.get_input_embeddings().weight:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
