@@ -468,9 +468,12 @@ def _section_fingerprint(name: str, recipe: Recipe) -> str:
 
 def _model_fingerprint(recipe: Recipe) -> str:
     path = recipe.model.path
-    content = None
+    content: Any = None
     if path is not None and Path(path).is_dir():
         content = fs.hash_tree(Path(path))
+        folders = importlib.import_module("rlhfctl.training.adapter_folders")
+        bases = [fs.hash_tree(Path(base)) if Path(base).is_dir() else base for base in folders.bases_of(path)]
+        content = [content, *bases] if bases else content
     template = recipe.model.chat_template
     template_text = None
     if template is not None and template.endswith((".jinja", ".j2")):

@@ -21,7 +21,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
-from rlhfctl.training import loading, models, peak, tokenizing
+from rlhfctl.training import adapter_folders, adapters, loading, models, peak, tokenizing
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -79,7 +79,7 @@ def _refuse_adapter(source: Source) -> None:
     """HandoffError for a base that is an adapter: merging it into quantized weights would round it away."""
     artifact = source.artifact
     folder = Path(source.name) if artifact is None else artifact.path
-    is_adapter = (folder / "adapter_config.json").is_file() if artifact is None else not artifact.has("model")
+    is_adapter = adapter_folders.is_adapter(folder) if artifact is None else not artifact.has("model")
     if is_adapter:
         raise HandoffError(
             "the base is an adapter, which cannot be merged into quantized weights",
@@ -106,12 +106,13 @@ def _load_foreign(
     ctx: Context, source: Source, quantization: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
-    folder = Path(source.name)
-    if (folder / "adapter_config.json").is_file():
-        model, tokenizer = _base_of_adapter(ctx, folder)
-        if (folder / "tokenizer_config.json").is_file():  # saved with the adapter, so with its template and end token
-            tokenizer = tokenizing.load_tokenizer(str(folder), trust_remote_code=trust)
-        model = models.merged(models.load_adapter(model, folder))
+    place = adapter_folders.fetched(source.name)
+    if adapter_folders.is_adapter(place):
+        adapter_folders.require_policy_adapter(place)
+        model, tokenizer = _base_of_adapter(ctx, Path(place))
+        if (Path(place) / "tokenizer_config.json").is_file():  # saved with the adapter: its template and end token
+            tokenizer = tokenizing.load_tokenizer(place, trust_remote_code=trust)
+        model = adapters.merge(model, Path(place))
     else:
         tokenizer = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
         model = loading.load_causal_lm(source.name, **how, quantization=quantization)
@@ -124,19 +125,14 @@ def _load_foreign(
 def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a run's stage."""
     how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
-    name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
-        raise HandoffError(
-            "the adapter does not say which base model it belongs to",
-            where=str(folder),
-            fix="write it into adapter_config.json as base_model_name_or_path, or name a folder with merged weights",
-        )
-    beside = folder / name
-    path = str(beside if beside.is_dir() else name)
+    path = adapter_folders.base_of(folder)
     if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
         base = load_base(ctx, Source.of(stage), check=False)
         return base.model, base.tokenizer
-    return loading.load_causal_lm(path, **how), tokenizing.load_tokenizer(path, trust_remote_code=trust)
+    model, notes = adapters.load_causal_lm(path, **how)
+    for sentence in notes:
+        ctx.note(sentence)
+    return model, tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(path), trust_remote_code=trust)
 
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -146,7 +142,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     if artifact is None:
         theirs = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
         agree(theirs, tokenizer, source.name)
-        if (Path(source.name) / "adapter_config.json").is_file():
+        if adapter_folders.is_adapter(source.name):
             model = _foreign_scorer_adapter(ctx, Path(source.name))
         else:
             model = loading.load_scorer(source.name, **how)

@@ -19,6 +19,7 @@ from rlhfctl.events import Work
 from rlhfctl.training import adapter_folders, loading
 
 _WEIGHTS = "adapter_model.safetensors"
+_EMBEDDINGS = {"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"}
 _CHECK_TOKENS, _CHECK_TOLERANCE = 12, {4: 1e-4, 8: 1e-6}  # of the largest logit, by the bytes of a number
 _LOW_PRECISION_TOLERANCE = 5e-2
 
@@ -43,19 +44,22 @@ def load_causal_lm(
     adapter_folders.require_policy_adapter(path)
     base_path = adapter_folders.base_of(path)
     base, notes = load_causal_lm(base_path, **options)
-    return merge(base, Path(path)), [*notes, f"the adapter {path} is merged into its base {base_path}"]
+    model = merge(base, Path(path)).requires_grad_(True)  # peft froze the base
+    return model, [*notes, f"the adapter {path} is merged into its base {base_path}"]
 
 
 def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`base` with the adapter of `folder` in its weights; HandoffError unless that computes what both computed."""
-    _grow_embeddings(base, folder)
+    names = _prepare_embeddings(base, folder)
+    if any("lora" in name for name in names) and not adapter_folders.read_config(folder).get("ensure_weight_tying"):
+        _untie(base)  # what is added to one of two tied matrices must not reach the other
     adapted = load_adapter(base, folder)
     ids = torch.arange(_CHECK_TOKENS)[None] % base.get_input_embeddings().weight.shape[0]
     before = _output(adapted, ids)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft speaks of tied embeddings, which are looked at here
         model = merged(adapted)
-    _untie(model)
+    _say_whether_tied(model)
     gap = float((_output(model, ids) - before).abs().max())
     allowed = _CHECK_TOLERANCE.get(model.dtype.itemsize, _LOW_PRECISION_TOLERANCE)
     if not gap <= allowed * max(1.0, float(before.abs().max())):
@@ -99,31 +103,44 @@ def _output(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _grow_embeddings(base: PreTrainedModel, folder: Path) -> None:
-    """Give the base as many rows of embeddings as the adapter's file holds, where tokens were added for it."""
+def _prepare_embeddings(base: PreTrainedModel, folder: Path) -> list[str]:
+    """Give the base as many rows of embeddings as the adapter's file holds, where tokens were added for it.
+
+    Returns the names of the tensors in that file that change embeddings or the output layer.
+    """
     file = folder / _WEIGHTS
     if not file.is_file():
-        return
+        return []
     rows = base.get_input_embeddings().weight.shape[0]
     with safe_open(file, framework="pt") as weights:
-        names = [name for name in weights.keys() if _is_embedding(name)]  # noqa: SIM118
-        kept = max((weights.get_slice(name).get_shape()[0] for name in names), default=rows)
+        names = [name for name in weights.keys() if _EMBEDDINGS & set(name.split("."))]  # noqa: SIM118
+        whole = [name for name in names if "lora" not in name and name.endswith(".weight")]
+        kept = max((weights.get_slice(name).get_shape()[0] for name in whole), default=rows)
     if kept > rows:
         base.resize_token_embeddings(kept, mean_resizing=False)
+    return names
 
 
-def _is_embedding(name: str) -> bool:
-    """Whether a tensor of an adapter file is a whole matrix of embeddings, or an output layer."""
-    parts = name.removesuffix(".weight").split(".")
-    whole = "lora" not in name and name.endswith(".weight")
-    return whole and any(part in ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head") for part in parts)
+def _untie(base: PreTrainedModel) -> None:
+    output = base.get_output_embeddings()
+    if output is not None and output.weight is base.get_input_embeddings().weight:
+        output.weight = torch.nn.Parameter(output.weight.detach().clone())
+        _set_tied(base, False)
 
 
-def _untie(model: PreTrainedModel) -> None:
-    """Say in the configuration that input and output embeddings differ, where merging made them so."""
-    output = model.get_output_embeddings()
-    if output is None or output.weight is model.get_input_embeddings().weight:
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """Share one matrix for input and output where both are alike, and say in the configuration whether they are."""
+    output, given = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is None:
         return
+    if output.weight.shape == given.weight.shape and torch.equal(output.weight, given.weight):
+        output.weight = given.weight
+        _set_tied(model, True)
+    else:
+        _set_tied(model, False)
+
+
+def _set_tied(model: PreTrainedModel, tied: bool) -> None:
     for config in (model.config, model.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
+        if hasattr(config, "tie_word_embeddings"):
+            config.tie_word_embeddings = tied
