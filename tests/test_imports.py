@@ -13,7 +13,7 @@ from conftest import fastest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlhfctl"
 HEAVY = {"accelerate", "datasets", "pandas", "peft", "pyarrow", "scipy", "tokenizers", "torch", "transformers", "trl"}
-HUGGING_FACE = HEAVY - {"scipy", "pandas"} | {"safetensors", "jinja2"}
+HUGGING_FACE = HEAVY - {"scipy", "pandas"} | {"safetensors", "jinja2", "huggingface_hub"}
 
 # part of the package -> (our modules it may import beside errors and fs, other libraries beside the standard one)
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
