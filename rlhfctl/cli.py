@@ -80,7 +80,7 @@ ReferenceOption = Annotated[
 ]
 
 
-bench = typer.Typer(help="What this machine makes of the work.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 recipes = typer.Typer(
     help="The shipped recipes: list, show, copy to edit.", no_args_is_help=True, rich_markup_mode=None
@@ -106,7 +106,7 @@ def run(
     run_dir: RunDirOption = None,
     force: ForceOption = False,
 ) -> None:
-    """The whole recipe: sft, reward, ppo, compare. The same command goes on after a kill."""
+    """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
     from rlhfctl.pipeline import Request
 
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
@@ -215,7 +215,7 @@ def validate(
 
         for line in check(loaded):
             typer.echo(line)
-        typer.echo(f"{loaded.path}: valid, all through (stages: {names})")
+        typer.echo(f"{loaded.path}: valid, with its data and trainer options (stages: {names})")
     else:
         typer.echo(f"{loaded.path}: valid (stages: {names})")
         typer.echo(

@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
     """`write_atomic` where nothing is yet, its folder made; RlhfctlError where something is, or cannot be written."""
     if path.is_symlink() or path.exists():
-        raise RlhfctlError("is there already, and nothing is overwritten", where=str(path), fix=fix)
+        raise RlhfctlError("already exists and is not overwritten", where=str(path), fix=fix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
@@ -150,7 +150,7 @@ def disk_full(path: Path) -> RlhfctlError:
     """The one message for a full disk."""
     return RlhfctlError(
         f"no space left on the disk that holds {path}",
-        fix="free some space and give the same command again: it goes on from the last complete checkpoint",
+        fix="free some space and give the same command again: it resumes from the last complete checkpoint",
     )
 
 

@@ -650,7 +650,7 @@ def test_a_signal(name: str, number: signal.Signals, project: Path, undisturbed:
     assert half_written(project / "run", stopped=True) == []
     assert last_event(project / "run")["event"] == "run_stopped"
     assert last_event(project / "run")["reason"].endswith(
-        "; the same command goes on from the last complete checkpoint"
+        "; the same command resumes from the last complete checkpoint"
     )
     again = run_here("sft", "mine.yaml", "--run-dir", "run", cwd=project)
     assert again.returncode == 0 and "resumed_from=" in again.stdout

@@ -35,8 +35,8 @@ import rlhfctl.cli
         (["export", "no-such-run", "--to", "x"], 1, "recipe.yaml is missing"),
         (["runs", "no-such-folder"], 1, "there is no such folder"),
         (["recipes", "show", "quickstrt"], 1, "did you mean 'quickstart'"),
-        (["recipes", "copy", "quickstart", "/dev/null"], 1, "is there already"),
-        (["init", "/dev/null"], 1, "is there already"),
+        (["recipes", "copy", "quickstart", "/dev/null"], 1, "already exists"),
+        (["init", "/dev/null"], 1, "already exists"),
         (["schema", "--out", "/dev/null"], 1, "was not made by this command"),
         (["compare", "a", "b"], 1, "must all be run folders"),
         (["compare", "quickstart", "--policy-samples", "x.jsonl"], 1, "go together"),
@@ -97,7 +97,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
     # Hit within code that an extension runs by PyRun_String, Python remembers the interrupt and ends by the signal
     # after all that we do: a shell reports 130 either way.
     assert process.returncode in (130, -signal.SIGINT), stderr
-    assert "the same command goes on" in stderr
+    assert "the same command resumes" in stderr
     assert "Traceback" not in stderr
 
 

@@ -91,7 +91,7 @@ def test_a_newcomer_types_what_the_readme_says(newcomer: Path, monkeypatch: pyte
         result = CliRunner().invoke(app, arguments, input=typed_in)
         assert result.exit_code == 0, (line, result.output, result.exception)
         outputs[" ".join(arguments[:1])] = result.output
-    assert "valid, all through" in outputs["validate"]
+    assert "valid, with its data and trainer options" in outputs["validate"]
     assert "no test prompt is in the demonstrations or preferences" in outputs["data"]
     assert "this verdict rests on the reward model that PPO trained against" in " ".join(outputs["run"].split())
     for name in ("my-policy", "my-model", "my-reward-model"):
@@ -105,7 +105,7 @@ def test_the_recipe_in_the_readme_is_valid_all_through(newcomer: Path, monkeypat
     (newcomer / "readme.yaml").write_text(recipe, encoding="utf-8")
     result = CliRunner().invoke(app, ["validate", "readme.yaml", "--deep"])
     assert result.exit_code == 0, result.exception
-    assert "valid, all through (stages: sft, reward, ppo, compare)" in result.output
+    assert "valid, with its data and trainer options (stages: sft, reward, ppo, compare)" in result.output
 
 
 def options_of(words: list[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""PPO killed -9 in the middle: the same command goes on from the last checkpoint and ends bit for bit the same.
+"""PPO killed -9 in the middle: the same command resumes from the last checkpoint and ends bit for bit the same.
 
 The short form of tests/e2e/ppo_kills.py, which kills at random moments.
 """

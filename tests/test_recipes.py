@@ -63,7 +63,7 @@ def test_reviews_data_makes_the_three_files(tmp_path: Path) -> None:
 def test_deep_validation_passes(name: str, cli: Cli) -> None:
     result = cli("validate", name, "--deep")
     assert result.returncode == 0, result.stderr
-    assert "valid, all through" in result.stdout
+    assert "valid, with its data and trainer options" in result.stdout
     assert result.stderr == ""  # libraries' remarks about each other are none of the recipe's
 
 

@@ -22,7 +22,7 @@ from rlhfctl.dashboard.tables import comparison_table, runs_table, samples_view
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
 
-_GO_ON = "the same command goes on from the last complete checkpoint"
+_GO_ON = "the same command resumes from the last complete checkpoint"
 _STOPPED_BY = {  # signal -> what to say of it
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "asked to end (SIGTERM)",

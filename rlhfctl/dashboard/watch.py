@@ -43,7 +43,7 @@ _SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sampl
 _EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
 _LAST_PROGRESS = 64  # where a stage is now, and its pace
 _LAST_WORK = 16  # of a stage: what was under way before is over
-_GONE = "its process has ended; the same command goes on from the last complete checkpoint"
+_GONE = "its process has ended; the same command resumes from the last complete checkpoint"
 
 
 class Tail:

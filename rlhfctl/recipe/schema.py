@@ -43,7 +43,7 @@ OWNED_TRAINER_KEYS = {
     "save_strategy": "use `checkpoint_steps` of the stage",
     "save_steps": "use `checkpoint_steps` of the stage",
     "save_total_limit": "use `checkpoint_steps` of the stage",
-    "save_only_model": "remove it: from weights alone a stage that was stopped cannot go on",
+    "save_only_model": "remove it: from weights alone a stage that was stopped cannot resume",
     "load_best_model_at_end": "remove it: a stage hands over its last weights",
     "report_to": "use the top-level `report_to`",
     "disable_tqdm": "remove it: the dashboard shows the progress",
@@ -73,7 +73,7 @@ def owned_trainer_key(key: str) -> str | None:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Keys that cannot stand together: the one to show, why, a way out, and the other keys that it depends on."""
+    """Keys that conflict: the one to show, why, a way out, and the other keys that it depends on."""
 
     key: str
     what: str

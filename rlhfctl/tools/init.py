@@ -103,7 +103,7 @@ def write(file: Path, answers: Answers) -> Iterator[str]:
     shown = shlex.quote(str(file))
     yield f"wrote {file}; next:"
     yield f"  rlhfctl validate {shown}     every mistake at once; with --deep every row of the data too"
-    yield f"  rlhfctl run {shown}          all stages; the same command goes on after a kill"
+    yield f"  rlhfctl run {shown}          all stages; the same command resumes after a kill"
 
 
 # ---------------------------------------------------------------- answers: the text for the recipe, or what is wrong
@@ -112,7 +112,7 @@ def write(file: Path, answers: Answers) -> Iterator[str]:
 def _refuse_existing(file: Path) -> None:
     if file.is_symlink() or file.exists():
         raise RlhfctlError(
-            "is there already, and nothing is overwritten", where=str(file), fix="name another: rlhfctl init FILE"
+            "already exists and is not overwritten", where=str(file), fix="name another: rlhfctl init FILE"
         )
 
 
@@ -222,7 +222,7 @@ def _head(file: Path, answers: Answers) -> str:
     return f"""\
 # {answers.name}: RLHF in one file. What is left out has its default; paths are read from this file's folder.
 #   rlhfctl validate {shown}   says every mistake at once; --deep reads every row of the data too
-#   rlhfctl run {shown}        runs all stages; what is unchanged is skipped, and a killed run goes on
+#   rlhfctl run {shown}        runs all stages; what is unchanged is skipped, and a killed run resumes
 #   rlhfctl schema --format markdown   lists every key with what it means
 name: {_text(answers.name)}   # the run's folder is runs/{answers.name}
 seed: 0   # of every random choice"""
@@ -327,7 +327,7 @@ compare:
 
 def _stages(answers: Answers) -> list[str]:
     batch = 64 if answers.gpu else 16
-    rates = ("2e-4", "1e-4", "1e-5") if answers.lora else ("2e-5", "1e-5", "1e-6")
+    rates = ("2e-4", "1e-4", "3e-4") if answers.lora else ("2e-5", "1e-5", "3e-6")
     size = f"per_device_train_batch_size: {batch // 4}"
     parts = []
     if answers.demonstrations is not None:

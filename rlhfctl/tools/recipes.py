@@ -74,7 +74,7 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
     text = SCHEMA_LINE.sub("", file.read_text(encoding="utf-8"))
     another = f"name another: rlhfctl recipes copy {name} my-{file.name}"
     if to.exists():  # before anything is written; write_new sees to the rest
-        raise RlhfctlError("is there already, and nothing is overwritten", where=str(to), fix=another)
+        raise RlhfctlError("already exists and is not overwritten", where=str(to), fix=another)
     beside = []
     for other in _named_by(text, file):
         copied = to.parent / other.name

@@ -107,7 +107,7 @@ def page() -> str:
             listed = [f"- `{key}`: {instead}." for key, instead in OWNED_TRAINER_KEYS.items()]
             parts.append("\n".join([*listed, f"- `hub_...`: {OWNED_TRAINER_KEYS['push_to_hub']}."]) + "\n")
         if found := list(rules(section)) if told is None or "conflicts" in vars(section) else []:
-            parts.append("Cannot stand together:\n")
+            parts.append("Conflicts:\n")
             words = [(key, _in_italics(what), _in_italics(fix)) for key, what, fix in found]
             parts.append("\n".join(f"- `{key}`: {what}. Way out: {fix}." for key, what, fix in words) + "\n")
     return "\n".join(parts)

@@ -65,7 +65,7 @@ def write(out: Path, made: str, is_ours: Callable[[str], bool]) -> None:
     elif out.is_file() and is_ours(out.read_text(encoding="utf-8", errors="replace")):
         fs.write_atomic(out, made)
     else:
-        raise RlhfctlError("is there already, and was not made by this command", where=str(out), fix=fix)
+        raise RlhfctlError("already exists and was not made by this command", where=str(out), fix=fix)
 
 
 def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_yes_is_the_quickstart(cli: object) -> None:
     assert ours == load_recipe("quickstart").recipe.model_dump(exclude={"name", "folder"})
     again = cli("init", "--yes")
     assert again.returncode == 1
-    assert "my-rlhf.yaml: is there already" in again.stderr
+    assert "my-rlhf.yaml: already exists" in again.stderr
 
 
 def test_answers_may_be_piped(tmp_path: Path) -> None:
@@ -157,6 +157,6 @@ def test_no_file_is_overwritten() -> None:
     Path("mine.yaml").write_text("mine")
     result = CliRunner().invoke(app, ["init", "mine.yaml"], input="\n\n\n")
     assert isinstance(result.exception, RlhfctlError)
-    assert "mine.yaml: is there already" in str(result.exception)
+    assert "mine.yaml: already exists" in str(result.exception)
     assert "Name" not in result.output  # before the first question
     assert Path("mine.yaml").read_text() == "mine"

@@ -83,13 +83,13 @@ def test_a_copy_takes_along_what_it_names(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     Path("quickstart.yaml").write_text("mine")
-    with pytest.raises(RlhfctlError, match=r"is there already.*\n.*recipes copy quickstart my-quickstart\.yaml"):
+    with pytest.raises(RlhfctlError, match=r"already exists.*\n.*recipes copy quickstart my-quickstart\.yaml"):
         list(recipes.copy("quickstart", None))
     Path("dangling.yaml").symlink_to("nowhere")
-    with pytest.raises(RlhfctlError, match="is there already"):
+    with pytest.raises(RlhfctlError, match="already exists"):
         list(recipes.copy("quickstart", Path("dangling.yaml")))
     Path("tiny_chatgpt.py").write_text("mine")
-    with pytest.raises(RlhfctlError, match=r"tiny_chatgpt\.py: is there already.*\n.*in another folder"):
+    with pytest.raises(RlhfctlError, match=r"tiny_chatgpt\.py: already exists.*\n.*in another folder"):
         list(recipes.copy("tiny-chatgpt", Path("t.yaml")))
     assert Path("quickstart.yaml").read_text() == Path("tiny_chatgpt.py").read_text() == "mine"
     assert not Path("t.yaml").exists()

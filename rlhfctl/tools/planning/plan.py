@@ -2,7 +2,7 @@
 
     rows, tokenizer ──▶ lengths ──┬─▶ steps, tokens
     recipe, config.json ──────────┴─▶ memory by role and kind (training/memory.py), disk ──▶ does it fit, what to change
-    run folder ───────▶ which stages run, go on, are skipped, and why
+    run folder ───────▶ which stages run, resume, are skipped, and why
 
 Loads rows and the tokenizer, no weights. `--probe` runs one step of each stage for real, in a temporary run folder
 beside the run's own, and puts what that took in place of what was predicted. Writes nothing else.

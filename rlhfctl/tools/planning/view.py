@@ -14,7 +14,7 @@ from rlhfctl.tools.planning.stages import StagePlan
 from rlhfctl.training.meter import KINDS
 
 _FIT_STYLES: dict[Fit, str] = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
-_ACTIONS = {"run": "runs", "continue": "goes on", "skip": "skipped"}
+_ACTIONS = {"run": "runs", "continue": "resumes", "skip": "skipped"}
 
 
 def view(plan: Plan) -> RenderableType:
