@@ -27,6 +27,7 @@ WORK_SHOWN_S = 0.5  # work that is over sooner would only flicker
 _LABEL, _VALUE, _TREND, _RANGE = 18, 8, 9, 18  # widths of a metric's columns
 _BAR, _LEAST_BAR = 60, 4  # cells
 _TALLEST = 4  # lines that one metric takes where there is room
+_AGES = {"done": " (done)", "skipped": " (done)", "next": " (of an earlier run; to come)"}  # of what is shown
 _LEAST_SAMPLE = 8  # lines: rule, two of a prompt, heads, four of responses
 
 
@@ -91,7 +92,7 @@ class Screen(RunState):
         if room < 2:
             return head[: max(0, height)]
         if width >= TWO_COLUMNS and room >= _LEAST_SAMPLE:
-            left = (width - len(signs.divider)) * 11 // 20
+            left = (width - len(signs.divider)) * 3 // 5  # at 120 cells a chart's range still fits beside it
             right = width - left - len(signs.divider)
             said = self._alarm_lines(right, room // 3, signs)
             sample = self._sample_lines(right, room - len(said), signs)
@@ -211,7 +212,7 @@ class Screen(RunState):
             if room < 1 or (index and room < min(3, len(rows))):
                 break
             title = Text(draw.shown(stage.name, signs), "bold")
-            title.append("" if stage.state == "now" else " (done)" if stage.state in ("done", "skipped") else "", "dim")
+            title.append(_AGES.get(stage.state, ""), "dim")
             lines.append(draw.rule(title, width, signs))
             charted = any(len(series.points) > 1 for _, series in rows)
             each = max(1, min(_TALLEST, room // len(rows))) if charted else 1
@@ -226,7 +227,7 @@ class Screen(RunState):
 
     def _samples(self) -> list[Mapping[str, Any]]:
         """The newest first, of the stage at work or the last that had any."""
-        stages = [stage for stage in reversed(self.stages.values()) if stage.samples]
+        stages = [stage for stage in reversed(self.stages.values()) if stage.samples and stage.state != "next"]
         if self.current is not None and self.current.samples:
             stages.insert(0, self.current)
         return list(reversed(stages[0].samples)) if stages else []
@@ -364,14 +365,17 @@ def _sample(sample: Mapping[str, Any], width: int, height: int, signs: Signs) ->
 
 
 def _side(name: str, style: str, text: Any, scores: Any, width: int, height: int, signs: Signs) -> list[Text]:
-    head = Text(name, style)
+    heads = [Text(name, style)]
     for key, value in scores.items() if is_map(scores) else ():
         found = real(value)
-        head.append(f"  {draw.shown(str(key)[: draw.LONGEST], signs)} ", "dim")
-        head.append("nan" if found is None else number(found, 3), "bold")
+        score = Text(f"{draw.shown(str(key)[: draw.LONGEST], signs)} ", "dim")
+        score.append("nan" if found is None else number(found, 3), "bold")
+        if heads[-1].cell_len + 2 + score.cell_len > width and len(heads) < height - 1:  # one line of text must stay
+            heads.append(Text())
+        heads[-1].append("  ").append_text(score)
     body = transcript(text).strip()
-    lines = draw.wrap(body, width, height - 1, signs) if body else ["(empty)"]
-    return [draw.fit(line, width, signs) for line in (head, *map(Text, lines))][: max(0, height)]
+    lines = draw.wrap(body, width, height - len(heads), signs) if body else ["(empty)"]
+    return [draw.fit(line, width, signs) for line in (*heads, *map(Text, lines))][: max(0, height)]
 
 
 def _detail(stage: Stage) -> str:

@@ -6,6 +6,7 @@ Nothing is overwritten. Leaves out whether data and models are there: `validate`
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import outline
-from rlhfctl.recipe.schema import Model
+from rlhfctl.recipe.schema import NAME, Model
 from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import did_you_mean
 
@@ -83,9 +84,12 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
         elsewhere = f"name a file in another folder: rlhfctl recipes copy {name} my-{file.stem}/{file.name}"
         fs.write_new(copied, other.read_bytes(), fix=elsewhere)
         beside.append(other.name)
+    run = to.stem if re.match(NAME, to.stem) else file.stem
+    if run != file.stem:  # a copy under another name is another run
+        text = re.sub(rf"(?m)^name: {re.escape(file.stem)}$", lambda _: f"name: {json.dumps(run)}", text)
     fs.write_new(to, text, fix=another)
     yield f"copied {name} to {to}" + (f", and beside it {' and '.join(beside)}" if beside else "")
-    yield f"give it a name of its own (its run goes to runs/NAME), then: rlhfctl validate {shlex.quote(str(to))}"
+    yield f"its run goes to runs/{run} (its name); edit it, then: rlhfctl validate {shlex.quote(str(to))}"
 
 
 def _named_by(text: str, file: Path) -> list[Path]:

@@ -70,6 +70,13 @@ def test_a_copy_loads_where_it_lies(name: str, tmp_path: Path) -> None:
     assert f"rlhfctl validate {name}.yaml" in result.output
 
 
+@pytest.mark.parametrize(("file", "name"), [("mine.yaml", "mine"), ("1e5.yaml", "1e5"), ("my run.yaml", "quickstart")])
+def test_a_copy_under_another_name_is_another_run(file: str, name: str, tmp_path: Path) -> None:
+    said = list(recipes.copy("quickstart", Path(file)))
+    assert load_recipe(tmp_path / file).recipe.name == name
+    assert f"its run goes to runs/{name} " in said[-1]
+
+
 def test_a_copy_takes_along_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     lines = list(recipes.copy("tiny-chatgpt", Path("mine")))  # a folder
