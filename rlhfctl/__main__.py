@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlhfctl.errors import OutputClosed, RlhfctlError, out_of_memory
@@ -23,6 +26,29 @@ def main() -> None:
 
     Typer itself reports misspelt commands and options (exit code 2).
     """
+    with silent_imports():
+        _main()
+
+
+@contextlib.contextmanager
+def silent_imports() -> Iterator[None]:
+    """Keep what libraries warn and log, above all while they are imported, from standard error in every command.
+
+    Python prints such records and warnings where no handler is set. A run's log still gets them (quiet_libraries adds
+    a handler of its own), and errors are raised, not logged.
+    """
+    nowhere, root, shown = logging.NullHandler(), logging.getLogger(), warnings.showwarning
+    root.addHandler(nowhere)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        warnings.showwarning = shown
+        root.removeHandler(nowhere)
+
+
+def _main() -> None:
     try:
         if len(sys.argv) == 3 and sys.argv[1] == "watch" and not sys.argv[2].startswith("-"):
             from rlhfctl.dashboard.watch import watch

@@ -286,6 +286,7 @@ def _look_ahead(
     tokenizer = None
     with hf_events.quiet_libraries(paths.log):
         hf_events.check_trainers(options, recipe.model.dtype)
+        importlib.import_module("rlhfctl.training.loading").check_quantization(recipe.model)
         if first in ("base", "sft"):
             texts = importlib.import_module("rlhfctl.training.encoding").texts_of
             demonstrations = data["demonstrations"].rows if "demonstrations" in data else []

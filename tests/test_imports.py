@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "world": ({"world"}, {"numpy"}),
     "training": (
         {"recipe.schema", "recipe.words", "events", "training", "rewards", "world.reviews"},
-        HUGGING_FACE | {"numpy"},
+        HUGGING_FACE | {"bitsandbytes", "numpy"},
     ),
     "rewards": ({"recipe.schema", "events", "training", "rewards"}, HUGGING_FACE),
     "stages": (

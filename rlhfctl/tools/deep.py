@@ -45,6 +45,8 @@ def _check(recipe: Recipe) -> Iterator[str]:
         if recipe.ppo.engine == "trl":
             ppo_trl.require()
         yield f"ppo.engine {recipe.ppo.engine}: installed"
+    if (checked := loading.check_quantization(recipe.model)) is not None:
+        yield checked
     texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)

@@ -385,6 +385,7 @@ def quiet_libraries(log: Path) -> Iterator[None]:
         for logger in library_loggers:
             logger.handlers = []
             logger.propagate = True
+        shown = warnings.showwarning  # the command line may have captured warnings already
         logging.captureWarnings(True)
         bars = transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
         transformers.utils.logging.disable_progress_bar()
@@ -395,6 +396,8 @@ def quiet_libraries(log: Path) -> Iterator[None]:
                 yield
         finally:
             logging.captureWarnings(False)
+            if shown.__module__ == logging.__name__:
+                logging.captureWarnings(True)
             for logger, handlers, propagate in before:
                 logger.handlers, logger.propagate = handlers, propagate
             root.removeHandler(handler)

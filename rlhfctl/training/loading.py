@@ -20,7 +20,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -30,6 +29,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.training import adapter_folders, architecture
+from rlhfctl.training import quantization as few_bits
 
 _SHOWN_WEIGHTS = 4
 _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
@@ -97,7 +97,7 @@ def load_causal_lm(
         revision=revision,
         trust_remote_code=trust_remote_code,
         attn_implementation=attn_implementation,
-        **_quantized(quantization, dtype),
+        **few_bits.load_options(quantization, dtype, device()),
     )
     if missing:
         raise RlhfctlError(
@@ -105,6 +105,7 @@ def load_causal_lm(
             where=path,
             fix="name a folder saved from a whole causal language model",
         )
+    few_bits.use_portable_products(model)
     return model
 
 
@@ -202,21 +203,13 @@ def _check_flash_attention() -> None:
         raise RlhfctlError("flash_attention_2 needs a GPU", where="model.attn_implementation", fix="use sdpa, or null")
 
 
-def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What from_pretrained needs to hold linear layers in 8 or 4 bits (NF4, Dettmers et al. 2023); heads stay whole."""
-    if quantization is None:
-        return {}
-    if find_spec("bitsandbytes") is None:
-        raise RlhfctlError(
-            "bitsandbytes is not installed", where="model.quantization", fix="pip install 'rlhfctl[quantization]'"
-        )
-    four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if quantization == "8bit"
-        else BitsAndBytesConfig(load_in_4bit=True, **four_bits)
-    )
-    return {"quantization_config": config, "device_map": {"": device()}}
+def check_quantization(section: Model) -> str | None:
+    """Try a tiny quantized product as wide as the recipe's model before anything trains; a sentence or an error."""
+    if section.quantization is None or section.path is None:
+        return None
+    width = int(load_config(section).get_text_config().hidden_size)
+    few_bits.try_product(section.quantization, width, torch_dtype(section.dtype), device())
+    return f"model.quantization {section.quantization}: a product of width {width} is right on this machine"
 
 
 def is_quantized(model: Any) -> bool:

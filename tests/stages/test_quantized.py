@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.training import loading, models
+from rlhfctl.training import loading, models, quantization
 from tests.conftest import TINY, Cli
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -96,8 +96,75 @@ def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
     assert not torch.equal(scorer.score.weight, other.score.weight)
 
 
+# ---------------------------------------------------------------- whatever the processor
+
+
+@pytest.fixture(params=[True, False], ids=["avx512_bf16", "portable"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """bitsandbytes as it is on a processor with AVX512-BF16, and on one without, whatever this one is."""
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes.nn.modules as layers
+
+    monkeypatch.setattr(layers, "has_avx512bf16", lambda: request.param)
+    return bool(request.param)
+
+
+def test_a_model_in_4_bits_gives_the_same_numbers_on_every_processor(
+    processor: bool, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny_run / "sft" / "model")
+    model = loading.load_causal_lm(folder, dtype=torch.float32, quantization="4bit").eval()
+    ids = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        found = model(ids).logits
+    whole = loading.load_causal_lm(folder, dtype=torch.float32).eval()
+    for name, layer in model.named_modules():
+        if type(layer).__name__ == "Linear4bit":
+            kept = bitsandbytes_weights(layer)
+            whole.get_submodule(name).weight.data.copy_(kept)
+    with torch.no_grad():
+        torch.testing.assert_close(found, whole(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def bitsandbytes_weights(layer: Any) -> torch.Tensor:
+    import bitsandbytes.functional
+
+    kept: torch.Tensor = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return kept
+
+
+@pytest.mark.parametrize("width", [16, 32, 48, 64, 160])
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_tiny_product_is_right_on_every_processor(processor: bool, bits: str, width: int) -> None:
+    quantization.try_product(bits, width, torch.float32, torch.device("cpu"))
+
+
+def test_the_kernel_for_avx512_bf16_fails_on_narrow_layers(processor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why it is turned off: with it, the tiny product says so before anything trains, in one message."""
+    monkeypatch.setattr(quantization, "use_portable_products", lambda model: None)
+    if not processor:
+        quantization.try_product("4bit", 32, torch.float32, torch.device("cpu"))
+        return
+    with pytest.raises(RlhfctlError, match="4bit products of width 32 fail on this machine: shape") as caught:
+        quantization.try_product("4bit", 32, torch.float32, torch.device("cpu"))
+    assert caught.value.where == "model.quantization"
+
+
+def test_wrong_products_are_refused_before_anything_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    right = quantization._layer
+
+    def wrong(*given: Any) -> Any:
+        layer, kept = right(*given)
+        return layer, 1.5 * kept
+
+    monkeypatch.setattr(quantization, "_layer", wrong)
+    with pytest.raises(RlhfctlError, match="4bit products of width 64 are wrong on this machine: off by"):
+        quantization.try_product("4bit", 64, torch.float32, torch.device("cpu"))
+
+
 def test_without_bitsandbytes_it_says_what_to_install(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(RlhfctlError, match="bitsandbytes is not installed") as caught:
         loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32, quantization="4bit")
     assert caught.value.where == "model.quantization" and "rlhfctl[quantization]" in str(caught.value.fix)
