@@ -143,8 +143,12 @@ def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit:
 
     @cache  # before the first stage that runs, for all: a mistake that a later one would meet must not cost hours
     def look_ahead(first: str) -> None:
-        _look_ahead(first, recipe, chosen, paths, data, request)
+        for sentence in _look_ahead(first, recipe, chosen, paths, data, request):
+            if sentence not in told:
+                told.append(sentence)
+                emit(Warned(stage=first, message=sentence))
 
+    told: list[str] = []
     done = []
     for name in names:
         if name in chosen:
@@ -276,8 +280,11 @@ def _look_ahead(
     paths: RunPaths,
     data: Mapping[str, Any],
     request: Request,
-) -> None:
-    """Options of the trainers, and what the tokenizer alone can tell of this and the stages after it."""
+) -> list[str]:
+    """Check options of the trainers, and what tokenizers and configurations tell of this and the stages after it.
+
+    Returns sentences to warn with.
+    """
     to_come = chosen[chosen.index(first) :]
     hf_events = importlib.import_module("rlhfctl.training.hf_events")
     trained = {"sft": recipe.sft, "reward": recipe.reward}
@@ -287,7 +294,9 @@ def _look_ahead(
     with hf_events.quiet_libraries(paths.log):
         hf_events.check_trainers(options, recipe.model.dtype)
         importlib.import_module("rlhfctl.training.loading").check_quantization(recipe.model)
+        model_checks = importlib.import_module("rlhfctl.training.model_checks")
         if first in ("base", "sft"):
+            model_checks.check_base(recipe, to_come)
             texts = importlib.import_module("rlhfctl.training.encoding").texts_of
             demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
             tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts(demonstrations))
@@ -300,6 +309,8 @@ def _look_ahead(
                 tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
         importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
+        found: list[str] = model_checks.check_reward(recipe, read, to_come, request.external.get("reward"))
+        return found
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
@@ -443,6 +454,10 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
     for role, source in _parents(name, recipe, paths, request).items():
         inputs[role] = source.fingerprint
+    if name in ("ppo", "compare") and recipe.reward is not None and recipe.reward.kind == "model":
+        reading = [recipe.reward.label, recipe.reward.reads]  # how a classifier is read
+        if any(option is not None for option in reading):
+            inputs["reward.label"] = fs.hash_json(reading)
     functions = []
     if recipe.reward is not None and recipe.reward.function is not None and name in ("ppo", "compare"):
         functions.append(recipe.reward.function)

@@ -359,10 +359,20 @@ class Sft(Trained):
         yield from self._trainer_conflicts("sft")
 
 
+RewardText = Literal["text", "pair", "response"]  # what a classifier is given to read
+
+
 class Reward(Trained):
     """What scores a response: a model trained here by TRL's RewardTrainer, one from elsewhere, or a function."""
 
     model: str | None = Field(None, min_length=1, description="A reward model from elsewhere: a folder or a Hub id.")
+    label: str | int | None = Field(
+        None, description="With a classifier as model: the label (name or index) whose log-odds are the score."
+    )
+    reads: RewardText | None = Field(
+        None,
+        description="What a classifier reads: text (prompt + response), pair, or response (null: by its outputs).",
+    )
     function: str | None = Field(None, description="A Python function in place of a model, as module:name.")
 
     @property
@@ -371,6 +381,12 @@ class Reward(Trained):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from self._trainer_conflicts("reward")
+        for key in ("label", "reads"):
+            if getattr(self, key) is not None and self.kind != "model":
+                yield Conflict(
+                    f"reward.{key}", "is for a classifier as reward model, but reward.model names none",
+                    f"name it as reward.model, or remove {key}",
+                )  # fmt: skip
         if self.kind == "trained":
             return
         if self.model is not None and self.function is not None:
@@ -387,9 +403,9 @@ class Reward(Trained):
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unused = {
-            "trained": ("model", "function"),
+            "trained": ("model", "function", "label", "reads"),
             "model": ("function", "lora", "trainer", "checkpoint_steps"),
-            "function": ("model", "lora", "trainer", "checkpoint_steps"),
+            "function": ("model", "lora", "trainer", "checkpoint_steps", "label", "reads"),
         }
         return _without(handler(self), unused[self.kind])
 

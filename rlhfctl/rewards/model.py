@@ -1,27 +1,61 @@
-"""A reward model as a scorer: the scalar head's value at the last token of prompt + response."""
+"""Reward models as scorers: a scalar head on the policy's ids or on text, or a classifier's log-odds of a label.
+
+What is longer than the reward model's context loses its beginning, so the response is read whole; that is said once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.rewards import Episode
+from rlhfctl.training.architecture import context_of
+from rlhfctl.training.classifiers import Classifier
 from rlhfctl.training.encoding import Encoder
-from rlhfctl.training.models import score_rows
+from rlhfctl.training.models import backbone, score_rows
+
+Say = Callable[[str], None]
+
+
+def _quiet(sentence: str) -> None:
+    pass
+
+
+class _Context:
+    """Cuts the beginning of rows that are longer than a model's context, and says so the first time."""
+
+    def __init__(self, model: nn.Module, say: Say) -> None:
+        self.limit = context_of(backbone(model).config)
+        self.say = say
+        self.told = False
+
+    def fitted(self, rows: list[list[int]]) -> list[list[int]]:
+        limit = self.limit
+        if limit is None or all(len(row) <= limit for row in rows):
+            return rows
+        if not self.told:
+            self.told = True
+            long = [len(row) for row in rows if len(row) > limit]
+            self.say(
+                f"{len(long)} of {len(rows)} texts are longer than the {limit} tokens that the reward model reads "
+                f"(longest: {max(long)}): their beginning is cut"
+            )
+        return [row[-limit:] for row in rows]
 
 
 class ModelReward:
     """Scores ids directly: the reward model must share the policy's tokenizer (checked at the hand-over)."""
 
-    def __init__(self, model: nn.Module, pad_token_id: int, batch_size: int = 64) -> None:
+    def __init__(self, model: nn.Module, pad_token_id: int, batch_size: int = 64, say: Say = _quiet) -> None:
         self.model = model
         self.pad_token_id = pad_token_id
         self.batch_size = batch_size
+        self.context = _Context(model, say)
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
-        rows = [[*episode.prompt_ids, *episode.response_ids] for episode in episodes]
+        rows = self.context.fitted([[*episode.prompt_ids, *episode.response_ids] for episode in episodes])
         return score_rows(self.model, rows, self.pad_token_id, batch_size=self.batch_size)
 
 
@@ -31,10 +65,13 @@ class TextModelReward:
     A response is read with the end token that this model was trained to read, whether the policy wrote its own or not.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64, say: Say = _quiet
+    ) -> None:
         self.model = model
         self.encoder = Encoder(tokenizer)
         self.batch_size = batch_size
+        self.context = _Context(model, say)
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
         rows = []
@@ -42,4 +79,17 @@ class TextModelReward:
             prompt, response = self.encoder.pair(episode.prompt, episode.completion)
             rows.append([*prompt, *response])
         pad = self.encoder.tokenizer.pad_token_id
-        return score_rows(self.model, rows, pad if pad is not None else 0, batch_size=self.batch_size)
+        fitted = self.context.fitted(rows)
+        return score_rows(self.model, fitted, pad if pad is not None else 0, batch_size=self.batch_size)
+
+
+class ClassifierReward:
+    """Scores text by a sequence classifier, which reads it in its own tokens."""
+
+    def __init__(self, classifier: Classifier, batch_size: int = 64) -> None:
+        self.classifier = classifier
+        self.batch_size = batch_size
+
+    def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
+        pairs = [(episode.prompt, episode.completion) for episode in episodes]
+        return self.classifier.scores(pairs, self.batch_size)

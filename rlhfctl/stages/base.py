@@ -12,7 +12,7 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import loading, model_checks, models, tokenizing
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, texts_of
 
 
@@ -38,6 +38,8 @@ def run(section: Model, ctx: Context) -> Artifact:
     )
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     models.to_device(model)
+    if section.path is not None:
+        model_checks.check_loaded(model, ctx.recipe, section.path)
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     with fs.publish_folder(ctx.folder / "model") as folder:
         models.save_model(model, tokenizer, folder)

@@ -24,10 +24,10 @@ from rlhfctl.events import Metrics, Progress, Sample, StageStarted, Work, transc
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ModelReward, TextModelReward
+from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import compare_paired, distinct_n, verdict
-from rlhfctl.training import loading, models, peak, rollout, tokenizing
+from rlhfctl.training import adapter_folders, loading, models, peak, rollout, tokenizing
 from rlhfctl.training.data import Row, prompt_key
 from rlhfctl.training.encoding import Encoder
 from rlhfctl.training.sources import read_jsonl
@@ -263,7 +263,8 @@ def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBas
     source = ctx.parents["reward"]
     artifact, trust = source.artifact, ctx.recipe.model.trust_remote_code
     if artifact is None:
-        return tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
+        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
+        return tokenizing.load_tokenizer(folder, trust_remote_code=trust)
     place = str(artifact.part("adapter" if artifact.has("adapter") else "model"))
     return tokenizing.load_tokenizer(place, trust_remote_code=trust)
 
@@ -290,6 +291,9 @@ def _judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase |
                     "the judge reward_model has no reward model to ask", fix="name one with --reward-model"
                 )
             source = ctx.parents["reward"]
+            if classifier := handoff.load_classifier(ctx, source):
+                judges[name] = ClassifierReward(classifier)
+                continue
             theirs = handoff.other_tokenizer(ctx, source, tokenizer)
             model = models.to_device(handoff.load_reward_model(ctx, source, theirs or tokenizer))
             judges[name] = TextModelReward(model, theirs) if theirs else ModelReward(model, tokenizer.pad_token_id)

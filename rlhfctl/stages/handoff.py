@@ -21,7 +21,8 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
-from rlhfctl.training import adapter_folders, adapters, loading, models, peak, tokenizing
+from rlhfctl.training import adapter_folders, adapters, classifiers, loading, models, peak, tokenizing
+from rlhfctl.training.classifiers import Classifier
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -140,13 +141,14 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
     how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
     artifact = source.artifact
     if artifact is None:
-        theirs = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
+        place = adapter_folders.fetched(source.name)
+        theirs = tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(place), trust_remote_code=trust)
         agree(theirs, tokenizer, source.name)
-        if adapter_folders.is_adapter(source.name):
-            model = _foreign_scorer_adapter(ctx, Path(source.name))
+        if adapter_folders.is_adapter(place):
+            model = _foreign_scorer_adapter(ctx, Path(place))
         else:
             model = loading.load_scorer(source.name, **how)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        models.set_pad_token(model, tokenizer.pad_token_id)
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
     _verify(artifact)
@@ -161,9 +163,27 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         model = loading.load_scorer(str(artifact.part("model")), **how)
     else:
         model = scorer_from_adapter(ctx, artifact.parent("base"), artifact.part("adapter"))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    models.set_pad_token(model, tokenizer.pad_token_id)
     check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model
+
+
+def load_classifier(ctx: Context, source: Source) -> Classifier | None:
+    """The reward model as a classifier of text; None where it is a scalar head on a decoder."""
+    if source.artifact is not None:
+        return None
+    section, trust = ctx.recipe.reward, ctx.recipe.model.trust_remote_code
+    label, reads = (section.label, section.reads) if section is not None else (None, None)
+    place = adapter_folders.fetched(source.name)
+    config = classifiers.config_of(place, trust_remote_code=trust)
+    if not classifiers.is_classifier(config):
+        classifiers.refuse_options(label, reads, source.name)
+        return None
+    tokenizer = tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(place), trust_remote_code=trust)
+    found = classifiers.load(place, label, reads, tokenizer, **loading.options(ctx.recipe.model))
+    found.say = ctx.warn
+    ctx.note(f"the reward model {source.name} is a classifier: {found.described()}")
+    return found
 
 
 def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrainedModel:
@@ -185,7 +205,7 @@ def new_scorer(
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
     """The reward model's tokenizer where it, or its chat template, is not the policy's; None where they agree."""
     trust = ctx.recipe.model.trust_remote_code
-    place = source.name
+    place = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
     if source.artifact is not None:
         _verify(source.artifact)
         place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))

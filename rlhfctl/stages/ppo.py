@@ -30,11 +30,12 @@ from rlhfctl.events import StageStarted
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Reward
 from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ModelReward, TextModelReward
+from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
 from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
 from rlhfctl.training import loading, models, ppo_loop, ppo_trl, roles, tokenizing
+from rlhfctl.training.classifiers import Classifier
 from rlhfctl.training.data import require_a_batch
 from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
 
@@ -149,7 +150,8 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
     pad = base.tokenizer.pad_token_id
     # The reward model first: where it is a model of its own, and the critic a copy of it.
     shared = handoff.shared_reward_adapter(ctx) if section.lora and section.critic_kind != "model" else None
-    scorer, theirs = (None, None) if shared else _own_scorer(base, ctx)
+    classifier = handoff.load_classifier(ctx, ctx.parents["reward"]) if "reward" in ctx.parents else None
+    scorer, theirs = (None, None) if shared or classifier else _own_scorer(base, ctx)
     model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
 
     policy, reference = _policy_and_reference(base.model, section, ctx)
@@ -166,7 +168,7 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
         critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
     else:
         critic = Critic(AdapterScorer(LanguageModel(policy, pad, roles.CRITIC), _critic_adapter(policy, shared, ctx)))
-    return Cast(policy, reference, critic, _reward(scorer, theirs, base.tokenizer, section, ctx))
+    return Cast(policy, reference, critic, _reward(scorer, theirs, classifier, base.tokenizer, section, ctx))
 
 
 def _policy_and_reference(base: PreTrainedModel, section: Ppo, ctx: Context) -> tuple[Any, PreTrainedModel | None]:
@@ -228,21 +230,28 @@ def _critic_adapter(policy: PeftModel, shared: Path | None, ctx: Context) -> nn.
 
 
 def _reward(
-    scorer: Any, theirs: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase, section: Ppo, ctx: Context
+    scorer: Any,
+    theirs: PreTrainedTokenizerBase | None,
+    classifier: Classifier | None,
+    tokenizer: PreTrainedTokenizerBase,
+    section: Ppo,
+    ctx: Context,
 ) -> Reward:
     """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
     folder, reward = Path(ctx.recipe.folder or "."), ctx.recipe.reward
     finite = section.engine == "trl"  # our engine keeps the batch and goes back to a checkpoint
 
     def main() -> Reward:
+        if classifier is not None:
+            return ClassifierReward(classifier, section.local_rollout_forward_batch_size)
         if scorer is None:
             assert reward is not None and reward.function is not None
             return FunctionReward(reward.function, folder, finite=finite)
         scorer.requires_grad_(False)
         size = section.local_rollout_forward_batch_size
         if theirs is not None:
-            return TextModelReward(scorer.eval(), theirs, size)
-        return ModelReward(scorer.eval(), tokenizer.pad_token_id, size)
+            return TextModelReward(scorer.eval(), theirs, size, ctx.warn)
+        return ModelReward(scorer.eval(), tokenizer.pad_token_id, size, ctx.warn)
 
     if section.rewards is None:
         return main()

@@ -21,7 +21,7 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import hf_events, loading, models, tokenizing
+from rlhfctl.training import hf_events, loading, model_checks, models, tokenizing
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
 
@@ -46,6 +46,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
         notes.append(sentence)
     for sentence in notes:
         ctx.note(sentence)
+    if recipe.model.path is not None:
+        model_checks.check_loaded(models.to_device(model), recipe, recipe.model.path)
 
     # 2. Rows to ids.
     config = _config(section, ctx)

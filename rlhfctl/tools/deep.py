@@ -13,7 +13,7 @@ from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.function import load_function
-from rlhfctl.training import data, hf_events, loading, ppo_trl, preflight, tokenizing
+from rlhfctl.training import data, hf_events, loading, model_checks, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import texts_of
 from rlhfctl.training.leaks import find_leaks
 
@@ -48,6 +48,9 @@ def _check(recipe: Recipe) -> Iterator[str]:
     if (checked := loading.check_quantization(recipe.model)) is not None:
         yield checked
     texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
+    model_checks.check_base(recipe, stages_of(recipe))
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
+    for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
+        yield f"warning: {sentence}"
     yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"

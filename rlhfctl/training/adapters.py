@@ -19,6 +19,7 @@ from rlhfctl.events import Work
 from rlhfctl.training import adapter_folders, loading
 
 _WEIGHTS = "adapter_model.safetensors"
+_HEADS = {"score", "classifier"}  # as peft saves them with a SEQ_CLS adapter
 _EMBEDDINGS = {"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"}
 _CHECK_TOKENS, _CHECK_TOLERANCE = 12, {4: 1e-4, 8: 1e-6}  # of the largest logit, by the bytes of a number
 _LOW_PRECISION_TOLERANCE = 5e-2
@@ -46,6 +47,31 @@ def load_causal_lm(
     base, notes = load_causal_lm(base_path, **options)
     model = merge(base, Path(path)).requires_grad_(True)  # peft froze the base
     return model, [*notes, f"the adapter {path} is merged into its base {base_path}"]
+
+
+def head_outputs(folder: str | Path) -> int | None:
+    """How many outputs the head in an adapter's file has; None: it holds none."""
+    file = Path(folder) / _WEIGHTS
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as weights:
+        heads = [name for name in weights.keys() if _HEADS & set(name.split(".")) and "lora" not in name]  # noqa: SIM118
+        rows = [weights.get_slice(name).get_shape()[0] for name in heads if name.endswith(".weight")]
+    return min(rows, default=None)
+
+
+def load_classifier(folder: Path, **options: Any) -> PreTrainedModel:
+    """A sequence classifier that is an adapter with its head, merged into its base. `options`: of from_pretrained."""
+    outputs = head_outputs(folder)
+    if outputs is None:
+        raise HandoffError(
+            "the adapter holds no head: its scores would be noise",
+            where=str(folder),
+            fix="train it with task_type SEQ_CLS, which saves the head with it",
+        )
+    adapter_folders.require_mergeable(folder)
+    base = loading.load_headless_classifier(adapter_folders.base_of(folder), outputs, **options)
+    return merged(load_adapter(base, folder))
 
 
 def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.training.reward_head import sequence_classifier
+from rlhfctl.training.reward_head import sequence_classifier, trunk_name
 
 
 def causal_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -34,7 +34,7 @@ def scorer_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     transformers' own sequence classifier where it is such a head on the causal model's backbone, else one made here.
     """
     causal, theirs = causal_class(config), classifier_class(config)
-    same = theirs is not None and (causal is None or theirs.base_model_prefix == causal.base_model_prefix)
+    same = theirs is not None and (causal is None or theirs.base_model_prefix == trunk_name(causal))
     if theirs is not None and same and has_linear_head(theirs):
         return theirs
     if causal is None:
@@ -56,6 +56,63 @@ def has_linear_head(kind: type[PreTrainedModel]) -> bool:
     """Whether a sequence classifier reads its last token with a plain linear layer, in transformers named `score`."""
     initializer: Any = kind.__init__
     return "score" in initializer.__code__.co_names
+
+
+# Found by tests/e2e/causal_families.py: their causal class reads both ways, though nothing in a configuration says so.
+_READ_BOTH_WAYS = ("cpmant", "reformer", "xlm", "xlnet")
+# Their logits are not the output layer's product with the last hidden state, which `engine: rlhfctl` builds on.
+_OTHER_LOGITS = ("inkling_text", "modernbert-decoder")
+
+
+def require_causal(config: PretrainedConfig, path: str, *, trust_remote_code: bool = False) -> None:
+    """RlhfctlError, with the reason, unless the model writes text from left to right."""
+    kind = next(iter(config.architectures or []), config.model_type)
+    fix = "name a causal language model (a decoder: Llama, Qwen, Gemma, GPT-2 and the like)"
+    if getattr(config, "is_encoder_decoder", False):
+        why = f"{kind} is an encoder-decoder: it reads the prompt with one half and writes with the other"
+        raise RlhfctlError(f"{why}, and what is trained here is one decoder", where=path, fix=fix)
+    both = getattr(config.get_text_config(), "is_decoder", None) is False or config.model_type in _READ_BOTH_WAYS
+    if both:
+        raise RlhfctlError(
+            f"{kind} is no causal language model: each of its tokens sees those after it, so it cannot write text",
+            where=path,
+            fix=f"{fix}; a classifier can be the reward: reward.model",
+        )
+    if causal_class(config) is None and not trust_remote_code:
+        raise RlhfctlError(
+            f"{kind} is no causal language model: transformers writes no text with the model type {config.model_type}",
+            where=path,
+            fix=fix,
+        )
+
+
+def require_known_logits(config: PretrainedConfig, path: str) -> None:
+    """RlhfctlError for families whose logits our PPO engine does not compute as they do."""
+    if config.model_type in _OTHER_LOGITS:
+        raise RlhfctlError(
+            f"the PPO engine does not know how models of the type {config.model_type} compute their logits",
+            where=path,
+            fix="set ppo.engine: trl, or name another model",
+        )
+
+
+# Their position embeddings begin after the row of the padding token.
+_POSITIONS_AFTER_PAD = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "longformer",
+    "mpnet", "xmod", "ibert", "luke", "esm",
+)  # fmt: skip
+_NO_LIMIT = 1_000_000  # tokenizers without a limit of their own name a number far beyond it
+
+
+def context_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+    """The most tokens that a model was made to read, by its configuration and its tokenizer; None: neither says."""
+    inner = config.get_text_config()
+    positions = getattr(inner, "max_position_embeddings", None)
+    if positions is not None and config.model_type in _POSITIONS_AFTER_PAD:
+        positions -= (config.pad_token_id or 0) + 1
+    own = tokenizer.model_max_length if tokenizer is not None else None
+    known = [limit for limit in (positions, own) if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
+    return min(known, default=None)
 
 
 def _class_of(config: PretrainedConfig, mapping: Any) -> type[PreTrainedModel] | None:

@@ -32,6 +32,7 @@ from rlhfctl.training import adapter_folders, architecture
 from rlhfctl.training import quantization as few_bits
 
 _SHOWN_WEIGHTS = 4
+_HEADS = ("score.", "classifier.")
 _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 
 
@@ -117,6 +118,9 @@ def load_scorer(
     A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
     """
     config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
+    saved, theirs = next(iter(config.architectures or []), ""), architecture.classifier_class(config)
+    if theirs is not None and saved == theirs.__name__ and not architecture.has_linear_head(theirs):
+        raise _no_head(saved, path)
     made = not trust_remote_code or architecture.causal_class(config) is not None
     model, missing = _pretrained(
         architecture.scorer_class(config) if made else AutoModelForSequenceClassification,
@@ -127,25 +131,67 @@ def load_scorer(
         trust_remote_code=trust_remote_code,
         attn_implementation=attn_implementation,
     )
+    _require_weights(missing, path)
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        raise _no_head(type(model).__name__, path)
+    return model
+
+
+def _no_head(name: str, path: str) -> HandoffError:
+    return HandoffError(
+        f"{name} has no scalar head on its last token, where scores are read",
+        where=path,
+        fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
+    )
+
+
+def _require_weights(missing: Sequence[str], path: str) -> None:
     if missing:
         raise HandoffError(
             f"the reward model lacks the weights {_some(missing)}: its scores would be noise",
             where=path,
             fix="name a folder saved from a sequence-classification model with its head",
         )
-    if not isinstance(getattr(model, "score", None), nn.Module):
-        raise HandoffError(
-            f"{type(model).__name__} has no scalar head on its last token, where scores are read",
-            where=path,
-            fix='name a decoder with a head, or score in a Python function: reward: {function: "module:name"}',
-        )
+
+
+def load_classifier(
+    path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A sequence classifier with all its labels from a folder or Hub id, encoder or decoder; its head must be there."""
+    config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
+    own = architecture.classifier_class(config) is not None or trust_remote_code
+    model, missing = _pretrained(
+        AutoModelForSequenceClassification if own else architecture.scorer_class(config),
+        path,
+        "reward model",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    _require_weights(missing, path)
+    return model
+
+
+def load_headless_classifier(
+    path: str, outputs: int, *, attn_implementation: str | None, **how: Any
+) -> PreTrainedModel:
+    """A sequence classifier on the weights of `path` whose head, with so many outputs, is still to be loaded."""
+    config = read_config(path, "reward model", trust_remote_code=how["trust_remote_code"])
+    own = architecture.classifier_class(config) is not None or how["trust_remote_code"]
+    auto: Any = AutoModelForSequenceClassification if own else architecture.scorer_class(config)
+    model, _ = _pretrained(
+        auto, path, "reward model", num_labels=outputs, attn_implementation=attn_implementation, new_head=True, **how
+    )
     return model
 
 
 def _pretrained(
-    auto: Any, path: str, what: str, *, attn_implementation: str | None, **options: Any
+    auto: Any, path: str, what: str, *, attn_implementation: str | None, new_head: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded."""
+    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded.
+
+    `new_head`: the head in the files, if any, is not the one that is wanted, and may have another shape.
+    """
     with Work(f"loading {path}"), loadable(path, what, attn_implementation):
         model, info = auto.from_pretrained(
             path,
@@ -155,7 +201,8 @@ def _pretrained(
             attn_implementation=attn_implementation,
             **options,
         )
-    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in info["mismatched_keys"]]:
+    unlike = [found for found in info["mismatched_keys"] if not (new_head and found[0].startswith(_HEADS))]
+    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in unlike]:
         heads = what == "reward model" and all(name.startswith("score.") for name in other)
         raise RlhfctlError(
             f"weights of the {what} have another shape than {'one score needs' if heads else 'its config.json says'}: "

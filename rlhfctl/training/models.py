@@ -35,6 +35,7 @@ from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.training import adapters, architecture, loading, tokenizing
 from rlhfctl.training.adapters import load_adapter as load_adapter
 from rlhfctl.training.adapters import merged as merged
+from rlhfctl.training.reward_head import trunk_name
 from rlhfctl.training.sequences import Sequences, hidden_states
 
 # Finite, so that 0 x logit is 0 in entropies; within float16's range; far below any trained logit.
@@ -133,7 +134,7 @@ def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     config.num_labels = 1
     with torch.device("meta"):
         model = new_scorer(config, dtype=base.dtype)
-    setattr(model, model.base_model_prefix, base.base_model)
+    setattr(model, model.base_model_prefix, backbone(base))
     set_seed(seed)
     model.score = nn.Linear(model.score.in_features, 1, bias=False, device=base.device, dtype=base.dtype)
     nn.init.normal_(model.score.weight, std=getattr(config, "initializer_range", 0.02))
@@ -153,8 +154,7 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     config.num_labels = 1
     set_seed(seed)
     model = new_scorer(config, dtype=base.dtype)
-    backbone = base.base_model.state_dict()
-    getattr(model, model.base_model_prefix).load_state_dict(backbone)
+    getattr(model, model.base_model_prefix).load_state_dict(backbone(base).state_dict())
     if zero_head:
         torch.nn.init.zeros_(model.score.weight)
     return loading.with_wide_head(model).to(base.device)
@@ -210,14 +210,20 @@ def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def set_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make config and generation config agree with the tokenizer on pad, end and beginning."""
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        config.pad_token_id = tokenizer.pad_token_id
+    set_pad_token(model, tokenizer.pad_token_id)
+    for config in (model.config, model.config.get_text_config()):
         config.eos_token_id = tokenizer.eos_token_id
         config.bos_token_id = tokenizer.bos_token_id
     # Sampling defaults that a base ships (top_p, temperature) would change what PPO samples from: only the ids stay.
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
     )
+
+
+def set_pad_token(model: PreTrainedModel, pad_token_id: int | None) -> None:
+    """Say which token is padding in the configuration, and in that of the text model inside a multimodal one."""
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = pad_token_id
 
 
 class PadMask:
@@ -432,19 +438,25 @@ def score_rows(
     model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64, what: str = "scoring"
 ) -> list[float]:
     """The scalar head's value at the last token of each row; `what` names the work to those who watch."""
-    at = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
     result = [0.0] * len(rows)
     with evaluating(model), Work(what, len(rows), "response") as work:
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
-            sequences = Sequences.of([rows[index] for index in chosen], [[] for _ in chosen], at)
-            last = hidden_states(backbone(model), sequences)[sequences.last()]
-            scores = at_least_float32(model.score(last.to(model.score.weight.dtype)).squeeze(-1))
+            scores = at_least_float32(head_outputs(model, [rows[index] for index in chosen]).squeeze(-1))
             for index, score in zip(chosen, scores.tolist(), strict=True):
                 result[index] = score
             work.at(start + len(chosen))
     return result
+
+
+def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(B, outputs) of a linear head at the last token of each row of ids, in one forward."""
+    device = next(model.parameters()).device
+    sequences = Sequences.of(rows, [[] for _ in rows], device)
+    last = hidden_states(backbone(model), sequences)[sequences.last()]
+    outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
+    return outputs
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -473,5 +485,7 @@ def rounds_away(weights: Iterable[nn.Parameter], learning_rate: float) -> str | 
 
 
 def backbone(model: nn.Module) -> Any:
+    """The layers of a language model, classifier or scorer, without its head."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return getattr(inner, inner.base_model_prefix)
+    own = getattr(inner, inner.base_model_prefix, None)
+    return own if own is not None else getattr(inner, trunk_name(type(inner)))

@@ -26,13 +26,20 @@ def last_token(hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
     return hidden[torch.arange(rows, device=hidden.device), places.argmax(-1)]
 
 
+def trunk_name(causal: type[PreTrainedModel]) -> str:
+    """The attribute that holds the backbone: base_model_prefix, but for Llama 4, where that names something else."""
+    initializer: Any = causal.__init__
+    names = initializer.__code__.co_names
+    return "model" if causal.base_model_prefix not in names and "model" in names else causal.base_model_prefix
+
+
 @cache
 def sequence_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class NAMEForSequenceClassification for NAMEForCausalLM: its backbone, and `score`, a linear head."""
     family: Any = next(kind for kind in causal.__mro__ if kind.__name__.endswith("PreTrainedModel"))
 
     class Classifier(family):
-        base_model_prefix = causal.base_model_prefix
+        base_model_prefix = trunk_name(causal)
         config_class = causal.config_class
 
         def __init__(self, config: Any) -> None:
@@ -64,7 +71,7 @@ def sequence_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
             given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
             backbone = getattr(self, self.base_model_prefix)
             hidden = backbone(**given, attention_mask=attention_mask, **inputs).last_hidden_state
-            pad = self.config.get_text_config().pad_token_id
+            pad = getattr(self.config.get_text_config(), "pad_token_id", None)
             read = attention_mask
             if read is None and input_ids is not None and pad is not None:
                 read = input_ids != pad

@@ -60,7 +60,7 @@ class LanguageModel:
         self.adapter = adapter
         self._switch = AdapterSwitch.of(model)
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.trunk = getattr(inner, inner.base_model_prefix)
+        self.trunk = models.backbone(inner)
         self.head = inner.get_output_embeddings()
         self.config = inner.config
         self.vocabulary = self.head.weight.shape[0]
@@ -152,8 +152,12 @@ class LanguageModel:
         rows = rows[: models.rows_at_once(self.model, len(rows), max(map(len, rows)))]
         ids, _ = models.pad_right(rows, self.pad_token_id, self.device)
         with torch.no_grad():
-            ours = self.logits(self.hidden(ids))
-            theirs = self.model(input_ids=ids, use_cache=False).logits.to(ours.dtype)
+            theirs = self.model(input_ids=ids, use_cache=False).logits
+            try:
+                ours = self.logits(self.hidden(ids))
+            except RuntimeError:  # the output layer reads something of another width
+                ours = torch.full_like(theirs, torch.inf)
+            theirs = theirs.to(ours.dtype)
         ours[..., self.pad_token_id] = theirs[..., self.pad_token_id] = 0.0
         gap = float((ours - theirs).abs().max())
         if not gap <= tolerance * max(1.0, float(theirs.abs().max())):

@@ -19,7 +19,7 @@ from trl import RewardConfig, SFTConfig
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import hf_events, loading, memory, models, preflight, tokenizing
+from rlhfctl.training import hf_events, loading, memory, model_checks, models, preflight, tokenizing
 from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
@@ -75,6 +75,7 @@ class Lengths:
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
         texts = texts_of(rows["demonstrations"].rows) if "demonstrations" in rows else []
+        model_checks.check_base(recipe, stages_of(recipe))
         tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
         preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
