@@ -344,6 +344,49 @@ def export(
         typer.echo(line)
 
 
+@app.command(epilog="Example: rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl")
+def score(
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run, or a reward model's folder or Hub id.", autocompletion=_complete_run
+        ),
+    ],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Rows with prompt and response, messages, or chosen and rejected."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the rows here (default: standard output).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses scored at a time.")] = 64,
+    label: Annotated[
+        str | None, typer.Option("--label", help="With a classifier's folder: the label whose log-odds are the score.")
+    ] = None,
+    reads: Annotated[
+        Literal["text", "pair", "response"] | None,
+        typer.Option("--reads", help="With a classifier's folder: what it reads."),
+    ] = None,
+    bad_rows: Annotated[
+        Literal["stop", "drop"], typer.Option("--bad-rows", help="Whether rows that cannot be scored stop it.")
+    ] = "stop",
+) -> None:
+    """Scores of a file's responses by a run's reward, row by row, and for pairs how often it is right."""
+    from rlhfctl.dashboard.progress import progress_bar
+    from rlhfctl.tools import score as scoring
+
+    if out is not None and out.exists():
+        raise RlhfctlError("the file to write exists", where=str(out), fix="name a new file: nothing is overwritten")
+    with progress_bar() as emit:
+        found = scoring.score(what, file, batch_size=batch_size, label=label, reads=reads, bad_rows=bad_rows, emit=emit)
+    if out is None:
+        typer.echo(scoring.text_of(found.rows), nl=False)
+    else:
+        scoring.write(found.rows, out)
+    for line in [*found.summary, *([f"wrote {out}"] if out is not None else [])]:
+        typer.echo(line, err=out is None)
+
+
 @app.command(epilog="Example: rlhfctl init support.yaml   or   rlhfctl init --yes")
 def init(
     file: Annotated[

@@ -56,6 +56,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "rewards",
             "dashboard",
             "pipeline",
+            "stats",
             "tools.bench",
             "tools.planning",
             "tools.doctor",

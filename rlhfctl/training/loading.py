@@ -39,14 +39,17 @@ _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "te
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without the libraries' remarks about each other, where there is no log to keep them: only errors are told."""
-    before = transformers_logging.get_verbosity()
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def options(section: Model) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""A progress bar on standard error for commands that are no run: how far long work is, and what it is.
+
+Reads the `Working` events that long work emits; draws on a terminal alone, nothing into pipes and files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from rlhfctl.events import Event, Working
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Event], None]]:
+    """Yield a listener that draws a bar for each piece of long work while inside."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    screen = Console(file=sys.stderr)
+    quiet = not screen.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True, disable=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def listen(event: Event) -> None:
+            if not isinstance(event, Working):
+                return
+            if event.what not in tasks:
+                tasks[event.what] = bar.add_task(event.what, total=event.total)
+            bar.update(tasks[event.what], completed=event.done)
+            if event.over:
+                bar.remove_task(tasks.pop(event.what))
+
+        yield listen

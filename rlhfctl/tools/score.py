@@ -1,0 +1,257 @@
+"""`score`: a file of responses or of pairs, scored by a run's reward or by a reward model's folder.
+
+Reads rows of any file that recipes read: prompt + response (or completion), messages that end with the assistant's
+turn, or pairs (chosen + rejected, with or without a prompt, ranked lists). Gives each row back with its score, or a
+pair with both, and a summary. A response is scored as one that has ended.
+Trains nothing; judges no policy (compare.py does).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.artifacts import RunPaths, Source, find_artifact, load_artifact, resolve_source
+from rlhfctl.errors import DataError, RlhfctlError
+from rlhfctl.events import Event, Note, Warned, telling
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Demonstrations, Model, Preferences, Recipe, Reward
+from rlhfctl.rewards import Episode
+from rlhfctl.rewards import Reward as Scorer
+from rlhfctl.rewards.function import FunctionReward
+from rlhfctl.rewards.model import ClassifierReward, TextModelReward
+from rlhfctl.stages import Context, handoff
+from rlhfctl.stats import wilson_ci
+from rlhfctl.training import adapter_folders, data, loading, models, sources, tokenizing
+
+Row = dict[str, Any]
+_PAIR_COLUMNS = ("chosen", "rejected", "responses")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row to score: what is written back, the prompt, and its response (or chosen and rejected)."""
+
+    row: Row
+    prompt: Any
+    responses: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with their scores, and sentences that sum them up."""
+
+    rows: list[Row]
+    summary: list[str]
+
+
+def score(
+    what: Path,
+    file: Path,
+    *,
+    batch_size: int = 64,
+    label: str | None = None,
+    reads: str | None = None,
+    bad_rows: str = "stop",
+    emit: Callable[[Event], None] = lambda event: None,
+) -> Scored:
+    """Score the rows of `file` with the reward of the run `what`, or with the reward model whose folder it is."""
+    recipe, paths = _recipe(what, label, reads)
+    examples, notes = read_examples(file, bad_rows)
+    sentences: list[str] = []
+
+    def told(event: Event) -> None:
+        if isinstance(event, Warned):
+            sentences.append(f"warning: {event.message}")
+        elif isinstance(event, Note):
+            sentences.append(event.message)
+        else:
+            emit(event)
+
+    context = Context("score", recipe, paths, {}, {}, {}, told)
+    with loading.quietly(), telling(told, "score"):
+        scorer, name = _scorer(what, context, batch_size)
+        episodes = [_episode(example, response) for example in examples for response in example.responses]
+        scores = _in_batches(scorer, episodes, batch_size)
+    if bad := [index for index, value in enumerate(scores) if not _finite(value)]:
+        raise RlhfctlError(
+            f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
+            where=name,
+            fix="correct the reward: a score is a finite number",
+        )
+    return _scored(examples, scores, f"{name}, {file}", [*notes, *sentences])
+
+
+def write(rows: Iterable[Row], to: Path) -> None:
+    """Write rows to a new JSONL file."""
+    if to.exists():
+        raise RlhfctlError("the file to write exists", where=str(to), fix="name a new file: nothing is overwritten")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    fs.write_atomic(to, text_of(rows))
+
+
+def text_of(rows: Iterable[Row]) -> str:
+    """The rows as JSON, one per line."""
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+# ---------------------------------------------------------------- the scorer
+
+
+def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, RunPaths]:
+    """The run's recipe, or one that names the folder as its reward model."""
+    if (what / "recipe.yaml").is_file():
+        recipe = load_recipe(what / "recipe.yaml").recipe
+        if recipe.reward is None:
+            raise RlhfctlError(
+                "the run has no reward to score with", where=str(what), fix="name a run with one, or a reward model"
+            )
+        if label is not None or reads is not None:
+            raise RlhfctlError(
+                "--label and --reads are for a reward model's folder; the run's recipe says them for this one",
+                where=str(what),
+                fix=f"name the folder: {recipe.reward.model}" if recipe.reward.model else "leave them out",
+            )
+        return recipe, RunPaths(what)
+    if (what.parent / "recipe.yaml").is_file() and find_artifact(what) is not None:  # a stage of a run
+        recipe = load_recipe(what.parent / "recipe.yaml").recipe
+        return recipe, RunPaths(what.parent)
+    dtype: Any = "float32"
+    if (what / "config.json").is_file():
+        saved = str(loading.read_config(str(what), "reward model").dtype).removeprefix("torch.")
+        dtype = saved if saved in ("float32", "bfloat16", "float16") else dtype
+    index: Any = int(label) if label is not None and label.isdigit() else label
+    reward = Reward.model_validate({"model": str(what), "label": index, "reads": reads})
+    return Recipe(name="score", model=Model(path=str(what), dtype=dtype), reward=reward), RunPaths(what)
+
+
+def _scorer(what: Path, context: Context, batch_size: int) -> tuple[Scorer, str]:
+    """The reward, and its name for people."""
+    reward = context.recipe.reward
+    assert reward is not None
+    stage = find_artifact(what)
+    if stage is None and reward.function is not None:
+        spec = reward.function
+        return FunctionReward(spec, Path(context.recipe.folder or ".")), f"the reward function {spec}"
+    if stage is None and reward.kind == "trained":
+        stage = load_artifact(context.run.stage("reward"))
+    if stage is not None:
+        source = Source.of(stage)
+        folder = str(stage.part("adapter" if stage.has("adapter") else "model"))
+    else:
+        assert reward.model is not None
+        source = resolve_source(reward.model, "reward model")
+        if (classifier := handoff.load_classifier(context, source)) is not None:
+            return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
+        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
+    tokenizer = tokenizing.load_tokenizer(folder, trust_remote_code=context.recipe.model.trust_remote_code)
+    model = models.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
+    return TextModelReward(model, tokenizer, batch_size, context.warn), f"the reward model {source.name}"
+
+
+def _in_batches(scorer: Scorer, episodes: Sequence[Episode], size: int) -> list[float]:
+    """A model is given all at once (it sorts by length and tells how far it is), a function `size` at a time."""
+    if not isinstance(scorer, FunctionReward):
+        return scorer(episodes)
+    return [value for start in range(0, len(episodes), size) for value in scorer(episodes[start : start + size])]
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+# ---------------------------------------------------------------- rows
+
+
+def read_examples(file: Path, bad_rows: str = "stop") -> tuple[list[Example], list[str]]:
+    """The rows of a file as examples, and sentences about those left out. DataError with their lines for bad ones."""
+    rows, places = sources.read_file(file, "text")
+    if not rows:
+        raise DataError("there are no rows", where=str(file), fix="name a file with at least one row")
+    given = {place: row for row, place in zip(rows, places, strict=True)}
+    columns = {name for row in rows for name, value in row.items() if value is not None}
+    pairs = any(name in columns for name in _PAIR_COLUMNS)
+    settings: dict[str, Any] = {"source": str(file), "bad_rows": bad_rows}
+    if not pairs and "response" in columns and "completion" not in columns:
+        settings["columns"] = {"completion": "response"}
+    try:
+        found = (
+            data.load_preferences(Preferences(**settings), 0)
+            if pairs
+            else data.load_demonstrations(Demonstrations(**settings), 0)
+        )
+    except DataError as error:
+        name = "preferences" if pairs else "demonstrations"
+        what = error.what.replace(f"data.{name}", str(file))
+        fix = "give prompt and response, messages, or chosen and rejected; --bad-rows drop leaves the others out"
+        raise DataError(what, where=error.where, fix=fix) from error
+    examples = [_example(given[found.location_of(row)], row, found.location_of(row)) for row in found.rows]
+    return examples, list(found.notes)
+
+
+def _example(given: Row, row: Row, place: str) -> Example:
+    if "chosen" in row:
+        ranked = {} if "chosen" in given else {name: row[name] for name in ("prompt", "chosen", "rejected")}
+        kept = {name: value for name, value in given.items() if not ranked or name not in ("responses", "scores")}
+        return Example(kept | ranked, row["prompt"], (row["chosen"], row["rejected"]))
+    if "messages" in row:
+        messages = row["messages"]
+        if len(messages) < 2:
+            raise DataError("messages hold no prompt before the response", where=place, fix="give the question too")
+        return Example(given, messages[:-1], (messages[-1:],))
+    if "completion" in row:
+        return Example(given, row["prompt"], (row["completion"],))
+    raise DataError(
+        "the row is one text, in which no response can be told from its prompt",
+        where=place,
+        fix="give prompt and response, messages, or chosen and rejected",
+    )
+
+
+def _episode(example: Example, response: Any) -> Episode:
+    return Episode([], [], example.prompt, response, example.row)
+
+
+# ---------------------------------------------------------------- the result
+
+
+def _scored(examples: Sequence[Example], scores: Sequence[float], name: str, sentences: list[str]) -> Scored:
+    if len(examples[0].responses) == 1:
+        key = _free("score", examples)
+        rows = [example.row | {key: value} for example, value in zip(examples, scores, strict=True)]
+        return Scored(rows, [*sentences, f"{name}: {_described(scores)}"])
+    keys = [_free(name, examples) for name in ("chosen_score", "rejected_score")]
+    chosen, rejected = scores[::2], scores[1::2]
+    rows = [
+        example.row | {keys[0]: better, keys[1]: worse}
+        for example, better, worse in zip(examples, chosen, rejected, strict=True)
+    ]
+    right = sum(a > b for a, b in zip(chosen, rejected, strict=True))
+    ties = sum(a == b for a, b in zip(chosen, rejected, strict=True))
+    interval = wilson_ci(right, len(rows))
+    margin = statistics.fmean(a - b for a, b in zip(chosen, rejected, strict=True))
+    accuracy = (
+        f"accuracy {right / len(rows):.1%} of {len(rows)} pairs (95% interval {interval.low:.1%} to "
+        f"{interval.high:.1%}), mean margin {margin:.4g}" + (f", {ties} ties, which count as wrong" if ties else "")
+    )
+    return Scored(
+        rows, [*sentences, f"{name}: {accuracy}", f"chosen: {_described(chosen)}", f"rejected: {_described(rejected)}"]
+    )
+
+
+def _free(name: str, examples: Sequence[Example]) -> str:
+    """A column's name that no row has: a file's own scores are kept."""
+    return name if not any(name in example.row for example in examples) else _free(f"reward_{name}", examples)
+
+
+def _described(scores: Sequence[float]) -> str:
+    spread = statistics.pstdev(scores)
+    return (
+        f"{len(scores)} scores, mean {statistics.fmean(scores):.4g}, standard deviation {spread:.4g}, "
+        f"from {min(scores):.4g} to {max(scores):.4g}"
+    )
