@@ -6,6 +6,7 @@ Merged weights by default. With an adapter, the folder carries its base beside i
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +40,10 @@ base = {auto}.from_pretrained(folder + "/base"{extra})
 model = PeftModel.from_pretrained(base, folder)
 """
 _HEAD_FILE = """import sys
+from pathlib import Path
 
-sys.path.insert(0, folder)
-import reward_head  # adds {name}, which transformers lacks
+sys.path.insert(0, str(Path(folder).resolve()))
+import {module}  # adds {name}, which transformers lacks
 """
 # How rows become the text that the reward model was trained to read (encoding.py), with transformers alone.
 _SCORE = """
@@ -54,7 +56,7 @@ with torch.no_grad():
 print(score)
 """
 _PLAIN_TEXT = "text = prompt + response + tokenizer.eos_token"
-# What is added to reward_head.py beside the weights.
+# What is added to the copy of reward_head.py beside the weights.
 _REGISTERED = """
 
 from transformers import AutoModelForSequenceClassification  # noqa: E402
@@ -174,18 +176,24 @@ def _make_loadable(folder: Path) -> None:
     tokenizer.padding_side = "right"  # the head reads the last token, and absolute positions count from the first
     tokenizing.save_tokenizer(tokenizer, folder)
     weights = folder / "base" if (folder / "base").is_dir() else folder
-    kind = architecture.scorer_class(loading.read_config(str(weights), "model"))
+    config = loading.read_config(str(weights), "model")
+    kind, causal = architecture.scorer_class(config), architecture.causal_class(config)
     if not architecture.is_made_here(kind):
         return
-    causal = architecture.causal_class(loading.read_config(str(weights), "model"))
     assert causal is not None
     source = Path(str(reward_head.__file__)).read_text(encoding="utf-8")
     more = _REGISTERED.format(causal=causal.__name__, module=causal.__module__, name=kind.__name__)
-    (folder / "reward_head.py").write_text(f"{source.rstrip()}\n{more}", encoding="utf-8")
+    module = _head_module(config)
+    (folder / f"{module}.py").write_text(f"{source.rstrip()}\n{more}", encoding="utf-8")
     if weights == folder:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config["auto_map"] = {_SCORER: f"reward_head.{kind.__name__}"}  # for those who pass trust_remote_code
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kept["auto_map"] = {_SCORER: f"{module}.{kind.__name__}"}  # for those who pass trust_remote_code
+        (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _head_module(config: Any) -> str:
+    """The module that adds a family's class: a name of its own, so that two such models load in one process."""
+    return "reward_head_" + re.sub(r"\W", "_", config.model_type)
 
 
 def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
@@ -193,11 +201,11 @@ def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
     if stage not in ("reward", "critic"):
         return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=place, extra="")
     text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=place, extra=", num_labels=1")
-    if (folder / "reward_head.py").is_file():
-        weights = folder / "base" if adapter else folder
-        name = architecture.scorer_class(loading.read_config(str(weights), "model")).__name__
+    config = loading.read_config(str(folder / "base" if adapter else folder), "model")
+    if (folder / f"{_head_module(config)}.py").is_file():
         head, mark, rest = text.partition("tokenizer = ")
-        text = head + _HEAD_FILE.format(name=name) + mark + rest
+        name = architecture.scorer_class(config).__name__
+        text = head + _HEAD_FILE.format(module=_head_module(config), name=name) + mark + rest
     if stage == "critic":
         return text
     prompt, response, _ = _example(folder)
@@ -245,8 +253,9 @@ def _scores_text(folder: Path) -> list[str]:
     """What the snippet prints, and what to know of the numbers."""
     score = _example(folder)[2]
     printed = [f"It prints {score:.4f} (float32; other number formats round).", ""] if score is not None else []
+    found = next(iter(sorted(file.name for file in folder.glob("reward_head_*.py"))), None)
     more = (
-        "`reward_head.py` is the model's class, which transformers lacks. Tools that load the model themselves find it "
+        f"`{found}` is the model's class, which transformers lacks. Tools that load the model themselves find it "
         "with `trust_remote_code=True`.",
         "",
     )
@@ -255,5 +264,5 @@ def _scores_text(folder: Path) -> list[str]:
         "A higher score is better. Scores compare responses to the same prompt; their zero means nothing. The text "
         "ends with the end-of-sequence token, as in training; padding stands on the right.",
         "",
-        *(more if (folder / "reward_head.py").is_file() else ()),
+        *(more if found else ()),
     ]

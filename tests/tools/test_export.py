@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from rlhfctl import pipeline
@@ -199,3 +200,130 @@ def test_an_empty_folder_will_do(tiny_run: Path, tmp_path: Path) -> None:
     to.mkdir()
     export(tiny_run, "sft", to, adapter=False)
     assert (to / "model.safetensors").is_file()
+
+
+# ---------------------------------------------------------------- reward models: down to the number, alone and padded
+
+# Runs the README of each folder named and writes what it printed, and what its model gives for the kept rows at once.
+SCORED = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+results = {}
+for folder in map(Path, sys.argv[1:]):
+    os.chdir(folder)
+    code = Path("README.md").read_text().partition("```python\\n")[2].partition("```")[0]
+    space, out = {}, io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, space)
+    tokenizer, model, torch = space["tokenizer"], space["model"].eval(), space["torch"]
+    kept = json.loads(Path("probes.json").read_text())
+    texts = [tokenizer.decode(row) for row in kept["rows"]]
+    together = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = model(input_ids=together.input_ids, attention_mask=together.attention_mask).logits[:, 0].tolist()
+        by_pad_id = model(input_ids=together.input_ids).logits[:, 0].tolist()
+    same = together.input_ids[0, : len(kept["rows"][0])].tolist() == kept["rows"][0]
+    results[str(folder)] = {"printed": float(out.getvalue()), "padded": padded, "by_pad_id": by_pad_id, "same": same,
+                            "side": tokenizer.padding_side, "class": type(model).__name__}
+assert not [name for name in sys.modules if name.partition(".")[0] == "rlhfctl"]
+print(json.dumps(results))
+"""
+
+REWARD_RUN = """\
+name: t
+model: {path: base}
+lora: {r: 2, lora_alpha: 4}
+data: {preferences: {source: pairs.jsonl, heldout: 0.5}}
+reward: {trainer: {max_steps: 2, learning_rate: 1e-2, per_device_train_batch_size: 4}}
+"""
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+BASES: dict[str, dict[str, Any]] = {
+    "granite": SMALL | {"num_key_value_heads": 1, "max_position_embeddings": 64},  # no class of its own
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},  # positions count from the first token
+    "olmoe": SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 64},  # conversations
+}
+
+
+def reward_run(folder: Path, kind: str) -> Path:
+    init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300, max_position_embeddings=96)
+    tokenizer = tokenizing.train_tokenizer(init, ["ask me something"])
+    tokenizer.pad_token = tokenizer.eos_token  # as many bases come
+    if kind == "olmoe":
+        tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", tokenizer.eos_token)
+    config = AutoConfig.for_model(kind, **BASES[kind], vocab_size=300, eos_token_id=0, bos_token_id=0, pad_token_id=0)
+    torch.manual_seed(0)
+    models.save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder / "base")
+
+    def said(role: str, text: str) -> Any:
+        return [{"role": role, "content": text}] if kind == "olmoe" else text
+
+    rows = [
+        {
+            "prompt": said("user", f'Is {n} "good"? '),
+            "chosen": said("assistant", "Yes, it's good." + "!" * n),
+            "rejected": said("assistant", "No."),
+        }
+        for n in range(8)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(REWARD_RUN)
+    (folder / "run").mkdir()
+    pipeline.run(load_recipe(folder / "recipe.yaml"), folder / "run", pipeline.Request(), lambda event: None)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[str], dict[str, Any]]]:
+    """kind -> exported folder, printed lines, what its README gave in a process without rlhfctl."""
+    made: dict[str, tuple[Path, list[str]]] = {}
+    for kind in BASES:
+        folder = tmp_path_factory.mktemp(kind)
+        made[kind] = folder / "out", export(reward_run(folder, kind), "reward", folder / "out", adapter=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", SCORED, *(str(to) for to, _ in made.values())]
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    return {kind: (to, lines, results[str(to)]) for kind, (to, lines) in made.items()}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_reward_model_goes_down_to_the_number_alone_and_padded(kind: str, scored: Any) -> None:
+    """Its README, executed in a process without rlhfctl; then all kept rows in one padded batch."""
+    to, lines, result = scored[kind]
+    readme = (to / "README.md").read_text()
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    kept = json.loads((to / "probes.json").read_text())
+    promised = readme.partition("It prints ")[2].partition(" ")[0]
+    assert result["printed"] == pytest.approx(float(promised), abs=1e-4)
+    shortest = min(range(len(kept["rows"])), key=lambda index: len(kept["rows"][index]))
+    assert result["printed"] == pytest.approx(kept["scores"][shortest], abs=1e-5)
+    assert repr(kept["examples"][shortest]["response"]) in code and result["same"]
+    assert len({len(row) for row in kept["rows"]}) > 2 and len({round(score, 4) for score in kept["scores"]}) > 4
+    assert result["padded"] == pytest.approx(kept["scores"], abs=1e-5)
+    assert result["by_pad_id"] == pytest.approx(kept["scores"], abs=1e-5)
+    assert result["side"] == "right"
+    family = {"granite": "Granite", "gpt2": "GPT2", "olmoe": "Olmoe"}[kind]
+    assert result["class"] == f"{family}ForSequenceClassification"
+    assert (to / f"reward_head_{kind}.py").is_file() is (kind != "gpt2")
+    assert lines[lines.index("load it with:") + 2 :] == [
+        line.replace('folder = "."', f"folder = {json.dumps(str(to))}") for line in code.rstrip().splitlines()
+    ]
+    # It is a reward model that recipes take, too.
+    assert type(loading.load_scorer(str(to), dtype=torch.float32)).__name__ == result["class"]
+
+
+def test_trust_remote_code_finds_the_class_beside_the_weights(
+    scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    to, _, _ = scored["granite"]
+    kept = json.loads((to / "probes.json").read_text())
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForSequenceClassification.from_pretrained(to, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(to, num_labels=1, trust_remote_code=True)
+    with torch.no_grad():
+        scores = [float(model.eval()(input_ids=torch.tensor([row])).logits) for row in kept["rows"][:4]]
+    assert scores == pytest.approx(kept["scores"][:4], abs=1e-5)
