@@ -174,6 +174,7 @@ def compare(
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of RUN...: their compare.json, for scripts.")] = False,
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
     from rlhfctl.pipeline import Request
@@ -181,7 +182,7 @@ def compare(
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
         from rlhfctl.dashboard.attend import compared
 
-        compared([Path(name) for name in what])
+        compared([Path(name) for name in what], as_json=as_json)
         return
     if len(what) > 1:
         raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")

@@ -156,6 +156,15 @@ class StageFinished(Event):
     peak_memory: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerdictReached(Event):
+    """The comparison's result: one word (better, worse, undecided, mixed), and the sentence about it."""
+
+    kind: ClassVar[str] = "verdict"
+    verdict: str
+    sentence: str
+
+
 class Listener(Protocol):
     """Anything that takes events one at a time."""
 
@@ -187,6 +196,7 @@ KINDS: dict[str, type[Event]] = {
         Note,
         CheckpointSaved,
         StageFinished,
+        VerdictReached,
     )
 }
 """What a record's `event` says -> the class that wrote it."""

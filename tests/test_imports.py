@@ -23,7 +23,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "artifacts": (set(), {"pydantic"}),
     "recipe": ({"recipe"}, {"pydantic", "pydantic_core", "ruamel"}),
     "stats": (set(), {"numpy", "scipy"}),
-    "dashboard": ({"events", "artifacts", "stats", "dashboard"}, {"rich"}),
+    "verdict": ({"stats"}, set()),
+    "dashboard": ({"events", "artifacts", "stats", "dashboard", "verdict"}, {"rich"}),
     "world": ({"world"}, {"numpy"}),
     "training": (
         {"recipe.schema", "recipe.words", "events", "training", "rewards", "world.reviews"},
@@ -38,9 +39,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "artifacts",
             "events",
             "stats",
+            "verdict",
             "stages",
             "stages.handoff",
             "stages.evaluation",
+            "stages.answers",
+            "stages.judges",
+            "stages.controls",
             "world.gold",
         },
         HUGGING_FACE | {"numpy"},
@@ -67,7 +72,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli", "dashboard.watch"}, set()),
     "__init__": (set(), set()),
 }
-GOLD_READERS = {"stages/compare.py", "stages/evaluation.py", "world/reviews.py"}
+GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "world/reviews.py"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -106,6 +111,8 @@ def test_stages_do_not_import_each_other() -> None:
     for path in (PACKAGE / "stages").glob("*.py"):
         names = {name for name in imports_of(path) if name.startswith("rlhfctl.stages.")}
         allowed = ("rlhfctl.stages.handoff", "rlhfctl.stages.evaluation", "rlhfctl.stages.Context")
+        parts = ("answers", "judges", "controls")  # of compare
+        allowed += tuple(f"rlhfctl.stages.{part}" for part in parts) if path.stem in ("compare", *parts) else ()
         assert all(name.startswith(allowed) for name in names), path.name
 
 

@@ -14,13 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.artifacts import Artifact, load_artifact
+from rich.text import Text
+
+from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, load_artifact
 from rlhfctl.dashboard.console import console
 from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.plain import PlainPrinter
 from rlhfctl.dashboard.tables import comparison_table, runs_table, samples_view
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
+from rlhfctl.verdict import FAIR
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
 _STOPPED_BY = {  # signal -> what to say of it
@@ -140,29 +143,68 @@ def closing(last: Artifact) -> None:
     screen.print()
 
 
-def compared(runs: list[Path]) -> None:
-    """The verdicts of finished runs, one below the other."""
-    reports: list[tuple[Path, Mapping[str, Any], Artifact]] = []
+def compared(runs: list[Path], *, as_json: bool = False) -> None:
+    """The verdicts of runs, one below the other; those that have none yet are named. `as_json`: all their numbers."""
+    reports: dict[Path, Mapping[str, Any]] = {}
+    artifacts: dict[Path, Artifact] = {}
     for path in runs:
-        artifact = load_artifact(path / "compare")
-        artifact.verify()
-        reports.append((path, json.loads(artifact.part("compare").read_text(encoding="utf-8")), artifact))
-    if len(reports) == 1:
-        console().print(comparison_table(reports[0][1]))
+        if len(runs) > 1 and find_artifact(path / "compare") is None:
+            continue
+        artifacts[path] = load_artifact(path / "compare")
+        artifacts[path].verify()
+        reports[path] = json.loads(artifacts[path].part("compare").read_text(encoding="utf-8"))
+    if not reports:
+        raise RlhfctlError("none of these runs has a verdict yet", fix=f"finish one: rlhfctl show {runs[0]}")
+    if as_json:
+        sys.stdout.write(json.dumps({str(path): reports.get(path) for path in runs}, indent=2) + "\n")
         return
-    rows = []
-    for path, report, _ in reports:
-        judge = report["judges"][report["primary_judge"]]
-        keys = ("delta", "delta_ci95", "win_rate", "win_rate_ci95", "independent")
-        rows.append(
-            {
-                "run": str(path),
-                "verdict": report["verdict"],
-                "primary_judge": report["primary_judge"],
-                "kl": report["kl_mean"],
-            }
-            | {key: judge.get(key) for key in keys}
-        )
-    console().print(runs_table(rows))
-    if len({artifact.manifest.inputs.get("data.prompts") for _, _, artifact in reports}) > 1:
-        console().print("these runs were compared on different test prompts: their figures are not on one scale")
+    if len(runs) == 1:
+        console().print(comparison_table(reports[runs[0]]))
+        return
+    console().print(runs_table([_run_row(path, reports.get(path)) for path in runs]))
+    for note in _not_alike(reports, artifacts):
+        console().print(Text(note))
+
+
+def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    if report is None:
+        return {"run": str(path), "verdict": "unfinished"}
+    primary = report["primary_judge"]
+    judge = report["judges"][primary]
+    fair = [row["judges"][primary]["win_rate"] for row in report.get("controls") or () if row["kind"] in FAIR]
+    keys = ("delta", "win_rate", "win_rate_ci95", "independent")
+    return {
+        "run": str(path),
+        "verdict": report["verdict"],
+        "primary_judge": primary,
+        "kl": report["kl_mean"],
+        "length": report.get("length_policy_mean"),
+        "control_win_rate": min(fair, default=None),
+        "greedy_win_rate": (report.get("greedy") or {}).get(primary, {}).get("win_rate"),
+    } | {key: judge.get(key) for key in keys}
+
+
+def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]) -> Iterator[str]:
+    """Say what keeps these runs from being compared as they stand, and how their settings differ from the first."""
+    if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
+        yield "these runs were compared on different test prompts: their figures are not on one scale"
+    if len({report.get("temperature") for report in reports.values()}) > 1:
+        yield "these runs were sampled at different temperatures: their figures are not on one scale"
+    if len({json.dumps([row["name"] for row in report.get("controls") or ()][:-1]) for report in reports.values()}) > 1:
+        yield "these runs had different controls"
+    first, *others = artifacts
+    for path in others:
+        keys = [key for name in ("sft", "base", "reward", "ppo") for key in _differences(name, first, path)]
+        if keys:
+            yield f"{path} differs from {first}: {', '.join(keys)}"
+
+
+def _differences(name: str, first: Path, other: Path) -> list[str]:
+    stages = [find_artifact(run / name) for run in (first, other)]
+    if stages[0] is None or stages[1] is None:
+        return []
+    manifests = [stage.manifest for stage in stages if stage is not None]
+    seeds = (
+        [f"{name} seed {manifests[0].seed} -> {manifests[1].seed}"] if manifests[0].seed != manifests[1].seed else []
+    )
+    return seeds + [f"{name}.{key}" for key in changed_keys(manifests[0].section, manifests[1].section)]

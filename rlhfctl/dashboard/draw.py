@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rlhfctl.dashboard.plain import visible
 
+VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow", "mixed": "bold yellow"}
 LONGEST = 4000  # characters of one text that are looked at: more than a screen shows
 # Joiners and presentation signs: terminals disagree on how wide what they combine is, so it is shown uncombined.
 _UNSTEADY = str.maketrans("", "", "\u200c\u200d\ufe0e\ufe0f")

@@ -28,6 +28,7 @@ _LABEL, _VALUE, _TREND, _RANGE = 18, 8, 9, 18  # widths of a metric's columns
 _BAR, _LEAST_BAR = 60, 4  # cells
 _TALLEST = 4  # lines that one metric takes where there is room
 _AGES = {"done": " (done)", "skipped": " (done)", "next": " (of an earlier run; to come)"}  # of what is shown
+_VERDICT_LINES = 5
 _LEAST_SAMPLE = 8  # lines: rule, two of a prompt, heads, four of responses
 
 
@@ -74,6 +75,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
     "compare": (
         Metric("win_rate", "win rate", 1, "share of prompts won, ties half"),
+        Metric("control_win_rate", "least of controls", 1, "against the strongest fair control"),
         Metric("delta", "score gained", 1, "policy less reference"),
         Metric("kl", "KL", 0, "nats from the reference, a response"),
         Metric("length", "length", 0, "tokens a response"),
@@ -108,7 +110,9 @@ class Screen(RunState):
 
     def summary(self, width: int, signs: Signs, now: float) -> list[Text]:
         """A few lines for when it is over: the stages and the alarms that hold."""
-        head = self.head(width, signs, now)[: 3 if self.current is not None and self.current.state == "now" else 2]
+        head = self.head(width, signs, now)
+        under_way = self.current is not None and self.current.state == "now"
+        head = [*head[: 3 if under_way else 2], *(head[3:] if self.over else [])]
         said = self._alarm_lines(width, 24, signs, warnings=False) if self.alarms() or self.stopped else []
         return [*head, *said]
 
@@ -122,7 +126,17 @@ class Screen(RunState):
                 title.append(f"  running {duration(now - self.began)}", "dim")
         time = Text(draw.shown(self.time_left(now), signs), "green" if self.over and self.stopped is None else "bold")
         lines = [draw.ends(title, time, width, signs), self._rail(width, signs), self._bar(width, signs, now)]
-        return lines if self.over else [*lines, self._work(width, signs, now)]
+        return [*lines, *self._verdict_lines(width, signs)] if self.over else [*lines, self._work(width, signs, now)]
+
+    def _verdict_lines(self, width: int, signs: Signs) -> list[Text]:
+        """What the comparison found, once the run is over."""
+        if self.verdict is None:
+            return []
+        word, sentence = self.verdict
+        lines = [Text(line) for line in draw.wrap(sentence, width, _VERDICT_LINES, signs)]
+        if lines and sentence.startswith(word):
+            lines[0].stylize(draw.VERDICT_STYLES.get(word, "bold"), 0, min(len(word), len(lines[0])))
+        return lines
 
     def _rail(self, width: int, signs: Signs) -> Text:
         """`✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`, the details left out where they do not fit."""

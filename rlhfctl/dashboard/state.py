@@ -55,6 +55,7 @@ class RunState:
         self.last: float | None = None  # time of the newest event
         self.stopped: str | None = None
         self.note = ""
+        self.verdict: tuple[str, str] | None = None  # of this command: the word, and the sentence about it
         self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
         self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
         self.warnings: deque[tuple[str, str]] = deque(maxlen=_WARNINGS)  # stage and message, the newest last
@@ -92,6 +93,8 @@ class RunState:
                 if warning in self.warnings:  # said again: it is the newest once more
                     self.warnings.remove(warning)
                 self.warnings.append(warning)
+            case "verdict":
+                self.verdict = (str(record.get("verdict")), str(record.get("sentence")))
             case "note":
                 self.note = str(record.get("message"))
             case "finished":
@@ -104,7 +107,7 @@ class RunState:
         self.name = str(record.get("name") or "")
         self.order = [str(name) for name in names][:_STAGES] if isinstance(names, list | tuple) else []
         self.began, self.stopped, self.current, self.note = time, None, None, ""
-        self.checkpoint = None
+        self.checkpoint = self.verdict = None
         self.work.clear()
         for name in self.order:
             stage = self._stage(name)

@@ -7,7 +7,7 @@ names of judges and runs) goes in as Text, never as markup, with control charact
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -16,31 +16,40 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from rlhfctl import verdict as verdicts
+from rlhfctl.dashboard.draw import VERDICT_STYLES
 from rlhfctl.dashboard.plain import number, visible
 from rlhfctl.events import transcript
 
-NOT_INDEPENDENT = "this verdict rests on the reward model that PPO trained against: it is not independent evidence"
-
 _MISSING = "-"
-_VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow"}
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
-    """The verdict in words, a row a judge (the primary one first), then what else changed: KL, lengths, ends.
+    """The verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
 
     `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
     """
     judges: Mapping[str, Mapping[str, Any]] = compare["judges"]
     primary: str = compare["primary_judge"]
-    parts: list[RenderableType] = [_verdict_line(compare, judges[primary])]
+    parts: list[RenderableType] = [_verdict_line(compare)]
     if not compare.get("independent", judges[primary].get("independent", True)):
-        parts.append(Text(NOT_INDEPENDENT, "bold yellow"))
-    parts += [Text(), _judges_table(judges, primary, compare.get("greedy") or {})]
+        parts.append(Text(not_independent(primary), "bold yellow"))
+    controls: Sequence[Mapping[str, Any]] = compare.get("controls") or []
+    greedy = {} if controls else compare.get("greedy") or {}
+    parts += [Text(), _judges_table(judges, primary, greedy)]
+    if controls:
+        parts += [Text(), _controls_table(controls, primary)]
     notes = "brackets: 95% intervals; win rate: a tie counts half; p: exact sign test"
     if any(judge.get("independent") is False for judge in judges.values()):
         notes += "\n* what PPO trained against: not independent evidence"
     parts += [Text(notes, "dim"), Text(), _behaviour_table(compare)]
     return Group(*parts)
+
+
+def not_independent(judge: str) -> str:
+    """Say that a verdict rests on what the policy was trained to please."""
+    what = "reward model" if judge == "reward_model" else "reward function"
+    return f"this verdict rests on the {what} that PPO trained against: it is not independent evidence"
 
 
 def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
@@ -64,58 +73,80 @@ def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableTyp
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Several runs side by side; a row has run, verdict, primary_judge, delta, win_rate and kl, and may have
-    delta_ci95, win_rate_ci95 and independent (the judge of a run where it is false bears a star).
+    win_rate_ci95, control_win_rate, greedy_win_rate, length and independent (where that is false a star is shown).
     """
     table = _table()
     table.add_column("run", overflow="fold")
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     table.add_column("judge", overflow="fold")
-    for heading in ("delta", "win rate", "KL"):
+    for heading in ("delta", "win rate", "control", "greedy", "KL", "length"):
         table.add_column(heading, justify="right", no_wrap=True)
     starred = False
     for row in rows:
-        verdict = row.get("verdict") or _MISSING
+        word = row.get("verdict") or _MISSING
         dependent = row.get("independent") is False
         starred = starred or dependent
-        kl = row.get("kl")
         table.add_row(
             _text(row.get("run")),
-            Text(visible(verdict), _VERDICT_STYLES.get(verdict, "")),
+            Text(visible(word), VERDICT_STYLES.get(word, "")),
             _text(row.get("primary_judge"), "*" if dependent else ""),
-            _delta(row),
+            _delta({"delta": row.get("delta")}),
             _win_rate(row),
-            _MISSING if kl is None else number(kl, 3),
+            _cell(row.get("control_win_rate"), _percent),
+            _cell(row.get("greedy_win_rate"), _percent),
+            _cell(row.get("kl"), _three),
+            _cell(row.get("length"), _three),
         )
-    if not starred:
-        return table
-    return Group(table, Text("* what PPO trained against: not independent evidence", "dim"))
+    notes = "control: the lowest win rate of a fair control; greedy: both decoded greedily"
+    return Group(
+        table, Text(notes + ("\n* what PPO trained against: not independent evidence" if starred else ""), "dim")
+    )
 
 
-def _verdict_line(compare: Mapping[str, Any], judge: Mapping[str, Any]) -> Text:
-    """`better: gold prefers the policy on 78% of 300 prompts (95% interval 72% to 83%), mean 0.46 -> 0.71 (...)`."""
-    verdict: str = compare["verdict"]
-    rate, (low, high), side = judge["win_rate"], judge["win_rate_ci95"], "policy"
-    if verdict == "worse":
-        rate, low, high, side = 1 - rate, 1 - high, 1 - low, "reference"
-    places = _decimals(judge)
-    delta_low, delta_high = judge["delta_ci95"]
-    line = Text(visible(verdict), _VERDICT_STYLES.get(verdict, "bold"))
+def _verdict_line(compare: Mapping[str, Any]) -> Text:
+    """The verdict's sentence, its word in colour; then the means of the main comparison."""
+    judge = compare["judges"][compare["primary_judge"]]
+    word, places = str(compare["verdict"]), _decimals(judge)
+    said = visible(str(compare.get("sentence") or verdicts.sentence(compare)))
+    line = Text(said, "bold")
+    if said.startswith(word):
+        line.stylize(VERDICT_STYLES.get(word, "bold"), 0, len(word))
+    low, high = judge["delta_ci95"]
     line.append(
-        f": {visible(compare['primary_judge'])} prefers the {side} on {_percent(rate)} of {compare['prompts']} prompts"
-        f" (95% interval {_percent(low)} to {_percent(high)}),"
-        f" mean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
-        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(delta_low, places)} to {_fixed(delta_high, places)})",
-        "bold",
+        f"\nmean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
+        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(low, places)} to {_fixed(high, places)})"
     )
     return line
+
+
+def _controls_table(controls: Sequence[Mapping[str, Any]], primary: str) -> Table:
+    """A row per control: the policy against a reference that a cheap explanation would make as good."""
+    table = _table()
+    table.add_column(f"control, by {visible(primary)}", overflow="fold")
+    for heading in ("delta", "win rate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("policy is", no_wrap=True)
+    for control in controls:
+        judge = control["judges"][primary]
+        result = str(judge.get("verdict", _MISSING))
+        styled = Text(result, VERDICT_STYLES.get(result, ""))
+        table.add_row(_text(_control_name(control)), _delta(judge), _win_rate(judge), styled)
+    return table
+
+
+def _control_name(control: Mapping[str, Any]) -> str:
+    name = str(control["name"])
+    if control.get("kind") == verdicts.MATCHED:
+        return f"{name}, ref at {control['temperature']:.2g}"
+    return f"{name} (KL {control['kl']:.2g})" if control.get("kl") is not None else name
 
 
 def _judges_table(
     judges: Mapping[str, Mapping[str, Any]], primary: str, greedy: Mapping[str, Mapping[str, Any]]
 ) -> Table:
     table = _table()
-    table.add_column("judge", overflow="fold")
-    for heading in ("ref -> policy", "delta", "win rate", "ties", "p"):
+    table.add_column("judge", no_wrap=True)
+    for heading in ("ref -> policy", "delta", "win rate", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for decoding, group in (("", judges), ("greedy:", greedy)):
         if decoding and group:
@@ -130,16 +161,17 @@ def _judges_table(
 
 def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
     places = _decimals(judge)
-    ours, theirs, ties, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "ties", "p_value"))
+    ours, theirs, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
     means = _MISSING if ours is None or theirs is None else f"{_fixed(theirs, places)} -> {_fixed(ours, places)}"
     p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-    return [means, _delta(judge), _win_rate(judge), _MISSING if ties is None else str(ties), p_text]
+    return [means, _delta(judge), _win_rate(judge), p_text]
 
 
 def _behaviour_table(compare: Mapping[str, Any]) -> Table:
     """What the judges do not see: how far the policy moved, how long it writes, whether it ends, how varied it is."""
     table = _table()
-    table.add_column(f"per prompt: {compare['samples_per_prompt']} samples" if "samples_per_prompt" in compare else "")
+    count = compare.get("samples_per_prompt")
+    table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
     table.add_column("policy", justify="right")
     table.add_column("reference", justify="right")
     for label, ours, theirs, write in (
@@ -206,6 +238,10 @@ def _fixed(value: float, places: int, *, sign: bool = False) -> str:
         return number(value, 3)
     text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
     return text.lstrip("-+") if not float(text) else text  # no -0.00
+
+
+def _cell(value: float | None, write: Callable[[float], str]) -> str:
+    return _MISSING if value is None else write(value)
 
 
 def _percent(share: float) -> str:

@@ -15,7 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Key = tuple[str | int, ...]  # ("compare", "judges", 1)
@@ -603,6 +611,44 @@ class Ppo(Section):
         return _without(handler(self), OWN_ENGINE_KEYS if self.engine == "trl" else ())
 
 
+class Controls(Section):
+    """What else could explain a better score than learning, and is measured beside it."""
+
+    temperatures: list[float] = Field(
+        [0.8, 0.6, 0.0],
+        description="Lower temperatures at which both sides are sampled, and the reference alone (0: greedy).",
+    )
+    matched_entropy: bool = Field(
+        True, description="Whether the reference is sampled at the temperature that gives it the policy's entropy."
+    )
+    best_of_n: int = Field(
+        4, ge=0, description="Compare with the best of so many samples of the reference, by PPO's own scorer (0: not)."
+    )
+    samples_per_prompt: int = Field(
+        2, gt=0, description="Responses per prompt and temperature in each control (greedy ones are drawn once)."
+    )
+
+    def conflicts(self, temperature: float, samples: int) -> Iterator[Conflict]:
+        at = "compare.controls"
+        if any(one < 0 or one >= temperature for one in self.temperatures):
+            yield Conflict(
+                f"{at}.temperatures", f"a control is colder than compare.temperature ({temperature:g}), and 0 or more",
+                "remove the others", about=("compare.temperature",),
+            )  # fmt: skip
+        if len(set(self.temperatures)) < len(self.temperatures):
+            yield Conflict(f"{at}.temperatures", "a temperature is listed more than once", "list each once")
+        if self.samples_per_prompt > samples:
+            yield Conflict(
+                f"{at}.samples_per_prompt", f"is more than the {samples} of compare.samples_per_prompt",
+                "lower it, or raise that", about=("compare.samples_per_prompt",),
+            )  # fmt: skip
+        if self.best_of_n == 1 or ("best_of_n" in self.model_fields_set and self.best_of_n > samples):
+            yield Conflict(
+                f"{at}.best_of_n", f"chooses among the {samples} samples per prompt of the reference",
+                "use 2 up to that many, or 0 for none", about=("compare.samples_per_prompt",),
+            )  # fmt: skip
+
+
 class Compare(Section):
     """The verdict: policy against base on the test prompts."""
 
@@ -619,8 +665,40 @@ class Compare(Section):
     primary_judge: str | None = Field(None, description="Whose scores decide the verdict (null: the first judge).")
     batch_size: int = Field(64, gt=0, description="Responses sampled or scored at a time.")
     bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each confidence interval.")
+    controls: Controls | None = Field(
+        Controls(), description="What else could explain the result, measured beside it (none: nothing is)."
+    )
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @property
+    def resolved_controls(self) -> Controls | None:
+        """The controls, defaults fitted to the main comparison: colder than it, and with no more samples."""
+        if self.controls is None:
+            return None
+        best = min(self.controls.best_of_n, self.samples_per_prompt)
+        fitted = {
+            "temperatures": sorted((one for one in self.controls.temperatures if one < self.temperature), reverse=True),
+            "best_of_n": best if best > 1 else 0,
+            "samples_per_prompt": min(self.controls.samples_per_prompt, self.samples_per_prompt),
+        }
+        return self.controls.model_copy(update=fitted)
+
+    @property
+    def responses_per_prompt(self) -> int:
+        """Responses that are sampled for each prompt, by both sides together, greedy ones and controls included."""
+        count, controls = 2 * (self.samples_per_prompt + 1), self.resolved_controls
+        if controls is not None:
+            warm = sum(one > 0 for one in controls.temperatures)
+            count += (2 * warm + int(controls.matched_entropy)) * controls.samples_per_prompt
+        return count
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.controls is not None and "controls" in self.model_fields_set:
+            yield from self.controls.conflicts(self.temperature, self.samples_per_prompt)
         for judge in self.judges:
             if judge not in NAMED_JUDGES and not FUNCTION.fullmatch(judge):
                 yield Conflict(
@@ -675,6 +753,7 @@ class Recipe(Section):
             resolved = {
                 "primary_judge": self.compare.primary_judge or self.compare.judges[0],
                 "max_new_tokens": self.compare.max_new_tokens or length,
+                "controls": self.compare.resolved_controls,
             }
             self._fill("compare", self.compare.model_copy(update=resolved))
         return self

@@ -99,7 +99,9 @@ def _result(artifacts: dict[str, Artifact]) -> str:
         report = json.loads(artifact.part("compare").read_text(encoding="utf-8"))
         judge = report["primary_judge"]
         rate = report["judges"][judge]["win_rate"]
-        return f"{report['verdict']}: {visible(judge)} prefers it on {rate:.0%}"
+        greedy = (report.get("greedy") or {}).get(judge)
+        more = f", greedily on {greedy['win_rate']:.0%}" if greedy else ""
+        return f"{report['verdict']}: {visible(judge)} prefers it on {rate:.0%}{more}"
     metric = _TELLING.get(last, "")
     metrics = artifact.manifest.metrics
     return f"{last}: {metric} {number(metrics[metric])}" if metric in metrics else ""

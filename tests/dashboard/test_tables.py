@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from rlhfctl.dashboard.tables import NOT_INDEPENDENT, comparison_table, runs_table, samples_view
+from rlhfctl.dashboard.tables import comparison_table, not_independent, runs_table, samples_view
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:
@@ -41,6 +41,7 @@ def compare(**other: Any) -> dict[str, Any]:
         "independent": True,
         "prompts": 300,
         "samples_per_prompt": 4,
+        "temperature": 1.0,
         "judges": {
             "reward_model": judge(
                 policy_mean=1.92, reference_mean=-0.31, delta=2.23, independent=False, p_value=0.0312
@@ -63,26 +64,29 @@ def one_line(rendered: str) -> str:
 
 
 def test_the_verdict_in_plain_words_comes_first() -> None:
-    assert text(comparison_table(compare()), 120).splitlines()[0] == (
-        "better: gold prefers the policy on 78% of 300 prompts (95% interval 72% to 83%),"
-        " mean 0.46 -> 0.71 (+0.25, 0.21 to 0.29)"
+    lines = text(comparison_table(compare()), 200).splitlines()
+    assert lines[0] == (
+        "better: gold prefers the policy on 78% of 300 prompts at temperature 1 (95% interval 72% to 83%);"
+        " no controls were run: a lower temperature alone may explain it"
     )
+    assert lines[1] == "mean 0.46 -> 0.71 (+0.25, 0.21 to 0.29)"
 
 
 def test_worse_is_told_from_the_references_side() -> None:
     gold = judge(win_rate=0.3, win_rate_ci95=[0.25, 0.36], delta=-0.2, delta_ci95=[-0.25, -0.15], policy_mean=0.26)
     rendered = text(comparison_table(compare(verdict="worse", judges={"gold": gold})))
     assert one_line(rendered).startswith(
-        "worse: gold prefers the reference on 70% of 300 prompts (95% interval 64% to 75%),"
-        " mean 0.46 -> 0.26 (-0.20, -0.25 to -0.15)"
+        "worse: gold prefers the reference on 70% of 300 prompts at temperature 1 (95% interval 64% to 75%);"
     )
+    assert "mean 0.46 -> 0.26 (-0.20, -0.25 to -0.15)" in rendered
     assert "30% [25, 36]" in rendered  # the table stays with the policy
 
 
 def test_undecided_does_not_round_a_bound_onto_chance() -> None:
     gold = judge(win_rate=0.52, win_rate_ci95=[0.496, 0.55], delta=0.003, delta_ci95=[-0.001, 0.007])
     rendered = one_line(text(comparison_table(compare(verdict="undecided", judges={"gold": gold}))))
-    assert rendered.startswith("undecided: gold prefers the policy on 52% of 300 prompts (95% interval 49.6% to 55%)")
+    wanted = "undecided: gold prefers the policy on 52% of 300 prompts at temperature 1 (95% interval 49.6% to 55%)"
+    assert rendered.startswith(wanted)
     assert "(+0.003, -0.001 to 0.007)" in rendered
 
 
@@ -90,7 +94,7 @@ def test_undecided_does_not_round_a_bound_onto_chance() -> None:
 def test_a_row_a_judge_primary_first_none_wrapped(width: int) -> None:
     lines = text(comparison_table(compare()), width).splitlines()
     gold = next(i for i, line in enumerate(lines) if line.startswith("gold "))
-    assert one_line(lines[gold]) == "gold 0.46 -> 0.71 +0.25 [0.21, 0.29] 78% [72, 83] 12 <0.001"
+    assert one_line(lines[gold]) == "gold 0.46 -> 0.71 +0.25 [0.21, 0.29] 78% [72, 83] <0.001"
     assert lines[gold + 1].split()[:4] == ["reward_model*", "-0.31", "->", "1.92"]
     assert lines[gold + 1].split()[-1] == "0.031"
     other_first = text(comparison_table(compare(primary_judge="reward_model")), width)
@@ -100,7 +104,7 @@ def test_a_row_a_judge_primary_first_none_wrapped(width: int) -> None:
 def test_greedy_has_rows_of_its_own_and_may_lack_values() -> None:
     rendered = text(comparison_table(compare(greedy={"gold": {"delta": 0.3, "win_rate": 0.8}})))
     after = rendered[rendered.index("greedy:") :].splitlines()
-    assert after[1].split() == ["gold", "-", "+0.30", "80%", "-", "-"]
+    assert after[1].split() == ["gold", "-", "+0.30", "80%", "-"]
     assert "greedy" not in text(comparison_table(compare(greedy=None)))
 
 
@@ -115,11 +119,21 @@ def test_what_the_judges_do_not_see() -> None:
 
 def test_a_verdict_that_is_not_independent_says_so() -> None:
     rest = {"primary_judge": "reward_model", "independent": False}
-    assert NOT_INDEPENDENT in one_line(text(comparison_table(compare(**rest))))
-    assert NOT_INDEPENDENT not in one_line(text(comparison_table(compare())))
+    assert not_independent("reward_model") in one_line(text(comparison_table(compare(**rest))))
+    assert (
+        "independent evidence"
+        not in one_line(text(comparison_table(compare()))).replace("* what PPO trained", "")[:300]
+    )
     by_judge = compare(primary_judge="reward_model")
     del by_judge["independent"]
-    assert NOT_INDEPENDENT in one_line(text(comparison_table(by_judge)))
+    assert not_independent("reward_model") in one_line(text(comparison_table(by_judge)))
+
+
+def test_a_reward_function_is_not_called_a_model() -> None:
+    report = compare(primary_judge="reward_function", independent=False, judges={"reward_function": judge()})
+    rendered = one_line(text(comparison_table(report)))
+    assert "rests on the reward function that PPO trained against" in rendered
+    assert "reward model" not in rendered
 
 
 def test_names_of_judges_are_not_markup() -> None:
@@ -159,13 +173,39 @@ def test_samples_stop_at_n_and_show_what_is_empty() -> None:
 
 def test_runs_side_by_side() -> None:
     rows = [
-        {"run": "[red]a", "verdict": "better", "primary_judge": "gold", "delta": 0.25, "win_rate": 0.78, "kl": 4.213},
+        {
+            "run": "[red]a",
+            "verdict": "better",
+            "primary_judge": "gold",
+            "delta": 0.25,
+            "win_rate": 0.78,
+            "kl": 4.213,
+            "control_win_rate": 0.66,
+            "greedy_win_rate": 0.7,
+            "length": 18.23,
+        },
         {"run": "b", "verdict": "worse", "primary_judge": "rm", "delta": -2.5, "win_rate": 0.2, "independent": False},
         {"run": "c", "delta": 0.25, "delta_ci95": [0.21, 0.29], "win_rate": 0.6, "win_rate_ci95": [0.55, 0.65]},
     ]
     lines = [line.split() for line in text(runs_table(rows)).splitlines()]
-    assert ["[red]a", "better", "gold", "+0.25", "78%", "4.21"] in lines
-    assert ["b", "worse", "rm*", "-2.50", "20%", "-"] in lines
-    assert ["c", "-", "-", "+0.25", "[0.21,", "0.29]", "60%", "[55,", "65]", "-"] in lines
+    assert ["[red]a", "better", "gold", "+0.25", "78%", "66%", "70%", "4.21", "18.2"] in lines
+    assert ["b", "worse", "rm*", "-2.50", "20%", "-", "-", "-", "-"] in lines
+    assert ["c", "-", "-", "+0.25", "60%", "[55,", "65]", "-", "-", "-", "-"] in lines
     assert lines[-1][0] == "*"
     assert "*" not in text(runs_table(rows[:1]))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_row_breaks_however_long_its_numbers(width: int) -> None:
+    tight = judge(policy_mean=-0.028, reference_mean=-0.007, delta=-0.021, delta_ci95=[-0.031, -0.012])
+    control = {"kind": "equal_temperature", "name": "both at 0.8", "temperature": 0.8, "n": 1}
+    matched = {"kind": "matched_entropy", "name": "matched entropy", "temperature": 0.7312, "n": 1}
+    rows = [one | {"judges": {"reward_function": tight | {"verdict": "undecided"}}} for one in (control, matched)]
+    report = compare(primary_judge="reward_function", judges={"reward_function": tight}, controls=rows)
+    lines = text(comparison_table(report), width).splitlines()
+    cells = "-0.021 [-0.031, -0.012] 78% [72, 83]"
+    assert [one_line(line) for line in lines if cells in one_line(line)] == [
+        f"reward_function -0.007 -> -0.028 {cells} <0.001",
+        f"both at 0.8 {cells} undecided",
+        f"matched entropy, ref at 0.73 {cells} undecided",
+    ]

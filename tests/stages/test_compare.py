@@ -27,6 +27,7 @@ JUDGE = {
     "ties": int,
     "p_value": float,
     "independent": bool,
+    "verdict": str,
 }
 REPORT = {
     "verdict": str,
@@ -35,6 +36,9 @@ REPORT = {
     "prompts": int,
     "samples_per_prompt": int,
     "judges": dict,
+    "controls": list,
+    "verdict_basis": list,
+    "sentence": str,
     "length_policy_mean": float,
     "length_reference_mean": float,
     "distinct_1_policy": float,
@@ -284,7 +288,7 @@ def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
 
     run, loaded, alive = tmp_path / "run", [], []
     shutil.copytree(tiny_run, run)
-    load_policy, judges, give_back = handoff.load_policy, compare._judges, compare.peak.give_back
+    load_policy, judges, give_back = handoff.load_policy, compare.judges.build_judges, compare.peak.give_back
 
     def load(*given: Any) -> Any:
         side = load_policy(*given)
@@ -302,7 +306,7 @@ def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
 
     monkeypatch.setattr(handoff, "load_policy", load)
     monkeypatch.setattr(compare.peak, "give_back", given_back)
-    monkeypatch.setattr(compare, "_judges", judged)
+    monkeypatch.setattr(compare.judges, "build_judges", judged)
     result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
     assert result.exit_code == 0, result.output
     # While each model is checked, and after each side has answered.

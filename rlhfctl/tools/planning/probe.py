@@ -58,7 +58,7 @@ def one_step(recipe: Recipe) -> dict[str, Any]:
     if recipe.ppo is not None:
         given["ppo"] |= {"total_episodes": recipe.ppo.batch_size}
     if recipe.compare is not None:
-        given["compare"] |= {"samples_per_prompt": 1}
+        given["compare"] |= {"samples_per_prompt": 1, "controls": None}
         prompts = given["data"]["prompts"]
         prompts["test"] = min(prompts["test"], recipe.compare.batch_size)
     return given

@@ -240,13 +240,16 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.compare
     assert section is not None and section.max_new_tokens is not None
     judge = _scorer(recipe, lengths)[0] if "reward_model" in section.judges else None
-    answers = len(lengths.test) * (section.samples_per_prompt + 1)
+    answers = len(lengths.test) * section.responses_per_prompt
     outlook = memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
-    what = f"{len(lengths.test)} prompts x {section.samples_per_prompt + 1} responses"
-    tokens = 2 * answers * section.max_new_tokens
-    return StagePlan("compare", "run", "", what, 2 * answers, tokens, outlook, Disk(kept, kept))
+    plain = 2 * (section.samples_per_prompt + 1)
+    what = f"{len(lengths.test)} prompts x {plain} responses (policy and reference, one of each greedy)"
+    if more := section.responses_per_prompt - plain:
+        what += f" + {more} for controls (compare.controls: none leaves them out)"
+    tokens = answers * section.max_new_tokens
+    return StagePlan("compare", "run", "", what, answers, tokens, outlook, Disk(kept, kept))
 
 
 _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {

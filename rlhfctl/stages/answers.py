@@ -1,0 +1,286 @@
+"""The responses that compare judges: both sides on the same test prompts, at every temperature that is asked for.
+
+Reads two policies (sampled here, by the same random numbers), or two files of samples made elsewhere. Writes nothing.
+Left out: judging (judges.py) and what is compared with what (controls.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.errors import DataError
+from rlhfctl.events import Progress, StageStarted
+from rlhfctl.recipe.schema import Compare
+from rlhfctl.rewards import Episode, make_episode
+from rlhfctl.stages import Context, handoff
+from rlhfctl.training import adapter_folders, loading, models, peak, rollout, tokenizing
+from rlhfctl.training.data import Row, prompt_key
+from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.sources import read_jsonl
+
+GREEDY = 0.0  # the temperature of greedy decoding
+MATCH_ROUNDS = 3  # tries to find the temperature at which the entropies are equal
+MATCH_TOLERANCE = 0.02  # of the policy's entropy: nearer than this is equal
+MATCH_LIMIT = 0.10  # of the policy's entropy: further than this after all tries is no match
+MATCH_WARMEST = 2.0  # times compare.temperature: no reference is sampled hotter
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One side's responses at one temperature: `episodes[i]` are those to test prompt i.
+
+    `ended`: whether each ended by itself (None: not known). `entropy`: nats per token of the distributions sampled
+    from, estimated as the mean of -log p of the sampled tokens (None: greedy, or samples made elsewhere).
+    """
+
+    episodes: list[list[Episode]]
+    ended: list[list[bool | None]]
+    entropy: float | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Both sides' responses by temperature; `main` is that of the main comparison (None: samples made elsewhere).
+
+    `matched`: the temperature at which the reference's entropy is the policy's, where it was found; the reference's
+    responses at it stand under `reference`. `kl`: nats per response of the main comparison, where it can be measured.
+    """
+
+    policy: Mapping[float | None, Drawn]
+    reference: Mapping[float | None, Drawn]
+    main: float | None
+    matched: float | None
+    kl: list[float] | None
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+class _Side:
+    """A model that answers all test prompts at a temperature."""
+
+    def __init__(self, name: str, base: handoff.Base, rows: list[Row], section: Compare, ctx: Context) -> None:
+        self.name, self.model, self.tokenizer = name, base.model, base.tokenizer
+        self.rows, self.section, self.ctx = rows, section, ctx
+        encoder = Encoder(base.tokenizer)
+        self.prompts = [encoder.prompt(row["prompt"]) for row in rows]
+
+    def draw(self, temperature: float, samples: int, progress: _Progress) -> tuple[Drawn, list[list[rollout.Response]]]:
+        """`samples` responses to each prompt; the i-th ones are drawn by the same random numbers on both sides."""
+        drawn = []
+        for index in range(1 if temperature == GREEDY else samples):
+            what = f"sampling the {self.name}"
+            sampling = self._sampling(temperature, index)
+            drawn.append(rollout.sample(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
+            progress.pass_done()
+        logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
+        found = Drawn(
+            episodes=[
+                [make_episode(self.tokenizer, row, self.prompts[i], responses[i].ids) for responses in drawn]
+                for i, row in enumerate(self.rows)
+            ],
+            ended=[[responses[i].ended for responses in drawn] for i in range(len(self.rows))],
+            entropy=-statistics.fmean(logprobs) if logprobs else None,
+        )
+        return found, drawn
+
+    def _sampling(self, temperature: float, index: int) -> rollout.Sampling:
+        """How PPO samples, at another temperature and length."""
+        section, ppo = self.section, self.ctx.recipe.ppo
+        assert section.max_new_tokens is not None
+        seed = self.ctx.recipe.seed * 1_000 + index
+        plain = rollout.Sampling(section.max_new_tokens, None, section.batch_size, seed)
+        if ppo is not None:
+            plain = rollout.sampling_for(ppo, self.tokenizer, seed=seed, stream=0)
+        return dataclasses.replace(
+            plain,
+            max_new_tokens=section.max_new_tokens,
+            temperature=None if temperature == GREEDY else temperature,
+            batch_size=section.batch_size,
+        )
+
+
+class _Progress:
+    """Tells how many of all responses are sampled."""
+
+    def __init__(self, ctx: Context, prompts: int, total: int) -> None:
+        self.ctx, self.prompts, self.total, self.before = ctx, prompts, total, 0
+
+    def __call__(self, count: int) -> None:
+        step = min(self.before + count, self.total)
+        self.ctx.emit(Progress(stage=self.ctx.name, step=step, total=self.total, unit="response"))
+
+    def pass_done(self) -> None:
+        """All prompts are answered once more."""
+        self.before += self.prompts
+
+
+def from_models(section: Compare, ctx: Context) -> Answers:
+    """Sample both policies on the test prompts: the same batches and the same random numbers for both."""
+    policy = handoff.load_policy(ctx, ctx.parents["policy"])
+    reference = handoff.load_policy(ctx, ctx.parents["reference"])
+    for base in (policy, reference):
+        base.model.to(loading.device())
+        models.mask_pad(base.model, base.tokenizer.pad_token_id)
+    assert section.max_new_tokens is not None
+    rows = _that_fit(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
+    total = len(rows) * section.responses_per_prompt
+    settings = section.model_dump(mode="json") | {"prompts": len(rows)}
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=total, settings=settings))
+
+    progress = _Progress(ctx, len(rows), total)
+    controls, main = section.controls, section.temperature
+    colder = [one for one in controls.temperatures if one > GREEDY] if controls is not None else []
+    plan = {main: section.samples_per_prompt, GREEDY: 1} | {
+        one: controls.samples_per_prompt for one in colder if controls is not None
+    }
+    same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
+    drawn: dict[str, dict[float | None, Drawn]] = {}
+    responses: list[list[rollout.Response]] = []  # the policy's in the main comparison
+    matched = None
+    for name, base in (("policy", policy), ("reference", reference)):
+        side = _Side(name, base, rows, section, ctx)
+        drawn[name] = {}
+        for temperature, samples in plan.items():
+            drawn[name][temperature], found = side.draw(temperature, samples, progress)
+            responses = found if name == "policy" and temperature == main else responses
+        if name == "reference" and controls is not None and controls.matched_entropy:
+            if same:
+                wanted = drawn["policy"][main].entropy or 0.0
+                matched = _match_entropy(side, wanted, drawn[name], main, controls.samples_per_prompt, progress)
+            else:
+                ctx.warn("policy and reference have different tokenizers: their entropies per token cannot be matched")
+        peak.give_back()  # the caches of keys and values
+    kl: list[float] | None = None
+    if same:
+        prompts = _Side("policy", policy, rows, section, ctx).prompts
+        pad = policy.tokenizer.pad_token_id
+        kl = []
+        for answers in responses:
+            ids = [response.ids for response in answers]
+            kl += rollout.exact_kl(policy.model, reference.model, prompts, ids, pad, temperature=main)
+    else:
+        ctx.warn("policy and reference have different tokenizers: there is no KL between them")
+    return Answers(drawn["policy"], drawn["reference"], main, matched, kl, policy.tokenizer)
+
+
+def _match_entropy(
+    side: _Side, wanted: float, drawn: dict[float | None, Drawn], main: float, samples: int, progress: _Progress
+) -> float | None:
+    """Find the temperature at which the reference's entropy is `wanted`, nats per token; its responses go to `drawn`.
+
+    None, with a warning, where no temperature up to twice the main one comes near.
+    """
+    known = {temperature: one.entropy or 0.0 for temperature, one in drawn.items() if temperature is not None}
+    for _ in range(MATCH_ROUNDS):
+        nearest = min(known, key=lambda temperature: abs(known[temperature] - wanted))
+        if abs(known[nearest] - wanted) <= MATCH_TOLERANCE * wanted:
+            return nearest
+        temperature = round(min(interpolated(wanted, known), MATCH_WARMEST * main), 3)
+        if temperature in known:
+            break
+        drawn[temperature], _ = side.draw(temperature, samples, progress)
+        known[temperature] = drawn[temperature].entropy or 0.0
+    nearest = min(known, key=lambda temperature: abs(known[temperature] - wanted))
+    if abs(known[nearest] - wanted) <= MATCH_LIMIT * wanted:
+        return nearest
+    side.ctx.warn(
+        f"no temperature gives the reference the policy's entropy of {wanted:.3g} nats per token; the nearest, "
+        f"{nearest:g}, gives {known[nearest]:.3g}: there is no control at matched entropy"
+    )
+    return None
+
+
+def interpolated(wanted: float, known: Mapping[float, float]) -> float:
+    """The temperature at which the entropy is `wanted`, on straight lines through `known` (temperature -> entropy).
+
+    Beyond the largest entropy the last line is continued.
+    """
+    points = sorted(known.items())
+    for (cold, low), (warm, high) in itertools.pairwise(points):
+        if low <= wanted <= high:
+            return cold + (warm - cold) * (wanted - low) / (high - low) if high > low else cold
+    (cold, low), (warm, high) = points[-2:]
+    return warm + (warm - cold) * (wanted - high) / (high - low) if high > low else 2 * warm
+
+
+def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Context) -> list[Row]:
+    rows = test
+    for side in sides:
+        context = getattr(side.model.config, "max_position_embeddings", None)
+        encoder = Encoder(side.tokenizer)
+        rows = [row for row in rows if context is None or len(encoder.prompt(row["prompt"])) + new <= context]
+    if len(rows) < len(test):
+        ctx.warn(f"{len(test) - len(rows)} of {len(test)} test prompts leave no room for {new} tokens and are left out")
+    if not rows:
+        raise DataError(
+            f"none of the {len(test)} test prompts leaves room for {new} tokens in the model's context",
+            where="data.prompts",
+            fix="lower compare.max_new_tokens, or give shorter prompts",
+        )
+    return rows
+
+
+def from_files(section: Compare, ctx: Context) -> Answers:
+    """Two JSONL files of {"prompt", "response"}; the prompts of both must be the same set."""
+    grouped = [_read_samples(Path(ctx.options[name])) for name in ("policy_samples", "reference_samples")]
+    shared = [key for key in grouped[0] if key in grouped[1]]
+    if len(shared) < max(len(side) for side in grouped):
+        missing = sum(len(side) - len(shared) for side in grouped)
+        if not shared:
+            raise DataError(
+                "the two files share no prompt",
+                where=str(ctx.options["policy_samples"]),
+                fix="sample both on the same prompts",
+            )
+        ctx.warn(f"{missing} prompts stand in one file only and are left out")
+    uneven = sum(len(grouped[0][key]) != len(grouped[1][key]) for key in shared)
+    if uneven:
+        ctx.warn(
+            f"{uneven} prompts have another number of samples on one side than on the other: all count in the verdict, "
+            "samples.jsonl shows those that form pairs"
+        )
+    tokenizer = _samples_tokenizer(section, ctx)
+    ctx.emit(StageStarted(stage=ctx.name, settings=section.model_dump(mode="json") | {"prompts": len(shared)}))
+    sides: list[Mapping[float | None, Drawn]] = []
+    for side in grouped:
+        sampled = [[_episode_from_text(row, tokenizer) for row in side[key]] for key in shared]
+        sides.append({None: Drawn(sampled, [[None] * len(samples) for samples in sampled], None)})
+    return Answers(sides[0], sides[1], None, None, None, tokenizer)
+
+
+def _read_samples(path: Path) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    rows, places = read_jsonl(path)
+    for row, place in zip(rows, places, strict=True):
+        if "prompt" not in row or not isinstance(row.get("response"), str):
+            raise DataError(
+                "a sample needs prompt and response", where=place, fix='{"prompt": "...", "response": "..."}'
+            )
+        grouped.setdefault(prompt_key(row["prompt"]), []).append(row)
+    return grouped
+
+
+def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBase | None:
+    """Needed only where a reward model is to read the samples: its own."""
+    if "reward_model" not in section.judges or "reward" not in ctx.parents:
+        return None
+    source = ctx.parents["reward"]
+    artifact, trust = source.artifact, ctx.recipe.model.trust_remote_code
+    if artifact is None:
+        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
+        return tokenizing.load_tokenizer(folder, trust_remote_code=trust)
+    place = str(artifact.part("adapter" if artifact.has("adapter") else "model"))
+    return tokenizing.load_tokenizer(place, trust_remote_code=trust)
+
+
+def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:
+    prompt, response = row["prompt"], row["response"]
+    completion = response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
+    prompt_ids, response_ids = Encoder(tokenizer).pair(prompt, completion) if tokenizer is not None else ([], [])
+    return Episode(prompt_ids, response_ids, prompt, completion, row)

@@ -1,0 +1,82 @@
+"""What a comparison is held against: rows of policy against reference that cheap explanations would win.
+
+Reads the scores of responses that were sampled already; pure. The kinds of rows and the verdict over them are
+verdict.py's. The unit is the prompt: a prompt's value is the mean over its samples, of which both sides count equally
+many.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhfctl.recipe.schema import Compare
+from rlhfctl.stages.answers import GREEDY, Answers
+from rlhfctl.verdict import BEST_OF_N, COLDER, EQUAL, MATCHED
+
+Scores = Mapping[float | None, list[list[float]]]  # temperature -> prompt, sample
+Compared = Callable[[Sequence[float], Sequence[float]], dict[str, Any]]
+"""Compares policy and reference on one value per prompt each: a judge's entry in compare.json."""
+
+
+def control_rows(
+    section: Compare,
+    answers: Answers,
+    policy: Mapping[str, Scores],
+    reference: Mapping[str, Scores],
+    scorer: str | None,
+    compared: Compared,
+) -> Iterator[dict[str, Any]]:
+    """Give the rows of `controls` in compare.json. `policy` and `reference` hold each judge's scores by temperature.
+
+    `scorer`: the judge that PPO trained against, by which the best of n samples is chosen (None: there is none).
+    """
+    controls, main = section.controls, answers.main
+    if controls is None or main is None:
+        return
+    count = controls.samples_per_prompt
+
+    def row(kind: str, name: str, warm: float, cold: float) -> dict[str, Any]:
+        """The policy at one temperature against the reference at another, on equally many samples."""
+        judges = {
+            judge: compared(means(policy[judge][warm], count), means(reference[judge][cold], count)) for judge in policy
+        }
+        entropies = {
+            "entropy_policy": answers.policy[warm].entropy,
+            "entropy_reference": answers.reference[cold].entropy,
+        }
+        base = {"kind": kind, "name": name, "temperature": cold, "policy_temperature": warm, "n": 1}
+        return base | entropies | {"judges": judges}
+
+    for temperature in controls.temperatures:
+        yield row(EQUAL, _name("both", temperature), temperature, temperature)
+    if answers.matched is not None:
+        yield row(MATCHED, "matched entropy", main, answers.matched)
+    for temperature in controls.temperatures:
+        yield row(COLDER, _name("reference", temperature), main, temperature)
+    n = controls.best_of_n
+    if scorer is not None and n:
+        chosen = [max(range(n), key=scores.__getitem__) for scores in reference[scorer][main]]
+        best = {
+            judge: [scores[index] for scores, index in zip(by_temperature[main], chosen, strict=True)]
+            for judge, by_temperature in reference.items()
+        }
+        judges = {judge: compared(means(policy[judge][main]), best[judge]) for judge in policy}
+        base = {"kind": BEST_OF_N, "name": f"reference, best of {n}", "temperature": main, "policy_temperature": main}
+        yield base | {"n": n, "scorer": scorer, "kl": best_of_n_kl(n), "judges": judges}
+
+
+def means(scores: Sequence[Sequence[float]], count: int | None = None) -> list[float]:
+    """Each prompt's mean over its first `count` samples (None: over all)."""
+    return [statistics.fmean(samples[:count]) for samples in scores]
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL in nats of best-of-n from the distribution it samples: at most ln n - (n - 1) / n (Beirami et al. 2024)."""
+    return math.log(n) - (n - 1) / n
+
+
+def _name(who: str, temperature: float) -> str:
+    return f"{who} at {temperature:g}" if temperature != GREEDY else f"{who} greedy"

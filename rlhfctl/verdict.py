@@ -1,0 +1,129 @@
+"""The verdict over all controls: which comparisons it rests on, the word for them together, and the sentence about it.
+
+A policy can win at temperature 1 for a reason that costs nothing: its samples are less random. So the policy is also
+compared with the reference at equal lower temperatures, at matched entropy, and greedily, and with a reference that
+alone is sampled colder. Reads the rows of `compare.json`; pure, standard library and stats.py only.
+
+What is corrected for several comparisons: *better* asks for every fair control at once, so it is no more likely by
+chance than a single comparison. *worse* in one row of several is not corrected: it only takes the word better away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from rlhfctl.stats import Verdict
+
+Overall = Literal["better", "worse", "undecided", "mixed"]
+Row = Mapping[str, Any]
+
+EQUAL, MATCHED, COLDER, BEST_OF_N = "equal_temperature", "matched_entropy", "colder_reference", "best_of_n"
+"""Kinds of controls. The first two are fair: both sides give up the same randomness. The others handicap the policy."""
+
+FAIR = (EQUAL, MATCHED)
+MAIN = "main"  # in `verdict_basis`: the comparison at compare.temperature, which stands under `judges`
+
+
+def overall(main: Verdict, fair: Sequence[Verdict], colder: Sequence[Verdict]) -> Overall:
+    """One word for the main comparison, the fair controls, and those with a colder reference.
+
+    better: the policy wins the main comparison and every fair control, and no colder reference beats it. worse: it wins
+    none and loses the main comparison. undecided: nothing is won or lost. mixed: all else.
+    """
+    basis = [main, *fair]
+    if all(one == "better" for one in basis) and "worse" not in colder:
+        return "better"
+    if main == "worse" and "better" not in basis:
+        return "worse"
+    return "undecided" if {*basis, *colder} == {"undecided"} else "mixed"
+
+
+def basis(controls: Sequence[Row]) -> list[str]:
+    """Names of the comparisons that the word rests on, the main one first."""
+    return [MAIN, *(row["name"] for row in controls if row["kind"] in (*FAIR, COLDER))]
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """What was found, the strongest fair control first. `report`: the content of `compare.json`."""
+    judge, controls = report["primary_judge"], report.get("controls") or []
+    word, main = report["verdict"], report["judges"][judge]
+    fair = [(_where(row), row["judges"][judge]) for row in controls if row["kind"] in FAIR]
+    at_main = (_main(report), main)
+    if not fair:
+        return f"{word}: {_prefers(judge, report, *at_main, side=word)}{_without_controls(report)}"
+    weakest = min([at_main, *fair], key=lambda pair: (pair[1]["win_rate"], pair[1]["delta"]))
+    if word == "better":
+        others = [pair for pair in (at_main, *fair) if pair is not weakest]
+        rest = ", ".join(f"{_share(values['win_rate'])} {place}" for place, values in others)
+        return f"better: {_prefers(judge, report, *weakest)}, its strongest fair control; {rest}"
+    if word == "worse":
+        return f"worse: {_prefers(judge, report, *weakest, side=word)}"
+    if word == "undecided":
+        return f"undecided: {_prefers(judge, report, *weakest)}; no control decides it either"
+    return f"mixed: {'; '.join(_claims(judge, at_main, fair, controls))}"
+
+
+def _claims(
+    judge: str, at_main: tuple[str, Row], fair: Sequence[tuple[str, Row]], controls: Sequence[Row]
+) -> Iterator[str]:
+    """What holds and what does not, in clauses: fair comparisons by result, then colder references not beaten."""
+    words = {"better": "better", "undecided": "no better", "worse": "worse"}
+    groups: dict[str, list[str]] = {name: [] for name in words}
+    for place, values in (at_main, *fair):
+        groups[values["verdict"]].append(f"{place} ({_share(values['win_rate'])})")
+    for result, places in groups.items():
+        if places:
+            yield f"{words[result]} {_listed(places)}" + (f", by {judge}" if result == "better" else "")
+    for row in controls:
+        values = row["judges"][judge]
+        if row["kind"] == COLDER and values["verdict"] == "worse":
+            yield f"worse than the reference {_sampled(row['temperature'])} ({_share(values['win_rate'])})"
+    colder = [row for row in controls if row["kind"] == COLDER and row["judges"][judge]["verdict"] == "undecided"]
+    if colder and at_main[1]["verdict"] == "better":
+        warmest = max(colder, key=lambda row: row["temperature"])
+        yield f"no better than the reference {_sampled(warmest['temperature'])}"
+
+
+def _prefers(judge: str, report: Mapping[str, Any], place: str, values: Row, side: str = "better") -> str:
+    rate, (low, high) = values["win_rate"], values["win_rate_ci95"]
+    who = "policy"
+    if side == "worse":
+        rate, low, high, who = 1 - rate, 1 - high, 1 - low, "reference"
+    return (
+        f"{judge} prefers the {who} on {_share(rate)} of {report['prompts']} prompts {place} "
+        f"(95% interval {_share(low)} to {_share(high)})"
+    )
+
+
+def _without_controls(report: Mapping[str, Any]) -> str:
+    if report.get("temperature") is None:
+        return "; no controls: samples made elsewhere cannot be drawn again, and a lower temperature may explain it"
+    return "; no controls were run: a lower temperature alone may explain it"
+
+
+def _main(report: Mapping[str, Any]) -> str:
+    temperature = report.get("temperature")
+    return "in the samples given" if temperature is None else f"at temperature {temperature:g}"
+
+
+def _where(row: Row) -> str:
+    """Where a fair control was made: `at temperature 0.8`, `when both are greedy`, `at matched entropy (...)`."""
+    if row["kind"] == MATCHED:
+        return f"at matched entropy (reference at temperature {row['temperature']:.2g})"
+    return f"at temperature {row['temperature']:g}" if row["temperature"] else "when both are greedy"
+
+
+def _sampled(temperature: float) -> str:
+    return f"at temperature {temperature:g}" if temperature else "when it is greedy"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _share(share: float) -> str:
+    """78%; one decimal where rounding would hide on which side of 0, a half or 1 it lies."""
+    percent = 100 * share
+    whole = round(percent)
+    return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"
