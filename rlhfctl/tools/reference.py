@@ -21,6 +21,7 @@ from rlhfctl.recipe.schema import (
     OWNED_TRAINER_KEYS,
     REFUSED_PPO_KEYS,
     Compare,
+    Controls,
     Data,
     Demonstrations,
     Init,
@@ -59,6 +60,7 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "ppo": (Ppo, None),
     "ppo.eval": (PpoEval, None),
     "compare": (Compare, None),
+    "compare.controls": (Controls, None),
 }
 _INTRODUCTION = """\
 # The recipe
@@ -109,7 +111,7 @@ def page() -> str:
         if found := list(rules(section)) if told is None or "conflicts" in vars(section) else []:
             parts.append("Conflicts:\n")
             words = [(key, _in_italics(what), _in_italics(fix)) for key, what, fix in found]
-            parts.append("\n".join(f"- `{key}`: {what}. Way out: {fix}." for key, what, fix in words) + "\n")
+            parts.append("\n".join(f"- `{key}`: {what}. Fix: {fix}." for key, what, fix in words) + "\n")
     return "\n".join(parts)
 
 
@@ -184,7 +186,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "{}"
     if isinstance(value, list):
-        return f"[{', '.join(value)}]"
+        return f"[{', '.join(str(one) for one in value)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

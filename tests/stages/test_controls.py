@@ -11,7 +11,9 @@ import pytest
 
 from rlhfctl.recipe.schema import Compare, Controls
 from rlhfctl.stages.answers import Answers, Drawn, interpolated
-from rlhfctl.stages.controls import best_of_n_kl, control_rows
+from rlhfctl.stages.controls import best_of_n_kl, control_rows, means
+from rlhfctl.stats import compare_paired, verdict
+from rlhfctl.verdict import COLDER, FAIR, overall, sentence
 
 PROMPTS = 3
 
@@ -117,3 +119,48 @@ def test_the_run_of_the_whole_loop_has_all_controls(tiny_run: Path) -> None:
     assert [(event["verdict"], event["sentence"]) for event in said] == [(report["verdict"], report["sentence"])]
     sampled = [event for event in events if event["event"] == "progress" and event["stage"] == "compare"]
     assert max(event["step"] for event in sampled) <= sampled[-1]["total"] == 12 * (2 * 3 + 2 * 2 * 2 + 2)
+
+
+def test_a_gain_that_a_colder_reference_has_too_is_not_called_better() -> None:
+    """Gold scores of a policy that was once announced as 85% better: a first world in which the reference's likeliest
+    text was good already. At temperature 1 it wins; greedily it loses, and a colder reference beats it.
+    """
+    kept = json.loads((Path(__file__).parent / "data" / "old_world.json").read_text())
+    sides = {side: {float(one): scores for one, scores in kept[side].items()} for side in ("policy", "reference")}
+    section = Compare(judges=["gold"], primary_judge="gold", batch_size=300)
+
+    def compared(ours: Any, theirs: Any) -> dict[str, Any]:
+        result = compare_paired(ours, theirs, seed=0, samples=2_000)
+        interval = [result.win_rate_ci95.low, result.win_rate_ci95.high]
+        return {
+            "win_rate": result.win_rate,
+            "win_rate_ci95": interval,
+            "delta": result.delta,
+            "verdict": verdict(result),
+        }
+
+    answers = Answers(
+        {one: drawn(1.0) for one in sides["policy"]}, {one: drawn(1.0) for one in sides["reference"]},
+        1.0, kept["matched"], None, None,
+    )  # fmt: skip
+    gold = {side: {"gold": scores} for side, scores in sides.items()}
+    rows = list(control_rows(section, answers, gold["policy"], gold["reference"], None, compared))  # type: ignore[arg-type]
+    found = {row["name"]: row["judges"]["gold"]["verdict"] for row in rows}
+    main = compared(means(sides["policy"][1.0]), means(sides["reference"][1.0]))
+    assert main["verdict"] == "better" and main["win_rate"] > 0.75  # what used to be the whole verdict
+    assert found == {
+        "both at 0.8": "better",
+        "both at 0.6": "better",
+        "both greedy": "worse",
+        "matched entropy": "better",
+        "reference at 0.8": "undecided",
+        "reference at 0.6": "worse",
+        "reference greedy": "worse",
+    }
+    fair = [row["judges"]["gold"]["verdict"] for row in rows if row["kind"] in FAIR]
+    colder = [row["judges"]["gold"]["verdict"] for row in rows if row["kind"] == COLDER]
+    report = {"verdict": overall(main["verdict"], fair, colder), "primary_judge": "gold", "prompts": 300}
+    report |= {"temperature": 1.0, "judges": {"gold": main}, "controls": rows}
+    assert report["verdict"] == "mixed"
+    assert "worse when both are greedy (39%)" in sentence(report)
+    assert "no better than the reference at temperature 0.8" in sentence(report)

@@ -214,13 +214,13 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "| `kl_coef` | number at least 0 | `0.05` | Weight of the penalty for moving away from the reference. |",
         "| `name` | text | required | The run's name, and its folder's. |",
         "| `lam` | number at least 0 and at most 1 | `0.95` | Lambda of generalized advantage estimation. |",
-        "- `sft`: needs data.demonstrations to train on. Way out: add data.demonstrations.",
-        "- `sft/reward/ppo.lora`: is null, but the weights of a quantized base cannot be trained. Way out: give the "
+        "- `sft`: needs data.demonstrations to train on. Fix: add data.demonstrations.",
+        "- `sft/reward/ppo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: give the "
         "recipe a lora section, or take model.quantization out.",
-        "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Way out: take it out of "
+        "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Fix: take it out of "
         "compare.judges.",
-        "- `the recipe`: no stage to run. Way out: add a section: sft, reward, ppo, compare.",
-        "- `data.<set>.source`: there is no *source*. Way out: use builtin:reviews, or a file.",
+        "- `the recipe`: no stage to run. Fix: add a section: sft, reward, ppo, compare.",
+        "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews, or a file.",
         "- `push_to_hub`: use `rlhfctl export`, then the Hub's own upload command.",
     ],
 )
