@@ -63,7 +63,7 @@ from transformers import AutoModelForSequenceClassification  # noqa: E402
 
 from {module} import {causal}  # noqa: E402
 
-{name} = sequence_classifier({causal})
+{name} = sequence_classifier({causal}, "{name}")
 {name}.__module__ = __name__
 AutoModelForSequenceClassification.register({name}.config_class, {name}, exist_ok=True)
 """

@@ -11,11 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.training.reward_head import sequence_classifier, trunk_name
+from rlhfctl.training.reward_head import sequence_classifier, stem, trunk_name
 
 
 def causal_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -43,7 +44,8 @@ def scorer_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             "last token",
             fix="name a decoder",
         )
-    made: type[PreTrainedModel] = sequence_classifier(causal)  # type: ignore[arg-type]  # functools.cache and type[Any]
+    other = None if theirs is None else f"{stem(causal)}ForSequenceScore"  # transformers' own has another head
+    made: type[PreTrainedModel] = sequence_classifier(causal, other)  # type: ignore[arg-type]  # functools.cache and type[Any]
     return made
 
 
@@ -58,8 +60,15 @@ def has_linear_head(kind: type[PreTrainedModel]) -> bool:
     return "score" in initializer.__code__.co_names
 
 
-# Found by tests/e2e/causal_families.py: their causal class reads both ways, though nothing in a configuration says so.
+# Families whose causal class reads both ways, though nothing in their configuration says so. This table and those below
+# are held to what the families compute by tests/e2e/test_causal_families.py.
 _READ_BOTH_WAYS = ("cpmant", "reformer", "xlm", "xlnet")
+_ALWAYS_DECODERS = ("gpt_neox_japanese",)  # whose configuration says is_decoder: false all the same
+# Decoders that transformers takes out of something larger, without a backbone of their own for a head to stand on.
+_PARTS = (
+    "emu3", "git", "mllama", "moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody", "prophetnet", "trocr",
+    "whisper",
+)  # fmt: skip
 # Their logits are not the output layer's product with the last hidden state, which `engine: rlhfctl` builds on.
 _OTHER_LOGITS = ("inkling_text", "modernbert-decoder")
 
@@ -71,8 +80,14 @@ def require_causal(config: PretrainedConfig, path: str, *, trust_remote_code: bo
     if getattr(config, "is_encoder_decoder", False):
         why = f"{kind} is an encoder-decoder: it reads the prompt with one half and writes with the other"
         raise RlhfctlError(f"{why}, and what is trained here is one decoder", where=path, fix=fix)
-    both = getattr(config.get_text_config(), "is_decoder", None) is False or config.model_type in _READ_BOTH_WAYS
-    if both:
+    if config.model_type in _PARTS or type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise RlhfctlError(
+            f"{kind} is the decoder of something larger ({config.model_type}), and no head can stand on it by itself",
+            where=path,
+            fix=fix,
+        )
+    said = getattr(config.get_text_config(), "is_decoder", None)
+    if (said is False and config.model_type not in _ALWAYS_DECODERS) or config.model_type in _READ_BOTH_WAYS:
         raise RlhfctlError(
             f"{kind} is no causal language model: each of its tokens sees those after it, so it cannot write text",
             where=path,

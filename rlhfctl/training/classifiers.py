@@ -55,7 +55,8 @@ def label_index(config: PretrainedConfig, label: str | int | None, place: str) -
         raise HandoffError(
             f"the reward model is a classifier with {config.num_labels} labels ({shown}), and a score is one number",
             where=place,
-            fix=f"say which label is wanted: reward.label: {names[max(names)]}; its log-odds are then the score",
+            fix=f"say in the recipe which label is wanted, beside reward.model: reward.label: {names[max(names)]} "
+            "makes that label's log-odds the score",
         )
     found = [index for index, name in names.items() if label in (index, name)]
     found = found or [index for index, name in names.items() if str(label).casefold() == name.casefold()]

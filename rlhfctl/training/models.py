@@ -257,19 +257,34 @@ def unmask_pad(model: nn.Module) -> None:
 # ---------------------------------------------------------------- LoRA
 
 
-def lora_config(lora: Lora, task: TaskType, model_type: str = "") -> LoraConfig:
-    """peft's configuration; a scalar head is always saved with the adapter."""
+def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None) -> LoraConfig:
+    """peft's configuration; a scalar head is always saved with the adapter.
+
+    With all-linear, layers of `model` that cannot carry an adapter are left out.
+    """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    all_linear = targets == "all-linear"
+    left_out = _not_plain(model) if targets == "all-linear" and model is not None else None
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
-        exclude_modules=["out_proj", "conv1d"] if all_linear and model_type in _MAMBA else None,
+        exclude_modules=left_out or None,
         task_type=task,
         modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
     )
+
+
+def _not_plain(model: nn.Module) -> list[str]:
+    """Names of linear layers that are read or called in a way of their own: Mamba's fused ones, routers of experts."""
+    fused = ["out_proj", "conv1d"] if getattr(model.config, "model_type", "") in _MAMBA else []
+    routers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+    }  # fmt: skip
+    return [*fused, *sorted(routers)]
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
@@ -277,7 +292,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
     outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     if named != ["all-linear"]:
-        config = lora_config(lora, task, model.config.model_type)
+        config = lora_config(lora, task, model)
         hit = sorted(
             name
             for name, module in model.named_modules()
@@ -297,7 +312,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
             )
     set_seed(seed)
     try:
-        peft_model = get_peft_model(model, lora_config(lora, task, model.config.model_type))
+        peft_model = get_peft_model(model, lora_config(lora, task, model))
     except ValueError as error:
         linear = sorted(
             {

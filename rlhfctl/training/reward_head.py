@@ -33,9 +33,17 @@ def trunk_name(causal: type[PreTrainedModel]) -> str:
     return "model" if causal.base_model_prefix not in names and "model" in names else causal.base_model_prefix
 
 
+def stem(causal: type[PreTrainedModel]) -> str:
+    """The name of the family in its classes' names: Granite of GraniteForCausalLM."""
+    return causal.__name__.partition("For")[0].removesuffix("LMHeadModel")
+
+
 @cache
-def sequence_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return the class NAMEForSequenceClassification for NAMEForCausalLM: its backbone, and `score`, a linear head."""
+def sequence_classifier(causal: type[PreTrainedModel], name: str | None = None) -> type[PreTrainedModel]:
+    """Return the class NAMEForSequenceClassification for NAMEForCausalLM: its backbone, and `score`, a linear head.
+
+    `name`: another name, where transformers has a class of that one which is no such head.
+    """
     family: Any = next(kind for kind in causal.__mro__ if kind.__name__.endswith("PreTrainedModel"))
 
     class Classifier(family):
@@ -81,7 +89,6 @@ def sequence_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 loss = self.loss_function(logits=None, labels=labels, pooled_logits=scores, config=self.config)
             return SequenceClassifierOutput(loss=loss, logits=scores)
 
-    name = causal.__name__.partition("For")[0].removesuffix("LMHeadModel") + "ForSequenceClassification"
-    Classifier.__name__ = Classifier.__qualname__ = name
+    Classifier.__name__ = Classifier.__qualname__ = name or f"{stem(causal)}ForSequenceClassification"
     Classifier.__doc__ = f"The backbone of {causal.__name__} with a linear head on its last token."
     return Classifier

@@ -43,6 +43,7 @@ POLICY, CRITIC, REWARD = (
 )  # adapter names; peft saves `default` without a folder of its own
 HEAD_ELEMENTS = 1 << 24  # logits worked on at a time: 64 MB in float32
 _CHECK_TOLERANCE = 1e-4
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
 # ---------------------------------------------------------------- a language model taken apart
@@ -93,7 +94,7 @@ class LanguageModel:
 
     def finished(self, logits: Tensor) -> Tensor:
         """Logits as the head gives them, with what the architecture and the pad mask do to them."""
-        if soft_cap := getattr(self.config, "final_logit_softcapping", None):  # Gemma 2
+        if soft_cap := next((cap for name in _SOFT_CAPS if (cap := getattr(self.config, name, None))), None):
             logits = torch.tanh(logits / soft_cap) * soft_cap
         if scale := getattr(self.config, "logit_scale", None):  # Cohere
             logits = logits * scale
@@ -133,7 +134,7 @@ class LanguageModel:
         return logprobs, torch.cat([spread for _, spread in done]) if with_entropy else None
 
     def _plain_frozen_head(self, hidden: Tensor) -> bool:
-        special = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        special = (*_SOFT_CAPS, "logit_scale", "logits_scaling")
         return (
             type(self.head) is nn.Linear
             and not any(parameter.requires_grad for parameter in self.head.parameters())
@@ -356,7 +357,7 @@ def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:
     """A fresh adapter (B = 0) beside the policy's."""
     set_seed(seed)
-    model.add_adapter(name, models.lora_config(lora, TaskType.CAUSAL_LM, model.get_base_model().config.model_type))
+    model.add_adapter(name, models.lora_config(lora, TaskType.CAUSAL_LM, model.get_base_model()))
 
 
 # ---------------------------------------------------------------- the critic

@@ -96,7 +96,8 @@ def test_a_label_is_a_name_or_an_index(label: Any, index: int) -> None:
             3,
             None,
             "m: the reward model is a classifier with 3 labels (NEGATIVE, neutral, POSITIVE), and a score is one "
-            "number\n  fix: say which label is wanted: reward.label: POSITIVE; its log-odds are then the score",
+            "number\n  fix: say in the recipe which label is wanted, beside reward.model: reward.label: POSITIVE makes "
+            "that label's log-odds the score",
         ),
         (
             3,

@@ -108,7 +108,9 @@ def test_the_class_of_transformers_is_taken_where_it_is_such_a_head() -> None:
     assert granite.__name__ == "GraniteForSequenceClassification"
     assert granite is architecture.scorer_class(AutoConfig.for_model("granite"))  # made once
     causal = architecture.causal_class(AutoConfig.for_model("granite"))
-    assert causal is not None and sequence_classifier(causal) is granite
+    assert causal is not None and sequence_classifier(causal, None) is granite
+    ctrl = architecture.scorer_class(AutoConfig.for_model("ctrl"))  # transformers' own reads with another head
+    assert ctrl.__name__ == "CTRLForSequenceScore" and architecture.is_made_here(ctrl)
     assert architecture.causal_class(AutoConfig.for_model("vit")) is None
 
 
