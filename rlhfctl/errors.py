@@ -104,6 +104,12 @@ class EngineError(RlhfctlError):
     exit_code = 5
 
 
+class RewardFailed(RlhfctlError):
+    """A reward function raised, or returned what is no score. Once it is mended, the same command resumes."""
+
+    exit_code = 6
+
+
 class OutputClosed(RlhfctlError):
     """Nobody reads standard output any more: `rlhfctl run ... | head`."""
 

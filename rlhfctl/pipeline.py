@@ -28,9 +28,10 @@ from rlhfctl.artifacts import (
     changed_keys,
     find_artifact,
     load_artifact,
+    read_json,
     resolve_source,
 )
-from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.errors import HandoffError, RewardFailed, RlhfctlError
 from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned, Work, telling
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.schema import Recipe
@@ -46,6 +47,8 @@ _HOW_TO_HAVE = {  # a stage that the recipe lacks
 }
 ELSEWHERE = "from elsewhere"  # a stage in whose place a command named a model
 _TOKENIZER = "tokenizer_config.json"
+_FAILED = "failed-function.json"  # in a stage's work folder: a reward function stopped it, and may be mended
+_CHANGES = "function-changes.json"  # there too: which functions it was trained on before, and until when
 _INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
 
 # stage -> the data sets it reads
@@ -254,11 +257,18 @@ def _bring_up_to_date(
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     section = _section(name, recipe)
     options = dict(request.options) | {"restarted": restarted}
+    (folder / WORK / _FAILED).unlink(missing_ok=True)
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
+    for change in read_json(folder / WORK / _CHANGES) if (folder / WORK / _CHANGES).is_file() else ():
+        context.note(_told(change))
     peak = importlib.import_module("rlhfctl.training.peak")
     peak.restart()
     with hf_events.quiet_libraries(paths.log), telling(emit, name), hf_events.telling_libraries():
-        made: Artifact = module.run(section, context)
+        try:
+            made: Artifact = module.run(section, context)
+        except RewardFailed:
+            fs.write_json(folder / WORK / _FAILED, {"functions": inputs.get("functions")})
+            raise
     _remove_work(folder)
     emit(
         StageFinished(
@@ -316,6 +326,7 @@ def _look_ahead(
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:
     """Move aside what was made from other inputs; keep what can be gone on with. True: an attempt is repeated."""
     if not force and not (folder / MANIFEST).is_file() and _attempted(folder, inputs):
+        _note_mended(folder, inputs)
         return True
     marker = folder / WORK / _INPUTS
     if folder.is_dir() and _holds_something(folder):
@@ -329,7 +340,27 @@ def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: 
 def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
     """Whether an attempt with the same inputs was begun there."""
     marker = folder / WORK / _INPUTS
-    return marker.is_file() and bool(json.loads(marker.read_text()) == dict(inputs))
+    if not marker.is_file():
+        return False
+    changed = changed_inputs(json.loads(marker.read_text()), inputs)
+    return not changed or (changed == ["functions"] and (folder / WORK / _FAILED).is_file())
+
+
+def _note_mended(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Record that an attempt which a reward function stopped goes on with the function as it is now."""
+    marker, changes = folder / WORK / _INPUTS, folder / WORK / _CHANGES
+    was = json.loads(marker.read_text())
+    if changed_inputs(was, inputs) != ["functions"]:
+        return
+    steps = [int(path.name.rpartition("-")[2]) for path in (folder / WORK).glob("checkpoint-*") if path.is_dir()]
+    change = {"update": max(steps, default=0), "from": was["functions"], "to": inputs["functions"]}
+    fs.write_json(changes, [*(read_json(changes) if changes.is_file() else []), change])
+    fs.write_json(marker, dict(inputs))
+
+
+def _told(change: Mapping[str, Any]) -> str:
+    old, new = (str(change[key])[:12] for key in ("from", "to"))
+    return f"the reward functions changed at update {change['update']}: {old} before, {new} since"
 
 
 def _holds_something(folder: Path) -> bool:

@@ -385,6 +385,11 @@ def test_the_lock_is_freed_at_the_end_of_the_block_and_after_an_error(tmp_path: 
         pass
 
 
+def test_strict_json_has_no_nan() -> None:
+    line = fs.json_line({"a": [1.5, float("nan"), float("-inf")], "b": {"c": None}})
+    assert line == '{"a": [1.5, "nan", "-inf"], "b": {"c": null}}'
+
+
 # ---------------------------------------------------------------- who may read it
 
 

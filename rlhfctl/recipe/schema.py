@@ -382,6 +382,9 @@ class Reward(Trained):
         description="What a classifier reads: text (prompt + response), pair, or response (null: by its outputs).",
     )
     function: str | None = Field(None, description="A Python function in place of a model, as module:name.")
+    retries: int = Field(
+        0, ge=0, description="How often a function that raised is called again, after 1, 2, 4, ... seconds."
+    )
 
     @property
     def kind(self) -> Literal["trained", "model", "function"]:
@@ -396,6 +399,10 @@ class Reward(Trained):
                     f"name it as reward.model, or remove {key}",
                 )  # fmt: skip
         if self.kind == "trained":
+            if self.retries:
+                yield Conflict(
+                    "reward.retries", "is for reward functions, but the reward is a model trained here", "remove it"
+                )
             return
         if self.model is not None and self.function is not None:
             yield Conflict("reward.function", "a response has one scorer, but reward.model names another", "remove one")
@@ -411,7 +418,7 @@ class Reward(Trained):
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unused = {
-            "trained": ("model", "function", "label", "reads"),
+            "trained": ("model", "function", "label", "reads", "retries"),
             "model": ("function", "lora", "trainer", "checkpoint_steps"),
             "function": ("model", "lora", "trainer", "checkpoint_steps", "label", "reads"),
         }

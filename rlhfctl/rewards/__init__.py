@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 
@@ -25,6 +26,18 @@ class Reward(Protocol):
     """A scorer: one float for each episode."""
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]: ...
+
+
+def parts_of(reward: Reward) -> dict[str, list[float | None]]:
+    """What each part of a weighted sum gave in its last call, by name; nothing for a single scorer."""
+    parts: dict[str, list[float | None]] = getattr(reward, "parts", {})
+    return parts
+
+
+def part_means(parts: dict[str, list[float | None]]) -> dict[str, float]:
+    """The metrics of a weighted sum: `reward/NAME`, each part's mean over the rows that it scored."""
+    scored = {name: [one for one in part if one is not None] for name, part in parts.items()}
+    return {f"reward/{name}": fmean(part) for name, part in scored.items() if part}
 
 
 def make_episode(

@@ -1,16 +1,20 @@
 """A Python function as a scorer, with the signature that GRPO users know.
 
-`f(prompts, completions, **columns) -> list[float]`: strings, or lists of messages where prompts are conversations;
-every other column of the prompt file arrives as a list under its own name, if the function takes it. Named in the
-recipe as "module:name" and imported from the recipe's folder.
+`f(prompts, completions, **columns) -> list[float | None]`: strings, or lists of messages where prompts are
+conversations. `completion_ids` (the tokens of each response) and every other column of the prompt file arrive as lists
+under their own names, if the function takes them. None for a row says that the row is not this function's business.
+The function may be `async`. Named in the recipe as "module:name" and imported from the recipe's folder.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import math
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -18,22 +22,48 @@ from types import ModuleType
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import RewardFailed, RlhfctlError
+from rlhfctl.events import transcript
 from rlhfctl.rewards import Episode
+
+Say = Callable[[str], None]
+_GIVEN = {"prompts", "completions", "completion_ids"}
+_SHOWN = 60  # characters of a text in a message
+_MEND = "correct it and give the same command again: it resumes from the last complete checkpoint"
+
+
+class Unscored:
+    """Says once that rows are nobody's business: each reward function returned None for them."""
+
+    def __init__(self, say: Say) -> None:
+        self.say, self.told = say, False
+
+    def tell(self, count: int, total: int) -> None:
+        """Count the rows of a batch that nothing scored."""
+        if count and not self.told:
+            self.told = True
+            self.say(f"{count} of {total} responses are scored by no reward function (None): they count as 0")
 
 
 class FunctionReward:
-    """Calls the function and holds it to its contract: one number for each completion, a `finite` one unless told."""
+    """Call the function and hold it to its contract: a number for each completion, a `finite` one unless told.
 
-    def __init__(self, spec: str, folder: Path, *, finite: bool = True) -> None:
+    RewardFailed where it raises (after `retries` more calls) or returns something else.
+    """
+
+    def __init__(
+        self, spec: str, folder: Path, *, finite: bool = True, retries: int = 0, say: Say = lambda sentence: None
+    ) -> None:
         self.spec = spec
+        self.unscored = Unscored(say)
         self.finite = finite
+        self.retries = retries
         self.function = load_function(spec, folder)
         parameters = inspect.signature(self.function).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self._names = set(named)
-        self._needs = {name for name, p in named.items() if p.default is p.empty} - {"prompts", "completions"}
+        self._needs = {name for name, p in named.items() if p.default is p.empty} - _GIVEN
         if not self._takes_all and not {"prompts", "completions"} <= self._names:
             raise RlhfctlError(
                 "the reward function must take prompts and completions by these names",
@@ -42,44 +72,97 @@ class FunctionReward:
             )
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
-        columns: dict[str, list[Any]] = {}
-        own = {"prompt", "prompts", "completion", "completions"}
-        for name in sorted({key for episode in episodes for key in episode.row} - own):
-            if self._takes_all or name in self._names:
-                columns[name] = [episode.row.get(name) for episode in episodes]
-        if absent := sorted(self._needs - columns.keys()):
-            have = sorted({key for episode in episodes for key in episode.row})
+        """A number for each episode; 0 where the function passes one over and nothing else scores it."""
+        values = self.optional(episodes)
+        self.unscored.tell(sum(value is None for value in values), len(values))
+        return [0.0 if value is None else value for value in values]
+
+    def optional(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """A number for each episode, or None where the row is not this function's business."""
+        values = self._called(episodes)
+        if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
+            raise self._failed(f"returned {values!r}, not a list", "return a list with one float for each completion")
+        values = list(values)
+        if len(values) != len(episodes):
+            raise self._failed(
+                f"returned {len(values)} numbers for {len(episodes)} completions",
+                "return a list with one float for each completion",
+            )
+        for index, value in enumerate(values):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and (not number or (self.finite and not math.isfinite(value))):
+                raise self._failed(f"returned {value!r} for {_shown(episodes[index])}", "return finite floats, or None")
+        return [None if value is None else float(value) for value in values]
+
+    def _arguments(self, episodes: Sequence[Episode]) -> dict[str, list[Any]]:
+        given: dict[str, list[Any]] = {
+            "prompts": [episode.prompt for episode in episodes],
+            "completions": [episode.completion for episode in episodes],
+            "completion_ids": [list(episode.response_ids) for episode in episodes],
+        }
+        own = {"prompt", "completion", *_GIVEN}
+        have = sorted({key for episode in episodes for key in episode.row})
+        for name in have:
+            if name not in own:
+                given[name] = [episode.row.get(name) for episode in episodes]
+        if absent := sorted(self._needs - given.keys()):
             raise RlhfctlError(
                 f"the reward function needs {', '.join(absent)}, which the prompts do not have",
                 where=self.spec,
                 fix=f"their columns are: {', '.join(have) or 'none'}; give the parameter a default, or add the column",
             )
-        values = self.function(
-            prompts=[episode.prompt for episode in episodes],
-            completions=[episode.completion for episode in episodes],
-            **columns,
-        )
-        if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
-            raise RlhfctlError(
-                f"the reward function returned {values!r}, not a list",
-                where=self.spec,
-                fix="return a list with one float for each completion",
-            )
-        values = list(values)
-        if len(values) != len(episodes):
-            raise RlhfctlError(
-                f"the reward function returned {len(values)} numbers for {len(episodes)} completions",
-                where=self.spec,
-                fix="return a list with one float for each completion",
-            )
-        for index, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, Real) or (self.finite and not math.isfinite(value)):
-                raise RlhfctlError(
-                    f"the reward function returned {value!r} for completion {episodes[index].completion!r}",
-                    where=self.spec,
-                    fix="return finite floats",
-                )
-        return [float(value) for value in values]
+        return {name: values for name, values in given.items() if self._takes_all or name in self._names}
+
+    def _called(self, episodes: Sequence[Episode]) -> Any:
+        """What the function returns for the episodes, called again after each failure as often as `retries` says."""
+        arguments = self._arguments(episodes)
+        for attempt in range(self.retries + 1):
+            try:
+                return _awaited(self.function(**arguments))
+            except Exception as error:  # whatever a user's code or a service raises
+                if attempt == self.retries:
+                    raise self._raised(error, episodes) from error
+                time.sleep(2**attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _raised(self, error: Exception, episodes: Sequence[Episode]) -> RewardFailed:
+        """The function's own line, and the first row that fails by itself."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        line = f" in {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        tries = f" {self.retries + 1} times" if self.retries else ""
+        what = f"failed{tries}{line}: {type(error).__name__}: {_first_line(error)}"
+        culprit = next((episode for episode in episodes if self._fails_alone(episode)), None)
+        passes = f"each of the {len(episodes)} rows passes alone, the first is {_shown(episodes[0])}"
+        row = f"the row is {_shown(culprit)}" if culprit is not None else passes
+        return self._failed(f"{what}; {row}", _MEND)
+
+    def _fails_alone(self, episode: Episode) -> bool:
+        try:
+            _awaited(self.function(**self._arguments([episode])))
+        except Exception:  # noqa: BLE001 - the same foreign code
+            return True
+        return False
+
+    def _failed(self, what: str, fix: str) -> RewardFailed:
+        return RewardFailed(f"the reward function {what}", where=self.spec, fix=fix)
+
+
+def _awaited(value: Any) -> Any:
+    """The result of an `async` function; anything else as it is."""
+    return asyncio.run(_waits_for(value)) if inspect.isawaitable(value) else value
+
+
+async def _waits_for(value: Any) -> Any:
+    return await value
+
+
+def _shown(episode: Episode) -> str:
+    prompt, completion = (transcript(text)[:_SHOWN] for text in (episode.prompt, episode.completion))
+    return f"completion {completion!r} to prompt {prompt!r}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def function_file(spec: str, folder: Path) -> Path | None:

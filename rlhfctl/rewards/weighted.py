@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rlhfctl.rewards import Episode, Reward
+from rlhfctl.rewards.function import FunctionReward, Say, Unscored
 
 
 class WeightedReward:
-    """sum_i weight_i x scorer_i; each scorer sees every episode."""
+    """sum_i weight_i x scorer_i; each scorer sees every episode, and a function may pass rows over with None.
 
-    def __init__(self, scorers: Mapping[str, tuple[Reward, float]]) -> None:
+    `parts` holds what each scorer gave in the last call, before its weight. A row that none scores counts as 0, said
+    once.
+    """
+
+    def __init__(self, scorers: Mapping[str, tuple[Reward, float]], say: Say = lambda sentence: None) -> None:
         self.scorers = dict(scorers)
+        self.parts: dict[str, list[float | None]] = {}
+        self.unscored = Unscored(say)
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
-        total = [0.0] * len(episodes)
-        for scorer, weight in self.scorers.values():
-            total = [so_far + weight * score for so_far, score in zip(total, scorer(episodes), strict=True)]
-        return total
+        self.parts = {
+            name: scorer.optional(episodes) if isinstance(scorer, FunctionReward) else list(scorer(episodes))
+            for name, (scorer, _) in self.scorers.items()
+        }
+        rows = list(zip(*self.parts.values(), strict=True))
+        self.unscored.tell(sum(all(score is None for score in row) for row in rows), len(rows))
+        weights = [weight for _, weight in self.scorers.values()]
+        return [
+            math.fsum(weight * score for weight, score in zip(weights, row, strict=True) if score is not None)
+            for row in rows
+        ]

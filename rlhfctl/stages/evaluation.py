@@ -6,6 +6,7 @@ less kl_coef x KL on these prompts. Used by the ppo stage with either engine.
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
-from rlhfctl.errors import DataError
+from rlhfctl.errors import DataError, RewardFailed
 from rlhfctl.events import Metrics, Sample, Work, transcript
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards import Reward, make_episode
+from rlhfctl.rewards import Episode, Reward, make_episode, part_means, parts_of
 from rlhfctl.stages import Context
 from rlhfctl.training import models, rollout
 from rlhfctl.training.data import Row
@@ -71,7 +72,8 @@ class Evaluation:
             make_episode(self.tokenizer, row, prompt, response)
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
-        scores = self.reward(episodes)
+        scores = self._finite(self.reward(episodes), episodes, update)
+        parts = parts_of(self.reward)
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
@@ -82,6 +84,7 @@ class Evaluation:
         }
         if gold := self._gold([episode.prompt for episode in episodes], [episode.completion for episode in episodes]):
             values["eval_gold"] = statistics.fmean(gold)
+        values |= {f"eval_{name}": mean for name, mean in part_means(parts).items()}
         self.closing = values
         self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
         if update == 0:
@@ -95,7 +98,8 @@ class Evaluation:
                     prompt=transcript(episodes[index].prompt),
                     response=transcript(episodes[index].completion),
                     reference=self._references[index] if self._references else None,
-                    scores={"score": scores[index]},
+                    scores={"score": scores[index]}
+                    | {name: score for name, part in parts.items() if (score := part[index]) is not None},
                     reference_scores={"score": self._reference_scores[index]} if self._reference_scores else {},
                 )
             )
@@ -105,6 +109,29 @@ class Evaluation:
             self.policy.activate()
             with fs.publish_folder(self._folder(update)) as folder:
                 models.save_weights(self.policy.model, folder)
+
+    def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int) -> list[float]:
+        """`scores`, where one is not finite the mean of the others in its place: said, and kept in non-finite/.
+
+        RewardFailed where none is finite.
+        """
+        good = [score for score in scores if math.isfinite(score)]
+        if len(good) == len(scores):
+            return scores
+        kept = self.ctx.folder / "non-finite" / f"eval-update-{update:06d}.jsonl"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"prompt": episode.prompt, "response": episode.completion, "score": score}
+            for episode, score in zip(episodes, scores, strict=True)
+        ]
+        fs.write_atomic(kept, "".join(fs.json_line(row) + "\n" for row in rows))
+        what = (
+            f"{len(scores) - len(good)} of {len(scores)} eval responses have a score that is not finite, kept in {kept}"
+        )
+        if not good:
+            raise RewardFailed(what, where=f"evaluation at update {update}", fix="let the reward give finite numbers")
+        self.ctx.warn(f"update {update}: {what}; the others are evaluated")
+        return [score if math.isfinite(score) else statistics.fmean(good) for score in scores]
 
     def _kl(self, responses: list[list[int]]) -> list[float]:
         pad, section = self.tokenizer.pad_token_id, self.section

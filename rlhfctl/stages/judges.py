@@ -26,6 +26,7 @@ def build_judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerB
     """The recipe's judges by name; `tokenizer` is the policy's."""
     judges: dict[str, Judge] = {}
     folder = Path(ctx.recipe.folder or ".")
+    retries = ctx.recipe.reward.retries if ctx.recipe.reward is not None else 0
     for name in section.judges:
         if name == "gold":
             judges[name] = _gold
@@ -45,9 +46,9 @@ def build_judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerB
             judges[name] = own or ModelReward(model, tokenizer.pad_token_id, size)
         elif name == "reward_function":
             assert ctx.recipe.reward is not None and ctx.recipe.reward.function is not None
-            judges[name] = FunctionReward(ctx.recipe.reward.function, folder)
+            judges[name] = FunctionReward(ctx.recipe.reward.function, folder, retries=retries)
         else:
-            judges[name] = FunctionReward(name, folder)
+            judges[name] = FunctionReward(name, folder, retries=retries)
     return judges
 
 

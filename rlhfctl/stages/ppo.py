@@ -240,13 +240,14 @@ def _reward(
     """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
     folder, reward = Path(ctx.recipe.folder or "."), ctx.recipe.reward
     finite = section.engine == "trl"  # our engine keeps the batch and goes back to a checkpoint
+    retries = reward.retries if reward is not None else 0
 
     def main() -> Reward:
         if classifier is not None:
             return ClassifierReward(classifier, section.local_rollout_forward_batch_size)
         if scorer is None:
             assert reward is not None and reward.function is not None
-            return FunctionReward(reward.function, folder, finite=finite)
+            return FunctionReward(reward.function, folder, finite=finite, retries=retries, say=ctx.warn)
         scorer.requires_grad_(False)
         size = section.local_rollout_forward_batch_size
         if theirs is not None:
@@ -257,9 +258,13 @@ def _reward(
         return main()
     return WeightedReward(
         {
-            name: (main() if name == "reward" else FunctionReward(name, folder, finite=finite), weight)
+            name: (
+                main() if name == "reward" else FunctionReward(name, folder, finite=finite, retries=retries),
+                weight,
+            )
             for name, weight in section.rewards.items()
-        }
+        },
+        ctx.warn,
     )
 
 

@@ -6,16 +6,21 @@ that the model's tokenizer loads. Trains nothing, loads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.rewards.function import load_function
+from rlhfctl.rewards import make_episode
+from rlhfctl.rewards.function import FunctionReward, load_function
 from rlhfctl.training import data, hf_events, loading, model_checks, ppo_trl, preflight, tokenizing
-from rlhfctl.training.encoding import texts_of
+from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.leaks import find_leaks
+
+_RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, in any vocabulary
 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
@@ -41,6 +46,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
     for spec in [*functions, *(name for name in [*weighted, *judges] if ":" in name)]:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"
+    called = {**dict.fromkeys(functions), **dict.fromkeys(name for name in [*weighted, *judges] if ":" in name)}
     if recipe.ppo is not None:
         if recipe.ppo.engine == "trl":
             ppo_trl.require()
@@ -53,4 +59,21 @@ def _check(recipe: Recipe) -> Iterator[str]:
     preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
     for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
+    yield from _call_functions(list(called), recipe, rows_of, tokenizer)
     yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"
+
+
+def _call_functions(
+    specs: Sequence[str], recipe: Recipe, rows_of: Mapping[str, data.Rows], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Call each reward function once, on the first prompt and a made-up response; RewardFailed where it fails."""
+    if not specs or "prompts" not in rows_of:
+        return
+    row = rows_of["prompts"].rows[0]
+    prompt_ids = Encoder(tokenizer).prompt(row["prompt"])
+    ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
+    episode = make_episode(tokenizer, row, prompt_ids, ids)
+    for spec in specs:
+        (value,) = FunctionReward(spec, Path(recipe.folder or ".")).optional([episode])
+        given = "None (not its business)" if value is None else f"{value:g}"
+        yield f"function {spec}: called once, on the first prompt: {given}"

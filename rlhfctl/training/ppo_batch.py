@@ -29,6 +29,7 @@ class Batch:
     value_mask: Tensor  # (B, W) states
     raw_scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) as the reward gave them
     scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) after what is due for a missing end
+    parts: dict[str, list[float | None]] = field(default_factory=dict)  # of a weighted sum, before the weights
     logprobs: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, W) of the policy that sampled
     ref_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     kl: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -77,6 +78,7 @@ class Trace:
                 "ended": bool(batch.ended[row]),
                 "raw_score": float(batch.raw_scores[row]),
                 "score": float(batch.scores[row]),
+                "reward_parts": {name: part[row] for name, part in batch.parts.items()},
                 "policy_logprobs": batch.logprobs[row, :tokens].tolist(),
                 "reference_logprobs": batch.ref_logprobs[row, :tokens].tolist(),
                 "kl": batch.kl[row, :tokens].tolist(),

@@ -32,10 +32,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhfctl import fs
-from rlhfctl.errors import EngineError
+from rlhfctl.errors import EngineError, RewardFailed
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, StageStarted, Work
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards import Reward, make_episode
+from rlhfctl.rewards import Reward, make_episode, part_means, parts_of
 from rlhfctl.training import checkpoints, loading, models, ppo_math
 from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
@@ -182,6 +182,10 @@ class PpoLoop:
             number = self.done + 1
             try:
                 metrics = self.update(number)
+            except RewardFailed:
+                if self.done % self.checkpoint_steps:  # nothing of this update is applied yet: keep those before it
+                    self._save_checkpoint()
+                raise
             except NonFiniteError as error:
                 failures += 1
                 self._go_back(number, failures, str(error))
@@ -350,6 +354,7 @@ class PpoLoop:
             for row, prompt, response in zip(batch.rows, batch.prompts, batch.responses, strict=True)
         ]
         scores = self.reward(episodes)
+        batch.parts = parts_of(self.reward)
         batch.raw_scores = torch.tensor(scores, dtype=batch.logprobs.dtype, device=batch.lengths.device)
         batch.scores = ppo_math.missing_end(
             batch.raw_scores,
@@ -557,7 +562,7 @@ class PpoLoop:
             "token_entropy": -float(ppo_math.masked_mean(batch.logprobs, batch.mask)),
             "optimizer_steps": float(len(steps)),
         }
-        return found | {name: _mean(steps, name) for name in steps[0]}
+        return found | part_means(batch.parts) | {name: _mean(steps, name) for name in steps[0]}
 
     def _tell(self, metrics: dict[str, float]) -> None:
         eta = (time.monotonic() - self._began[0]) / (self.done - self._began[1]) * (self.updates - self.done)
@@ -585,7 +590,9 @@ class PpoLoop:
             }
             text = self.tokenizer.decode(response.ids)
             prompt = self.tokenizer.decode(batch.prompts[index])
-            lines.append(json.dumps({"prompt": prompt, "response": text, "response_ids": response.ids} | numbers))
+            numbers["reward_parts"] = {name: part[index] for name, part in batch.parts.items()}
+            record = {"prompt": prompt, "response": text, "response_ids": response.ids} | numbers
+            lines.append(fs.json_line(record))
         self._dumped(number).parent.mkdir(parents=True, exist_ok=True)
         fs.write_atomic(self._dumped(number), "\n".join(lines) + "\n")
 

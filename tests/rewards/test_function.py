@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.errors import RlhfctlError
-from rlhfctl.rewards import Episode
+from rlhfctl.errors import RewardFailed, RlhfctlError
+from rlhfctl.rewards import Episode, part_means, parts_of
 from rlhfctl.rewards.function import FunctionReward, function_file, function_fingerprint, load_function
+from rlhfctl.rewards.weighted import WeightedReward
 
 
 def episodes(*completions: Any, **columns: Sequence[Any]) -> list[Episode]:
@@ -59,7 +60,7 @@ def test_a_column_reaches_a_function_that_names_it_and_no_other(tmp_path: Path) 
 def test_double_star_takes_all_columns_and_nothing_twice(tmp_path: Path) -> None:
     scorer = reward(tmp_path, "seen.append(columns); return [0] * len(prompts)")
     scorer(episodes("a", "b", answer=[3, 4], completion=["x", "y"], prompts=[1, 2], completions=[1, 2]))
-    assert scorer.function.__globals__["seen"] == [{"answer": [3, 4]}]
+    assert scorer.function.__globals__["seen"] == [{"answer": [3, 4], "completion_ids": [[2], [2]]}]
 
 
 def test_where_a_row_lacks_a_column_it_is_none(tmp_path: Path) -> None:
@@ -119,7 +120,6 @@ def test_any_series_of_finite_numbers_is_taken(tmp_path: Path, body: str) -> Non
         ("return [1.0, math.inf]", "returned inf for completion 'second'"),
         ("return [1.0, -math.inf]", "returned -inf for completion 'second'"),
         ("return [1.0, True]", "returned True for completion 'second'"),
-        ("return [1.0, None]", "returned None for completion 'second'"),
         ("return [1.0, '1']", "returned '1' for completion 'second'"),
         ("return [1.0, [1.0]]", r"returned \[1.0\] for completion 'second'"),
         ("import numpy; return [1.0, numpy.bool_(True)]", "True.* for completion 'second'"),
@@ -131,9 +131,86 @@ def test_anything_else_is_refused(tmp_path: Path, body: str, said: str) -> None:
     assert caught.value.where == "scores:score" and caught.value.fix is not None
 
 
-def test_an_error_of_the_function_itself_is_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        reward(tmp_path, "return [1 / 0]")(episodes("a"))
+# ---------------------------------------------------------------- a function that raises
+
+
+def test_what_it_raises_is_one_message_with_its_line_and_the_row(tmp_path: Path) -> None:
+    with pytest.raises(RewardFailed) as caught:
+        reward(tmp_path, "return [1 / len(c) for c in completions]")(episodes("a", "", "b"))
+    assert str(caught.value).splitlines()[0] == (
+        f"scores:score: the reward function failed in {tmp_path / 'scores.py'}:6: ZeroDivisionError: division by zero; "
+        "the row is completion '' to prompt 'prompt 1'"
+    )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)  # for the log
+
+
+def test_an_interrupt_is_not_the_functions_fault(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reward(tmp_path, "raise KeyboardInterrupt")(episodes("a"))
+
+
+def test_a_function_is_called_again_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("rlhfctl.rewards.function.time.sleep", waited.append)
+    body = "seen.append(1)\n    if len(seen) < 3:\n        raise ConnectionError('no answer')\n    return [5.0]"
+    reward(tmp_path, body)
+    patient = FunctionReward("scores:score", tmp_path, retries=2)
+    assert patient(episodes("a")) == [5.0]
+    assert waited == [1, 2]
+    patient.function.__globals__["seen"].clear()
+    with pytest.raises(
+        RewardFailed, match=r"failed 2 times in .*ConnectionError: no answer; each of the 1 rows passes"
+    ):
+        FunctionReward("scores:score", tmp_path, retries=1)(episodes("a"))
+
+
+# ---------------------------------------------------------------- as GRPO users have them
+
+
+def test_the_tokens_of_responses_are_given_to_who_names_them(tmp_path: Path) -> None:
+    scorer = reward(tmp_path, "return [len(ids) for ids in completion_ids]", "completions, completion_ids, **kwargs")
+    batch = [Episode([1], ids, "p", "c", {"prompt": "p"}) for ids in ([7], [7, 8, 9])]
+    assert scorer(batch) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("how", ["async def", "def"])
+def test_a_coroutine_is_awaited(tmp_path: Path, how: str, recwarn: pytest.WarningsRecorder) -> None:
+    reward(tmp_path, "return [float(len(c)) for c in completions]")
+    file = tmp_path / "scores.py"
+    file.write_text(file.read_text().replace("def score", f"{how} score"))
+    assert FunctionReward("scores:score", tmp_path)(episodes("a", "bc")) == [1.0, 2.0]
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
+
+
+def test_a_callable_object_is_a_function(tmp_path: Path) -> None:
+    (tmp_path / "scores.py").write_text(
+        "class Length:\n    def __call__(self, prompts, completions):\n        return [len(c) for c in completions]\n\n"
+        "score = Length()\n"
+    )
+    assert FunctionReward("scores:score", tmp_path)(episodes("a", "bc")) == [1.0, 2.0]
+
+
+def test_none_is_for_rows_that_are_not_its_business(tmp_path: Path) -> None:
+    said: list[str] = []
+    reward(tmp_path, "return [None if i % 2 else 1.5 for i, _ in enumerate(completions)]")
+    scorer = FunctionReward("scores:score", tmp_path, say=said.append)
+    assert scorer.optional(episodes("a", "b", "c")) == [1.5, None, 1.5]
+    assert scorer(episodes("a", "b", "c")) == scorer(episodes("a", "b", "c")) == [1.5, 0.0, 1.5]
+    assert said == ["1 of 3 responses are scored by no reward function (None): they count as 0"]
+
+
+def test_a_weighted_sum_leaves_out_the_parts_that_pass_a_row_over(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "parts.py").write_text(
+        "def first(prompts, completions): return [1.0, None, None]\n"
+        "def second(prompts, completions): return [10.0, 20.0, None]\n"
+    )
+    one, two = (FunctionReward(f"parts:{name}", tmp_path) for name in ("first", "second"))
+    weighted = WeightedReward({"first": (one, 2.0), "second": (two, 0.5)}, said.append)
+    assert weighted(episodes("a", "b", "c")) == [7.0, 10.0, 0.0]
+    assert parts_of(weighted) == {"first": [1.0, None, None], "second": [10.0, 20.0, None]}
+    assert part_means(weighted.parts) == {"reward/first": 1.0, "reward/second": 15.0}
+    assert len(said) == 1
 
 
 # ---------------------------------------------------------------- importing
