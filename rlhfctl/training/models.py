@@ -276,14 +276,13 @@ def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None) -> L
 
 
 def _not_plain(model: nn.Module) -> list[str]:
-    """Names of linear layers that are read or called in a way of their own: Mamba's fused ones, routers of experts."""
+    """Names of linear layers that cannot carry an adapter: Mamba's fused, routers of experts, grouped ones."""
     fused = ["out_proj", "conv1d"] if getattr(model.config, "model_type", "") in _MAMBA else []
     routers = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
-        and type(module).forward is not nn.Linear.forward
-    }  # fmt: skip
+        if isinstance(module, nn.Linear) and type(module).__name__.endswith(("Router", "GroupedLinear"))
+    }
     return [*fused, *sorted(routers)]
 
 

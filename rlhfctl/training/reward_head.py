@@ -57,6 +57,11 @@ def sequence_classifier(causal: type[PreTrainedModel], name: str | None = None) 
             self.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
             self.post_init()
 
+        # Its layers are transformers' own. As custom code, buffers that a parent fills in them would stay unfilled.
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            return False
+
         # transformers looks into the source of a class's file for these two: the family's file is meant.
         @classmethod
         def _can_set_experts_implementation(cls) -> bool:

@@ -127,3 +127,36 @@ def test_labels_give_the_loss_that_transformers_takes() -> None:
     out = scorer(input_ids=ids, attention_mask=mask, labels=wanted)
     by_hand = sum((a - b) ** 2 for a, b in zip(out.logits[:, 0].tolist(), wanted.tolist(), strict=True)) / 4
     assert out.loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_buffers_that_a_backbone_fills_in_its_layers_are_filled_on_loading(tmp_path: Path) -> None:
+    """Falcon H1's: transformers fills them for its own classes, and leaves memory as it was for others."""
+    mamba = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 4, "head_dim": 8}
+    config = AutoConfig.for_model("falcon_h1", **SIZE | TOKENS | mamba)
+    scorer = models.scorer_on(AutoModelForCausalLM.from_config(config, dtype=FLOAT), seed=1)
+    scorer.save_pretrained(tmp_path)
+    loaded = loading.load_scorer(str(tmp_path), dtype=FLOAT)
+    filled = dict(scorer.named_buffers())
+    assert any("mup_vector" in name for name in filled)
+    assert all(torch.equal(value, filled[name]) for name, value in loaded.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "dressed", "plain"),
+    [
+        ("falcon", {"ffn_hidden_size": 48}, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}, set()),
+        ("phimoe", {"num_local_experts": 4}, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"router"}),
+        ("mamba", FAMILIES["mamba"], {"in_proj", "x_proj", "dt_proj"}, {"out_proj"}),
+    ],
+)
+def test_all_linear_leaves_out_what_cannot_carry_an_adapter(
+    family: str, more: dict[str, Any], dressed: set[str], plain: set[str]
+) -> None:
+    config = AutoConfig.for_model(family, **SIZE | TOKENS | more)
+    model = models.add_lora(
+        AutoModelForCausalLM.from_config(config, dtype=FLOAT), Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0
+    )
+    found = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert dressed <= found and not plain & found
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.tensor([ROWS[0]]), use_cache=False).logits).all()
