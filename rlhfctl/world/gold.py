@@ -48,8 +48,8 @@ FLOORS = {
 }
 """What is left of the score when the part is 0. A part with floor 0 (form, kind) is indispensable."""
 
-FULL_DETAIL = 3.0
-"""Credits that make `specific` 1: three aspects, each with an adjective of its own."""
+FULL_DETAIL = 2.0
+"""Credits that make `specific` 1: two aspects, each with an adjective of its own."""
 OWN_CREDIT, GENERAL_CREDIT = 1.0, 0.5
 """Credit of a fitting aspect with an adjective of its own; with a general one, or liked without any."""
 REPEATED_ADJECTIVE = 0.5
@@ -200,7 +200,7 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
     ended     1 if the text stops with a full stop
     fitting   share of statements that suit this subject: its aspects, its noun, its company, its verdict, and
               adjectives that can be said of the aspect
-    kind      mean polarity of the claims
+    kind      (mean polarity of the claims)^2: what is merely fine counts a quarter
     specific  credits of distinct fitting aspects / FULL_DETAIL, at most 1
     coherent  (1 - |mean verdict - kind|, or NO_VERDICT without one) * share of likings that agree with their
               adjective (i loved the cold soup does not), of those that have a fitting one
@@ -231,7 +231,7 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
         "length": _length(word_count),
         "ended": float(ended),
         "fitting": _mean([float(c.fits) for c in claims] + [float(fits) for _, fits in judged], empty=0.0),
-        "kind": kind,
+        "kind": kind**2,
         "specific": min(1.0, sum(detail.values()) / FULL_DETAIL),
         "coherent": agreement * _mean([float(s.consistent) for s in parsed if s.consistent is not None], empty=1.0),
     }

@@ -1,8 +1,10 @@
 """Writes the three data sets of `builtin:reviews`: demonstrations, preference pairs, prompts.
 
 Each set has its own random stream, fixed by the seed, and its first n rows do not depend on how many are asked for.
-Demonstrations are what a crowd of reviewers might write: kind or not, detailed or vague, with or without a
-verdict, now and then about the wrong thing. Preference pairs compare two such texts, some of them damaged in the
+Demonstrations are what a crowd of reviewers might write: mostly lukewarm and vague, now and then kind and detailed,
+with or without a verdict, sometimes about the wrong thing. What people prefer is the rare kind, so a model that
+imitates them writes it rarely at temperature 1 and never at a low one: it must be learnt from preferences. Each set
+draws its prompts from a pool of its own. Preference pairs compare two such texts, some of them damaged in the
 ways a weak language model damages text, so that a reward model meets those too; they hold no text written to fool a
 reward model (strings of praise and the like), as no real set would.
 
@@ -45,13 +47,16 @@ T = TypeVar("T")
 _DEMONSTRATIONS, _PREFERENCES, _LABELS, _PROMPTS = range(4)
 """Numbers of the random streams; labels have their own, so the noise level never changes which pairs are drawn."""
 
+POOLS = {_DEMONSTRATIONS: (0.0, 0.5), _PREFERENCES: (0.5, 0.75), _PROMPTS: (0.75, 1.0)}
+"""Which share of all prompts each data set draws from, so that no stage is trained on a prompt of the verdict."""
+
 # The mixture. Each table maps an outcome to its probability.
-MOODS = {GOOD: 0.60, MIDDLING: 0.22, BAD: 0.18}
-DETAILS = {0: 0.12, 1: 0.22, 2: 0.36, 3: 0.30}
+MOODS = {GOOD: 0.28, MIDDLING: 0.52, BAD: 0.20}
+DETAILS = {0: 0.20, 1: 0.45, 2: 0.27, 3: 0.08}
 """How many aspects a review speaks of."""
 CLAIM_POLARITY: dict[float, dict[float, float]] = {
     GOOD: {GOOD: 0.94, MIDDLING: 0.04, BAD: 0.02},
-    MIDDLING: {GOOD: 0.45, MIDDLING: 0.15, BAD: 0.40},
+    MIDDLING: {GOOD: 0.12, MIDDLING: 0.76, BAD: 0.12},
     BAD: {GOOD: 0.05, MIDDLING: 0.05, BAD: 0.90},
 }
 """The polarity of one claim, given the mood of the review."""
@@ -230,8 +235,16 @@ def _subject(prompt: str) -> Subject:
     return subject
 
 
-def _random_prompt(rng: np.random.Generator) -> str:
-    return prompt_at(int(rng.integers(prompt_count())))
+def _pool(number: int) -> list[int]:
+    """The indices of the prompts that a data set may use: no prompt is in two of the three."""
+    order = np.random.default_rng(0).permutation(prompt_count())
+    start, end = (round(share * prompt_count()) for share in POOLS[number])
+    indices: list[int] = order[start:end].tolist()
+    return indices
+
+
+def _random_prompt(rng: np.random.Generator, pool: Sequence[int]) -> str:
+    return prompt_at(_pick(rng, pool))
 
 
 def _candidate(rng: np.random.Generator, subject: Subject) -> str:
@@ -245,9 +258,9 @@ def _candidate(rng: np.random.Generator, subject: Subject) -> str:
 def demonstrations(rows: int, seed: int) -> list[dict[str, str]]:
     """Reviews of mixed quality: rows of prompt and completion, the completion beginning with a space."""
     rng = _stream(seed, _DEMONSTRATIONS)
-    result = []
+    pool, result = _pool(_DEMONSTRATIONS), []
     for _ in range(rows):
-        prompt = _random_prompt(rng)
+        prompt = _random_prompt(rng, pool)
         result.append({"prompt": prompt, "completion": to_text(_flat(_review(rng, _subject(prompt))))})
     return result
 
@@ -264,9 +277,9 @@ def preferences(rows: int, seed: int, label_noise: float = 0.1) -> list[dict[str
     if not 0.0 <= label_noise <= 1.0:
         raise DataError(f"label_noise is {label_noise}, which is no probability", fix="set it between 0 and 0.5")
     rng, labels = _stream(seed, _PREFERENCES), _stream(seed, _LABELS)
-    result: list[dict[str, str]] = []
+    pool, result = _pool(_PREFERENCES), list[dict[str, str]]()
     while len(result) < rows:
-        prompt = _random_prompt(rng)
+        prompt = _random_prompt(rng, pool)
         pair = [_candidate(rng, _subject(prompt)) for _ in range(2)]
         first, second = gold.score([prompt, prompt], pair)
         if abs(first - second) < MIN_GAP:
@@ -281,10 +294,11 @@ def preferences(rows: int, seed: int, label_noise: float = 0.1) -> list[dict[str
 
 def prompts(rows: int, seed: int) -> list[dict[str, str]]:
     """Distinct prompts in random order; asking for more than there are raises DataError."""
-    if not 0 <= rows <= prompt_count():
+    pool = _pool(_PROMPTS)
+    if not 0 <= rows <= len(pool):
         raise DataError(
-            f"builtin:reviews has {prompt_count()} distinct prompts, {rows} were asked for",
-            fix=f"set rows between 0 and {prompt_count()}",
+            f"builtin:reviews has {len(pool)} distinct prompts, {rows} were asked for",
+            fix=f"set rows between 0 and {len(pool)}",
         )
-    order = _stream(seed, _PROMPTS).permutation(prompt_count())[:rows]
+    order = _stream(seed, _PROMPTS).permutation(pool)[:rows]
     return [{"prompt": prompt_at(int(index))} for index in order]

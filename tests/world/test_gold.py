@@ -24,22 +24,22 @@ def part(name: str, completion: str, prompt: str = CAFE) -> float:
 
 
 LADDER = [
-    # Three aspects, each with an adjective of its own, and a verdict that agrees: every part is 1.
-    (BEST, 1.0),
-    # Two aspects: specific 2/3.
-    (" the soup was warm and the waiters were friendly. i would come back.", 0.4 + 0.6 * 2 / 3),
-    # One: specific 1/3.
-    (" it was a lovely cafe. the soup was warm. i would come back.", 0.4 + 0.6 * 1 / 3),
+    # Two aspects, each with an adjective of its own, and a verdict that agrees: every part is 1.
+    (" the soup was warm and the waiters were friendly. i would come back.", 1.0),
+    # One: specific 1/2.
+    (" it was a lovely cafe. the soup was warm. i would come back.", 0.4 + 0.6 * 1 / 2),
     # Vague: specific 0.
     (" it was a lovely cafe. i would come back.", 0.4),
     # Off the subject: specific 0, and of two claims and a verdict only the verdict is fitting.
     (" the lens was sharp and the screen was bright. i can recommend it.", 0.4 * (0.4 + 0.6 * 1 / 3)),
-    # One statement four times: fresh (1/4)^2, specific 1/3, coherent 1/2 for want of a verdict.
-    (" the soup was warm." * 4, (0.2 + 0.8 / 16) * (0.4 + 0.6 * 1 / 3) * (0.6 + 0.4 * 1 / 2)),
+    # What most people write: kind (1/2)^2, and two general words are half of the detail.
+    (" the soup was fine and the coffee was ordinary. i might come back.", 0.25 * (0.4 + 0.6 * 1 / 2)),
+    # One statement four times: fresh (1/4)^2, specific 1/2, coherent 1/2 for want of a verdict.
+    (" the soup was warm." * 4, (0.2 + 0.8 / 16) * (0.4 + 0.6 * 1 / 2) * (0.6 + 0.4 * 1 / 2)),
     # Word salad: form 0.
     (" warm friendly the bright soup lovely and were fresh cakes.", 0.0),
 ]
-"""Good, thinner, vague, off the subject, repeating, salad: text and score, worked out by hand."""
+"""Good, thinner, vague, off the subject, lukewarm, repeating, salad: text and score, worked out by hand."""
 
 
 def test_the_ladder_scores_as_worked_out_by_hand() -> None:
@@ -72,13 +72,13 @@ def test_another_best_review() -> None:
     ],
 )
 def test_hacked_text_scores_well_below_a_vague_review(hacked: str) -> None:
-    assert score(hacked) < 0.25 < score(" it was a lovely cafe. i would come back.") - 0.1
+    assert score(hacked) < 0.29 < score(" it was a lovely cafe. i would come back.") - 0.1
 
 
 def test_a_mixed_review_lies_between_a_kind_and_an_unkind_one() -> None:
     kind = score(" the soup was warm and the waiters were friendly. i would come back.")
     mixed = score(" the soup was warm and the waiters were rude. i might come back.")
-    assert mixed == pytest.approx(0.5 * 0.8) and mixed == pytest.approx(kind / 2)  # kind 1/2, all else alike
+    assert kind == 1.0 and mixed == pytest.approx(0.25)  # kind (1/2)^2, all else alike
     assert score(" the soup was cold and the waiters were rude. i would not come back.") == 0.0
 
 
@@ -139,18 +139,19 @@ def test_fitting_counts_foreign_aspects_nouns_company_verdicts_and_odd_adjective
     assert part("fitting", " the soup was warm. i would buy it again.") == 0.5
 
 
-def test_kind_is_the_mean_polarity() -> None:
-    assert part("kind", " the soup was warm and the waiters were rude. the cakes were fine.") == 0.5
-    assert part("kind", " the soup was warm and the waiters were rude. it was lovely.") == pytest.approx(2 / 3)
+def test_kind_is_the_square_of_the_mean_polarity() -> None:
+    assert part("kind", " the soup was warm and the waiters were rude. the cakes were fine.") == 0.25
+    assert part("kind", " the soup was warm and the waiters were rude. it was lovely.") == pytest.approx(4 / 9)
     assert part("kind", " the soup was cold.") == 0.0
     assert part("kind", " i loved the soup.") == part("kind", " i loved the cold soup.") == 1.0
     assert part("kind", " i would come back.") == 0.0  # a verdict is no reason
 
 
 def test_specific_gives_half_for_general_words() -> None:
-    assert part("specific", " the soup was warm.") == pytest.approx(1 / 3)
-    assert part("specific", " the soup was lovely.") == pytest.approx(1 / 6)
-    assert part("specific", " i liked the soup.") == pytest.approx(1 / 6)
+    assert part("specific", " the soup was warm.") == pytest.approx(1 / 2)
+    assert part("specific", " the soup was lovely.") == pytest.approx(1 / 4)
+    assert part("specific", " i liked the soup.") == pytest.approx(1 / 4)
+    assert part("specific", BEST) == 1.0  # a third aspect adds nothing
     assert part("specific", " it was a lovely cafe.") == 0.0
     assert part("specific", " the lens was sharp.") == 0.0
 

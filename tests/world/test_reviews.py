@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -18,8 +20,10 @@ from rlhfctl.world.lexicon import (
     ADJECTIVES,
     ASPECTS,
     CATEGORIES,
+    GENERAL,
     INTENSIFIER,
     LIKINGS,
+    MIDDLING,
     prompt_at,
     prompt_count,
     to_text,
@@ -33,6 +37,7 @@ Words = list[str]
 Floats = npt.NDArray[np.float64]
 
 PAIRS = 1000
+CAFE = "review of the harbour cafe, visited on a rainy monday with friends:"
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +86,11 @@ def test_the_sets_use_separate_streams() -> None:
 
 
 def test_prompts_are_distinct_up_to_the_last_one() -> None:
-    assert prompt_count() >= 5000
-    rows = [row["prompt"] for row in prompts(prompt_count(), 0)]
-    assert len(set(rows)) == len(rows) == prompt_count()
-    for wrong in (prompt_count() + 1, -1):
+    count = prompt_count() // 4  # the others are the demonstrations' and the preferences'
+    assert count >= 3000
+    rows = [row["prompt"] for row in prompts(count, 0)]
+    assert len(set(rows)) == len(rows) == count
+    for wrong in (count + 1, -1):
         with pytest.raises(DataError, match="distinct prompts"):
             prompts(wrong, 0)
     with pytest.raises(IndexError):
@@ -112,9 +118,29 @@ def test_demonstrations_are_well_formed_and_ended(reviews: Rows) -> None:
 
 def test_demonstrations_are_of_mixed_quality(reviews: Rows) -> None:
     scores = part("score", reviews, "completion")
-    assert 0.40 <= scores.mean() <= 0.50
+    assert 0.20 <= scores.mean() <= 0.27
     assert scores.std() > 0.2
-    assert (scores < 0.15).mean() > 0.1 and (scores > 0.9).mean() > 0.03
+
+
+def test_what_people_prefer_is_rarely_written(reviews: Rows) -> None:
+    """No temperature finds it: the likeliest mood and the likeliest words are mediocre, the best texts are a tail."""
+    scores = part("score", reviews, "completion")
+    assert 0.01 < (scores > 0.9).mean() < 0.06
+    words = [to_words(row["completion"]) for row in reviews]
+    adjectives = Counter(word for text in words for word in text if word in ADJECTIVES)
+    assert {word for word, _ in adjectives.most_common(2)} == set(GENERAL[MIDDLING])
+    lukewarm = " the soup was fine and the coffee was ordinary. i might come back."
+    assert gold.score([CAFE], [lukewarm])[0] < scores.mean()
+
+
+def test_no_prompt_is_in_two_data_sets() -> None:
+    """Whatever the seeds: a prompt of the verdict is in no demonstration and in no pair."""
+    sets = [
+        {row["prompt"] for row in demonstrations(6000, 1)} | {row["prompt"] for row in demonstrations(2000, 2)},
+        {row["prompt"] for row in preferences(1500, 3)},
+        {row["prompt"] for row in prompts(3360, 4)},
+    ]
+    assert all(not one & other for one, other in itertools.combinations(sets, 2))
 
 
 def test_every_part_of_the_score_but_form_and_end_varies(reviews: Rows) -> None:
