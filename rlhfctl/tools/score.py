@@ -137,7 +137,8 @@ def _scorer(what: Path, context: Context, batch_size: int) -> tuple[Scorer, str]
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
         spec = reward.function
-        return FunctionReward(spec, Path(context.recipe.folder or ".")), f"the reward function {spec}"
+        function = FunctionReward(spec, Path(context.recipe.folder or "."), say=context.warn)
+        return function, f"the reward function {spec}"
     if stage is None and reward.kind == "trained":
         stage = load_artifact(context.run.stage("reward"))
     if stage is not None:
