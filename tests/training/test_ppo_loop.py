@@ -701,7 +701,7 @@ def test_a_reward_that_is_once_not_finite_sends_training_back(value: float, tmp_
     assert [path.name for path in (tmp_path / "non-finite").iterdir()] == [kept.name]
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line["response_ids"] for line in lines] == reward.responses[3]
-    assert not math.isfinite(lines[2]["raw_scores"]) and math.isfinite(lines[1]["raw_scores"])
+    assert lines[2]["raw_scores"] == str(value) and math.isfinite(lines[1]["raw_scores"])  # strict JSON
     assert len(said) == 1 and str(kept) in said[0] and "update 4" in said[0] and "from update 2" in said[0]
     assert gap(reward.weights[4], reward.weights[2]) == 0.0  # both as update 2 left them
     assert gap(reward.weights[2], reward.weights[3]) > 0
