@@ -542,6 +542,7 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     from rlhfctl import fs, pipeline
     from rlhfctl.artifacts import RunPaths
     from rlhfctl.dashboard.attend import closing, listening
+    from rlhfctl.tools.trackers import tracking
 
     loaded = _load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
@@ -551,7 +552,8 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
         fs.naming_full_disk(folder),  # of events.jsonl
         listening(paths.events) as emit,
         fs.naming_full_disk(folder),
+        tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as tell,
     ):
-        artifacts = pipeline.run(loaded, folder, request, emit)
+        artifacts = pipeline.run(loaded, folder, request, tell)
     closing(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")

@@ -741,7 +741,9 @@ class Recipe(Section):
     reward: Reward | None = Field(None, description="What scores a response.")
     ppo: Ppo | None = Field(None, description="Reinforcement learning against the reward.")
     compare: Compare | None = Field(None, description="The verdict on policy against base.")
-    report_to: list[str] = Field([], description="Trackers that also get the metrics, by their Hugging Face names.")
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="Trackers that also get the metrics of every stage. TensorBoard's files stay in the run."
+    )
 
     @model_validator(mode="after")
     def _resolve_and_check(self) -> Recipe:

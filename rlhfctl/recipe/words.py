@@ -56,8 +56,7 @@ def wrong_value(key: Key, details: list[Any]) -> str:
     info = field_at(key)
     annotation = info.annotation if info else None
     if kind == "literal_error":
-        literal = next((part for part in get_args(annotation) if get_origin(part) is Literal), annotation)
-        names = list(get_args(literal))
+        names = [str(name) for name in _literal_names(annotation)]
         near = did_you_mean(str(details[0]["input"]), names)
         expected = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
     elif any(detail["type"] not in _EXPECTED for detail in details):
@@ -66,6 +65,13 @@ def wrong_value(key: Key, details: list[Any]) -> str:
         near, expected = "", " or ".join(_EXPECTED[detail["type"]] for detail in details)
     nullable = " or null" if NoneType in get_args(annotation) else ""
     return f"expected {expected}{nullable}, got {got}{near}"
+
+
+def _literal_names(annotation: Any) -> tuple[Any, ...]:
+    """The values of the first Literal in a type, also within a list or a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((names for part in get_args(annotation) if (names := _literal_names(part))), ())
 
 
 def describe(value: Any) -> str:

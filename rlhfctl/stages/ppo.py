@@ -56,7 +56,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     """Train (or, with our engine, go on training) and publish the policy and its critic."""
     began = time.monotonic()
     recipe, ours = ctx.recipe, section.engine == "rlhfctl"
-    trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed, report_to=recipe.report_to)
+    trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed, report_to=[])
     if ctx.options.get("restarted") and not ours:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
@@ -98,7 +98,6 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             say=ctx.warn,
             watcher=evaluation,
             settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
-            report_to=recipe.report_to,
         )
         policy.check_head([row for row in prompts[: models.PROBE_ROWS] if len(row) > 1])
         metrics = loop.train()

@@ -104,7 +104,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
 def _config(section: Reward, ctx: Context) -> RewardConfig:
     recipe = ctx.recipe
     arguments = hf_events.trainer_arguments(
-        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=recipe.report_to
+        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=[]
     )
     return RewardConfig(**arguments)
 

@@ -103,7 +103,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
 def _config(section: Sft, ctx: Context) -> SFTConfig:
     recipe = ctx.recipe
     arguments = hf_events.trainer_arguments(
-        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=recipe.report_to
+        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=[]
     )
     return SFTConfig(**arguments)
 

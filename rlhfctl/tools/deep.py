@@ -16,6 +16,7 @@ from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards import make_episode
 from rlhfctl.rewards.function import FunctionReward, load_function
+from rlhfctl.tools import trackers
 from rlhfctl.training import data, hf_events, loading, model_checks, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.leaks import find_leaks
@@ -35,6 +36,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
         {key: value.trainer for key, value in trained.items() if value is not None}, recipe.model.dtype
     )
     yield "trainer options: known to the installed TRL"
+    trackers.require(recipe.report_to)
     rows_of = data.check_all(recipe.data, recipe.data_seed)
     for name, rows in rows_of.items():
         yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"

@@ -85,7 +85,6 @@ class PpoLoop:
         say: Callable[[str], None] = lambda sentence: None,
         watcher: Watcher | None = None,
         settings: dict[str, Any] | None = None,
-        report_to: Sequence[str] = (),
         stage: str = "ppo",
     ) -> None:
         self.section = section
@@ -105,16 +104,12 @@ class PpoLoop:
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if section.bf16 else "no",
-            log_with=list(report_to) or None,
-            project_dir=str(work) if report_to else None,
         )
         if self.accelerator.num_processes > 1:
             raise EngineError(
                 "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
             )
         self._check_lengths()
-        if report_to:
-            self.accelerator.init_trackers("rlhfctl")
         self.batch_size = section.per_device_train_batch_size * section.gradient_accumulation_steps
         self.updates = math.ceil(section.total_episodes / self.batch_size)
         self.checkpoint_steps = section.checkpoint_steps or max(1, math.ceil(self.updates / CHECKPOINTS_A_STAGE))
@@ -198,8 +193,6 @@ class PpoLoop:
             if number % self.checkpoint_steps == 0 or number == self.updates:
                 self._save_checkpoint()
                 failures = 0
-        if self.accelerator.log_with:
-            self.accelerator.end_training()
         last = self.history[-max(1, len(self.history) // 10) :]
         names = [name for name in last[-1] if all(name in entry for entry in last)] if last else []
         return {name: statistics.fmean(entry[name] for entry in last) for name in names}
@@ -568,8 +561,6 @@ class PpoLoop:
         eta = (time.monotonic() - self._began[0]) / (self.done - self._began[1]) * (self.updates - self.done)
         self.emit(Metrics(stage=self.stage, step=self.done, total=self.updates, values=metrics, eta_s=eta))
         self.emit(Progress(stage=self.stage, step=self.done, total=self.updates, unit="update", eta_s=eta))
-        if self.accelerator.log_with:
-            self.accelerator.log({f"ppo/{name}": value for name, value in metrics.items()}, step=self.done)
 
     # ------------------------------------------------------------ what is not finite
 

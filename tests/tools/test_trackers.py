@@ -1,0 +1,126 @@
+"""Trackers: every stage's metrics at growing steps, files that stay in the run, missing libraries told at once."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, run_here
+
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.events import Metrics, RunStopped, StageFinished, StageStarted, VerdictReached
+from rlhfctl.tools import trackers
+
+
+def metrics(stage: str, step: int, split: str = "train", **values: float) -> Metrics:
+    return Metrics(stage=stage, step=step, values=values, split=split)  # type: ignore[arg-type]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value), as TensorBoard itself reads its files."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = event_accumulator.EventAccumulator(str(folder))
+    read.Reload()
+    return {tag: [(one.step, one.value) for one in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_a_stage_that_resumes_repeats_no_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    first = [StageStarted(stage="ppo"), *(metrics("ppo", step, score=float(step)) for step in range(1, 6))]
+    again = [
+        StageStarted(stage="ppo", resumed_from=3),
+        *(metrics("ppo", step, score=10.0 + step) for step in (4, 5, 6)),
+    ]
+    for events in ([*first, RunStopped(stage="run", reason="killed")], again):
+        with trackers.tracking(["tensorboard"], tmp_path, "name", lambda event: None) as tell:
+            for event in events:
+                tell(event)
+    found = scalars(tmp_path / "tensorboard" / "ppo")["score"]
+    assert found == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0), (6, 16.0)]
+
+
+def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with trackers.tracking(["tensorboard"], tmp_path, "name", lambda event: None) as tell:
+        tell(StageStarted(stage="sft"))
+        tell(metrics("sft", 1, loss=float("nan"), lr=0.5))
+    assert scalars(tmp_path / "tensorboard" / "sft") == {"lr": [(1, 0.5)]}
+
+
+def test_tensorboards_files_stay_in_a_complete_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tiny.yaml").write_text(TINY + "report_to: [tensorboard]\n")
+    result = run_here("run", "tiny.yaml", "--run-dir", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = {stage: scalars(tmp_path / "run/tensorboard" / stage) for stage in ("sft", "reward", "ppo", "compare")}
+    assert "final/steps" in found["sft"] and "final/heldout_accuracy" in found["reward"]
+    assert {"score", "kl", "eval_score", "eval_kl"} <= found["ppo"].keys()
+    assert {"win_rate", "control_win_rate"} <= found["compare"].keys()
+    for stage in found.values():
+        for tag, points in stage.items():
+            steps = [step for step, _ in points]
+            assert steps == sorted(set(steps)), tag
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Stand-ins for wandb and trackio that note what they are told."""
+    told: dict[str, list[Any]] = defaultdict(list)
+
+    def init(**given: Any) -> Any:
+        told["init"].append(given)
+        return types.SimpleNamespace(
+            log=lambda values: told["log"].append(values),
+            define_metric=lambda *names, **more: told["define"].append(names),
+            finish=lambda: told["finish"].append(1),
+            summary={},
+        )
+
+    for name in ("wandb", "trackio"):
+        module = types.ModuleType(name)
+        module.init = init  # type: ignore[attr-defined]
+        module.log = lambda values, step=None: told["log"].append({**values, "step": step})  # type: ignore[attr-defined]
+        module.finish = lambda: told["finish"].append(1)  # type: ignore[attr-defined]
+        module.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
+        monkeypatch.setitem(sys.modules, name, module)
+    return told
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_each_stage_is_a_run_of_one_project_and_is_closed(
+    name: str, library: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    with trackers.tracking([name], tmp_path, "mine", lambda event: None) as tell:
+        for stage in ("sft", "ppo"):
+            tell(StageStarted(stage=stage, settings={"lr": 1}))
+            tell(metrics(stage, 1, loss=1.0))
+            tell(metrics(stage, 0, "eval", eval_loss=2.0))
+            tell(StageFinished(stage=stage, path="x", seconds=1.0))
+        tell(StageStarted(stage="compare"))
+        tell(VerdictReached(stage="compare", verdict="better", sentence="better: so"))
+    assert [(one["project"], one["name"]) for one in library["init"]] == [
+        ("rlhfctl", "mine-sft"), ("rlhfctl", "mine-ppo"), ("rlhfctl", "mine-compare"),
+    ]  # fmt: skip
+    assert len(library["finish"]) == 3
+    assert {"loss": 1.0, "step": 1} in library["log"] and {"eval_loss": 2.0, "step": 0} in library["log"]
+
+
+def test_a_missing_library_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    (tmp_path / "tiny.yaml").write_text(TINY + "report_to: [wandb]\n")
+    result = run_here("run", "tiny.yaml", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "report_to: wandb is not installed" in result.stderr and "pip install 'rlhfctl[wandb]'" in result.stderr
+    with pytest.raises(RlhfctlError, match="tensorboard is not installed"):
+        trackers.require(["tensorboard"])
+
+
+def test_an_unknown_tracker_is_no_valid_recipe(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY + "report_to: [wndb]\n")
+    result = run_here("validate", "tiny.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "report_to" in result.stderr and "wandb" in result.stderr
