@@ -204,7 +204,7 @@ class Lora(Section):
     )
 
 
-OWN_DATA_KEYS = ("columns", "subset", "split", "revision", "turns", "bad_rows", "deduplicate", "max_chars")
+OWN_DATA_KEYS = ("label", "columns", "subset", "split", "revision", "turns", "bad_rows", "deduplicate", "max_chars")
 BUILTIN_DATA_KEYS = ("rows", "label_noise")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 
@@ -239,7 +239,11 @@ class Source(Section):
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of the data set on the Hub.")
     rows: int | None = Field(None, gt=0, description="How many rows the built-in task generates.")
-    columns: dict[str, str] = Field({}, description="Names of columns in the file, by our name: {prompt: question}.")
+    columns: dict[str, str | list[str]] = Field(
+        {},
+        description="Names of columns in the file, by our name: {prompt: question}; a.b is b within a; a list names "
+        "the columns of the responses: {responses: [a, b], label: winner}.",
+    )
     turns: Turns | None = Field(
         None,
         description="Make conversations of texts that are transcripts, whose turns begin with these words.",
@@ -291,6 +295,9 @@ class Preferences(Source):
     """Pairs of responses, of which people chose one, for the reward stage."""
 
     label_noise: float = Field(0.1, ge=0, le=1, description="Fraction of built-in pairs whose labels are swapped.")
+    label: dict[Literal["first", "second", "tie"], str | int] | None = Field(
+        None, description="What the column `label` says where the first, the second or neither of two responses won."
+    )
     heldout: float = Field(0.15, gt=0, le=0.9, description="Fraction of prompts whose pairs are held out of training.")
 
     def conflicts(self, at: str) -> Iterator[Conflict]:

@@ -53,7 +53,8 @@ def wrong_value(key: Key, details: list[Any]) -> str:
         return "must not be empty"
     if kind == "string_pattern_mismatch":
         return f"must be letters, digits, '.', '_' and '-', the first a letter or a digit, got {got}"
-    info = field_at(key)
+    named = key if isinstance(key[-1], str) else key[: next(i for i, part in enumerate(key) if isinstance(part, int))]
+    info = field_at(named)
     annotation = info.annotation if info else None
     if kind == "literal_error":
         names = [str(name) for name in _literal_names(annotation)]

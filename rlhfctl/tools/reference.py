@@ -160,6 +160,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _words(part: Any) -> str:
+    if get_origin(part) in (Union, UnionType):
+        return " or ".join(_words(one) for one in get_args(part))
     if get_origin(part) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(part))
     if get_origin(part) is list:

@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from rlhfctl import fs
 from rlhfctl.errors import DataError, Problem, RecipeError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
-from rlhfctl.training import shapes, sources
+from rlhfctl.training import columns, shapes, sources
 from rlhfctl.training.leaks import without_leaks
 from rlhfctl.training.sources import type_name as _type_name
 
@@ -33,7 +33,7 @@ ROLES = ("system", "user", "assistant", "tool", "developer")
 
 Row = dict[str, Any]
 Prompt = str | list[dict[str, Any]]
-Check = Callable[[Row, Source, "Counter[str]"], list[Row] | str]  # the rows to use, or what is wrong
+Check = Callable[[Row, Source, "Counter[str]", "Counter[str]"], list[Row] | str]  # the rows to use, or what is wrong
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,13 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     dropped: Counter[str] = Counter()
     usable: list[tuple[Row, str]] = []
     bad: list[str] = []
+    made_of: Counter[str] = Counter()
+    labels: dict[str, str | int] | None = None
+    if isinstance(section, Preferences) and section.label is not None:
+        labels = {str(side): value for side, value in section.label.items()}
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
-        found = check(_rename(row, section.columns), section, dropped)
+        ours = columns.normalised(_rename(row, section.columns), labels, made_of)
+        found = check(ours, section, dropped, made_of) if isinstance(ours, dict) else ours
         if isinstance(found, str):
             bad.append(f"{place}: {found}")
         else:
@@ -144,10 +149,15 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     if bad and (section.bad_rows == "stop" or not usable):
         more = len(bad) - sources.SHOWN_BAD_ROWS
         shown = [*bad[: sources.SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
+        guessed = columns.guess(rows[0]) if isinstance(section, Preferences) else None
+        mapped = (
+            f"say which columns hold the responses and the label: `{guessed}`"
+            if guessed
+            else ("map the columns with `columns: {ours: theirs}`")
+        )
         raise DataError(
             f"{len(bad)} of {len(rows)} rows of data.{name} cannot be used:\n    " + "\n    ".join(shown),
-            fix="correct or remove these rows, map the columns with `columns: {ours: theirs}`, or leave them out: "
-            f"data.{name}.bad_rows: drop",
+            fix=f"correct or remove these rows, {mapped}, or leave them out: data.{name}.bad_rows: drop",
         )
     made = len(usable)
     kept = _sifted(usable, section, dropped)
@@ -155,6 +165,8 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
         why = f" after {_listed(dropped)} were dropped" if dropped else ""
         raise DataError(f"data.{name} holds no rows{why}", where=section.source, fix="name a source with usable rows")
     notes = [f"{made} pairs of {len(rows)} rows"] if made > len(rows) else []
+    notes += [f"{count} {what}" for what, count in sorted(made_of.items())]
+    notes += _unused(name, section, rows)
     if bad:
         notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
     if dropped:
@@ -165,9 +177,23 @@ def _load(name: str, section: Source, seed: int, check: Check) -> Rows:
     return Rows(name, [row for row, _ in kept], fingerprint, tuple(notes), locations=tuple(place for _, place in kept))
 
 
+def _unused(name: str, section: Source, rows: Sequence[Row]) -> list[str]:
+    """A sentence that names the columns which nothing reads. Reward functions get those of prompts."""
+    if name == "prompts" or section.builtin:
+        return []
+    mapped = {one.partition(".")[0] for one in _mapped(section)} | set(_mapped(section))
+    unused = sorted({key for row in rows for key in row if key} - columns.READ - mapped)
+    return [f"not used: the columns {', '.join(unused)}"] if unused else []
+
+
+def _mapped(section: Source) -> list[str]:
+    """The file's columns that `columns` names."""
+    return [one for theirs in section.columns.values() for one in ([theirs] if isinstance(theirs, str) else theirs)]
+
+
 def _require_columns(name: str, section: Source, rows: Sequence[Row]) -> None:
-    for ours, theirs in section.columns.items():
-        if not any(theirs in row for row in rows):
+    for ours, theirs in ((key, one) for key, names in section.columns.items() for one in _theirs(names)):
+        if not any(columns.value_at(row, theirs) is not None or theirs in row for row in rows):
             have = sorted({key for row in rows for key in row})
             raise DataError(
                 f"no row has the column {theirs!r} that data.{name}.columns.{ours} names",
@@ -219,33 +245,44 @@ def _generate(name: str, section: Source, seed: int) -> list[Row]:
     return [dict(row) for row in make(count, seed)]
 
 
-def _rename(row: Row, columns: dict[str, str]) -> Row:
-    if not columns:
+def _rename(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
+    """`row` with its columns under our names; a list of names makes a list of their values."""
+    if not mapping:
         return row
-    theirs = set(columns.values())
-    renamed = {key: value for key, value in row.items() if key not in theirs and key not in columns}
-    return renamed | {ours: row[name] for ours, name in columns.items() if name in row}
+    theirs = {one for names in mapping.values() for one in _theirs(names)}
+    renamed = {key: value for key, value in row.items() if key not in theirs and key not in mapping}
+    for ours, names in mapping.items():
+        values = [columns.value_at(row, one) for one in _theirs(names)]
+        if isinstance(names, list):
+            renamed[ours] = values
+        elif values[0] is not None or names in row:
+            renamed[ours] = values[0]
+    return renamed
+
+
+def _theirs(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
 
 
 # ---------------------------------------------------------------- checking: the row to use, or what is wrong with it
 
 
-def _demonstrations(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
-    return _one(row, section, _check_demonstration)
+def _demonstrations(row: Row, section: Source, dropped: Counter[str], made: Counter[str]) -> list[Row] | str:
+    return _one(row, section, lambda shaped: _check_demonstration(columns.with_system(shaped, made)))
 
 
-def _preferences(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
+def _preferences(row: Row, section: Source, dropped: Counter[str], made: Counter[str]) -> list[Row] | str:
     shaped = shapes.with_conversations(row, section.turns) if section.turns is not None else row
     pairs = shapes.pairs_of(shaped, dropped) if isinstance(shaped, dict) else shaped
     if isinstance(pairs, str):
         return pairs
-    checked = [_check_preference(pair) for pair in pairs]
+    checked = [_check_preference(columns.with_system(pair, made)) for pair in pairs]
     problem = next((one for one in checked if isinstance(one, str)), None)
     return problem or [pair for pair in checked if isinstance(pair, dict)]
 
 
-def _prompts(row: Row, section: Source, dropped: Counter[str]) -> list[Row] | str:
-    return _one(row, section, _check_prompt)
+def _prompts(row: Row, section: Source, dropped: Counter[str], made: Counter[str]) -> list[Row] | str:
+    return _one(row, section, lambda shaped: _check_prompt(shaped, made))
 
 
 def _one(row: Row, section: Source, check: Callable[[Row], Row | str]) -> list[Row] | str:
@@ -293,7 +330,7 @@ def _number(value: object) -> object:
         return value
 
 
-def _check_prompt(row: Row) -> Row | str:
+def _check_prompt(row: Row, made: Counter[str]) -> Row | str:
     row = dict(row)
     if row.get("prompt") is None and row.get("messages") is not None:
         row["prompt"] = row.pop("messages")
@@ -302,6 +339,8 @@ def _check_prompt(row: Row) -> Row | str:
         if isinstance(prompted, str):
             return prompted
         row = prompted
+    if row.get("prompt") is not None:
+        row = columns.with_system(row | {"prompt": columns.without_answer(row["prompt"], made)}, made)
     return _missing(row, "prompt") or _bad_prompt(row["prompt"]) or row
 
 

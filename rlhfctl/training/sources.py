@@ -221,6 +221,9 @@ def _read_csv(path: Path, delimiter: str) -> Found:
     text = _text(path)
     count = text.count("\n") + (not text.endswith("\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
+    first = text.split("\n", 1)[0]
+    if delimiter not in first and ";" in first:  # as spreadsheets write it where the comma is for decimals
+        delimiter = ";"
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     places: list[str] = []
@@ -228,11 +231,11 @@ def _read_csv(path: Path, delimiter: str) -> Found:
     header: list[str] = []
     try:
         for cells in reader:
-            if not cells:
+            if not any(cell.strip() for cell in cells):
                 continue
             if not header:
                 header = [cell.strip() for cell in cells]
-                if len(set(header)) < len(header) or not all(header):
+                if len(set(header)) < len(header) or not all(header[1:]):  # pandas' index has no name
                     raise DataError(
                         f"the first line names its columns badly: {', '.join(header)}",
                         where=str(path),
