@@ -41,10 +41,30 @@ def part_means(parts: dict[str, list[float | None]]) -> dict[str, float]:
 
 
 def make_episode(
-    tokenizer: Any, row: dict[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]
+    tokenizer: Any,
+    row: dict[str, Any],
+    prompt_ids: Sequence[int],
+    response_ids: Sequence[int],
+    stop_strings: Sequence[str] = (),
 ) -> Episode:
-    """An episode whose completion is decoded without special tokens, in the row's own shape (text or messages)."""
+    """An episode whose completion is decoded without special tokens, in the row's own shape (text or messages).
+
+    What begins with a stop string is no part of it: scorers read the text before, and as ids that text with the end
+    token, as a reward model read its training rows.
+    """
     text = tokenizer.decode(response_ids, skip_special_tokens=True)
+    stopped = [text.find(stop) for stop in stop_strings if stop in text]
+    if stopped:
+        text = text[: min(stopped)]
+        response_ids = _ids_of(text, tokenizer, response_ids)
     prompt = row["prompt"]
     completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
     return Episode(prompt_ids, response_ids, prompt, completion, row)
+
+
+def _ids_of(text: str, tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """The ids that write `text`, and the end token: the first of `ids` where these do, else the tokenizer's."""
+    for count in range(len(ids)):
+        if tokenizer.decode(ids[:count], skip_special_tokens=True) == text:
+            return [*ids[:count], tokenizer.eos_token_id]
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

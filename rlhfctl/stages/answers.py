@@ -78,10 +78,11 @@ class _Side:
             sampling = self._sampling(temperature, index)
             drawn.append(rollout.sample(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
             progress.pass_done()
+        stops = self._sampling(temperature, 0).stop_strings
         logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
         found = Drawn(
             episodes=[
-                [make_episode(self.tokenizer, row, self.prompts[i], responses[i].ids) for responses in drawn]
+                [make_episode(self.tokenizer, row, self.prompts[i], responses[i].ids, stops) for responses in drawn]
                 for i, row in enumerate(self.rows)
             ],
             ended=[[responses[i].ended for responses in drawn] for i in range(len(self.rows))],

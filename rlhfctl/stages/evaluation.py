@@ -69,7 +69,7 @@ class Evaluation:
         responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
         ids = [response.ids for response in responses]
         episodes = [
-            make_episode(self.tokenizer, row, prompt, response)
+            make_episode(self.tokenizer, row, prompt, response, section.stop_strings)
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
         scores = self._finite(self.reward(episodes), episodes, update)

@@ -192,6 +192,7 @@ def base_from_recipe(
 def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Give the tokenizer a pad token of its own and the embeddings a row for it. Returns what was done, in words."""
     notes: list[str] = []
+    ends = end_tokens(model, tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
         tokenizer.add_special_tokens({"pad_token": tokenizing.PAD_TOKEN})
@@ -205,18 +206,34 @@ def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
                 embedding.weight[rows:] = embedding.weight[:rows].mean(0, keepdim=True)
         notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows")
     set_token_ids(model, tokenizer)
+    if len(ends) > 1:
+        named = ", ".join(map(str, tokenizer.convert_ids_to_tokens(list(ends))))
+        notes.append(f"each of these tokens ends a response, by the model's generation config: {named}")
     return notes
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a response: end-of-sequence, and those that the model's generation config lists; never pad."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    known = [one for one in listed if 0 <= one < len(tokenizer)]
+    found = dict.fromkeys([tokenizer.eos_token_id, *known])
+    pad = tokenizer.pad_token_id
+    return tuple(one for one in found if one is not None and (one != pad or one == tokenizer.eos_token_id))
 
 
 def set_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make config and generation config agree with the tokenizer on pad, end and beginning."""
+    ends = list(end_tokens(model, tokenizer))
     set_pad_token(model, tokenizer.pad_token_id)
     for config in (model.config, model.config.get_text_config()):
         config.eos_token_id = tokenizer.eos_token_id
         config.bos_token_id = tokenizer.bos_token_id
     # Sampling defaults that a base ships (top_p, temperature) would change what PPO samples from: only the ids stay.
     model.generation_config = GenerationConfig(
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
 
 

@@ -343,7 +343,7 @@ class PpoLoop:
 
     def _score(self, batch: Batch) -> None:
         episodes = [
-            make_episode(self.tokenizer, self.rows[row], prompt, response.ids)
+            make_episode(self.tokenizer, self.rows[row], prompt, response.ids, self.section.stop_strings)
             for row, prompt, response in zip(batch.rows, batch.prompts, batch.responses, strict=True)
         ]
         scores = self.reward(episodes)

@@ -23,7 +23,7 @@ from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.decode import Decoder, Decoding
 from rlhfctl.training.fused import fused
-from rlhfctl.training.models import evaluating, pad_left, pad_right
+from rlhfctl.training.models import end_tokens, evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
 from rlhfctl.training.sequences import PACKED, sees_everything
 from rlhfctl.training.tokenizing import stop_token_id
@@ -34,7 +34,7 @@ SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are s
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` None is greedy; `stop_ids` None ends at end-of-sequence, () only at the length.
+    """How to sample. `temperature` None is greedy; `stop_ids` None ends at the model's end tokens, () at the length.
 
     `top_k` 0 and `top_p` 1 keep the whole distribution. `stream` separates draws that share seed and episode.
     """
@@ -65,7 +65,7 @@ def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int,
         seed,
         top_k=section.top_k,
         top_p=section.top_p,
-        stop_ids=() if stop is None else (stop_token_id(stop, tokenizer),),
+        stop_ids=() if stop is None else None if stop == "eos" else (stop_token_id(stop, tokenizer),),
         stop_strings=tuple(section.stop_strings),
         stream=stream,
     )
@@ -180,7 +180,7 @@ def _sample_batch(
 ) -> list[Response]:
     """The responses of one batch; `before` it so many were drawn."""
     at, longest = policy.device, sampling.max_new_tokens
-    stops = (tokenizer.eos_token_id,) if sampling.stop_ids is None else sampling.stop_ids
+    stops = end_tokens(policy.model, tokenizer) if sampling.stop_ids is None else sampling.stop_ids
     stop_ids = torch.tensor(stops, dtype=torch.long, device=at)
     noise = None
     if sampling.temperature is not None:
