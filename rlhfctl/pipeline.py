@@ -288,7 +288,7 @@ def _look_ahead(
     recipe: Recipe,
     chosen: Sequence[str],
     paths: RunPaths,
-    data: Mapping[str, Any],
+    data: dict[str, Any],
     request: Request,
 ) -> list[str]:
     """Check options of the trainers, and what tokenizers and configurations tell of this and the stages after it.
@@ -318,9 +318,11 @@ def _look_ahead(
             if at is not None:
                 tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
-        importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
-        found: list[str] = model_checks.check_reward(recipe, read, to_come, request.external.get("reward"))
-        return found
+        kept = importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
+        refused = [f"data.{name}: {rows.notes[-1]}" for name, rows in kept.items() if rows is not data[name]]
+        data.update(kept)  # the stages read what the template takes
+        found: list[str] = model_checks.check_reward(recipe, kept, to_come, request.external.get("reward"))
+        return [*refused, *found]
 
 
 def _make_room(folder: Path, inputs: Mapping[str, str], paths: RunPaths, force: bool, emit: Emit, name: str) -> bool:

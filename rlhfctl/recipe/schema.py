@@ -339,7 +339,9 @@ class Data(Section):
     max_prompt_length: int | None = Field(
         None, gt=0, description="Longest prompt in tokens (null: what the context leaves beside the response)."
     )
-    overlong_prompts: Literal["drop", "truncate"] = Field("drop", description="What happens to longer prompts.")
+    overlong_prompts: Literal["drop", "truncate"] = Field(
+        "drop", description="What happens to longer prompts (truncate: cut in content)."
+    )
     leaks: Literal["warn", "drop"] = Field(
         "warn", description="Whether demonstrations and preferences that answer a test prompt are named, or dropped."
     )

@@ -21,8 +21,9 @@ from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.stages import Context, handoff
 from rlhfctl.training import adapter_folders, loading, models, peak, rollout, tokenizing
+from rlhfctl.training.architecture import context_of
 from rlhfctl.training.data import Row, prompt_key
-from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.encoding import Encoder, fit_prompts
 from rlhfctl.training.sources import read_jsonl
 
 GREEDY = 0.0  # the temperature of greedy decoding
@@ -211,11 +212,17 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
 
 
 def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Context) -> list[Row]:
-    rows = test
+    """The test prompts that both sides have room for, cut as PPO's are where `data.overlong_prompts` says so."""
+    data, rows, cut = ctx.recipe.data, test, 0
     for side in sides:
-        context = getattr(side.model.config, "max_position_embeddings", None)
-        encoder = Encoder(side.tokenizer)
-        rows = [row for row in rows if context is None or len(encoder.prompt(row["prompt"])) + new <= context]
+        context = context_of(side.model.config)
+        limits = [one for one in (data.max_prompt_length, context and context - new) if one is not None]
+        rows, _, shorter, _ = fit_prompts(
+            rows, Encoder(side.tokenizer), min(limits, default=None), data.overlong_prompts
+        )
+        cut = max(cut, shorter)
+    if cut:
+        ctx.warn(f"{cut} of {len(test)} test prompts are too long and are cut within their content")
     if len(rows) < len(test):
         ctx.warn(f"{len(test) - len(rows)} of {len(test)} test prompts leave no room for {new} tokens and are left out")
     if not rows:

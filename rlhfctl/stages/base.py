@@ -13,7 +13,8 @@ from rlhfctl.artifacts import Artifact
 from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context, handoff
 from rlhfctl.training import loading, model_checks, models, tokenizing
-from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, texts_of
+from rlhfctl.training.architecture import context_of
+from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation, missing_marks, texts_of
 
 
 def run(section: Model, ctx: Context) -> Artifact:
@@ -29,6 +30,9 @@ def run(section: Model, ctx: Context) -> Artifact:
     if tokenizer.chat_template is not None and (adopted := adopt_end_of_turn(tokenizer)):
         models.set_token_ids(model, tokenizer)
         ctx.note(adopted)
+    asked = ctx.data["prompts"].rows if "prompts" in ctx.data else []
+    if any(is_conversation(row) for row in asked) and (marks := missing_marks(tokenizer)):
+        ctx.warn(marks)
 
     encoder = Encoder(tokenizer)
     rows = (
@@ -36,7 +40,8 @@ def run(section: Model, ctx: Context) -> Artifact:
         if "prompts" in ctx.data
         else []
     )
-    rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
+    longest = context_of(model.config) or models.PROBE_TOKENS
+    rows = [row[:longest] for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     models.to_device(model)
     if section.path is not None:
         model_checks.check_loaded(model, ctx.recipe, section.path)

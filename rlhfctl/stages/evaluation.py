@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError, RewardFailed
-from rlhfctl.events import Metrics, Sample, Work, transcript
+from rlhfctl.events import Metrics, Sample, transcript
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Episode, Reward, make_episode, part_means, parts_of
 from rlhfctl.stages import Context
 from rlhfctl.training import models, rollout
 from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.encoding import Encoder, fit_prompts
 from rlhfctl.training.roles import LanguageModel
 
 _SAMPLES_SHOWN = 1
@@ -69,7 +69,7 @@ class Evaluation:
         responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
         ids = [response.ids for response in responses]
         episodes = [
-            make_episode(self.tokenizer, row, prompt, response, section.stop_strings)
+            make_episode(self.tokenizer, row, prompt, response, self._sampling.stop_strings)
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
         scores = self._finite(self.reward(episodes), episodes, update)
@@ -187,7 +187,7 @@ class Evaluation:
 def encode_prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, model: Any, response_length: int, ctx: Context
 ) -> tuple[list[Row], list[list[int]]]:
-    """Rows and their prompt ids; prompts too long for the context are dropped or cut (at their start), and counted."""
+    """Rows and their prompt ids; prompts too long for the context are dropped, or cut in their content, and counted."""
     data = ctx.recipe.data
     context = getattr(model.config, "max_position_embeddings", None)
     limit = data.max_prompt_length or (context - response_length if context else None)
@@ -197,20 +197,10 @@ def encode_prompts(
             where="ppo.response_length",
             fix="lower it",
         )
-    encoder = Encoder(tokenizer)
-    kept, prompts, overlong = [], [], 0
-    for row in Work("encoding prompts", len(rows), "prompt").through(rows):
-        ids = encoder.prompt(row["prompt"])
-        if limit is not None and len(ids) > limit:
-            overlong += 1
-            if data.overlong_prompts == "drop":
-                continue
-            ids = ids[-limit:]
-        kept.append(row)
-        prompts.append(ids)
-    if overlong:
-        done = "dropped" if data.overlong_prompts == "drop" else "cut at their start"
-        ctx.warn(f"{overlong} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
+    kept, prompts, cut, dropped = fit_prompts(rows, Encoder(tokenizer), limit, data.overlong_prompts)
+    for count, done in ((cut, "cut within their content"), (dropped, "dropped")):
+        if count:
+            ctx.warn(f"{count} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
     if rows and not prompts:
         room = (
             f"data.max_prompt_length={limit}"
@@ -221,7 +211,7 @@ def encode_prompts(
         raise DataError(
             f"all {len(rows)} prompts have more tokens than {room}",
             where="data.prompts",
-            fix=f"{'raise' if data.max_prompt_length else 'lower'} {key}, give shorter prompts, or cut them at their "
-            "start: data.overlong_prompts: truncate",
+            fix=f"{'raise' if data.max_prompt_length else 'lower'} {key}, give shorter prompts, or cut them: "
+            "data.overlong_prompts: truncate",
         )
     return kept, prompts

@@ -24,6 +24,7 @@ from rlhfctl.recipe.schema import Reward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training import hf_events, loading, models, tokenizing
+from rlhfctl.training.architecture import context_of
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
 
@@ -42,8 +43,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
     config = _config(section, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train, _ = _encode(split.train, encoder, config, ctx)
-    heldout, heldout_rows = _encode(split.heldout, encoder, config, ctx)
+    train, _ = _encode(split.train, encoder, config, model, ctx)
+    heldout, heldout_rows = _encode(split.heldout, encoder, config, model, ctx)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
 
@@ -110,22 +111,23 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
 
 
 def _encode(
-    rows: list[Row], encoder: Encoder, config: RewardConfig, ctx: Context
+    rows: list[Row], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
 ) -> tuple[list[dict[str, Any]], list[Row]]:
     """The pairs that fit into max_length as ids, and their rows."""
     pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
     if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
         pairs = [{"margin": 0.0} | pair for pair in pairs]
-    limit = config.max_length
+    context = context_of(model.config)
+    limits = [one for one in (config.max_length, context) if one is not None]
+    limit = min(limits, default=None)
+    name = f"max_length={limit}" if limit == config.max_length else f"the model's context of {limit}"
     fits = [limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit for pair in pairs]
     kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
     if len(kept) < len(pairs):
-        ctx.warn(
-            f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than max_length={limit} tokens and are dropped"
-        )
+        ctx.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {name} tokens and are dropped")
     if not kept:
         raise DataError(
-            f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length", fix="raise max_length"
+            f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
         )
     return kept, [row for row, short in zip(rows, fits, strict=True) if short]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel, TaskType
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhfctl import fs
@@ -22,8 +22,9 @@ from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
 from rlhfctl.training import hf_events, loading, model_checks, models, tokenizing
+from rlhfctl.training.architecture import context_of
 from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, texts_of
+from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, missing_marks, texts_of
 
 
 def run(section: Sft, ctx: Context) -> Artifact:
@@ -44,6 +45,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if conversations and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
         models.set_token_ids(model, tokenizer)
         notes.append(sentence)
+    if conversations and (sentence := missing_marks(tokenizer)):
+        ctx.warn(sentence)
     for sentence in notes:
         ctx.note(sentence)
     if recipe.model.path is not None:
@@ -51,7 +54,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 2. Rows to ids.
     config = _config(section, ctx)
-    encoded = _encode(demonstrations, tokenizer, config, ctx)
+    encoded = _encode(demonstrations, tokenizer, config, model, ctx)
 
     # 3. The trainer: whole weights, or an adapter on them.
     if section.lora is not None:
@@ -81,7 +84,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
     metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
-    rows = [row["input_ids"][: models.PROBE_TOKENS] for row in encoded[: models.PROBE_ROWS]]
+    longest = min(models.PROBE_TOKENS, config.max_length or models.PROBE_TOKENS)  # within the model's context
+    rows = [row["input_ids"][:longest] for row in encoded[: models.PROBE_ROWS]]
     metrics["steps"] = trainer.state.global_step
     model = hf_events.trained_model(trainer)
     _publish(model, tokenizer, rows, ctx)
@@ -108,8 +112,16 @@ def _config(section: Sft, ctx: Context) -> SFTConfig:
     return SFTConfig(**arguments)
 
 
+def _within_context(config: SFTConfig, model: PreTrainedModel) -> int | None:
+    """Lower max_length to the model's context: what lies beyond has no positions, or such as it never saw."""
+    context = context_of(model.config)
+    if context is not None and (config.max_length is None or config.max_length > context):
+        config.max_length = context
+    return config.max_length
+
+
 def _encode(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, ctx: Context
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, model: PreTrainedModel, ctx: Context
 ) -> list[dict[str, list[int]]]:
     encoder = Encoder(tokenizer)
     encoded = [
@@ -122,15 +134,16 @@ def _encode(
     config.completion_only_loss, config.assistant_only_loss = False, False
     if sentence := encoder.warning("demonstrations"):
         ctx.warn(sentence)
-    limit = config.max_length
+    limit = _within_context(config, model)
+    name = f"the model's context of {limit}" if limit == context_of(model.config) else f"max_length={limit}"
     if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
-        ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than max_length={limit} tokens and are cut there")
+        ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than {name} tokens and are cut there")
         lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
         if lost == len(encoded):
             raise DataError(
                 f"no demonstration has a token to learn from among its first {limit}",
                 where="sft.trainer.max_length",
-                fix="raise it, or give shorter prompts",
+                fix="raise it where the model's context allows, or give shorter prompts",
             )
         if lost:
             ctx.warn(f"{lost} of them are left without a single token to learn from and are dropped")

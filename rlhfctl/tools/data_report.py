@@ -106,7 +106,7 @@ def examine(recipe: Recipe) -> Report:
     loaded = data.check_all(recipe.data, recipe.data_seed)
     texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
-    preflight.check(recipe, loaded, (), tokenizer)
+    loaded = preflight.check(recipe, loaded, (), tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
     return Report(sets, tuple(find_leaks(loaded)))
 

@@ -39,7 +39,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
     trackers.require(recipe.report_to)
     rows_of = data.check_all(recipe.data, recipe.data_seed)
     for name, rows in rows_of.items():
-        yield f"data.{name}: {len(rows.rows)} rows, all usable (fingerprint {rows.fingerprint[:12]})"
+        yield f"data.{name}: {len(rows.rows)} rows (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
     yield from (f"warning: {sentence}" for sentence in find_leaks(rows_of))
     judges = recipe.compare.judges if recipe.compare is not None else []
@@ -58,7 +58,9 @@ def _check(recipe: Recipe) -> Iterator[str]:
     texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
     model_checks.check_base(recipe, stages_of(recipe))
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
-    preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
+    kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
+    yield from (f"data.{name}: {rows.notes[-1]}" for name, rows in kept.items() if rows is not rows_of[name])
+    rows_of = kept
     for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
     yield from _call_functions(list(called), recipe, rows_of, tokenizer)

@@ -7,7 +7,7 @@ the same last token in training as in PPO. Leaves out batching and padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
+from rlhfctl.events import Work
 from rlhfctl.training.data import Prompt, Row
 
 IGNORED = -100  # torch's cross-entropy leaves this label out
@@ -92,6 +93,35 @@ class Encoder:
         self.encoded += 1
         self.boundary_mismatches += not exact
         return {"input_ids": ids, "labels": labels}
+
+    def shortened(self, prompt: Prompt, limit: int) -> Prompt | None:
+        """`prompt` cut within its content until its ids are at most `limit`; None where even that is too long.
+
+        Of a conversation the oldest turns go first, but never the system's and never the last; then the last message
+        loses its beginning. Of a text the beginning goes. BOS, the system turn and the template's marks stay.
+        """
+        if isinstance(prompt, str):
+            return self._cut_text(prompt, limit, lambda text: text)
+        kept = [message for message in prompt if message["role"] == "system"][:1]
+        turns = prompt[len(kept) :]
+        while len(turns) > 1 and len(self.prompt([*kept, *turns])) > limit:
+            turns = turns[1:]
+            while len(turns) > 1 and turns[0]["role"] != "user":  # a conversation begins with the user
+                turns = turns[1:]
+        if len(self.prompt([*kept, *turns])) <= limit:
+            return [*kept, *turns]
+        last = turns[-1]
+        return self._cut_text(last["content"], limit, lambda text: [*kept, *turns[:-1], {**last, "content": text}])
+
+    def _cut_text(self, text: str, limit: int, build: Callable[[str], Prompt]) -> Prompt | None:
+        """The longest end of `text`, in whole tokens, with which `build` makes a prompt of at most `limit` ids."""
+        ids = self._plain(text)
+        room = limit - (len(self.prompt(build(text))) - len(ids))
+        for count in range(min(room, len(ids) - 1), 0, -1):
+            end = self.tokenizer.decode(ids[len(ids) - count :], skip_special_tokens=False).lstrip("\ufffd")
+            if end.strip() and len(self.prompt(build(end))) <= limit:
+                return build(end)
+        return None
 
     def preference(self, row: Row) -> dict[str, Any]:
         """`chosen_ids` and `rejected_ids`: the whole sequence of each side; `margin` where the row has one."""
@@ -184,6 +214,29 @@ def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
     return next((at for at, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
 
 
+def fit_prompts(
+    rows: Sequence[Row], encoder: Encoder, limit: int | None, overlong: str
+) -> tuple[list[Row], list[list[int]], int, int]:
+    """Rows whose prompts have at most `limit` ids, their ids, and how many were cut and dropped.
+
+    With `overlong: truncate` a longer prompt is cut within its content, and its row holds the shorter prompt: whoever
+    reads the row, policy, reward or judge, reads the same text. What cannot be cut is dropped.
+    """
+    kept, ids, cut, dropped = [], [], 0, 0
+    for row in Work("encoding prompts", len(rows), "prompt").through(rows):
+        prompt = encoder.prompt(row["prompt"])
+        if limit is not None and len(prompt) > limit:
+            shorter = encoder.shortened(row["prompt"], limit) if overlong == "truncate" else None
+            if shorter is None:
+                dropped += 1
+                continue
+            row = {**row, "prompt": shorter}
+            prompt, cut = encoder.prompt(shorter), cut + 1
+        kept.append(row)
+        ids.append(prompt)
+    return kept, ids, cut, dropped
+
+
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """DataError when conversations come and the tokenizer has no chat template."""
     if tokenizer.chat_template is None:
@@ -205,15 +258,7 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     A policy is stopped by end-of-sequence; where the template closes turns with another special token it would never
     stop. Returns a sentence when something changed.
     """
-    marker = "rlhfctl-response"
-    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
-    try:
-        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    except TemplateSyntaxError as error:
-        raise _broken_template(error) from error
-    except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
-        return None
-    tail = text.rpartition(marker)[2].strip() if marker in text else ""
+    tail = _turn_end(tokenizer)
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -222,6 +267,47 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     was = tokenizer.eos_token
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
     return f"the chat template closes turns with {tokenizer.eos_token}: it replaces {was} as end-of-sequence"
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with which the chat template closes the assistant's turn; empty where it has none."""
+    if tokenizer.chat_template is None:
+        return ""
+    marker = "rlhfctl-response"
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except TemplateSyntaxError as error:
+        raise _broken_template(error) from error
+    except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
+        return ""
+    return text.rpartition(marker)[2].strip() if marker in text else ""
+
+
+def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The mark that closes a turn where it is no token of the tokenizer, so that a model writes it letter by letter.
+
+    None where the template closes turns with a token, or with nothing but white space. Such a mark ends a response as a
+    stop string does, and is never read by rewards.
+    """
+    mark = _turn_end(tokenizer).split("\n")[0].strip()
+    if not mark or not mark.startswith("<"):
+        return None
+    ids = tokenizer(mark, add_special_tokens=False)["input_ids"]
+    return mark if len(ids) > 1 and ids[0] != tokenizer.eos_token_id else None
+
+
+def missing_marks(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A sentence about a template whose marks are no tokens, with the way out; None where they are."""
+    mark = written_turn_end(tokenizer)
+    if mark is None:
+        return None
+    return (
+        f"the chat template closes turns with {mark}, which is no token of this tokenizer: the model writes it letter "
+        "by letter, and it ends a response as a stop string does. Better: add it as a special token (tokenizer."
+        "add_special_tokens, resize the embeddings, train their rows), or set model.chat_template to a template whose "
+        "marks are tokens"
+    )
 
 
 def _broken_template(error: TemplateSyntaxError) -> DataError:

@@ -342,8 +342,9 @@ class PpoLoop:
     # ------------------------------------------------------------ 2. to 5. what is computed once a batch
 
     def _score(self, batch: Batch) -> None:
+        stops = sampling_for(self.section, self.tokenizer, seed=self.seed, stream=self.attempt).stop_strings
         episodes = [
-            make_episode(self.tokenizer, self.rows[row], prompt, response.ids, self.section.stop_strings)
+            make_episode(self.tokenizer, self.rows[row], prompt, response.ids, stops)
             for row, prompt, response in zip(batch.rows, batch.prompts, batch.responses, strict=True)
         ]
         scores = self.reward(episodes)

@@ -11,9 +11,11 @@ from collections.abc import Collection, Mapping
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
+from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training.data import PromptSplit, Rows, require_a_batch
+from rlhfctl.training.data import PromptSplit, Row, Rows, require_a_batch
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
+from rlhfctl.training.sources import SHOWN_BAD_ROWS
 from rlhfctl.training.tokenizing import stop_token_id
 
 
@@ -22,31 +24,61 @@ def check(
     data: Mapping[str, Rows],
     stages: Collection[str],
     tokenizer: PreTrainedTokenizerBase | None,
-) -> None:
-    """Raise what the stages to come would: RecipeError or DataError. `tokenizer` None: it is not known."""
+) -> dict[str, Rows]:
+    """Raise what the stages to come would: RecipeError or DataError. `tokenizer` None: it is not known.
+
+    Returns the data sets without the rows that the chat template refuses, where `bad_rows: drop` allows it; their notes
+    say so.
+    """
     section = recipe.ppo
     if section is not None and "ppo" in stages and "prompts" in data:
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
         require_a_batch(len(split.train), section)  # over-long prompts, told by the stage, may leave fewer yet
     if tokenizer is None:
-        return
+        return dict(data)
     if tokenizer.chat_template and any(is_conversation(row) for rows in data.values() for row in rows.rows):
         adopt_end_of_turn(tokenizer)
     encoder = Encoder(tokenizer)
-    for name, rows in data.items():  # a row is enough: a missing or broken template fails on each
-        if not is_conversation(rows.rows[0]):
-            continue
-        try:
-            _encode(encoder, name, rows)
-        except DataError as error:
-            raise DataError(f"{error.what} (data.{name})", where=error.where, fix=error.fix) from error
+    fitting = {name: _encodable(encoder, rows, recipe) for name, rows in data.items()}
     if section is not None and "ppo" in stages and section.stop_token is not None:
         stop_token_id(section.stop_token, tokenizer)
+    return fitting
 
 
-def _encode(encoder: Encoder, name: str, rows: Rows) -> None:
-    row = rows.rows[0]
+def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
+    """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
+    refused: dict[int, str] = {}
+    first: DataError | None = None
+    for row in Work(f"rendering {rows.name}", len(rows.rows)).through(rows.rows):
+        if is_conversation(row):
+            try:
+                _encode(encoder, rows.name, row)
+            except DataError as error:
+                first = first or error
+                refused[id(row)] = f"{rows.location_of(row)}: {error.what}"
+    if first is None:
+        return rows
+    told = list(refused.values())
+    if len(told) == len(rows.rows):  # a missing or a broken template fails on each
+        raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
+    if getattr(recipe.data, rows.name).bad_rows == "stop":
+        shown = [*told[:SHOWN_BAD_ROWS], *([f"and {len(told) - SHOWN_BAD_ROWS} more"] if told[SHOWN_BAD_ROWS:] else [])]
+        raise DataError(
+            f"{len(told)} of {len(rows.rows)} rows of data.{rows.name} cannot be used:\n    " + "\n    ".join(shown),
+            where=first.where,
+            fix=f"correct or remove these rows, leave them out (data.{rows.name}.bad_rows: drop), or set "
+            "model.chat_template to one that takes them",
+        )
+    note = f"{len(told)} of {len(rows.rows)} rows are refused by the chat template and dropped, the first: {told[0]}"
+    split = rows.split
+    if split is not None:
+        parts = {name: [row for row in part if id(row) not in refused] for name, part in vars(split).items()}
+        split = type(split)(**parts)
+    return rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
+
+
+def _encode(encoder: Encoder, name: str, row: Row) -> None:
     if name == "prompts":
         encoder.prompt(row["prompt"])
     elif name == "preferences":

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.decode import Decoder, Decoding
+from rlhfctl.training.encoding import written_turn_end
 from rlhfctl.training.fused import fused
 from rlhfctl.training.models import end_tokens, evaluating, pad_left, pad_right
 from rlhfctl.training.roles import LanguageModel
@@ -66,9 +67,14 @@ def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int,
         top_k=section.top_k,
         top_p=section.top_p,
         stop_ids=() if stop is None else None if stop == "eos" else (stop_token_id(stop, tokenizer),),
-        stop_strings=tuple(section.stop_strings),
+        stop_strings=(*section.stop_strings, *_written_end(tokenizer)),
         stream=stream,
     )
+
+
+def _written_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    mark = written_turn_end(tokenizer)
+    return () if mark is None else (mark,)
 
 
 @dataclass(frozen=True)
@@ -332,7 +338,14 @@ def _takes_own_mask(policy: LanguageModel) -> bool:
     It then needs not be made anew from (B, L) for each token.
     """
     config = policy.config
+    if uses_alibi(config):  # its biases are made from (B, L)
+        return False
     return sees_everything(config) and getattr(config, "_attn_implementation", None) in ("sdpa", "eager", PACKED)
+
+
+def uses_alibi(config: Any) -> bool:
+    """Whether attention is biased by distance (ALiBi, Press et al. 2022), which is counted from a mask (B, L)."""
+    return config.model_type in ("bloom", "mpt") or bool(getattr(config, "alibi", False))
 
 
 def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:

@@ -77,7 +77,7 @@ class Lengths:
         texts = texts_of(rows["demonstrations"].rows) if "demonstrations" in rows else []
         model_checks.check_base(recipe, stages_of(recipe))
         tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
-        preflight.check(recipe, rows, stages_of(recipe), tokenizer)
+        rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
         found: dict[str, Any] = {}
         if "demonstrations" in rows and recipe.sft is not None:

@@ -1,0 +1,145 @@
+"""Rows that the chat template refuses and rows that are too long: told by number and place, before anything trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_here
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.errors import DataError
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Init
+from rlhfctl.training import preflight, tokenizing
+from rlhfctl.training.data import check_all
+from rlhfctl.training.encoding import Encoder, fit_prompts
+
+CHAT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+OPEN = CHAT[CHAT.index("{% endfor %}") + len("{% endfor %}") :]  # the same, and it takes any order
+INIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 300}
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    made = tokenizing.train_tokenizer(Init(**INIT), ["[user]what is it?\n[assistant]a tiny text"])  # type: ignore[arg-type]
+    made.chat_template = CHAT
+    return made
+
+
+# ---------------------------------------------------------------- rows that the template refuses
+
+
+def recipe(folder: Path, **demonstrations: Any) -> Path:
+    good, bad = turns("q", "a"), [*turns("q")[:1], *turns("q", "a")]
+    rows = [{"messages": bad if number in (2, 5) else good} for number in range(1, 9)]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"source": "demos.jsonl", **demonstrations}
+    model = {"init": INIT, "chat_template": CHAT}
+    path = folder / "mine.yaml"
+    path.write_text(json.dumps({"name": "t", "model": model, "data": {"demonstrations": section}, "sft": {}}))
+    return path
+
+
+def test_each_row_goes_through_the_template_and_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    loaded = load_recipe(recipe(tmp_path)).recipe
+    with pytest.raises(DataError) as caught:
+        preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)
+    said = str(caught.value)
+    assert "2 of 8 rows of data.demonstrations cannot be used" in said
+    assert (
+        "demos.jsonl:2: the chat template refuses a conversation (user, user, assistant): roles must alternate" in said
+    )
+    assert "demos.jsonl:5:" in said and "data.demonstrations.bad_rows: drop" in said
+
+
+def test_bad_rows_drop_leaves_them_out_and_says_so(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    loaded = load_recipe(recipe(tmp_path, bad_rows="drop")).recipe
+    kept = preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)["demonstrations"]
+    assert len(kept.rows) == len(kept.locations) == 6
+    assert kept.notes[-1].startswith("2 of 8 rows are refused by the chat template and dropped, the first: ")
+    assert kept.locations[1].endswith("demos.jsonl:3")
+
+
+def test_pairs_and_prompts_lose_the_same_rows_in_their_splits(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = recipe(tmp_path, bad_rows="drop")
+    prompts = [turns(f"q{i}") if i % 3 else [*turns(f"q{i}"), *turns("again")] for i in range(12)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    given = json.loads(path.read_text())
+    given["data"]["prompts"] = {"source": "prompts.jsonl", "bad_rows": "drop", "eval": 2, "test": 4}
+    path.write_text(json.dumps(given))
+    loaded = load_recipe(path).recipe
+    kept = preflight.check(loaded, check_all(loaded.data, 0), [], tokenizer)["prompts"]
+    assert len(kept.rows) == 8
+    assert kept.split is not None
+    assert sum(len(part) for part in vars(kept.split).values()) == 8
+
+
+# ---------------------------------------------------------------- prompts that are too long
+
+
+def test_a_text_loses_its_beginning_and_whoever_reads_the_row_reads_the_same(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoder = Encoder(tokenizer)
+    long = " ".join(f"word{i}" for i in range(30))
+    rows, ids, cut, dropped = fit_prompts([{"prompt": "short"}, {"prompt": long}], encoder, 20, "truncate")
+    assert (cut, dropped) == (1, 0)
+    assert long.endswith(rows[1]["prompt"]) and 0 < len(ids[1]) <= 20
+    assert ids[1] == encoder.prompt(rows[1]["prompt"])
+    assert fit_prompts([{"prompt": long}], encoder, 20, "drop") == ([], [], 0, 1)
+
+
+def test_a_conversation_loses_old_turns_then_the_beginning_of_the_last(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = OPEN
+    encoder = Encoder(tokenizer)
+    system = {"role": "system", "content": "Be brief."}
+    prompt = [system, *turns("an old question", "an old answer", "what is bread?")]
+    room = len(encoder.prompt([system, *turns("what is bread?")]))
+    (row,), (ids,), cut, _ = fit_prompts([{"prompt": prompt}], encoder, room, "truncate")
+    assert row["prompt"] == [system, *turns("what is bread?")] and cut == 1 and len(ids) == room
+    (row,), (ids,), _, _ = fit_prompts([{"prompt": prompt}], encoder, room - 4, "truncate")
+    assert row["prompt"][0] == system and "what is bread?".endswith(row["prompt"][1]["content"])
+    text = tokenizer.decode(ids)
+    assert text.startswith("[system]Be brief.\n[user]") and text.endswith("\n[assistant]")
+    assert fit_prompts([{"prompt": prompt}], encoder, 5, "truncate") == ([], [], 0, 1)  # nothing left to cut
+
+
+# ---------------------------------------------------------------- rows longer than the model's context
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_rows_longer_than_the_context_are_cut_with_a_count(architecture: str, tmp_path: Path) -> None:
+    """Learned positions end, rotary ones only degrade: both are told, and no option of the trainer is blamed."""
+    rows = [{"prompt": f"q{i}", "completion": " word" * (200 if i < 6 else 2)} for i in range(16)]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"p{i}", "chosen": " yes", "rejected": " no" * (200 if i < 4 else 1)} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    given = {
+        "name": "t",
+        "model": {"init": INIT | {"architecture": architecture, "max_position_embeddings": 32}},
+        "data": {"demonstrations": {"source": "demos.jsonl"}, "preferences": {"source": "pairs.jsonl", "heldout": 0.2}},
+        "sft": {"trainer": {"max_steps": 1}},
+        "reward": {"trainer": {"max_steps": 1}},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    result = run_here("run", "mine.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "6 of 16 demonstrations are longer than the model's context of 32 tokens and are cut there" in result.stdout
+    dropped = [
+        line for line in result.stdout.splitlines() if "pairs are longer than the model's context of 32 tokens" in line
+    ]
+    assert sum(int(line.split("warning: ")[1].split()[0]) for line in dropped) == 4
