@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
@@ -63,7 +64,6 @@ def has_linear_head(kind: type[PreTrainedModel]) -> bool:
 # Families whose causal class reads both ways, though nothing in their configuration says so. This table and those below
 # are held to what the families compute by tests/e2e/test_causal_families.py.
 _READ_BOTH_WAYS = ("cpmant", "reformer", "xlm", "xlnet")
-_ALWAYS_DECODERS = ("gpt_neox_japanese",)  # whose configuration says is_decoder: false all the same
 # Decoders that transformers takes out of something larger, without a backbone of their own for a head to stand on.
 _PARTS = (
     "emu3", "git", "mllama", "moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody", "prophetnet", "trocr",
@@ -87,7 +87,8 @@ def require_causal(config: PretrainedConfig, path: str, *, trust_remote_code: bo
             fix=fix,
         )
     said = getattr(config.get_text_config(), "is_decoder", None)
-    if (said is False and config.model_type not in _ALWAYS_DECODERS) or config.model_type in _READ_BOTH_WAYS:
+    fills_gaps = type(config.get_text_config()) in MODEL_FOR_MASKED_LM_MAPPING  # BERT and the like: both, by a setting
+    if (said is False and fills_gaps) or config.model_type in _READ_BOTH_WAYS:
         raise RlhfctlError(
             f"{kind} is no causal language model: each of its tokens sees those after it, so it cannot write text",
             where=path,

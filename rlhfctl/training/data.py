@@ -334,13 +334,15 @@ def _check_prompt(row: Row, made: Counter[str]) -> Row | str:
     row = dict(row)
     if row.get("prompt") is None and row.get("messages") is not None:
         row["prompt"] = row.pop("messages")
-    if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
+    if row.get("prompt") is not None:
+        row["prompt"] = columns.without_answer(row["prompt"], made)
+    elif row.get("chosen") is not None and row.get("rejected") is not None:
         prompted = shapes.with_prompt(row)  # a row of preferences, from which only its question is wanted
         if isinstance(prompted, str):
             return prompted
         row = prompted
     if row.get("prompt") is not None:
-        row = columns.with_system(row | {"prompt": columns.without_answer(row["prompt"], made)}, made)
+        row = columns.with_system(row, made)
     return _missing(row, "prompt") or _bad_prompt(row["prompt"]) or row
 
 

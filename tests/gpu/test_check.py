@@ -22,10 +22,8 @@ def module() -> ModuleType:
     return made
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--quick"], []])
-def test_it_passes_here(arguments: list[str]) -> None:
-    command = ["bash", str(ROOT / "tests" / "gpu" / "check.sh"), *arguments]
+def test_it_passes_here() -> None:
+    command = ["bash", str(ROOT / "tests" / "gpu" / "check.sh")]
     environment = {**os.environ, "PYTHON": sys.executable}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
