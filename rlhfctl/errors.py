@@ -6,7 +6,7 @@ a defect of ours and propagates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -84,6 +84,24 @@ class DataError(RlhfctlError):
     """A data file is missing or holds rows that cannot be used."""
 
     exit_code = 2
+
+
+class DataFaults(DataError):
+    """The faults of several data sets, each with its own place and way out."""
+
+    def __init__(self, errors: Sequence[DataError]) -> None:
+        self._say(errors)
+
+    def _say(self, errors: Sequence[DataError]) -> None:
+        self.errors = list(errors)
+        told = [str(error).replace("\n", "\n    ") for error in errors]
+        super().__init__(f"{len(errors)} faults in the data:\n" + "\n".join(f"  - {text}" for text in told))
+
+    def place(self, places: Mapping[str, str]) -> None:
+        """The same for each of them."""
+        for error in self.errors:
+            error.place(places)
+        self._say(self.errors)
 
 
 class HandoffError(RlhfctlError):

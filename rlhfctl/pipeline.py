@@ -481,7 +481,10 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
         inputs["model"] = _model_fingerprint(recipe)
     for data_name in _DATA[name]:
         if data_name in data:
-            how = getattr(recipe.data, data_name).model_dump(mode="json", exclude={"source"})
+            # Content counts, wherever it lies.
+            names = {"source": True, "sources": {"__all__": {"source"}}}
+            names |= {"eval_source": {"source"}, "test_source": {"source"}}
+            how = getattr(recipe.data, data_name).model_dump(mode="json", exclude=names)
             inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint, recipe.data_seed])
     if name == "ppo":
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])

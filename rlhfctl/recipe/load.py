@@ -26,12 +26,12 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
-from rlhfctl.recipe.schema import BUILTIN_DATA_KEYS, OWN_DATA_KEYS, Key, Recipe, looks_like_id
+from rlhfctl.recipe.schema import BUILTIN_DATA_KEYS, ONE_SOURCE_KEYS, OWN_DATA_KEYS, Key, Recipe, looks_like_id
 from rlhfctl.recipe.shipped import ROOTS as _SHIPPED
 from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import describe, did_you_mean, dotted, help_of, shortened, unknown_key, wrong_value
 
-_SOURCES = tuple(("data", name, "source") for name in ("demonstrations", "preferences", "prompts"))
+_DATA_SETS: tuple[Key, ...] = tuple(("data", name) for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))
 _LONGEST_PROBLEM = 600
 _TAG = "tag:yaml.org,2002:"
@@ -213,7 +213,7 @@ def _read_file(file: Path, number: int, problems: _Problems) -> _Layer:
             fix = "save it as UTF-8"
         problems.add(at(line), (), fault or f"expected a mapping of keys (`name: ...`), got {describe(data)}", fix)
         problems.stop()
-    return _Layer(data, origins | {(): at(1)})
+    return _with_lists_named(_Layer(data, origins | {(): at(1)}))
 
 
 def _reason(error: YAMLError) -> str:
@@ -301,7 +301,7 @@ def _read_overrides(overrides: Sequence[str], problems: _Problems) -> _Layer:
             section = section[name]
         section[names[-1]] = _Builder(layer.origins, lambda _, here=origin: here, problems).build(node, names)  # type: ignore[misc]
         layer.origins |= {names[:depth]: origin for depth in range(1, len(names))}
-    return layer
+    return _with_lists_named(layer)
 
 
 def _merge(low: _Layer, high: _Layer) -> _Layer:
@@ -310,9 +310,10 @@ def _merge(low: _Layer, high: _Layer) -> _Layer:
 
     def into(target: dict[str, Any], section: dict[str, Any], key: Key) -> None:
         replaces = dict(_REPLACES.get(key, {}))
-        if (*key, "source") in _SOURCES:
+        if key in _DATA_SETS:
             to_builtin = str(section.get("source")).startswith("builtin:")
-            replaces["source"] = OWN_DATA_KEYS if to_builtin else BUILTIN_DATA_KEYS
+            replaces["source"] = ("sources", *(OWN_DATA_KEYS if to_builtin else BUILTIN_DATA_KEYS))
+            replaces["sources"] = ONE_SOURCE_KEYS
         for gone in {gone for name, value in section.items() if value is not None for gone in replaces.get(name, ())}:
             target.pop(gone, None)
         for name, value in section.items():
@@ -332,9 +333,10 @@ def _merge(low: _Layer, high: _Layer) -> _Layer:
 
 def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
     """Make paths absolute, from the folder of the file that states them, and see that they are there."""
-    for key in (("folder",), *_SOURCES, *_MODELS, ("model", "chat_template")):
+    sources = list(_source_keys(layer))
+    for key in (("folder",), *sources, *_MODELS, ("model", "chat_template")):
         text = layer.get(key)
-        if not isinstance(text, str) or not text or (key[-1] == "source" and text.startswith("builtin:")):
+        if not isinstance(text, str) or not text or (key in sources and text.startswith("builtin:")):
             continue
         if key[-1] == "chat_template" and not text.endswith((".jinja", ".j2")):
             continue  # the template itself
@@ -345,10 +347,10 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
         path = _absolute(expanded, origin.folder)
         is_folder = key[-1] in ("folder", "path", "model")
         try:
-            there = path.is_dir() if is_folder else path.exists() if key in _SOURCES else path.is_file()
+            there = path.is_dir() if is_folder else path.exists() if key in sources else path.is_file()
         except OSError:  # a name that no file can have
             there = False
-        may_be_id = key in _MODELS or (key in _SOURCES and looks_like_id(expanded))
+        may_be_id = key in _MODELS or (key in sources and looks_like_id(expanded))
         if may_be_id and not there and not expanded.startswith((".", "/", "~")):
             path = Path(expanded)  # an id on the Hub
         elif key != ("folder",) and not there:
@@ -357,6 +359,31 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
         layer.get(key[:-1])[key[-1]] = str(path)
     if layer.get(("folder",)) is None:
         layer.data["folder"] = str(layer.origin(("reward", "function")).folder)
+
+
+def _source_keys(layer: _Layer) -> Iterator[Key]:
+    """Where the recipe names sources of data: of a set, of each source in a list, of prompts that are kept apart."""
+    for at in _DATA_SETS:
+        yield (*at, "source")
+        listed = layer.get((*at, "sources"))
+        yield from (
+            (*at, "sources", index, "source") for index in range(len(listed) if isinstance(listed, list) else 0)
+        )
+        for name in ("eval_source", "test_source"):
+            key = (*at, name)
+            yield (*key, "source") if isinstance(layer.get(key), dict) else key
+
+
+def _with_lists_named(layer: _Layer) -> _Layer:
+    """The layer with a data set that is a list of sources written as {sources: [...]}."""
+    data = layer.data.get("data")
+    for at in _DATA_SETS:
+        name = at[-1]
+        if isinstance(data, dict) and isinstance(data.get(name), list):
+            data[name] = {"sources": data[name]}
+            moved = {key: origin for key, origin in layer.origins.items() if key[:2] == at}
+            layer.origins |= {(*at, "sources", *key[2:]): origin for key, origin in moved.items()}
+    return layer
 
 
 def _expand(text: str, key: Key, origin: _Origin, problems: _Problems) -> str | None:
@@ -393,7 +420,7 @@ def _validate(layer: _Layer, problems: _Problems) -> Recipe | None:
             details = error.errors(include_url=False)
         if details[0]["type"] == "conflicts":
             for conflict in details[0]["ctx"]["conflicts"]:
-                keys: list[Key] = [tuple(text.split(".")) for text in (conflict.key, *conflict.about) if text]
+                keys = [_key_of(text) for text in (conflict.key, *conflict.about) if text]
                 if not any(key[: len(cut)] == cut for key in keys for cut in cuts):
                     key = keys[0] if conflict.key else ()
                     problems.add(layer.origin(key), key, conflict.what, conflict.fix)
@@ -414,6 +441,11 @@ def _validate(layer: _Layer, problems: _Problems) -> Recipe | None:
             cuts |= set() if detail["type"] == "extra_forbidden" else {cut}
         data = {**_STAND_INS, **data}
     return None
+
+
+def _key_of(text: str) -> Key:
+    """A conflict's dotted key; its numbers count the items of a list."""
+    return tuple(int(part) if part.isdecimal() else part for part in text.split("."))
 
 
 def _note(faults: dict[Key, list[Any]], layer: _Layer, problems: _Problems) -> set[Key]:

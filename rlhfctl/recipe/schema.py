@@ -204,8 +204,17 @@ class Lora(Section):
     )
 
 
-OWN_DATA_KEYS = ("label", "columns", "subset", "split", "revision", "turns", "bad_rows", "deduplicate", "max_chars")
+OWN_DATA_KEYS = (
+    "columns", "label", "subset", "split", "revision", "turns", "as_conversations", "response_prefix", "bad_rows",
+    "deduplicate", "max_chars",
+)  # fmt: skip
 BUILTIN_DATA_KEYS = ("rows", "label_noise")
+# In a list of sources: keys beside it that hold for each source which does not state them, and keys of one source.
+SHARED_DATA_KEYS = (
+    "columns", "label", "turns", "as_conversations", "response_prefix", "bad_rows", "deduplicate", "max_chars",
+)  # fmt: skip
+ONE_SOURCE_KEYS = ("source", "subset", "split", "revision", "limit", "rows", "label_noise")
+DEFAULT_TEST_PROMPTS = 100
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 
 
@@ -223,14 +232,17 @@ class Turns(Section):
     system: str | None = Field(None, min_length=1, description="Begins what the system says.")
 
 
+_SOURCE = (
+    "A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one saved by "
+    "datasets, an id on the Hub, or builtin:reviews for the built-in task."
+)
+LabelValue = str | int | float | bool
+
+
 class Source(Section):
     """Where rows come from, what their columns are called, and which of them are used."""
 
-    source: str = Field(
-        min_length=1,
-        description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or "
-        "one saved by datasets, an id on the Hub, or builtin:reviews for the built-in task.",
-    )
+    source: str = Field(min_length=1, description=_SOURCE)
     subset: str | None = Field(None, min_length=1, description="Which configuration of a data set on the Hub.")
     split: str | None = Field(
         None,
@@ -241,12 +253,15 @@ class Source(Section):
     rows: int | None = Field(None, gt=0, description="How many rows the built-in task generates.")
     columns: dict[str, str | list[str]] = Field(
         {},
-        description="Names of columns in the file, by our name: {prompt: question}; a.b is b within a; a list names "
-        "the columns of the responses: {responses: [a, b], label: winner}.",
+        description="Names of columns in the file, by our name: {prompt: question}; a.b is b within a; several columns "
+        "make a list of responses, {responses: [a, b], label: winner}, or one text, {prompt: [instruction, input]}.",
     )
     turns: Turns | None = Field(
         None,
         description="Make conversations of texts that are transcripts, whose turns begin with these words.",
+    )
+    as_conversations: bool = Field(
+        False, description="Make conversations of texts: the prompt is a user's turn, the response an assistant's."
     )
     bad_rows: Literal["stop", "drop"] = Field("stop", description="Whether rows that cannot be used stop the run.")
     deduplicate: bool = Field(False, description="Whether rows equal to an earlier one are dropped.")
@@ -254,8 +269,14 @@ class Source(Section):
     limit: int | None = Field(None, gt=0, description="Use only this many rows, from the first (null: all).")
 
     @property
+    def parts(self) -> list[Source]:
+        """The sources to read: those of a list, or this one."""
+        listed: list[Source] | None = getattr(self, "sources", None)
+        return [self] if listed is None else list(listed)
+
+    @property
     def builtin(self) -> bool:
-        return self.source.startswith("builtin:")
+        return all(part.source.startswith("builtin:") for part in self.parts)
 
     @property
     def known_rows(self) -> int | None:
@@ -265,7 +286,30 @@ class Source(Section):
 
     def conflicts(self, at: str) -> Iterator[Conflict]:
         source = f"{at}.source"
+        if self.parts != [self]:
+            for key in ONE_SOURCE_KEYS:
+                if key in self.model_fields_set and getattr(self, key):
+                    yield Conflict(
+                        f"{at}.{key}", "is of one source, but sources lists them", "write it in the list",
+                        about=(f"{at}.sources",),
+                    )  # fmt: skip
+            for index, part in enumerate(self.parts):
+                yield from part.conflicts(f"{at}.sources.{index}")
+            return
+        if not self.source:
+            yield Conflict(source, "missing", "add it: a file, a folder, an id on the Hub; or sources: a list of them")
+            return
+        if self.turns is not None and self.as_conversations:
+            yield Conflict(
+                f"{at}.as_conversations", "makes a turn of each text, but turns finds several in it", "remove one",
+                about=(f"{at}.turns",),
+            )  # fmt: skip
         if not self.builtin:
+            if "label_noise" in self.model_fields_set:
+                yield Conflict(
+                    f"{at}.label_noise", "is for the built-in task, but the source is a file", "remove it",
+                    about=(source,),
+                )  # fmt: skip
             if self.rows is not None:
                 yield Conflict(
                     f"{at}.rows", "is how many rows the built-in task generates, but the source is a file", "use limit",
@@ -279,48 +323,146 @@ class Source(Section):
         if self.columns:
             yield Conflict(f"{at}.columns", f"names columns of a file, but the source is {self.source}", "remove it")
         for key in OWN_DATA_KEYS:
-            if key != "columns" and key in self.model_fields_set and getattr(self, key) not in (None, False):
+            if key != "columns" and key in self.model_fields_set and getattr(self, key) not in (None, False, ""):
                 yield Conflict(f"{at}.{key}", f"is for one's own data, but the source is {self.source}", "remove it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, value: Any) -> Any:
+        """A list of sources as a section, and what stands beside one in each of them."""
+        value = {"sources": value} if isinstance(value, list) and "sources" in cls.model_fields else value
+        if not isinstance(value, dict) or not isinstance(value.get("sources"), list):
+            return value
+        return value | {"sources": [_with_shared(part, value) for part in value["sources"]]}
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(handler(self), OWN_DATA_KEYS if self.builtin else BUILTIN_DATA_KEYS)
+        unused: tuple[str, ...] = ONE_SOURCE_KEYS
+        if self.parts == [self]:
+            unused = OWN_DATA_KEYS if self.builtin else BUILTIN_DATA_KEYS
+        absent = tuple(key for key in ("sources", "eval_source", "test_source") if getattr(self, key, None) is None)
+        return _without(handler(self), (*unused, *absent))
 
 
-class Demonstrations(Source):
-    """Prompts with good responses, for the sft stage."""
+def _with_shared(part: Any, beside: dict[str, Any]) -> Any:
+    """A source of a list, or one of its own for a part of the prompts, with the keys that it does not state itself."""
+    if not isinstance(part, dict) or str(part.get("source")).startswith("builtin:"):
+        return part
+    return {key: beside[key] for key in SHARED_DATA_KEYS if key in beside} | part
 
 
-class Preferences(Source):
-    """Pairs of responses, of which people chose one, for the reward stage."""
+class Weighted(Section):
+    """How much a source of a list counts."""
+
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="How often each row of this source is used: 2 is twice, 0.5 is one half of them, drawn by "
+        "data_seed.",
+    )
+
+
+class Answered(Source):
+    """What sources with responses share."""
+
+    response_prefix: str = Field(
+        "", description="Put before each text response where neither it nor its prompt has white space there: ' '."
+    )
+
+
+class Compared(Answered):
+    """What sources with several responses to a prompt share."""
 
     label_noise: float = Field(0.1, ge=0, le=1, description="Fraction of built-in pairs whose labels are swapped.")
-    label: dict[Literal["first", "second", "tie"], str | int] | None = Field(
-        None, description="What the column `label` says where the first, the second or neither of two responses won."
+    label: dict[Literal["first", "second", "tie"], LabelValue | list[LabelValue]] | None = Field(
+        None,
+        description="What the column `label` says where the first, the second or neither of two responses won; a list "
+        "where several values say it.",
+    )
+
+
+class DemonstrationsPart(Weighted, Answered):
+    """One of several sources of demonstrations."""
+
+
+class PreferencesPart(Weighted, Compared):
+    """One of several sources of preferences."""
+
+
+class PromptsPart(Weighted, Source):
+    """One of several sources of prompts."""
+
+
+class Demonstrations(Answered):
+    """Prompts with good responses, for the sft stage."""
+
+    source: str = Field("", min_length=1, description=_SOURCE)
+    sources: list[DemonstrationsPart] | None = Field(
+        None, min_length=1, description="Several sources in place of one, each with its weight."
+    )
+
+
+class Preferences(Compared):
+    """Pairs of responses, of which people chose one, for the reward stage."""
+
+    source: str = Field("", min_length=1, description=_SOURCE)
+    sources: list[PreferencesPart] | None = Field(
+        None, min_length=1, description="Several sources in place of one, each with its weight."
     )
     heldout: float = Field(0.15, gt=0, le=0.9, description="Fraction of prompts whose pairs are held out of training.")
-
-    def conflicts(self, at: str) -> Iterator[Conflict]:
-        yield from super().conflicts(at)
-        if not self.builtin and "label_noise" in self.model_fields_set:
-            yield Conflict(
-                f"{at}.label_noise", "is for the built-in task, but the source is a file", "remove it",
-                about=(f"{at}.source",),
-            )  # fmt: skip
 
 
 class Prompts(Source):
     """Prompts without responses, split into those for training, for evaluation and for the verdict."""
 
-    eval: int = Field(0, ge=0, description="How many prompts are kept for evaluation during PPO.")
-    test: int = Field(100, ge=1, description="How many prompts are kept for compare.")
+    source: str = Field("", min_length=1, description=_SOURCE)
+    sources: list[PromptsPart] | None = Field(
+        None, min_length=1, description="Several sources in place of one, each with its weight."
+    )
+    eval: int | None = Field(
+        None,
+        ge=0,
+        description="How many prompts are kept for evaluation during PPO (null: none, or all of eval_source).",
+    )
+    test: int | None = Field(
+        None, ge=1, description="How many prompts are kept for compare (null: 100, or all of test_source)."
+    )
+    eval_source: Source | None = Field(
+        None, description="Prompts for evaluation from another source; a name alone is read with the keys beside it."
+    )
+    test_source: Source | None = Field(
+        None, description="Prompts for compare from another source; a name alone is read with the keys beside it."
+    )
 
     @property
     def known_train_rows(self) -> int | None:
-        return None if self.known_rows is None else self.known_rows - self.eval - self.test
+        if self.known_rows is None:
+            return None
+        kept = [(self.eval, self.eval_source), (self.test, self.test_source)]
+        return self.known_rows - sum(count or 0 for count, apart in kept if apart is None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_counts(cls, value: Any) -> Any:
+        """Sources given by name alone as sections; counts that are not given."""
+        if not isinstance(value, dict):
+            return {"sources": value} if isinstance(value, list) else value
+        value = dict(value)
+        for part, count in (("eval", 0), ("test", DEFAULT_TEST_PROMPTS)):
+            source = value.get(f"{part}_source")
+            if isinstance(source, str):
+                value[f"{part}_source"] = _with_shared({"source": source}, value)
+            elif source is None and value.get(part) is None:
+                value[part] = count
+        return value
 
     def conflicts(self, at: str) -> Iterator[Conflict]:
         yield from super().conflicts(at)
+        for name in ("eval_source", "test_source"):
+            apart: Source | None = getattr(self, name)
+            if apart is not None:
+                yield from apart.conflicts(f"{at}.{name}")
         if self.known_train_rows is not None and self.known_train_rows <= 0:
             yield Conflict(
                 f"{at}.test",

@@ -53,8 +53,7 @@ def wrong_value(key: Key, details: list[Any]) -> str:
         return "must not be empty"
     if kind == "string_pattern_mismatch":
         return f"must be letters, digits, '.', '_' and '-', the first a letter or a digit, got {got}"
-    named = key if isinstance(key[-1], str) else key[: next(i for i, part in enumerate(key) if isinstance(part, int))]
-    info = field_at(named)
+    info = field_at(key)
     annotation = info.annotation if info else None
     if kind == "literal_error":
         names = [str(name) for name in _literal_names(annotation)]
@@ -90,7 +89,7 @@ def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
 
 def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     """What to say of an unknown key: the problem, the fix, and the key of the same section that was probably meant."""
-    section, name = dotted(key[:-1]), str(key[-1])
+    section, name = dotted(tuple(part for part in key[:-1] if isinstance(part, str))), str(key[-1])
     if section == "ppo" and name in REFUSED_PPO_KEYS:
         return (*REFUSED_PPO_KEYS[name], None)
     instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
@@ -99,7 +98,7 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     names = dict(sections())[section]
     if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # a slip of one letter, whatever it means elsewhere
         return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
-    homes = [home for home, names in sections() if name in names]
+    homes = [home for home, names in sections() if name in names and "source" not in home]  # a list's: the set says it
     has_trainer = section in ("sft", "reward")
     if has_trainer:
         homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
@@ -125,7 +124,10 @@ def sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    for part in (info.annotation, *get_args(info.annotation)):
+    """The section that a key holds, also as the items of a list."""
+    types = (info.annotation, *get_args(info.annotation))
+    items = [item for listed in types if get_origin(listed) is list for item in get_args(listed)]
+    for part in (*types, *items):
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
@@ -136,7 +138,9 @@ def field_at(key: Key) -> FieldInfo | None:
     section: type[BaseModel] | None = Recipe
     info: FieldInfo | None = None
     for name in key:
-        info = section.model_fields.get(str(name)) if section else None
+        if isinstance(name, int):  # an item of the list before it
+            continue
+        info = section.model_fields.get(name) if section else None
         section = _section_of(info) if info else None
     return info
 

@@ -124,7 +124,7 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
     return Set(
         name=rows.name,
         rows=len(rows.rows),
-        source=section.source,
+        source=", ".join(part.source for part in section.parts),
         splits=_splits(rows),
         notes=rows.notes,
         prompts=len(prompts),

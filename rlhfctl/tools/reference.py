@@ -24,13 +24,16 @@ from rlhfctl.recipe.schema import (
     Controls,
     Data,
     Demonstrations,
+    DemonstrationsPart,
     Init,
     Lora,
     Model,
     Ppo,
     PpoEval,
     Preferences,
+    PreferencesPart,
     Prompts,
+    PromptsPart,
     Recipe,
     Reward,
     Section,
@@ -54,6 +57,9 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "data.demonstrations": (Demonstrations, Source),
     "data.preferences": (Preferences, Source),
     "data.prompts": (Prompts, Source),
+    "data.demonstrations.sources": (DemonstrationsPart, Source),
+    "data.preferences.sources": (PreferencesPart, Source),
+    "data.prompts.sources": (PromptsPart, Source),
     "turns": (Turns, None),
     "sft": (Sft, None),
     "reward": (Reward, None),
@@ -179,6 +185,8 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     value = info.default
+    if value == "":
+        return "none"
     if isinstance(value, Section):
         return "its defaults"
     return f"`{describe(value)}`" if value is None or isinstance(value, bool) else f"`{_plain(value)}`"

@@ -37,6 +37,15 @@ def recipe_schema() -> dict[str, Any]:
         section.pop("title", None)
         for value in section["properties"].values():
             value.pop("title", None)  # the key once more, in other letters
+    for name, part in (
+        ("demonstrations", "DemonstrationsPart"),
+        ("preferences", "PreferencesPart"),
+        ("prompts", "PromptsPart"),
+    ):
+        listed = {"type": "array", "items": {"$ref": f"#/$defs/{part}"}, "minItems": 1}
+        sections["Data"]["properties"][name]["anyOf"].append(listed)
+    for name in ("eval_source", "test_source"):
+        sections["Prompts"]["properties"][name]["anyOf"].append({"type": "string"})
     for name in ("Sft", "Reward"):
         sections[name]["properties"]["trainer"]["propertyNames"] = _NOT_OWNED
     return {
@@ -74,8 +83,9 @@ def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, An
     within: dict[str, Any] = {}
     for key, value in section["properties"].items():
         for part in (value, *value.get("anyOf", ()), *value.get("allOf", ())):
-            if "$ref" in part and (needs := _required(sections[part["$ref"].rpartition("/")[2]], sections)):
-                within[key] = needs
+            of = part.get("items", {}) if part.get("type") == "array" else part
+            if "$ref" in of and (needs := _required(sections[of["$ref"].rpartition("/")[2]], sections)):
+                within[key] = needs if of is part else {"items": needs}
     return found | ({"properties": within} if within else {})
 
 

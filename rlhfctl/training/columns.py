@@ -1,274 +1,248 @@
-"""The columns in which people keep their rows, turned into ours before a row is checked.
+"""Turn the columns in which people keep their rows into ours, before a row is checked.
 
-    conversations       ShareGPT's from/value turns, content in parts, null content beside tool calls
-    system              a system turn, or the beginning of a text prompt
-    prompt beside whole conversations   the text repeats their first turn: the prompt is taken from them
+    columns: {ours: theirs}     other names, values within values, lists made of several columns
+    prompt beside whole conversations   the text repeats one of their turns: the prompt is taken from them
+    system, tools               a system turn (or the beginning of a text prompt), functions for the chat template
+    texts                       made into conversations where the recipe says so
     prompts that end with an answer     the answer is left out
-    two responses and a label           responses, best first
-    lists of answers with ranks         responses with scores
-    score_chosen, score_rejected        a margin
 
-One row in, a row out, or a sentence that says what is wrong with it. What is done is counted, so that data.py can say
-it once for a whole file. Which rows are whole is checked by data.py, pairs are made by shapes.py.
+One row in, a row out, or a sentence that says what is wrong with it. What is done is counted in a Tally, so that
+data.py can say it once for a whole source. Messages are read by messages.py, scores and labels of several responses by
+preferences.py, pairs are made by shapes.py, and whole rows are checked by row_checks.py.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlhfctl.training import messages
+from rlhfctl.training.tally import Tally
 
 Row = dict[str, Any]
 
-ROLES = {
-    "human": "user", "user": "user", "prompter": "user",
-    "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "system": "system", "tool": "tool", "function": "tool", "observation": "tool", "developer": "developer",
-}  # fmt: skip
-"""Who speaks, as other formats write it -> our role."""
-
-READ = frozenset((
-    "prompt", "completion", "messages", "text", "chosen", "rejected", "margin", "tie", "responses", "scores", "ratings",
-    "ranks", "label", "system", "system_prompt", "conversations", "conversation", "answers", "score_chosen",
-    "score_rejected", "", "Unnamed: 0",
-))  # fmt: skip
-"""Columns that some shape of a row uses; others are named once as not used."""
-
-_INDEX = ("", "Unnamed: 0")
+LISTS = ("responses", "scores", "ratings", "ranks", "label")  # several columns make a list; other texts are joined
+RESPONSES = ("completion", "chosen", "rejected")
+_INDEX = ("Unnamed: 0", "__index_level_0__")  # what pandas makes of an index that it wrote before
 _TURNS = ("conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
-_MESSAGE_LISTS = ("messages", "prompt", "completion", "chosen", "rejected")
-_ANSWER_TEXTS = ("answer", "response", "text", "content", "completion")
-_BETTER_HIGH, _BETTER_LOW = ("score", "rating", "overall_score"), ("rank",)
-_FIRST, _SECOND = (
-    ("0", "a", "model_a", "response_a", "first", "left"),
-    ("1", "b", "model_b", "response_b", "second", "right"),
-)
-_LABELS = ("better_response_id", "preferred", "preference", "winner", "labels", "label", "chosen_id")
+_MESSAGE_LISTS = ("messages", "prompt", *RESPONSES)
+_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts whose words are not set apart
+INDEX_NOTE = "values of a column without a name (an index that pandas wrote) are left out"
+
+# ---------------------------------------------------------------- names of columns
 
 
-def normalised(row: Row, labels: Mapping[str, str | int] | None, made: Counter[str]) -> Row | str:
-    """`row` in our columns; what was done is counted in `made`. A sentence where it cannot be read."""
-    row = dict(row)
-    for name in _INDEX:
-        if name in row:
-            row.pop(name)
-            made["values of a column without a name (an index that pandas wrote) are left out"] += 1
-    for name in _TURNS:
-        if isinstance(row.get(name), list) and row.get("messages") is None:
-            row["messages"] = row.pop(name)
-    for name in _MESSAGE_LISTS:
-        if isinstance(row.get(name), list):
-            messages = _messages(row[name], name, made)
-            if isinstance(messages, str):
-                return messages
-            row[name] = messages
-    found = _with_responses(row, labels, made)
-    return found if isinstance(found, str) else _with_prompt_of_conversations(_with_margin(found, made), made)
-
-
-def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or of `a.b` and `a.0` within one; None where there is none."""
-    if path in row:
-        return row[path]
-    value: Any = row
-    for part in path.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
-
-
-def with_system(row: Row, made: Counter[str]) -> Row:
-    """`row` with its system column as a system turn, or before a text prompt and an empty line."""
-    name = next((name for name in _SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
-    key = next((key for key in ("messages", "prompt") if row.get(key) is not None), None)
-    rest = {key_: value for key_, value in row.items() if key_ not in _SYSTEM}
-    if name is None or key is None:
-        return rest if name is None else row
-    asked = row[key]
-    if isinstance(asked, list):
-        if asked and isinstance(asked[0], dict) and asked[0].get("role") != "system":
-            made["system texts became a system turn"] += 1
-            asked = [{"role": "system", "content": row[name]}, *asked]
-    else:
-        made["system texts stand before the prompt, with an empty line between"] += 1
-        asked = f"{row[name]}\n\n{asked}"
-    return rest | {key: asked}
-
-
-def without_answer(prompt: Any, made: Counter[str]) -> Any:
-    """A prompt without the assistant's turn that it ends with."""
-    if not isinstance(prompt, list) or len(prompt) < 2 or not isinstance(prompt[-1], dict):
-        return prompt
-    if prompt[-1].get("role") != "assistant":
-        return prompt
-    made["prompts ended with an answer, which is left out"] += 1
-    return without_answer(prompt[:-1], Counter())
-
-
-def guess(row: Mapping[str, Any]) -> str | None:
-    """The line of a recipe that would map two responses and a label, where the columns look like such; else None."""
-    texts = [name for name, value in row.items() if isinstance(value, str | list)]
-    for one, other in itertools.combinations(texts, 2):
-        ends = re.match(r"(.*?)(0|a|A|1)$", one), re.match(r"(.*?)(1|b|B|2)$", other)
-        if ends[0] and ends[1] and ends[0][1] == ends[1][1] and ends[0][2] != ends[1][2]:
-            label = next((name for name in _LABELS if name in row), "LABEL")
-            asked = next(
-                (name for name in ("prompt", "question", "history", "context", "instruction") if name in row), "PROMPT"
-            )
-            mapped = f"prompt: {asked}, " if asked != "prompt" else ""
-            return f"columns: {{{mapped}responses: [{one}, {other}], label: {label}}}"
-    return None
-
-
-# ---------------------------------------------------------------- messages
-
-
-def _messages(messages: Sequence[Any], name: str, made: Counter[str]) -> list[Any] | str:
-    """Messages with role and content as text; what else is in them stays."""
-    found: list[Any] = []
-    written = joined = ""
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            return list(messages)  # data.py says what is wrong
-        message = dict(message)
-        for other, ours in (("from", "role"), ("value", "content")):
-            if ours not in message and other in message:
-                message[ours] = message.pop(other)
-                written = "conversations written with from and value are read as role and content"
-        role = message.get("role")
-        message["role"] = ROLES.get(role.lower(), role) if isinstance(role, str) else role
-        if isinstance(message.get("content"), list):
-            text = _joined(message["content"])
-            if text is None:
-                kind = next(_kind(part) for part in message["content"] if _kind(part) != "text")
-                return f"{name}[{index}]: its content has a part of type {kind!r}: only text is read"
-            message["content"] = text
-            joined = "conversations with messages in parts: their texts are joined"
-        if message.get("content") is None and message.get("tool_calls"):
-            message["content"] = ""
-        found.append(message)
-    made.update(one for one in (written, joined) if one)
+def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
+    """Return `row` with its columns under our names. Several columns make a list, or texts joined by an empty line."""
+    if not mapping:
+        return row
+    theirs = {one for names in mapping.values() for one in names_of(names)}
+    found = {key: value for key, value in row.items() if key not in theirs and key not in mapping}
+    for ours, names in mapping.items():
+        values = [value_at(row, one) for one in names_of(names)]
+        if isinstance(names, str):
+            if values[0] is not None or names in row:
+                found[ours] = values[0]
+        elif any(value is not None for value in values):
+            found[ours] = values if ours in LISTS else _together(values)
     return found
 
 
-def _kind(part: Any) -> str:
-    if isinstance(part, str):
-        return "text"
-    return str(part.get("type", "text")) if isinstance(part, dict) else type(part).__name__
+def names_of(names: str | list[str]) -> list[str]:
+    """The columns that one entry of `columns` names."""
+    return [names] if isinstance(names, str) else names
 
 
-def _joined(parts: Iterable[Any]) -> str | None:
-    texts = []
-    for part in parts:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        if _kind(part) != "text" or not isinstance(text, str):
-            return None
-        texts.append(text)
-    return "".join(texts)
+def _together(values: Sequence[Any]) -> Any:
+    """Texts as one, with an empty line between; values that are no texts as a list, which no check takes for a text."""
+    there = [value for value in values if value is not None and value != ""]
+    return "\n\n".join(there) if all(isinstance(value, str) for value in there) else there
 
 
-# ---------------------------------------------------------------- preferences
+def value_at(row: Any, path: str) -> Any:
+    """Find the value of a column, or of `a.b` and `a.0` within one; of `a.b` in a list of objects each b. Else None."""
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    first, _, rest = path.partition(".")
+    if isinstance(row, Mapping):
+        inner = row.get(first)
+    elif isinstance(row, list) and first.isdecimal():
+        inner = row[int(first)] if int(first) < len(row) else None
+    elif isinstance(row, list) and row and all(isinstance(item, Mapping) for item in row):
+        return [value_at(item, path) for item in row]
+    else:
+        return None
+    return value_at(inner, rest) if rest and inner is not None else None if rest else inner
 
 
-def _with_responses(row: Row, labels: Mapping[str, str | int] | None, made: Counter[str]) -> Row | str:
-    """`row` with `responses` and `scores`, from a list of answers with ranks, from ratings, or from a label."""
-    responses = row.get("responses", row.get("answers"))
-    if not isinstance(responses, list):
-        return row
-    row["responses"] = responses
-    row.pop("answers", None)
-    if responses and all(isinstance(one, dict) and "role" not in one for one in responses):
-        texts = [next((one[key] for key in _ANSWER_TEXTS if key in one), None) for one in responses]
-        scores = [_number_of(one) for one in responses]
-        if None in texts:
-            return f"responses: an object needs one of {', '.join(_ANSWER_TEXTS)}; it has {', '.join(responses[0])}"
-        row["responses"] = texts
-        if None not in scores:
-            row["scores"] = scores
-    for name, sign in (("ratings", 1), ("ranks", -1)):
-        if isinstance(row.get(name), list) and row.get("scores") is None:
-            numbers = [_float(value) for value in row.pop(name)]
-            if None in numbers:
-                return f"{name}: expected numbers, one a response"
-            row["scores"] = [sign * number for number in numbers if number is not None]
-            made[f"rows are ranked by their {name}"] += 1
-    if row.get("label") is not None and row.get("scores") is None:
-        chosen = _first_or_second(row.pop("label"), labels)
-        if isinstance(chosen, str):
-            return chosen
-        row["scores"] = chosen
+def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: Tally, *, others: bool) -> list[str]:
+    """List the columns with values that nothing read. `others`: also those that `columns` does not bear upon."""
+    theirs = {one for names in mapping.values() for one in names_of(names)}
+    theirs |= {one.partition(".")[0] for one in theirs}
+    there = {key for row in rows for key, value in row.items() if value is not None} - theirs - {*_INDEX}
+    return sorted(key for key in there if key in mapping or (others and key not in tally.used))
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def normalised(row: Row, tally: Tally) -> Row | str:
+    """Return `row` with its conversations as messages under our names."""
+    row = dict(row)
+    for name in _INDEX:
+        if row.pop(name, None) is not None:
+            tally.made[INDEX_NOTE] += 1
+    if row.get("messages") is None:
+        name = next((name for name in _TURNS if isinstance(row.get(name), list)), "")
+        if name:
+            row["messages"] = row.pop(name)
+            tally.read(name)
+    for name in _MESSAGE_LISTS:
+        if isinstance(row.get(name), list):
+            read = messages.read_messages(row[name], name, tally)
+            if isinstance(read, str):
+                return read
+            row[name] = read
     return row
 
 
-def _first_or_second(label: Any, labels: Mapping[str, str | int] | None) -> list[float] | str:
-    """Scores of two responses from the label of the better one; equal ones for a tie."""
-    word = str(int(label) if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()) else label)
-    if labels:
-        names = {str(value): name for name, value in labels.items()}
-        side = names.get(word)
-    else:
-        low = word.strip().lower()
-        side = "first" if low in _FIRST else "second" if low in _SECOND else "tie" if low.startswith("tie") else None
-    if side is None:
-        return (
-            f"label: {label!r} names neither response; say what it means: label: {{first: ..., second: ..., tie: ...}}"
-        )
-    return {"first": [1.0, 0.0], "second": [0.0, 1.0], "tie": [0.0, 0.0]}[side]
-
-
-def _number_of(answer: Mapping[str, Any]) -> float | None:
-    """An answer's score, the higher the better: its own, or its rank with the sign changed."""
-    for names, sign in ((_BETTER_HIGH, 1), (_BETTER_LOW, -1)):
-        for name in names:
-            number = _float(answer.get(name))
-            if number is not None:
-                return sign * number
-    return None
-
-
-def _float(value: Any) -> float | None:
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _with_margin(row: Row, made: Counter[str]) -> Row:
-    """`row` with the difference of its two scores as the margin; 0 where the chosen one is scored lower."""
-    scores = [_float(row.get(name)) for name in ("score_chosen", "score_rejected")]
-    if row.get("margin") is not None or scores[0] is None or scores[1] is None:
+def with_system(row: Row, tally: Tally) -> Row:
+    """Return `row` with its system column as a system turn, or before a text prompt and an empty line."""
+    name = next((name for name in _SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
+    key = next((key for key in ("messages", "prompt") if row.get(key) is not None), None)
+    if name is None or key is None:
         return row
-    difference = scores[0] - scores[1]
-    made["margins are score_chosen - score_rejected"] += 1
-    if difference < 0:
-        made["pairs whose chosen response is scored lower: their margin is 0"] += 1
-    return row | {"margin": max(0.0, difference)}
+    tally.read(name)
+    asked, text = row[key], row[name]
+    rest = {other: value for other, value in row.items() if other != name}
+    if isinstance(asked, str):
+        tally.made["system texts stand before the prompt, with an empty line between"] += 1
+        return rest | {key: f"{text}\n\n{asked}"}
+    if not isinstance(asked, list) or not asked or not isinstance(asked[0], dict):
+        return row  # row_checks.py says what is wrong
+    if asked[0].get("role") not in ("system", "developer"):
+        tally.made["system texts became a system turn"] += 1
+        return rest | {key: [{"role": "system", "content": text}, *asked]}
+    if str(asked[0].get("content")).strip() != text.strip():
+        tally.made["system texts are left out: the conversation has a system turn of its own"] += 1
+    return rest
 
 
-def _with_prompt_of_conversations(row: Row, made: Counter[str]) -> Row | str:
-    """`row` whose text prompt repeats a turn of whole conversations: the conversations say it."""
+def with_tools(row: Row, tally: Tally) -> Row | str:
+    """Return `row` with its tools as a list of objects; without them where there are none."""
+    value = row.get("tools")
+    rest = {key: item for key, item in row.items() if key != "tools"}
+    if value is None or value == [] or value == "":
+        return rest
+    if not isinstance(row.get("messages", row.get("prompt")), list):
+        return row  # a text goes through no template: the column is named as not used
+    tools = messages.read_tools(value)
+    if isinstance(tools, str):
+        return tools
+    tally.read("tools")
+    return rest | {"tools": tools} if tools else rest
+
+
+def without_answer(row: Row, tally: Tally) -> Row:
+    """Return a row of prompts without the assistant's turns that its prompt ends with."""
     prompt = row.get("prompt")
-    whole = [row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), list)]
-    texts_beside = any(isinstance(row.get(name), str) for name in ("chosen", "rejected"))
-    if not isinstance(prompt, str) or not whole or texts_beside:
+    if not isinstance(prompt, list):
         return row
-    if all(len(one) == 1 and isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in whole):
-        made["text prompts beside an answer as a message became a user's turn"] += 1
+    end = len(prompt)
+    while end and isinstance(prompt[end - 1], dict) and prompt[end - 1].get("role") == "assistant":
+        end -= 1
+    if end in (0, len(prompt)):
+        return row
+    tally.made["prompts ended with an answer, which is left out"] += 1
+    return row | {"prompt": prompt[:end]}
+
+
+def as_conversation(row: Row) -> Row | str:
+    """Return `row` with its texts as turns: the prompt as the user's, the responses as the assistant's."""
+    if isinstance(row.get("text"), str) and row.get("prompt") is None and row.get("messages") is None:
+        return "text: as_conversations cannot tell the prompt from the response in one text; turns: reads transcripts"
+    row = dict(row)
+    for name, role in (("prompt", "user"), *((name, "assistant") for name in RESPONSES)):
+        if isinstance(row.get(name), str) and row[name].strip():
+            row[name] = [{"role": role, "content": row[name].strip()}]
+    return row
+
+
+# ---------------------------------------------------------------- a prompt beside its responses
+
+
+def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row | str:
+    """Return `row` with prompt and responses (the columns `names`) of one kind, each turn standing in one of them."""
+    prompt: Any = row.get("prompt")
+    responses: list[Any] = [row.get(name) for name in names]
+    if prompt is None or not prompt or any(not one for one in responses):
+        return row
+    if isinstance(prompt, str) and all(isinstance(one, list) for one in responses):
+        return _text_beside_messages(row, prompt, responses, tally)
+    if isinstance(prompt, list) and all(isinstance(one, str) for one in responses):
+        tally.made["text responses beside a conversation became the assistant's turn"] += 1
+        return row | {
+            name: [{"role": "assistant", "content": text.strip()}] if text.strip() else text
+            for name, text in zip(names, responses, strict=True)
+        }
+    if isinstance(prompt, list) and all(isinstance(one, list) for one in responses):
+        size = len(prompt)
+        if all(len(one) > size and messages.same_turns(one[:size], prompt) for one in responses):
+            tally.made["conversations repeat the prompt beside them: it is read once"] += 1
+            return row | {name: one[size:] for name, one in zip(names, responses, strict=True)}
+    return row
+
+
+def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row | str:
+    """A text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
+    if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
+        tally.made["text prompts beside an answer as a message became a user's turn"] += 1
         return row | {"prompt": [{"role": "user", "content": prompt}]}
-    users = [[m.get("content") for m in one if isinstance(m, dict) and m.get("role") == "user"] for one in whole]
-    if all(any(str(text).strip() == prompt.strip() for text in texts) for texts in users):
-        made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
+    if all(repeats(one, prompt) for one in responses):
+        tally.made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
+        tally.read("prompt")
         return {key: value for key, value in row.items() if key != "prompt"}
     return (
-        "prompt is a string that no user's turn of chosen and rejected repeats: leave the column out with columns, or "
-        "give the prompt as messages"
+        "prompt is a text that no user's turn of the conversations beside it repeats: leave it out "
+        "(columns: {unread: prompt}), or give the prompt as messages"
     )
+
+
+def repeats(conversation: Sequence[Any], text: str) -> bool:
+    """Whether a user's turn of the conversation says the text; white space does not count."""
+    words = text.split()
+    turns = (turn for turn in conversation if isinstance(turn, dict) and turn.get("role") == "user")
+    return any(str(turn.get("content")).split() == words for turn in turns)
+
+
+def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
+    """Return `row` with `prefix` before each text response that follows its text prompt without a space.
+
+    Counts the rows in which two words are joined all the same, as "and" + "a bit" are in "anda bit".
+    """
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        return row
+    row = dict(row)
+    joined = ""
+    for name in names:
+        response = row.get(name)
+        if not isinstance(response, str) or not response or prompt[-1].isspace() or response[0].isspace():
+            continue
+        row[name] = response = prefix + response
+        if not response[0].isspace() and _are_joined(prompt[-1], response[0]):
+            joined = joined or f"{prompt[-12:]}{response[:8]}"
+    if joined:
+        tally.made["rows have no space between prompt and response: response_prefix: ' ' puts one there"] += 1
+        tally.examples.setdefault("prompt and response are joined, as in", repr(joined))
+    return row
+
+
+def _are_joined(last: str, first: str) -> bool:
+    """Whether a reader would miss a space: no sign opens or closes there, and the script sets words apart."""
+    if not first.isalnum() or unicodedata.category(last) in ("Ps", "Pi"):
+        return False
+    wide = any(unicodedata.east_asian_width(char) in "WF" for char in (last, first))
+    return not wide and not unicodedata.name(first, "").startswith(_NO_SPACES)

@@ -107,25 +107,14 @@ def _shared_messages(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
 
 
 def pairs_of(row: Row, dropped: Counter[str]) -> list[Row] | str:
-    """The pairs of one row of preferences, each with a prompt: of a ranked list all that are not tied.
+    """Make the pairs of one row of preferences: of a ranked list all that are not tied.
 
     Counts ties in `dropped`. A sentence where the row is none of the shapes.
     """
     if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a table's cell is text
         dropped["ties"] += 1
         return []
-    pairs: list[Row] | str = [row] if row.get("responses") is None else _ranked(row, dropped)
-    if isinstance(pairs, str):
-        return pairs
-    found = []
-    for pair in pairs:
-        if pair.get("prompt") is None and pair.get("chosen") is not None and pair.get("rejected") is not None:
-            prompted = with_prompt(pair)
-            if isinstance(prompted, str):
-                return prompted
-            pair = prompted
-        found.append(pair)
-    return found
+    return [row] if row.get("responses") is None else _ranked(row, dropped)
 
 
 def _ranked(row: Row, dropped: Counter[str]) -> list[Row] | str:

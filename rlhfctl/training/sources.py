@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from rlhfctl import fs
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
+from rlhfctl.training.columns import INDEX_NOTE
+from rlhfctl.training.tally import Tally
 
 Row = dict[str, Any]
 Found = tuple[list[Row], list[str]]  # rows, and the place of each: "file:line"
@@ -26,27 +29,31 @@ Found = tuple[list[Row], list[str]]  # rows, and the place of each: "file:line"
 PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
 SHOWN_BAD_ROWS = 5
 _KINDS = ", ".join(DATA_SUFFIXES)
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
 _LARGEST_CELL = 1 << 27
 _NOT_UTF8 = "not UTF-8 text"
 _CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)"
 
 
-def read(section: Source, text_column: str) -> tuple[list[Row], list[str], str]:
-    """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`."""
+def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple[list[Row], list[str], str]:
+    """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`.
+
+    What is left out or read in an unusual way is counted in `tally`.
+    """
     with Work(f"reading {Path(section.source).name}"):
-        rows, places, fingerprint = _read(section, Path(section.source), text_column)
+        rows, places, fingerprint = _read(section, Path(section.source), text_column, tally or Tally())
     if not rows:
         raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
     return rows, places, fingerprint
 
 
-def _read(section: Source, path: Path, text_column: str) -> tuple[list[Row], list[str], str]:
+def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[list[Row], list[str], str]:
     if path.is_dir():
-        rows, places = _read_folder(path, section, text_column)
+        rows, places = _read_folder(path, section, text_column, tally)
         fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
     elif path.is_file() or _is_file_name(section.source) or path.is_absolute():
-        rows, places = read_file(path, text_column)
+        rows, places = read_file(path, text_column, tally)
         fingerprint = fs.hash_file(path)
         _refuse_split(section)
     else:
@@ -55,7 +62,12 @@ def _read(section: Source, path: Path, text_column: str) -> tuple[list[Row], lis
     return rows, places, fingerprint
 
 
-def read_file(path: Path, text_column: str = "text") -> Found:
+def is_path(source: str) -> bool:
+    """Whether a source is a file or a folder here, not an id on the Hub or a built-in task."""
+    return Path(source).is_absolute() or _is_file_name(source)
+
+
+def read_file(path: Path, text_column: str = "text", tally: Tally | None = None) -> Found:
     """Rows of one file, by its ending. DataError where it is missing, empty, or not what the ending says."""
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir() if _is_file_name(p.name)] if path.parent.is_dir() else []
@@ -71,8 +83,8 @@ def read_file(path: Path, text_column: str = "text") -> Found:
         ".jsonl": read_jsonl,
         ".ndjson": read_jsonl,
         ".json": _read_json,
-        ".csv": lambda file: _read_csv(file, ","),
-        ".tsv": lambda file: _read_csv(file, "\t"),
+        ".csv": lambda file: _read_csv(file, ",", tally or Tally()),
+        ".tsv": lambda file: _read_csv(file, "\t", tally or Tally()),
         ".parquet": _read_parquet,
         ".arrow": _read_arrow,
         ".txt": lambda file: _read_text(file, text_column),
@@ -215,15 +227,13 @@ def _read_json(path: Path) -> Found:
     return lists[0], [f"{path} item {number}" for number in range(1, len(lists[0]) + 1)]
 
 
-def _read_csv(path: Path, delimiter: str) -> Found:
-    """Columns by the first line; an empty cell is no value."""
+def _read_csv(path: Path, delimiter: str, tally: Tally) -> Found:
+    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows."""
     csv.field_size_limit(_LARGEST_CELL)
     text = _text(path)
     count = text.count("\n") + (not text.endswith("\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
-    first = text.split("\n", 1)[0]
-    if delimiter not in first and ";" in first:  # as spreadsheets write it where the comma is for decimals
-        delimiter = ";"
+    delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     places: list[str] = []
@@ -232,27 +242,47 @@ def _read_csv(path: Path, delimiter: str) -> Found:
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
+                tally.made["rows of empty cells are left out"] += bool(header and cells)
                 continue
             if not header:
-                header = [cell.strip() for cell in cells]
-                if len(set(header)) < len(header) or not all(header[1:]):  # pandas' index has no name
-                    raise DataError(
-                        f"the first line names its columns badly: {', '.join(header)}",
-                        where=str(path),
-                        fix="give every column a name of its own in the first line",
-                    )
+                header = _header(cells, path)
                 continue
             place = f"{path}:{reader.line_num}"
             if len(cells) != len(header):
                 bad.append(f"{place}: {len(cells)} cells, but the first line names {len(header)} columns")
                 continue
-            rows.append({name: cell if cell != "" else None for name, cell in zip(header, cells, strict=True)})
+            named = [(name, cell) for name, cell in zip(header, cells, strict=True) if name]
+            tally.made[INDEX_NOTE] += len(named) < len(header)
+            rows.append({name: cell if cell != "" else None for name, cell in named})
             places.append(place)
     except csv.Error as error:
         bad.append(f"{path}:{reader.line_num}: {error}")
+    tally.made += Counter()  # without what was counted 0 times
     if bad:
         raise _broken(bad, 'put cells that hold commas, quotes or line breaks in "double quotes"')
     return rows, places
+
+
+def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
+    """What sets the columns apart: the usual sign, or another where the first line has none of it."""
+    found = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
+    if found != usual:
+        tally.examples["columns are set apart by"] = _DELIMITERS[found]
+    return found
+
+
+def _header(cells: Sequence[str], path: Path) -> list[str]:
+    """The names of the columns; empty ones before the first named are an index as pandas writes it."""
+    header = [cell.strip() for cell in cells]
+    named = [name for name in header if name]
+    first = header.index(named[0])
+    if len(set(named)) < len(named) or not all(header[first:]):
+        raise DataError(
+            f"the first line names its columns badly: {', '.join(header)}",
+            where=str(path),
+            fix="give every column a name of its own in the first line",
+        )
+    return header
 
 
 def _read_text(path: Path, column: str) -> Found:
@@ -273,7 +303,7 @@ def _read_parquet(path: Path) -> Found:
     from pyarrow.parquet import read_table
 
     try:
-        rows = read_table(path).to_pylist()
+        rows = _without_nulls(read_table(path).to_pylist())
     except (ArrowException, OSError) as error:
         raise _no_table(path, "Parquet", error) from error
     return rows, _numbered(path, rows)
@@ -291,7 +321,18 @@ def _read_arrow(path: Path) -> Found:
                 rows = pa.ipc.open_file(source).read_all().to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise _no_table(path, "Arrow", error) from error
-    return rows, _numbered(path, rows)
+    return _without_nulls(rows), _numbered(path, rows)
+
+
+def _without_nulls(rows: list[Row]) -> list[Row]:
+    """Rows without the nulls that tables put into objects for keys which other objects have."""
+    return [{key: _without_null(value) for key, value in row.items()} for row in rows]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _no_table(path: Path, kind: str, error: Exception) -> DataError:
@@ -311,7 +352,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
 
 
-def _read_folder(folder: Path, section: Source, text_column: str) -> Found:
+def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) -> Found:
     """A data set that datasets saved, or all files of known kinds, by name; `split` is part of their names then."""
     if any((folder / name).is_file() for name in _SAVED):
         from datasets import DatasetDict, load_from_disk
@@ -321,7 +362,7 @@ def _read_folder(folder: Path, section: Source, text_column: str) -> Found:
         except Exception as error:
             raise _no_table(folder, "data set of a", error) from error
         table = _split(saved, section) if isinstance(saved, DatasetDict) else saved
-        rows = table.to_list()
+        rows = _without_nulls(table.to_list())
         return rows, _numbered(folder, rows)
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_file_name(file.name)]
     if section.split is not None:
@@ -334,7 +375,7 @@ def _read_folder(folder: Path, section: Source, text_column: str) -> Found:
         files = named
     if not files:
         raise DataError("the folder holds no data files", where=str(folder), fix=f"known kinds are {_KINDS}")
-    found = [read_file(file, text_column) for file in files]
+    found = [read_file(file, text_column, tally) for file in files]
     return [row for rows, _ in found for row in rows], [place for _, places in found for place in places]
 
 
@@ -359,7 +400,7 @@ def _read_hub(section: Source) -> Found:
             where=section.source,
             fix="check the name, split and subset; without network, name a file or a folder",
         ) from error
-    rows = table.to_list()
+    rows = _without_nulls(table.to_list())
     return rows, _numbered(section.source, rows)
 
 

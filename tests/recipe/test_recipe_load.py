@@ -146,8 +146,7 @@ def test_a_missing_key_is_shown_at_its_section() -> None:
     assert problems(text) == [
         "recipe.yaml:1: name: missing\n      fix: add it: the run's name, and its folder's.",
         "recipe.yaml:3: data.prompts.source: missing\n"
-        "      fix: add it: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such "
-        "files or one saved by datasets, an id on the Hub, or builtin:reviews for the built-in task.",
+        "      fix: add it: a file, a folder, an id on the Hub; or sources: a list of them",
     ]
 
 

@@ -114,7 +114,12 @@ def test_the_wheel_carries_it(tmp_path: Path) -> None:
         ("sft: {trainer: {learning_rate: 1e-5}}", ""),
         ("sft: {trainer: {output_dir: x}}", ".sft: none of anyOf"),
         ("reward: {trainer: {hub_token: x}}", ".reward: none of anyOf"),
-        ("data: {prompts: {limit: 3}}", ".data.prompts.source: missing"),
+        ("data: {prompts: {sources: [{limit: 3}]}}", ".data.prompts.sources[0].source: missing"),
+        ("data: {prompts: [{source: a.jsonl, weight: 2}, {source: b.jsonl}]}", ""),
+        ("data: {prompts: [{source: a.jsonl, weight: 0}]}", ".data.prompts: none of anyOf"),
+        ("data: {prompts: {source: a.jsonl, test_source: b.jsonl}}", ""),
+        ("data: {prompts: {source: a.jsonl, test_source: {source: b.jsonl, limit: 3}}}", ""),
+        ("data: {prompts: {source: a.jsonl, test_source: 3}}", ".data.prompts: none of anyOf"),
         ("extends: other.yaml\ndata: {prompts: {limit: 3}}", ""),
         ("extends: [other.yaml]", ""),
         ("extends: [other.yaml, second.yaml]", ".extends: none of anyOf"),
@@ -139,8 +144,8 @@ def described(rule: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[
     for key, value in rule["properties"].items():
         sections = [
             MADE["$defs"][part["$ref"].rpartition("/")[2]]
-            for part in (value, *value.get("anyOf", ()))
-            if "$ref" in part
+            for part in (value, *(inner.get("items", inner) for inner in value.get("anyOf", ())))
+            if "$ref" in part and not (len(at) == 1 and part["$ref"].endswith("Part"))  # a list in place of a section
         ]
         yield (*at, key), value.get("description") or sections[0]["description"]  # pydantic says the same thing once
         for section in sections:
@@ -200,8 +205,10 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
     sources = ("data.demonstrations", "data.preferences", "data.prompts")
     for at, names in sections():
         heading = {"": "The top level"}.get(at, at)
+        heading = "Every data source" if at.endswith("_source") else heading
         heading = "turns" if at.endswith(".turns") else "lora" if at.endswith(".lora") else heading
-        chapter = chapters[heading] + (chapters["Every data source"] if at in sources else "")
+        shared = at.removesuffix(".sources") in sources
+        chapter = chapters[heading] + (chapters["Every data source"] if shared else "")
         for name in names:
             info = field_at((*at.split("."), name) if at else (name,))
             meaning = info.description if info else "Another recipe, from which"

@@ -108,7 +108,7 @@ def test_a_text_prompt_beside_single_answers_becomes_a_turn(tmp_path: Path) -> N
 
 def test_a_text_prompt_that_nothing_repeats_is_refused_with_a_way(tmp_path: Path) -> None:
     row = {"prompt": "Is soup good?", "chosen": CHAT, "rejected": [CHAT[0], said("assistant", "No.")]}
-    with pytest.raises(DataError, match="no user's turn of chosen and rejected repeats: leave the column out"):
+    with pytest.raises(DataError, match="no user's turn of the conversations beside it repeats: leave it out"):
         load("preferences", [row], tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_a_tie_and_a_label_that_says_nothing(tmp_path: Path) -> None:
     names = {"responses": ["a", "b"], "label": "winner"}
     found = load("preferences", rows, tmp_path, columns=names)
     assert len(found.rows) == 1 and "dropped: 2 ties" in found.notes
-    with pytest.raises(DataError, match="label: 'neither' names neither response"):
+    with pytest.raises(DataError, match="label: 'neither' names no response"):
         load("preferences", [rows[0] | {"winner": "neither"}], tmp_path, columns=names)
 
 

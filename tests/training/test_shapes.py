@@ -129,9 +129,11 @@ def test_a_ranked_list_is_a_pair_for_each_two() -> None:
 
 
 def test_scores_rank_and_equal_ones_are_ties(path: Path) -> None:
-    row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 3.5, 1]}
-    found = load(Preferences(source="x"), row, {"prompt": "q", "chosen": "a", "rejected": "b", "tie": True}, path=path)
-    assert [(pair["chosen"], pair["rejected"]) for pair in found.rows] == [("b", "a"), ("b", "c")]
+    row = {"prompt": "p", "responses": [" a", " b", " c"], "scores": [1, 3.5, 1]}
+    found = load(
+        Preferences(source="x"), row, {"prompt": "q", "chosen": " a", "rejected": " b", "tie": True}, path=path
+    )
+    assert [(pair["chosen"], pair["rejected"]) for pair in found.rows] == [(" b", " a"), (" b", " c")]
     assert found.notes == ("dropped: 2 ties",)
 
 
@@ -141,7 +143,7 @@ def test_scores_rank_and_equal_ones_are_ties(path: Path) -> None:
         ({"responses": ["a"]}, "at least two"),
         ({"responses": "ab"}, "at least two"),
         ({"responses": ["a", "b"], "scores": [1]}, "expected 2 numbers"),
-        ({"responses": ["a", "b"], "scores": [1, "2"]}, "expected numbers"),
+        ({"responses": ["a", "b"], "scores": [1, "best"]}, "expected numbers"),
         ({"responses": ["a", "b"], "scores": [1, float("nan")]}, "expected numbers"),
         ({"responses": ["a", " "]}, "rejected is empty"),
         ({"chosen": "a", "rejected": "b", "margin": "wide"}, "margin: expected a number"),
@@ -165,7 +167,7 @@ def test_margins_and_ties_in_the_cells_of_a_table(tmp_path: Path) -> None:
     """Cells are text: a margin is its number, and a tie is one however a spreadsheet writes it."""
     path = tmp_path / "pairs.csv"
     ties = ("", "FALSE", "0", "TRUE", "1", "true")
-    lines = [f"p{n},a,b,0.5,{tie}" for n, tie in enumerate(ties)]
+    lines = [f"p{n}, a, b,0.5,{tie}" for n, tie in enumerate(ties)]
     path.write_text("prompt,chosen,rejected,margin,tie\n" + "\n".join(lines) + "\n")
     found = data.load_preferences(Preferences(source=str(path)), 0)
     assert [(row["prompt"], row["margin"]) for row in found.rows] == [("p0", 0.5), ("p1", 0.5), ("p2", 0.5)]
@@ -194,7 +196,7 @@ def test_everything_dropped_is_counted(path: Path) -> None:
 
 
 def test_length_is_that_of_prompt_and_longest_response(path: Path) -> None:
-    rows = [{"prompt": "pp", "chosen": "abc", "rejected": "d"}, {"prompt": "pp", "chosen": "d", "rejected": "abcd"}]
+    rows = [{"prompt": "pp", "chosen": " bc", "rejected": "-"}, {"prompt": "pp", "chosen": "-", "rejected": " bcd"}]
     found = load(Preferences(source="x", max_chars=5), *rows, path=path)
     assert len(found.rows) == 1 and found.notes == ("dropped: 1 longer than 5 characters",)
     messages = {"messages": [{"role": "user", "content": "aaa"}, *said("bbb")]}
