@@ -319,7 +319,8 @@ def _look_ahead(
                 tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
         kept = importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
-        refused = [f"data.{name}: {rows.notes[-1]}" for name, rows in kept.items() if rows is not data[name]]
+        told = {name: len(data[name].notes) for name in kept}
+        refused = [f"data.{name}: {note}" for name, rows in kept.items() for note in rows.notes[told[name] :]]
         data.update(kept)  # the stages read what the template takes
         found: list[str] = model_checks.check_reward(recipe, kept, to_come, request.external.get("reward"))
         return [*refused, *found]

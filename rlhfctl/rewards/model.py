@@ -76,7 +76,7 @@ class TextModelReward:
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
         rows = []
         for episode in episodes:
-            prompt, response = self.encoder.pair(episode.prompt, episode.completion)
+            prompt, response = self.encoder.pair(episode.prompt, episode.completion, episode.row.get("tools"))
             rows.append([*prompt, *response])
         pad = self.encoder.tokenizer.pad_token_id
         fitted = self.context.fitted(rows)

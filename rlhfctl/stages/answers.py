@@ -69,7 +69,7 @@ class _Side:
         self.name, self.model, self.tokenizer = name, base.model, base.tokenizer
         self.rows, self.section, self.ctx = rows, section, ctx
         encoder = Encoder(base.tokenizer)
-        self.prompts = [encoder.prompt(row["prompt"]) for row in rows]
+        self.prompts = [encoder.prompt(row["prompt"], row.get("tools")) for row in rows]
 
     def draw(self, temperature: float, samples: int, progress: _Progress) -> tuple[Drawn, list[list[rollout.Response]]]:
         """`samples` responses to each prompt; the i-th ones are drawn by the same random numbers on both sides."""

@@ -36,7 +36,7 @@ def run(section: Model, ctx: Context) -> Artifact:
 
     encoder = Encoder(tokenizer)
     rows = (
-        [encoder.prompt(row["prompt"]) for row in ctx.data["prompts"].rows[: models.PROBE_ROWS]]
+        [encoder.prompt(row["prompt"], row.get("tools")) for row in ctx.data["prompts"].rows[: models.PROBE_ROWS]]
         if "prompts" in ctx.data
         else []
     )

@@ -138,10 +138,14 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
 def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
     """The ids of a row, part by part, as its stage reads them."""
     if name == "prompts":
-        return {"prompt": encoder.prompt(row["prompt"])}
+        return {"prompt": encoder.prompt(row["prompt"], row.get("tools"))}
     if name == "preferences":
-        prompt, chosen = encoder.pair(row["prompt"], row["chosen"])
-        return {"prompt": prompt, "chosen": chosen, "rejected": encoder.pair(row["prompt"], row["rejected"])[1]}
+        prompt, chosen = encoder.pair(row["prompt"], row["chosen"], row.get("tools"))
+        return {
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": encoder.pair(row["prompt"], row["rejected"], row.get("tools"))[1],
+        }
     encoded = encoder.demonstration(row)
     learned = sum(label != IGNORED for label in encoded["labels"])
     before = len(encoded["input_ids"]) - learned

@@ -59,7 +59,8 @@ def _check(recipe: Recipe) -> Iterator[str]:
     model_checks.check_base(recipe, stages_of(recipe))
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
-    yield from (f"data.{name}: {rows.notes[-1]}" for name, rows in kept.items() if rows is not rows_of[name])
+    told = {name: len(rows.notes) for name, rows in rows_of.items()}
+    yield from (f"data.{name}: {note}" for name, rows in kept.items() for note in rows.notes[told[name] :])
     rows_of = kept
     for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
@@ -74,7 +75,7 @@ def _call_functions(
     if not specs or "prompts" not in rows_of:
         return
     row = rows_of["prompts"].rows[0]
-    prompt_ids = Encoder(tokenizer).prompt(row["prompt"])
+    prompt_ids = Encoder(tokenizer).prompt(row["prompt"], row.get("tools"))
     ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
     episode = make_episode(tokenizer, row, prompt_ids, ids)
     for spec in specs:

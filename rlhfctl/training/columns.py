@@ -210,8 +210,10 @@ def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally
     )
 
 
-def repeats(conversation: Sequence[Any], text: str) -> bool:
+def repeats(conversation: Any, text: str) -> bool:
     """Whether a user's turn of the conversation says the text; white space does not count."""
+    if not isinstance(conversation, list):
+        return False
     words = text.split()
     turns = (turn for turn in conversation if isinstance(turn, dict) and turn.get("role") == "user")
     return any(str(turn.get("content")).split() == words for turn in turns)

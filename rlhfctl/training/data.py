@@ -295,7 +295,9 @@ def characters(row: Row) -> int:
     """Of the row's longest text: the prompt with one response."""
 
     def length(value: Any) -> int:
-        return len(value) if isinstance(value, str) else sum(len(message["content"]) for message in value or [])
+        if isinstance(value, list):
+            return sum(length(message.get("content")) for message in value if isinstance(message, dict))
+        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold anything
 
     answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
     return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)

@@ -20,6 +20,7 @@ from rlhfctl.events import Work
 from rlhfctl.training.data import Prompt, Row
 
 IGNORED = -100  # torch's cross-entropy leaves this label out
+Tools = Sequence[dict[str, Any]] | None  # functions that a row offers the model; its chat template writes them out
 
 
 @dataclass
@@ -30,20 +31,20 @@ class Encoder:
     boundary_mismatches: int = field(default=0, init=False)
     encoded: int = field(default=0, init=False)
 
-    def prompt(self, prompt: Prompt) -> list[int]:
+    def prompt(self, prompt: Prompt, tools: Tools = None) -> list[int]:
         """Ids to generate from: the text, or the conversation with the assistant's turn opened."""
         if isinstance(prompt, str):
             return self._text(prompt)
-        return self._template(prompt, add_generation_prompt=True)
+        return self._template(prompt, tools, add_generation_prompt=True)
 
-    def pair(self, prompt: Prompt, completion: Prompt) -> tuple[list[int], list[int]]:
+    def pair(self, prompt: Prompt, completion: Prompt, tools: Tools = None) -> tuple[list[int], list[int]]:
         """(ids of the prompt, ids of the response with its end token)."""
-        prompt_ids = self.prompt(prompt)
+        prompt_ids = self.prompt(prompt, tools)
         if isinstance(prompt, str):
             assert isinstance(completion, str)
             whole = self._text(prompt + completion)
         else:
-            whole = self._template([*prompt, *completion], add_generation_prompt=False)
+            whole = self._template([*prompt, *completion], tools, add_generation_prompt=False)
         self.encoded += 1
         if whole[: len(prompt_ids)] == prompt_ids:
             response = whole[len(prompt_ids) :]
@@ -51,7 +52,7 @@ class Encoder:
             # A token spans the boundary. PPO generates from ids(prompt): they are kept, the response stands alone.
             self.boundary_mismatches += 1
             more = [*prompt, *completion]
-            rest = completion if isinstance(completion, str) else self._rest(prompt, more, opened=True)
+            rest = completion if isinstance(completion, str) else self._rest(prompt, more, tools, opened=True)
             response = self._plain(rest)
         return prompt_ids, self._ended(response)
 
@@ -64,15 +65,15 @@ class Encoder:
         messages and text everything (with assistant_only_loss the assistant's turns only).
         """
         if "prompt" in row:
-            prompt_ids, response = self.pair(row["prompt"], row["completion"])
+            prompt_ids, response = self.pair(row["prompt"], row["completion"], row.get("tools"))
             masked = len(prompt_ids) if completion_only_loss is not False else 0
             ids = prompt_ids + response
             return {"input_ids": ids, "labels": [IGNORED] * masked + ids[masked:]}
         if "text" in row:
             ids = self._ended(self._text(row["text"]))
             return {"input_ids": ids, "labels": list(ids)}
-        messages = row["messages"]
-        ids = self._ended(self._template(messages, add_generation_prompt=False))
+        messages, tools = row["messages"], row.get("tools")
+        ids = self._ended(self._template(messages, tools, add_generation_prompt=False))
         if not assistant_only_loss:
             return {"input_ids": ids, "labels": list(ids)}
         labels = [IGNORED] * len(ids)
@@ -80,13 +81,15 @@ class Encoder:
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or index == 0:
                 continue
-            opened = self._template(messages[:index], add_generation_prompt=True)
-            closed = self._closed(self._template(messages[: index + 1], add_generation_prompt=False))
+            opened = self._template(messages[:index], tools, add_generation_prompt=True)
+            closed = self._closed(self._template(messages[: index + 1], tools, add_generation_prompt=False))
             start, end = _shared(ids, opened), _shared(ids, closed)
             if start < len(opened) or end < len(closed):
                 exact = False
-                self._rest(messages[:index], messages, opened=True)  # tokens may merge, but the text must only grow
-                self._rest(messages[: index + 1], messages, opened=False)
+                self._rest(
+                    messages[:index], messages, tools, opened=True
+                )  # tokens may merge, but the text must only grow
+                self._rest(messages[: index + 1], messages, tools, opened=False)
             if index == len(messages) - 1:
                 end = len(ids)
             labels[start:end] = ids[start:end]
@@ -94,32 +97,34 @@ class Encoder:
         self.boundary_mismatches += not exact
         return {"input_ids": ids, "labels": labels}
 
-    def shortened(self, prompt: Prompt, limit: int) -> Prompt | None:
+    def shortened(self, prompt: Prompt, limit: int, tools: Tools = None) -> Prompt | None:
         """`prompt` cut within its content until its ids are at most `limit`; None where even that is too long.
 
         Of a conversation the oldest turns go first, but never the system's and never the last; then the last message
         loses its beginning. Of a text the beginning goes. BOS, the system turn and the template's marks stay.
         """
         if isinstance(prompt, str):
-            return self._cut_text(prompt, limit, lambda text: text)
+            return self._cut_text(prompt, limit, lambda text: text, None)
         kept = [message for message in prompt if message["role"] == "system"][:1]
         turns = prompt[len(kept) :]
-        while len(turns) > 1 and len(self.prompt([*kept, *turns])) > limit:
+        while len(turns) > 1 and len(self.prompt([*kept, *turns], tools)) > limit:
             turns = turns[1:]
             while len(turns) > 1 and turns[0]["role"] != "user":  # a conversation begins with the user
                 turns = turns[1:]
-        if len(self.prompt([*kept, *turns])) <= limit:
+        if len(self.prompt([*kept, *turns], tools)) <= limit:
             return [*kept, *turns]
         last = turns[-1]
-        return self._cut_text(last["content"], limit, lambda text: [*kept, *turns[:-1], {**last, "content": text}])
+        return self._cut_text(
+            last["content"], limit, lambda text: [*kept, *turns[:-1], {**last, "content": text}], tools
+        )
 
-    def _cut_text(self, text: str, limit: int, build: Callable[[str], Prompt]) -> Prompt | None:
+    def _cut_text(self, text: str, limit: int, build: Callable[[str], Prompt], tools: Tools) -> Prompt | None:
         """The longest end of `text`, in whole tokens, with which `build` makes a prompt of at most `limit` ids."""
         ids = self._plain(text)
-        room = limit - (len(self.prompt(build(text))) - len(ids))
+        room = limit - (len(self.prompt(build(text), tools)) - len(ids))
         for count in range(min(room, len(ids) - 1), 0, -1):
             end = self.tokenizer.decode(ids[len(ids) - count :], skip_special_tokens=False).lstrip("\ufffd")
-            if end.strip() and len(self.prompt(build(end))) <= limit:
+            if end.strip() and len(self.prompt(build(end), tools)) <= limit:
                 return build(end)
         return None
 
@@ -127,7 +132,7 @@ class Encoder:
         """`chosen_ids` and `rejected_ids`: the whole sequence of each side; `margin` where the row has one."""
         sides: dict[str, Any] = {"margin": float(row["margin"])} if "margin" in row else {}
         for side in ("chosen", "rejected"):
-            prompt_ids, response = self.pair(row["prompt"], row[side])
+            prompt_ids, response = self.pair(row["prompt"], row[side], row.get("tools"))
             sides[f"{side}_ids"] = prompt_ids + response
         return sides
 
@@ -180,14 +185,16 @@ class Encoder:
                 fix="give rows that it takes, or set model.chat_template to one that takes them",
             ) from error
 
-    def _template(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> list[int]:
-        options = {"tokenize": True, "return_dict": True, "add_generation_prompt": add_generation_prompt}
+    def _template(self, messages: Sequence[Any], tools: Tools, *, add_generation_prompt: bool) -> list[int]:
+        options: dict[str, Any] = {"tokenize": True, "return_dict": True, "tools": tools or None}
+        options["add_generation_prompt"] = add_generation_prompt
         return list(self._rendered(messages, **options)["input_ids"])
 
-    def _rest(self, messages: Sequence[Any], more: Sequence[Any], *, opened: bool) -> str:
+    def _rest(self, messages: Sequence[Any], more: Sequence[Any], tools: Tools, *, opened: bool) -> str:
         """The text by which the conversation `more` goes on after `messages`; DataError if its beginning changed."""
-        begun = str(self._rendered(messages, tokenize=False, add_generation_prompt=opened))
-        whole = str(self._rendered(more, tokenize=False, add_generation_prompt=False))
+        tools = tools or None
+        begun = str(self._rendered(messages, tools=tools, tokenize=False, add_generation_prompt=opened))
+        whole = str(self._rendered(more, tools=tools, tokenize=False, add_generation_prompt=False))
         if not whole.startswith(begun):
             raise DataError(
                 "the chat template renders a prompt differently once a response follows it, so the policy would be "
@@ -224,14 +231,15 @@ def fit_prompts(
     """
     kept, ids, cut, dropped = [], [], 0, 0
     for row in Work("encoding prompts", len(rows), "prompt").through(rows):
-        prompt = encoder.prompt(row["prompt"])
+        tools = row.get("tools") if is_conversation(row) else None
+        prompt = encoder.prompt(row["prompt"], tools)
         if limit is not None and len(prompt) > limit:
-            shorter = encoder.shortened(row["prompt"], limit) if overlong == "truncate" else None
+            shorter = encoder.shortened(row["prompt"], limit, tools) if overlong == "truncate" else None
             if shorter is None:
                 dropped += 1
                 continue
             row = {**row, "prompt": shorter}
-            prompt, cut = encoder.prompt(shorter), cut + 1
+            prompt, cut = encoder.prompt(shorter, tools), cut + 1
         kept.append(row)
         ids.append(prompt)
     return kept, ids, cut, dropped

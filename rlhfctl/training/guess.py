@@ -21,6 +21,7 @@ Row = dict[str, Any]
 Options = dict[str, Any]
 
 _TRIED = 50  # rows
+_STRONGEST = 10  # labels that say how much better go to 3 or 5
 _ENOUGH = 0.8  # of them must be usable
 _PROMPTS = (
     "prompt", "question", "instruction", "query", "input", "full_text", "context", "history", "post", "user", "title",
@@ -194,8 +195,8 @@ def _meaning(values: Sequence[Any], one: str) -> Options:
     numbers = {found for value in values if (found := number(value)) is not None and found.is_integer()}
     if len(numbers) < len({str(value) for value in values}):
         return {}
-    if any(value < 0 for value in numbers):  # how much better the second is
-        most = int(max(abs(value) for value in numbers))
+    most = int(max((abs(value) for value in numbers), default=0))
+    if any(value < 0 for value in numbers) and most <= _STRONGEST:  # how much better the second is
         sides = {"first": list(range(-most, 0)), "second": list(range(1, most + 1)), "tie": 0}
         return {"label": sides}
     if one.lower().endswith(_FIRST_IS_1):

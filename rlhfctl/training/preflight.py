@@ -7,6 +7,7 @@ a batch: each would else come up hours later, when its stage is reached. Reads r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -58,7 +59,7 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
                 first = first or error
                 refused[id(row)] = f"{rows.location_of(row)}: {error.what}"
     if first is None:
-        return rows
+        return _with_word_of_tools(encoder, rows)
     told = list(refused.values())
     if len(told) == len(rows.rows):  # a missing or a broken template fails on each
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
@@ -75,12 +76,25 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     if split is not None:
         parts = {name: [row for row in part if id(row) not in refused] for name, part in vars(split).items()}
         split = type(split)(**parts)
-    return rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
+    kept = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
+    return _with_word_of_tools(encoder, kept)
+
+
+def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
+    """The rows with a note where the chat template does not write out their tools."""
+    offered = [row for row in rows.rows if row.get("tools") and is_conversation(row)]
+    note = f"the tools of {len(offered)} rows are not read: the chat template does not write them out"
+    if not offered or note in rows.notes:
+        return rows
+    row = offered[0]
+    messages, tools = row["messages"] if "messages" in row else row["prompt"], row["tools"]
+    written = encoder.prompt(messages, tools) != encoder.prompt(messages)
+    return rows if written else replace(rows, notes=(*rows.notes, note))
 
 
 def _encode(encoder: Encoder, name: str, row: Row) -> None:
     if name == "prompts":
-        encoder.prompt(row["prompt"])
+        encoder.prompt(row["prompt"], row.get("tools"))
     elif name == "preferences":
         encoder.preference(row)
     else:

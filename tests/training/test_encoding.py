@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Init
+from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import (
     IGNORED,
     Encoder,
     adopt_end_of_turn,
+    fit_prompts,
     is_conversation,
     require_template,
     texts_of,
@@ -376,3 +378,39 @@ def test_the_texts_of_rows_hold_all_that_a_tokenizer_must_know() -> None:
     texts = list(texts_of(rows))
     assert texts[:3] == ["a: b", "c", "d\ne"]
     assert all(letter in texts[3] for letter in "fgh")
+
+
+TOOLS = [{"type": "function", "function": {"name": "price"}}]
+WITH_TOOLS = (
+    "{% for tool in tools or [] %}<|im_start|>tool {{ tool.function.name }}<|im_end|>\n{% endfor %}"
+    + CHATML.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{% for c in m.tool_calls or [] %}{{ c.name }}{% endfor %}"
+    )
+)
+
+
+def test_tools_of_a_row_reach_the_template_wherever_it_is_read(chatml: PreTrainedTokenizerBase) -> None:
+    chatml.chat_template = WITH_TOOLS
+    encoder, start = Encoder(chatml), ids_of(chatml, "<|im_start|>tool price<|im_end|>\n")
+    prompt, said, other = [ask("one ?")], [answer("first .")], [answer("second .")]
+    row = {"messages": prompt + said, "tools": TOOLS}
+    without = encoder.demonstration({"messages": prompt + said})["input_ids"]
+    assert encoder.demonstration(row)["input_ids"] == start + without
+    labels = encoder.demonstration(row, assistant_only_loss=True)["labels"]
+    assert set(labels[: len(start)]) == {IGNORED} and any(label != IGNORED for label in labels)
+    assert encoder.demonstration({"prompt": prompt, "completion": said, "tools": TOOLS})["input_ids"] == start + without
+    both = encoder.preference({"prompt": prompt, "chosen": said, "rejected": other, "tools": TOOLS})
+    assert both["chosen_ids"] == start + without and both["rejected_ids"][: len(start)] == start
+    rows: list[Row] = [{"prompt": prompt, "tools": TOOLS}, {"prompt": "plain", "tools": "kept for a function"}]
+    _, ids, _, _ = fit_prompts(rows, encoder, None, "drop")
+    assert ids == [start + encoder.prompt(prompt), encoder.prompt("plain")]
+    long = [{"prompt": [ask("one ? " * 40)], "tools": TOOLS}]
+    (short,), (cut,), count, _ = fit_prompts(long, encoder, 60, "truncate")
+    assert count == 1 and len(cut) <= 60 and cut[: len(start)] == start and short["tools"] == TOOLS
+
+
+def test_calls_reach_the_template(chatml: PreTrainedTokenizerBase) -> None:
+    chatml.chat_template = WITH_TOOLS
+    called = message("assistant", "") | {"tool_calls": [{"name": "price"}]}
+    ids = Encoder(chatml).demonstration({"messages": [ask("one ?"), called]})["input_ids"]
+    assert chatml.decode(ids).endswith("assistant\nprice<|im_end|>")

@@ -143,3 +143,23 @@ def test_rows_longer_than_the_context_are_cut_with_a_count(architecture: str, tm
         line for line in result.stdout.splitlines() if "pairs are longer than the model's context of 32 tokens" in line
     ]
     assert sum(int(line.split("warning: ")[1].split()[0]) for line in dropped) == 4
+
+
+# ---------------------------------------------------------------- tools
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_tools_that_the_template_does_not_write_out_are_told_once(
+    writes: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tools = "{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
+    tokenizer.chat_template = tools + OPEN if writes else OPEN
+    rows = [{"messages": turns("q", "a"), "tools": [{"name": "price"}]}, {"messages": turns("q", "a")}]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {"name": "t", "model": {"init": INIT}, "data": {"demonstrations": {"source": "demos.jsonl"}}, "sft": {}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    loaded = load_recipe(tmp_path / "mine.yaml").recipe
+    kept = preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)
+    kept = preflight.check(loaded, kept, ["sft"], tokenizer)  # as before a later stage
+    notes = [note for note in kept["demonstrations"].notes if "tools" in note]
+    assert notes == ([] if writes else ["the tools of 1 rows are not read: the chat template does not write them out"])

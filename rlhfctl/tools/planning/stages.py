@@ -90,8 +90,8 @@ class Lengths:
             found["heldout"] = len(split.heldout)
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
-            found["prompts"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.train)
-            found["test"] = tuple(len(encoder.prompt(row["prompt"])) for row in parts.test)
+            found["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
+            found["test"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.test)
             found["eval"] = len(parts.eval)
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
