@@ -487,7 +487,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
             names |= {"eval_source": {"source"}, "test_source": {"source"}}
             how = getattr(recipe.data, data_name).model_dump(mode="json", exclude=names)
             inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint, recipe.data_seed])
-    if name == "ppo":
+    if name in ("ppo", "compare"):
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
     for role, source in _parents(name, recipe, paths, request).items():
         inputs[role] = source.fingerprint
@@ -495,6 +495,9 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
         reading = [recipe.reward.label, recipe.reward.reads]  # how a classifier is read
         if any(option is not None for option in reading):
             inputs["reward.label"] = fs.hash_json(reading)
+    if name == "compare" and recipe.ppo is not None:  # it samples as PPO does
+        how = {"stop_token", "stop_strings", "top_k", "top_p"}
+        inputs["sampling"] = fs.hash_json(recipe.ppo.model_dump(mode="json", include=how))
     functions = []
     if recipe.reward is not None and recipe.reward.function is not None and name in ("ppo", "compare"):
         functions.append(recipe.reward.function)
