@@ -27,7 +27,9 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
 
 def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """transformers' own sequence classifier of such a model; None where it has none."""
-    return _class_of(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    found = _class_of(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    # Not one that an exported reward model brought along and registered (trust_remote_code).
+    return found if found is not None and found.__module__.startswith("transformers.") else None
 
 
 def scorer_class(config: PretrainedConfig) -> type[PreTrainedModel]:
