@@ -482,11 +482,8 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
         inputs["model"] = _model_fingerprint(recipe)
     for data_name in _DATA[name]:
         if data_name in data:
-            # Content counts, wherever it lies.
-            names = {"source": True, "sources": {"__all__": {"source"}}}
-            names |= {"eval_source": {"source"}, "test_source": {"source"}}
-            how = getattr(recipe.data, data_name).model_dump(mode="json", exclude=names)
-            inputs[f"data.{data_name}"] = fs.hash_json([how, data[data_name].fingerprint, recipe.data_seed])
+            keys = section_without_places(getattr(recipe.data, data_name))
+            inputs[f"data.{data_name}"] = fs.hash_json([keys, data[data_name].fingerprint, recipe.data_seed])
     if name in ("ppo", "compare"):
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
     for role, source in _parents(name, recipe, paths, request).items():
@@ -520,6 +517,14 @@ def _section(name: str, recipe: Recipe) -> Any:
 
 def _section_fingerprint(name: str, recipe: Recipe) -> str:
     return fs.hash_json(_section(name, recipe).model_dump(mode="json"))
+
+
+def section_without_places(section: Any) -> dict[str, Any]:
+    """A data set's keys without the names of its sources: what these hold counts, wherever it lies."""
+    names: dict[str, Any] = {"source": True, "sources": {"__all__": {"source"}}}
+    names |= {"eval_source": {"source"}, "test_source": {"source"}}
+    found: dict[str, Any] = section.model_dump(mode="json", exclude=names)
+    return found
 
 
 def _model_fingerprint(recipe: Recipe) -> str:

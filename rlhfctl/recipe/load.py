@@ -438,7 +438,7 @@ def _validate(layer: _Layer, problems: _Problems) -> Recipe | None:
             section = _reach(data, cut[:-1])[1]
             if isinstance(section, dict):
                 section.pop(cut[-1], None)
-            cuts |= set() if detail["type"] == "extra_forbidden" else {cut}
+            cuts |= set() if detail["type"] == "extra_forbidden" and cut == whole else {cut}
         data = {**_STAND_INS, **data}
     return None
 

@@ -297,7 +297,10 @@ class Source(Section):
                 yield from part.conflicts(f"{at}.sources.{index}")
             return
         if not self.source:
-            yield Conflict(source, "missing", "add it: a file, a folder, an id on the Hub; or sources: a list of them")
+            yield Conflict(
+                source, "missing", "add it: a file, a folder, an id on the Hub; or sources: a list of them",
+                about=(f"{at}.sources",),
+            )  # fmt: skip
             return
         if self.turns is not None and self.as_conversations:
             yield Conflict(
