@@ -15,18 +15,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhfctl import fs
 from rlhfctl.dashboard.plain import visible
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME
+from rlhfctl.training import guess, sources
 
 NEW = "new"
 NONE = "none"
 _DEFAULT_NAME = "my-rlhf"
 _PLAIN = re.compile(r"(?:\.{0,2}/|~/)?[A-Za-z][\w./-]*")  # YAML reads it as text without quotes
 _NOT_TEXT = ("true", "false", "null")
+_MOST_READ = 256_000_000  # bytes of a file whose columns are guessed
 _FEWEST_PROMPTS = 3  # one for test, and two to train on
 
 ScoredBy = Literal["preferences", "model", "function"]
@@ -212,7 +214,7 @@ def _count(stated: str, folder: Path) -> int | None:
 
 def compose(file: Path, answers: Answers) -> str:
     """The recipe's text."""
-    parts = [_head(file, answers), _weights(answers), _data(answers)]
+    parts = [_head(file, answers), _weights(answers), _data(answers, file.parent)]
     parts += _new_stages(answers) if answers.model == NEW else _stages(answers)
     return "\n\n".join(parts) + "\n"
 
@@ -258,7 +260,7 @@ lora: {r: 16, lora_alpha: 32, lora_dropout: 0.0, target_modules: all-linear}"""
     return model
 
 
-def _data(answers: Answers) -> str:
+def _data(answers: Answers, folder: Path) -> str:
     if answers.model == NEW:
         return """\
 # The built-in task: short reviews, and a true preference that no stage but the verdict ever sees.
@@ -275,19 +277,37 @@ data:
     if answers.demonstrations is not None:
         lines += [
             "  # Good answers to imitate: prompt and completion, or messages, or text.",
-            f"  demonstrations: {{source: {_text(answers.demonstrations)}}}",
+            f"  demonstrations: {{{_source('demonstrations', answers.demonstrations, folder)}}}",
         ]
     if answers.scored_by == "preferences":
         lines += [
             "  # Two answers to a prompt, of which people chose one. What is held out of training shows how often the",
             "  # reward model is right.",
-            f"  preferences: {{source: {_text(answers.scorer)}, heldout: 0.15}}",
+            f"  preferences: {{{_source('preferences', answers.scorer, folder)}, heldout: 0.15}}",
         ]
     lines += [
         "  # What is answered: most to train on, `eval` to watch the policy meanwhile, `test` for the verdict alone.",
-        f"  prompts: {{source: {_text(answers.prompts)}, eval: {_kept(answers)[0]}, test: {_kept(answers)[1]}}}",
+        f"  prompts: {{{_source('prompts', answers.prompts, folder)}, eval: {_kept(answers)[0]}, "
+        f"test: {_kept(answers)[1]}}}",
     ]
     return "\n".join(lines)
+
+
+def _source(name: str, stated: str, folder: Path) -> str:
+    """A data set's source, and the columns that its file seems to have where they are not named as ours."""
+    keys = "".join(f", {key}: {guess.flow(value)}" for key, value in _guessed(name, stated, folder).items())
+    return f"source: {_text(stated)}{keys}"
+
+
+def _guessed(name: str, stated: str, folder: Path) -> dict[str, Any]:
+    path = _seen_from(folder, stated)
+    if _by_variable(stated) or not path.is_file() or path.stat().st_size > _MOST_READ:
+        return {}
+    try:
+        rows, _ = sources.read_file(path, {"demonstrations": "text", "prompts": "prompt"}.get(name, sources.PAIR))
+    except DataError:  # validate says what is wrong with it
+        return {}
+    return guess.options(name, rows)
 
 
 def _new_stages(answers: Answers) -> list[str]:

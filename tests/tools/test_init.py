@@ -160,3 +160,25 @@ def test_no_file_is_overwritten() -> None:
     assert "mine.yaml: already exists" in str(result.exception)
     assert "Name" not in result.output  # before the first question
     assert Path("mine.yaml").read_text() == "mine"
+
+
+def test_columns_of_other_names_are_guessed_and_written_out(tmp_path: Path) -> None:
+    files = {
+        "demos.jsonl": {"question": "q", "answer": " a"},
+        "pairs.jsonl": {"question": "q", "answer_a": " a", "answer_b": " b", "winner": "b"},
+        "prompts.jsonl": {"data": {"question": "q"}},
+    }
+    for name, row in files.items():
+        (tmp_path / name).write_text((json.dumps(row) + "\n") * 100)
+    data = answered("", "base", "demos.jsonl", "pairs.jsonl", "prompts.jsonl", "lora", "cpu").data
+    assert data.demonstrations is not None and data.preferences is not None and data.prompts is not None
+    assert data.demonstrations.columns == {"prompt": "question", "completion": "answer"}
+    assert data.preferences.columns == {"prompt": "question", "responses": ["answer_a", "answer_b"], "label": "winner"}
+    assert data.prompts.columns == {"prompt": "data.question"}
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"alpha": "q"}\n', "\xff"])
+def test_a_file_that_cannot_be_read_is_not_guessed_at(content: str, tmp_path: Path) -> None:
+    (tmp_path / "demos.jsonl").write_text(content, encoding="latin-1")
+    data = answered("", "base", "demos.jsonl", "my_rewards:score", "prompts.jsonl", "lora", "cpu").data
+    assert data.demonstrations is not None and data.demonstrations.columns == {}
