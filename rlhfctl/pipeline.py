@@ -545,4 +545,5 @@ def _model_fingerprint(recipe: Recipe) -> str:
 
 def _newer(recipe: Recipe) -> set[str]:
     """Keys of the model that are not used, and that recipes did not have: what was made before them stays as it is."""
-    return {"attn_implementation"} if recipe.model.attn_implementation is None else set()
+    keys = ("attn_implementation", "chat_template_kwargs")
+    return {key for key in keys if not getattr(recipe.model, key)}

@@ -163,7 +163,11 @@ class Model(Section):
         None, description="Hold the frozen base in so many bits while adapters are trained on it (bitsandbytes)."
     )
     chat_template: str | None = Field(
-        None, description="A .jinja file with the chat template, or the template itself (null: the tokenizer's own)."
+        None, description="A .jinja file with the chat template, the template itself, or a name: chatml, "
+        "human-assistant, zephyr (null: the tokenizer's own)."
+    )  # fmt: skip
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        {}, description="Variables of the chat template, fixed for every stage and export: {enable_thinking: false}."
     )
     trust_remote_code: bool = Field(False, description="Whether code that comes with the model may be run.")
 

@@ -251,7 +251,8 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         raise DataError(
             "the rows are conversations but the tokenizer has no chat template",
             where="model",
-            fix="set model.chat_template to a .jinja file in the recipe; it is stored with the trained model",
+            fix="set model.chat_template in the recipe, to chatml, human-assistant or zephyr, or to a .jinja file of "
+            "your own; it is stored with the trained model",
         )
 
 

@@ -17,7 +17,7 @@ from rlhfctl import fs
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Model
-from rlhfctl.training import adapter_folders
+from rlhfctl.training import adapter_folders, templates
 from rlhfctl.training.loading import cannot_load
 
 PAD_TOKEN = "<|pad|>"
@@ -94,7 +94,15 @@ def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTok
     if section.chat_template is not None:
         is_file = section.chat_template.endswith((".jinja", ".j2"))
         text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
-        tokenizer.chat_template = text
+        tokenizer.chat_template = templates.NAMED.get(text, text)
+    if section.chat_template_kwargs:
+        if not isinstance(tokenizer.chat_template, str):
+            raise RlhfctlError(
+                "there is no single chat template whose variables could be set",
+                where="model.chat_template_kwargs",
+                fix="set model.chat_template, or remove it",
+            )
+        tokenizer.chat_template = templates.with_settings(tokenizer.chat_template, section.chat_template_kwargs)
     if tokenizer.eos_token_id is None:
         raise RlhfctlError(
             "the tokenizer has no end-of-sequence token, so responses could never end",
