@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.dashboard.plain import visible
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import data, loading, preflight, tokenizing
+from rlhfctl.training.architecture import context_of
 from rlhfctl.training.data import Row, Rows, prompt_key
 from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 from rlhfctl.training.leaks import find_leaks
@@ -28,6 +29,7 @@ _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
 _SHOWN = 72
 _EXAMPLE_CHARS = 300
+MAX_LENGTH = 1024  # where TRL's trainers cut sequences that a recipe sets no max_length for
 _STYLES = {"prompt": "", "rejected": "magenta"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -72,6 +74,7 @@ class Set:
     prompts: int  # distinct ones
     duplicates: int  # rows that are equal to an earlier one
     lengths: tuple[Lengths, ...]
+    fits: tuple[str, ...]  # a sentence for each stage that reads them: how many rows it uses, cuts, drops
     longest: tuple[tuple[int, int, str], ...]  # (row, tokens, how it begins)
     examples: tuple[tuple[tuple[str, str], ...], ...]  # each in parts: (what it is, its tokens' text)
 
@@ -92,6 +95,7 @@ class Report:
                     "notes": list(one.notes),
                     "distinct_prompts": one.prompts,
                     "duplicates": one.duplicates,
+                    "fits": list(one.fits),
                     "tokens": {lengths.part: lengths.summary() for lengths in one.lengths},
                 }
                 for one in self.sets
@@ -107,11 +111,19 @@ def examine(recipe: Recipe) -> Report:
     texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     loaded = preflight.check(recipe, loaded, (), tokenizer)
-    sets = tuple(_examine(rows, recipe, tokenizer) for rows in loaded.values())
+    context = _context(recipe, tokenizer)
+    sets = tuple(_examine(rows, recipe, tokenizer, context) for rows in loaded.values())
     return Report(sets, tuple(find_leaks(loaded)))
 
 
-def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Set:
+def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that the recipe's model reads, by its configuration."""
+    if recipe.model.init is not None:
+        return recipe.model.init.max_position_embeddings
+    return context_of(loading.load_config(recipe.model))
+
+
+def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Set:
     section = getattr(recipe.data, rows.name)
     encoder = Encoder(tokenizer)
     parts = [_parts(row, rows.name, encoder) for row in rows.rows]
@@ -130,9 +142,52 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
         prompts=len(prompts),
         duplicates=sum(count - 1 for count in keys.values()),
         lengths=tuple(lengths),
+        fits=tuple(_fits(rows, parts, recipe, context)),
         longest=tuple((index + 1, totals[index], _begin(parts[index], tokenizer)) for index in order),
         examples=tuple(tuple((name, tokenizer.decode(ids)) for name, ids in row.items()) for row in parts[:_EXAMPLES]),
     )
+
+
+def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, context: int | None) -> Iterator[str]:
+    """Sentences about the rows that a stage will cut or drop because they are too long for it."""
+    if rows.name == "prompts":
+        yield from _prompts_fit(rows, [len(part["prompt"]) for part in parts], recipe, context)
+        return
+    stage, section = ("sft", recipe.sft) if rows.name == "demonstrations" else ("reward", recipe.reward)
+    if section is None or (recipe.reward is section and recipe.reward is not None and recipe.reward.kind != "trained"):
+        return
+    stated = section.trainer.get("max_length", MAX_LENGTH)
+    known = {f"max_length={stated} tokens": stated, f"the model's context of {context} tokens": context}
+    limits = {name: limit for name, limit in known.items() if isinstance(limit, int)}
+    if not limits or section.trainer.get("packing"):
+        return
+    name = min(limits, key=lambda one: limits[one])
+    whole = [
+        len(part.get("prompt", ())) + max(len(ids) for key, ids in part.items() if key != "prompt") for part in parts
+    ]
+    done = "cuts" if stage == "sft" else "drops"
+    yield _sentence(stage, sum(count > limits[name] for count in whole), len(whole), done, "rows", name)
+
+
+def _prompts_fit(rows: Rows, counts: Sequence[int], recipe: Recipe, context: int | None) -> Iterator[str]:
+    length = {id(row): count for row, count in zip(rows.rows, counts, strict=True)}
+    split = rows.split
+    assert isinstance(split, data.PromptSplit)
+    done = "cuts" if recipe.data.overlong_prompts == "truncate" else "drops"
+    for stage, used, response in (
+        ("ppo", [*split.train, *split.eval], recipe.ppo.response_length if recipe.ppo else None),
+        ("compare", split.test, recipe.compare.max_new_tokens if recipe.compare else None),
+    ):
+        limit = recipe.data.max_prompt_length or (context - response if context and response else None)
+        if response is not None and limit is not None:
+            over = sum(length[id(row)] > limit for row in used)
+            yield _sentence(stage, over, len(used), done, "prompts", f"{limit} tokens")
+
+
+def _sentence(stage: str, over: int, count: int, done: str, what: str, limit: str) -> str:
+    if not over:
+        return f"{stage}: all {count} {what} fit into {limit}"
+    return f"{stage}: {done} {over} of {count} {what}, which are longer than {limit}"
 
 
 def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
@@ -176,6 +231,8 @@ def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType
             yield Text(f"  {sentence}")
         if one.prompts:
             yield Text(f"  {one.prompts} distinct prompts, {one.duplicates} rows equal to an earlier one")
+        for sentence in one.fits:
+            yield Text(f"  {sentence}")
         yield _length_table(one.lengths, unicode=unicode)
         for row, tokens, begin in one.longest:
             yield Text(f"  row {row} has {tokens} tokens: {visible(begin)[:_SHOWN]}", style="dim")

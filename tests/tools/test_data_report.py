@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,38 @@ ppo: {{total_episodes: 2, per_device_train_batch_size: 2, response_length: 4}}
     (tmp_path / "chat.yaml").write_text(text)
     (only,) = examined(tmp_path / "chat.yaml").sets
     assert only.examples[0] == (("prompt", "<user>a 0<assistant>"),)
+
+
+# ---------------------------------------------------------------- what each stage will cut or drop
+
+
+def test_rows_that_a_stage_will_cut_or_drop_are_counted(recipe: Path) -> None:
+    """Lengths by hand: demonstrations 3, 4, 5 tokens; pairs 5, 3, 3; prompts a, b, c, d, "a b ", "b c "."""
+    whole = [one.fits for one in examined(recipe).sets]
+    assert whole == [
+        ("sft: all 3 rows fit into the model's context of 256 tokens",),
+        ("reward: all 3 rows fit into the model's context of 256 tokens",),
+        ("ppo: all 4 prompts fit into 252 tokens",),
+    ]
+    short = {"sft.trainer": "{max_length: 4}", "reward.trainer": "{max_length: 4}", "data.max_prompt_length": 1}
+    changed = examined(recipe, **short, **{"compare": "{judges: [reward_model], max_new_tokens: 4}"})
+    assert changed.sets[0].fits == ("sft: cuts 1 of 3 rows, which are longer than max_length=4 tokens",)
+    assert changed.sets[1].fits == ("reward: drops 1 of 3 rows, which are longer than max_length=4 tokens",)
+    ppo, compare = changed.sets[2].fits
+    assert left_out(ppo, "drops") + left_out(compare, "drops") == 2  # "a b " and "b c ", wherever they were drawn to
+    cut = examined(recipe, **short, **{"data.overlong_prompts": "truncate", "data.prompts.test": 1}).sets[2].fits
+    assert left_out(cut[0], "cuts") in (1, 2) and cut[0].endswith("of 5 prompts, which are longer than 1 tokens")
+    tight = examined(recipe, **{"model.init.max_position_embeddings": 5, "ppo.response_length": 4}).sets[2].fits
+    assert tight == (ppo,)  # the context leaves one token
+
+
+def left_out(sentence: str, done: str) -> int:
+    found = re.search(rf"{done} (\d+) of", sentence)
+    return int(found[1]) if found else 0
+
+
+def test_the_default_length_is_that_of_the_trainers() -> None:
+    from trl import RewardConfig, SFTConfig
+
+    for config in (SFTConfig, RewardConfig):
+        assert config.__dataclass_fields__["max_length"].default == data_report.MAX_LENGTH
