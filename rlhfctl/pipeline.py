@@ -139,7 +139,10 @@ def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit:
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
-    for sentence in importlib.import_module("rlhfctl.training.leaks").find_leaks(data):
+    leaks = importlib.import_module("rlhfctl.training.leaks")
+    for sentence in leaks.mixed_kinds(data):
+        emit(Warned(stage="run", message=sentence))
+    for sentence in leaks.find_leaks(data):
         fix = "the verdict would measure memory; leave these rows out with data.leaks: drop, or use other test prompts"
         emit(Warned(stage="run", message=f"{sentence}: {fix}"))
     _write_recipe(recipe, paths, emit)

@@ -19,7 +19,7 @@ from rlhfctl.rewards.function import FunctionReward, load_function
 from rlhfctl.tools import trackers
 from rlhfctl.training import data, hf_events, loading, model_checks, ppo_trl, preflight, tokenizing
 from rlhfctl.training.encoding import Encoder, texts_of
-from rlhfctl.training.leaks import find_leaks
+from rlhfctl.training.leaks import find_leaks, mixed_kinds
 
 _RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, in any vocabulary
 
@@ -41,7 +41,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
     for name, rows in rows_of.items():
         yield f"data.{name}: {len(rows.rows)} rows (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
-    yield from (f"warning: {sentence}" for sentence in find_leaks(rows_of))
+    yield from (f"warning: {sentence}" for sentence in (*mixed_kinds(rows_of), *find_leaks(rows_of)))
     judges = recipe.compare.judges if recipe.compare is not None else []
     functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
     weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}
