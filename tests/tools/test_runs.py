@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def test_states_and_results(make: Make, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["runs", str(tmp_path / "runs")])
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
-    for text in ("complete", "under way", "1976-05-03", "better:"):
+    day = time.strftime("%Y-%m-%d", time.localtime(2e8))  # in the time zone of whoever asks
+    for text in ("complete", "under way", day, "better:"):
         assert text in words
 
 
