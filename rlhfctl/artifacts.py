@@ -83,6 +83,11 @@ class Artifact:
         """Whether `layout` records a part of that name."""
         return isinstance(self.manifest.layout.get(name), str)
 
+    @property
+    def weights(self) -> Path:
+        """The folder of what was trained, with its tokenizer: the adapter where there is one, else the model."""
+        return self.part("adapter" if self.has("adapter") else "model")
+
     def parent(self, role: str) -> Source:
         """The source this artifact was made from; HandoffError if it has changed since or is gone."""
         reference = self.manifest.parents.get(role)

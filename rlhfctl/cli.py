@@ -373,17 +373,19 @@ def score(
     ] = "stop",
 ) -> None:
     """Scores of a file's responses by a run's reward, row by row, and for pairs how often it is right."""
+    from rlhfctl import fs
     from rlhfctl.dashboard.progress import progress_bar
     from rlhfctl.tools import score as scoring
 
-    if out is not None and out.exists():
-        raise RlhfctlError("the file to write exists", where=str(out), fix="name a new file: nothing is overwritten")
+    another = "name a new file with --out"
+    if out is not None:
+        fs.require_new(out, fix=another)
     with progress_bar() as emit:
         found = scoring.score(what, file, batch_size=batch_size, label=label, reads=reads, bad_rows=bad_rows, emit=emit)
     if out is None:
         typer.echo(scoring.text_of(found.rows), nl=False)
     else:
-        scoring.write(found.rows, out)
+        fs.write_new(out, scoring.text_of(found.rows), fix=another)
     for line in [*found.summary, *([f"wrote {out}"] if out is not None else [])]:
         typer.echo(line, err=out is None)
 

@@ -60,10 +60,15 @@ def _finite(value: Any) -> Any:
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
-    """`write_atomic` where nothing is yet, its folder made; RlhfctlError where something is, or cannot be written."""
+def require_new(path: Path, *, fix: str) -> None:
+    """RlhfctlError where something is at `path`: to be told before the work whose result goes there."""
     if path.is_symlink() or path.exists():
         raise RlhfctlError("already exists and is not overwritten", where=str(path), fix=fix)
+
+
+def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
+    """`write_atomic` where nothing is yet, its folder made; RlhfctlError where something is, or cannot be written."""
+    require_new(path, fix=fix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)

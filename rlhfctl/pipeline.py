@@ -178,7 +178,7 @@ def _warn_of_changes(name: str, artifact: Artifact, changed: Sequence[str], reci
 
 def _changes(changed: Sequence[str], artifact: Artifact, name: str, recipe: Recipe) -> str:
     """The inputs that changed, in words; for the stage's section the keys with both values."""
-    section = _section(name, recipe)
+    section = section_of(name, recipe)
     keys = changed_keys(artifact.manifest.section, section.model_dump(mode="json"))
     words = [f"{one} ({', '.join(keys)})" if one == "section" and keys else one for one in changed]
     return ", ".join(words)
@@ -258,7 +258,7 @@ def _bring_up_to_date(
         hf_events = importlib.import_module("rlhfctl.training.hf_events")
         module = importlib.import_module(f"rlhfctl.stages.{name}")
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
-    section = _section(name, recipe)
+    section = section_of(name, recipe)
     options = dict(request.options) | {"restarted": restarted}
     (folder / WORK / _FAILED).unlink(missing_ok=True)
     context = Context(name, recipe, paths, parents, inputs, data, emit, options)
@@ -321,9 +321,9 @@ def _look_ahead(
             if at is not None:
                 tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
-        kept = importlib.import_module("rlhfctl.training.preflight").check(recipe, read, to_come, tokenizer)
-        told = {name: len(data[name].notes) for name in kept}
-        refused = [f"data.{name}: {note}" for name, rows in kept.items() for note in rows.notes[told[name] :]]
+        preflight = importlib.import_module("rlhfctl.training.preflight")
+        kept = preflight.check(recipe, read, to_come, tokenizer)
+        refused = preflight.new_notes(read, kept)
         data.update(kept)  # the stages read what the template takes
         found: list[str] = model_checks.check_reward(recipe, kept, to_come, request.external.get("reward"))
         return [*refused, *found]
@@ -514,12 +514,13 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     return inputs
 
 
-def _section(name: str, recipe: Recipe) -> Any:
+def section_of(name: str, recipe: Recipe) -> Any:
+    """The section of the recipe that a stage is made from."""
     return recipe.model if name == "base" else getattr(recipe, name)
 
 
 def _section_fingerprint(name: str, recipe: Recipe) -> str:
-    return fs.hash_json(_section(name, recipe).model_dump(mode="json"))
+    return fs.hash_json(section_of(name, recipe).model_dump(mode="json"))
 
 
 def section_without_places(section: Any) -> dict[str, Any]:

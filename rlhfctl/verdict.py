@@ -44,6 +44,12 @@ def basis(controls: Sequence[Row]) -> list[str]:
     return [MAIN, *(row["name"] for row in controls if row["kind"] in (*FAIR, COLDER))]
 
 
+def lowest_control(report: Row) -> float | None:
+    """The policy's win rate, by the primary judge, in the fair control that it won least; None without one."""
+    fair = (row for row in report.get("controls") or () if row["kind"] in FAIR)
+    return min((row["judges"][report["primary_judge"]]["win_rate"] for row in fair), default=None)
+
+
 def sentence(report: Mapping[str, Any]) -> str:
     """What was found, the strongest fair control first. `report`: the content of `compare.json`."""
     judge, controls = report["primary_judge"], report.get("controls") or []
@@ -55,7 +61,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     weakest = min([at_main, *fair], key=lambda pair: (pair[1]["win_rate"], pair[1]["delta"]))
     if word == "better":
         others = [pair for pair in (at_main, *fair) if pair is not weakest]
-        rest = ", ".join(f"{_share(values['win_rate'])} {place}" for place, values in others)
+        rest = ", ".join(f"{share(values['win_rate'])} {place}" for place, values in others)
         return f"better: {_prefers(judge, report, *weakest)}, its strongest fair control; {rest}"
     if word == "worse":
         return f"worse: {_prefers(judge, report, *weakest, side=word)}"
@@ -71,14 +77,14 @@ def _claims(
     words = {"better": "better", "undecided": "no better", "worse": "worse"}
     groups: dict[str, list[str]] = {name: [] for name in words}
     for place, values in (at_main, *fair):
-        groups[values["verdict"]].append(f"{place} ({_share(values['win_rate'])})")
+        groups[values["verdict"]].append(f"{place} ({share(values['win_rate'])})")
     for result, places in groups.items():
         if places:
             yield f"{words[result]} {_listed(places)}" + (f", by {judge}" if result == "better" else "")
     for row in controls:
         values = row["judges"][judge]
         if row["kind"] == COLDER and values["verdict"] == "worse":
-            yield f"worse than the reference {_sampled(row['temperature'])} ({_share(values['win_rate'])})"
+            yield f"worse than the reference {_sampled(row['temperature'])} ({share(values['win_rate'])})"
     colder = [row for row in controls if row["kind"] == COLDER and row["judges"][judge]["verdict"] == "undecided"]
     if colder and at_main[1]["verdict"] == "better":
         warmest = max(colder, key=lambda row: row["temperature"])
@@ -91,8 +97,8 @@ def _prefers(judge: str, report: Mapping[str, Any], place: str, values: Row, sid
     if side == "worse":
         rate, low, high, who = 1 - rate, 1 - high, 1 - low, "reference"
     return (
-        f"{judge} prefers the {who} on {_share(rate)} of {report['prompts']} prompts {place} "
-        f"(95% interval {_share(low)} to {_share(high)})"
+        f"{judge} prefers the {who} on {share(rate)} of {report['prompts']} prompts {place} "
+        f"(95% interval {share(low)} to {share(high)})"
     )
 
 
@@ -122,8 +128,8 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _share(share: float) -> str:
+def share(value: float) -> str:
     """78%; one decimal where rounding would hide on which side of 0, a half or 1 it lies."""
-    percent = 100 * share
+    percent = 100 * value
     whole = round(percent)
     return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"

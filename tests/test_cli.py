@@ -120,7 +120,14 @@ def test_runs_side_by_side(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     result = cli("compare", tiny_run, tmp_path / "other")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("undecided") + result.stdout.count("better") + result.stdout.count("worse") >= 2
-    assert "different test prompts" not in result.stdout
+    assert "different test prompts" not in result.stdout and "different controls" not in result.stdout
+
+
+def test_runs_with_other_controls_say_so(tiny_run: Path, tiny_recipe: Path, tmp_path: Path, cli: Cli) -> None:
+    shutil.copytree(tiny_run, tmp_path / "other")
+    fewer = ["--set", "compare.controls={temperatures: [0.0], matched_entropy: false}"]
+    assert cli("compare", tiny_recipe, "--run-dir", tmp_path / "other", *fewer).returncode == 0
+    assert "these runs had different controls" in cli("compare", tiny_run, tmp_path / "other").stdout
 
 
 def test_show_gives_the_lineage(tiny_run: Path, cli: Cli) -> None:

@@ -23,7 +23,7 @@ from rlhfctl.dashboard.plain import PlainPrinter
 from rlhfctl.dashboard.tables import comparison_table, runs_table, samples_view
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
-from rlhfctl.verdict import FAIR
+from rlhfctl.verdict import lowest_control
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
 _STOPPED_BY = {  # signal -> what to say of it
@@ -171,7 +171,6 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"run": str(path), "verdict": "unfinished"}
     primary = report["primary_judge"]
     judge = report["judges"][primary]
-    fair = [row["judges"][primary]["win_rate"] for row in report.get("controls") or () if row["kind"] in FAIR]
     keys = ("delta", "win_rate", "win_rate_ci95", "independent")
     return {
         "run": str(path),
@@ -179,7 +178,7 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
         "primary_judge": primary,
         "kl": report["kl_mean"],
         "length": report.get("length_policy_mean"),
-        "control_win_rate": min(fair, default=None),
+        "control_win_rate": lowest_control(report),
         "greedy_win_rate": (report.get("greedy") or {}).get(primary, {}).get("win_rate"),
     } | {key: judge.get(key) for key in keys}
 
@@ -190,7 +189,7 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
         yield "these runs were compared on different test prompts: their figures are not on one scale"
     if len({report.get("temperature") for report in reports.values()}) > 1:
         yield "these runs were sampled at different temperatures: their figures are not on one scale"
-    if len({json.dumps([row["name"] for row in report.get("controls") or ()][:-1]) for report in reports.values()}) > 1:
+    if len({json.dumps(report.get("verdict_basis")) for report in reports.values()}) > 1:
         yield "these runs had different controls"
     first, *others = artifacts
     for path in others:
@@ -200,11 +199,9 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
 
 
 def _differences(name: str, first: Path, other: Path) -> list[str]:
-    stages = [find_artifact(run / name) for run in (first, other)]
-    if stages[0] is None or stages[1] is None:
+    ours, theirs = find_artifact(first / name), find_artifact(other / name)
+    if ours is None or theirs is None:
         return []
-    manifests = [stage.manifest for stage in stages if stage is not None]
-    seeds = (
-        [f"{name} seed {manifests[0].seed} -> {manifests[1].seed}"] if manifests[0].seed != manifests[1].seed else []
-    )
-    return seeds + [f"{name}.{key}" for key in changed_keys(manifests[0].section, manifests[1].section)]
+    seeds = (ours.manifest.seed, theirs.manifest.seed)
+    told = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
+    return told + [f"{name}.{key}" for key in changed_keys(ours.manifest.section, theirs.manifest.section)]

@@ -92,8 +92,8 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             _text(row.get("primary_judge"), "*" if dependent else ""),
             _delta({"delta": row.get("delta")}),
             _win_rate(row),
-            _cell(row.get("control_win_rate"), _percent),
-            _cell(row.get("greedy_win_rate"), _percent),
+            _cell(row.get("control_win_rate"), verdicts.share),
+            _cell(row.get("greedy_win_rate"), verdicts.share),
             _cell(row.get("kl"), _three),
             _cell(row.get("length"), _three),
         )
@@ -176,8 +176,8 @@ def _behaviour_table(compare: Mapping[str, Any]) -> Table:
     table.add_column("reference", justify="right")
     for label, ours, theirs, write in (
         ("response length, tokens", "length_policy_mean", "length_reference_mean", _three),
-        ("responses that end", "end_rate_policy", "end_rate_reference", _percent),
-        ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", _percent),
+        ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
+        ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
         ("KL from the reference", "kl_mean", None, _three),
     ):
         values = [compare.get(key) if key else None for key in (ours, theirs)]
@@ -219,8 +219,8 @@ def _win_rate(judge: Mapping[str, Any]) -> str:
     rate, interval = judge.get("win_rate"), judge.get("win_rate_ci95")
     if rate is None:
         return _MISSING
-    spread = "" if interval is None else f" [{_percent(interval[0])[:-1]}, {_percent(interval[1])[:-1]}]"
-    return _percent(rate) + spread
+    spread = "" if interval is None else f" [{verdicts.share(interval[0])[:-1]}, {verdicts.share(interval[1])[:-1]}]"
+    return verdicts.share(rate) + spread
 
 
 def _decimals(judge: Mapping[str, Any]) -> int:
@@ -242,13 +242,6 @@ def _fixed(value: float, places: int, *, sign: bool = False) -> str:
 
 def _cell(value: float | None, write: Callable[[float], str]) -> str:
     return _MISSING if value is None else write(value)
-
-
-def _percent(share: float) -> str:
-    """78%; one decimal where rounding would hide which side of 0, a half or 1 it lies on."""
-    percent = 100 * share
-    whole = round(percent)
-    return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"
 
 
 def _three(value: float) -> str:

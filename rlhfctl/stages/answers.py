@@ -20,8 +20,8 @@ from rlhfctl.events import Progress, StageStarted
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards import Episode, make_episode
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import adapter_folders, loading, models, peak, rollout, tokenizing
-from rlhfctl.training.architecture import context_of
+from rlhfctl.training import loading, models, peak, rollout, tokenizing
+from rlhfctl.training.architecture import context_of, longest_prompt
 from rlhfctl.training.data import Row, prompt_key
 from rlhfctl.training.encoding import Encoder, fit_prompts
 from rlhfctl.training.sources import read_jsonl
@@ -142,30 +142,29 @@ def from_models(section: Compare, ctx: Context) -> Answers:
         one: controls.samples_per_prompt for one in colder if controls is not None
     }
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
+    sides = [_Side(name, base, rows, section, ctx) for name, base in (("policy", policy), ("reference", reference))]
     drawn: dict[str, dict[float | None, Drawn]] = {}
     responses: list[list[rollout.Response]] = []  # the policy's in the main comparison
     matched = None
-    for name, base in (("policy", policy), ("reference", reference)):
-        side = _Side(name, base, rows, section, ctx)
-        drawn[name] = {}
+    for side in sides:
+        drawn[side.name] = {}
         for temperature, samples in plan.items():
-            drawn[name][temperature], found = side.draw(temperature, samples, progress)
-            responses = found if name == "policy" and temperature == main else responses
-        if name == "reference" and controls is not None and controls.matched_entropy:
+            drawn[side.name][temperature], found = side.draw(temperature, samples, progress)
+            responses = found if side.name == "policy" and temperature == main else responses
+        if side.name == "reference" and controls is not None and controls.matched_entropy:
             if same:
                 wanted = drawn["policy"][main].entropy or 0.0
-                matched = _match_entropy(side, wanted, drawn[name], main, controls.samples_per_prompt, progress)
+                matched = _match_entropy(side, wanted, drawn[side.name], main, controls.samples_per_prompt, progress)
             else:
                 ctx.warn("policy and reference have different tokenizers: their entropies per token cannot be matched")
         peak.give_back()  # the caches of keys and values
     kl: list[float] | None = None
     if same:
-        prompts = _Side("policy", policy, rows, section, ctx).prompts
         pad = policy.tokenizer.pad_token_id
         kl = []
         for answers in responses:
             ids = [response.ids for response in answers]
-            kl += rollout.exact_kl(policy.model, reference.model, prompts, ids, pad, temperature=main)
+            kl += rollout.exact_kl(policy.model, reference.model, sides[0].prompts, ids, pad, temperature=main)
     else:
         ctx.warn("policy and reference have different tokenizers: there is no KL between them")
     return Answers(drawn["policy"], drawn["reference"], main, matched, kl, policy.tokenizer)
@@ -215,11 +214,8 @@ def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Con
     """The test prompts that both sides have room for, cut as PPO's are where `data.overlong_prompts` says so."""
     data, rows, cut = ctx.recipe.data, test, 0
     for side in sides:
-        context = context_of(side.model.config)
-        limits = [one for one in (data.max_prompt_length, context and context - new) if one is not None]
-        rows, _, shorter, _ = fit_prompts(
-            rows, Encoder(side.tokenizer), min(limits, default=None), data.overlong_prompts
-        )
+        limit = longest_prompt(data.max_prompt_length, context_of(side.model.config), new)
+        rows, _, shorter, _ = fit_prompts(rows, Encoder(side.tokenizer), limit, data.overlong_prompts)
         cut = max(cut, shorter)
     if cut:
         ctx.warn(f"{cut} of {len(test)} test prompts are too long and are cut within their content")
@@ -278,13 +274,7 @@ def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBas
     """Needed only where a reward model is to read the samples: its own."""
     if "reward_model" not in section.judges or "reward" not in ctx.parents:
         return None
-    source = ctx.parents["reward"]
-    artifact, trust = source.artifact, ctx.recipe.model.trust_remote_code
-    if artifact is None:
-        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
-        return tokenizing.load_tokenizer(folder, trust_remote_code=trust)
-    place = str(artifact.part("adapter" if artifact.has("adapter") else "model"))
-    return tokenizing.load_tokenizer(place, trust_remote_code=trust)
+    return handoff.own_tokenizer(ctx, ctx.parents["reward"])
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:

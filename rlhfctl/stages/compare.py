@@ -138,8 +138,8 @@ def _metrics(report: dict[str, Any], primary: str) -> dict[str, float]:
     """What screen, manifest and trackers get: the main comparison, and the lowest win rate of a fair control."""
     judge = report["judges"][primary]
     metrics = {"win_rate": judge["win_rate"], "delta": judge["delta"], "length": report["length_policy_mean"]}
-    fair = [row["judges"][primary]["win_rate"] for row in report["controls"] if row["kind"] in verdicts.FAIR]
-    metrics |= {"control_win_rate": min(fair)} if fair else {}
+    lowest = verdicts.lowest_control(report)
+    metrics |= {"control_win_rate": lowest} if lowest is not None else {}
     return metrics | ({"kl": report["kl_mean"]} if report["kl_mean"] is not None else {})
 
 

@@ -22,6 +22,7 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards import Episode, Reward, make_episode, part_means, parts_of
 from rlhfctl.stages import Context
 from rlhfctl.training import models, rollout
+from rlhfctl.training.architecture import context_of, longest_prompt
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder, fit_prompts
 from rlhfctl.training.roles import LanguageModel
@@ -189,8 +190,8 @@ def encode_prompts(
 ) -> tuple[list[Row], list[list[int]]]:
     """Rows and their prompt ids; prompts too long for the context are dropped, or cut in their content, and counted."""
     data = ctx.recipe.data
-    context = getattr(model.config, "max_position_embeddings", None)
-    limit = data.max_prompt_length or (context - response_length if context else None)
+    context = context_of(model.config)
+    limit = longest_prompt(data.max_prompt_length, context, response_length)
     if limit is not None and limit <= 0:
         raise DataError(
             f"a response of {response_length} tokens leaves no room for a prompt in a context of {context}",
@@ -202,16 +203,17 @@ def encode_prompts(
         if count:
             ctx.warn(f"{count} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
     if rows and not prompts:
+        stated = limit == data.max_prompt_length
         room = (
             f"data.max_prompt_length={limit}"
-            if data.max_prompt_length
+            if stated
             else f"the {limit} that the model's context of {context} leaves beside a response of {response_length}"
         )
-        key = "data.max_prompt_length" if data.max_prompt_length else "ppo.response_length"
+        key = "data.max_prompt_length" if stated else "ppo.response_length"
         raise DataError(
             f"all {len(rows)} prompts have more tokens than {room}",
             where="data.prompts",
-            fix=f"{'raise' if data.max_prompt_length else 'lower'} {key}, give shorter prompts, or cut them: "
+            fix=f"{'raise' if stated else 'lower'} {key}, give shorter prompts, or cut them: "
             "data.overlong_prompts: truncate",
         )
     return kept, prompts

@@ -97,7 +97,7 @@ def load_policy(ctx: Context, source: Source) -> Base:
 def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A ppo artifact that is an adapter on its run's base*, merged."""
     base = load_base(ctx, artifact.parent("base"), check=False)
-    model = models.merged(models.load_adapter(base.model, artifact.part("adapter")))
+    model = adapters.merged(adapters.load_adapter(base.model, artifact.part("adapter")))
     if artifact.has("probes"):
         check_logprobs(model, base.tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model, base.tokenizer
@@ -138,12 +138,11 @@ def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTr
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The reward model with its adapter merged and its head, checked against the policy's `tokenizer`."""
-    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how = loading.options(ctx.recipe.model)
     artifact = source.artifact
     if artifact is None:
+        agree(own_tokenizer(ctx, source), tokenizer, source.name)
         place = adapter_folders.fetched(source.name)
-        theirs = tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(place), trust_remote_code=trust)
-        agree(theirs, tokenizer, source.name)
         if adapter_folders.is_adapter(place):
             model = _foreign_scorer_adapter(ctx, Path(place))
         else:
@@ -179,8 +178,7 @@ def load_classifier(ctx: Context, source: Source) -> Classifier | None:
     if not classifiers.is_classifier(config):
         classifiers.refuse_options(label, reads, source.name)
         return None
-    tokenizer = tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(place), trust_remote_code=trust)
-    found = classifiers.load(place, label, reads, tokenizer, **loading.options(ctx.recipe.model))
+    found = classifiers.load(place, label, reads, own_tokenizer(ctx, source), **loading.options(ctx.recipe.model))
     found.say = ctx.warn
     ctx.note(f"the reward model {source.name} is a classifier: {found.described()}")
     return found
@@ -189,8 +187,8 @@ def load_classifier(ctx: Context, source: Source) -> Classifier | None:
 def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrainedModel:
     """The reward model that `adapter` is on `base`: merged, or on the quantized base that it was trained on."""
     model, _, _ = new_scorer(ctx, base, seed=0, check=False)
-    scorer = models.load_adapter(model, adapter)
-    return scorer if loading.is_quantized(model) else models.merged(scorer)
+    scorer = adapters.load_adapter(model, adapter)
+    return scorer if loading.is_quantized(model) else adapters.merged(scorer)
 
 
 def new_scorer(
@@ -202,14 +200,20 @@ def new_scorer(
     return make(base.model, seed=seed), base.tokenizer, base.path
 
 
+def own_tokenizer(ctx: Context, source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a stage, or with a model or adapter from elsewhere (then its base may hold it)."""
+    if source.artifact is not None:
+        folder = str(source.artifact.weights)
+    else:
+        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
+    return tokenizing.load_tokenizer(folder, trust_remote_code=ctx.recipe.model.trust_remote_code)
+
+
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
     """The reward model's tokenizer where it, or its chat template, is not the policy's; None where they agree."""
-    trust = ctx.recipe.model.trust_remote_code
-    place = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
     if source.artifact is not None:
         _verify(source.artifact)
-        place = str(source.artifact.part("adapter" if source.artifact.has("adapter") else "model"))
-    theirs = tokenizing.load_tokenizer(place, trust_remote_code=trust)
+    theirs = own_tokenizer(ctx, source)
     same_template = tokenizing.template_fingerprint(theirs) == tokenizing.template_fingerprint(tokenizer)
     same = tokenizing.tokenizer_fingerprint(theirs) == tokenizing.tokenizer_fingerprint(tokenizer)
     return None if same and (same_template or source.artifact is None) else theirs
@@ -263,7 +267,7 @@ def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
             fix="train it with task_type SEQ_CLS and modules_to_save score, or name a reward stage: runs/NAME/reward",
         )
     base, _ = _base_of_adapter(ctx, folder)
-    return models.merged(models.load_adapter(models.scorer_on(base, seed=0), folder))
+    return adapters.merged(adapters.load_adapter(models.scorer_on(base, seed=0), folder))
 
 
 def recorded_base(ctx: Context, source: Source, path: str) -> str:

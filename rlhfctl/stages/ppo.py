@@ -56,7 +56,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     """Train (or, with our engine, go on training) and publish the policy and its critic."""
     began = time.monotonic()
     recipe, ours = ctx.recipe, section.engine == "rlhfctl"
-    trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed, report_to=[])
+    trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed)
     if ctx.options.get("restarted") and not ours:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 

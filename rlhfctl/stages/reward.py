@@ -24,7 +24,7 @@ from rlhfctl.recipe.schema import Reward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training import hf_events, loading, models, tokenizing
-from rlhfctl.training.architecture import context_of
+from rlhfctl.training.architecture import context_of, longest_row
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import Encoder
 
@@ -104,9 +104,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
 
 def _config(section: Reward, ctx: Context) -> RewardConfig:
     recipe = ctx.recipe
-    arguments = hf_events.trainer_arguments(
-        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=[]
-    )
+    arguments = hf_events.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
     return RewardConfig(**arguments)
 
 
@@ -117,10 +115,7 @@ def _encode(
     pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
     if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
         pairs = [{"margin": 0.0} | pair for pair in pairs]
-    context = context_of(model.config)
-    limits = [one for one in (config.max_length, context) if one is not None]
-    limit = min(limits, default=None)
-    name = f"max_length={limit}" if limit == config.max_length else f"the model's context of {limit}"
+    limit, name = longest_row(config.max_length, context_of(model.config))
     fits = [limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit for pair in pairs]
     kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
     if len(kept) < len(pairs):

@@ -21,8 +21,8 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import StageStarted, Work
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import hf_events, loading, model_checks, models, tokenizing
-from rlhfctl.training.architecture import context_of
+from rlhfctl.training import adapters, hf_events, loading, model_checks, models, tokenizing
+from rlhfctl.training.architecture import context_of, longest_row
 from rlhfctl.training.data import Row
 from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, missing_marks, texts_of
 
@@ -106,18 +106,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
 def _config(section: Sft, ctx: Context) -> SFTConfig:
     recipe = ctx.recipe
-    arguments = hf_events.trainer_arguments(
-        ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed, report_to=[]
-    )
+    arguments = hf_events.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
     return SFTConfig(**arguments)
-
-
-def _within_context(config: SFTConfig, model: PreTrainedModel) -> int | None:
-    """Lower max_length to the model's context: what lies beyond has no positions, or such as it never saw."""
-    context = context_of(model.config)
-    if context is not None and (config.max_length is None or config.max_length > context):
-        config.max_length = context
-    return config.max_length
 
 
 def _encode(
@@ -134,8 +124,8 @@ def _encode(
     config.completion_only_loss, config.assistant_only_loss = False, False
     if sentence := encoder.warning("demonstrations"):
         ctx.warn(sentence)
-    limit = _within_context(config, model)
-    name = f"the model's context of {limit}" if limit == context_of(model.config) else f"max_length={limit}"
+    limit, name = longest_row(config.max_length, context_of(model.config))
+    config.max_length = limit  # beyond the context there are no positions, or such as the model never saw
     if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
         ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than {name} tokens and are cut there")
         lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
@@ -161,8 +151,8 @@ def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int
             whole, _, _ = models.base_from_recipe(
                 recipe, [], seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
             )
-            model = models.load_adapter(whole, ctx.folder / "adapter")
-        model = models.merged(model)
+            model = adapters.load_adapter(whole, ctx.folder / "adapter")
+        model = adapters.merged(model)
     models.set_token_ids(model, tokenizer)
     with fs.publish_folder(ctx.folder / "model") as folder:
         models.save_model(model, tokenizer, folder)

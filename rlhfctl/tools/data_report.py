@@ -18,9 +18,10 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.dashboard.plain import visible
+from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import data, loading, preflight, tokenizing
-from rlhfctl.training.architecture import context_of
+from rlhfctl.training.architecture import context_of, longest_prompt, longest_row
 from rlhfctl.training.data import Row, Rows, prompt_key
 from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
 from rlhfctl.training.leaks import find_leaks
@@ -154,19 +155,17 @@ def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, con
         yield from _prompts_fit(rows, [len(part["prompt"]) for part in parts], recipe, context)
         return
     stage, section = ("sft", recipe.sft) if rows.name == "demonstrations" else ("reward", recipe.reward)
-    if section is None or (recipe.reward is section and recipe.reward is not None and recipe.reward.kind != "trained"):
+    if section is None or stage not in stages_of(recipe) or section.trainer.get("packing"):
         return
     stated = section.trainer.get("max_length", MAX_LENGTH)
-    known = {f"max_length={stated} tokens": stated, f"the model's context of {context} tokens": context}
-    limits = {name: limit for name, limit in known.items() if isinstance(limit, int)}
-    if not limits or section.trainer.get("packing"):
+    limit, name = longest_row(stated if isinstance(stated, int) else None, context)
+    if limit is None:
         return
-    name = min(limits, key=lambda one: limits[one])
     whole = [
         len(part.get("prompt", ())) + max(len(ids) for key, ids in part.items() if key != "prompt") for part in parts
     ]
     done = "cuts" if stage == "sft" else "drops"
-    yield _sentence(stage, sum(count > limits[name] for count in whole), len(whole), done, "rows", name)
+    yield _sentence(stage, sum(count > limit for count in whole), len(whole), done, "rows", f"{name} tokens")
 
 
 def _prompts_fit(rows: Rows, counts: Sequence[int], recipe: Recipe, context: int | None) -> Iterator[str]:
@@ -178,7 +177,7 @@ def _prompts_fit(rows: Rows, counts: Sequence[int], recipe: Recipe, context: int
         ("ppo", [*split.train, *split.eval], recipe.ppo.response_length if recipe.ppo else None),
         ("compare", split.test, recipe.compare.max_new_tokens if recipe.compare else None),
     ):
-        limit = recipe.data.max_prompt_length or (context - response if context and response else None)
+        limit = longest_prompt(recipe.data.max_prompt_length, context, response or 0)
         if response is not None and limit is not None:
             over = sum(length[id(row)] > limit for row in used)
             yield _sentence(stage, over, len(used), done, "prompts", f"{limit} tokens")

@@ -45,10 +45,10 @@ def _check(recipe: Recipe) -> Iterator[str]:
     judges = recipe.compare.judges if recipe.compare is not None else []
     functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
     weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}
-    for spec in [*functions, *(name for name in [*weighted, *judges] if ":" in name)]:
+    functions = list(dict.fromkeys([*functions, *(name for name in [*weighted, *judges] if ":" in name)]))
+    for spec in functions:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"
-    called = {**dict.fromkeys(functions), **dict.fromkeys(name for name in [*weighted, *judges] if ":" in name)}
     if recipe.ppo is not None:
         if recipe.ppo.engine == "trl":
             ppo_trl.require()
@@ -59,12 +59,11 @@ def _check(recipe: Recipe) -> Iterator[str]:
     model_checks.check_base(recipe, stages_of(recipe))
     tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
     kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
-    told = {name: len(rows.notes) for name, rows in rows_of.items()}
-    yield from (f"data.{name}: {note}" for name, rows in kept.items() for note in rows.notes[told[name] :])
+    yield from preflight.new_notes(rows_of, kept)
     rows_of = kept
     for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
-    yield from _call_functions(list(called), recipe, rows_of, tokenizer)
+    yield from _call_functions(functions, recipe, rows_of, tokenizer)
     yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"
 
 

@@ -19,7 +19,7 @@ from rlhfctl.events import Event, Note, Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import architecture, loading, models, reward_head, tokenizing
+from rlhfctl.training import adapters, architecture, loading, models, reward_head, tokenizing
 from rlhfctl.training.hf_events import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
@@ -157,11 +157,11 @@ def _is_adapter(folder: Path) -> bool:
 
 def _merged_critic(artifact: Artifact, context: Context) -> Any:
     base = handoff.load_base(context, artifact.parent("base"))
-    return models.merged(models.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("critic")))
+    return adapters.merged(adapters.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("critic")))
 
 
 def _tokenizer(artifact: Artifact) -> Any:
-    return tokenizing.load_tokenizer(str(artifact.part("adapter" if artifact.has("adapter") else "model")))
+    return tokenizing.load_tokenizer(str(artifact.weights))
 
 
 def _save_scorer(model: Any, tokenizer: Any, folder: Path) -> None:

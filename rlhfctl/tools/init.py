@@ -112,10 +112,7 @@ def write(file: Path, answers: Answers) -> Iterator[str]:
 
 
 def _refuse_existing(file: Path) -> None:
-    if file.is_symlink() or file.exists():
-        raise RlhfctlError(
-            "already exists and is not overwritten", where=str(file), fix="name another: rlhfctl init FILE"
-        )
+    fs.require_new(file, fix="name another: rlhfctl init FILE")
 
 
 def _name(text: str, file: Path | None) -> str:
@@ -304,7 +301,7 @@ def _guessed(name: str, stated: str, folder: Path) -> dict[str, Any]:
     if _by_variable(stated) or not path.is_file() or path.stat().st_size > _MOST_READ:
         return {}
     try:
-        rows, _ = sources.read_file(path, {"demonstrations": "text", "prompts": "prompt"}.get(name, sources.PAIR))
+        rows, _ = sources.read_file(path, sources.TEXT_COLUMNS[name])
     except DataError:  # validate says what is wrong with it
         return {}
     return guess.options(name, rows)

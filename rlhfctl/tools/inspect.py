@@ -18,7 +18,7 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, RunPaths, changed_keys, find_artifact
 from rlhfctl.dashboard.plain import duration, number
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import STAGES, read_stages, stages_of
+from rlhfctl.pipeline import STAGES, read_stages, section_of, stages_of
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 
@@ -87,7 +87,7 @@ def _read(run: Path) -> tuple[Recipe, dict[str, str], dict[str, Artifact]]:
 def _differs(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
     """Say which keys a stage was made with that the run's recipe, written by a later command, says otherwise."""
     manifest = artifact.manifest
-    section = (recipe.model if manifest.stage == "base" else getattr(recipe, manifest.stage)).model_dump(mode="json")
+    section = section_of(manifest.stage, recipe).model_dump(mode="json")
     keys = changed_keys(section, manifest.section)
     if keys and manifest.inputs.get("section") not in (None, fs.hash_json(section)):
         yield f"was made with other settings than recipe.yaml states now (stated -> used): {', '.join(keys)}"

@@ -74,8 +74,7 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
     to = to / file.name if to.is_dir() else to
     text = SCHEMA_LINE.sub("", file.read_text(encoding="utf-8"))
     another = f"name another: rlhfctl recipes copy {name} my-{file.name}"
-    if to.exists():  # before anything is written; write_new sees to the rest
-        raise RlhfctlError("already exists and is not overwritten", where=str(to), fix=another)
+    fs.require_new(to, fix=another)  # before anything is written
     beside = []
     for other in _named_by(text, file):
         copied = to.parent / other.name

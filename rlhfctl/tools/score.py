@@ -9,13 +9,13 @@ Trains nothing; judges no policy (compare.py does).
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import fs
 from rlhfctl.artifacts import RunPaths, Source, find_artifact, load_artifact, resolve_source
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, Note, Warned, telling
@@ -27,7 +27,7 @@ from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
-from rlhfctl.training import adapter_folders, data, loading, models, sources, tokenizing
+from rlhfctl.training import data, loading, models, sources
 
 Row = dict[str, Any]
 _PAIR_COLUMNS = ("chosen", "rejected", "responses")
@@ -78,21 +78,13 @@ def score(
         scorer, name = _scorer(what, context, batch_size)
         episodes = [_episode(example, response) for example in examples for response in example.responses]
         scores = _in_batches(scorer, episodes, batch_size)
-    if bad := [index for index, value in enumerate(scores) if not _finite(value)]:
+    if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
         raise RlhfctlError(
             f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
             where=name,
             fix="correct the reward: a score is a finite number",
         )
     return _scored(examples, scores, f"{name}, {file}", [*notes, *sentences])
-
-
-def write(rows: Iterable[Row], to: Path) -> None:
-    """Write rows to a new JSONL file."""
-    if to.exists():
-        raise RlhfctlError("the file to write exists", where=str(to), fix="name a new file: nothing is overwritten")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    fs.write_atomic(to, text_of(rows))
 
 
 def text_of(rows: Iterable[Row]) -> str:
@@ -137,20 +129,19 @@ def _scorer(what: Path, context: Context, batch_size: int) -> tuple[Scorer, str]
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
         spec = reward.function
-        function = FunctionReward(spec, Path(context.recipe.folder or "."), say=context.warn)
+        folder = Path(context.recipe.folder or ".")
+        function = FunctionReward(spec, folder, retries=reward.retries, say=context.warn)
         return function, f"the reward function {spec}"
     if stage is None and reward.kind == "trained":
         stage = load_artifact(context.run.stage("reward"))
     if stage is not None:
         source = Source.of(stage)
-        folder = str(stage.part("adapter" if stage.has("adapter") else "model"))
     else:
         assert reward.model is not None
         source = resolve_source(reward.model, "reward model")
         if (classifier := handoff.load_classifier(context, source)) is not None:
             return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
-        folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
-    tokenizer = tokenizing.load_tokenizer(folder, trust_remote_code=context.recipe.model.trust_remote_code)
+    tokenizer = handoff.own_tokenizer(context, source)
     model = models.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
     return TextModelReward(model, tokenizer, batch_size, context.warn), f"the reward model {source.name}"
 
@@ -160,10 +151,6 @@ def _in_batches(scorer: Scorer, episodes: Sequence[Episode], size: int) -> list[
     if not isinstance(scorer, FunctionReward):
         return scorer(episodes)
     return [value for start in range(0, len(episodes), size) for value in scorer(episodes[start : start + size])]
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 # ---------------------------------------------------------------- rows

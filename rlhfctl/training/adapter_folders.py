@@ -1,7 +1,7 @@
 """Adapter folders as peft saves them: what their files say of the base, the task and the kind of adapter.
 
 Reads adapter_config.json alone and loads no torch, so that a run's inputs can be told without it. Merging is in
-models.py.
+adapters.py.
 """
 
 from __future__ import annotations

@@ -123,14 +123,35 @@ _NO_LIMIT = 1_000_000  # tokenizers without a limit of their own name a number f
 
 
 def context_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-    """The most tokens that a model was made to read, by its configuration and its tokenizer; None: neither says."""
+    """The most tokens that a model was made to read, by its configuration and its tokenizer; None: neither says.
+
+    Rotary embeddings of the type dynamic stretch: there `max_position_embeddings` is where the stretching begins.
+    """
     inner = config.get_text_config()
     positions = getattr(inner, "max_position_embeddings", None)
+    rotary = getattr(inner, "rope_parameters", None) or {}
+    if positions is not None and rotary.get("rope_type") == "dynamic":
+        positions = int(positions * rotary.get("factor", 1.0))
     if positions is not None and config.model_type in _POSITIONS_AFTER_PAD:
         positions -= (config.pad_token_id or 0) + 1
     own = tokenizer.model_max_length if tokenizer is not None else None
     known = [limit for limit in (positions, own) if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
     return min(known, default=None)
+
+
+def longest_prompt(stated: int | None, context: int | None, response: int) -> int | None:
+    """The most tokens of a prompt: data.max_prompt_length, and what the context leaves beside a response.
+
+    None where neither is known; 0 or less where the response alone fills the context.
+    """
+    return min((one for one in (stated, context and context - response) if one is not None), default=None)
+
+
+def longest_row(stated: int | None, context: int | None) -> tuple[int | None, str]:
+    """The most tokens of a demonstration or of a pair's side, and what sets it, in words; None where nothing does."""
+    if context is not None and (stated is None or stated > context):
+        return context, f"the model's context of {context}"
+    return stated, f"max_length={stated}"
 
 
 def _class_of(config: PretrainedConfig, mapping: Any) -> type[PreTrainedModel] | None:

@@ -88,11 +88,6 @@ def load_prompts(section: Prompts, seed: int) -> Rows:
 
 
 NAMES = ("demonstrations", "preferences", "prompts")
-_CHECKS: dict[str, row_checks.Check] = {
-    "demonstrations": row_checks.demonstration_rows,
-    "preferences": row_checks.preference_rows,
-    "prompts": row_checks.prompt_rows,
-}
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
@@ -197,7 +192,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     left_out: dict[str, str] = {}
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         one = Tally()
-        found = _CHECKS[name](columns.renamed(row, section.columns), section, one)
+        found = row_checks.CHECKS[name](columns.renamed(row, section.columns), section, one)
         if isinstance(found, str):
             bad.append(f"{place}: {found}")
             left_out[place] = "cannot be used"
@@ -238,7 +233,7 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
             rows = _generate(name, section, seed)
         return rows, [f"{section.source} row {index + 1}" for index in range(len(rows))], fs.hash_json(rows)
     try:
-        return sources.read(section, {"demonstrations": "text", "prompts": "prompt"}.get(name, sources.PAIR), tally)
+        return sources.read(section, sources.TEXT_COLUMNS[name], tally)
     except DataError as error:
         if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
             error.what, error.where = f"{section.source}: {error.what}", f"{at}.source"
@@ -246,13 +241,11 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
 
 
 def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str) -> DataError:
-    more = len(bad) - sources.SHOWN_BAD_ROWS
-    shown = [*bad[: sources.SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
     guessed = guess.section_line(name, section, rows)
     mapped = f"say which columns they are:\n    {guessed}\n  or " if guessed else ""
     ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
     return DataError(
-        f"{len(bad)} of {len(rows)} rows of {at} cannot be used:\n    " + "\n    ".join(shown),
+        f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}",
         fix=f"{mapped}{ways}, or leave them out: {at}.bad_rows: drop",
     )
 

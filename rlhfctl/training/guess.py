@@ -48,11 +48,6 @@ _SECTIONS: dict[str, type[Source]] = {
     "preferences": Preferences,
     "prompts": Prompts,
 }
-_CHECKS: dict[str, row_checks.Check] = {
-    "demonstrations": row_checks.demonstration_rows,
-    "preferences": row_checks.preference_rows,
-    "prompts": row_checks.prompt_rows,
-}
 
 
 def options(name: str, rows: Sequence[Row]) -> Options:
@@ -84,7 +79,7 @@ def flow(value: Any) -> str:
 def _usable(name: str, made: Options, rows: Sequence[Row]) -> bool:
     """Whether most rows have the columns that these keys name, and can be used with them."""
     section = _SECTIONS[name](source="guessed", **made)
-    check, usable = _CHECKS[name], 0
+    check, usable = row_checks.CHECKS[name], 0
     named = [one for names in section.columns.values() for one in columns.names_of(names)]
     for row in rows:
         there = all(columns.value_at(row, one) is not None for one in named)

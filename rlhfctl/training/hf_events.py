@@ -137,15 +137,15 @@ class EventCallback(TrainerCallback):
         return rate * (state.max_steps - state.global_step)
 
 
-def common_arguments(work: Path, *, seed: int, report_to: list[str]) -> dict[str, Any]:
-    """What rlhfctl owns in SFTConfig and RewardConfig: where, seeds, checkpoints, reporting."""
+def common_arguments(work: Path, *, seed: int) -> dict[str, Any]:
+    """What rlhfctl owns in SFTConfig and RewardConfig: where, seeds, checkpoints, reporting (tools/trackers.py)."""
     return {
         "output_dir": str(work),
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
         "save_total_limit": KEPT_CHECKPOINTS,
-        "report_to": report_to or "none",
+        "report_to": "none",
         "push_to_hub": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": loading.device().type == "cuda",
@@ -198,12 +198,10 @@ def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[st
     return found
 
 
-def trainer_arguments(
-    work: Path, dtype: str, given: Mapping[str, Any], *, seed: int, report_to: list[str]
-) -> dict[str, Any]:
+def trainer_arguments(work: Path, dtype: str, given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     """All that SFTConfig or RewardConfig is made with: our defaults, what the recipe gives, what rlhfctl owns."""
     on_gpu = loading.device().type == "cuda"
-    return trainer_defaults(dtype, on_gpu) | dict(given) | common_arguments(work, seed=seed, report_to=report_to)
+    return trainer_defaults(dtype, on_gpu) | dict(given) | common_arguments(work, seed=seed)
 
 
 def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
@@ -225,7 +223,7 @@ def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "floa
         try:
             check_trainer_keys(name, given, config)
             if given:
-                owned = common_arguments(Path(), seed=0, report_to=[])
+                owned = common_arguments(Path(), seed=0)
                 with naming_options(name, given):
                     config(**trainer_defaults(dtype, loading.device().type == "cuda") | dict(given) | owned)
         except RecipeError as error:

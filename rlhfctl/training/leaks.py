@@ -2,7 +2,8 @@
 
 Reads checked rows; no model, no tokenizer. A verdict on prompts that a stage was trained to answer measures memory, so
 `run`, `validate --deep`, `plan` and `data` warn of each such prompt, and `data.leaks: drop` removes the rows. Left out:
-prompts that are alike but not equal, and plain texts, in which nobody can say where the prompt ends.
+prompts that are alike but not equal, and plain texts, in which nobody can say where the prompt ends. The other thing to
+see by looking across the data sets stands here too: that one holds conversations and another texts.
 """
 
 from __future__ import annotations

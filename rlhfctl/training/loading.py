@@ -161,10 +161,8 @@ def load_classifier(
     path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """A sequence classifier with all its labels from a folder or Hub id, encoder or decoder; its head must be there."""
-    config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
-    own = architecture.classifier_class(config) is not None or trust_remote_code
     model, missing = _pretrained(
-        AutoModelForSequenceClassification if own else architecture.scorer_class(config),
+        _classifier_auto(path, trust_remote_code=trust_remote_code),
         path,
         "reward model",
         dtype=dtype,
@@ -176,16 +174,28 @@ def load_classifier(
 
 
 def load_headless_classifier(
-    path: str, outputs: int, *, attn_implementation: str | None, **how: Any
+    path: str, outputs: int, *, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None
 ) -> PreTrainedModel:
     """A sequence classifier on the weights of `path` whose head, with so many outputs, is still to be loaded."""
-    config = read_config(path, "reward model", trust_remote_code=how["trust_remote_code"])
-    own = architecture.classifier_class(config) is not None or how["trust_remote_code"]
-    auto: Any = AutoModelForSequenceClassification if own else architecture.scorer_class(config)
     model, _ = _pretrained(
-        auto, path, "reward model", num_labels=outputs, attn_implementation=attn_implementation, new_head=True, **how
+        _classifier_auto(path, trust_remote_code=trust_remote_code),
+        path,
+        "reward model",
+        dtype=dtype,
+        num_labels=outputs,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        new_head=True,
     )
     return model
+
+
+def _classifier_auto(path: str, *, trust_remote_code: bool) -> Any:
+    """What loads a classifier: transformers' own class, the model's code where that is trusted, or a head made here."""
+    config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
+    if architecture.classifier_class(config) is not None or trust_remote_code:
+        return AutoModelForSequenceClassification
+    return architecture.scorer_class(config)
 
 
 def _pretrained(

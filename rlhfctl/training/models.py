@@ -33,8 +33,6 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.training import adapters, architecture, loading, tokenizing
-from rlhfctl.training.adapters import load_adapter as load_adapter
-from rlhfctl.training.adapters import merged as merged
 from rlhfctl.training.reward_head import trunk_name
 from rlhfctl.training.sequences import Sequences, hidden_states
 

@@ -41,7 +41,7 @@ from rlhfctl.training.data import Row
 from rlhfctl.training.fused import fused
 from rlhfctl.training.ppo_batch import Batch, Trace
 from rlhfctl.training.roles import Roles
-from rlhfctl.training.rollout import Response, sample, sampling_for
+from rlhfctl.training.rollout import Response, sample, sampling_for, stop_strings
 from rlhfctl.training.sequences import Sequences, packed, steady_length
 
 CHECKPOINTS_A_STAGE = 10  # where the recipe names no checkpoint_steps
@@ -342,7 +342,7 @@ class PpoLoop:
     # ------------------------------------------------------------ 2. to 5. what is computed once a batch
 
     def _score(self, batch: Batch) -> None:
-        stops = sampling_for(self.section, self.tokenizer, seed=self.seed, stream=self.attempt).stop_strings
+        stops = stop_strings(self.section, self.tokenizer)
         episodes = [
             make_episode(self.tokenizer, self.rows[row], prompt, response.ids, stops)
             for row, prompt, response in zip(batch.rows, batch.prompts, batch.responses, strict=True)

@@ -75,13 +75,13 @@ def require() -> Any:
     return PPOTrainer, PPOConfig
 
 
-def config_for(section: Ppo, work: Path, *, seed: int, report_to: list[str]) -> Any:
+def config_for(section: Ppo, work: Path, *, seed: int) -> Any:
     """TRL's PPOConfig for the recipe's section. What has no effect in TRL's trainer is set to off."""
     _, config_class = require()
     return config_class(
         output_dir=str(work),
         seed=seed,
-        report_to=report_to or "none",
+        report_to="none",
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,

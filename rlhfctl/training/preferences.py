@@ -10,6 +10,7 @@ sentence that says what is wrong. Without any of these a list of responses is re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if found == found and abs(found) != float("inf") else None
+    return found if math.isfinite(found) else None
 
 
 def _with_margin(row: Row, tally: Tally) -> Row:

@@ -16,7 +16,7 @@ from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training.data import PromptSplit, Row, Rows, require_a_batch
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
-from rlhfctl.training.sources import SHOWN_BAD_ROWS
+from rlhfctl.training.sources import first_of
 from rlhfctl.training.tokenizing import stop_token_id
 
 
@@ -47,6 +47,11 @@ def check(
     return fitting
 
 
+def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str]:
+    """What `check` added to the notes of the data sets that it was given, as sentences."""
+    return [f"data.{name}: {note}" for name, rows in after.items() for note in rows.notes[len(before[name].notes) :]]
+
+
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
     refused: dict[int, str] = {}
@@ -64,9 +69,8 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     if len(told) == len(rows.rows):  # a missing or a broken template fails on each
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
     if getattr(recipe.data, rows.name).bad_rows == "stop":
-        shown = [*told[:SHOWN_BAD_ROWS], *([f"and {len(told) - SHOWN_BAD_ROWS} more"] if told[SHOWN_BAD_ROWS:] else [])]
         raise DataError(
-            f"{len(told)} of {len(rows.rows)} rows of data.{rows.name} cannot be used:\n    " + "\n    ".join(shown),
+            f"{len(told)} of {len(rows.rows)} rows of data.{rows.name} cannot be used:{first_of(told)}",
             where=first.where,
             fix=f"correct or remove these rows, leave them out (data.{rows.name}.bad_rows: drop), or set "
             "model.chat_template to one that takes them",

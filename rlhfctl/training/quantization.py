@@ -1,7 +1,7 @@
 """Hold linear layers in 8 or 4 bits through bitsandbytes, by products that every processor computes alike.
 
 bitsandbytes is imported here and only where `model.quantization` asks for it. Reads nothing, writes nothing. Loading
-the weights is loading.py's; merging adapters into them is handoff.py's.
+the weights is loading.py's; merging adapters is adapters.py's.
 """
 
 from __future__ import annotations

@@ -67,14 +67,15 @@ def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int,
         top_k=section.top_k,
         top_p=section.top_p,
         stop_ids=() if stop is None else None if stop == "eos" else (stop_token_id(stop, tokenizer),),
-        stop_strings=(*section.stop_strings, *_written_end(tokenizer)),
+        stop_strings=stop_strings(section, tokenizer),
         stream=stream,
     )
 
 
-def _written_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def stop_strings(section: Ppo, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The texts that end a response: the recipe's, and the template's end of a turn where it is no token."""
     mark = written_turn_end(tokenizer)
-    return () if mark is None else (mark,)
+    return (*section.stop_strings, *(() if mark is None else (mark,)))
 
 
 @dataclass(frozen=True)

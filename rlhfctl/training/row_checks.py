@@ -7,7 +7,6 @@ tokenizer makes of a row (preflight.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +59,14 @@ def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row] | str:
         asked = columns.as_conversation({"prompt": shaped.get("prompt")})
         shaped = shaped | asked if isinstance(asked, dict) else asked
     return _ended(shaped, tally, _check_prompt)
+
+
+CHECKS: dict[str, Check] = {
+    "demonstrations": demonstration_rows,
+    "preferences": preference_rows,
+    "prompts": prompt_rows,
+}
+"""A data set's name -> how its rows are checked."""
 
 
 def _begun(row: Row, section: Source, tally: Tally) -> Row | str:
@@ -150,24 +157,15 @@ def _check_preference(row: Row, tally: Tally) -> Row | str:
         problem = problem or _bad_completion(row[name], name, row["prompt"])
     if not problem and row["chosen"] == row["rejected"]:
         problem = "chosen and rejected are the same"
-    margin = _number(row.get("margin"))
-    if not problem and margin is not None:
-        number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
-        problem = None if number else f"margin: expected a number, got {margin!r}"
+    margin = preferences.number(row.get("margin"))
+    if not problem and margin is None and row.get("margin") is not None:
+        problem = f"margin: expected a number, got {row['margin']!r}"
     found: Row = {name: row.get(name) for name in ("prompt", "chosen", "rejected")}
     if margin is not None:
         found["margin"] = margin
     if isinstance(row.get("tools"), list) and isinstance(row.get("prompt"), list):
         found["tools"] = row["tools"]
     return problem or found
-
-
-def _number(value: object) -> object:
-    """A number that is written as text, as in the cells of a table; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _check_prompt(row: Row, tally: Tally) -> Row | str:

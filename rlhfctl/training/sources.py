@@ -27,7 +27,8 @@ Row = dict[str, Any]
 Found = tuple[list[Row], list[str]]  # rows, and the place of each: "file:line"
 
 PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
-SHOWN_BAD_ROWS = 5
+TEXT_COLUMNS = {"demonstrations": "text", "preferences": PAIR, "prompts": "prompt"}  # what a line of plain text is
+_SHOWN_BAD_ROWS = 5
 _KINDS = ", ".join(DATA_SUFFIXES)
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
@@ -136,12 +137,15 @@ def _text(path: Path) -> str:
         ) from error
 
 
+def first_of(bad: Sequence[str]) -> str:
+    """The first sentences about bad rows, a line each and indented, and how many more there are."""
+    more = len(bad) - _SHOWN_BAD_ROWS
+    shown = [*bad[:_SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
+    return "".join(f"\n    {sentence}" for sentence in shown)
+
+
 def _broken(bad: Sequence[str], fix: str) -> DataError:
-    more = len(bad) - SHOWN_BAD_ROWS
-    shown = [*bad[:SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
-    return DataError(
-        f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:\n    " + "\n    ".join(shown), fix=fix
-    )
+    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(bad)}", fix=fix)
 
 
 def read_jsonl(path: Path) -> Found:

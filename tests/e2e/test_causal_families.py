@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.training import architecture, loading, models, roles
+from rlhfctl.training import adapters, architecture, loading, models, roles
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,7 @@ def test_a_family_takes_a_reward_head_or_is_refused(name: str, tmp_path: Path) -
     adapted = models.add_lora(scorer, Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
     adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
     assert any(p.grad is not None and bool(p.grad.any()) for n, p in adapted.named_parameters() if "lora_B" in n)
-    merged = models.merged(adapted)
+    merged = adapters.merged(adapted)
     merged.save_pretrained(tmp_path)
     again = loading.load_scorer(str(tmp_path), dtype=torch.float32)
     assert models.score_rows(again, ROWS, 0) == pytest.approx(models.score_rows(merged, ROWS, 0), abs=1e-5)

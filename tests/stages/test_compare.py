@@ -191,7 +191,7 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
 ) -> None:
     from rlhfctl.rewards import Episode
     from rlhfctl.rewards.model import ModelReward
-    from rlhfctl.training import loading, models, tokenizing
+    from rlhfctl.training import adapters, loading, models, tokenizing
     from rlhfctl.training.encoding import Encoder
 
     policy, reference, _ = samples
@@ -215,7 +215,7 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     probe = load_artifact(run / "reward")
     base = loading.load_causal_lm(str(run / "sft" / "model"), dtype=loading.torch_dtype("float32"))
     tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
-    scorer = models.merged(models.load_adapter(models.scorer_on(base, seed=9), probe.part("adapter")))
+    scorer = adapters.merged(adapters.load_adapter(models.scorer_on(base, seed=9), probe.part("adapter")))
     row = json.loads((run / "compare" / "samples.jsonl").read_text().splitlines()[0])
     ids, response = Encoder(tokenizer).pair(row["prompt"], row["policy"])
     assert response[-1] == tokenizer.eos_token_id

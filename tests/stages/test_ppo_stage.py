@@ -24,7 +24,7 @@ from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models, tokenizing
+from rlhfctl.training import adapters, models, tokenizing
 from rlhfctl.training.encoding import Encoder
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
@@ -121,7 +121,7 @@ def test_policy_and_critic_are_published_and_load(kind: str, trained: dict[str, 
         assert models.adapter_has_head(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
         assert not any("critic" in name or "default" in name or "reward" in name for name in tensors)
-        loaded = models.load_adapter(models.scorer_on(base.model, seed=9), folder)
+        loaded = adapters.load_adapter(models.scorer_on(base.model, seed=9), folder)
         assert models.score_rows(loaded, ROWS, pad) == pytest.approx(scores, abs=1e-5)
     if kind.startswith("head"):  # it reads the policy's own states
         scorer = models.scorer_on(policy.model, seed=9)

@@ -20,7 +20,7 @@ from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 from rlhfctl.tools.export import export
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import adapters, loading, models, tokenizing
 
 VARIANTS = {
     "sft": ("sft", False),
@@ -157,7 +157,7 @@ def test_the_critic_is_exported_as_it_was_trained(tiny_run: Path, exported: dict
     rows = json.loads((tiny_run / "ppo" / "probes.json").read_text())["rows"]
     pad = tokenizing.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
     base = loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32)
-    trained = models.load_adapter(models.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
+    trained = adapters.load_adapter(models.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
     expected = models.score_rows(trained, rows, pad)
     assert exported["results"]["critic"]["numbers"] == pytest.approx(expected, abs=1e-5)
     assert exported["results"]["critic-adapter"]["numbers"] == pytest.approx(expected, abs=1e-5)

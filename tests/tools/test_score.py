@@ -175,6 +175,16 @@ def test_a_function_scores_with_the_columns_of_the_file(tmp_path: Path) -> None:
     assert found.summary[-1].endswith("3 scores, mean 0.6667, standard deviation 1.7, from -1 to 3")
 
 
+def test_a_function_that_fails_once_is_called_again_as_the_run_says(tmp_path: Path) -> None:
+    body = "calls = []\ndef f(prompts, completions):\n    calls.append(1)\n    1 / (len(calls) - 1)\n    return [2.0]\n"
+    run = function_run(tmp_path, body)
+    file = rows_of(tmp_path / "rows.jsonl", [{"prompt": "a ", "response": "b"}])
+    (run / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace('"rewards:f"}', '"rewards:f", retries: 1}')
+    )
+    assert score(run, file).rows[0]["score"] == 2.0
+
+
 def test_ties_count_as_wrong(tmp_path: Path) -> None:
     run = function_run(tmp_path, "def f(prompts, completions, **_):\n    return [len(c) for c in completions]\n")
     pairs = [{"prompt": "a", "chosen": c, "rejected": r} for c, r in (("xxx", "x"), ("xx", "yy"), ("x", "yyy"))]
@@ -228,7 +238,7 @@ def test_the_command_writes_rows_and_sums_up(tiny_run: Path, tmp_path: Path) -> 
     assert [row.keys() for row in in_file] == [row.keys() for row in rows]
     assert written.stdout.splitlines()[-1] == "wrote scored.jsonl"
     again = run_here("score", tiny_run, file, "--out", "scored.jsonl", cwd=tmp_path)
-    assert again.returncode == 1 and "nothing is overwritten" in again.stderr
+    assert again.returncode == 1 and "already exists and is not overwritten" in again.stderr
 
 
 def test_what_cannot_score_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_trl_refuses_of_options_together_is_the_recipes_fault() -> None:
 
 
 def test_effective_settings_are_the_trainers_own(tmp_path: Path) -> None:
-    owned = hf_events.common_arguments(tmp_path, seed=7, report_to=[])
+    owned = hf_events.common_arguments(tmp_path, seed=7)
     given = {"learning_rate": 1e-2, "weight_decay": 0.1}
     defaults = hf_events.trainer_defaults("float32", on_gpu=False)
     shown = hf_events.effective_settings(SFTConfig(**defaults | given | owned), given)
@@ -150,7 +150,7 @@ def trainer(work: Path, emit: Any, **options: Any) -> SFTTrainer:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
     tokenizer = tokenizing.train_tokenizer(init, [])
     rows = [{"input_ids": [2, 3, 2, 0], "labels": [2, 3, 2, 0]} for _ in range(8)]
-    owned = hf_events.common_arguments(work, seed=0, report_to=[])
+    owned = hf_events.common_arguments(work, seed=0)
     settings = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1} | options
     return SFTTrainer(
         model=models.build_model(init, tokenizer, seed=0, dtype=torch.float32),

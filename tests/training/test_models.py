@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.recipe.schema import Init, Lora, Model
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import adapters, loading, models, tokenizing
 
 FLOAT = torch.float32
 LORA = Lora(r=2, lora_alpha=8)
@@ -265,7 +265,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_merges(architecture: 
     stir(adapted)
     moved = logits_of(adapted, ids)
     assert not torch.allclose(moved, before, atol=1e-2)
-    plain = models.merged(adapted)
+    plain = adapters.merged(adapted)
     assert torch.allclose(logits_of(plain, ids), moved, atol=1e-5)
     assert not [name for name, _ in plain.named_parameters() if "lora" in name]
 
@@ -310,7 +310,7 @@ def test_an_adapter_with_a_head_is_saved_and_loaded_with_it(tmp_path: Path) -> N
     assert [tuple(tensor.shape) for tensor in heads.values()] == [(1, 16)]
     assert torch.equal(next(iter(heads.values())), adapted.base_model.model.score.modules_to_save["default"].weight)
     assert '"base_model_name_or_path": "../model"' in (tmp_path / "adapter_config.json").read_text()
-    fresh = models.merged(models.load_adapter(models.scorer_on(base, seed=99), tmp_path))
+    fresh = adapters.merged(adapters.load_adapter(models.scorer_on(base, seed=99), tmp_path))
     assert models.score_rows(fresh, rows, pad) == pytest.approx(expected, abs=1e-5)
     save_file({name: t for name, t in load_file(file).items() if "score" not in name}, file)
     assert not models.adapter_has_head(tmp_path)

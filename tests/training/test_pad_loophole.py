@@ -77,7 +77,7 @@ def test_trls_policy_learns_to_pad(tmp_path: Path) -> None:
         return policy(input_ids=ids).logits[:, -1]
 
     assert second_pad(logits, pad) < 0.15  # one token of eight
-    config = ppo_trl.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0, report_to=[])
+    config = ppo_trl.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0)
     everyone = ppo_trl.Roles(policy, models.copy_frozen(policy), critic, short)
     gc.freeze()  # TRL collects garbage twice an update
     try:

@@ -124,7 +124,7 @@ def responses_for(update: int, eos: int) -> list[list[int]]:
 def run_trl(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, float]]:
     """Train w.policy and w.critic with TRL; its logs. Notes prompts, responses and minibatch orders in `w`."""
     section = Ppo(engine="trl", **SECTION | changes)
-    config = ppo_trl.config_for(section, tmp_path, seed=0, report_to=[])
+    config = ppo_trl.config_for(section, tmp_path, seed=0)
     config.temperature = section.temperature - 1e-7  # TRL adds 1e-7 to it
     pad, eos = w.tokenizer.pad_token_id, w.tokenizer.eos_token_id
     reference = models.copy_frozen(w.policy)

@@ -88,7 +88,7 @@ def play(
     before = {name: copy.deepcopy(dict(module.named_parameters())) for name, module in named.items()}
     events: list[Event] = []
     closing = ppo_trl.train(
-        ppo_trl.config_for(ppo, work, seed=0, report_to=[]),
+        ppo_trl.config_for(ppo, work, seed=0),
         ppo_trl.Roles(policy, reference, critic, scorer),
         rows,
         [tokenizer(row["prompt"])["input_ids"] for row in rows],
@@ -312,22 +312,19 @@ def test_every_option_is_looked_at_here() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_reaches_trl(tmp_path: Path, name: str) -> None:
-    plain = ppo_trl.config_for(Ppo(), tmp_path, seed=9, report_to=[])
-    changed = ppo_trl.config_for(
-        Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9, report_to=[]
-    )
+    plain = ppo_trl.config_for(Ppo(), tmp_path, seed=9)
+    changed = ppo_trl.config_for(Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9)
     assert getattr(changed, name) == OPTIONS[name]
     differing = {f.name for f in dataclasses.fields(plain) if getattr(plain, f.name) != getattr(changed, f.name)}
     assert differing - {"logging_dir", "run_name"} == {name}
 
 
 def test_what_rlhfctl_owns(tmp_path: Path) -> None:
-    config = ppo_trl.config_for(Ppo(), tmp_path, seed=9, report_to=["tensorboard"])
-    assert (config.seed, config.output_dir, list(config.report_to)) == (9, str(tmp_path), ["tensorboard"])
+    config = ppo_trl.config_for(Ppo(), tmp_path, seed=9)
+    assert (config.seed, config.output_dir, list(config.report_to)) == (9, str(tmp_path), [])
     # what TRL accepts and ignores is off, so that nobody reads it in the settings and believes it
     assert (config.bf16, config.gradient_checkpointing, config.num_sample_generations) == (False, False, 0)
     assert str(config.save_strategy.value) == "no"
-    assert list(ppo_trl.config_for(Ppo(), tmp_path, seed=9, report_to=[]).report_to) == []
 
 
 def test_an_absent_trainer_is_named_with_the_release_that_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +334,7 @@ def test_an_absent_trainer_is_named_with_the_release_that_had_it(monkeypatch: py
     assert "1.12.0" in caught.value.what
     assert caught.value.fix == "pip install 'trl==1.12.0'"
     with pytest.raises(EngineError):
-        ppo_trl.config_for(Ppo(), Path("nowhere"), seed=0, report_to=[])
+        ppo_trl.config_for(Ppo(), Path("nowhere"), seed=0)
 
 
 def test_one_optimizer_step_an_update_has_no_variance_of_ratios_rather_than_nan(tmp_path: Path) -> None:

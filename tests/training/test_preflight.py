@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import run_here
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import preflight, tokenizing
-from rlhfctl.training.data import check_all
+from rlhfctl.training import models, preflight, tokenizing
+from rlhfctl.training.architecture import longest_prompt, longest_row
+from rlhfctl.training.data import PromptSplit, check_all
 from rlhfctl.training.encoding import Encoder, fit_prompts
 
 CHAT = (
@@ -143,6 +145,60 @@ def test_rows_longer_than_the_context_are_cut_with_a_count(architecture: str, tm
         line for line in result.stdout.splitlines() if "pairs are longer than the model's context of 32 tokens" in line
     ]
     assert sum(int(line.split("warning: ")[1].split()[0]) for line in dropped) == 4
+
+
+@pytest.mark.parametrize(("stated", "context", "response", "limit"), [
+    (60, 32, 8, 24), (10, 32, 8, 10), (None, 32, 8, 24), (60, None, 8, 60), (None, None, 8, None), (60, 32, 40, -8),
+])  # fmt: skip
+def test_a_prompt_has_what_the_recipe_states_and_the_context_leaves(
+    stated: int | None, context: int | None, response: int, limit: int | None
+) -> None:
+    assert longest_prompt(stated, context, response) == limit
+
+
+@pytest.mark.parametrize(("stated", "context", "limit", "name"), [
+    (64, 32, 32, "the model's context of 32"), (None, 32, 32, "the model's context of 32"),
+    (32, 32, 32, "max_length=32"), (16, 32, 16, "max_length=16"), (16, None, 16, "max_length=16"),
+])  # fmt: skip
+def test_a_row_has_what_max_length_and_the_context_allow(
+    stated: int | None, context: int | None, limit: int, name: str
+) -> None:
+    assert longest_row(stated, context) == (limit, name)
+    assert longest_row(None, None)[0] is None
+
+
+def test_a_max_prompt_length_beyond_the_context_lets_no_response_run_past_it(tmp_path: Path) -> None:
+    """ppo, compare, `plan` and `data` read one rule: the context counts beside what the recipe states."""
+    rows = [{"prompt": "word " * (1 if i % 4 else 40)} for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{i} {row['prompt']}"}) + "\n" for i, row in enumerate(rows))
+    )
+    shape = {"architecture": "gpt2", "max_position_embeddings": 32}
+    tokenizer = tokenizing.train_tokenizer(Init(**INIT | shape), ["word"])  # type: ignore[arg-type]
+    models.save_model(
+        models.build_model(Init(**INIT | shape), tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "base"
+    )  # type: ignore[arg-type]
+    given = {
+        "name": "t",
+        "model": {"path": "base"},
+        "data": {"prompts": {"source": "prompts.jsonl", "test": 8}, "max_prompt_length": 200},
+        "reward": {"function": "mine:length"},
+        "ppo": {"total_episodes": 8, "per_device_train_batch_size": 8, "num_mini_batches": 1, "response_length": 8},
+        "compare": {"judges": ["mine:length"], "samples_per_prompt": 1, "controls": "none", "bootstrap_samples": 100},
+    }
+    (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    planned = run_here("plan", "mine.yaml", cwd=tmp_path).stdout
+    result = run_here("run", "mine.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    split = check_all(load_recipe(tmp_path / "mine.yaml").recipe.data, 0)["prompts"].split
+    assert isinstance(split, PromptSplit)
+    long = [sum(len(row["prompt"]) > 100 for row in part) for part in (split.train, split.test)]
+    assert f"{long[0]} of 32 prompts are longer than 24 tokens and are dropped" in result.stdout
+    assert f"{long[1]} of 8 test prompts leave no room for 8 tokens and are left out" in result.stdout
+    assert f"{32 - long[0]} prompts" in planned
+    said = run_here("data", "mine.yaml", cwd=tmp_path).stdout
+    assert f"ppo: drops {long[0]} of 32 prompts, which are longer than 24 tokens" in said
 
 
 # ---------------------------------------------------------------- tools

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClass
 
 from rlhfctl.errors import HandoffError
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.training import architecture, loading, models, roles
+from rlhfctl.training import adapters, architecture, loading, models, roles
 from rlhfctl.training.reward_head import sequence_classifier
 
 FLOAT = torch.float32
@@ -73,13 +73,13 @@ def test_a_head_on_any_family_scores_trains_and_comes_back(family: str, tmp_path
 
     # Saved and loaded: the adapter on a new head, the adapter beside a policy's, and the merged folder.
     models.save_adapter(adapted, tmp_path / "adapter", base="base", head=True)
-    again = models.load_adapter(models.scorer_on(base, seed=99), tmp_path / "adapter")
+    again = adapters.load_adapter(models.scorer_on(base, seed=99), tmp_path / "adapter")
     assert models.score_rows(again, ROWS, 0) == pytest.approx(trained, abs=1e-5)
     policy = models.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
     head = roles.load_scorer_adapter(policy, roles.REWARD, tmp_path / "adapter")
     shared = roles.AdapterScorer(roles.LanguageModel(policy, 0, roles.REWARD), head)
     assert models.score_rows(shared, ROWS, 0) == pytest.approx(trained, abs=1e-5)
-    models.merged(again).save_pretrained(tmp_path / "merged")
+    adapters.merged(again).save_pretrained(tmp_path / "merged")
     loaded = loading.load_scorer(str(tmp_path / "merged"), dtype=FLOAT)
     assert models.score_rows(loaded, ROWS, 0) == pytest.approx(trained, rel=1e-3, abs=1e-4)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [type(loaded).__name__]

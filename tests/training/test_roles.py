@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, ppo_math, roles, rollout, tokenizing
+from rlhfctl.training import adapters, models, ppo_loop, ppo_math, roles, rollout, tokenizing
 from rlhfctl.training.fused import fused
 from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles
 from rlhfctl.training.sequences import Sequences, packed
@@ -340,7 +340,7 @@ def save_reward(untouched: Any, tokenizer: Any, folder: Path) -> list[float]:
     stir(scorer, seed=8)
     stir(scorer, by=0.5, only="score.modules_to_save", seed=9)
     models.save_adapter(scorer, folder, base="base", head=True)
-    return models.score_rows(models.merged(scorer), ROWS, tokenizer.pad_token_id)
+    return models.score_rows(adapters.merged(scorer), ROWS, tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -359,9 +359,9 @@ def test_a_reward_adapter_scores_on_the_policys_model_as_on_its_own(architecture
 
     roles.save_scorer_adapter(policy, roles.REWARD, head, tmp_path / "saved", "base")
     assert models.adapter_has_head(tmp_path / "saved")
-    again = models.load_adapter(models.scorer_on(untouched, seed=11), tmp_path / "saved")
+    again = adapters.load_adapter(models.scorer_on(untouched, seed=11), tmp_path / "saved")
     assert models.score_rows(again, ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
-    assert models.score_rows(models.merged(again), ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
+    assert models.score_rows(adapters.merged(again), ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
 
 
 def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.tools.bench.workload import SEED, Workload
-from rlhfctl.training import loading, models, roles
+from rlhfctl.training import adapters, loading, models, roles
 
 SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
 MEAN_SHARE = 30 / 64  # mean length after which a response ends by itself, of response_length
@@ -74,7 +74,7 @@ def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.weight.shape[1] ** -0.5)
     roles.save_scorer_adapter(adapted, "default", head, folder / "reward", str(folder / "base"))
-    scorer = models.scorer_on(models.merged(adapted), seed=SEED)
+    scorer = models.scorer_on(adapters.merged(adapted), seed=SEED)
     scorer.score.load_state_dict(head.state_dict())
     models.save_model(scorer, tokenizer, folder / "reward-model")
 

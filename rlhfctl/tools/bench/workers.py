@@ -187,7 +187,7 @@ def run_trl(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job.folder) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trainer_class(
-            args=ppo_trl.config_for(section, Path(work), seed=SEED, report_to=[]),
+            args=ppo_trl.config_for(section, Path(work), seed=SEED),
             processing_class=job.tokenizer,
             model=job.policy,
             ref_model=job.reference,

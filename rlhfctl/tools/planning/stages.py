@@ -20,6 +20,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import hf_events, loading, memory, model_checks, models, preflight, tokenizing
+from rlhfctl.training.architecture import context_of, longest_prompt, longest_row
 from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.training.encoding import Encoder, texts_of
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
@@ -144,8 +145,8 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.sft
     assert section is not None
     config = trainer_config(SFTConfig, recipe, section.trainer)
-    limit = config.max_length or math.inf
-    counts = [int(min(length, limit)) for length in lengths.sft]
+    config.max_length, _ = longest_row(config.max_length, context_of(lengths.config))
+    counts = [min(length, config.max_length or length) for length in lengths.sft]
     rows, longest, what = len(counts), max(counts), f"{len(counts)} demonstrations"
     if config.packing and config.max_length:
         rows, longest = math.ceil(sum(lengths.sft) / config.max_length), config.max_length
@@ -172,12 +173,12 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.reward
     assert section is not None
     config = trainer_config(RewardConfig, recipe, section.trainer)
-    limit = config.max_length or math.inf
+    limit, name = longest_row(config.max_length, context_of(lengths.config))
     pairs = [
-        pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= limit
+        pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= (limit or math.inf)
     ]  # longer ones are dropped
     if not pairs:
-        raise RlhfctlError(f"no pair fits into max_length={limit} tokens", where="reward.trainer.max_length")
+        raise RlhfctlError(f"no pair fits into {name} tokens", where="reward.trainer.max_length")
     steps, epochs = _steps(len(pairs), config)
     training = _training(config, section.lora, 2 * config.per_device_train_batch_size, max(map(max, pairs)))
     outlook = memory.reward_outlook(_shape(recipe, lengths), training)
@@ -224,8 +225,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[Shape | None, bool]:
 
 
 def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
-    context = getattr(lengths.config, "max_position_embeddings", None)
-    limit = recipe.data.max_prompt_length or (context - response if context else None)
+    limit = longest_prompt(recipe.data.max_prompt_length, context_of(lengths.config), response)
     if limit is None:
         return list(prompts)
     fitting = [count for count in prompts if count <= limit]
@@ -266,7 +266,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
 
 def trainer_config(kind: Any, recipe: Recipe, given: Mapping[str, Any]) -> Any:
     """SFTConfig or RewardConfig as the stage makes it."""
-    arguments = hf_events.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed, report_to=[])
+    arguments = hf_events.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed)
     return kind(**arguments)
 
 
