@@ -310,16 +310,16 @@ def _look_ahead(
         model_checks = importlib.import_module("rlhfctl.training.model_checks")
         if first in ("base", "sft"):
             model_checks.check_base(recipe, to_come)
-            texts = importlib.import_module("rlhfctl.training.encoding").texts_of
-            demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
-            tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts(demonstrations))
+            tokenizer = tokenizing.prepare(recipe, data).tokenizer
         elif (base := _parents(first, recipe, paths, request).get("base")) is not None:
             folder = base.artifact.path if base.artifact is not None else Path(base.name)
             at = next(
                 (at for at in (folder / "model", folder / "adapter", folder) if (at / _TOKENIZER).is_file()), None
             )
             if at is not None:
-                tokenizer = tokenizing.load_tokenizer(str(at), trust_remote_code=recipe.model.trust_remote_code)
+                tokenizer = tokenizing.load_for(recipe.model, str(at))
+                if base.artifact is None:
+                    tokenizing.adopt_where_asked(tokenizer, data)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
         preflight = importlib.import_module("rlhfctl.training.preflight")
         kept = preflight.check(recipe, read, to_come, tokenizer)
@@ -549,5 +549,6 @@ def _model_fingerprint(recipe: Recipe) -> str:
 
 def _newer(recipe: Recipe) -> set[str]:
     """Keys of the model that are not used, and that recipes did not have: what was made before them stays as it is."""
-    keys = ("attn_implementation", "chat_template_kwargs")
-    return {key for key in keys if not getattr(recipe.model, key)}
+    keys = ("attn_implementation", "chat_template_kwargs", "template_tokens", "template_date")
+    fields = type(recipe.model).model_fields
+    return {key for key in keys if getattr(recipe.model, key) == fields[key].default}

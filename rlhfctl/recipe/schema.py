@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import (
@@ -169,9 +170,26 @@ class Model(Section):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(
         {}, description="Variables of the chat template, fixed for every stage and export: {enable_thinking: false}."
     )
+    template_tokens: Literal["add", "text"] = Field(
+        "add", description="Marks of the chat template that are no tokens of the base: sft adds them to the tokenizer "
+        "and trains their rows of the embeddings, or they stay text that is written letter by letter."
+    )  # fmt: skip
+    template_date: str = Field(
+        "2026-01-01", description="The day (YYYY-MM-DD) that a chat template which reads the clock writes, in every "
+        "stage. An export reads the clock again."
+    )  # fmt: skip
     trust_remote_code: bool = Field(False, description="Whether code that comes with the model may be run.")
 
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _day(cls, value: Any) -> Any:
+        return value.isoformat() if type(value) is date else value  # what YAML makes of a day without quotes
+
     def conflicts(self) -> Iterator[Conflict]:
+        try:
+            date.fromisoformat(self.template_date)
+        except ValueError:
+            yield Conflict("model.template_date", f"{self.template_date!r} is no day", "write it as 2026-01-01")
         if self.init is None and self.path is None:
             yield Conflict(
                 "model",

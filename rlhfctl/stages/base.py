@@ -14,25 +14,22 @@ from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context, handoff
 from rlhfctl.training import loading, model_checks, models, tokenizing
 from rlhfctl.training.architecture import context_of
-from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation, missing_marks, texts_of
+from rlhfctl.training.encoding import Encoder, is_conversation, template_warnings
 
 
 def run(section: Model, ctx: Context) -> Artifact:
     """Publish base*."""
     began = time.monotonic()
-    demonstrations = ctx.data["demonstrations"].rows if "demonstrations" in ctx.data else []
+    prepared = tokenizing.prepare(ctx.recipe, ctx.data)
+    tokenizer = prepared.tokenizer
     dtype = loading.torch_dtype(section.dtype)
-    model, tokenizer, notes = models.base_from_recipe(
-        section, texts_of(demonstrations), seed=ctx.recipe.seed, dtype=dtype
-    )
+    model, notes = models.base_from_recipe(section, prepared, seed=ctx.recipe.seed, dtype=dtype)
     for sentence in notes:
         ctx.note(sentence)
-    if tokenizer.chat_template is not None and (adopted := adopt_end_of_turn(tokenizer)):
-        models.set_token_ids(model, tokenizer)
-        ctx.note(adopted)
     asked = ctx.data["prompts"].rows if "prompts" in ctx.data else []
-    if any(is_conversation(row) for row in asked) and (marks := missing_marks(tokenizer)):
-        ctx.warn(marks)
+    if any(is_conversation(row) for row in asked):
+        for sentence in template_warnings(tokenizer):
+            ctx.warn(sentence)
 
     encoder = Encoder(tokenizer)
     rows = (

@@ -51,7 +51,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
 
     `to_train`: adapters are going to be trained on it, so it is quantized where the recipe says so.
     """
-    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how = loading.options(ctx.recipe.model)
     quantization = ctx.recipe.model.quantization if to_train else None
     artifact = source.artifact
     if quantization is not None:
@@ -63,7 +63,7 @@ def load_base(ctx: Context, source: Source, *, check: bool = True, to_train: boo
     if not artifact.has("model"):
         return Base(*_load_policy_artifact(ctx, artifact), str(artifact.path))
     path = str(artifact.part("model"))
-    tokenizer = tokenizing.load_tokenizer(path, trust_remote_code=trust)
+    tokenizer = tokenizing.load_for(ctx.recipe.model, path)
     _same_tokenizer(artifact, tokenizer)
     model = loading.load_causal_lm(path, **how, quantization=quantization)
     if check and artifact.has("probes"):
@@ -106,18 +106,22 @@ def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedM
 def _load_foreign(
     ctx: Context, source: Source, quantization: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how = loading.options(ctx.recipe.model)
     place = adapter_folders.fetched(source.name)
     if adapter_folders.is_adapter(place):
         adapter_folders.require_policy_adapter(place)
         model, tokenizer = _base_of_adapter(ctx, Path(place))
         if (Path(place) / "tokenizer_config.json").is_file():  # saved with the adapter: its template and end token
-            tokenizer = tokenizing.load_tokenizer(place, trust_remote_code=trust)
+            tokenizer = tokenizing.load_for(ctx.recipe.model, place)
         model = adapters.merge(model, Path(place))
     else:
-        tokenizer = tokenizing.load_tokenizer(source.name, trust_remote_code=trust)
+        tokenizer = tokenizing.load_for(ctx.recipe.model, source.name)
         model = loading.load_causal_lm(source.name, **how, quantization=quantization)
-    for sentence in models.ensure_pad(model, tokenizer):
+    notes = models.ensure_pad(model, tokenizer)
+    if sentence := tokenizing.adopt_where_asked(tokenizer, ctx.data):
+        models.set_token_ids(model, tokenizer)
+        notes.append(sentence)
+    for sentence in notes:
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")
     return model, tokenizer
@@ -125,7 +129,7 @@ def _load_foreign(
 
 def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a run's stage."""
-    how, trust = loading.options(ctx.recipe.model), ctx.recipe.model.trust_remote_code
+    how = loading.options(ctx.recipe.model)
     path = adapter_folders.base_of(folder)
     if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
         base = load_base(ctx, Source.of(stage), check=False)
@@ -133,7 +137,7 @@ def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTr
     model, notes = adapters.load_causal_lm(path, **how)
     for sentence in notes:
         ctx.note(sentence)
-    return model, tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(path), trust_remote_code=trust)
+    return model, tokenizing.load_for(ctx.recipe.model, adapter_folders.tokenizer_folder(path))
 
 
 def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -206,7 +210,7 @@ def own_tokenizer(ctx: Context, source: Source) -> PreTrainedTokenizerBase:
         folder = str(source.artifact.weights)
     else:
         folder = adapter_folders.tokenizer_folder(adapter_folders.fetched(source.name))
-    return tokenizing.load_tokenizer(folder, trust_remote_code=ctx.recipe.model.trust_remote_code)
+    return tokenizing.load_for(ctx.recipe.model, folder)
 
 
 def other_tokenizer(ctx: Context, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:

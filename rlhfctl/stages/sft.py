@@ -24,7 +24,7 @@ from rlhfctl.stages import Context, handoff
 from rlhfctl.training import adapters, hf_events, loading, model_checks, models, tokenizing
 from rlhfctl.training.architecture import context_of, longest_row
 from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import IGNORED, Encoder, adopt_end_of_turn, is_conversation, missing_marks, texts_of
+from rlhfctl.training.encoding import IGNORED, Encoder, is_conversation, template_warnings
 
 
 def run(section: Sft, ctx: Context) -> Artifact:
@@ -34,19 +34,14 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
     dtype = loading.torch_dtype(recipe.model.dtype)
-    model, tokenizer, notes = models.base_from_recipe(
-        recipe.model,
-        texts_of(demonstrations),
-        seed=recipe.seed,
-        dtype=dtype,
-        quantization=recipe.model.quantization,
+    prepared = tokenizing.prepare(recipe, ctx.data)
+    tokenizer = prepared.tokenizer
+    model, notes = models.base_from_recipe(
+        recipe.model, prepared, seed=recipe.seed, dtype=dtype, quantization=recipe.model.quantization
     )
-    conversations = any(is_conversation(row) for row in demonstrations)
-    if conversations and tokenizer.chat_template and (sentence := adopt_end_of_turn(tokenizer)):
-        models.set_token_ids(model, tokenizer)
-        notes.append(sentence)
-    if conversations and (sentence := missing_marks(tokenizer)):
-        ctx.warn(sentence)
+    if any(is_conversation(row) for row in demonstrations):
+        for sentence in template_warnings(tokenizer):
+            ctx.warn(sentence)
     for sentence in notes:
         ctx.note(sentence)
     if recipe.model.path is not None:
@@ -58,7 +53,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 3. The trainer: whole weights, or an adapter on them.
     if section.lora is not None:
-        model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed)
+        model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
     callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
     naming = hf_events.naming_options(ctx.name, section.trainer)
     with models.formats_kept(model), naming, Work("preparing the batches"):
@@ -88,7 +83,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     rows = [row["input_ids"][:longest] for row in encoded[: models.PROBE_ROWS]]
     metrics["steps"] = trainer.state.global_step
     model = hf_events.trained_model(trainer)
-    _publish(model, tokenizer, rows, ctx)
+    _publish(model, prepared, rows, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
     layout: dict[str, Any] = {"model": "model", "probes": handoff.PROBES}
@@ -140,16 +135,16 @@ def _encode(
     return encoded
 
 
-def _publish(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], ctx: Context) -> None:
-    recipe = ctx.recipe.model
+def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:
+    recipe, tokenizer = ctx.recipe.model, prepared.tokenizer
     handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             models.save_adapter(model, folder, base=recipe.path or "", head=False)
         if recipe.quantization is not None:  # base* is merged in full precision; later stages quantize it on loading
             del model
-            whole, _, _ = models.base_from_recipe(
-                recipe, [], seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
+            whole, _ = models.base_from_recipe(
+                recipe, prepared, seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
             )
             model = adapters.load_adapter(whole, ctx.folder / "adapter")
         model = adapters.merged(model)

@@ -23,8 +23,8 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import data, loading, preflight, tokenizing
 from rlhfctl.training.architecture import context_of, longest_prompt, longest_row
 from rlhfctl.training.data import Row, Rows, prompt_key
-from rlhfctl.training.encoding import IGNORED, Encoder, texts_of
-from rlhfctl.training.leaks import find_leaks
+from rlhfctl.training.encoding import IGNORED, Encoder, any_conversation, template_warnings
+from rlhfctl.training.leaks import find_leaks, mixed_kinds
 
 _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
@@ -84,6 +84,7 @@ class Set:
 class Report:
     sets: tuple[Set, ...]
     leaks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # about the data sets together, and about the chat template
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -102,6 +103,7 @@ class Report:
                 for one in self.sets
             },
             "leaks": list(self.leaks),
+            "warnings": list(self.warnings),
         }
 
 
@@ -109,12 +111,12 @@ class Report:
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.data_seed)
-    texts = texts_of(loaded["demonstrations"].rows) if "demonstrations" in loaded else []
-    tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
+    tokenizer = tokenizing.prepare(recipe, loaded).tokenizer
     loaded = preflight.check(recipe, loaded, (), tokenizer)
     context = _context(recipe, tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer, context) for rows in loaded.values())
-    return Report(sets, tuple(find_leaks(loaded)))
+    template = template_warnings(tokenizer) if any_conversation(loaded) else ()
+    return Report(sets, tuple(find_leaks(loaded)), (*mixed_kinds(loaded), *template))
 
 
 def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -238,10 +240,9 @@ def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType
         yield Text(f"  the first {len(one.examples)}, as the model reads them:")
         yield _example_table(one.examples)
         yield Text()
-    if report.leaks:
-        for sentence in report.leaks:
-            yield Text(f"warning: {sentence}", style="yellow")
-    else:
+    for sentence in (*report.warnings, *report.leaks):
+        yield Text(f"warning: {sentence}", style="yellow")
+    if not report.leaks:
         yield Text("no test prompt is in the demonstrations or preferences")
 
 

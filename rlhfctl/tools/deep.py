@@ -18,7 +18,7 @@ from rlhfctl.rewards import make_episode
 from rlhfctl.rewards.function import FunctionReward, load_function
 from rlhfctl.tools import trackers
 from rlhfctl.training import data, hf_events, loading, model_checks, ppo_trl, preflight, tokenizing
-from rlhfctl.training.encoding import Encoder, texts_of
+from rlhfctl.training.encoding import Encoder, any_conversation, template_warnings
 from rlhfctl.training.leaks import find_leaks, mixed_kinds
 
 _RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, in any vocabulary
@@ -55,11 +55,12 @@ def _check(recipe: Recipe) -> Iterator[str]:
         yield f"ppo.engine {recipe.ppo.engine}: installed"
     if (checked := loading.check_quantization(recipe.model)) is not None:
         yield checked
-    texts = texts_of(rows_of["demonstrations"].rows) if "demonstrations" in rows_of else []
     model_checks.check_base(recipe, stages_of(recipe))
-    tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
+    tokenizer = tokenizing.prepare(recipe, rows_of).tokenizer
     kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
     yield from preflight.new_notes(rows_of, kept)
+    if any_conversation(kept):
+        yield from (f"warning: {sentence}" for sentence in template_warnings(tokenizer))
     rows_of = kept
     for sentence in model_checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"

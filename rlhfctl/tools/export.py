@@ -19,7 +19,7 @@ from rlhfctl.events import Event, Note, Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import adapters, architecture, loading, models, reward_head, tokenizing
+from rlhfctl.training import adapters, architecture, loading, models, reward_head, templates, tokenizing
 from rlhfctl.training.hf_events import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
@@ -121,6 +121,7 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
         else:
             base = handoff.load_base(context, source)
             models.save_model(base.model, base.tokenizer, folder)
+        _restart_clock(folder)
         _card(folder, stage, artifact, adapter=False)
 
 
@@ -136,19 +137,30 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
         config["base_model_name_or_path"] = "base"
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         if stage == "sft":
-            model, _, _ = models.base_from_recipe(
-                recipe.model, [], seed=recipe.seed, dtype=loading.torch_dtype(recipe.model.dtype)
-            )
-            # The stage's own: its end-of-sequence may be the chat template's end of turn.
+            # The stage's own: new weights are drawn for its vocabulary, and its end may be the template's end of turn.
             tokenizer = tokenizing.load_tokenizer(str(artifact.part("model")))
-            models.set_token_ids(model, tokenizer)
+            model, _ = models.base_from_recipe(
+                recipe.model,
+                tokenizing.Prepared(tokenizer),
+                seed=recipe.seed,
+                dtype=loading.torch_dtype(recipe.model.dtype),
+            )
         else:
             base = handoff.load_base(context, artifact.parent("base"))
             model, tokenizer = base.model, base.tokenizer
         tokenizing.save_tokenizer(tokenizer, folder)
         (folder / "base").mkdir()
         models.save_model(model, tokenizer, folder / "base")
+        _restart_clock(folder)
         _card(folder, stage, artifact, adapter=True)
+
+
+def _restart_clock(folder: Path) -> None:
+    """Let a chat template whose day was fixed for the run read the clock again."""
+    for file in folder.rglob("chat_template.jinja"):
+        text = file.read_text(encoding="utf-8")
+        if (before := templates.without_day(text)) != text:
+            file.write_text(before, encoding="utf-8")
 
 
 def _is_adapter(folder: Path) -> bool:

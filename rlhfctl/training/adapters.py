@@ -142,6 +142,9 @@ def _prepare_embeddings(base: PreTrainedModel, folder: Path) -> list[str]:
         names = [name for name in weights.keys() if _EMBEDDINGS & set(name.split("."))]  # noqa: SIM118
         whole = [name for name in names if "lora" not in name and name.endswith(".weight")]
         kept = max((weights.get_slice(name).get_shape()[0] for name in whole), default=rows)
+    if trained := adapter_folders.read_config(folder).get("trainable_token_indices"):  # of all, or by layer
+        listed = trained.values() if isinstance(trained, dict) else [trained]
+        kept = max(kept, *(1 + max(tokens) for tokens in listed))
     if kept > rows:
         base.resize_token_embeddings(kept, mean_resizing=False)
     return names

@@ -7,7 +7,9 @@ the same last token in training as in PPO. Leaves out batching and padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,8 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
-from rlhfctl.training.data import Prompt, Row
+from rlhfctl.training import templates
+from rlhfctl.training.data import Prompt, Row, Rows
 
+_PROBE = "rlhfctl-response"  # what the assistant says where a template is looked at
 IGNORED = -100  # torch's cross-entropy leaves this label out
 Tools = Sequence[dict[str, Any]] | None  # functions that a row offers the model; its chat template writes them out
 
@@ -195,14 +199,63 @@ class Encoder:
         tools = tools or None
         begun = str(self._rendered(messages, tools=tools, tokenize=False, add_generation_prompt=opened))
         whole = str(self._rendered(more, tools=tools, tokenize=False, add_generation_prompt=False))
+        if not opened and self.tokenizer.eos_token:  # some close a whole conversation with it, after the last turn
+            begun = begun.removesuffix(self.tokenizer.eos_token)
         if not whole.startswith(begun):
             raise DataError(
                 "the chat template renders a prompt differently once a response follows it, so the policy would be "
                 "trained on other text than it is asked with",
                 where="chat template",
-                fix="set model.chat_template to one in which a conversation only grows at its end",
+                fix="set model.chat_template to one in which a conversation only grows at its end; where it opens a "
+                "block of thoughts, model.chat_template_kwargs: {enable_thinking: false} may do",
             )
         return whole[len(begun) :]
+
+    def unwritten(self, messages: Sequence[Any], tools: Tools = None) -> list[str]:
+        """The roles of the turns whose text, white space aside, is not in what the template writes of `messages`.
+
+        DataError where the last turn is the assistant's and nothing of it is: it would be learned or scored as empty.
+        """
+        options: dict[str, Any] = {"tools": tools or None, "tokenize": False}
+        whole = str(self._rendered(messages, **options))
+        text = " ".join(whole.split())
+        found = [turn["role"] for turn in messages if " ".join(str(turn.get("content") or "").split()) not in text]
+        *before, last = messages
+        if last["role"] != "assistant" or "assistant" not in found:
+            return found
+        try:
+            other = str(self._rendered([*before, {**last, "content": "x" * len(last["content"])}], **options))
+        except DataError:  # it does not take this one, so it reads them
+            return found
+        if other == whole:
+            raise DataError(
+                "the chat template writes nothing of the response",
+                where="chat template",
+                fix="set model.chat_template to one that writes the assistant's turns",
+            )
+        return found
+
+    @cached_property
+    def _read_as_tokens(self) -> re.Pattern[str]:
+        """Finds special tokens, and the mark that ends a response, in a text."""
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special |= {mark for mark in (written_turn_end(self.tokenizer),) if mark is not None}
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+    def tokens_within(self, messages: Sequence[Any]) -> list[str]:
+        """The special tokens that stand in the text of `messages`, where they are read as tokens and not as text."""
+        return [mark for m in messages for mark in self._read_as_tokens.findall(str(m.get("content") or ""))]
+
+    def grows(self, messages: Sequence[Any], tools: Tools = None) -> bool:
+        """Whether the text of the conversation up to each assistant's turn begins the text of the whole."""
+        try:
+            for index, message in enumerate(messages):
+                if message["role"] == "assistant" and index:
+                    self._rest(messages[:index], messages, tools, opened=True)
+                    self._rest(messages[: index + 1], messages, tools, opened=False)
+        except DataError:
+            return False
+        return True
 
     def _closed(self, ids: list[int]) -> list[int]:
         """`ids` without the white space that a template puts after the end token."""
@@ -261,6 +314,11 @@ def is_conversation(row: Row) -> bool:
     return "messages" in row or isinstance(row.get("prompt"), list)
 
 
+def any_conversation(data: Mapping[str, Rows]) -> bool:
+    """Whether any row of these data sets is a conversation."""
+    return any(is_conversation(row) for rows in data.values() for row in rows.rows)
+
+
 def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Make the token with which the chat template closes the assistant's turn the end-of-sequence token.
 
@@ -282,15 +340,14 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text with which the chat template closes the assistant's turn; empty where it has none."""
     if tokenizer.chat_template is None:
         return ""
-    marker = "rlhfctl-response"
-    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
     try:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     except TemplateSyntaxError as error:
         raise _broken_template(error) from error
     except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
         return ""
-    return text.rpartition(marker)[2].strip() if marker in text else ""
+    return text.rpartition(_PROBE)[2].strip() if _PROBE in text else ""
 
 
 def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -306,16 +363,93 @@ def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return mark if len(ids) > 1 and ids[0] != tokenizer.eos_token_id else None
 
 
-def missing_marks(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A sentence about a template whose marks are no tokens, with the way out; None where they are."""
+def template_warnings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Sentences about a chat template that a policy cannot learn well from, with the ways out."""
+    before, opens = _written_before(tokenizer)
+    if before and opens:
+        yield (
+            f"the chat template writes {before!r} between the opened turn and the response: the policy has to write it "
+            "itself, and rewards read what of it is no special token; a variable may leave it out "
+            "(model.chat_template_kwargs: {enable_thinking: false}, say)"
+        )
+    elif before:
+        yield (
+            f"the chat template does not open the assistant's turn (add_generation_prompt): the policy has to write "
+            f"{before!r} itself, and rewards read it as part of the response; set model.chat_template to one that does"
+        )
     mark = written_turn_end(tokenizer)
     if mark is None:
+        return
+    yield (
+        f"the chat template closes turns with {mark}, which is no token of this tokenizer: the model writes it letter "
+        "by letter, and it ends a response as a stop string does. With an sft stage and model.template_tokens: add it "
+        "becomes a token, and sft trains its row"
+    )
+
+
+def _written_before(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """(what stands between an opened turn and the assistant's text, whether the template opens turns at all)."""
+    if tokenizer.chat_template is None:
+        return "", True
+    asked = [{"role": "user", "content": "a"}]
+    try:
+        opened, closed = (
+            str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=opens))
+            for opens in (True, False)
+        )
+        whole = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
+    except Exception:  # noqa: BLE001 - it takes no such conversation, or is broken: the rows tell
+        return "", True
+    if not whole.startswith(opened) or _PROBE not in whole:
+        return "", True
+    return whole[len(opened) :].partition(_PROBE)[0].strip(), opened != closed
+
+
+def marks_without_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The marks that the chat template writes and the tokenizer lacks, where it closes turns with such a mark.
+
+    Empty where turns are closed by a token: other marks are then meant as text.
+    """
+    if written_turn_end(tokenizer) is None:
+        return []
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    written = ""
+    for messages in ([{"role": "system", "content": "a"}, *turns], turns):
+        with contextlib.suppress(Exception):  # a template may take no system turn
+            written += str(tokenizer.apply_chat_template(messages, tokenize=False))
+            written += str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+    known = tokenizer.get_vocab()
+    return [mark for mark in templates.marks_in(written) if mark not in known]
+
+
+def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
+    """Put TRL's training variant in the place of a chat template that renders earlier turns of `rows` differently.
+
+    Losses on the assistant's turns alone need a conversation that only grows. Returns a sentence when something
+    changed; None where the template grows, or where TRL has no variant of it (the row that fails then says so).
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    encoder = Encoder(tokenizer)
+    failing = [row for row in rows if "messages" in row and not encoder.grows(row["messages"], row.get("tools"))]
+    if not failing:
+        return None
+    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, for few
+
+    own = tokenizer.chat_template
+    try:
+        found = get_training_chat_template(tokenizer)
+    except Exception:  # noqa: BLE001 - a template that it does not know, or one that fails on its probes
+        return None
+    if found is None:
+        return None
+    tokenizer.chat_template = templates.without_generation_marks(found)
+    if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
+        tokenizer.chat_template = own
         return None
     return (
-        f"the chat template closes turns with {mark}, which is no token of this tokenizer: the model writes it letter "
-        "by letter, and it ends a response as a stop string does. Better: add it as a special token (tokenizer."
-        "add_special_tokens, resize the embeddings, train their rows), or set model.chat_template to a template whose "
-        "marks are tokens"
+        "the chat template renders earlier turns differently once others follow: TRL's training variant of it, which "
+        "does not, is used and stored with the tokenizer"
     )
 
 

@@ -87,6 +87,7 @@ class Training:
     checkpointing: bool = False
     whole_logits: bool = False
     optimizer_bytes: Callable[[Tensor], int] = lambda weight: 2 * weight.nbytes  # AdamW: two moments
+    tokens: tuple[int, ...] = ()  # whose rows of the embeddings are trained beside the adapter
 
 
 # ---------------------------------------------------------------- what is held throughout
@@ -167,7 +168,7 @@ def sft_outlook(shape: Shape, training: Training, probe_rows: int, probe_length:
         model = _language_model(shape)
         plain = _held("model", model, None)
         if training.lora is not None:
-            model = models.add_lora(model, training.lora, TaskType.CAUSAL_LM, seed=0)
+            model = models.add_lora(model, training.lora, TaskType.CAUSAL_LM, seed=0, tokens=training.tokens)
         language_model = LanguageModel(model, 0, "default" if training.lora is not None else None)
 
         def loss(ids: Tensor, mask: Tensor) -> Tensor:
@@ -240,8 +241,9 @@ def _chunked_loss(model: LanguageModel, hidden: Tensor) -> Tensor:
     flat = flat[torch.zeros(len(flat), dtype=torch.long)]
     targets = torch.zeros(len(flat), dtype=torch.long)
     total = flat.new_zeros((), dtype=torch.float32)
+    head = model.head.weight  # put together anew on each reading where single rows are trained
     for states, wanted in zip(flat.split(_LOSS_TOKENS), targets.split(_LOSS_TOKENS), strict=True):
-        total = total + checkpoint(piece, states, model.head.weight, wanted, use_reentrant=False)
+        total = total + checkpoint(piece, states, head, wanted, use_reentrant=False)
     return total
 
 

@@ -84,7 +84,7 @@ def _check_reward(recipe: Recipe, place: str, data: Mapping[str, Rows], *, by_pp
     path = adapter_folders.fetched(place)
     label, reads = (recipe.reward.label, recipe.reward.reads) if recipe.reward is not None else (None, None)
     config = classifiers.config_of(path, trust_remote_code=trust)
-    own = tokenizing.load_tokenizer(adapter_folders.tokenizer_folder(path), trust_remote_code=trust)
+    own = tokenizing.load_for(recipe.model, adapter_folders.tokenizer_folder(path))
     if classifiers.is_classifier(config):
         classifiers.label_index(config, label, place)
         reading = classifiers.reading(config, reads)

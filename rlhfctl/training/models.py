@@ -159,20 +159,20 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
 
 
 def base_from_recipe(
-    section: Model, texts: Iterable[str], *, seed: int, dtype: torch.dtype, quantization: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """The recipe's `model`, ready to train: tokenizer with pad, template and their rows in the embeddings.
+    section: Model, prepared: tokenizing.Prepared, *, seed: int, dtype: torch.dtype, quantization: str | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """The recipe's `model`, ready to train, with a row of embeddings for each token of its tokenizer.
 
-    Returns the model, its tokenizer and sentences about what had to be added.
+    Returns the model and sentences about what was done to it and to its tokenizer.
     """
-    tokenizer = tokenizing.tokenizer_from_recipe(section, texts)
-    merges: list[str] = []
+    tokenizer = prepared.tokenizer
+    notes: list[str] = []
     if section.init is not None:
         how = section.attn_implementation
         model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
     else:
         assert section.path is not None
-        model, merges = adapters.load_causal_lm(
+        model, notes = adapters.load_causal_lm(
             section.path,
             dtype=dtype,
             revision=section.revision,
@@ -180,21 +180,47 @@ def base_from_recipe(
             attn_implementation=section.attn_implementation,
             quantization=quantization,
         )
-    own_template = "the recipe's chat template is stored with the tokenizer"
-    notes = [*merges, own_template] if section.chat_template is not None else merges
-    notes += ensure_pad(model, tokenizer)
+    if prepared.replaced_end is not None:  # a base that ends its texts with it goes on doing so
+        also_ends(model, prepared.replaced_end)
+    notes += [*prepared.notes, *ensure_pad(model, tokenizer)]
+    _start_rows(model, prepared)
     tokenizer.padding_side = "left"
-    return model, tokenizer, notes
+    return model, notes
+
+
+def also_ends(model: PreTrainedModel, token: int) -> None:
+    """List `token` in the generation config among those that end a response."""
+    listed = model.generation_config.eos_token_id
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    model.generation_config.eos_token_id = list(dict.fromkeys([*listed, token]))
+
+
+def _start_rows(model: PreTrainedModel, prepared: tokenizing.Prepared) -> None:
+    """Where the rows of added marks start: at the mean of the others, what ends a turn at what ended a sequence."""
+    if not prepared.added:
+        return
+    end, was = prepared.tokenizer.eos_token_id, prepared.replaced_end
+    with torch.no_grad():
+        for weight in {id(one): one for one in _embeddings(model)}.values():
+            others = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+            others[list(prepared.added)] = False
+            weight[list(prepared.added)] = weight[others].mean(0)
+            if was is not None and end in prepared.added:
+                weight[end] = weight[was]
+
+
+def _embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The weights of the input embeddings and of the output layer, which may be one."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer.weight for layer in layers if layer is not None]
 
 
 def ensure_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Give the tokenizer a pad token of its own and the embeddings a row for it. Returns what was done, in words."""
     notes: list[str] = []
     ends = end_tokens(model, tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
-        tokenizer.add_special_tokens({"pad_token": tokenizing.PAD_TOKEN})
-        notes.append(f"the tokenizer {was}; it got {tokenizing.PAD_TOKEN} (id {tokenizer.pad_token_id})")
+    if sentence := tokenizing.ensure_pad_token(tokenizer):
+        notes.append(sentence)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         # The mean of the other rows: as likely as any at first, and masked out of every sampled distribution anyway.
@@ -272,10 +298,11 @@ def unmask_pad(model: nn.Module) -> None:
 # ---------------------------------------------------------------- LoRA
 
 
-def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None) -> LoraConfig:
+def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None, tokens: Sequence[int] = ()) -> LoraConfig:
     """peft's configuration; a scalar head is always saved with the adapter.
 
-    With all-linear, layers of `model` that cannot carry an adapter are left out.
+    With all-linear, layers of `model` that cannot carry an adapter are left out. The rows of `tokens` in the
+    embeddings and in the output layer are trained beside the adapter.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     left_out = _not_plain(model) if targets == "all-linear" and model is not None else None
@@ -287,7 +314,20 @@ def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None) -> L
         exclude_modules=left_out or None,
         task_type=task,
         modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
+        trainable_token_indices=_rows_of(model, tokens) if tokens and model is not None else None,
     )
+
+
+def _rows_of(model: nn.Module, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """Layer name -> ids of the rows that are trained, for the embeddings and the output layer."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(getattr(layer, "bias", None) is not None for layer in layers):
+        raise RlhfctlError(
+            "the output layer has a bias, which peft drops where it trains single rows",
+            where="model.template_tokens",
+            fix="set it to text, or train all weights in this stage (sft.lora: null)",
+        )
+    return {name: list(tokens) for name, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
 def _not_plain(model: nn.Module) -> list[str]:
@@ -301,8 +341,11 @@ def _not_plain(model: nn.Module) -> list[str]:
     return [*fused, *sorted(routers)]
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -> PeftModel:
-    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings."""
+def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, tokens: Sequence[int] = ()) -> PeftModel:
+    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings.
+
+    The rows of `tokens` are trained with it, in the embeddings and in the output layer.
+    """
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
     outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     if named != ["all-linear"]:
@@ -326,7 +369,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
             )
     set_seed(seed)
     try:
-        peft_model = get_peft_model(model, lora_config(lora, task, model))
+        peft_model = get_peft_model(model, lora_config(lora, task, model, tokens))
     except ValueError as error:
         linear = sorted(
             {
@@ -340,6 +383,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int) -
             where="lora.target_modules",
             fix=f"this model's linear layers are: {', '.join(linear)}; or use all-linear",
         ) from error
+    if tokens:  # TRL's loss reads weight and bias of the output layer, and peft's wrapper has no bias
+        peft_model.get_base_model().get_output_embeddings().bias = None
     return peft_model
 
 
@@ -347,7 +392,9 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> No
     """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
-    model.save_pretrained(folder, selected_adapters=["default"])
+    # Trained rows are saved by themselves; peft would add both matrices because they have grown.
+    rows = model.peft_config["default"].trainable_token_indices is not None
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False if rows else "auto")
     if head and not adapter_has_head(folder):
         raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
 

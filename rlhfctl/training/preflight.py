@@ -6,8 +6,9 @@ a batch: each would else come up hours later, when its stage is reached. Reads r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training.data import PromptSplit, Row, Rows, require_a_batch
-from rlhfctl.training.encoding import Encoder, adopt_end_of_turn, is_conversation
+from rlhfctl.training.encoding import Encoder, is_conversation
 from rlhfctl.training.sources import first_of
 from rlhfctl.training.tokenizing import stop_token_id
 
@@ -38,8 +39,6 @@ def check(
         require_a_batch(len(split.train), section)  # over-long prompts, told by the stage, may leave fewer yet
     if tokenizer is None:
         return dict(data)
-    if tokenizer.chat_template and any(is_conversation(row) for rows in data.values() for row in rows.rows):
-        adopt_end_of_turn(tokenizer)
     encoder = Encoder(tokenizer)
     fitting = {name: _encodable(encoder, rows, recipe) for name, rows in data.items()}
     if section is not None and "ppo" in stages and section.stop_token is not None:
@@ -56,13 +55,23 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
     refused: dict[int, str] = {}
     first: DataError | None = None
+    masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
+    unwritten: dict[str, list[str]] = {}  # role -> the rows of which the template leaves something out
+    within: dict[str, list[str]] = {}  # special token -> the rows in whose text it stands
     for row in Work(f"rendering {rows.name}", len(rows.rows)).through(rows.rows):
         if is_conversation(row):
             try:
-                _encode(encoder, rows.name, row)
+                _encode(encoder, rows.name, row, masked)
+                for messages in _conversations(row):
+                    for role in encoder.unwritten(messages, row.get("tools")):
+                        unwritten.setdefault(role, []).append(rows.location_of(row))
+                    for token in encoder.tokens_within(messages):
+                        within.setdefault(token, []).append(rows.location_of(row))
             except DataError as error:
                 first = first or error
                 refused[id(row)] = f"{rows.location_of(row)}: {error.what}"
+    told_of = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
+    rows = replace(rows, notes=(*rows.notes, *(note for note in told_of if note not in rows.notes)))
     if first is None:
         return _with_word_of_tools(encoder, rows)
     told = list(refused.values())
@@ -96,10 +105,32 @@ def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
     return rows if written else replace(rows, notes=(*rows.notes, note))
 
 
-def _encode(encoder: Encoder, name: str, row: Row) -> None:
+def _encode(encoder: Encoder, name: str, row: Row, masked: bool) -> None:
+    """Make the row's ids as its stage will; `masked`: sft takes losses on the assistant's turns alone."""
     if name == "prompts":
         encoder.prompt(row["prompt"], row.get("tools"))
     elif name == "preferences":
         encoder.preference(row)
     else:
-        encoder.demonstration(row)
+        encoder.demonstration(row, assistant_only_loss=masked)
+
+
+def _leaves_out(unwritten: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for role, places in unwritten.items():
+        count = len(set(places))
+        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {places[0]}"
+
+
+def _reads_as_tokens(within: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for token, places in within.items():
+        yield (
+            f"{token} stands in the text of {len(set(places))} rows, where it is read as a token and not as text, the "
+            f"first: {places[0]}"
+        )
+
+
+def _conversations(row: Row) -> list[list[Any]]:
+    """The whole conversations of a row: one, or that of each side of a pair."""
+    prompt = row["messages"] if "messages" in row else row["prompt"]
+    ends = [row[name] for name in ("completion", "chosen", "rejected") if name in row] or [[]]
+    return [[*prompt, *end] for end in ends]

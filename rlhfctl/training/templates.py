@@ -1,4 +1,4 @@
-"""Chat templates by name, and a template with its settings fixed.
+"""Chat templates by name, and a template with its settings or its clock fixed.
 
 A template is text (Jinja) that is stored with the tokenizer, so every later stage and each export renders alike. Reads
 and writes nothing.
@@ -7,7 +7,9 @@ and writes nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from datetime import date
 
 _SYSTEM_FIRST = "{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
 NAMED = {
@@ -41,3 +43,60 @@ def with_settings(template: str, settings: Mapping[str, bool | int | float | str
 
 def _literal(value: bool | int | float | str) -> str:
     return str(value).lower() if isinstance(value, bool) else json.dumps(value)
+
+
+# ---------------------------------------------------------------- marks
+
+_BAR = "\N{FULLWIDTH VERTICAL LINE}"  # DeepSeek's
+_MARK = re.compile(rf"<\|[^\s<>|]+\|>|<{_BAR}[^\s<>{_BAR}]+{_BAR}>|<(?:start|end)_of_(?:turn|text|message)>|</?s>")
+
+
+def marks_in(text: str) -> list[str]:
+    """The marks of a chat template in `text`, each once: <|im_end|>, <end_of_turn>, </s> and their like."""
+    return list(dict.fromkeys(_MARK.findall(text)))
+
+
+# ---------------------------------------------------------------- the clock
+
+_CLOCK = re.compile(r"strftime_now\(([^()]*)\)")
+_FORMAT = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)")\s*""")
+_PINNED = re.compile(r"\{#- the day is fixed -#\}.*?\{#- end of the fixed day -#\}", re.DOTALL)
+
+
+def reads_clock(template: str) -> bool:
+    """Whether `template` writes the day or the hour at which it is rendered."""
+    return _CLOCK.search(template) is not None and _PINNED.match(template) is None
+
+
+def with_day(template: str, day: date) -> str:
+    """`template` with its clock stopped at the first moment of `day`; as it is where it reads no clock.
+
+    ValueError where a format of the clock is not written out in the template.
+    """
+    if not reads_clock(template):
+        return template
+    moments = {}
+    for given in _CLOCK.findall(template):
+        written = _FORMAT.fullmatch(given)
+        if written is None:
+            raise ValueError(given)
+        kind = written[1] or written[2] or ""
+        moments[kind] = day.strftime(kind)
+    known = json.dumps(moments, ensure_ascii=False)
+    stopped = f"{{%- macro strftime_now(format) -%}}{{{{ {known}[format] }}}}{{%- endmacro -%}}"
+    return f"{{#- the day is fixed -#}}{stopped}{{#- end of the fixed day -#}}{template}"
+
+
+def without_day(template: str) -> str:
+    """`template` as it was before `with_day`."""
+    return _PINNED.sub("", template, count=1)
+
+
+# ---------------------------------------------------------------- what libraries mark in a template
+
+_GENERATION = re.compile(r"\{#.*?#\}|\{%(-?)\s*(?:end)?generation\s*(-?)%\}", re.DOTALL)  # comments stay
+
+
+def without_generation_marks(template: str) -> str:
+    """`template` without {% generation %} and {% endgeneration %}, which only some libraries know; it renders alike."""
+    return _GENERATION.sub(lambda found: found[0] if found[0][1] == "#" else f"{{#{found[1]} {found[2]}#}}", template)

@@ -1,23 +1,33 @@
-"""Tokenizers: learned for new weights, loaded, given a template, saved, fingerprinted.
+"""Tokenizers: learned for new weights, loaded, given a template and the tokens that it needs, saved, fingerprinted.
 
-Reads the recipe's `model` section and tokenizer folders. A pad token is added with the weights (models.py).
+Reads the recipe's `model` section and tokenizer folders. Rows for added tokens are made with the weights (models.py).
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhfctl import fs
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Work
-from rlhfctl.recipe.schema import Init, Model
+from rlhfctl.recipe.schema import Init, Model, Recipe, Sft
 from rlhfctl.training import adapter_folders, templates
+from rlhfctl.training.data import Row, Rows
+from rlhfctl.training.encoding import (
+    adopt_end_of_turn,
+    adopt_training_variant,
+    any_conversation,
+    marks_without_tokens,
+    texts_of,
+)
 from rlhfctl.training.loading import cannot_load
 
 PAD_TOKEN = "<|pad|>"
@@ -81,10 +91,36 @@ def _escape(token: str) -> str:
     )
 
 
-def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the recipe's `model`, with its template; a pad token is added with the weights."""
+@dataclass(frozen=True)
+class Prepared:
+    """A tokenizer as the stages of a recipe use it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...] = ()  # sentences about what was done to it
+    added: tuple[int, ...] = ()  # ids of the chat template's marks that it lacked: their rows are to be trained
+    replaced_end: int | None = None  # the end-of-sequence that the template's end of turn stands in for
+
+
+def prepare(recipe: Recipe, data: Mapping[str, Rows]) -> Prepared:
+    """The tokenizer of `recipe`, fit for the rows that sft reads, or without sft the stage base."""
+    names = ("demonstrations",) if recipe.sft is not None else ("demonstrations", "prompts")
+    read = {name: data[name] for name in names if name in data}
+    demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
+    return tokenizer_from_recipe(recipe.model, demonstrations, conversations=any_conversation(read), sft=recipe.sft)
+
+
+def tokenizer_from_recipe(
+    section: Model, demonstrations: Sequence[Row] = (), *, conversations: bool = False, sft: Sft | None = None
+) -> Prepared:
+    """The tokenizer of the recipe's `model`, with pad token and template.
+
+    With `conversations` the template is made fit for them: what closes the assistant's turn becomes end-of-sequence,
+    marks that are no tokens are added where `sft` is there to train their rows, and a template that renders earlier
+    turns differently gives way to TRL's training variant where the rows need it.
+    """
+    notes: list[str] = []
     if section.init is not None:
-        tokenizer = train_tokenizer(section.init, texts)
+        tokenizer = train_tokenizer(section.init, texts_of(demonstrations))
     else:
         assert section.path is not None
         path = adapter_folders.fetched(section.path, section.revision)
@@ -95,6 +131,10 @@ def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTok
         is_file = section.chat_template.endswith((".jinja", ".j2"))
         text = Path(section.chat_template).read_text(encoding="utf-8") if is_file else section.chat_template
         tokenizer.chat_template = templates.NAMED.get(text, text)
+        notes.append("the recipe's chat template is stored with the tokenizer")
+    rows_need_growth = sft is not None and bool(sft.trainer.get("assistant_only_loss"))
+    if rows_need_growth and (sentence := adopt_training_variant(tokenizer, demonstrations)):
+        notes.append(sentence)
     if section.chat_template_kwargs:
         if not isinstance(tokenizer.chat_template, str):
             raise RlhfctlError(
@@ -109,7 +149,56 @@ def tokenizer_from_recipe(section: Model, texts: Iterable[str]) -> PreTrainedTok
             where=section.path,
             fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
         )
-    return tokenizer
+    notes += [sentence for sentence in (stop_clock(tokenizer, section), ensure_pad_token(tokenizer)) if sentence]
+    if not conversations or tokenizer.chat_template is None:
+        return Prepared(tokenizer, tuple(notes))
+    marks: list[str] = []
+    if sft is not None and section.template_tokens == "add":
+        marks = marks_without_tokens(tokenizer)
+    if marks:
+        added = [AddedToken(mark, special=True, normalized=False) for mark in marks]
+        tokenizer.add_tokens(added, special_tokens=True)
+        notes.append(
+            f"the chat template's marks {', '.join(marks)} are no tokens of this tokenizer: they are added, and sft "
+            "trains their rows of the embeddings"
+        )
+    before, sentence = tokenizer.eos_token_id, adopt_end_of_turn(tokenizer)
+    return Prepared(
+        tokenizer,
+        tuple([*notes, sentence] if sentence else notes),
+        tuple(tokenizer.convert_tokens_to_ids(marks)),
+        replaced_end=before if sentence else None,
+    )
+
+
+def stop_clock(tokenizer: PreTrainedTokenizerBase, section: Model) -> str | None:
+    """Fix the day in a chat template that reads the clock. Returns a sentence when something changed."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not templates.reads_clock(template):
+        return None
+    try:
+        tokenizer.chat_template = templates.with_day(template, date.fromisoformat(section.template_date))
+    except ValueError as error:
+        raise RlhfctlError(
+            f"the chat template reads the clock with a format that it computes ({error}): it cannot be fixed for a run",
+            where="chat template",
+            fix='write the format out, as in strftime_now("%Y-%m-%d"), or take the clock out of the template',
+        ) from error
+    return f"the chat template reads the clock: here it reads {section.template_date} (model.template_date)"
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give the tokenizer a pad token of its own. Returns a sentence when something changed."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return None
+    was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return f"the tokenizer {was}; it got {PAD_TOKEN} (id {tokenizer.pad_token_id})"
+
+
+def adopt_where_asked(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Rows]) -> str | None:
+    """As adopt_end_of_turn, for a model from elsewhere, where any of `data` holds conversations."""
+    return adopt_end_of_turn(tokenizer) if any_conversation(data) else None
 
 
 def load_tokenizer(
@@ -121,6 +210,13 @@ def load_tokenizer(
     except Exception as error:  # whatever the tokenizers library makes of a broken file
         raise cannot_load(path, "tokenizer", error) from error
     tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_for(section: Model, path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model from elsewhere, or of a stage, as a recipe with this `model` has it loaded."""
+    tokenizer = load_tokenizer(path, trust_remote_code=section.trust_remote_code)
+    stop_clock(tokenizer, section)
     return tokenizer
 
 

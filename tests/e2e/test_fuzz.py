@@ -1,10 +1,11 @@
-"""The short forms of fuzz.py and fuzz_shapes.py; the whole is 300 recipes, 300 data files and 300 of each shape."""
+"""The short forms of the fuzzers; the whole is 300 recipes, data files and templates, and 300 of each shape of rows."""
 
 from __future__ import annotations
 
 import pytest
 from fuzz import fuzz
 from fuzz_shapes import SHAPES, fuzz_shapes
+from fuzz_templates import fuzz_templates
 
 
 def test_spoilt_recipes_and_data_end_with_a_message() -> None:
@@ -30,4 +31,17 @@ def test_spoilt_rows_of_every_shape_are_used_refused_or_counted() -> None:
 @pytest.mark.slow
 def test_three_hundred_of_each_shape() -> None:
     result = fuzz_shapes(300, seed=0)
+    assert result.faults == [], result.table()
+
+
+def test_conversations_through_a_hundred_templates_are_whole_refused_or_counted() -> None:
+    result = fuzz_templates(100, seed=1)
+    assert result.faults == [], result.table()
+    outcomes = {outcome for found in result.outcomes.values() for outcome in found}
+    assert outcomes == {"used", "refused", "rows dropped"}, result.table()
+
+
+@pytest.mark.slow
+def test_three_hundred_templates() -> None:
+    result = fuzz_templates(300, seed=0)
     assert result.faults == [], result.table()

@@ -47,7 +47,7 @@ def write_adapter(base: Path, folder: Path, *, tokens: tuple[str, ...] = (), **c
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn(parameter.shape)
         logits = adapted.eval()(input_ids=IDS).logits
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(folder, save_embedding_layers=False if "trainable_token_indices" in config else "auto")
     if tokens:
         tokenizer.save_pretrained(folder)
     return logits
@@ -70,6 +70,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "head-saved": {"modules_to_save": ["lm_head"]},
     "embeddings-saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "rows-of-tokens": {"trainable_token_indices": [5, 9]},
+    "rows-of-added-tokens": {
+        "tokens": ("<|new|>", "<|other|>"),
+        "trainable_token_indices": {"embed_tokens": [270, 271], "lm_head": [270, 271]},
+    },
     "rank-stabilised": {"use_rslora": True, "lora_alpha": 4},
     "on-the-embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
 }
@@ -80,14 +84,17 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_an_adapter_is_merged_and_gives_what_peft_gives(kind: str, tied: bool, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", tied=tied)
     expected = write_adapter(base, tmp_path / "adapter", **KINDS[kind])
-    model, tokenizer, notes = models.base_from_recipe(Model(path=str(tmp_path / "adapter")), [], seed=0, dtype=FLOAT)
+    section = Model(path=str(tmp_path / "adapter"))
+    prepared = tokenizing.tokenizer_from_recipe(section)
+    tokenizer = prepared.tokenizer
+    model, notes = models.base_from_recipe(section, prepared, seed=0, dtype=FLOAT)
     assert notes[0] == f"the adapter {tmp_path / 'adapter'} is merged into its base {base}"
     assert not isinstance(model, PeftModel) and all(parameter.requires_grad for parameter in model.parameters())
     assert not any("lora" in name for name, _ in model.named_modules())
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
     plain = logits_of(AutoModelForCausalLM.from_pretrained(base))
     assert not torch.allclose(expected[..., : plain.shape[-1]], plain, atol=1e-2)  # the adapter does something
-    assert (tokenizer.convert_tokens_to_ids("<|new|>") == 270) is (kind == "tokens-added")
+    assert (tokenizer.convert_tokens_to_ids("<|new|>") == 270) is bool(KINDS[kind].get("tokens"))
     # As anybody loads what a stage saves of it.
     models.save_model(model, tokenizer, tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
@@ -99,7 +106,8 @@ def test_the_tokenizer_is_the_adapters_or_its_bases(tmp_path: Path) -> None:
     write_adapter(base, tmp_path / "with", tokens=("<|new|>",))
     write_adapter(base, tmp_path / "without")
     found = {
-        name: tokenizing.tokenizer_from_recipe(Model(path=str(tmp_path / name)), []) for name in ("with", "without")
+        name: tokenizing.tokenizer_from_recipe(Model(path=str(tmp_path / name))).tokenizer
+        for name in ("with", "without")
     }
     assert {name: len(tokenizer) for name, tokenizer in found.items()} == {"with": 271, "without": 270}
     assert loading.load_config(Model(path=str(tmp_path / "without"))).hidden_size == 16
@@ -191,7 +199,8 @@ def test_what_cannot_be_merged_is_refused_with_the_way_out(spoil: Callable[[Path
     write_adapter(base, tmp_path / "adapter")
     spoil(tmp_path / "adapter")
     with pytest.raises(RlhfctlError) as caught:
-        models.base_from_recipe(Model(path=str(tmp_path / "adapter")), [], seed=0, dtype=FLOAT)
+        section = Model(path=str(tmp_path / "adapter"))
+        models.base_from_recipe(section, tokenizing.tokenizer_from_recipe(section), seed=0, dtype=FLOAT)
     what, fix = REFUSED[spoil]
     assert caught.value.what.startswith(what) and fix in str(caught.value.fix)
     assert str(tmp_path / "adapter") in str(caught.value.where)

@@ -453,16 +453,18 @@ def test_a_pretrained_base_is_made_ready(tmp_path: Path) -> None:
     models.save_model(model, tokenizer, tmp_path / "base")
     (tmp_path / "t.jinja").write_text("{{ messages }}")
     section = Model(path=str(tmp_path / "base"), chat_template=str(tmp_path / "t.jinja"))
-    loaded, theirs, notes = models.base_from_recipe(section, [], seed=0, dtype=FLOAT)
+    prepared = tokenizing.tokenizer_from_recipe(section)
+    theirs = prepared.tokenizer
+    loaded, notes = models.base_from_recipe(section, prepared, seed=0, dtype=FLOAT)
     assert theirs.chat_template == "{{ messages }}"
     assert theirs.padding_side == "left"
     assert theirs.pad_token_id not in (None, theirs.eos_token_id)
     assert torch.equal(logits_of(loaded, [2, 3])[:, :3], logits_of(model, [2, 3])[:, :3])
     assert len(notes) == 2
     inline = section.model_copy(update={"chat_template": "{{ bos_token }}"})
-    assert models.base_from_recipe(inline, [], seed=0, dtype=FLOAT)[1].chat_template == "{{ bos_token }}"
+    assert tokenizing.tokenizer_from_recipe(inline).tokenizer.chat_template == "{{ bos_token }}"
     bare = copy.deepcopy(tokenizer)
     bare.eos_token = None
     bare.save_pretrained(tmp_path / "base")
     with pytest.raises(RlhfctlError, match="no end-of-sequence token"):
-        models.base_from_recipe(section, [], seed=0, dtype=FLOAT)
+        tokenizing.tokenizer_from_recipe(section)

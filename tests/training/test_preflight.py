@@ -16,8 +16,8 @@ from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 from rlhfctl.training import models, preflight, tokenizing
 from rlhfctl.training.architecture import longest_prompt, longest_row
-from rlhfctl.training.data import PromptSplit, check_all
-from rlhfctl.training.encoding import Encoder, fit_prompts
+from rlhfctl.training.data import PromptSplit, Rows, check_all
+from rlhfctl.training.encoding import Encoder, fit_prompts, template_warnings
 
 CHAT = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -219,3 +219,117 @@ def test_tools_that_the_template_does_not_write_out_are_told_once(
     kept = preflight.check(loaded, kept, ["sft"], tokenizer)  # as before a later stage
     notes = [note for note in kept["demonstrations"].notes if "tools" in note]
     assert notes == ([] if writes else ["the tools of 1 rows are not read: the chat template does not write them out"])
+
+
+def checked(folder: Path, tokenizer: PreTrainedTokenizerBase, *rows: dict[str, Any], **section: Any) -> Rows:
+    """Demonstrations with these rows after the check, which is repeated as before a later stage."""
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    demonstrations = {"source": "demos.jsonl", **section}
+    recipe = {"name": "t", "model": {"init": INIT}, "data": {"demonstrations": demonstrations}, "sft": {}}
+    (folder / "mine.yaml").write_text(json.dumps(recipe))
+    loaded = load_recipe(folder / "mine.yaml").recipe
+    kept = preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)
+    return preflight.check(loaded, kept, ["sft"], tokenizer)["demonstrations"]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (OPEN, []),
+        (OPEN.replace("m.content", "m.content | trim"), []),  # white space does not count
+        ("{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}", ["system"]),
+        ("{% for m in messages %}[{{ m.content | upper }}]{% endfor %}", ["system", "user", "assistant"]),
+        ("{% for m in messages %}[{{ m.content.split('>')[-1] }}]{% endfor %}", ["assistant"]),  # thoughts are cut off
+    ],
+)
+def test_turns_that_the_template_leaves_out_are_told_with_their_count(
+    template: str, told: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = template
+    system = {"role": "system", "content": "be kind"}
+    rows = [
+        {"messages": turns("hi there", "so")},
+        {"messages": [system, *turns(" hi ", "<hm>yes")]},
+        {"messages": [system, *turns("hi there", "<hm>no")]},
+    ]
+    kept = checked(tmp_path, tokenizer, *rows)
+    notes = [note for note in kept.notes if "leaves out or changes" in note]
+    counts = {"system": 2, "user": 3, "assistant": 3 if "user" in told else 2}
+    firsts = {"system": 2, "user": 1, "assistant": 1 if "user" in told else 2}
+    assert sorted(notes) == sorted(
+        f"the chat template leaves out or changes the {role}'s text in {counts[role]} rows, the first: "
+        f"{tmp_path / 'demos.jsonl'}:{firsts[role]}"
+        for role in told
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}",
+        # As templates of models that see pictures: content is taken for a list of parts.
+        "{% for m in messages %}{{ m.role }}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+        "{% endif %}{% endfor %}{{ eos_token }}{% endfor %}",
+    ],
+)
+def test_a_template_that_writes_nothing_of_the_response_is_refused(
+    template: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="the chat template writes nothing of the response") as caught:
+        checked(tmp_path, tokenizer, {"messages": turns("hi", "yes")})
+    assert "model.chat_template" in str(caught.value.fix)
+
+
+def test_special_tokens_in_the_text_of_rows_are_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = OPEN
+    eos = str(tokenizer.eos_token)
+    rows = [{"messages": turns("hi", "yes")}, {"messages": turns(f"what is {eos}?", f"{eos} is the end")}]
+    kept = checked(tmp_path, tokenizer, *rows)
+    assert [note for note in kept.notes if "read as a token" in note] == [
+        f"{eos} stands in the text of 1 rows, where it is read as a token and not as text, the first: "
+        f"{tmp_path / 'demos.jsonl'}:2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("opening", "before_response", "told"),
+    [
+        ("[assistant]", "", None),
+        ("", "", None),  # Llama 2: the response follows at once
+        ("", "[assistant]", "does not open the assistant's turn (add_generation_prompt): the policy has to write "
+         "'[assistant]' itself"),
+        ("[assistant]", "<think></think>", "writes '<think></think>' between the opened turn and the response"),
+    ],
+)  # fmt: skip
+def test_what_the_policy_has_to_write_before_its_response_is_told(
+    opening: str, before_response: str, told: str | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        + opening
+        + before_response
+        + "{{ m.content }}{{ eos_token }}"
+        "{% else %}[user]{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}" + opening + "{% endif %}"
+    )
+    found = list(template_warnings(tokenizer))
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+
+
+@pytest.mark.parametrize("command", [["data"], ["validate", "--deep"]])
+def test_commands_that_look_at_data_warn_of_the_template_and_of_mixed_kinds(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "demos.jsonl").write_text(
+        "".join(json.dumps({"messages": turns(f"q{i}", "a")}) + "\n" for i in range(8))
+    )
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"q{i}"}) + "\n" for i in range(20, 32)))
+    recipe = {
+        "name": "t",
+        "model": {"init": INIT, "chat_template": "chatml", "template_tokens": "text"},
+        "data": {"demonstrations": {"source": "demos.jsonl"}, "prompts": {"source": "prompts.jsonl", "test": 4}},
+        "sft": {},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    said = " ".join(run_here(*command, "mine.yaml", cwd=tmp_path).stdout.split())
+    assert "warning: the chat template closes turns with <|im_end|>, which is no token" in said
+    assert "warning: data.prompts hold texts, but data.demonstrations hold conversations" in said

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards import make_episode
 from rlhfctl.training import models, rollout, tokenizing
-from rlhfctl.training.encoding import missing_marks, written_turn_end
+from rlhfctl.training.encoding import template_warnings, written_turn_end
 
 TEXT = "a tiny text to start from. stop here\n"
 CHATML = (
@@ -89,11 +89,11 @@ def test_every_end_token_of_the_generation_config_ends_a_response(tokenizer: Pre
 def test_a_template_whose_marks_are_no_tokens_is_told_and_its_mark_ends_responses(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    assert written_turn_end(tokenizer) is None and missing_marks(tokenizer) is None
+    assert written_turn_end(tokenizer) is None and not list(template_warnings(tokenizer))
     tokenizer.chat_template = CHATML
     try:
         assert written_turn_end(tokenizer) == "<|im_end|>"
-        assert "<|im_end|>, which is no token of this tokenizer" in str(missing_marks(tokenizer))
+        assert "<|im_end|>, which is no token of this tokenizer" in str(list(template_warnings(tokenizer)))
         sampling = rollout.sampling_for(Ppo(stop_strings=["x"]), tokenizer, seed=0, stream=0)
         assert sampling.stop_strings == ("x", "<|im_end|>")
         ids = tokenizer("yes<|im_end|>\n", add_special_tokens=False)["input_ids"]

@@ -13,13 +13,13 @@ from rlhfctl.training import templates, tokenizing
 from rlhfctl.training.encoding import Encoder, adopt_end_of_turn
 
 INIT = Init(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=300)
-TEXTS = ["Human: what is it?\n\nAssistant: a tiny text"]
+ROWS = [{"text": "Human: what is it?\n\nAssistant: a tiny text"}]
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]
 ANSWER = [{"role": "assistant", "content": "a"}]
 
 
 def tokenizer_of(**model: object) -> PreTrainedTokenizerBase:
-    return tokenizing.tokenizer_from_recipe(Model(init=INIT, **model), TEXTS)  # type: ignore[arg-type]
+    return tokenizing.tokenizer_from_recipe(Model(init=INIT, **model), ROWS).tokenizer  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.tools.bench.workload import SEED, Workload
-from rlhfctl.training import adapters, loading, models, roles
+from rlhfctl.training import adapters, loading, models, roles, tokenizing
 
 SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
 MEAN_SHARE = 30 / 64  # mean length after which a response ends by itself, of response_length
@@ -44,7 +44,9 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
         notes.append("the weights are pretrained: responses end where the model ends them")
     if work.model.quantization is not None:
         notes.append("the base is not quantized here: TRL's side could not have it so")
-    base, tokenizer, _ = models.base_from_recipe(model, [], seed=SEED, dtype=loading.torch_dtype(model.dtype))
+    prepared = tokenizing.tokenizer_from_recipe(model)
+    tokenizer = prepared.tokenizer
+    base, _ = models.base_from_recipe(model, prepared, seed=SEED, dtype=loading.torch_dtype(model.dtype))
     prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
     if work.model.init is not None:
         prompt_ids = plant_lengths(base, tokenizer, section.response_length)

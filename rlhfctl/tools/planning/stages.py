@@ -22,7 +22,7 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import hf_events, loading, memory, model_checks, models, preflight, tokenizing
 from rlhfctl.training.architecture import context_of, longest_prompt, longest_row
 from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
-from rlhfctl.training.encoding import Encoder, texts_of
+from rlhfctl.training.encoding import Encoder
 from rlhfctl.training.memory import BASE, Outlook, Shape, Training
 from rlhfctl.training.meter import WEIGHTS
 
@@ -65,6 +65,7 @@ class Lengths:
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
     tokenizer_bytes: int
+    added: tuple[int, ...] = ()  # ids of the chat template's marks whose rows sft trains
     sft: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
@@ -75,9 +76,9 @@ class Lengths:
 
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
-        texts = texts_of(rows["demonstrations"].rows) if "demonstrations" in rows else []
         model_checks.check_base(recipe, stages_of(recipe))
-        tokenizer = tokenizing.tokenizer_from_recipe(recipe.model, texts)
+        prepared = tokenizing.prepare(recipe, rows)
+        tokenizer = prepared.tokenizer
         rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
         found: dict[str, Any] = {}
@@ -97,7 +98,7 @@ class Lengths:
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        return cls(tokenizer, _config(recipe, tokenizer), size, **found)
+        return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **found)
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -107,8 +108,7 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
         return models.new_config(section.init, tokenizer)
     assert section.path is not None
     config = loading.load_config(section)
-    pads = tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
-    config.vocab_size = max(config.vocab_size, len(tokenizer) + (0 if pads else 1))
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
     return config
 
 
@@ -155,7 +155,7 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
     training = _training(config, section.lora, config.per_device_train_batch_size, longest)
     outlook = memory.sft_outlook(
         _shape(recipe, lengths),
-        replace(training, whole_logits=config.loss_type != "chunked_nll"),
+        replace(training, whole_logits=config.loss_type != "chunked_nll", tokens=lengths.added),
         models.PROBE_ROWS,
         min(longest, models.PROBE_TOKENS),
     )
