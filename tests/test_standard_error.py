@@ -10,12 +10,28 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_cli
 
-# Each loads the libraries. `validate --deep` is looked at in test_recipes.py.
-COMMANDS = {
+# Every command that ends well with the tiny recipe and its finished run. `validate --deep` stands in test_recipes.py.
+COMMANDS: dict[str, tuple[str, ...]] = {
     "data": ("data", "tiny.yaml"),
     "plan": ("plan", "tiny.yaml", "--run-dir", "run"),
     "export": ("export", "run", "--stage", "sft", "--to", "exported"),
+    "export --adapter": ("export", "run", "--adapter", "--to", "adapter"),
     "run": ("run", "tiny.yaml", "--run-dir", "run"),  # all skipped, and into a pipe
+    "show": ("show", "run"),
+    "show --json": ("show", "run", "--json"),
+    "runs": ("runs", "."),
+    "watch": ("watch", "run"),
+    "compare": ("compare", "run", "run"),
+    "validate": ("validate", "tiny.yaml"),
+    "doctor": ("doctor",),
+    "score": ("score", "run", "rows.jsonl", "--out", "scored.jsonl"),
+    "bench": ("bench", "ppo", "tiny.yaml", "--updates", "1", "--rounds", "1"),
+    "init": ("init", "--yes", "mine.yaml"),
+    "recipes": ("recipes", "list"),
+    "recipes copy": ("recipes", "copy", "quickstart", "copied.yaml"),
+    "schema": ("schema",),
+    "help": ("--help",),
+    "version": ("--version",),
 }
 
 
@@ -25,6 +41,7 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("quiet")
     (place / "tiny.yaml").write_text((tiny_run.parent / "tiny.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     (place / "run").symlink_to(tiny_run)
+    (place / "rows.jsonl").write_text('{"prompt": "the tea is", "response": " good"}\n', encoding="utf-8")
     return place
 
 

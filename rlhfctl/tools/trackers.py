@@ -3,11 +3,14 @@
 A listener on the run's events, so that every stage reports alike: sft, reward, ppo with its evaluations, and the
 verdict. Each stage is a run of its own in the tracker, in one project, and is closed when the stage ends. TensorBoard's
 files stay in the run, under `tensorboard/STAGE`. A stage that resumes repeats no step. The libraries are imported only
-where they are asked for.
+where they are asked for. What they print is replaced by one note per stage that says where to look: the terminal is the
+dashboard's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +20,15 @@ from typing import Any, Protocol
 
 from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.events import Event, Metrics, RunStopped, StageFinished, StageStarted, VerdictReached
+from rlhfctl.events import Event, Metrics, Note, Progress, RunStopped, StageFinished, StageStarted, VerdictReached
 
 PROJECT = "rlhfctl"
 
 
 class Tracker(Protocol):
-    """A stage in a tracker."""
+    """A stage in a tracker. `place`: where it can be looked at, for people."""
+
+    place: str
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add finite numbers at a step."""
@@ -46,6 +51,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard" / stage), purge_step=first or None)
+        self.place = f"tensorboard --logdir {run / 'tensorboard'}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
@@ -69,7 +75,9 @@ class Wandb:
         self.run = wandb.init(
             project=PROJECT, group=name, name=f"{name}-{stage}", job_type=stage, id=identity, resume="allow",
             dir=str(run), config=dict(settings), reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
+        self.place = str(self.run.url or f"offline, for `wandb sync`, in {Path(self.run.dir).parent}")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")  # wandb's own steps only grow: one that lies behind is dropped
 
@@ -90,7 +98,9 @@ class Trackio:
         import trackio
 
         self.trackio = trackio
-        trackio.init(project=PROJECT, name=f"{name}-{stage}", group=name, config=dict(settings), resume="allow")
+        with contextlib.redirect_stdout(io.StringIO()):
+            trackio.init(project=PROJECT, name=f"{name}-{stage}", group=name, config=dict(settings), resume="allow")
+        self.place = f"trackio show --project {PROJECT}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.trackio.log(dict(values), step=step)
@@ -99,7 +109,8 @@ class Trackio:
         self.trackio.log({name: words})
 
     def close(self) -> None:
-        self.trackio.finish()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.trackio.finish()
 
 
 TRACKERS: dict[str, tuple[str, Opened]] = {
@@ -125,8 +136,8 @@ def require(names: Sequence[str]) -> None:
 class _Stages:
     """The listener: opens a stage in each tracker when it starts, closes it when it ends."""
 
-    def __init__(self, names: Sequence[str], run: Path, name: str) -> None:
-        self.names, self.run, self.name = names, run, name
+    def __init__(self, names: Sequence[str], run: Path, name: str, emit: Callable[[Event], None]) -> None:
+        self.names, self.run, self.name, self.emit = names, run, name, emit
         self.stage: str | None = None
         self.step = 0  # the largest that was reported
         self.open: list[Tracker] = []
@@ -139,6 +150,10 @@ class _Stages:
                 first = 0 if event.resumed_from is None else event.resumed_from + 1
                 made = (TRACKERS[name][1] for name in self.names)
                 self.open = [opened(self.run, self.name, event.stage, event.settings, first) for opened in made]
+                for name, tracker in zip(self.names, self.open, strict=True):
+                    self.emit(Note(stage=event.stage, message=f"{name}: {tracker.place}"))
+            case Progress() if event.stage == self.stage:
+                self.step = max(self.step, event.step)
             case Metrics() if event.stage == self.stage:
                 self.step = max(self.step, event.step)
                 self._log(event.step, event.values)
@@ -172,7 +187,7 @@ def tracking(
         yield emit
         return
     require(names)
-    stages = _Stages(names, run, name)
+    stages = _Stages(names, run, name, emit)
 
     def tell(event: Event) -> None:
         emit(event)

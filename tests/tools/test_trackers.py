@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import struct
 import sys
 import types
 from collections import defaultdict
@@ -9,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, run_here
+from conftest import TINY, Cli, run_here
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.events import Metrics, RunStopped, StageFinished, StageStarted, VerdictReached
+from rlhfctl.events import Metrics, Note, RunStopped, StageFinished, StageStarted, VerdictReached
 from rlhfctl.tools import trackers
 
 
@@ -78,11 +81,14 @@ def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
             define_metric=lambda *names, **more: told["define"].append(names),
             finish=lambda: told["finish"].append(1),
             summary={},
+            url="https://example.org/mine",
+            dir="files",
         )
 
     for name in ("wandb", "trackio"):
         module = types.ModuleType(name)
         module.init = init  # type: ignore[attr-defined]
+        module.Settings = dict  # type: ignore[attr-defined]
         module.log = lambda values, step=None: told["log"].append({**values, "step": step})  # type: ignore[attr-defined]
         module.finish = lambda: told["finish"].append(1)  # type: ignore[attr-defined]
         module.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
@@ -94,7 +100,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 def test_each_stage_is_a_run_of_one_project_and_is_closed(
     name: str, library: dict[str, list[Any]], tmp_path: Path
 ) -> None:
-    with trackers.tracking([name], tmp_path, "mine", lambda event: None) as tell:
+    heard: list[Any] = []
+    with trackers.tracking([name], tmp_path, "mine", heard.append) as tell:
         for stage in ("sft", "ppo"):
             tell(StageStarted(stage=stage, settings={"lr": 1}))
             tell(metrics(stage, 1, loss=1.0))
@@ -106,7 +113,68 @@ def test_each_stage_is_a_run_of_one_project_and_is_closed(
         ("rlhfctl", "mine-sft"), ("rlhfctl", "mine-ppo"), ("rlhfctl", "mine-compare"),
     ]  # fmt: skip
     assert len(library["finish"]) == 3
+    place = "https://example.org/mine" if name == "wandb" else "trackio show --project rlhfctl"
+    notes = [(event.stage, event.message) for event in heard if isinstance(event, Note)]
+    assert notes == [(stage, f"{name}: {place}") for stage in ("sft", "ppo", "compare")]
     assert {"loss": 1.0, "step": 1} in library["log"] and {"eval_loss": 2.0, "step": 0} in library["log"]
+
+
+def offline(run: Path) -> dict[str, list[dict[str, float]]]:
+    """Stage -> what wandb's own offline files hold of it, in their order: a log of protocol buffers in blocks."""
+    from wandb.proto import wandb_internal_pb2
+
+    found: dict[str, list[dict[str, float]]] = {}
+    for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        data, at, whole, stage = file.read_bytes(), 7, b"", ""
+        while at + 7 <= len(data):
+            if (left := 32768 - at % 32768) < 7:
+                at += left
+                continue
+            size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+            whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+            if kind in (1, 4):  # whole, or the last part
+                record = wandb_internal_pb2.Record()
+                record.ParseFromString(whole)
+                whole = b""
+                if record.WhichOneof("record_type") == "run":
+                    stage = record.run.display_name.removeprefix("tiny-")
+                    found.setdefault(stage, [])
+                elif record.WhichOneof("record_type") == "history":
+                    items = record.history.item
+                    found[stage].append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
+    return found
+
+
+def kept(database: Path) -> dict[str, list[dict[str, float]]]:
+    """Stage -> what trackio's own database holds of it."""
+    found: dict[str, list[dict[str, float]]] = {}
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    for name, step, values in rows:
+        found.setdefault(name.removeprefix("tiny-"), []).append(json.loads(values) | {"step": step})
+    return found
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_the_real_library_has_every_metric_of_every_stage_at_growing_steps(name: str, tmp_path: Path, cli: Cli) -> None:
+    pytest.importorskip(name)
+    (tmp_path / "tiny.yaml").write_text(TINY + f"report_to: [{name}]\n")
+    env = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = cli("run", "tiny.yaml", "--run-dir", "run", cwd=tmp_path, env=env)
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    assert all(f"[{stage}] note {name}: " in done.stdout for stage in ("sft", "reward", "ppo", "compare"))
+    assert "please wait" not in done.stdout  # what the library prints itself would tear the dashboard
+    found = offline(tmp_path / "run") if name == "wandb" else kept(tmp_path / "trackio" / "rlhfctl.db")
+    assert found.keys() == {"sft", "reward", "ppo", "compare"}
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    for stage, rows in found.items():
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(steps) and rows
+        for event in events:
+            if event["event"] == "metrics" and event["stage"] == stage:
+                of_step = {key: value for row in rows if row["step"] == event["step"] for key, value in row.items()}
+                assert {key: of_step.get(key) for key in event["values"]} == pytest.approx(event["values"])
+    assert found["sft"][-1]["final/steps"] == found["sft"][-1]["step"] == 6
 
 
 def test_a_missing_library_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
