@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import ROOT
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
+from rlhfctl.events import KINDS
+from rlhfctl.recipe.schema import Data
+from rlhfctl.training.data import check_all
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -176,3 +180,61 @@ def test_each_alarm_has_its_section() -> None:
     assert len(raised) == 10
     for sentence in raised:
         assert len([heading for heading in headings("alarms.md") if heading in sentence]) == 1, sentence
+
+
+# ---------------------------------------------------------------- docs/data.md
+
+
+def shapes_in(text: str) -> list[tuple[str, str]]:
+    """(a row, what the recipe says of it) of each pair of blocks."""
+    return re.findall(r"```json\n([^`]*?)```\n\n```yaml\n([^`]*?)```", text)
+
+
+SHAPES = shapes_in(TEXTS[ROOT / "docs" / "data.md"])
+
+
+@pytest.mark.parametrize(("row", "section"), SHAPES, ids=range(len(SHAPES)))
+def test_rows_of_the_data_page_are_read_with_the_keys_beside_them(row: str, section: str, tmp_path: Path) -> None:
+    (name, given), = YAML(typ="safe").load(section).items()  # fmt: skip
+    text = "".join(re.sub(r"(?i)\btea\b|words", f"tea number {n}", row).strip() + "\n" for n in range(8))
+    (tmp_path / given["source"]).write_text(text, encoding="utf-8")
+    loaded = check_all(Data.model_validate({name: given | {"source": str(tmp_path / given["source"])}}), 0)[name]
+    assert loaded.left_out == {} and {line.rpartition(":")[2] for line in loaded.locations} == set("12345678")
+    for index, one in zip(loaded.locations, loaded.rows, strict=True):
+        number = int(index.rpartition(":")[2]) - 1
+        assert f"tea number {number}" in json.dumps(one.get("prompt") or one.get("messages") or one["text"])
+    if name == "preferences":  # in all of these rows "yes" is what people preferred
+        assert all("yes" in json.dumps(one["chosen"]).lower() for one in loaded.rows)
+        assert all("yes" not in json.dumps(one["rejected"]).lower() for one in loaded.rows)
+
+
+def test_the_data_page_shows_many_shapes() -> None:
+    assert len(SHAPES) >= 17
+
+
+# ---------------------------------------------------------------- docs/metrics.md
+
+
+def tables_in(text: str) -> dict[str, set[str]]:
+    """Heading -> the names in the first column of its table."""
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:]
+    rows = zip(parts[::2], (re.findall(r"^\| ([^|]*) \|", part, re.MULTILINE) for part in parts[1::2]), strict=True)
+    return {heading: {name for row in found for name in re.findall(r"`([^`]+)`", row)} for heading, found in rows}
+
+
+def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) -> None:
+    page = tables_in(TEXTS[ROOT / "docs" / "metrics.md"])
+    reported: dict[str, set[str]] = {stage: set() for stage in ("sft", "reward", "ppo", "compare")}
+    kinds = set()
+    for line in (tiny_run / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        kinds.add(event["event"])
+        if event["event"] in ("metrics", "finished"):
+            reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
+    for stage, names in reported.items():
+        assert names - page[stage] - {"steps", "accuracy"} == set(), stage
+    # What the page has beyond that needs another recipe: logging steps, a weighted reward.
+    others = {"reward/NAME"}
+    assert page["ppo"] - reported["ppo"] == others
+    assert page["compare"] == reported["compare"]
+    assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)

@@ -33,7 +33,7 @@ STAGE_METRICS: dict[str, tuple[str, ...]] = {
     "ppo": (
         "score",
         "kl",
-        "entropy",
+        "token_entropy",
         "length",
         "eos_rate",
         "rlhf_reward",
