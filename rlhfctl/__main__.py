@@ -40,6 +40,8 @@ def silent_imports() -> Iterator[None]:
     nowhere, root, shown = logging.NullHandler(), logging.getLogger(), warnings.showwarning
     root.addHandler(nowhere)
     logging.captureWarnings(True)
+    if os.environ.get("WANDB_MODE") == "offline":  # transformers prints a line for this value; wandb takes either
+        os.environ["WANDB_MODE"] = "dryrun"
     try:
         yield
     finally:

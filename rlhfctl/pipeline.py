@@ -261,7 +261,7 @@ def _bring_up_to_date(
     section = section_of(name, recipe)
     options = dict(request.options) | {"restarted": restarted}
     (folder / WORK / _FAILED).unlink(missing_ok=True)
-    context = Context(name, recipe, paths, parents, inputs, data, emit, options)
+    context = Context(name, recipe, paths, parents, inputs, data, emit, options, began=began)
     for change in read_json(folder / WORK / _CHANGES) if (folder / WORK / _CHANGES).is_file() else ():
         context.note(_told(change))
     peak = importlib.import_module("rlhfctl.training.peak")
@@ -277,7 +277,7 @@ def _bring_up_to_date(
         StageFinished(
             stage=name,
             path=str(folder),
-            seconds=time.monotonic() - began,
+            seconds=made.manifest.seconds,
             metrics=made.manifest.metrics,
             peak_memory=peak.bytes_so_far(),
         )

@@ -481,3 +481,11 @@ def test_the_seed_edited_data_the_parents_and_an_edited_function_reach_their_sta
         "ppo": [],
         "compare": ["functions"],
     }
+
+
+def test_a_stage_took_the_same_time_wherever_it_is_told(tiny_run: Path) -> None:
+    events = [json.loads(line) for line in (tiny_run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    finished = {event["stage"]: event["seconds"] for event in events if event["event"] == "finished"}
+    assert len(finished) == 4
+    for stage, seconds in finished.items():
+        assert seconds == json.loads((tiny_run / stage / "manifest.json").read_text(encoding="utf-8"))["seconds"] > 0

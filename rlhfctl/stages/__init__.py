@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ class Context:
     emit: Callable[[Event], None]
     options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
     notes: list[str] = field(default_factory=list)  # end up in the manifest
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def folder(self) -> Path:
@@ -51,7 +53,6 @@ class Context:
         section: Mapping[str, Any],
         layout: Mapping[str, Any],
         *,
-        seconds: float,
         metrics: Mapping[str, float],
         tokenizer: str | None = None,
         chat_template: str | None = None,
@@ -66,7 +67,7 @@ class Context:
                 section=section,
                 layout=layout,
                 seed=self.recipe.seed,
-                seconds=seconds,
+                seconds=time.monotonic() - self.began,
                 metrics=metrics,
                 tokenizer=tokenizer,
                 chat_template=chat_template,

@@ -6,8 +6,6 @@ writes model/ with tokenizer, template, pad token and pad row, and probe log-pro
 
 from __future__ import annotations
 
-import time
-
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.recipe.schema import Model
@@ -19,7 +17,6 @@ from rlhfctl.training.encoding import Encoder, is_conversation, template_warning
 
 def run(section: Model, ctx: Context) -> Artifact:
     """Publish base*."""
-    began = time.monotonic()
     prepared = tokenizing.prepare(ctx.recipe, ctx.data)
     tokenizer = prepared.tokenizer
     dtype = loading.torch_dtype(section.dtype)
@@ -49,7 +46,6 @@ def run(section: Model, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         {"model": "model", "probes": handoff.PROBES},
-        seconds=time.monotonic() - began,
         metrics={"parameters": parameters},
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),

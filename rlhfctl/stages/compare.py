@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +33,6 @@ _SHOWN = 3
 
 def run(section: Compare, ctx: Context) -> Artifact:
     """Sample (or read samples), judge, and write the verdict."""
-    began = time.monotonic()
     # 1. Responses of both sides to the same prompts.
     found = answers.from_files(section, ctx) if "policy_samples" in ctx.options else answers.from_models(section, ctx)
     main = found.main
@@ -113,7 +111,6 @@ def run(section: Compare, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         {"compare": "compare.json", "samples": "samples.jsonl"},
-        seconds=time.monotonic() - began,
         metrics=metrics,
     )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ class Cast:
 
 def run(section: Ppo, ctx: Context) -> Artifact:
     """Train (or, with our engine, go on training) and publish the policy and its critic."""
-    began = time.monotonic()
     recipe, ours = ctx.recipe, section.engine == "rlhfctl"
     trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed)
     if ctx.options.get("restarted") and not ours:
@@ -134,7 +132,6 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
-        seconds=time.monotonic() - began,
         metrics=metrics,
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),

@@ -8,7 +8,6 @@ their scores, which PPO and the comparison re-score after they load it.
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 from datasets import Dataset
@@ -33,7 +32,6 @@ _PROBE_PAIRS = 16
 
 def run(section: Reward, ctx: Context) -> Artifact:
     """Train (or go on training) and publish the reward model."""
-    began = time.monotonic()
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
@@ -95,7 +93,6 @@ def run(section: Reward, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
-        seconds=time.monotonic() - began,
         metrics=metrics,
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),

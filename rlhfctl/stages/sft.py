@@ -7,7 +7,6 @@ trained model before it was merged, which every later stage compares with what i
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from datasets import Dataset
@@ -29,7 +28,6 @@ from rlhfctl.training.encoding import IGNORED, Encoder, is_conversation, templat
 
 def run(section: Sft, ctx: Context) -> Artifact:
     """Train (or go on training) and publish base*."""
-    began = time.monotonic()
     recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
@@ -92,7 +90,6 @@ def run(section: Sft, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
-        seconds=time.monotonic() - began,
         metrics=metrics,
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -72,11 +73,12 @@ class Wandb:
         import wandb
 
         identity = fs.hash_json([str(run.resolve()), stage])[:16]
-        self.run = wandb.init(
-            project=PROJECT, group=name, name=f"{name}-{stage}", job_type=stage, id=identity, resume="allow",
-            dir=str(run), config=dict(settings), reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+        with _writable_cache(run):
+            self.run = wandb.init(
+                project=PROJECT, group=name, name=f"{name}-{stage}", job_type=stage, id=identity, resume="allow",
+                dir=str(run), config=dict(settings), reinit="finish_previous",
+                settings=wandb.Settings(silent=True, console="off"),
+            )  # fmt: skip
         self.place = str(self.run.url or f"offline, for `wandb sync`, in {Path(self.run.dir).parent}")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")  # wandb's own steps only grow: one that lies behind is dropped
@@ -89,6 +91,23 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+@contextlib.contextmanager
+def _writable_cache(run: Path) -> Iterator[None]:
+    """With a cache inside the run where the user's own cannot be written: wandb's process would log to the terminal."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        (Path(given or Path.home() / ".cache") / "wandb").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        os.environ["XDG_CACHE_HOME"] = str(run.resolve() / "wandb" / "cache")
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("XDG_CACHE_HOME", None)
+        else:
+            os.environ["XDG_CACHE_HOME"] = given
 
 
 class Trackio:
