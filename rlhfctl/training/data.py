@@ -49,6 +49,7 @@ class Rows:
     split: PreferenceSplit | PromptSplit | None = None  # holds the very objects that `rows` holds
     locations: tuple[str, ...] = ()  # "file:line" of each row, in the order of `rows`
     left_out: Mapping[str, str] = field(default_factory=dict)  # "file:line" of each that gives no row -> why
+    droppable: frozenset[str] = frozenset()  # "file:line" of those whose source has bad_rows: drop
 
     @property
     def located(self) -> list[tuple[Row, str]]:
@@ -179,6 +180,7 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
         tuple(notes),
         locations=tuple(place for _, place in found),
         left_out=left_out,
+        droppable=frozenset().union(*(rows.droppable for rows, _, _ in parts)),
     )
 
 
@@ -223,7 +225,15 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     locations = tuple(place for _, place in kept)
     used = set(locations)
     reasons = {place: why for place, why in left_out.items() if place not in used}
-    return Rows(name, [row for row, _ in kept], fingerprint, tuple(notes), locations=locations, left_out=reasons)
+    return Rows(
+        name,
+        [row for row, _ in kept],
+        fingerprint,
+        tuple(notes),
+        locations=locations,
+        left_out=reasons,
+        droppable=frozenset(used if section.bad_rows == "drop" else ()),
+    )
 
 
 def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple[list[Row], list[str], str]:
@@ -346,6 +356,7 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
         split,
         tuple(place for _, place in located),
         left_out,
+        frozenset().union(*(rows.droppable for rows in sets)),
     )
 
 

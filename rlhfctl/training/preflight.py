@@ -53,7 +53,8 @@ def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str
 
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
-    refused: dict[int, str] = {}
+    refused: dict[int, str] = {}  # by the identity of a row: why
+    places_of: dict[int, str] = {}
     first: DataError | None = None
     masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
     unwritten: dict[str, list[str]] = {}  # role -> the rows of which the template leaves something out
@@ -69,28 +70,35 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
                         within.setdefault(token, []).append(rows.location_of(row))
             except DataError as error:
                 first = first or error
-                refused[id(row)] = f"{rows.location_of(row)}: {error.what}"
+                places_of[id(row)] = rows.location_of(row)
+                refused[id(row)] = f"{places_of[id(row)]}: {error.what}"
     told_of = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
     rows = replace(rows, notes=(*rows.notes, *(note for note in told_of if note not in rows.notes)))
     if first is None:
         return _with_word_of_tools(encoder, rows)
-    told = list(refused.values())
-    if len(told) == len(rows.rows):  # a missing or a broken template fails on each
+    told, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix may repeat a row
+    if len(told) == total:  # a missing or a broken template fails on each
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
-    if getattr(recipe.data, rows.name).bad_rows == "stop":
+    if kept := [why for row, why in refused.items() if places_of[row] not in rows.droppable]:
         raise DataError(
-            f"{len(told)} of {len(rows.rows)} rows of data.{rows.name} cannot be used:{first_of(told)}",
+            f"{len(kept)} of {total} rows of data.{rows.name} cannot be used:{first_of(kept)}",
             where=first.where,
-            fix=f"correct or remove these rows, leave them out (data.{rows.name}.bad_rows: drop), or set "
+            fix=f"correct or remove these rows, leave them out ({_drop_key(recipe, rows.name)}: drop), or set "
             "model.chat_template to one that takes them",
         )
-    note = f"{len(told)} of {len(rows.rows)} rows are refused by the chat template and dropped, the first: {told[0]}"
+    note = f"{len(told)} of {total} rows are refused by the chat template and dropped, the first: {told[0]}"
     split = rows.split
     if split is not None:
         parts = {name: [row for row in part if id(row) not in refused] for name, part in vars(split).items()}
+        if gone := [name for name, part in vars(split).items() if part and not parts[name]]:
+            raise DataError(
+                f"the chat template refuses each row of data.{rows.name} that is for {gone[0]}: {first.what}",
+                where=first.where,
+                fix=first.fix,
+            )
         split = type(split)(**parts)
-    kept = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
-    return _with_word_of_tools(encoder, kept)
+    fitting = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
+    return _with_word_of_tools(encoder, fitting)
 
 
 def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
@@ -113,6 +121,12 @@ def _encode(encoder: Encoder, name: str, row: Row, masked: bool) -> None:
         encoder.preference(row)
     else:
         encoder.demonstration(row, assistant_only_loss=masked)
+
+
+def _drop_key(recipe: Recipe, name: str) -> str:
+    section = getattr(recipe.data, name)
+    several = any(getattr(section, key, None) for key in ("sources", "eval_source", "test_source"))
+    return f"in data.{name}, beside their source, bad_rows" if several else f"data.{name}.bad_rows"
 
 
 def _leaves_out(unwritten: Mapping[str, Sequence[str]]) -> Iterator[str]:

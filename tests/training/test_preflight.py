@@ -90,6 +90,54 @@ def test_pairs_and_prompts_lose_the_same_rows_in_their_splits(
     assert sum(len(part) for part in vars(kept.split).values()) == 8
 
 
+def test_in_a_mix_each_source_says_what_happens_to_its_bad_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = recipe(tmp_path)
+    (tmp_path / "good.jsonl").write_text(
+        "".join(json.dumps({"messages": turns(f"g{i}", "a")}) + "\n" for i in range(4))
+    )
+    given = json.loads(path.read_text())
+    parts = [{"source": "demos.jsonl", "weight": 2, "bad_rows": "drop"}, {"source": "good.jsonl"}]
+    given["data"]["demonstrations"] = {"sources": parts}
+    path.write_text(json.dumps(given))
+    loaded = load_recipe(path).recipe
+    kept = preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)["demonstrations"]
+    assert len(kept.rows) == 16 and kept.notes[-1].startswith("2 of 12 rows are refused by the chat template")
+    parts[0]["bad_rows"], parts[1]["bad_rows"] = "stop", "drop"
+    path.write_text(json.dumps(given))
+    loaded = load_recipe(path).recipe
+    with pytest.raises(DataError, match=r"2 of 12 rows of data\.demonstrations cannot be used") as caught:
+        preflight.check(loaded, check_all(loaded.data, 0), ["sft"], tokenizer)
+    assert "in data.demonstrations, beside their source, bad_rows: drop" in str(caught.value.fix)
+
+
+def test_a_test_source_of_its_own_says_so_too_and_no_part_may_be_left_empty(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    bad = [*turns("q")[:1], *turns("again")]
+    for name, rows in (("train", [turns(f"q{i}") for i in range(8)]), ("test", [turns("one"), bad])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    prompts = {"source": "train.jsonl", "test_source": {"source": "test.jsonl", "bad_rows": "drop"}}
+    given = {
+        "name": "t",
+        "model": {"path": "base"},
+        "data": {"prompts": prompts},
+        "compare": {"judges": ["mine:score"]},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    loaded = load_recipe(tmp_path / "mine.yaml").recipe
+
+    def checked_prompts() -> Rows:
+        return preflight.check(loaded, check_all(loaded.data, 0), [], tokenizer)["prompts"]
+
+    split = checked_prompts().split
+    assert isinstance(split, PromptSplit) and len(split.test) == 1
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": bad}) + "\n")
+    with pytest.raises(DataError, match=r"refuses each row of data\.prompts that is for test"):
+        checked_prompts()
+
+
 # ---------------------------------------------------------------- prompts that are too long
 
 
