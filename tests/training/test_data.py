@@ -450,3 +450,61 @@ def test_all_data_sets_are_checked_and_so_are_their_splits(tmp_path: Path) -> No
         check_all(data, 0)
     with pytest.raises(DataError, match="leave none to train on"):
         check_all(Data(prompts=Prompts(source=prompts.source, test=2)), 0)
+
+
+# ---------------------------------------------------------------- texts as turns, and the space between them
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("demonstrations", {"prompt": " q ", "completion": " a"}, {"prompt": [ASK], "completion": [ANSWER]}),
+        (
+            "preferences",
+            {"prompt": "q", "chosen": "a", "rejected": "b "},
+            {"prompt": [ASK], "chosen": [ANSWER], "rejected": [OTHER]},
+        ),
+        ("preferences", {"prompt": [ASK], "chosen": "a", "rejected": "b"}, {"prompt": [ASK], "chosen": [ANSWER]}),
+        ("prompts", {"prompt": "q", "level": 3}, {"prompt": [ASK], "level": 3}),
+        ("demonstrations", {"messages": [ASK, ANSWER]}, {"messages": [ASK, ANSWER]}),  # they are turns already
+        (
+            "demonstrations",
+            {"system": "s", "prompt": "q", "completion": "a"},
+            {"prompt": [message("system", "s"), ASK]},
+        ),
+    ],
+)
+def test_as_conversations_makes_turns_of_texts(
+    kind: str, row: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"test": 1} if kind == "prompts" else {}
+    (found,) = load(kind, write(tmp_path / "rows.jsonl", row), as_conversations=True, **options).rows
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_as_conversations_cannot_take_a_text_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="as_conversations cannot tell the prompt from the response in one text"):
+        load("demonstrations", write(tmp_path / "rows.jsonl", {"text": "q a"}), as_conversations=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "prefix", "expected"),
+    [
+        ("the tea is", "good", " ", " good"),
+        ("the tea is", " good", " ", " good"),  # a space is there
+        ("the tea is\n", "good", " ", "good"),
+        ("the tea is", "good", "", "good"),
+        ("Q: tea?", "good", "\nA: ", "\nA: good"),
+    ],
+)
+def test_response_prefix_stands_where_no_white_space_does(
+    prompt: str, response: str, prefix: str, expected: str, tmp_path: Path
+) -> None:
+    row = {"prompt": prompt, "completion": response}
+    loaded = load("demonstrations", write(tmp_path / "rows.jsonl", row), response_prefix=prefix)
+    assert loaded.rows == [{"prompt": prompt, "completion": expected}]
+    joined = any("response_prefix: ' ' puts one there" in note for note in loaded.notes)
+    assert joined is (expected == "good" and not prompt.endswith("\n"))
+    pair = {"prompt": prompt, "chosen": response, "rejected": "so so"}
+    (found,) = load("preferences", write(tmp_path / "pairs.jsonl", pair), response_prefix=prefix).rows
+    assert found["chosen"] == expected
