@@ -25,6 +25,7 @@ from rlhfctl.training.encoding import (
     adopt_end_of_turn,
     adopt_training_variant,
     any_conversation,
+    is_conversation,
     marks_without_tokens,
     texts_of,
 )
@@ -102,11 +103,14 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, data: Mapping[str, Rows]) -> Prepared:
-    """The tokenizer of `recipe`, fit for the rows that sft reads, or without sft the stage base."""
-    names = ("demonstrations",) if recipe.sft is not None else ("demonstrations", "prompts")
-    read = {name: data[name] for name in names if name in data}
+    """The tokenizer of `recipe`, fit for the demonstrations that sft reads.
+
+    Without sft it is made ready for conversations where it has a template: it does not depend on which data a command
+    reads.
+    """
     demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
-    return tokenizer_from_recipe(recipe.model, demonstrations, conversations=any_conversation(read), sft=recipe.sft)
+    conversations = recipe.sft is None or any(is_conversation(row) for row in demonstrations)
+    return tokenizer_from_recipe(recipe.model, demonstrations, conversations=conversations, sft=recipe.sft)
 
 
 def tokenizer_from_recipe(

@@ -93,6 +93,29 @@ def test_marks_stay_text_where_nothing_would_train_their_rows_or_the_recipe_says
     assert texts.added == ()
 
 
+@pytest.mark.parametrize("names", [["preferences"], ["prompts"], ["preferences", "prompts"], []])
+def test_without_sft_the_end_of_turn_does_not_depend_on_the_data_that_a_command_reads(
+    names: list[str], tmp_path: Path
+) -> None:
+    base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    write_run(tmp_path)
+    pairs = [
+        {"prompt": [{"role": "user", "content": f"q{n}"}], "chosen": TURNS[1:], "rejected": SEVERAL[3:]}
+        for n in range(8)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = json.loads((tmp_path / "mine.yaml").read_text()) | {"reward": {}}
+    del given["sft"], given["compare"], given["data"]["demonstrations"]
+    given["data"]["preferences"] = {"source": "pairs.jsonl"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    recipe = load_recipe(tmp_path / "mine.yaml").recipe
+    found = tokenizing.prepare(recipe, check_all(recipe.data, 0, names))
+    assert found.tokenizer.eos_token == "<|im_end|>" and found.added == ()
+
+
 # ---------------------------------------------------------------- their rows
 
 
