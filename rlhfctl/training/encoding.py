@@ -181,6 +181,8 @@ class Encoder:
         except TemplateSyntaxError as error:
             raise _broken_template(error) from error
         except Exception as error:  # a template is a program: it refuses, or it fails
+            if options.get("tokenize"):  # or what it wrote has no ids: then this says so
+                self._plain(str(self._rendered(messages, **options | {"tokenize": False, "return_dict": False})))
             roles = ", ".join(str(message["role"]) for message in messages)
             raise DataError(
                 f"the chat template {'refuses' if isinstance(error, TemplateError) else 'fails on'} a conversation "
@@ -325,8 +327,7 @@ def adopt_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     A policy is stopped by end-of-sequence; where the template closes turns with another special token it would never
     stop. Returns a sentence when something changed.
     """
-    tail = _turn_end(tokenizer)
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    ids = _known_ids(tokenizer, _turn_end(tokenizer))
     # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in marked | set(tokenizer.all_special_ids):
@@ -350,6 +351,15 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
     return text.rpartition(_PROBE)[2].strip() if _PROBE in text else ""
 
 
+def _known_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of `text`; none where the tokenizer cannot read it, or knows it only as unknown."""
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception:  # noqa: BLE001 - a vocabulary without an unknown token raises whatever it likes
+        return []
+    return [] if ids == [tokenizer.unk_token_id] else ids
+
+
 def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The mark that closes a turn where it is no token of the tokenizer, so that a model writes it letter by letter.
 
@@ -359,8 +369,8 @@ def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     mark = _turn_end(tokenizer).split("\n")[0].strip()
     if not mark or not mark.startswith("<"):
         return None
-    ids = tokenizer(mark, add_special_tokens=False)["input_ids"]
-    return mark if len(ids) > 1 and ids[0] != tokenizer.eos_token_id else None
+    ids = _known_ids(tokenizer, mark)
+    return mark if len(ids) != 1 and ids[:1] != [tokenizer.eos_token_id] else None
 
 
 def template_warnings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

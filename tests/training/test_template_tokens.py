@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peft import PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import chat_template_utils
 
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Sft
 from rlhfctl.training import adapters, hf_events, models, templates, tokenizing
@@ -91,6 +92,29 @@ def test_marks_stay_text_where_nothing_would_train_their_rows_or_the_recipe_says
         assert "model.template_tokens: add" in str(list(template_warnings(found.tokenizer)))
     texts = tokenizing.tokenizer_from_recipe(section, [{"text": "tea"}], sft=Sft())  # no conversation comes
     assert texts.added == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "refused"),
+    [
+        (["a", "b", "\n", "user", "assistant"], None),
+        (["a", "b", "\n"], "the tokenizer cannot read the text '<|im_start|>user"),
+    ],
+)
+def test_a_vocabulary_of_whole_tokens_gets_the_marks_too(
+    tokens: list[str], refused: str | None, tmp_path: Path
+) -> None:
+    init = Init(**INIT | {"tokens": tokens, "vocab_size": 1024})
+    rows = [{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]}]
+    section = Model(init=init, chat_template="chatml")
+    tokenizer = tokenizing.tokenizer_from_recipe(section, rows, conversations=True, sft=Sft()).tokenizer
+    encoder = Encoder(tokenizer)
+    if refused is None:
+        ids = encoder.demonstration(rows[0])["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids)[-3:] == ["b", "a", "<|im_end|>"]
+    else:
+        with pytest.raises(DataError, match=re.escape(refused)):
+            encoder.demonstration(rows[0])
 
 
 @pytest.mark.parametrize("names", [["preferences"], ["prompts"], ["preferences", "prompts"], []])
