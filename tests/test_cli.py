@@ -130,9 +130,25 @@ def test_runs_with_other_controls_say_so(tiny_run: Path, tiny_recipe: Path, tmp_
     assert "these runs had different controls" in cli("compare", tiny_run, tmp_path / "other").stdout
 
 
-def test_show_gives_the_lineage(tiny_run: Path, cli: Cli) -> None:
+def test_runs_of_other_models_and_data_say_so(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    for stage, key in (("sft", "model"), ("reward", "data.preferences"), ("ppo", "section")):
+        file = other / stage / "manifest.json"
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest["inputs"][key] = "of another"
+        file.write_text(json.dumps(manifest), encoding="utf-8")
+    said = " ".join(cli("compare", tiny_run, other).stdout.split())
+    assert "differs from" in said and said.endswith(
+        "model, data.preferences"
+    )  # a section's keys are told by themselves
+
+
+def test_show_gives_the_verdict_and_the_lineage(tiny_run: Path, cli: Cli) -> None:
     result = cli("show", tiny_run)
     assert result.returncode == 0, result.stderr
+    sentence = json.loads((tiny_run / "compare" / "compare.json").read_text(encoding="utf-8"))["sentence"]
+    assert sentence in " ".join(result.stdout.split())
     for word in ("lineage", "policy: ppo", "reference: sft", "data.demonstrations", "base model (new weights)"):
         assert word in result.stdout
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.text import Text
 
-from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, load_artifact
+from rlhfctl.artifacts import Artifact, changed_inputs, changed_keys, find_artifact, load_artifact
 from rlhfctl.dashboard.console import console
 from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.plain import PlainPrinter
@@ -31,6 +31,7 @@ _STOPPED_BY = {  # signal -> what to say of it
     signal.SIGTERM: "asked to end (SIGTERM)",
     signal.SIGHUP: "the terminal was closed (SIGHUP)",
 }
+_INPUTS = {"model": "model", "functions": "the reward functions"}  # of a stage -> what to call another one
 _READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
@@ -195,7 +196,7 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
     for path in others:
         keys = [key for name in ("sft", "base", "reward", "ppo") for key in _differences(name, first, path)]
         if keys:
-            yield f"{path} differs from {first}: {', '.join(keys)}"
+            yield f"{path} differs from {first}: {', '.join(dict.fromkeys(keys))}"
 
 
 def _differences(name: str, first: Path, other: Path) -> list[str]:
@@ -204,4 +205,6 @@ def _differences(name: str, first: Path, other: Path) -> list[str]:
         return []
     seeds = (ours.manifest.seed, theirs.manifest.seed)
     told = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
+    changed = changed_inputs(ours.manifest.inputs, theirs.manifest.inputs)
+    told += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
     return told + [f"{name}.{key}" for key in changed_keys(ours.manifest.section, theirs.manifest.section)]

@@ -85,6 +85,7 @@ class Report:
     sets: tuple[Set, ...]
     leaks: tuple[str, ...]
     warnings: tuple[str, ...] = ()  # about the data sets together, and about the chat template
+    notes: tuple[str, ...] = ()  # what is done to the model's tokenizer
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -104,6 +105,7 @@ class Report:
             },
             "leaks": list(self.leaks),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
         }
 
 
@@ -111,12 +113,13 @@ class Report:
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
     loaded = data.check_all(recipe.data, recipe.data_seed)
-    tokenizer = tokenizing.prepare(recipe, loaded).tokenizer
+    prepared = tokenizing.prepare(recipe, loaded)
+    tokenizer = prepared.tokenizer
     loaded = preflight.check(recipe, loaded, (), tokenizer)
     context = _context(recipe, tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer, context) for rows in loaded.values())
     template = template_warnings(tokenizer) if any_conversation(loaded) else ()
-    return Report(sets, tuple(find_leaks(loaded)), (*mixed_kinds(loaded), *template))
+    return Report(sets, tuple(find_leaks(loaded)), (*mixed_kinds(loaded), *template), prepared.notes)
 
 
 def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -235,11 +238,16 @@ def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType
         for sentence in one.fits:
             yield Text(f"  {sentence}")
         yield _length_table(one.lengths, unicode=unicode)
+        yield Text("  the longest, prompt and responses together:")
         for row, tokens, begin in one.longest:
-            yield Text(f"  row {row} has {tokens} tokens: {visible(begin)[:_SHOWN]}", style="dim")
+            text = visible(begin)
+            shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+            yield Text(f"  row {row} has {tokens} tokens: {shown}", style="dim")
         yield Text(f"  the first {len(one.examples)}, as the model reads them:")
         yield _example_table(one.examples)
         yield Text()
+    for sentence in report.notes:
+        yield Text(sentence)
     for sentence in (*report.warnings, *report.leaks):
         yield Text(f"warning: {sentence}", style="yellow")
     if not report.leaks:

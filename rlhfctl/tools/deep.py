@@ -56,7 +56,9 @@ def _check(recipe: Recipe) -> Iterator[str]:
     if (checked := loading.check_quantization(recipe.model)) is not None:
         yield checked
     model_checks.check_base(recipe, stages_of(recipe))
-    tokenizer = tokenizing.prepare(recipe, rows_of).tokenizer
+    prepared = tokenizing.prepare(recipe, rows_of)
+    tokenizer = prepared.tokenizer
+    yield from prepared.notes
     kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
     yield from preflight.new_notes(rows_of, kept)
     if any_conversation(kept):

@@ -103,6 +103,8 @@ def write(file: Path, answers: Answers) -> Iterator[str]:
     """Write the recipe; say what comes next."""
     fs.write_new(file, compose(file, answers), fix="name another file: rlhfctl init FILE")
     shown = shlex.quote(str(file))
+    if answers.model != NEW and not _by_variable(answers.model) and _has_template(answers.model, file.parent) is None:
+        yield f"{answers.model} is no folder here: it is taken for a model's id on the Hub"
     yield f"wrote {file}; next:"
     yield f"  rlhfctl validate {shown}     every mistake at once; with --deep every row of the data too"
     yield f"  rlhfctl run {shown}          all stages; the same command resumes after a kill"
@@ -211,7 +213,8 @@ def _count(stated: str, folder: Path) -> int | None:
 
 def compose(file: Path, answers: Answers) -> str:
     """The recipe's text."""
-    parts = [_head(file, answers), _weights(answers), _data(answers, file.parent)]
+    files = _files(answers, file.parent) if answers.model != NEW else {}
+    parts = [_head(file, answers), _weights(answers, _template(answers, file.parent, files)), _data(answers, files)]
     parts += _new_stages(answers) if answers.model == NEW else _stages(answers)
     return "\n\n".join(parts) + "\n"
 
@@ -227,7 +230,56 @@ name: {_text(answers.name)}   # the run's folder is runs/{answers.name}
 seed: 0   # of every random choice"""
 
 
-def _weights(answers: Answers) -> str:
+@dataclass(frozen=True)
+class _File:
+    """The keys that a file needs beside its source, and whether its rows are conversations (None: not known)."""
+
+    keys: dict[str, Any]
+    talks: bool | None
+
+
+def _files(answers: Answers, folder: Path) -> dict[str, _File]:
+    """Each data set's file. Texts beside conversations become turns."""
+    stated = {"demonstrations": answers.demonstrations, "prompts": answers.prompts or None}
+    stated["preferences"] = answers.scorer if answers.scored_by == "preferences" else None
+    rows = {name: _read(name, source, folder) for name, source in stated.items() if source is not None}
+    found = {}
+    for name, read in rows.items():
+        keys = guess.options(name, read) if read else {}
+        found[name] = _File(keys, guess.talks(name, keys, read))
+    for name, file in found.items() if any(file.talks for file in found.values()) else ():
+        turned = file.keys | {"as_conversations": True}
+        if file.talks is False and guess.talks(name, turned, rows[name]):
+            found[name] = _File(turned, True)
+    return found
+
+
+def _template(answers: Answers, folder: Path, files: dict[str, _File]) -> str:
+    """The line about the chat template, where any of the files holds conversations."""
+    if not any(file.talks for file in files.values()) or (there := _has_template(answers.model, folder)):
+        return ""
+    if there is None:
+        return "\n  # chat_template: chatml   # if the model has none of its own: your files hold conversations"
+    if answers.demonstrations is None:  # nothing would train the rows of new tokens
+        return "\n  chat_template: human-assistant   # the model has none, and your files hold conversations"
+    return "\n  chat_template: chatml   # the model has none; its marks become tokens, whose rows sft trains"
+
+
+def _has_template(model: str, folder: Path) -> bool | None:
+    """Whether a model folder holds a chat template; None where it is no folder here."""
+    place = _seen_from(folder, model)
+    if _by_variable(model) or not place.is_dir():
+        return None
+    if (place / "chat_template.jinja").is_file():
+        return True
+    try:
+        kept = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(kept, dict) and kept.get("chat_template") is not None
+
+
+def _weights(answers: Answers, template: str) -> str:
     if answers.model == NEW:
         model = """\
 # A small model with new weights; its tokenizer is trained on the demonstrations. For a pretrained one write
@@ -241,7 +293,7 @@ model:
         model = f"""\
 # What everything starts from: a folder, or an id on the Hub (then a `revision:` keeps it from changing).
 model:
-  path: {_text(answers.model)}
+  path: {_text(answers.model)}{template}
   dtype: {"bfloat16" if narrow else "float32"}   # {why}"""
         if narrow:
             model += "\n  # quantization: 4bit   # for a model that does not fit (needs bitsandbytes)"
@@ -257,7 +309,7 @@ lora: {r: 16, lora_alpha: 32, lora_dropout: 0.0, target_modules: all-linear}"""
     return model
 
 
-def _data(answers: Answers, folder: Path) -> str:
+def _data(answers: Answers, files: dict[str, _File]) -> str:
     if answers.model == NEW:
         return """\
 # The built-in task: short reviews, and a true preference that no stage but the verdict ever sees.
@@ -274,37 +326,38 @@ data:
     if answers.demonstrations is not None:
         lines += [
             "  # Good answers to imitate: prompt and completion, or messages, or text.",
-            f"  demonstrations: {{{_source('demonstrations', answers.demonstrations, folder)}}}",
+            f"  demonstrations: {{{_source(answers.demonstrations, files['demonstrations'])}}}",
         ]
     if answers.scored_by == "preferences":
         lines += [
             "  # Two answers to a prompt, of which people chose one. What is held out of training shows how often the",
             "  # reward model is right.",
-            f"  preferences: {{{_source('preferences', answers.scorer, folder)}, heldout: 0.15}}",
+            f"  preferences: {{{_source(answers.scorer, files['preferences'])}, heldout: 0.15}}",
         ]
     lines += [
         "  # What is answered: most to train on, `eval` to watch the policy meanwhile, `test` for the verdict alone.",
-        f"  prompts: {{{_source('prompts', answers.prompts, folder)}, eval: {_kept(answers)[0]}, "
+        f"  prompts: {{{_source(answers.prompts, files['prompts'])}, eval: {_kept(answers)[0]}, "
         f"test: {_kept(answers)[1]}}}",
     ]
     return "\n".join(lines)
 
 
-def _source(name: str, stated: str, folder: Path) -> str:
-    """A data set's source, and the columns that its file seems to have where they are not named as ours."""
-    keys = "".join(f", {key}: {guess.flow(value)}" for key, value in _guessed(name, stated, folder).items())
-    return f"source: {_text(stated)}{keys}"
+def _source(stated: str, file: _File) -> str:
+    """A data set's source, and the keys that its file seems to need."""
+    more = "".join(f", {key}: {guess.flow(value)}" for key, value in file.keys.items())
+    return f"source: {_text(stated)}{more}"
 
 
-def _guessed(name: str, stated: str, folder: Path) -> dict[str, Any]:
+def _read(name: str, stated: str, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a file; none where it cannot be read, or is very large."""
     path = _seen_from(folder, stated)
     if _by_variable(stated) or not path.is_file() or path.stat().st_size > _MOST_READ:
-        return {}
+        return []
     try:
         rows, _ = sources.read_file(path, sources.TEXT_COLUMNS[name])
     except DataError:  # validate says what is wrong with it
-        return {}
-    return guess.options(name, rows)
+        return []
+    return rows
 
 
 def _new_stages(answers: Answers) -> list[str]:

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl import fs
-from rlhfctl.artifacts import Artifact, RunPaths, changed_keys, find_artifact
+from rlhfctl import fs, verdict
+from rlhfctl.artifacts import Artifact, RunPaths, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.plain import duration, number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.pipeline import STAGES, read_stages, section_of, stages_of
@@ -46,6 +46,10 @@ def describe(run: Path) -> Iterator[RenderableType]:
         table.add_row(name, state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table
+    if "compare" in artifacts:
+        yield Text("")
+        report = read_json(artifacts["compare"].part("compare"))
+        yield Text(str(report.get("sentence") or verdict.sentence(report)), style="bold")
     if artifacts:
         last = max(artifacts, key=STAGES.index)
         yield Text("")

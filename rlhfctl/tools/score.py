@@ -20,16 +20,18 @@ from rlhfctl.artifacts import RunPaths, Source, find_artifact, load_artifact, re
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, Note, Warned, telling
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.recipe.schema import Demonstrations, Model, Preferences, Recipe, Reward
+from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
 from rlhfctl.rewards import Episode
 from rlhfctl.rewards import Reward as Scorer
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, TextModelReward
 from rlhfctl.stages import Context, handoff
 from rlhfctl.stats import wilson_ci
+from rlhfctl.training import columns as column_names
 from rlhfctl.training import data, loading, models, sources
 
 Row = dict[str, Any]
+_READ_AS = {"columns", "label", "turns", "as_conversations", "response_prefix"}
 _PAIR_COLUMNS = ("chosen", "rejected", "responses")
 
 
@@ -62,7 +64,7 @@ def score(
 ) -> Scored:
     """Score the rows of `file` with the reward of the run `what`, or with the reward model whose folder it is."""
     recipe, paths = _recipe(what, label, reads)
-    examples, notes = read_examples(file, bad_rows)
+    examples, notes = read_examples(file, bad_rows, recipe)
     sentences: list[str] = []
 
     def told(event: Event) -> None:
@@ -75,7 +77,7 @@ def score(
 
     context = Context("score", recipe, paths, {}, {}, {}, told)
     with loading.quietly(), telling(told, "score"):
-        scorer, name = _scorer(what, context, batch_size)
+        scorer, name = _scorer(what, context, batch_size, texts=isinstance(examples[0].prompt, str))
         episodes = [_episode(example, response) for example in examples for response in example.responses]
         scores = _in_batches(scorer, episodes, batch_size)
     if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
@@ -122,8 +124,8 @@ def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, R
     return Recipe(name="score", model=Model(path=str(what), dtype=dtype), reward=reward), RunPaths(what)
 
 
-def _scorer(what: Path, context: Context, batch_size: int) -> tuple[Scorer, str]:
-    """The reward, and its name for people."""
+def _scorer(what: Path, context: Context, batch_size: int, *, texts: bool) -> tuple[Scorer, str]:
+    """The reward, and its name for people. `texts`: the rows to score are no conversations."""
     reward = context.recipe.reward
     assert reward is not None
     stage = find_artifact(what)
@@ -143,6 +145,11 @@ def _scorer(what: Path, context: Context, batch_size: int) -> tuple[Scorer, str]
             return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
     tokenizer = handoff.own_tokenizer(context, source)
     model = models.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
+    if tokenizer.chat_template is not None and texts:
+        context.note(
+            "the rows are texts and are scored as they stand, without the model's chat template: for a model that was "
+            "trained on conversations give messages"
+        )
     return TextModelReward(model, tokenizer, batch_size, context.warn), f"the reward model {source.name}"
 
 
@@ -156,17 +163,24 @@ def _in_batches(scorer: Scorer, episodes: Sequence[Episode], size: int) -> list[
 # ---------------------------------------------------------------- rows
 
 
-def read_examples(file: Path, bad_rows: str = "stop") -> tuple[list[Example], list[str]]:
-    """The rows of a file as examples, and sentences about those left out. DataError with their lines for bad ones."""
+def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = None) -> tuple[list[Example], list[str]]:
+    """The rows of a file as examples, and sentences about those left out. DataError with their lines for bad ones.
+
+    A run's `recipe` says how its own data are read: files with the same columns are read in the same way, and texts
+    become turns where the run's do.
+    """
     rows, places = sources.read_file(file, "text")
     if not rows:
         raise DataError("there are no rows", where=str(file), fix="name a file with at least one row")
     given = {place: row for row, place in zip(rows, places, strict=True)}
     columns = {name for row in rows for name, value in row.items() if value is not None}
-    pairs = any(name in columns for name in _PAIR_COLUMNS)
+    mapped = _mapped(recipe, rows)
+    pairs = mapped[0] if mapped is not None else any(name in columns for name in _PAIR_COLUMNS)
     settings: dict[str, Any] = {"source": str(file), "bad_rows": bad_rows}
-    if not pairs and "response" in columns and "completion" not in columns:
+    settings |= mapped[1] if mapped is not None else {}
+    if mapped is None and not pairs and "response" in columns and "completion" not in columns:
         settings["columns"] = {"completion": "response"}
+    settings |= {"as_conversations": True} if _talks(recipe) and "turns" not in settings else {}
     try:
         found = (
             data.load_preferences(Preferences(**settings), 0)
@@ -176,10 +190,34 @@ def read_examples(file: Path, bad_rows: str = "stop") -> tuple[list[Example], li
     except DataError as error:
         name = "preferences" if pairs else "demonstrations"
         what = error.what.replace(f"data.{name}", str(file))
-        fix = "give prompt and response, messages, or chosen and rejected; --bad-rows drop leaves the others out"
+        fix = (
+            "give prompt and response, messages, or chosen and rejected, or the columns that the run's recipe maps; "
+            "--bad-rows drop leaves the others out"
+        )
         raise DataError(what, where=error.where, fix=fix) from error
     examples = [_example(given[found.location_of(row)], row, found.location_of(row)) for row in found.rows]
     return examples, list(found.notes)
+
+
+def _mapped(recipe: Recipe | None, rows: Sequence[Row]) -> tuple[bool, dict[str, Any]] | None:
+    """(whether they are pairs, how to read them) for rows that have all columns which a source of the run maps."""
+    sections = [] if recipe is None else [recipe.data.preferences, recipe.data.demonstrations]
+    for section in sections:
+        for part in section.parts if section is not None else ():
+            named = [name for names in part.columns.values() for name in column_names.names_of(names)]
+            if named and all(column_names.value_at(rows[0], name) is not None for name in named):
+                return isinstance(part, Compared), part.model_dump(include=_READ_AS, exclude_defaults=True)
+    return None
+
+
+def _talks(recipe: Recipe | None) -> bool:
+    """Whether the run's recipe says that its texts are turns of conversations."""
+    if recipe is None:
+        return False
+    sections = [one for one in (recipe.data.preferences, recipe.data.demonstrations) if one is not None]
+    return recipe.model.chat_template is not None or any(
+        part.as_conversations for one in sections for part in one.parts
+    )
 
 
 def _example(given: Row, row: Row, place: str) -> Example:

@@ -165,7 +165,9 @@ def as_conversation(row: Row) -> Row | str:
         return "text: as_conversations cannot tell the prompt from the response in one text; turns: reads transcripts"
     row = dict(row)
     for name, role in (("prompt", "user"), *((name, "assistant") for name in RESPONSES)):
-        if isinstance(row.get(name), str) and row[name].strip():
+        if isinstance(row.get(name), str) and not row[name].strip():
+            return f"{name} is empty"
+        if isinstance(row.get(name), str):
             row[name] = [{"role": role, "content": row[name].strip()}]
     return row
 

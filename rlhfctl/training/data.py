@@ -191,7 +191,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     _require_columns(at, section, rows)
     usable: list[tuple[Row, str]] = []
     bad: list[str] = []
-    left_out: dict[str, str] = {}
+    left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         one = Tally()
         found = row_checks.CHECKS[name](columns.renamed(row, section.columns), section, one)
@@ -203,8 +203,8 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
         usable += [(pair, place) for pair in found]
         if not found:
             left_out[place] = "ties"
-    if bad and (section.bad_rows == "stop" or not usable):
-        raise _bad_rows(bad, rows, name, section, at)
+    if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
+        raise _bad_rows(bad, rows, name, section, at, tally)
     kept = _sifted(usable, section, tally.dropped, left_out)
     if not kept:
         why = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
@@ -214,6 +214,8 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     if not section.builtin:
         unused = columns.unused(rows, section.columns, tally, others=name != "prompts")
         notes += [f"not used: the columns {', '.join(unused)}"] if unused else []
+    if lines := tally.unreadable:
+        notes.append(f"{len(lines)} lines cannot be read and are dropped, the first: {': '.join(lines[0])}")
     if bad:
         notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
     if tally.dropped:
@@ -250,14 +252,25 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
         raise
 
 
-def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str) -> DataError:
-    guessed = guess.section_line(name, section, rows)
+def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
+    """The error about lines that cannot be read and rows that cannot be used, all at once."""
+    drop = f"or leave them out: {at}.bad_rows: drop"
+    lines = sources.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
+    if lines is not None and not bad:
+        return DataError(lines.what, fix=f"{lines.fix}; {drop}")
+    guessed = None if section.columns else guess.section_line(name, section, rows)
     mapped = f"say which columns they are:\n    {guessed}\n  or " if guessed else ""
-    ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
-    return DataError(
-        f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}",
-        fix=f"{mapped}{ways}, or leave them out: {at}.bad_rows: drop",
-    )
+    if section.columns:
+        known = ", ".join(
+            f"{ours} is {' + '.join(columns.names_of(theirs))}" for ours, theirs in section.columns.items()
+        )
+        ways = f"correct or remove these rows (by `columns` {known})"
+    else:
+        ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
+    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}"
+    if lines is not None:
+        what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
+    return DataError(what, fix=f"{mapped}{ways}, {drop}")
 
 
 def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:

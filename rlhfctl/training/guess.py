@@ -58,6 +58,16 @@ def options(name: str, rows: Sequence[Row]) -> Options:
     return next((made for made in _candidates(name, tried) if _usable(name, made, tried)), {})
 
 
+def talks(name: str, made: Options, rows: Sequence[Row]) -> bool | None:
+    """Whether these rows, read with the keys `made`, are conversations; None where none of them can be used."""
+    section = _SECTIONS[name](source="guessed", **made)
+    for row in rows[:_TRIED]:
+        found = row_checks.CHECKS[name](columns.renamed(row, section.columns), section, Tally())
+        if not isinstance(found, str) and found:
+            return "messages" in found[0] or isinstance(found[0].get("prompt"), list)
+    return None
+
+
 def section_line(name: str, section: Source, rows: Sequence[Row]) -> str | None:
     """The line of a recipe with the guessed keys of a data set whose rows cannot be used; None without a guess."""
     guessed = options(name, rows)

@@ -34,16 +34,20 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
 _LARGEST_CELL = 1 << 27
 _NOT_UTF8 = "not UTF-8 text"
+_QUOTE = 'put cells that hold commas, quotes or line breaks in "double quotes"'
 _CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)"
 
 
 def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple[list[Row], list[str], str]:
     """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`.
 
-    What is left out or read in an unusual way is counted in `tally`.
+    What is left out or read in an unusual way is counted in `tally`; without one a line that gives no row is an error.
     """
+    counted = tally or Tally()
     with Work(f"reading {Path(section.source).name}"):
-        rows, places, fingerprint = _read(section, Path(section.source), text_column, tally or Tally())
+        rows, places, fingerprint = _read(section, Path(section.source), text_column, counted)
+    if tally is None and counted.unreadable:
+        raise broken(counted.unreadable, counted.unreadable_fix)
     if not rows:
         raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
     return rows, places, fingerprint
@@ -81,11 +85,11 @@ def read_file(path: Path, text_column: str = "text", tally: Tally | None = None)
         raise DataError("the data file does not exist", where=str(path), fix=hint)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers: dict[str, Callable[[Path], Found]] = {
-        ".jsonl": read_jsonl,
-        ".ndjson": read_jsonl,
+        ".jsonl": lambda file: read_jsonl(file, tally),
+        ".ndjson": lambda file: read_jsonl(file, tally),
         ".json": _read_json,
-        ".csv": lambda file: _read_csv(file, ",", tally or Tally()),
-        ".tsv": lambda file: _read_csv(file, "\t", tally or Tally()),
+        ".csv": lambda file: _read_csv(file, ",", tally),
+        ".tsv": lambda file: _read_csv(file, "\t", tally),
         ".parquet": _read_parquet,
         ".arrow": _read_arrow,
         ".txt": lambda file: _read_text(file, text_column),
@@ -144,17 +148,32 @@ def first_of(bad: Sequence[str]) -> str:
     return "".join(f"\n    {sentence}" for sentence in shown)
 
 
-def _broken(bad: Sequence[str], fix: str) -> DataError:
-    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(bad)}", fix=fix)
+def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
+    """The error about lines that give no row: (file:line, why) each."""
+    told = [f"{place}: {why}" for place, why in bad]
+    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(told)}", fix=fix)
 
 
-def read_jsonl(path: Path) -> Found:
-    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one."""
+def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
+    """Note lines that give no row in the tally; an error where there is none, or no other line gives one."""
+    if not bad:
+        return
+    if tally is None or not rows:
+        raise broken(bad, fix)
+    tally.unreadable += bad
+    tally.unreadable_fix = fix
+
+
+def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
+    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one.
+
+    With a `tally` such lines are noted there, for `bad_rows`.
+    """
     if not path.is_file():
         return read_file(path)
     rows: list[Row] = []
     places: list[str] = []
-    bad: list[str] = []
+    bad: list[tuple[str, str]] = []
     torn = False
     data = _bytes(path)
     count = data.count(b"\n") + (not data.endswith(b"\n"))
@@ -162,38 +181,37 @@ def read_jsonl(path: Path) -> Found:
     for number, raw in enumerate(lines, 1):
         place = f"{path}:{number}"
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             if not line.strip():
                 continue
             value = json.loads(line)
             _check_surrogates(line, value)
         except UnicodeDecodeError:
-            bad.append(f"{place}: {_NOT_UTF8}")
+            bad.append((place, _NOT_UTF8))
             continue
         except UnicodeEncodeError as error:
-            bad.append(f"{place}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character")
+            bad.append((place, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
             continue
         except json.JSONDecodeError as error:
-            bad.append(f"{place}: not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})")
+            bad.append((place, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
             torn = not raw.endswith(b"\n")
             continue
         except RecursionError:
-            bad.append(f"{place}: nested too deeply")
+            bad.append((place, "nested too deeply"))
             continue
         if not isinstance(value, dict):
-            bad.append(f"{place}: expected a JSON object, got {type_name(value)}")
+            bad.append((place, f"expected a JSON object, got {type_name(value)}"))
             continue
         rows.append(value)
         places.append(place)
-    if bad:
-        fix = "one JSON object a line, in UTF-8"
-        if all(line.endswith(_NOT_UTF8) for line in bad):
-            fix = _CONVERT
-        elif torn:
-            fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
-        raise _broken(bad, fix)
+    fix = "one JSON object per line, in UTF-8"
+    if all(why == _NOT_UTF8 for _, why in bad):
+        fix = _CONVERT
+    elif torn:
+        fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
+    _keep(bad, fix, rows, tally)
     if not rows:
-        raise DataError("the data file is empty", where=str(path), fix="one JSON object a line, in UTF-8")
+        raise DataError("the data file is empty", where=str(path), fix="one JSON object per line, in UTF-8")
     return rows, places
 
 
@@ -231,8 +249,12 @@ def _read_json(path: Path) -> Found:
     return lists[0], [f"{path} item {number}" for number in range(1, len(lists[0]) + 1)]
 
 
-def _read_csv(path: Path, delimiter: str, tally: Tally) -> Found:
-    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows."""
+def _read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
+    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows.
+
+    A row's place is the line that it begins in.
+    """
+    tally = kept or Tally()
     csv.field_size_limit(_LARGEST_CELL)
     text = _text(path)
     count = text.count("\n") + (not text.endswith("\n"))
@@ -241,29 +263,30 @@ def _read_csv(path: Path, delimiter: str, tally: Tally) -> Found:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     places: list[str] = []
-    bad: list[str] = []
+    bad: list[tuple[str, str]] = []
     header: list[str] = []
+    begins = ends = 0
     try:
         for cells in reader:
+            begins, ends = ends + 1, reader.line_num
             if not any(cell.strip() for cell in cells):
                 tally.made["rows of empty cells are left out"] += bool(header and cells)
                 continue
             if not header:
                 header = _header(cells, path)
                 continue
-            place = f"{path}:{reader.line_num}"
+            place = f"{path}:{begins}"
             if len(cells) != len(header):
-                bad.append(f"{place}: {len(cells)} cells, but the first line names {len(header)} columns")
+                bad.append((place, f"{len(cells)} cells, but the first line names {len(header)} columns"))
                 continue
             named = [(name, cell) for name, cell in zip(header, cells, strict=True) if name]
             tally.made[INDEX_NOTE] += len(named) < len(header)
             rows.append({name: cell if cell != "" else None for name, cell in named})
             places.append(place)
-    except csv.Error as error:
-        bad.append(f"{path}:{reader.line_num}: {error}")
+    except csv.Error as error:  # the rest of the file cannot be told apart
+        raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
     tally.made += Counter()  # without what was counted 0 times
-    if bad:
-        raise _broken(bad, 'put cells that hold commas, quotes or line breaks in "double quotes"')
+    _keep(bad, _QUOTE, rows, kept)
     return rows, places
 
 

@@ -18,6 +18,8 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)  # what was left out -> how many rows or pairs
     used: set[str] = field(default_factory=set)  # columns, under our names, that something was read from
     examples: dict[str, str] = field(default_factory=dict)  # a sentence, and the first of its kind
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # "file:line", and why it gives no row
+    unreadable_fix: str = ""
 
     def add(self, other: Tally) -> None:
         """Take in what another counted."""

@@ -30,6 +30,7 @@ from fuzz import ROW_JUNK, ROWS, Rows, written  # noqa: E402
 from rlhfctl.errors import DataError  # noqa: E402
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts  # noqa: E402
 from rlhfctl.training import data, sources  # noqa: E402
+from rlhfctl.training.tally import Tally  # noqa: E402
 
 COUNT = 14
 SUFFIXES = (".jsonl", ".jsonl", ".json", ".parquet", ".csv", ".arrow")
@@ -39,7 +40,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 # Why a row is left out -> what its note says.
 TOLD = {
-    "cannot be used": "cannot be used and are dropped", "ties": "ties", "duplicates": "duplicates",
+    "cannot be used": "cannot be used and are dropped", "cannot be read": "cannot be read and are dropped",
+    "ties": "ties", "duplicates": "duplicates",
     "longer than 40 characters": "longer than 40 characters", "beyond the limit": "are used",
     "in no part": "repeat a prompt that is kept",
 }  # fmt: skip
@@ -194,7 +196,7 @@ def faults_of(name: str, number: int, seed: int, folder: Path) -> tuple[str, lis
         kept = file.read_bytes()
         file.unlink()
     file.write_bytes(kept)
-    raw, places, _ = sources.read(section, "text")
+    raw, places, _ = sources.read(section, "text", Tally())
     file.unlink()
     return "used", list(_silent(loaded, raw, places, section))
 

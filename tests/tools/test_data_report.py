@@ -172,3 +172,16 @@ def test_the_default_length_is_that_of_the_trainers() -> None:
 
     for config in (SFTConfig, RewardConfig):
         assert config.__dataclass_fields__["max_length"].default == data_report.MAX_LENGTH
+
+
+def test_what_is_done_to_the_tokenizer_is_said(tmp_path: Path, cli: Cli) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
+    init = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 300}
+    given = {"name": "t", "model": {"init": init, "chat_template": "chatml"}, "sft": {}}
+    given["data"] = {"demonstrations": {"source": "demos.jsonl"}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    for command in (["data"], ["validate", "--deep"]):
+        said = " ".join(cli(*command, "mine.yaml", cwd=tmp_path).stdout.split())
+        assert "marks <|im_start|>, <|im_end|> are no tokens of this tokenizer: they are added" in said
+        assert "it replaces <|endoftext|> as end-of-sequence" in said

@@ -182,3 +182,53 @@ def test_a_file_that_cannot_be_read_is_not_guessed_at(content: str, tmp_path: Pa
     (tmp_path / "demos.jsonl").write_text(content, encoding="latin-1")
     data = answered("", "base", "demos.jsonl", "my_rewards:score", "prompts.jsonl", "lora", "cpu").data
     assert data.demonstrations is not None and data.demonstrations.columns == {}
+
+
+ASKED = [{"role": "user", "content": "q"}]
+CHAT_ROWS = {
+    "demos": {"messages": [*ASKED, {"role": "assistant", "content": "a"}]},
+    "pairs": {"question": "q", "good": " a", "bad": " b"},
+    "prompts": {"prompt": ASKED},
+}
+
+
+def write_chats(folder: Path, **rows: dict[str, object]) -> None:
+    for name, row in (CHAT_ROWS | rows).items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(100)))
+
+
+@pytest.mark.parametrize(
+    ("kept", "demonstrations", "expected"),
+    [
+        (None, "demos.jsonl", "chatml"),
+        (None, "none", "human-assistant"),
+        ({"chat_template": "{{ messages }}"}, "demos.jsonl", None),
+        ({"eos_token": "</s>"}, "demos.jsonl", "chatml"),
+    ],
+)
+def test_conversations_get_a_template_where_the_model_has_none_and_texts_become_turns(
+    kept: dict[str, str] | None, demonstrations: str, expected: str | None, tmp_path: Path
+) -> None:
+    write_chats(tmp_path)
+    if kept is not None:
+        (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(kept))
+    recipe = answered("", "base", demonstrations, "pairs.jsonl", "prompts.jsonl", "lora", "cpu")
+    assert recipe.model.chat_template == expected
+    assert recipe.data.preferences is not None and recipe.data.preferences.as_conversations
+    assert recipe.data.preferences.columns == {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    assert recipe.data.prompts is not None and not recipe.data.prompts.as_conversations  # they are turns already
+
+
+def test_texts_alone_need_no_template(tmp_path: Path) -> None:
+    write_chats(tmp_path, demos={"prompt": "q", "completion": " a"}, prompts={"prompt": "q"})
+    recipe = answered("", "base", "demos.jsonl", "pairs.jsonl", "prompts.jsonl", "lora", "cpu")
+    assert recipe.model.chat_template is None
+    assert recipe.data.preferences is not None and not recipe.data.preferences.as_conversations
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_an_id(tmp_path: Path) -> None:
+    write_chats(tmp_path)
+    answers = ("", "bose", "demos.jsonl", "pairs.jsonl", "prompts.jsonl", "lora", "cpu")
+    result = CliRunner().invoke(app, ["init", "mine.yaml"], input="".join(f"{a}\n" for a in answers))
+    assert "bose is no folder here: it is taken for a model's id on the Hub" in result.output
+    assert "# chat_template: chatml" in Path("mine.yaml").read_text()

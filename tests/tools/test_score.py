@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_here
+from ruamel.yaml import YAML
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhfctl.errors import DataError, HandoffError, RlhfctlError
@@ -183,6 +184,54 @@ def test_a_function_that_fails_once_is_called_again_as_the_run_says(tmp_path: Pa
         (run / "recipe.yaml").read_text().replace('"rewards:f"}', '"rewards:f", retries: 1}')
     )
     assert score(run, file).rows[0]["score"] == 2.0
+
+
+MAPPED = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+
+
+def test_a_runs_own_files_are_read_as_the_run_reads_them(tmp_path: Path) -> None:
+    body = (
+        "def f(prompts, completions):\n"
+        "    assert all(isinstance(one, list) and one[-1]['role'] == 'assistant' for one in completions)\n"
+        "    return [float(len(one[-1]['content'])) for one in completions]\n"
+    )
+    run = function_run(tmp_path, body)
+    recipe = YAML(typ="safe").load((run / "recipe.yaml").read_text())
+    recipe["data"]["preferences"] = {
+        "source": str(tmp_path / "pairs.jsonl"),
+        "columns": MAPPED,
+        "as_conversations": True,
+    }
+    recipe["data"]["demonstrations"] = {
+        "source": str(tmp_path / "demos.jsonl"), "columns": {"prompt": "question", "completion": "answer"},
+    }  # fmt: skip
+    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    rows_of(tmp_path / "demos.jsonl", [{"question": "q", "answer": "ok"}])
+    pairs = [{"question": f"q{n}", "good": "yes!", "bad": "no", "id": n} for n in range(4)]
+    found = score(run, rows_of(tmp_path / "pairs.jsonl", pairs))
+    assert [(row["id"], row["chosen_score"], row["rejected_score"]) for row in found.rows] == [
+        (n, 4.0, 2.0) for n in range(4)
+    ]
+    demos = score(run, tmp_path / "demos.jsonl")
+    assert demos.rows == [{"question": "q", "answer": "ok", "score": 2.0}]
+    plain = score(run, rows_of(tmp_path / "plain.jsonl", [{"prompt": "q", "response": "fine"}]))
+    assert plain.rows[0]["score"] == 4.0  # texts become turns here, too
+    with pytest.raises(DataError, match="needs prompt and completion") as caught:
+        score(run, rows_of(tmp_path / "other.jsonl", [{"asked": "q", "told": "a"}]))
+    assert "the columns that the run's recipe maps" in str(caught.value.fix)
+
+
+def test_texts_for_a_model_with_a_chat_template_are_said_to_be_scored_as_they_stand(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(tmp_path / "rows.jsonl", [{"prompt": "the tea is", "response": " good"}])
+    said = "scored as they stand, without the model's chat template"
+    export(tiny_run, "reward", tmp_path / "out", adapter=False)
+    assert not any(said in sentence for sentence in score(tmp_path / "out", rows).summary)
+    tokenizer = tokenizing.load_tokenizer(str(tmp_path / "out"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert any(said in sentence for sentence in score(tmp_path / "out", rows).summary)
 
 
 def test_ties_count_as_wrong(tmp_path: Path) -> None:

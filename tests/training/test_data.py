@@ -173,7 +173,7 @@ def test_of_many_bad_rows_five_are_shown_and_the_rest_counted(tmp_path: Path) ->
     [
         (b"\xff\xfe{}", "not UTF-8 text"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8 text"),
-        (b'{"prompt": "q"', "not a JSON object (Expecting ',' delimiter at character 16)"),
+        (b'{"prompt": "q"', "not a JSON object (Expecting ',' delimiter at character 15)"),
         (b"{'prompt': 'q'}", "not a JSON object"),
         (b'["q"]', "expected a JSON object, got a list"),
         (b'"q"', "expected a JSON object, got a string"),
@@ -190,7 +190,9 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, said: st
         read_jsonl(path)
     head, shown, fix = str(caught.value).splitlines()
     assert head == "1 line cannot be read:" and shown.startswith(f"    {path}:2: {said}")
-    assert fix.startswith("  fix: convert it: iconv" if "UTF-8" in said else "  fix: one JSON object a line, in UTF-8")
+    assert fix.startswith(
+        "  fix: convert it: iconv" if "UTF-8" in said else "  fix: one JSON object per line, in UTF-8"
+    )
 
 
 def test_of_many_broken_lines_five_are_shown_and_the_rest_counted(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rlhfctl.errors import DataError
-from rlhfctl.recipe.schema import Preferences, Prompts, Source, looks_like_id
-from rlhfctl.training import sources
+from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Source, looks_like_id
+from rlhfctl.training import data, sources
 
 ROWS = [{"prompt": "a, b", "chosen": 'say "c"', "rejected": "d\ne"}, {"prompt": "ü", "chosen": "f", "rejected": "g"}]
 
@@ -79,7 +79,7 @@ def test_every_kind_gives_the_same_rows(name: str, tmp_path: Path) -> None:
 
 def test_places_are_lines_where_there_are_lines(tmp_path: Path) -> None:
     csv_file(tmp_path / "rows.csv")
-    assert sources.read_file(tmp_path / "rows.csv")[1] == [f"{tmp_path}/rows.csv:3", f"{tmp_path}/rows.csv:4"]
+    assert sources.read_file(tmp_path / "rows.csv")[1] == [f"{tmp_path}/rows.csv:2", f"{tmp_path}/rows.csv:4"]
     (tmp_path / "rows.jsonl").write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
     assert sources.read_file(tmp_path / "rows.jsonl")[1] == [f"{tmp_path}/rows.jsonl:2", f"{tmp_path}/rows.jsonl:4"]
 
@@ -214,3 +214,41 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(monkeypatch: pytest.Monk
 def test_what_may_be_an_id_on_the_hub() -> None:
     assert all(looks_like_id(name) for name in ("owner/name", "squad", "Owner-1/a.b_c"))
     assert not any(looks_like_id(name) for name in ("a/b/c", "rows.jsonl", "data/rows.csv.gz", "a b/c", ""))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "cut\n{"prompt": "c"}\n', "not a JSON object (Unterminated string"),
+        ("a.jsonl", b'{"prompt": "a"}\n[1]\n{"prompt": "c"}\n', "expected a JSON object, got a list"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n{"prompt": "c"}\n', "not UTF-8 text"),
+        ("a.csv", b"prompt,level\na,1\nb\nc,2\n", "1 cells, but the first line names 2 columns"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_a_bad_row(name: str, content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = str(tmp_path / name)
+    with pytest.raises(DataError, match="1 line cannot be read") as caught:
+        data.load_prompts(Prompts(source=source), 0)
+    line = 3 if name == "a.csv" else 2
+    assert f"{source}:{line}: {why}" in str(caught.value) and "data.prompts.bad_rows: drop" in str(caught.value.fix)
+    loaded = data.load_prompts(Prompts(source=source, bad_rows="drop"), 0)
+    assert [row["prompt"] for row in loaded.rows] == ["a", "c"]
+    assert any("1 lines cannot be read and are dropped, the first: " in note and why in note for note in loaded.notes)
+    assert loaded.left_out == {f"{source}:{line}": "cannot be read"}
+
+
+def test_lines_that_cannot_be_read_and_rows_that_cannot_be_used_are_told_at_once(tmp_path: Path) -> None:
+    source = str(tmp_path / "a.jsonl")
+    Path(source).write_text('{"q": "a", "good": "x"}\n{"q": "cut\n{"q": "b", "good": ""}\n{"q": "c", "good": null}\n')
+    how = {"columns": {"prompt": "q", "completion": "good"}}
+    with pytest.raises(DataError) as caught:
+        data.load_demonstrations(Demonstrations(source=source, **how), 0)
+    said = str(caught.value)
+    assert "1 line cannot be read:" in said and "2 of 3 rows of data.demonstrations cannot be used:" in said
+    assert ":3: completion is empty" in said and "(by `columns` prompt is q, completion is good)" in said
+    turned = Demonstrations(source=source, as_conversations=True, **how)
+    with pytest.raises(DataError, match="completion is empty"):
+        data.load_demonstrations(turned, 0)
+    kept = data.load_demonstrations(Demonstrations(source=source, bad_rows="drop", **how), 0)
+    assert len(kept.rows) == 1 and len(kept.left_out) == 3
