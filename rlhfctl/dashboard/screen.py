@@ -75,7 +75,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
     "compare": (
         Metric("win_rate", "win rate", 1, "share of prompts won, ties half"),
-        Metric("control_win_rate", "least of controls", 1, "against the strongest fair control"),
+        Metric("control_win_rate", "least fair control", 1, "against the strongest fair control"),
         Metric("delta", "score gained", 1, "policy less reference"),
         Metric("kl", "KL", 0, "nats from the reference, a response"),
         Metric("length", "length", 0, "tokens a response"),

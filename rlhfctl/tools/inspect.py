@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl import fs, verdict
+from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, RunPaths, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.plain import duration, number
 from rlhfctl.errors import RlhfctlError
@@ -49,7 +49,7 @@ def describe(run: Path) -> Iterator[RenderableType]:
     if "compare" in artifacts:
         yield Text("")
         report = read_json(artifacts["compare"].part("compare"))
-        yield Text(str(report.get("sentence") or verdict.sentence(report)), style="bold")
+        yield Text(str(report.get("sentence") or report["verdict"]), style="bold")
     if artifacts:
         last = max(artifacts, key=STAGES.index)
         yield Text("")
