@@ -221,9 +221,10 @@ class Encoder:
         options: dict[str, Any] = {"tools": tools or None, "tokenize": False}
         whole = str(self._rendered(messages, **options))
         text = " ".join(whole.split())
-        found = [turn["role"] for turn in messages if " ".join(str(turn.get("content") or "").split()) not in text]
+        missing = [turn for turn in messages if " ".join(str(turn.get("content") or "").split()) not in text]
+        found = [turn["role"] for turn in missing]
         *before, last = messages
-        if last["role"] != "assistant" or "assistant" not in found:
+        if last["role"] != "assistant" or not missing or missing[-1] is not last:
             return found
         try:
             other = str(self._rendered([*before, {**last, "content": "x" * len(last["content"])}], **options))

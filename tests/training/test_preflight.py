@@ -329,6 +329,18 @@ def test_a_template_that_writes_nothing_of_the_response_is_refused(
     assert "model.chat_template" in str(caught.value.fix)
 
 
+def test_a_call_without_words_after_a_turn_that_is_left_out_is_no_fault(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ (m.content or '') | upper if m.role == 'assistant' else m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "price", "arguments": {}}}]}
+    kept = checked(tmp_path, tokenizer, {"messages": [*turns("hi", "yes", "and?"), call]})
+    assert any("changes the assistant's text in 1 rows" in note for note in kept.notes)
+
+
 def test_special_tokens_in_the_text_of_rows_are_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = OPEN
     eos = str(tokenizer.eos_token)
