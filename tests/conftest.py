@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +20,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The models of tests are so small that a second thread only waits at barriers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Started in the background of a script, or by nohup, a process ignores these, and so do those that it starts.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 ROOT = Path(__file__).resolve().parent.parent
 
