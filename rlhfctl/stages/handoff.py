@@ -23,6 +23,7 @@ from rlhfctl.recipe.schema import Model
 from rlhfctl.stages import Context
 from rlhfctl.training import adapter_folders, adapters, classifiers, loading, models, peak, tokenizing
 from rlhfctl.training.classifiers import Classifier
+from rlhfctl.training.encoding import any_conversation, template_warnings
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -121,6 +122,7 @@ def _load_foreign(
     if sentence := tokenizing.adopt_where_asked(tokenizer, ctx.data):
         models.set_token_ids(model, tokenizer)
         notes.append(sentence)
+    notes += template_warnings(tokenizer) if any_conversation(ctx.data) else []
     for sentence in notes:
         ctx.note(f"{source.name}: {sentence}")
     ctx.note(f"{source.name} has no manifest: that it is complete and scores as it did could not be checked")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,8 @@ from rlhfctl.events import Event, Note
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora
 from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, models, tokenizing
+from rlhfctl.training import loading, models, templates, tokenizing
+from rlhfctl.training.data import Rows
 
 FLOAT = torch.float32
 
@@ -208,6 +210,18 @@ def test_a_plain_policy_folder_notes_what_was_not_checked(run: Path) -> None:
     base = handoff.load_base(ctx, source(run / "sft" / "model"))
     assert [note for note in ctx.notes if "has no manifest" in note and "could not be checked" in note]
     assert base.path == str(run / "sft" / "model")
+
+
+def test_a_policy_from_elsewhere_is_told_of_what_its_template_lacks_where_it_meets_conversations(run: Path) -> None:
+    folder = run / "sft" / "model"
+    (folder / "chat_template.jinja").write_text(templates.NAMED["chatml"], encoding="utf-8")
+    turns = [{"role": "user", "content": "q"}]
+    for rows, told in (([{"prompt": "q"}], False), ([{"prompt": turns}], True)):
+        ctx = dataclasses.replace(
+            context(run), data={"prompts": Rows("prompts", rows, "", locations=("a:1",))}, notes=[]
+        )
+        handoff.load_base(ctx, source(folder))
+        assert any("closes turns with <|im_end|>, which is no token" in note for note in ctx.notes) is told
 
 
 def test_a_plain_policy_without_pad_gets_one(tmp_path: Path, run: Path) -> None:
