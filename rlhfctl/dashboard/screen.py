@@ -178,8 +178,8 @@ class Screen(RunState):
         share = stage.step / stage.total if stage.total else 0.0
         if stage.total:
             tail.append(f"  {min(share, 1.0):.0%}")
-        if stage.eta is not None and self.stopped is None:
-            tail.append(f"  {duration(stage.eta[0] - (now - stage.eta[1]))} left", "cyan")
+        if (left := stage.left(now)) is not None and self.stopped is None:
+            tail.append(f"  {duration(left)} left", "cyan")
         if stage.resumed_from is not None:
             tail.append(f"  resumed from {stage.resumed_from}", "dim")
         head = Text(draw.shown(stage.name, signs), "bold")

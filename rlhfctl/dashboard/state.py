@@ -16,6 +16,7 @@ from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.plain import duration
 from rlhfctl.dashboard.series import Series
 
+_HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
 KEPT_SAMPLES = 4  # a stage
 _STAGES, _METRICS, _WARNINGS = 12, 80, 20  # how many are kept: of stages, a stage, a run
 _WORKS = 8  # pieces of work, one inside the other
@@ -41,6 +42,14 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
     samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
+
+    def left(self, now: float) -> float | None:
+        """Seconds to the end of the stage. While a step hangs it stands still: nothing gets done."""
+        if self.eta is None:
+            return None
+        said, when = self.eta
+        a_step = said / max(1, self.total - self.step) if self.total is not None else said
+        return max(0.0, said - min(now - when, max(a_step, _HANGS_AFTER_S)))
 
 
 class RunState:
@@ -229,7 +238,7 @@ class RunState:
         coming = [self.stages[name] for name in self.order if self.stages[name].state == "next"]
         left: float | None = 0.0
         if running is not None:
-            left = None if running.eta is None else max(0.0, running.eta[0] - (now - running.eta[1]))
+            left = running.left(now)
             if left is None and running.took is not None and running.began is not None and not running.resumed_from:
                 left = max(0.0, running.took - (now - running.began))
         unknown = [stage.name for stage in coming if stage.took is None]

@@ -131,7 +131,7 @@ def test_time_goes_on_without_events_and_silence_is_said() -> None:
     assert drawn(screen, now=now + 10)[0].endswith("time left 0:26 + compare")
     silent = drawn(screen, now=now + 100)[0]
     assert "no event for 1:40" in silent
-    assert silent.endswith("time left 0:00 + compare")
+    assert silent.endswith("time left 0:26 + compare")  # nothing gets done: it stands still
 
 
 def test_coming_stages_count_as_they_took_last_time() -> None:
@@ -245,6 +245,14 @@ def test_a_stage_that_does_not_say_how_long_is_timed() -> None:
         progress = {"event": "progress", "stage": "compare", "time": time, "step": step, "total": 300, "eta_s": None}
         screen.feed({**progress, "unit": "response"})
     assert drawn(screen)[2].endswith("response 100/300  33%  0:20 left")
+
+
+def test_while_a_step_hangs_the_time_left_stands_still() -> None:
+    screen = fed([run_started(5000.0, ("compare",)), started("compare", 5000.0, 10)])
+    progress = {"event": "progress", "stage": "compare", "time": 5004.0, "step": 2, "total": 10, "eta_s": 16.0}
+    screen.feed({**progress, "unit": "response"})
+    for seconds, left in ((0, "0:16"), (1, "0:15"), (10, "0:06"), (60, "0:06"), (600, "0:06")):
+        assert drawn(screen, now=5004.0 + seconds)[2].endswith(f"response 2/10  20%  {left} left")
 
 
 def test_warnings_stand_below_alarms_the_newest_first_each_once() -> None:
