@@ -89,8 +89,9 @@ def require_causal(config: PretrainedConfig, path: str, *, trust_remote_code: bo
             fix=fix,
         )
     said = getattr(config.get_text_config(), "is_decoder", None)
-    fills_gaps = type(config.get_text_config()) in MODEL_FOR_MASKED_LM_MAPPING  # BERT and the like: both, by a setting
-    if (said is False and fills_gaps) or config.model_type in _READ_BOTH_WAYS:
+    # BERT and the like are both, by this setting. GPT-NeoX says false, too, and is a decoder whatever it says.
+    by_setting = type(config.get_text_config()) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    if (said is False and by_setting) or config.model_type in _READ_BOTH_WAYS:
         raise RlhfctlError(
             f"{kind} is no causal language model: each of its tokens sees those after it, so it cannot write text",
             where=path,
