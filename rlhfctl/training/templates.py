@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, datetime, time
 
 _SYSTEM_FIRST = "{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
 NAMED = {
@@ -58,9 +58,9 @@ def marks_in(text: str) -> list[str]:
 
 # ---------------------------------------------------------------- the clock
 
-_CLOCK = re.compile(r"strftime_now\(([^()]*)\)")
-_FORMAT = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)")\s*""")
+_CLOCK = re.compile(r"\bstrftime_now\s*\(")
 _PINNED = re.compile(r"\{#- the day is fixed -#\}.*?\{#- end of the fixed day -#\}", re.DOTALL)
+_PARTS = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDefFGhHIjmMpRSTuUVwWxXyYzZ")  # of a format, after a %
 
 
 def reads_clock(template: str) -> bool:
@@ -69,21 +69,12 @@ def reads_clock(template: str) -> bool:
 
 
 def with_day(template: str, day: date) -> str:
-    """`template` with its clock stopped at the first moment of `day`; as it is where it reads no clock.
-
-    ValueError where a format of the clock is not written out in the template.
-    """
+    """`template` with its clock stopped at the first moment of `day`; as it is where it reads no clock."""
     if not reads_clock(template):
         return template
-    moments = {}
-    for given in _CLOCK.findall(template):
-        written = _FORMAT.fullmatch(given)
-        if written is None:
-            raise ValueError(given)
-        kind = written[1] or written[2] or ""
-        moments[kind] = day.strftime(kind)
-    known = json.dumps(moments, ensure_ascii=False)
-    stopped = f"{{%- macro strftime_now(format) -%}}{{{{ {known}[format] }}}}{{%- endmacro -%}}"
+    moment = datetime.combine(day, time())
+    filled = "".join(f" | replace('%{part}', {json.dumps(moment.strftime(f'%{part}'))})" for part in _PARTS)
+    stopped = f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro -%}}"
     return f"{{#- the day is fixed -#}}{stopped}{{#- end of the fixed day -#}}{template}"
 
 
