@@ -478,7 +478,7 @@ def _parents(name: str, recipe: Recipe, paths: RunPaths, request: Request) -> di
 def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request) -> dict[str, str]:
     """name -> fingerprint of everything that a stage's result depends on."""
     inputs = {"section": _section_fingerprint(name, recipe), "seed": str(recipe.seed)}
-    how = {"dtype", "quantization", "trust_remote_code", "attn_implementation"} - _newer(recipe)
+    how = {"dtype", "quantization", "trust_remote_code", "attn_implementation", "template_date"} - _newer(recipe)
     loading = recipe.model.model_dump(mode="json", include=how)
     inputs["model"] = fs.hash_json(loading)
     if name in ("base", "sft"):

@@ -455,3 +455,18 @@ def test_a_template_of_that_kind_that_trl_does_not_know_is_left_to_the_row_that_
     )
     found = variant(base(tmp_path / "base"), own, assistant_only_loss=True)
     assert found.tokenizer.chat_template == own
+
+
+def test_another_day_makes_a_stage_on_a_policy_from_elsewhere_again(tmp_path: Path) -> None:
+    base(tmp_path / "base")
+    write_run(tmp_path)
+    given = ["ppo", "mine.yaml", "--policy", "base", "--run-dir", "run", "--set", "data.prompts.source=texts.jsonl"]
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"is tea {n} good?"}) + "\n" for n in range(16))
+    )
+    (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [1.0 for _ in completions]\n")
+    first = run_here(*given, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "skipped: unchanged" in run_here(*given, cwd=tmp_path).stdout
+    other = run_here(*given, "--set", 'model.template_date="2025-02-03"', cwd=tmp_path)
+    assert other.returncode == 0 and "runs again: changed model" in other.stdout, other.stdout + other.stderr
