@@ -53,7 +53,7 @@ def silent_imports() -> Iterator[None]:
 def _main() -> None:
     try:
         if len(sys.argv) == 3 and sys.argv[1] == "watch" and not sys.argv[2].startswith("-"):
-            from rlhfctl.dashboard.watch import watch
+            from rlhfctl.dashboard.terminal.watch import watch
 
             watch(Path(sys.argv[2]))
         else:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError
+from rlhfctl.paths import relative_to_run
 
 MANIFEST = "manifest.json"
 WORK = "work"  # checkpoints of a stage that is not complete yet
@@ -260,12 +261,6 @@ def _recorded_path(source: Source, run: Path) -> str:
     return relative_to_run(place, run) if place.is_dir() else source.name
 
 
-def relative_to_run(path: Path, run: Path) -> str:
-    """`path` relative to the run folder where it lies inside it (a moved run stays whole), else absolute."""
-    resolved, base = path.resolve(), run.resolve()
-    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else resolved.as_posix()
-
-
 def changed_inputs(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """Names of the inputs whose fingerprint differs, appeared or went."""
     return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
@@ -306,36 +301,6 @@ def git_commit(folder: Path | None = None) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where things lie in a run folder."""
-
-    root: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.root / "recipe.yaml"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "libraries.log"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / ".lock"
-
-    @property
-    def superseded(self) -> Path:
-        return self.root / "superseded"
-
-    def stage(self, name: str) -> Path:
-        return self.root / name
 
 
 def read_json(path: Path) -> Any:

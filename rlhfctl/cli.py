@@ -180,7 +180,7 @@ def compare(
     from rlhfctl.pipeline import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
-        from rlhfctl.dashboard.attend import compared
+        from rlhfctl.dashboard.terminal.run_view import compared
 
         compared([Path(name) for name in what], as_json=as_json)
         return
@@ -212,7 +212,7 @@ def validate(
     loaded = _load(recipe, overrides)
     names = ", ".join(stages_of(loaded.recipe))
     if deep:
-        from rlhfctl.tools.deep import check
+        from rlhfctl.tools.validate import check
 
         for line in check(loaded):
             typer.echo(line)
@@ -239,7 +239,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """What would run, with how many steps, and whether memory and disk suffice."""
-    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.pipeline import Request
 
     loaded = _load(recipe, overrides)  # a mistake is said before libraries load
@@ -269,8 +269,8 @@ def data_(
 ) -> None:
     """What the data hold, as the stages will read them: counts, token lengths, duplicates, leakage, examples."""
     from rlhfctl import fs
-    from rlhfctl.dashboard.console import console
-    from rlhfctl.tools.data_report import describe, examine
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools.data import describe, examine
 
     loaded = _load(recipe, overrides)
     with loaded.placing():
@@ -287,8 +287,8 @@ def show(
     run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="The manifests, for scripts.")] = False
 ) -> None:
     """A run's stages and metrics, and each artifact's lineage back to data and base model."""
-    from rlhfctl.dashboard.console import console
-    from rlhfctl.tools.inspect import describe, to_json
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools.show import describe, to_json
 
     if as_json:
         typer.echo(json.dumps(to_json(run), indent=2, ensure_ascii=False))
@@ -303,7 +303,7 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """All runs, newest first: state, stages, result, size."""
-    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import runs as listing
 
     none_yet = folder is None and not Path("runs").is_dir()
@@ -324,7 +324,7 @@ def watch(
     ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
 ) -> None:
     """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
-    from rlhfctl.dashboard.watch import watch as show_run
+    from rlhfctl.dashboard.terminal.watch import watch as show_run
 
     show_run(run, follow=follow, ascii_only=ascii_only)
 
@@ -374,7 +374,7 @@ def score(
 ) -> None:
     """Scores of a file's responses by a run's reward, row by row, and for pairs how often it is right."""
     from rlhfctl import fs
-    from rlhfctl.dashboard.progress import progress_bar
+    from rlhfctl.dashboard.terminal.progress import progress_bar
     from rlhfctl.tools import score as scoring
 
     another = "name a new file with --out"
@@ -430,7 +430,7 @@ def schema(
 @app.command(epilog="Example: rlhfctl doctor --json")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """What works on this machine, and what to do about the rest."""
-    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import doctor as examination
 
     findings = examination.examine()
@@ -445,7 +445,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 @recipes.command("list", epilog="Example: rlhfctl recipes list")
 def recipes_list() -> None:
     """Names, what each is for, its stages and its model."""
-    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import recipes as shipped
 
     console().print(shipped.listing())
@@ -497,7 +497,7 @@ def bench_ppo(
 ) -> None:
     """Speed and memory of PPO on this machine, in processes of their own."""
     from rlhfctl import fs
-    from rlhfctl.dashboard.console import console
+    from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools.bench.bench import measured
     from rlhfctl.tools.bench.view import table
     from rlhfctl.tools.bench.workload import recipe_workload, reference_workload
@@ -542,8 +542,8 @@ def _load(recipe: str, overrides: list[str]) -> LoadedRecipe:
 
 def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
     from rlhfctl import fs, pipeline
-    from rlhfctl.artifacts import RunPaths
-    from rlhfctl.dashboard.attend import closing, listening
+    from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
+    from rlhfctl.paths import RunPaths
     from rlhfctl.tools.trackers import tracking
 
     loaded = _load(recipe, overrides)
@@ -552,10 +552,10 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     with (
         fs.RunLock(paths.lock),
         fs.naming_full_disk(folder),  # of events.jsonl
-        listening(paths.events) as emit,
+        open_listeners(paths.events) as emit,
         fs.naming_full_disk(folder),
         tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as tell,
     ):
         artifacts = pipeline.run(loaded, folder, request, tell)
-    closing(artifacts[-1])
+    print_verdict(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")

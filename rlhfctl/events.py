@@ -240,7 +240,7 @@ _told: ContextVar[tuple[Callable[[Event], None], str] | None] = ContextVar("told
 
 
 @contextmanager
-def telling(emit: Callable[[Event], None], stage: str) -> Iterator[None]:
+def report_progress_to(emit: Callable[[Event], None], stage: str) -> Iterator[None]:
     """Inside, long work says how far it is to `emit`, under the name of `stage`; outside it is silent."""
     token = _told.set((emit, stage))
     try:

@@ -22,7 +22,6 @@ from rlhfctl.artifacts import (
     MANIFEST,
     WORK,
     Artifact,
-    RunPaths,
     Source,
     changed_inputs,
     changed_keys,
@@ -32,10 +31,11 @@ from rlhfctl.artifacts import (
     resolve_source,
 )
 from rlhfctl.errors import HandoffError, RewardFailed, RlhfctlError
-from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned, Work, telling
+from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned, Work, report_progress_to
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.stages import Context
+from rlhfctl.stages.context import Context
 
 STAGES = ("base", "sft", "reward", "ppo", "compare")
 _HOW_TO_HAVE = {  # a stage that the recipe lacks
@@ -132,14 +132,14 @@ def _run(recipe: Recipe, paths: RunPaths, run_dir: Path, request: Request, emit:
     emit(RunStarted(stage="run", name=recipe.name, stages=chosen))
     emit(Note(stage="run", message=f"{', '.join(chosen)} in {run_dir}; checking data, loading libraries"))
     read = [_DATA[request.only]] if request.only is not None else _DATA.values()
-    with telling(emit, "run"):
+    with report_progress_to(emit, "run"):
         with Work("loading libraries"):
-            data_module = importlib.import_module("rlhfctl.training.data")
+            data_module = importlib.import_module("rlhfctl.data.load")
         data = data_module.check_all(recipe.data, recipe.data_seed, {name for names in read for name in names})
     for rows in data.values():
         for sentence in rows.notes:
             emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
-    leaks = importlib.import_module("rlhfctl.training.leaks")
+    leaks = importlib.import_module("rlhfctl.data.leaks")
     for sentence in leaks.mixed_kinds(data):
         emit(Warned(stage="run", message=sentence))
     for sentence in leaks.find_leaks(data):
@@ -241,7 +241,7 @@ def _bring_up_to_date(
     if artifact is not None and not request.force:
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
-            with telling(emit, name), Work("checking what is there"):
+            with report_progress_to(emit, name), Work("checking what is there"):
                 artifact.verify()
             _remove_work(folder)
             emit(Note(stage=name, message=f"skipped: unchanged ({', '.join(sorted(inputs))})"))
@@ -253,9 +253,9 @@ def _bring_up_to_date(
             )
             return artifact
         emit(Note(stage=name, message=f"runs again: changed {_changes(changed, artifact, name, recipe)}"))
-    with telling(emit, name), Work("loading libraries"):
+    with report_progress_to(emit, name), Work("loading libraries"):
         look_ahead(name)
-        hf_events = importlib.import_module("rlhfctl.training.hf_events")
+        hf_events = importlib.import_module("rlhfctl.training.trl.callback")
         module = importlib.import_module(f"rlhfctl.stages.{name}")
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     section = section_of(name, recipe)
@@ -264,9 +264,9 @@ def _bring_up_to_date(
     context = Context(name, recipe, paths, parents, inputs, data, emit, options, began=began)
     for change in read_json(folder / WORK / _CHANGES) if (folder / WORK / _CHANGES).is_file() else ():
         context.note(_told(change))
-    peak = importlib.import_module("rlhfctl.training.peak")
+    peak = importlib.import_module("rlhfctl.models.devices")
     peak.restart()
-    with hf_events.quiet_libraries(paths.log), telling(emit, name), hf_events.telling_libraries():
+    with hf_events.quiet_libraries(paths.log), report_progress_to(emit, name), hf_events.telling_libraries():
         try:
             made: Artifact = module.run(section, context)
         except RewardFailed:
@@ -299,15 +299,15 @@ def _look_ahead(
     Returns sentences to warn with.
     """
     to_come = chosen[chosen.index(first) :]
-    hf_events = importlib.import_module("rlhfctl.training.hf_events")
+    hf_events = importlib.import_module("rlhfctl.training.trl.callback")
     trained = {"sft": recipe.sft, "reward": recipe.reward}
     options = {key: value.trainer for key, value in trained.items() if value is not None}
-    tokenizing = importlib.import_module("rlhfctl.training.tokenizing")
+    tokenizing = importlib.import_module("rlhfctl.models.tokenizing")
     tokenizer = None
     with hf_events.quiet_libraries(paths.log):
         hf_events.check_trainers(options, recipe.model.dtype)
-        importlib.import_module("rlhfctl.training.loading").check_quantization(recipe.model)
-        model_checks = importlib.import_module("rlhfctl.training.model_checks")
+        importlib.import_module("rlhfctl.models.loading").check_quantization(recipe.model)
+        model_checks = importlib.import_module("rlhfctl.models.checks")
         if first in ("base", "sft"):
             model_checks.check_base(recipe, to_come)
             tokenizer = tokenizing.prepare(recipe, data).tokenizer
@@ -321,7 +321,7 @@ def _look_ahead(
                 if base.artifact is None:
                     tokenizing.adopt_where_asked(tokenizer, data)
         read = {name: rows for name, rows in data.items() if any(name in _DATA[stage] for stage in to_come)}
-        preflight = importlib.import_module("rlhfctl.training.preflight")
+        preflight = importlib.import_module("rlhfctl.data.preflight")
         kept = preflight.check(recipe, read, to_come, tokenizer)
         refused = preflight.new_notes(read, kept)
         data.update(kept)  # the stages read what the template takes
@@ -506,7 +506,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     if name == "compare" and recipe.compare is not None:
         functions += [judge for judge in recipe.compare.judges if ":" in judge]
     if functions:
-        fingerprint = importlib.import_module("rlhfctl.rewards.function").function_fingerprint
+        fingerprint = importlib.import_module("rlhfctl.rewards.episode.function").function_fingerprint
         inputs["functions"] = fs.hash_json([fingerprint(spec, Path(recipe.folder or ".")) for spec in functions])
     for option in ("policy_samples", "reference_samples"):
         if option in request.options and name == "compare":
@@ -536,7 +536,7 @@ def _model_fingerprint(recipe: Recipe) -> str:
     content: Any = None
     if path is not None and Path(path).is_dir():
         content = fs.hash_tree(Path(path))
-        folders = importlib.import_module("rlhfctl.training.adapter_folders")
+        folders = importlib.import_module("rlhfctl.models.adapter_folders")
         bases = [fs.hash_tree(Path(base)) if Path(base).is_dir() else base for base in folders.bases_of(path)]
         content = [content, *bases] if bases else content
     template = recipe.model.chat_template

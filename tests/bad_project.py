@@ -63,8 +63,8 @@ def write_model(folder: Path, *, hidden_size: int = 8, vocab_size: int = 270, se
     """A Hugging Face folder of a causal language model that loads in no time."""
     import torch
 
+    from rlhfctl.models import build, tokenizing
     from rlhfctl.recipe.schema import Init
-    from rlhfctl.training import models, tokenizing
 
     init = Init(
         hidden_size=hidden_size,
@@ -74,9 +74,9 @@ def write_model(folder: Path, *, hidden_size: int = 8, vocab_size: int = 270, se
         max_position_embeddings=64,
     )
     tokenizer = tokenizing.train_tokenizer(init, [json.dumps(row) for row in demonstrations()])
-    model = models.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
+    model = build.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
     folder.mkdir(parents=True)
-    models.save_model(model, tokenizer, folder)
+    build.save_model(model, tokenizer, folder)
 
 
 def write_project(folder: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from rlhfctl import fs, pipeline
 from rlhfctl.artifacts import (
     Artifact,
-    RunPaths,
     Source,
     changed_inputs,
     find_artifact,
@@ -24,6 +23,7 @@ from rlhfctl.artifacts import (
     resolve_source,
 )
 from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import Request, stages_of
 from rlhfctl.recipe.load import LoadedRecipe, load_recipe
 

@@ -412,25 +412,25 @@ def write_scorer(folder: Path, **shape: Any) -> None:
     """A reward model from elsewhere."""
     import torch
 
-    from rlhfctl.training import loading, models, tokenizing
+    from rlhfctl.models import build, heads, loading, tokenizing
 
     language_model = folder.with_name(f"{folder.name}-base")
     write_model(language_model, **shape)
     base = loading.load_causal_lm(str(language_model), dtype=torch.float32)
     tokenizer = tokenizing.load_tokenizer(str(language_model))
-    models.save_model(models.scorer_on(base, seed=1), tokenizer, folder)
+    build.save_model(heads.scorer_on(base, seed=1), tokenizer, folder)
 
 
 def write_adapter(folder: Path, model: Path) -> None:
     import torch
     from peft import TaskType
 
+    from rlhfctl.models import adapters, loading
     from rlhfctl.recipe.schema import Lora
-    from rlhfctl.training import loading, models
 
     base = loading.load_causal_lm(str(model), dtype=torch.float32)
-    adapter = models.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
-    models.save_adapter(adapter, folder, base="../model", head=False)
+    adapter = adapters.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
+    adapters.save_adapter(adapter, folder, base="../model", head=False)
 
 
 @case(3, "ppo mine.yaml --run-dir run --policy model --reward-model scorer --set ppo.engine=trl")

@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
+from rlhfctl.data.load import check_all
 from rlhfctl.events import KINDS
 from rlhfctl.recipe.schema import Data
-from rlhfctl.training.data import check_all
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from rlhfctl import events
-from rlhfctl.events import Event, FanOut, Work, Working, from_record, telling
+from rlhfctl.events import Event, FanOut, Work, Working, from_record, report_progress_to
 from rlhfctl.pipeline import Request, run
 from rlhfctl.recipe.load import load_recipe
 
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def heard() -> Iterator[list[Event]]:
     found: list[Event] = []
-    with telling(found.append, "sft"):
+    with report_progress_to(found.append, "sft"):
         yield found
 
 
@@ -83,7 +83,7 @@ def test_an_error_ends_it_too_and_work_may_lie_in_work(clock: Clock, heard: list
 
 def test_without_anybody_to_tell_it_is_silent(clock: Clock) -> None:
     found: list[Event] = []
-    with telling(found.append, "sft"):
+    with report_progress_to(found.append, "sft"):
         pass
     for _ in Work("encoding", 9).through(range(9)):
         clock.now += 1.0
@@ -182,7 +182,7 @@ def test_a_run_says_what_cannot_be_counted(told: dict[tuple[str, str], list[Work
 def test_a_large_file_is_counted_by_its_lines(
     tmp_path: Path, heard: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhfctl.training.sources import read_file
+    from rlhfctl.data.sources import read_file
 
     monkeypatch.setattr(events, "WORK_QUIET_S", 0.0)
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n' * 50)

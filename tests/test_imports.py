@@ -110,8 +110,12 @@ def test_imports_stay_in_bounds(path: Path) -> None:
 
 def test_stages_do_not_import_each_other() -> None:
     for path in (PACKAGE / "stages").glob("*.py"):
-        names = {name for name in imports_of(path) if name.startswith("rlhfctl.stages.")}
-        allowed = ("rlhfctl.stages.handoff", "rlhfctl.stages.evaluation", "rlhfctl.stages.Context")
+        names = {name for name in imports_of(path) if name.startswith("rlhfctl.stages.context.")}
+        allowed = (
+            "rlhfctl.stages.context.handoff",
+            "rlhfctl.stages.context.evaluation",
+            "rlhfctl.stages.context.Context",
+        )
         parts = ("answers", "judges", "controls")  # of compare
         allowed += tuple(f"rlhfctl.stages.{part}" for part in parts) if path.stem in ("compare", *parts) else ()
         assert all(name.startswith(allowed) for name in names), path.name

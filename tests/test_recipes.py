@@ -49,14 +49,14 @@ def test_reviews_data_makes_the_three_files(tmp_path: Path) -> None:
     kind = [f"the film number {i} is a warm and lovely thing ." for i in range(20)]
     unkind = [f"the film number {i} is a cold and tired thing ." for i in range(20)]
     make(kind, unkind, tmp_path)
+    from rlhfctl.data import load
     from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts
-    from rlhfctl.training import data
 
-    assert len(data.load_demonstrations(Demonstrations(source=str(tmp_path / "demonstrations.jsonl")), 0).rows) == 40
-    pairs = data.load_preferences(Preferences(source=str(tmp_path / "preferences.jsonl")), 0).rows
+    assert len(load.load_demonstrations(Demonstrations(source=str(tmp_path / "demonstrations.jsonl")), 0).rows) == 40
+    pairs = load.load_preferences(Preferences(source=str(tmp_path / "preferences.jsonl")), 0).rows
     assert pairs
     assert all("lovely" in pair["chosen"] and "tired" in pair["rejected"] for pair in pairs)
-    assert data.load_prompts(Prompts(source=str(tmp_path / "prompts.jsonl")), 0).rows
+    assert load.load_prompts(Prompts(source=str(tmp_path / "prompts.jsonl")), 0).rows
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny-chatgpt"])

@@ -20,9 +20,9 @@ from conftest import ROOT
 
 from rlhfctl import pipeline
 from rlhfctl.events import Event, Warned
+from rlhfctl.models import build, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import models, tokenizing
 
 Row = dict[str, Any]
 RECIPES = ROOT / "recipes"
@@ -107,10 +107,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
             tokenizer.chat_template = CHATML
             tokenizer.pad_token = tokenizer.eos_token
-        model = models.build_model(init, tokenizer, seed=0, dtype=torch.float32)
+        model = build.build_model(init, tokenizer, seed=0, dtype=torch.float32)
         if name == "pythia":
             tokenizer.pad_token = None
-        models.save_model(model, tokenizer, folder / name)
+        build.save_model(model, tokenizer, folder / name)
         made[name] = folder / name
     return made
 

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhfctl.dashboard.plain import number
 from rlhfctl.dashboard.series import Series
+from rlhfctl.dashboard.terminal.plain import number
 
 WINDOW = 5
 """Updates whose median an alarm looks at: one odd batch is no news."""
@@ -21,10 +21,10 @@ WINDOW = 5
 MUST_BE_FINITE = ("loss", "eval_loss", "grad_norm", "score", "kl", "policy_loss", "value_loss", "entropy")
 """Metrics that are a number as long as training works. Others (a variance of one value) may be none."""
 
-KL_A_RESPONSE = 10.0
+KL_PER_RESPONSE = 10.0
 """Nats a response. Below that, runs that go well are found at every length."""
 
-KL_A_TOKEN = 0.3
+KL_PER_TOKEN = 0.3
 """Nats a token: the policy finds each of its tokens 1.35 times as likely as the reference does. Healthy runs of the
 shipped recipes end at 0.1 to 0.2, the one whose text broke down while its score rose ended at 1.3."""
 
@@ -87,7 +87,7 @@ def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[s
     kl, length = _recently(series, "kl"), _recently(series, "length")
     if kl is None:
         return
-    if kl > max(KL_A_RESPONSE, KL_A_TOKEN * (length or 0.0)):
+    if kl > max(KL_PER_RESPONSE, KL_PER_TOKEN * (length or 0.0)):
         yield (
             f"KL is {number(kl, 3)} nats a response: the policy is far from the reference, and its text may get worse "
             "while the score climbs. Read the samples; try a higher kl_coef."

@@ -24,7 +24,7 @@ from typing import Any
 from rlhfctl import fs
 from rlhfctl.errors import RewardFailed, RlhfctlError
 from rlhfctl.events import transcript
-from rlhfctl.rewards import Episode
+from rlhfctl.rewards.episode import Episode
 
 Say = Callable[[str], None]
 _GIVEN = {"prompts", "completions", "completion_ids"}

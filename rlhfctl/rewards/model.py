@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhfctl.rewards import Episode
-from rlhfctl.training.architecture import context_of
-from rlhfctl.training.classifiers import Classifier
-from rlhfctl.training.encoding import Encoder
-from rlhfctl.training.models import backbone, score_rows
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.models.architecture import backbone, context_of
+from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.scoring import score_rows
+from rlhfctl.rewards.episode import Episode
 
 Say = Callable[[str], None]
 

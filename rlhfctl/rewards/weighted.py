@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rlhfctl.rewards import Episode, Reward
+from rlhfctl.rewards.episode import Episode, Reward
 from rlhfctl.rewards.function import FunctionReward, Say, Unscored
 
 

@@ -15,16 +15,21 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.fitting import fit_prompts, longest_prompt
+from rlhfctl.data.sources import read_jsonl
+from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted
+from rlhfctl.generation import generator, local
+from rlhfctl.generation.kl import exact_kl
+from rlhfctl.models import devices, special_tokens, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.rewards import Episode, make_episode
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, models, peak, rollout, tokenizing
-from rlhfctl.training.architecture import context_of, longest_prompt
-from rlhfctl.training.data import Row, prompt_key
-from rlhfctl.training.encoding import Encoder, fit_prompts
-from rlhfctl.training.sources import read_jsonl
+from rlhfctl.rewards.episode import Episode, make_episode
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 
 GREEDY = 0.0  # the temperature of greedy decoding
 MATCH_ROUNDS = 3  # tries to find the temperature at which the entropies are equal
@@ -71,13 +76,15 @@ class _Side:
         encoder = Encoder(base.tokenizer)
         self.prompts = [encoder.prompt(row["prompt"], row.get("tools")) for row in rows]
 
-    def draw(self, temperature: float, samples: int, progress: _Progress) -> tuple[Drawn, list[list[rollout.Response]]]:
+    def draw(
+        self, temperature: float, samples: int, progress: _Progress
+    ) -> tuple[Drawn, list[list[generator.Response]]]:
         """`samples` responses to each prompt; the i-th ones are drawn by the same random numbers on both sides."""
         drawn = []
         for index in range(1 if temperature == GREEDY else samples):
             what = f"sampling the {self.name}"
             sampling = self._sampling(temperature, index)
-            drawn.append(rollout.sample(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
+            drawn.append(local.sample(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
             progress.pass_done()
         stops = self._sampling(temperature, 0).stop_strings
         logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
@@ -91,14 +98,14 @@ class _Side:
         )
         return found, drawn
 
-    def _sampling(self, temperature: float, index: int) -> rollout.Sampling:
+    def _sampling(self, temperature: float, index: int) -> generator.Sampling:
         """How PPO samples, at another temperature and length."""
         section, ppo = self.section, self.ctx.recipe.ppo
         assert section.max_new_tokens is not None
         seed = self.ctx.recipe.seed * 1_000 + index
-        plain = rollout.Sampling(section.max_new_tokens, None, section.batch_size, seed)
+        plain = generator.Sampling(section.max_new_tokens, None, section.batch_size, seed)
         if ppo is not None:
-            plain = rollout.sampling_for(ppo, self.tokenizer, seed=seed, stream=0)
+            plain = generator.sampling_for(ppo, self.tokenizer, seed=seed, stream=0)
         return dataclasses.replace(
             plain,
             max_new_tokens=section.max_new_tokens,
@@ -127,8 +134,8 @@ def from_models(section: Compare, ctx: Context) -> Answers:
     policy = handoff.load_policy(ctx, ctx.parents["policy"])
     reference = handoff.load_policy(ctx, ctx.parents["reference"])
     for base in (policy, reference):
-        base.model.to(loading.device())
-        models.mask_pad(base.model, base.tokenizer.pad_token_id)
+        base.model.to(devices.device())
+        special_tokens.mask_pad(base.model, base.tokenizer.pad_token_id)
     assert section.max_new_tokens is not None
     rows = _that_fit(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
     total = len(rows) * section.responses_per_prompt
@@ -144,7 +151,7 @@ def from_models(section: Compare, ctx: Context) -> Answers:
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
     sides = [_Side(name, base, rows, section, ctx) for name, base in (("policy", policy), ("reference", reference))]
     drawn: dict[str, dict[float | None, Drawn]] = {}
-    responses: list[list[rollout.Response]] = []  # the policy's in the main comparison
+    responses: list[list[generator.Response]] = []  # the policy's in the main comparison
     matched = None
     for side in sides:
         drawn[side.name] = {}
@@ -157,14 +164,14 @@ def from_models(section: Compare, ctx: Context) -> Answers:
                 matched = _match_entropy(side, wanted, drawn[side.name], main, controls.samples_per_prompt, progress)
             else:
                 ctx.warn("policy and reference have different tokenizers: their entropies per token cannot be matched")
-        peak.give_back()  # the caches of keys and values
+        devices.release_memory()  # the caches of keys and values
     kl: list[float] | None = None
     if same:
         pad = policy.tokenizer.pad_token_id
         kl = []
         for answers in responses:
             ids = [response.ids for response in answers]
-            kl += rollout.exact_kl(policy.model, reference.model, sides[0].prompts, ids, pad, temperature=main)
+            kl += exact_kl(policy.model, reference.model, sides[0].prompts, ids, pad, temperature=main)
     else:
         ctx.warn("policy and reference have different tokenizers: there is no KL between them")
     return Answers(drawn["policy"], drawn["reference"], main, matched, kl, policy.tokenizer)

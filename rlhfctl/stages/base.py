@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import Encoder, is_conversation
+from rlhfctl.models import build, checks, loading, scoring, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Model
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, model_checks, models, tokenizing
-from rlhfctl.training.architecture import context_of
-from rlhfctl.training.encoding import Encoder, is_conversation, template_warnings
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 
 
 def run(section: Model, ctx: Context) -> Artifact:
@@ -20,7 +22,7 @@ def run(section: Model, ctx: Context) -> Artifact:
     prepared = tokenizing.prepare(ctx.recipe, ctx.data)
     tokenizer = prepared.tokenizer
     dtype = loading.torch_dtype(section.dtype)
-    model, notes = models.base_from_recipe(section, prepared, seed=ctx.recipe.seed, dtype=dtype)
+    model, notes = build.base_from_recipe(section, prepared, seed=ctx.recipe.seed, dtype=dtype)
     for sentence in notes:
         ctx.note(sentence)
     asked = ctx.data["prompts"].rows if "prompts" in ctx.data else []
@@ -30,19 +32,19 @@ def run(section: Model, ctx: Context) -> Artifact:
 
     encoder = Encoder(tokenizer)
     rows = (
-        [encoder.prompt(row["prompt"], row.get("tools")) for row in ctx.data["prompts"].rows[: models.PROBE_ROWS]]
+        [encoder.prompt(row["prompt"], row.get("tools")) for row in ctx.data["prompts"].rows[: scoring.PROBE_ROWS]]
         if "prompts" in ctx.data
         else []
     )
-    longest = context_of(model.config) or models.PROBE_TOKENS
+    longest = context_of(model.config) or scoring.PROBE_TOKENS
     rows = [row[:longest] for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
-    models.to_device(model)
+    build.to_device(model)
     if section.path is not None:
-        model_checks.check_loaded(model, ctx.recipe, section.path)
-    handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+        checks.check_loaded(model, ctx.recipe, section.path)
+    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     with fs.publish_folder(ctx.folder / "model") as folder:
-        models.save_model(model, tokenizer, folder)
-    _, parameters = models.count_parameters(model)
+        build.save_model(model, tokenizer, folder)
+    _, parameters = build.count_parameters(model)
     return ctx.publish(
         section.model_dump(mode="json"),
         {"model": "model", "probes": handoff.PROBES},

@@ -19,14 +19,15 @@ from rlhfctl import fs
 from rlhfctl import verdict as verdicts
 from rlhfctl.artifacts import Artifact
 from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
+from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.rewards import Episode
-from rlhfctl.stages import Context, answers, judges
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.stages import answers, judges
 from rlhfctl.stages.answers import GREEDY, Drawn
+from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_rows, means
 from rlhfctl.stats import compare_paired, distinct_n
 from rlhfctl.stats import verdict as verdict_of
-from rlhfctl.training import peak
 
 _SHOWN = 3
 
@@ -37,7 +38,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     found = answers.from_files(section, ctx) if "policy_samples" in ctx.options else answers.from_models(section, ctx)
     main = found.main
     policy, reference = found.policy[main], found.reference[main]
-    peak.give_back()  # both models are gone
+    devices.release_memory()  # both models are gone
 
     # 2. Scores: judge -> temperature -> prompt, sample.
     scores: dict[str, dict[str, dict[float | None, list[list[float]]]]] = {"policy": {}, "reference": {}}

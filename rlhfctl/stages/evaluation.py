@@ -16,16 +16,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.fitting import fit_prompts, longest_prompt
+from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError, RewardFailed
 from rlhfctl.events import Metrics, Sample, transcript
+from rlhfctl.generation import generator, local
+from rlhfctl.generation.kl import exact_kl
+from rlhfctl.models import build
+from rlhfctl.models.architecture import context_of
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards import Episode, Reward, make_episode, part_means, parts_of
-from rlhfctl.stages import Context
-from rlhfctl.training import models, rollout
-from rlhfctl.training.architecture import context_of, longest_prompt
-from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import Encoder, fit_prompts
-from rlhfctl.training.roles import LanguageModel
+from rlhfctl.rewards.episode import Episode, Reward, make_episode, part_means, parts_of
+from rlhfctl.stages.context import Context
 
 _SAMPLES_SHOWN = 1
 _STREAM = 1 << 32  # its draws are apart from those of training
@@ -59,7 +62,7 @@ class Evaluation:
         self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
         self._references: list[str] = []  # what the reference answers, for the samples shown
         self._reference_scores: list[float] = []
-        self._sampling = rollout.sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
+        self._sampling = generator.sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
     def __call__(self, update: int, total: int) -> None:
         section = self.section
@@ -67,7 +70,7 @@ class Evaluation:
         if not every or not self.prompts or (update % every and update != total):
             return
         what = "answering the eval prompts"
-        responses = rollout.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
+        responses = local.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
         ids = [response.ids for response in responses]
         episodes = [
             make_episode(self.tokenizer, row, prompt, response, self._sampling.stop_strings)
@@ -109,7 +112,7 @@ class Evaluation:
             self.best_values = values
             self.policy.activate()
             with fs.publish_folder(self._folder(update)) as folder:
-                models.save_weights(self.policy.model, folder)
+                build.save_weights(self.policy.model, folder)
 
     def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int) -> list[float]:
         """`scores`, where one is not finite the mean of the others in its place: said, and kept in non-finite/.
@@ -137,7 +140,7 @@ class Evaluation:
     def _kl(self, responses: list[list[int]]) -> list[float]:
         pad, section = self.tokenizer.pad_token_id, self.section
         reference = LanguageModel(self.policy.model if self.reference is None else self.reference, pad)
-        return rollout.exact_kl(self.policy, reference, self.prompts, responses, pad, temperature=section.temperature)
+        return exact_kl(self.policy, reference, self.prompts, responses, pad, temperature=section.temperature)
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts
@@ -177,7 +180,7 @@ class Evaluation:
         """Put the best policy's weights back. Returns the update they are from."""
         assert self.best is not None
         score, update = self.best
-        models.load_weights(self.policy.model, self._folder(update))
+        build.load_weights(self.policy.model, self._folder(update))
         self.closing = self.best_values  # the manifest's figures are those of the policy that is handed on
         self.ctx.note(
             f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"

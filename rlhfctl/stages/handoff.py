@@ -16,14 +16,27 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json, relative_to_run
+from rlhfctl.artifacts import Artifact, Source, find_artifact, read_json
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import any_conversation
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
+from rlhfctl.models import (
+    adapter_folders,
+    adapters,
+    classifiers,
+    devices,
+    heads,
+    loading,
+    merging,
+    scoring,
+    special_tokens,
+    tokenizing,
+)
+from rlhfctl.models.classifiers import Classifier
+from rlhfctl.paths import relative_to_run
 from rlhfctl.recipe.schema import Model
-from rlhfctl.stages import Context
-from rlhfctl.training import adapter_folders, adapters, classifiers, loading, models, peak, tokenizing
-from rlhfctl.training.classifiers import Classifier
-from rlhfctl.training.encoding import any_conversation, template_warnings
+from rlhfctl.stages.context import Context
 
 PROBES = "probes.json"
 # How far a reloaded model may be from what was recorded: natural-log probabilities a token, and scores.
@@ -98,7 +111,7 @@ def load_policy(ctx: Context, source: Source) -> Base:
 def _load_policy_artifact(ctx: Context, artifact: Artifact) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A ppo artifact that is an adapter on its run's base*, merged."""
     base = load_base(ctx, artifact.parent("base"), check=False)
-    model = adapters.merged(adapters.load_adapter(base.model, artifact.part("adapter")))
+    model = merging.merged(merging.load_adapter(base.model, artifact.part("adapter")))
     if artifact.has("probes"):
         check_logprobs(model, base.tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model, base.tokenizer
@@ -114,13 +127,13 @@ def _load_foreign(
         model, tokenizer = _base_of_adapter(ctx, Path(place))
         if (Path(place) / "tokenizer_config.json").is_file():  # saved with the adapter: its template and end token
             tokenizer = tokenizing.load_for(ctx.recipe.model, place)
-        model = adapters.merge(model, Path(place))
+        model = merging.merge(model, Path(place))
     else:
         tokenizer = tokenizing.load_for(ctx.recipe.model, source.name)
         model = loading.load_causal_lm(source.name, **how, quantization=quantization)
-    notes = models.ensure_pad(model, tokenizer)
+    notes = special_tokens.ensure_pad(model, tokenizer)
     if sentence := tokenizing.adopt_where_asked(tokenizer, ctx.data):
-        models.set_token_ids(model, tokenizer)
+        special_tokens.set_token_ids(model, tokenizer)
         notes.append(sentence)
     notes += template_warnings(tokenizer) if any_conversation(ctx.data) else []
     for sentence in notes:
@@ -136,7 +149,7 @@ def _base_of_adapter(ctx: Context, folder: Path) -> tuple[PreTrainedModel, PreTr
     if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
         base = load_base(ctx, Source.of(stage), check=False)
         return base.model, base.tokenizer
-    model, notes = adapters.load_causal_lm(path, **how)
+    model, notes = merging.load_causal_lm(path, **how)
     for sentence in notes:
         ctx.note(sentence)
     return model, tokenizing.load_for(ctx.recipe.model, adapter_folders.tokenizer_folder(path))
@@ -153,7 +166,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
             model = _foreign_scorer_adapter(ctx, Path(place))
         else:
             model = loading.load_scorer(source.name, **how)
-        models.set_pad_token(model, tokenizer.pad_token_id)
+        special_tokens.set_pad_token(model, tokenizer.pad_token_id)
         ctx.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
     _verify(artifact)
@@ -168,7 +181,7 @@ def load_reward_model(ctx: Context, source: Source, tokenizer: PreTrainedTokeniz
         model = loading.load_scorer(str(artifact.part("model")), **how)
     else:
         model = scorer_from_adapter(ctx, artifact.parent("base"), artifact.part("adapter"))
-    models.set_pad_token(model, tokenizer.pad_token_id)
+    special_tokens.set_pad_token(model, tokenizer.pad_token_id)
     check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), precision(ctx.recipe.model))
     return model
 
@@ -193,8 +206,8 @@ def load_classifier(ctx: Context, source: Source) -> Classifier | None:
 def scorer_from_adapter(ctx: Context, base: Source, adapter: Path) -> PreTrainedModel:
     """The reward model that `adapter` is on `base`: merged, or on the quantized base that it was trained on."""
     model, _, _ = new_scorer(ctx, base, seed=0, check=False)
-    scorer = adapters.load_adapter(model, adapter)
-    return scorer if loading.is_quantized(model) else adapters.merged(scorer)
+    scorer = merging.load_adapter(model, adapter)
+    return scorer if loading.is_quantized(model) else merging.merged(scorer)
 
 
 def new_scorer(
@@ -202,7 +215,7 @@ def new_scorer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """A reward model to be trained, with a new head, on base*; base*'s tokenizer and its place."""
     base = load_base(ctx, source, check=check, to_train=True)
-    make = models.scorer_around if loading.is_quantized(base.model) else models.scorer_on
+    make = heads.scorer_around if loading.is_quantized(base.model) else heads.scorer_on
     return make(base.model, seed=seed), base.tokenizer, base.path
 
 
@@ -266,14 +279,14 @@ def load_critic(ctx: Context, source: Source) -> PreTrainedModel:
 
 
 def _foreign_scorer_adapter(ctx: Context, folder: Path) -> PreTrainedModel:
-    if not models.adapter_has_head(folder):
+    if not adapters.adapter_has_head(folder):
         raise HandoffError(
             "the adapter holds no scalar head: its scores would be noise",
             where=str(folder),
             fix="train it with task_type SEQ_CLS and modules_to_save score, or name a reward stage: runs/NAME/reward",
         )
     base, _ = _base_of_adapter(ctx, folder)
-    return adapters.merged(adapters.load_adapter(models.scorer_on(base, seed=0), folder))
+    return merging.merged(merging.load_adapter(heads.scorer_on(base, seed=0), folder))
 
 
 def recorded_base(ctx: Context, source: Source, path: str) -> str:
@@ -317,8 +330,8 @@ def check_logprobs(model: PreTrainedModel, pad: int, probes: Path, precise: str)
     """Largest gap between the recorded log-probabilities and the loaded model's; HandoffError above tolerance."""
     kept = read_json(probes)
     with _on_accelerator(model):
-        now = models.sequence_logprobs(model, kept["rows"], pad)
-    peak.give_back()  # logits and states
+        now = scoring.sequence_logprobs(model, kept["rows"], pad)
+    devices.release_memory()  # logits and states
     gap = max(
         (abs(a - b) for old, new in zip(kept["logprobs"], now, strict=True) for a, b in zip(old, new, strict=True)),
         default=0.0,
@@ -331,8 +344,8 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
     """Largest gap between the recorded scores and the loaded reward model's; HandoffError above tolerance."""
     kept = read_json(probes)
     with _on_accelerator(model):
-        now = models.score_rows(model, kept["rows"], pad)
-    peak.give_back()  # logits and states
+        now = scoring.score_rows(model, kept["rows"], pad)
+    devices.release_memory()  # logits and states
     gap = max((abs(a - b) for a, b in zip(kept["scores"], now, strict=True)), default=0.0)
     _within(gap, SCORE_TOLERANCE[precise] * max(1.0, *(abs(score) for score in kept["scores"])), "scores", probes)
     return gap
@@ -342,10 +355,10 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
 def _on_accelerator(model: PreTrainedModel) -> Iterator[None]:
     """`model` where the numbers were recorded, and where each kind of attention works; afterwards where it was."""
     at = next(model.parameters()).device
-    if at.type == loading.device().type:
+    if at.type == devices.device().type:
         yield
         return
-    model.to(loading.device())
+    model.to(devices.device())
     try:
         yield
     finally:

@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
+from rlhfctl.models import build
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.rewards import Episode
+from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import models
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 
 Judge = Callable[[Sequence[Episode]], list[float]]
 
@@ -40,7 +41,7 @@ def build_judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerB
                 judges[name] = ClassifierReward(classifier, section.batch_size)
                 continue
             theirs = handoff.other_tokenizer(ctx, source, tokenizer)
-            model = models.to_device(handoff.load_reward_model(ctx, source, theirs or tokenizer))
+            model = build.to_device(handoff.load_reward_model(ctx, source, theirs or tokenizer))
             size = section.batch_size
             own = TextModelReward(model, theirs, size) if theirs else None
             judges[name] = own or ModelReward(model, tokenizer.pad_token_id, size)

@@ -7,7 +7,7 @@
 
 Reads base*, the reward (a model of this run, one from elsewhere, or a Python function) and `data.prompts`; writes
 adapter/ or model/ (the policy), critic/, traces/, probes.json. The loop itself is the engine's: ours
-(training/ppo_loop.py) or TRL's (training/ppo_trl.py). Watching the policy as it goes is in evaluation.py.
+(training/rl/loop.py) or TRL's (training/trl/ppo.py). Watching the policy as it goes is in evaluation.py.
 """
 
 from __future__ import annotations
@@ -24,19 +24,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
+from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
+from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards import Reward
+from rlhfctl.rewards.episode import Reward
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
 from rlhfctl.rewards.weighted import WeightedReward
-from rlhfctl.stages import Context, handoff
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
-from rlhfctl.training import loading, models, ppo_loop, ppo_trl, roles, tokenizing
-from rlhfctl.training.classifiers import Classifier
-from rlhfctl.training.data import require_a_batch
-from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
+from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.trl import ppo
 
 _STEP0_TOLERANCE = 1e-6  # nats a token, in float32: policy and reference are the same weights
 
@@ -54,16 +59,16 @@ class Cast:
 def run(section: Ppo, ctx: Context) -> Artifact:
     """Train (or, with our engine, go on training) and publish the policy and its critic."""
     recipe, ours = ctx.recipe, section.engine == "rlhfctl"
-    trl_config = None if ours else ppo_trl.config_for(section, ctx.work, seed=recipe.seed)
+    trl_config = None if ours else ppo.config_for(section, ctx.work, seed=recipe.seed)
     if ctx.options.get("restarted") and not ours:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
     base = handoff.load_base(ctx, ctx.parents["base"], to_train=True)
-    models.to_device(base.model)
+    build.to_device(base.model)
     tokenizer = base.tokenizer
     cast = _cast(base, section, ctx)
-    policy = LanguageModel(cast.policy, tokenizer.pad_token_id, roles.POLICY if section.lora else None)
+    policy = LanguageModel(cast.policy, tokenizer.pad_token_id, adapters.POLICY if section.lora else None)
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
@@ -83,7 +88,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             else LanguageModel(cast.reference, tokenizer.pad_token_id)
         )
         everyone = Roles(policy, reference, cast.critic)
-        loop = ppo_loop.PpoLoop(
+        loop = PpoLoop(
             section,
             everyone,
             cast.reward,
@@ -97,23 +102,23 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             watcher=evaluation,
             settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
         )
-        policy.check_head([row for row in prompts[: models.PROBE_ROWS] if len(row) > 1])
+        policy.check_head([row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1])
         metrics = loop.train()
     else:
-        trainable, total = models.count_parameters(cast.policy)
+        trainable, total = build.count_parameters(cast.policy)
         settings |= {"policy_trainable": trainable, "policy_parameters": total}
-        settings |= {"critic_trainable": models.count_parameters(cast.critic.scorer)[0]}
+        settings |= {"critic_trainable": build.count_parameters(cast.critic.scorer)[0]}
         ctx.emit(StageStarted(stage=ctx.name, total_steps=updates, settings=settings))
         if base.model.dtype.itemsize < 4:
             ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {recipe.model.dtype}")
         trained = [w for w in (*cast.policy.parameters(), *cast.critic.scorer.parameters()) if w.requires_grad]
-        if sentence := models.rounds_away(trained, section.learning_rate):
+        if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
             ctx.warn(sentence)
         evaluation(0, updates)
         gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
-        metrics = ppo_trl.train(
+        metrics = ppo.train(
             trl_config,
-            ppo_trl.Roles(cast.policy, cast.reference, cast.critic.scorer, cast.reward),
+            ppo.Roles(cast.policy, cast.reference, cast.critic.scorer, cast.reward),
             rows,
             prompts,
             tokenizer,
@@ -128,7 +133,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 4. Save both, and what the policy gives, for those who load it.
     policy.activate()
-    layout = _publish(cast, tokenizer, base, [list(p) for p in prompts[: models.PROBE_ROWS]], ctx)
+    layout = _publish(cast, tokenizer, base, [list(p) for p in prompts[: scoring.PROBE_ROWS]], ctx)
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -151,19 +156,21 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
     model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
 
     policy, reference = _policy_and_reference(base.model, section, ctx)
-    ours = LanguageModel(policy, pad, roles.POLICY if section.lora else None)
+    ours = LanguageModel(policy, pad, adapters.POLICY if section.lora else None)
     if shared is not None:
-        head = roles.load_scorer_adapter(policy, roles.REWARD, shared)
-        scorer = AdapterScorer(LanguageModel(policy, pad, roles.REWARD), head)
+        head = heads.load_scorer_adapter(policy, adapters.REWARD, shared)
+        scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
         handoff.check_shared_scores(scorer, pad, ctx)
 
     if model_critic is not None:
         critic = Critic(model_critic)
     elif section.critic_kind == "head":
-        scores = AdapterScorer(ours, roles.new_head(policy))
+        scores = AdapterScorer(ours, heads.new_head(policy))
         critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
     else:
-        critic = Critic(AdapterScorer(LanguageModel(policy, pad, roles.CRITIC), _critic_adapter(policy, shared, ctx)))
+        critic = Critic(
+            AdapterScorer(LanguageModel(policy, pad, adapters.CRITIC), _critic_adapter(policy, shared, ctx))
+        )
     return Cast(policy, reference, critic, _reward(scorer, theirs, classifier, base.tokenizer, section, ctx))
 
 
@@ -171,16 +178,16 @@ def _policy_and_reference(base: PreTrainedModel, section: Ppo, ctx: Context) -> 
     """The policy with pad masked, and the reference: None means the policy with its adapter off."""
     pad = base.config.pad_token_id
     if section.lora is None:
-        reference = models.copy_frozen(base)
-        models.mask_pad(reference, pad)
-        models.mask_pad(base, pad)
+        reference = build.copy_frozen(base)
+        special_tokens.mask_pad(reference, pad)
+        special_tokens.mask_pad(base, pad)
         return base, reference
     lora = section.lora
     if lora.lora_dropout:
         lora = lora.model_copy(update={"lora_dropout": 0.0})
         ctx.note("PPO runs without dropout: lora_dropout is 0 in this stage")
-    policy = models.add_lora(base, lora, TaskType.CAUSAL_LM, seed=ctx.recipe.seed)
-    models.mask_pad(policy, pad)
+    policy = adapters.add_lora(base, lora, TaskType.CAUSAL_LM, seed=ctx.recipe.seed)
+    special_tokens.mask_pad(policy, pad)
     return policy, None
 
 
@@ -192,22 +199,22 @@ def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | Non
     assert ctx.recipe.ppo is not None
     if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := handoff.other_tokenizer(ctx, source, base.tokenizer)):
         ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return models.to_device(handoff.load_reward_model(ctx, source, theirs)), theirs
-    return models.to_device(handoff.load_reward_model(ctx, source, base.tokenizer)), None
+        return build.to_device(handoff.load_reward_model(ctx, source, theirs)), theirs
+    return build.to_device(handoff.load_reward_model(ctx, source, base.tokenizer)), None
 
 
 def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
     """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     if "critic" in ctx.parents:
-        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(loading.device())
+        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(devices.device())
     elif scorer is not None and theirs is None:
-        critic = models.copy_frozen(scorer)
+        critic = build.copy_frozen(scorer)
     else:
         if scorer is not None:
             ctx.note(
                 "the reward model reads other tokens than the policy: the critic starts from base* with a zero head"
             )
-        return models.scorer_on(base.model, seed=ctx.recipe.seed, zero_head=True)
+        return heads.scorer_on(base.model, seed=ctx.recipe.seed, zero_head=True)
     critic.requires_grad_(True)
     return critic
 
@@ -218,11 +225,11 @@ def _critic_adapter(policy: PeftModel, shared: Path | None, ctx: Context) -> nn.
     assert section is not None and section.lora is not None
     start = handoff.critic_adapter(ctx, ctx.parents["critic"]) if "critic" in ctx.parents else shared
     if start is not None:
-        return roles.load_scorer_adapter(policy, roles.CRITIC, start)
+        return heads.load_scorer_adapter(policy, adapters.CRITIC, start)
     if "reward" in ctx.parents:
         ctx.note("the reward model is no adapter on this base*: the critic starts as a fresh adapter with a zero head")
-    roles.add_adapter(policy, roles.CRITIC, section.lora, seed=ctx.recipe.seed + 1)
-    return roles.new_head(policy)
+    adapters.add_adapter(policy, adapters.CRITIC, section.lora, seed=ctx.recipe.seed + 1)
+    return heads.new_head(policy)
 
 
 def _reward(
@@ -268,14 +275,14 @@ def _check_step_zero(
     policy: LanguageModel, reference: PreTrainedModel | None, prompts: list[list[int]], ctx: Context
 ) -> None:
     """Before the first update policy and reference must give the same log-probabilities."""
-    rows = [row for row in prompts[: models.PROBE_ROWS] if len(row) > 1]
+    rows = [row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1]
     policy.activate()
-    ours = models.sequence_logprobs(policy.model, rows, policy.pad_token_id)
+    ours = scoring.sequence_logprobs(policy.model, rows, policy.pad_token_id)
     if reference is None:
         with policy.model.disable_adapter():
-            theirs = models.sequence_logprobs(policy.model, rows, policy.pad_token_id)
+            theirs = scoring.sequence_logprobs(policy.model, rows, policy.pad_token_id)
     else:
-        theirs = models.sequence_logprobs(reference, rows, policy.pad_token_id)
+        theirs = scoring.sequence_logprobs(reference, rows, policy.pad_token_id)
     gap = max((abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
     if not gap <= _STEP0_TOLERANCE:
         raise HandoffError(
@@ -292,28 +299,28 @@ def _publish(
     cast: Cast, tokenizer: PreTrainedTokenizerBase, base: handoff.Base, rows: list[list[int]], ctx: Context
 ) -> dict[str, Any]:
     policy = cast.policy
-    models.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
+    special_tokens.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
-    handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
-    models.set_token_ids(policy, tokenizer)
+    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
+    special_tokens.set_token_ids(policy, tokenizer)
     recorded = handoff.recorded_base(ctx, ctx.parents["base"], base.path)
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:
-            models.save_adapter(policy, folder, base=recorded, head=False)
+            adapters.save_adapter(policy, folder, base=recorded, head=False)
             tokenizing.save_tokenizer(tokenizer, folder)
     else:
         name = "model"
         with fs.publish_folder(ctx.folder / name) as folder:
-            models.save_model(policy, tokenizer, folder)
+            build.save_model(policy, tokenizer, folder)
     scorer = cast.critic.scorer
     with fs.publish_folder(ctx.folder / "critic") as folder:
         if isinstance(scorer, AdapterScorer) and isinstance(policy, PeftModel):
             scorer.save(folder, tokenizer, recorded)
         elif isinstance(scorer, AdapterScorer):  # a head on a policy that is trained whole
-            whole = models.scorer_on(policy, seed=0)
+            whole = heads.scorer_on(policy, seed=0)
             whole.score.load_state_dict(scorer.score.state_dict())
-            models.save_model(whole, tokenizer, folder)
+            build.save_model(whole, tokenizer, folder)
         else:
-            models.save_model(scorer, tokenizer, folder)
+            build.save_model(scorer, tokenizer, folder)
     return {name: name, "critic": "critic", "probes": handoff.PROBES}

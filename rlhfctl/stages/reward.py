@@ -17,15 +17,19 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.fitting import longest_row
+from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Metrics, StageStarted, Work
+from rlhfctl.models import adapters, build, loading, scoring, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
-from rlhfctl.stages import Context, handoff
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 from rlhfctl.stats import wilson_ci
-from rlhfctl.training import hf_events, loading, models, tokenizing
-from rlhfctl.training.architecture import context_of, longest_row
-from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import Encoder
+from rlhfctl.training.trl import options
+from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
 
 _PROBE_PAIRS = 16
 
@@ -48,10 +52,10 @@ def run(section: Reward, ctx: Context) -> Artifact:
 
     # 3. The trainer: the head and whole weights, or the head and an adapter.
     if section.lora is not None:
-        model = models.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    naming = hf_events.naming_options(ctx.name, section.trainer)
-    with models.formats_kept(model), naming, Work("preparing the batches"):
+        model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
+    callback = EventCallback(ctx.name, ctx.emit, ctx.work)
+    naming = options.naming_options(ctx.name, section.trainer)
+    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
         trainer = RewardTrainer(
             model=model,
             args=config,
@@ -60,28 +64,28 @@ def run(section: Reward, ctx: Context) -> Artifact:
             processing_class=tokenizer,
             callbacks=[callback],
         )
-    resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
+    resume = options.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
     # 4. Train.
-    trainable, total = models.count_parameters(trainer.model)
-    settings = hf_events.effective_settings(trainer.args, section.trainer)
+    trainable, total = build.count_parameters(trainer.model)
+    settings = options.effective_settings(trainer.args, section.trainer)
     settings |= {
         "pairs": len(train),
         "heldout_pairs": len(heldout),
         "trainable_parameters": trainable,
         "parameters": total,
     }
-    steps = hf_events.planned_steps(trainer)
+    steps = options.planned_steps(trainer)
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
+    with options.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Measure on the held-out pairs.
-    metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "accuracy"))
+    metrics = last_metrics(trainer.state.log_history, ("loss", "accuracy"))
     metrics["steps"] = trainer.state.global_step
-    model = hf_events.trained_model(trainer)
+    model = trained_model(trainer)
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 6. Save, load again, score the kept pairs again.
@@ -101,7 +105,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
 
 def _config(section: Reward, ctx: Context) -> RewardConfig:
     recipe = ctx.recipe
-    arguments = hf_events.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
+    arguments = options.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
     return RewardConfig(**arguments)
 
 
@@ -129,7 +133,7 @@ def _heldout(
 ) -> dict[str, float]:
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
-    scores = models.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
+    scores = scoring.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
     handoff.require_finite(scores, ctx.name, "scores")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
@@ -167,15 +171,15 @@ def _publish(
         for row in heldout[:_PROBE_PAIRS]
         for side in ("chosen", "rejected")
     ]
-    scores = models.score_rows(model, rows, tokenizer.pad_token_id)
+    scores = scoring.score_rows(model, rows, tokenizer.pad_token_id)
     handoff.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            models.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
+            adapters.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
             tokenizing.save_tokenizer(tokenizer, folder)
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
-            models.save_model(model, tokenizer, folder)
+            build.save_model(model, tokenizer, folder)
 
 
 def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
@@ -187,5 +191,5 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
     else:
         reloaded = loading.load_scorer(str(ctx.folder / "model"), **loading.options(section))
     return handoff.check_scores(
-        models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
     )

@@ -16,14 +16,19 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation
+from rlhfctl.data.fitting import longest_row
+from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import StageStarted, Work
+from rlhfctl.models import adapters, build, checks, loading, merging, scoring, special_tokens, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Sft
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import adapters, hf_events, loading, model_checks, models, tokenizing
-from rlhfctl.training.architecture import context_of, longest_row
-from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import IGNORED, Encoder, is_conversation, template_warnings
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
+from rlhfctl.training.trl import options
+from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
 
 
 def run(section: Sft, ctx: Context) -> Artifact:
@@ -34,7 +39,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     dtype = loading.torch_dtype(recipe.model.dtype)
     prepared = tokenizing.prepare(recipe, ctx.data)
     tokenizer = prepared.tokenizer
-    model, notes = models.base_from_recipe(
+    model, notes = build.base_from_recipe(
         recipe.model, prepared, seed=recipe.seed, dtype=dtype, quantization=recipe.model.quantization
     )
     if any(is_conversation(row) for row in demonstrations):
@@ -43,7 +48,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     for sentence in notes:
         ctx.note(sentence)
     if recipe.model.path is not None:
-        model_checks.check_loaded(models.to_device(model), recipe, recipe.model.path)
+        checks.check_loaded(build.to_device(model), recipe, recipe.model.path)
 
     # 2. Rows to ids.
     config = _config(section, ctx)
@@ -51,10 +56,10 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 3. The trainer: whole weights, or an adapter on them.
     if section.lora is not None:
-        model = models.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
-    callback = hf_events.EventCallback(ctx.name, ctx.emit, ctx.work)
-    naming = hf_events.naming_options(ctx.name, section.trainer)
-    with models.formats_kept(model), naming, Work("preparing the batches"):
+        model = adapters.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
+    callback = EventCallback(ctx.name, ctx.emit, ctx.work)
+    naming = options.naming_options(ctx.name, section.trainer)
+    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -62,25 +67,25 @@ def run(section: Sft, ctx: Context) -> Artifact:
             processing_class=tokenizer,
             callbacks=[callback],
         )
-    resume = hf_events.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
+    resume = options.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
 
     # 4. Train.
-    trainable, total = models.count_parameters(trainer.model)
-    settings = hf_events.effective_settings(trainer.args, section.trainer)
+    trainable, total = build.count_parameters(trainer.model)
+    settings = options.effective_settings(trainer.args, section.trainer)
     settings |= {"rows": len(trainer.train_dataset), "trainable_parameters": trainable, "parameters": total}
-    steps = hf_events.planned_steps(trainer)
+    steps = options.planned_steps(trainer)
     ctx.emit(
         StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
     )
-    with hf_events.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
+    with options.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
     # 5. Save: record what it gives, merge, publish, load again and compare.
-    metrics = hf_events.last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
-    longest = min(models.PROBE_TOKENS, config.max_length or models.PROBE_TOKENS)  # within the model's context
-    rows = [row["input_ids"][:longest] for row in encoded[: models.PROBE_ROWS]]
+    metrics = last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
+    longest = min(scoring.PROBE_TOKENS, config.max_length or scoring.PROBE_TOKENS)  # within the model's context
+    rows = [row["input_ids"][:longest] for row in encoded[: scoring.PROBE_ROWS]]
     metrics["steps"] = trainer.state.global_step
-    model = hf_events.trained_model(trainer)
+    model = trained_model(trainer)
     _publish(model, prepared, rows, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
@@ -98,7 +103,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
 def _config(section: Sft, ctx: Context) -> SFTConfig:
     recipe = ctx.recipe
-    arguments = hf_events.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
+    arguments = options.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
     return SFTConfig(**arguments)
 
 
@@ -134,20 +139,20 @@ def _encode(
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:
     recipe, tokenizer = ctx.recipe.model, prepared.tokenizer
-    handoff.write_probes(ctx.folder, rows, models.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            models.save_adapter(model, folder, base=recipe.path or "", head=False)
+            adapters.save_adapter(model, folder, base=recipe.path or "", head=False)
         if recipe.quantization is not None:  # base* is merged in full precision; later stages quantize it on loading
             del model
-            whole, _ = models.base_from_recipe(
+            whole, _ = build.base_from_recipe(
                 recipe, prepared, seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
             )
-            model = adapters.load_adapter(whole, ctx.folder / "adapter")
-        model = adapters.merged(model)
-    models.set_token_ids(model, tokenizer)
+            model = merging.load_adapter(whole, ctx.folder / "adapter")
+        model = merging.merged(model)
+    special_tokens.set_token_ids(model, tokenizer)
     with fs.publish_folder(ctx.folder / "model") as folder:
-        models.save_model(model, tokenizer, folder)
+        build.save_model(model, tokenizer, folder)
 
 
 def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -157,5 +162,5 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
         str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization
     )
     return handoff.check_logprobs(
-        models.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
     )

@@ -39,7 +39,7 @@ NEEDED = {
     "pyarrow": "15",
     "scipy": "1.11",
 }
-LAST_TRL = "1.12.0"  # with a PPOTrainer, as in training/ppo_trl.py, which loads torch
+LAST_TRL = "1.12.0"  # with a PPOTrainer, as in training/trl/ppo.py, which loads torch
 EXTRAS = {  # library -> the extra that brings it, and what it is for
     "tensorboard": ("tensorboard", "report_to: [tensorboard]"),
     "wandb": ("wandb", "report_to: [wandb]"),

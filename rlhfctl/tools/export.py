@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.artifacts import Artifact, RunPaths, Source, load_artifact
+from rlhfctl.artifacts import Artifact, Source, load_artifact
+from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, Note, Warned
+from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import adapters, architecture, loading, models, reward_head, templates, tokenizing
-from rlhfctl.training.hf_events import quiet_libraries
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
+from rlhfctl.training.trl.quiet import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
 _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
@@ -120,7 +123,7 @@ def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -
             _save_scorer(handoff.load_reward_model(context, source, tokenizer), tokenizer, folder)
         else:
             base = handoff.load_base(context, source)
-            models.save_model(base.model, base.tokenizer, folder)
+            build.save_model(base.model, base.tokenizer, folder)
         _restart_clock(folder)
         _card(folder, stage, artifact, adapter=False)
 
@@ -139,7 +142,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
         if stage == "sft":
             # The stage's own: new weights are drawn for its vocabulary, and its end may be the template's end of turn.
             tokenizer = tokenizing.load_tokenizer(str(artifact.part("model")))
-            model, _ = models.base_from_recipe(
+            model, _ = build.base_from_recipe(
                 recipe.model,
                 tokenizing.Prepared(tokenizer),
                 seed=recipe.seed,
@@ -150,7 +153,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
             model, tokenizer = base.model, base.tokenizer
         tokenizing.save_tokenizer(tokenizer, folder)
         (folder / "base").mkdir()
-        models.save_model(model, tokenizer, folder / "base")
+        build.save_model(model, tokenizer, folder / "base")
         _restart_clock(folder)
         _card(folder, stage, artifact, adapter=True)
 
@@ -169,7 +172,7 @@ def _is_adapter(folder: Path) -> bool:
 
 def _merged_critic(artifact: Artifact, context: Context) -> Any:
     base = handoff.load_base(context, artifact.parent("base"))
-    return adapters.merged(adapters.load_adapter(models.scorer_on(base.model, seed=0), artifact.part("critic")))
+    return merging.merged(merging.load_adapter(heads.scorer_on(base.model, seed=0), artifact.part("critic")))
 
 
 def _tokenizer(artifact: Artifact) -> Any:
@@ -178,8 +181,8 @@ def _tokenizer(artifact: Artifact) -> Any:
 
 def _save_scorer(model: Any, tokenizer: Any, folder: Path) -> None:
     """A reward model or critic whose padded rows score as they do alone: padding stands on the right, its id is set."""
-    models.set_token_ids(model, tokenizer)
-    models.save_model(model, tokenizer, folder)
+    special_tokens.set_token_ids(model, tokenizer)
+    build.save_model(model, tokenizer, folder)
 
 
 def _make_loadable(folder: Path) -> None:

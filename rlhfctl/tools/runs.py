@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl import fs
-from rlhfctl.artifacts import MANIFEST, Artifact, RunPaths
-from rlhfctl.dashboard.plain import number, visible
+from rlhfctl.artifacts import MANIFEST, Artifact
+from rlhfctl.dashboard.terminal.plain import number, visible
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import ELSEWHERE, STAGES, read_stages, stages_of
 from rlhfctl.recipe.load import outline
 

@@ -16,19 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.artifacts import RunPaths, Source, find_artifact, load_artifact, resolve_source
+from rlhfctl.artifacts import Source, find_artifact, load_artifact, resolve_source
+from rlhfctl.data import columns as column_names
+from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
-from rlhfctl.events import Event, Note, Warned, telling
+from rlhfctl.events import Event, Note, Warned, report_progress_to
+from rlhfctl.models import build, loading
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
-from rlhfctl.rewards import Episode
-from rlhfctl.rewards import Reward as Scorer
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.rewards.episode import Reward as Scorer
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, TextModelReward
-from rlhfctl.stages import Context, handoff
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 from rlhfctl.stats import wilson_ci
-from rlhfctl.training import columns as column_names
-from rlhfctl.training import data, loading, models, sources
 
 Row = dict[str, Any]
 _READ_AS = {"columns", "label", "turns", "as_conversations", "response_prefix"}
@@ -76,7 +79,7 @@ def score(
             emit(event)
 
     context = Context("score", recipe, paths, {}, {}, {}, told)
-    with loading.quietly(), telling(told, "score"):
+    with loading.silence_libraries(), report_progress_to(told, "score"):
         scorer, name = _scorer(what, context, batch_size, texts=isinstance(examples[0].prompt, str))
         episodes = [_episode(example, response) for example in examples for response in example.responses]
         scores = _in_batches(scorer, episodes, batch_size)
@@ -144,7 +147,7 @@ def _scorer(what: Path, context: Context, batch_size: int, *, texts: bool) -> tu
         if (classifier := handoff.load_classifier(context, source)) is not None:
             return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
     tokenizer = handoff.own_tokenizer(context, source)
-    model = models.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
+    model = build.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
     if tokenizer.chat_template is not None and texts:
         context.note(
             "the rows are texts and are scored as they stand, without the model's chat template: for a model that was "
@@ -183,9 +186,9 @@ def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = No
     settings |= {"as_conversations": True} if _talks(recipe) and "turns" not in settings else {}
     try:
         found = (
-            data.load_preferences(Preferences(**settings), 0)
+            load.load_preferences(Preferences(**settings), 0)
             if pairs
-            else data.load_demonstrations(Demonstrations(**settings), 0)
+            else load.load_demonstrations(Demonstrations(**settings), 0)
         )
     except DataError as error:
         name = "preferences" if pairs else "demonstrations"

@@ -33,8 +33,8 @@ PROMPT, RESPONSE, ROWS = 60, 120, 64
 
 def make(folder: Path, size: str, lora: bool) -> Path:
     """A model folder, three files of rows and a recipe that takes two steps of each stage."""
+    from rlhfctl.models import build, loading, tokenizing
     from rlhfctl.recipe.schema import Init
-    from rlhfctl.training import loading, models, tokenizing
 
     layers, width, heads, vocabulary, batch = SIZES[size]
     words = [f"w{index} " for index in range(vocabulary - 2)]
@@ -46,8 +46,8 @@ def make(folder: Path, size: str, lora: bool) -> Path:
         max_position_embeddings=512,
     )
     tokenizer = tokenizing.train_tokenizer(init, [])
-    model = models.build_model(init, tokenizer, seed=0, dtype=loading.torch_dtype("float32"))
-    models.save_model(model, tokenizer, folder / "model")
+    model = build.build_model(init, tokenizer, seed=0, dtype=loading.torch_dtype("float32"))
+    build.save_model(model, tokenizer, folder / "model")
     draw = random.Random(0)
 
     def text(low: int, high: int) -> str:

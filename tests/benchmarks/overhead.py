@@ -28,15 +28,15 @@ def bare_sft(folder: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from rlhfctl.models import build, loading, tokenizing
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.training import loading, models, tokenizing
     from rlhfctl.world import reviews
 
     recipe = load_recipe(RECIPE).recipe
     assert recipe.sft is not None and recipe.data.demonstrations is not None and recipe.model.init is not None
     rows = reviews.demonstrations(recipe.data.demonstrations.rows or 0, recipe.seed)
     tokenizer = tokenizing.train_tokenizer(recipe.model.init, (row["prompt"] + row["completion"] for row in rows))
-    model = models.build_model(recipe.model.init, tokenizer, seed=0, dtype=loading.torch_dtype("float32"))
+    model = build.build_model(recipe.model.init, tokenizer, seed=0, dtype=loading.torch_dtype("float32"))
     config = SFTConfig(
         output_dir=str(folder / "work"),
         bf16=False,
@@ -56,11 +56,11 @@ def bare_reward(folder: Path, base: Path) -> None:
     """RewardTrainer with LoRA as one would write it: base and pairs in, adapter out."""
     from datasets import Dataset
     from peft import LoraConfig, TaskType
+    from rlhfctl.training.data import split_preferences
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.training.data import split_preferences
     from rlhfctl.world import reviews
 
     recipe = load_recipe(RECIPE).recipe

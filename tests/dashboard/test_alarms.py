@@ -10,8 +10,8 @@ import pytest
 from streams import ppo_values, until_ppo
 
 from rlhfctl.dashboard.alarms import alarms
-from rlhfctl.dashboard.screen import Screen
 from rlhfctl.dashboard.series import Series
+from rlhfctl.dashboard.terminal.screen import Screen
 
 Values = Callable[[int], float | None]
 UPDATES = 22

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from streams import whole
 
-from rlhfctl.dashboard.live import LivePrinter
+from rlhfctl.dashboard.terminal.live import LivePrinter
 from rlhfctl.events import (
     CheckpointSaved,
     Metrics,

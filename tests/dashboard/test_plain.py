@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from rlhfctl.dashboard.plain import PlainPrinter, duration, number, quoted, setting, visible
+from rlhfctl.dashboard.terminal.plain import PlainPrinter, duration, number, quoted, setting, visible
 from rlhfctl.events import (
     CheckpointSaved,
     Event,

@@ -21,9 +21,9 @@ from streams import (
     whole,
 )
 
-from rlhfctl.dashboard.draw import ASCII, UNICODE, Signs, chart, wrap
-from rlhfctl.dashboard.screen import _LABEL, _TREND, _VALUE, METRICS, Screen
 from rlhfctl.dashboard.series import POINTS
+from rlhfctl.dashboard.terminal.draw import ASCII, UNICODE, Signs, chart, wrap
+from rlhfctl.dashboard.terminal.screen import _LABEL, _TREND, _VALUE, METRICS, Screen
 from rlhfctl.events import StageStarted
 
 SIZES = [(80, 24), (200, 60)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from rlhfctl.dashboard.tables import comparison_table, not_independent, runs_table, samples_view
+from rlhfctl.dashboard.terminal.tables import comparison_table, not_independent, runs_table, samples_view
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:

@@ -22,13 +22,13 @@ from rich.console import Console
 from streams import ppo, ppo_values, run_started, started, until_ppo, whole
 
 from rlhfctl import fs
-from rlhfctl.artifacts import RunPaths
-from rlhfctl.dashboard import watch as watching
-from rlhfctl.dashboard.draw import UNICODE
 from rlhfctl.dashboard.jsonl import read_events
-from rlhfctl.dashboard.screen import Screen
+from rlhfctl.dashboard.terminal import watch as watching
+from rlhfctl.dashboard.terminal.draw import UNICODE
+from rlhfctl.dashboard.terminal.screen import Screen
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import from_record
+from rlhfctl.paths import RunPaths
 
 FIRST_FRAME_S = 0.5
 SLACK = 3.0  # for slow machines

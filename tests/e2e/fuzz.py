@@ -652,11 +652,11 @@ def fuzz(
 def write_scorer(project: Path) -> None:
     import torch
 
-    from rlhfctl.training import loading, models, tokenizing
+    from rlhfctl.models import build, heads, loading, tokenizing
 
     base = loading.load_causal_lm(str(project / "model"), dtype=torch.float32)
     tokenizer = tokenizing.load_tokenizer(str(project / "model"))
-    models.save_model(models.scorer_on(base, seed=1), tokenizer, project / "scorer")
+    build.save_model(heads.scorer_on(base, seed=1), tokenizer, project / "scorer")
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ used or left out for a reason that the notes tell, and each column that nothing 
 every fault; exit code 1 if there is one.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -25,12 +27,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-from fuzz import ROW_JUNK, ROWS, Rows, written  # noqa: E402
+from fuzz import ROW_JUNK, ROWS, Rows, written
 
-from rlhfctl.errors import DataError  # noqa: E402
-from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts  # noqa: E402
-from rlhfctl.training import data, sources  # noqa: E402
-from rlhfctl.training.tally import Tally  # noqa: E402
+from rlhfctl.data import (
+    load,
+    sources,
+    types,
+)
+from rlhfctl.data.tally import Tally
+from rlhfctl.errors import DataError
+from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
 
 COUNT = 14
 SUFFIXES = (".jsonl", ".jsonl", ".json", ".parquet", ".csv", ".arrow")
@@ -185,7 +191,7 @@ def faults_of(name: str, number: int, seed: int, folder: Path) -> tuple[str, lis
     file.write_bytes(written(rows, file.suffix))
     section = section_of(shape, file, draw)
     try:
-        loaded = data.check_all(Data(**{shape.name: section}), 0)[shape.name]
+        loaded = load.check_all(Data(**{shape.name: section}), 0)[shape.name]
     except DataError as error:
         said = str(error)
         where = any(word in said for word in (str(file), f"data.{shape.name}"))
@@ -201,7 +207,7 @@ def faults_of(name: str, number: int, seed: int, folder: Path) -> tuple[str, lis
     return "used", list(_silent(loaded, raw, places, section))
 
 
-def _silent(loaded: data.Rows, raw: Rows, places: list[str], section: Any) -> list[str]:
+def _silent(loaded: types.Rows, raw: Rows, places: list[str], section: Any) -> list[str]:
     """Rows and columns that went without a word."""
     notes = " | ".join(loaded.notes)
     used, left_out = set(loaded.locations), loaded.left_out
@@ -214,7 +220,7 @@ def _silent(loaded: data.Rows, raw: Rows, places: list[str], section: Any) -> li
         if TOLD[why] not in notes:
             found.append(f"{count} rows are left out ({why}) without a note: {notes}")
     if loaded.name != "prompts":
-        mapped = {part.partition(".")[0] for names in section.columns.values() for part in data.columns.names_of(names)}
+        mapped = {part.partition(".")[0] for names in section.columns.values() for part in load.columns.names_of(names)}
         there = {key for row in raw for key, value in row.items() if value is not None}
         silent = {key for key in there - NAMES - mapped if key not in notes}
         found += [f"the columns {silent} are not named: {notes}"] if silent else []

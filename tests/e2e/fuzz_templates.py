@@ -15,6 +15,8 @@ are prepared and checked as a run does it, and nothing is trained. Either one me
 Prints a table, then every fault; exit code 1 if there is one.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -33,17 +35,23 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-from tokenizers import AddedToken  # noqa: E402
-from transformers import PreTrainedTokenizerBase  # noqa: E402
-from trl import chat_template_utils  # noqa: E402
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+from trl import chat_template_utils
 
-from rlhfctl.errors import RlhfctlError  # noqa: E402
-from rlhfctl.recipe.load import load_recipe  # noqa: E402
-from rlhfctl.recipe.schema import Init, Recipe  # noqa: E402
-from rlhfctl.rewards import make_episode  # noqa: E402
-from rlhfctl.training import loading, preflight, templates, tokenizing  # noqa: E402
-from rlhfctl.training.data import Rows, check_all  # noqa: E402
-from rlhfctl.training.encoding import IGNORED, Encoder, template_warnings, written_turn_end  # noqa: E402
+from rlhfctl.data import preflight, templates
+from rlhfctl.data.chat import template_warnings, written_turn_end
+from rlhfctl.data.encoding import IGNORED, Encoder
+from rlhfctl.data.load import check_all
+from rlhfctl.data.types import Rows
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.models import (
+    loading,
+    tokenizing,
+)
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Init, Recipe
+from rlhfctl.rewards.episode import make_episode
 
 LIMIT = 60
 OLD = {
@@ -365,7 +373,7 @@ class Result:
 def fuzz_templates(cases: int, seed: int, only: int | None = None) -> Result:
     """So many cases: each template as it is, then mutations."""
     result = Result()
-    with tempfile.TemporaryDirectory(prefix="templates-") as name, loading.quietly():
+    with tempfile.TemporaryDirectory(prefix="templates-") as name, loading.silence_libraries():
         folder = Path(name)
         write_rows(folder)
         write_tokenizers(folder)

@@ -29,7 +29,7 @@ def arm(run: Path, died: set[str], report: int) -> None:
     """Make the first step that is not in `died` the last thing this process does, its name written to `report`."""
 
     from rlhfctl.stages import evaluation
-    from rlhfctl.training import ppo_loop
+    from rlhfctl.training.rl import loop
 
     def name_of(step: str, what: Any) -> str:
         path = Path(_OS.readlink(f"/proc/self/fd/{what}")) if isinstance(what, int) else Path(what).resolve()
@@ -54,7 +54,7 @@ def arm(run: Path, died: set[str], report: int) -> None:
             return fragile(value) if name in self.steps else value
 
     vars(fs)["os"] = Fragile(_OS, ("fsync", "replace"))
-    for module in (fs, ppo_loop, evaluation):
+    for module in (fs, loop, evaluation):
         vars(module)["shutil"] = Fragile(_SHUTIL, ("rmtree",))
 
 

@@ -18,8 +18,8 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.models import adapters, architecture, heads, language_model, loading, merging, scoring, tensors
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.training import adapters, architecture, loading, models, roles
 
 pytestmark = pytest.mark.slow
 
@@ -124,22 +124,22 @@ def test_a_family_takes_a_reward_head_or_is_refused(name: str, tmp_path: Path) -
     first, second = logits(base, [5, 9, 7, 12, 13, 14]), logits(base, [5, 9, 7, 12, 13, 20])
     assert torch.allclose(first[:-1], second[:-1], atol=1e-5) and not torch.allclose(first[-1], second[-1], atol=1e-5)
     if name not in architecture._OTHER_LOGITS:
-        roles.LanguageModel(base, 0).check_head(ROWS)
+        language_model.LanguageModel(base, 0).check_head(ROWS)
 
     # A head scores as the class itself does, alone and padded.
-    scorer = models.scorer_on(base, seed=1).eval()
-    scores = models.score_rows(scorer, ROWS, 0)
+    scorer = heads.scorer_on(base, seed=1).eval()
+    scores = scoring.score_rows(scorer, ROWS, 0)
     assert [float(logits(scorer, row)) for row in ROWS] == pytest.approx(scores, abs=1e-4)
-    ids, mask = models.pad_right(ROWS, 0, torch.device("cpu"))
+    ids, mask = tensors.pad_right(ROWS, 0, torch.device("cpu"))
     with torch.no_grad():
         padded = scorer(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].tolist()
     assert padded == pytest.approx(scores, abs=1e-4)
 
     # Through an adapter gradients reach it; merged it comes back from disk.
-    adapted = models.add_lora(scorer, Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
+    adapted = adapters.add_lora(scorer, Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
     adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
     assert any(p.grad is not None and bool(p.grad.any()) for n, p in adapted.named_parameters() if "lora_B" in n)
-    merged = adapters.merged(adapted)
+    merged = merging.merged(adapted)
     merged.save_pretrained(tmp_path)
     again = loading.load_scorer(str(tmp_path), dtype=torch.float32)
-    assert models.score_rows(again, ROWS, 0) == pytest.approx(models.score_rows(merged, ROWS, 0), abs=1e-5)
+    assert scoring.score_rows(again, ROWS, 0) == pytest.approx(scoring.score_rows(merged, ROWS, 0), abs=1e-5)

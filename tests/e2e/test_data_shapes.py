@@ -24,8 +24,8 @@ from datasets import Dataset, DatasetDict
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import RecipeError
 from rlhfctl.events import Event, Note, StageStarted
+from rlhfctl.models import tokenizing
 from rlhfctl.stages import reward, sft
-from rlhfctl.training import tokenizing
 from tests.e2e import families
 from tests.e2e.families import CHAT, FAMILIES
 from tests.e2e.test_families import RECIPE, prepare, run_all, traces

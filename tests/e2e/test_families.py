@@ -22,9 +22,9 @@ from rlhfctl import pipeline
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, Metrics, Note, StageFinished
+from rlhfctl.models.special_tokens import PAD_LOGIT
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.training.models import PAD_LOGIT
-from rlhfctl.training.ppo_loop import AGREEMENT
+from rlhfctl.training.rl.loop import AGREEMENT
 from rlhfctl.world import reviews
 from tests.e2e import families
 from tests.e2e.families import CHAT, FAMILIES, Family

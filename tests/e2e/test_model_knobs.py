@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlhfctl.errors import HandoffError, RecipeError, RlhfctlError
 from rlhfctl.events import Event, Metrics
-from rlhfctl.training import loading, models, tokenizing
-from rlhfctl.training.ppo_loop import AGREEMENT
+from rlhfctl.models import architecture, build, devices, loading, scoring, tokenizing
+from rlhfctl.models.heads import scorer_on
+from rlhfctl.training.rl.loop import AGREEMENT
 from tests.e2e import families
 from tests.e2e.families import FAMILIES
 from tests.e2e.test_families import prepare, run_all
@@ -90,7 +91,7 @@ def test_an_attention_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyt
         run_all(tmp_path, *overrides, *flash, until="sft")
     assert str(caught.value.where).endswith("model.attn_implementation") and "sdpa" in str(caught.value.fix)
     monkeypatch.setattr(loading, "find_spec", lambda name: name)
-    monkeypatch.setattr(loading, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cpu"))
     with pytest.raises(RlhfctlError, match="flash_attention_2 needs a GPU"):
         run_all(tmp_path, *overrides, *flash, until="sft")
     with pytest.raises(RecipeError, match="flash_attention_2 computes in 16 bits"):
@@ -101,15 +102,15 @@ def test_an_attention_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyt
 def test_every_way_to_load_a_model_takes_the_attention(name: str, tmp_path: Path) -> None:
     folder = families.write(FAMILIES[name], tmp_path / "base")
     policy = loading.load_causal_lm(str(folder), dtype=torch.float32, attn_implementation="eager")
-    scorer = models.scorer_on(policy, seed=0)
+    scorer = scorer_on(policy, seed=0)
     scorer.save_pretrained(tmp_path / "scorer")
     loaded = loading.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32, attn_implementation="eager")
-    for model in (policy, scorer, loaded, models.copy_frozen(loaded)):
-        assert model.config._attn_implementation == models.backbone(model).config._attn_implementation == "eager"
+    for model in (policy, scorer, loaded, build.copy_frozen(loaded)):
+        assert model.config._attn_implementation == architecture.backbone(model).config._attn_implementation == "eager"
     plain = loading.load_scorer(str(tmp_path / "scorer"), dtype=torch.float32)
     assert plain.config._attn_implementation == "sdpa"
-    assert models.score_rows(plain, [[7, 8, 9], [10]], 0) == pytest.approx(
-        models.score_rows(loaded, [[7, 8, 9], [10]], 0), abs=1e-4
+    assert scoring.score_rows(plain, [[7, 8, 9], [10]], 0) == pytest.approx(
+        scoring.score_rows(loaded, [[7, 8, 9], [10]], 0), abs=1e-4
     )
 
 
@@ -180,7 +181,7 @@ def test_a_run_in_half_the_bits_is_so_to_the_end(dtype: str, name: str, tmp_path
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_head_learns_small_steps_whatever_the_format_of_the_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = families.write(FAMILIES["llama"], tmp_path / "base")
-    scorer = models.scorer_on(loading.load_causal_lm(str(folder), dtype=dtype), seed=0)
+    scorer = scorer_on(loading.load_causal_lm(str(folder), dtype=dtype), seed=0)
     assert scorer.dtype == dtype and scorer.score.weight.dtype == torch.float32
     before = scorer.score.weight.detach().clone()
     optimizer = torch.optim.AdamW([scorer.score.weight], lr=1e-6, weight_decay=0.0)

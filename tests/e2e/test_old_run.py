@@ -1,7 +1,7 @@
-"""A run folder made by an earlier version (at commit c51e839): it is still read, skipped, and continued from a checkpoint.
+"""Continue a run folder that an earlier version made (commit c51e839): stages are skipped, or resume.
 
-`old_run/complete` is the whole run of `old_run/old.yaml`; `old_run/killed` is its ppo stage, killed with SIGKILL after the
-second of four updates.
+`old_run/complete` is the whole run of `old_run/old.yaml`; `old_run/killed` is its ppo stage, killed with SIGKILL after
+the second of four updates.
 """
 
 from __future__ import annotations

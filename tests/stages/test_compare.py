@@ -189,10 +189,10 @@ def test_prompts_and_samples_that_do_not_pair_up_are_told(tiny_recipe: Path, tmp
 def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     tiny_run: Path, tmp_path: Path, samples: tuple[Path, Path, dict[str, list[float]]]
 ) -> None:
-    from rlhfctl.rewards import Episode
+    from rlhfctl.data.encoding import Encoder
+    from rlhfctl.models import heads, loading, merging, tokenizing
+    from rlhfctl.rewards.episode import Episode
     from rlhfctl.rewards.model import ModelReward
-    from rlhfctl.training import adapters, loading, models, tokenizing
-    from rlhfctl.training.encoding import Encoder
 
     policy, reference, _ = samples
     run = tmp_path / "run"
@@ -215,7 +215,7 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     probe = load_artifact(run / "reward")
     base = loading.load_causal_lm(str(run / "sft" / "model"), dtype=loading.torch_dtype("float32"))
     tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
-    scorer = adapters.merged(adapters.load_adapter(models.scorer_on(base, seed=9), probe.part("adapter")))
+    scorer = merging.merged(merging.load_adapter(heads.scorer_on(base, seed=9), probe.part("adapter")))
     row = json.loads((run / "compare" / "samples.jsonl").read_text().splitlines()[0])
     ids, response = Encoder(tokenizer).pair(row["prompt"], row["policy"])
     assert response[-1] == tokenizer.eos_token_id
@@ -317,14 +317,14 @@ def test_a_prompt_that_one_side_has_no_room_for_is_left_out_for_both(tiny_run: P
     """The reference's context is shorter than the policy's."""
     import torch
 
+    from rlhfctl.models import build, tokenizing
     from rlhfctl.recipe.schema import Init
-    from rlhfctl.training import models, tokenizing
 
     tokenizer = tokenizing.load_tokenizer(str(tiny_run / "sft" / "model"))
     lengths = sorted(len(tokenizer(row["prompt"])["input_ids"]) for row in reviews.prompts(60, 0))
     context = lengths[len(lengths) // 2] + 12  # half of the prompts fit beside 12 tokens
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=context)
-    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "short")
+    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "short")
     run = tmp_path / "run"
     result = invoke(
         "compare", tiny_run.parent / "tiny.yaml", "--policy", tiny_run / "sft", "--reference", tmp_path / "short",

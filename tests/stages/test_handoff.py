@@ -14,14 +14,17 @@ from peft import TaskType
 from safetensors.torch import load_file, save_file
 
 from rlhfctl import fs
-from rlhfctl.artifacts import Artifact, RunPaths, Source, load_artifact, resolve_source
+from rlhfctl.artifacts import Artifact, Source, load_artifact, resolve_source
+from rlhfctl.data import templates
+from rlhfctl.data.types import Rows
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Event, Note
+from rlhfctl.models import adapters, build, heads, loading, scoring, tokenizing
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import loading, models, templates, tokenizing
-from rlhfctl.training.data import Rows
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 
 FLOAT = torch.float32
 
@@ -68,7 +71,7 @@ def test_what_was_saved_is_what_is_loaded(run: Path) -> None:
     ctx = context(run)
     base = handoff.load_base(ctx, source(run / "sft"))
     probes = json.loads((run / "sft" / "probes.json").read_text())
-    given = models.sequence_logprobs(base.model, probes["rows"], base.tokenizer.pad_token_id)
+    given = scoring.sequence_logprobs(base.model, probes["rows"], base.tokenizer.pad_token_id)
     for row, kept in zip(given, probes["logprobs"], strict=True):
         assert row == pytest.approx(kept, abs=1e-5)
     assert (base.path, ctx.notes) == (str(run / "sft" / "model"), [])
@@ -126,7 +129,9 @@ def test_the_reward_model_scores_as_it_did(run: Path) -> None:
     tokenizer = tokenizer_of(run)
     model = handoff.load_reward_model(context(run), source(run / "reward", "reward"), tokenizer)
     probes = json.loads((run / "reward" / "probes.json").read_text())
-    assert models.score_rows(model, probes["rows"], tokenizer.pad_token_id) == pytest.approx(probes["scores"], abs=1e-6)
+    assert scoring.score_rows(model, probes["rows"], tokenizer.pad_token_id) == pytest.approx(
+        probes["scores"], abs=1e-6
+    )
     assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
@@ -176,7 +181,7 @@ def test_a_stage_without_a_head_is_no_reward_model(run: Path) -> None:
 
 def foreign_scorer(run: Path, folder: Path) -> Path:
     base = loading.load_causal_lm(str(run / "sft" / "model"), dtype=FLOAT)
-    models.save_model(models.scorer_on(base, seed=4), tokenizer_of(run), folder)
+    build.save_model(heads.scorer_on(base, seed=4), tokenizer_of(run), folder)
     return folder
 
 
@@ -191,7 +196,7 @@ def test_a_plain_reward_folder_notes_what_was_not_checked(run: Path, tmp_path: P
     rows = [[5, 6, 7], [8, 9]]
     own = loading.load_scorer(str(folder), dtype=FLOAT)
     pad = tokenizer.pad_token_id
-    assert models.score_rows(model, rows, pad) == models.score_rows(own, rows, pad)
+    assert scoring.score_rows(model, rows, pad) == scoring.score_rows(own, rows, pad)
     assert [note for note in ctx.notes if "has no manifest" in note and "could not be checked" in note]
 
 
@@ -200,7 +205,9 @@ def test_a_reward_adapter_from_elsewhere_brings_its_head(run: Path) -> None:
     ctx, tokenizer = context(run), tokenizer_of(run)
     model = handoff.load_reward_model(ctx, source(run / "reward" / "adapter", "reward"), tokenizer)
     probes = json.loads((run / "reward" / "probes.json").read_text())
-    assert models.score_rows(model, probes["rows"], tokenizer.pad_token_id) == pytest.approx(probes["scores"], abs=1e-5)
+    assert scoring.score_rows(model, probes["rows"], tokenizer.pad_token_id) == pytest.approx(
+        probes["scores"], abs=1e-5
+    )
     with pytest.raises(HandoffError, match="the adapter holds no scalar head"):
         handoff.load_reward_model(ctx, source(run / "ppo" / "adapter", "reward"), tokenizer)
 
@@ -228,7 +235,7 @@ def test_a_plain_policy_without_pad_gets_one(tmp_path: Path, run: Path) -> None:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
     tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.pad_token = tokenizer.eos_token
-    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "plain")
+    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "plain")
     ctx = context(run)
     base = handoff.load_base(ctx, source(tmp_path / "plain"))
     assert base.tokenizer.pad_token_id not in (None, base.tokenizer.eos_token_id)
@@ -239,11 +246,11 @@ def test_an_adapter_folder_as_policy_is_the_stage_it_came_from(run: Path) -> Non
     ctx = context(run)
     adapter = handoff.load_policy(ctx, source(run / "ppo" / "adapter"))
     probes = json.loads((run / "ppo" / "probes.json").read_text())
-    given = models.sequence_logprobs(adapter.model, probes["rows"], adapter.tokenizer.pad_token_id)
+    given = scoring.sequence_logprobs(adapter.model, probes["rows"], adapter.tokenizer.pad_token_id)
     for row, kept in zip(given, probes["logprobs"], strict=True):
         assert row == pytest.approx(kept, abs=1e-5)
     base = handoff.load_policy(ctx, source(run / "sft"))
-    plain = models.sequence_logprobs(base.model, probes["rows"], base.tokenizer.pad_token_id)
+    plain = scoring.sequence_logprobs(base.model, probes["rows"], base.tokenizer.pad_token_id)
     assert plain[0] != pytest.approx(probes["logprobs"][0], abs=1e-4)  # the adapter says something
 
 
@@ -268,7 +275,7 @@ def test_an_adapter_that_names_no_base_is_refused(run: Path) -> None:
 def test_an_adapter_of_another_shape_is_refused(run: Path, tmp_path: Path) -> None:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
     tokenizer = tokenizing.train_tokenizer(init, [])
-    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "small")
+    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, tmp_path / "small")
     file = run / "ppo" / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "small")}
     file.write_text(json.dumps(config))
@@ -308,14 +315,14 @@ def test_an_adapter_on_an_adapter_is_loaded_through_both(run: Path, tmp_path: Pa
     policy = handoff.load_base(ctx, source(run / "ppo"))
     recorded = handoff.recorded_base(ctx, source(run / "ppo"), policy.path)
     assert (run / "again" / "adapter" / recorded).resolve() == (run / "ppo").resolve()
-    scorer = models.add_lora(models.scorer_on(policy.model, seed=7), Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
+    scorer = adapters.add_lora(heads.scorer_on(policy.model, seed=7), Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
     rows, pad = [[5, 6, 7, 8], [9, 10]], policy.tokenizer.pad_token_id
-    expected = models.score_rows(scorer, rows, pad)
+    expected = scoring.score_rows(scorer, rows, pad)
     folder = run / "again" / "adapter"
-    models.save_adapter(scorer, folder, base=recorded, head=True)
+    adapters.save_adapter(scorer, folder, base=recorded, head=True)
     tokenizing.save_tokenizer(policy.tokenizer, folder)
     loaded = handoff.load_reward_model(ctx, source(folder, "reward"), policy.tokenizer)
-    assert models.score_rows(loaded, rows, pad) == pytest.approx(expected, abs=1e-5)
+    assert scoring.score_rows(loaded, rows, pad) == pytest.approx(expected, abs=1e-5)
 
 
 def test_notes_reach_the_listener(run: Path) -> None:

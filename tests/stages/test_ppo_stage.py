@@ -18,14 +18,16 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from rlhfctl import pipeline
-from rlhfctl.artifacts import Artifact, RunPaths, Source, load_artifact, resolve_source
+from rlhfctl.artifacts import Artifact, Source, load_artifact, resolve_source
 from rlhfctl.cli import app
+from rlhfctl.data.encoding import Encoder
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
+from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.stages import Context, handoff
-from rlhfctl.training import adapters, models, tokenizing
-from rlhfctl.training.encoding import Encoder
+from rlhfctl.stages import handoff
+from rlhfctl.stages.context import Context
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
 ONE_UPDATE = ("ppo.total_episodes=16",)
@@ -89,13 +91,13 @@ def artifact(run: Path) -> Artifact:
 
 def critic_scores(run: Path) -> list[float]:
     critic = handoff.load_critic(context(run), Source.of(artifact(run)))
-    return models.score_rows(critic, ROWS, critic.config.pad_token_id)
+    return scoring.score_rows(critic, ROWS, critic.config.pad_token_id)
 
 
 def reward_scores(run: Path) -> list[float]:
     tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     source = Source.of(load_artifact(run / "reward"))
-    return models.score_rows(handoff.load_reward_model(context(run), source, tokenizer), ROWS, tokenizer.pad_token_id)
+    return scoring.score_rows(handoff.load_reward_model(context(run), source, tokenizer), ROWS, tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------- what is published
@@ -111,26 +113,26 @@ def test_policy_and_critic_are_published_and_load(kind: str, trained: dict[str, 
     policy = handoff.load_policy(ctx, Source.of(made))  # checks the recorded log-probabilities
     base = handoff.load_base(ctx, made.parent("base"))
     pad = policy.tokenizer.pad_token_id
-    before, after = (models.sequence_logprobs(m, ROWS, pad) for m in (base.model, policy.model))
+    before, after = (scoring.sequence_logprobs(m, ROWS, pad) for m in (base.model, policy.model))
     assert max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)) > 1e-3
 
     folder = run / "ppo" / "critic"
     scores = critic_scores(run)
     assert max(scores) - min(scores) > 1e-4
     if kind in ("adapter", "head"):
-        assert models.adapter_has_head(folder)
+        assert adapters.adapter_has_head(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
         assert not any("critic" in name or "default" in name or "reward" in name for name in tensors)
-        loaded = adapters.load_adapter(models.scorer_on(base.model, seed=9), folder)
-        assert models.score_rows(loaded, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+        loaded = merging.load_adapter(heads.scorer_on(base.model, seed=9), folder)
+        assert scoring.score_rows(loaded, ROWS, pad) == pytest.approx(scores, abs=1e-5)
     if kind.startswith("head"):  # it reads the policy's own states
-        scorer = models.scorer_on(policy.model, seed=9)
+        scorer = heads.scorer_on(policy.model, seed=9)
         if whole:
             head = load_file(folder / "model.safetensors")["score.weight"]
         else:
             head = load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"]
         scorer.score.weight.data.copy_(head)
-        assert models.score_rows(scorer, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+        assert scoring.score_rows(scorer, ROWS, pad) == pytest.approx(scores, abs=1e-5)
         return
     start = reward_scores(run)  # the others started as the reward model, and learnt
     gaps = [abs(a - b) for a, b in zip(scores, start, strict=True)]
@@ -145,7 +147,7 @@ def test_the_critic_is_exported_merged_or_with_its_base(kind: str, trained: dict
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1)
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     pad = merged.config.pad_token_id
-    assert models.score_rows(merged, ROWS, pad) == pytest.approx(scores, abs=1e-5)
+    assert scoring.score_rows(merged, ROWS, pad) == pytest.approx(scores, abs=1e-5)
     to = tmp_path / "adapter"
     result = CliRunner().invoke(app, ["export", str(run), "--stage", "critic", "--to", str(to), "--adapter"])
     if kind == "model":
@@ -153,7 +155,7 @@ def test_the_critic_is_exported_merged_or_with_its_base(kind: str, trained: dict
         return
     assert result.exit_code == 0, result.output
     base = AutoModelForSequenceClassification.from_pretrained(to / "base", num_labels=1)
-    assert models.score_rows(PeftModel.from_pretrained(base, to), ROWS, pad) == pytest.approx(scores, abs=1e-5)
+    assert scoring.score_rows(PeftModel.from_pretrained(base, to), ROWS, pad) == pytest.approx(scores, abs=1e-5)
 
 
 # ---------------------------------------------------------------- a critic to start from
@@ -213,7 +215,7 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Pat
     for record in records:
         prompt, response = Encoder(theirs).pair(record["prompt"], ours.decode(record["ids"], skip_special_tokens=True))
         rows.append([*prompt, *response])
-    expected = models.score_rows(scorer, rows, theirs.pad_token_id)
+    expected = scoring.score_rows(scorer, rows, theirs.pad_token_id)
     assert [record["raw_score"] for record in records] == pytest.approx(expected, abs=1e-5)
     assert len(records) == 16 and max(expected) - min(expected) > 1e-3
     with pytest.raises(HandoffError, match="tokenizer is not the policy's"):
@@ -252,6 +254,6 @@ def test_the_best_policy_is_handed_on(kind: str, until_reward: Path, tmp_path: P
         handoff.load_base(ctx, artifact(run).parent("base")),
     )
     pad = base.tokenizer.pad_token_id
-    for a, b in zip(*(models.sequence_logprobs(m.model, ROWS, pad) for m in (policy, base)), strict=True):
+    for a, b in zip(*(scoring.sequence_logprobs(m.model, ROWS, pad) for m in (policy, base)), strict=True):
         assert a == pytest.approx(b, abs=1e-6)
     assert not list((run / "ppo").rglob("best-*"))

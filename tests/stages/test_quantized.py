@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.training import loading, models, quantization
+from rlhfctl.models import build, heads, loading, quantization
 from tests.conftest import TINY, Cli
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -84,11 +84,11 @@ def test_layers_are_held_in_few_bits_but_heads_and_embeddings_are_not(
     plain = loading.load_causal_lm(folder, dtype=torch.float32)
     model = loading.load_causal_lm(folder, dtype=torch.float32, quantization=quantization)
     assert loading.is_quantized(model) and not loading.is_quantized(plain)
-    assert models.to_device(model) is model
+    assert build.to_device(model) is model
     assert type(model.model.layers[0].mlp.up_proj).__name__ == kind
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
-    scorer, same, other = (models.scorer_around(model, seed=seed) for seed in (3, 3, 4))
+    scorer, same, other = (heads.scorer_around(model, seed=seed) for seed in (3, 3, 4))
     assert scorer.model is model.model and loading.is_quantized(scorer)  # one backbone, loaded once
     assert type(scorer.model.layers[0].mlp.up_proj).__name__ == kind and type(scorer.score).__name__ == "Linear"
     assert not [name for name, parameter in scorer.named_parameters() if parameter.is_meta]

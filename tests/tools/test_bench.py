@@ -14,12 +14,14 @@ import torch
 from conftest import Cli
 
 from rlhfctl.errors import EngineError, RlhfctlError
+from rlhfctl.generation import generator, local
+from rlhfctl.models import adapters, build, tokenizing
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.tools.bench import bench, inputs
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
 from rlhfctl.tools.bench.workers import Job, run_ours
 from rlhfctl.tools.bench.workload import Workload, comparable, recipe_workload, reference_workload
-from rlhfctl.training import models, ppo_trl, rollout, tokenizing
+from rlhfctl.training.trl import ppo as ppo_module
 
 CONTRACT = ("episodes_per_s", "peak_rss_mb", "rollout_s", "score_s", "update_s", "flops_utilisation")
 
@@ -70,7 +72,7 @@ def test_each_critic_is_measured(tiny_recipe: Path, tmp_path: Path, critic: str,
 
 def test_a_pretrained_model_is_taken_as_it_is(tmp_path: Path) -> None:
     model, tokenizer = small_model()
-    models.save_model(model, tokenizer, tmp_path / "model")
+    build.save_model(model, tokenizer, tmp_path / "model")
     ppo = reference_workload("small").ppo.model_copy(update={"per_device_train_batch_size": 8, "response_length": 4})
     work = Workload("pretrained", Model(path=str(tmp_path / "model")), ppo, 1)
     notes = inputs.prepare(work, comparable(ppo, 1, "head"), tmp_path)
@@ -94,18 +96,18 @@ def test_useful_flops_by_hand() -> None:
     assert useful_flops(3, 2, whole, 1, "model") == 128 + 128 + 100 + 100 + 3 * 128 + 3 * 100
 
 
-def small_model(**changes: object) -> tuple[models.PreTrainedModel, models.PreTrainedTokenizerBase]:
+def small_model(**changes: object) -> tuple[build.PreTrainedModel, build.PreTrainedTokenizerBase]:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     init = Init(**{**sizes, "tokens": [f"w{index} " for index in range(198)], **changes})
     tokenizer = tokenizing.train_tokenizer(init, [])
-    return models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer
+    return build.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer
 
 
 def test_matrices_of_a_model() -> None:
     model, _ = small_model()
     trunk = 2 * (4 * 32 * 32 + 3 * 32 * 48)
     assert Matrices.of(model) == Matrices(trunk, 200 * 32, 0)
-    adapted = models.add_lora(model, Lora(r=4), models.TaskType.CAUSAL_LM, seed=0)
+    adapted = adapters.add_lora(model, Lora(r=4), build.TaskType.CAUSAL_LM, seed=0)
     adapter = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48))
     assert Matrices.of(adapted) == Matrices(trunk, 200 * 32, adapter)
 
@@ -128,8 +130,8 @@ def test_planted_lengths_are_spread(architecture: str) -> None:
     model, tokenizer = small_model(architecture=architecture, hidden_size=64)
     ids = inputs.plant_lengths(model, tokenizer, 64)
     prompts = [ids[first : first + 8] for first in range(20)] * 10
-    sampling = rollout.Sampling(64, 1.0, 200, seed=0)
-    lengths = [len(response.ids) for response in rollout.sample(model, prompts, tokenizer, sampling)]
+    sampling = generator.Sampling(64, 1.0, 200, seed=0)
+    lengths = [len(response.ids) for response in local.sample(model, prompts, tokenizer, sampling)]
     early = sum(length < 4 for length in lengths)
     assert early <= len(lengths) * 0.02
     assert max(lengths) == 64
@@ -141,7 +143,7 @@ def test_without_trls_trainer_nothing_starts(monkeypatch: pytest.MonkeyPatch) ->
     def gone() -> None:
         raise EngineError("no PPOTrainer")
 
-    monkeypatch.setattr(ppo_trl, "require", gone)
+    monkeypatch.setattr(ppo_module, "require", gone)
     monkeypatch.setattr(bench, "prepare", lambda *_: pytest.fail("started"))
     with pytest.raises(EngineError, match="no PPOTrainer"):
         bench.measured(reference_workload("small"), against="trl")

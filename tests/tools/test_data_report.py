@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.data import load
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.tools import data_report
-from rlhfctl.tools.data_report import Lengths, describe, examine
-from rlhfctl.training import data
+from rlhfctl.tools import data
+from rlhfctl.tools.data import Lengths, describe, examine
 from tests.conftest import Cli
 
 RECIPE = """\
@@ -39,7 +39,7 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "own.yaml"
 
 
-def examined(path: Path, **changes: Any) -> data_report.Report:
+def examined(path: Path, **changes: Any) -> data.Report:
     return examine(load_recipe(path, [f"{key}={value}" for key, value in changes.items()]).recipe)
 
 
@@ -76,13 +76,13 @@ def test_test_prompts_that_were_trained_on_are_named(recipe: Path) -> None:
 
 
 def test_prompts_are_split_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split, times = data.split_prompts, []
+    split, times = load.split_prompts, []
 
     def counted(*arguments: object) -> object:
         times.append(arguments)
         return split(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data, "split_prompts", counted)
+    monkeypatch.setattr(load, "split_prompts", counted)
     assert examined(recipe).sets[-1].splits == {"train": 3, "eval": 1, "test": 2}
     assert len(times) == 1
 
@@ -171,7 +171,7 @@ def test_the_default_length_is_that_of_the_trainers() -> None:
     from trl import RewardConfig, SFTConfig
 
     for config in (SFTConfig, RewardConfig):
-        assert config.__dataclass_fields__["max_length"].default == data_report.MAX_LENGTH
+        assert config.__dataclass_fields__["max_length"].default == data.MAX_LENGTH
 
 
 def test_what_is_done_to_the_tokenizer_is_said(tmp_path: Path, cli: Cli) -> None:

@@ -158,7 +158,7 @@ def test_the_limits_are_those_of_the_package() -> None:
 
 
 def test_the_last_trl_is_that_of_the_engine() -> None:
-    from rlhfctl.training import ppo_trl
+    from rlhfctl.training.trl import ppo
 
-    assert doctor.LAST_TRL == ppo_trl.LAST_TRL
+    assert doctor.LAST_TRL == ppo.LAST_TRL
     assert doctor._has_ppo() is not None

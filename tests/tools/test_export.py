@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from rlhfctl import pipeline
 from rlhfctl.cli import app
 from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.models import build, heads, loading, merging, scoring, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 from rlhfctl.tools.export import export
-from rlhfctl.training import adapters, loading, models, tokenizing
 
 VARIANTS = {
     "sft": ("sft", False),
@@ -75,7 +75,7 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizing.train_tokenizer(init, ["ask me something", "user assistant"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.pad_token = tokenizer.eos_token
-    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, folder / "base")
+    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, folder / "base")
     (folder / "chat.jinja").write_text(TEMPLATE)
     row = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "me"}]}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 8)
@@ -157,13 +157,13 @@ def test_the_critic_is_exported_as_it_was_trained(tiny_run: Path, exported: dict
     rows = json.loads((tiny_run / "ppo" / "probes.json").read_text())["rows"]
     pad = tokenizing.load_tokenizer(str(exported["folders"]["critic"])).pad_token_id
     base = loading.load_causal_lm(str(tiny_run / "sft" / "model"), dtype=torch.float32)
-    trained = adapters.load_adapter(models.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
-    expected = models.score_rows(trained, rows, pad)
+    trained = merging.load_adapter(heads.scorer_on(base, seed=0), tiny_run / "ppo" / "critic")
+    expected = scoring.score_rows(trained, rows, pad)
     assert exported["results"]["critic"]["numbers"] == pytest.approx(expected, abs=1e-5)
     assert exported["results"]["critic-adapter"]["numbers"] == pytest.approx(expected, abs=1e-5)
     # It has moved from the reward model that it began as, so the two are not mixed up.
     reward = loading.load_scorer(str(exported["folders"]["reward"]), dtype=torch.float32)
-    assert models.score_rows(reward, rows, pad) != pytest.approx(expected, abs=1e-4)
+    assert scoring.score_rows(reward, rows, pad) != pytest.approx(expected, abs=1e-4)
 
 
 def test_the_command_prints_what_it_did(tiny_run: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def reward_run(folder: Path, kind: str) -> Path:
         tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", tokenizer.eos_token)
     config = AutoConfig.for_model(kind, **BASES[kind], vocab_size=300, eos_token_id=0, bos_token_id=0, pad_token_id=0)
     torch.manual_seed(0)
-    models.save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder / "base")
+    build.save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder / "base")
 
     def said(role: str, text: str) -> Any:
         return [{"role": role, "content": text}] if kind == "olmoe" else text

@@ -13,6 +13,8 @@ from rich.console import Console
 from torch import nn
 
 from rlhfctl import pipeline
+from rlhfctl.data import load
+from rlhfctl.models import devices
 from rlhfctl.pipeline import Request
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.tools.planning import probe
@@ -20,7 +22,6 @@ from rlhfctl.tools.planning.advice import fit
 from rlhfctl.tools.planning.plan import Plan, plan
 from rlhfctl.tools.planning.stages import Lengths, facts, optimizer_state
 from rlhfctl.tools.planning.view import count, size, view
-from rlhfctl.training import data, peak
 from tests.conftest import TINY, Cli
 
 
@@ -81,7 +82,7 @@ def test_what_was_begun_goes_on(recipe: Path, run: Path, tmp_path: Path) -> None
     shutil.copytree(run, begun)
     (begun / "reward" / "manifest.json").unlink()
     loaded = load_recipe(recipe)
-    rows = data.check_all(loaded.recipe.data, loaded.recipe.seed)
+    rows = load.check_all(loaded.recipe.data, loaded.recipe.seed)
     inputs = pipeline._inputs("reward", loaded.recipe, pipeline.RunPaths(begun), rows, Request())
     (begun / "reward" / pipeline.WORK).mkdir()
     (begun / "reward" / pipeline.WORK / "inputs.json").write_text(json.dumps(inputs))
@@ -158,7 +159,7 @@ def test_fit() -> None:
 def test_advice_brings_a_stage_within_the_limit(
     recipe: Path, run: Path, new: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peak, "resident_bytes", lambda: new.overhead)  # else it grows from test to test
+    monkeypatch.setattr(devices, "resident_bytes", lambda: new.overhead)  # else it grows from test to test
     ppo = next(stage for stage in new.stages if stage.name == "ppo")
     assert ppo.outlook is not None
     total = new.total(ppo)
@@ -168,7 +169,7 @@ def test_advice_brings_a_stage_within_the_limit(
     advice = next(one for one in found.advice if one.stage == "ppo")
     assert limit >= advice.total
     loaded = load_recipe(recipe, list(advice.settings)).recipe
-    lengths = Lengths.of(loaded, data.check_all(loaded.data, loaded.seed))
+    lengths = Lengths.of(loaded, load.check_all(loaded.data, loaded.seed))
     outlook = facts("ppo", loaded, lengths).outlook
     assert outlook is not None and outlook.peak.total < ppo.outlook.peak.total
     changed = dict(setting.split("=") for setting in advice.settings)  # the same batch in parts

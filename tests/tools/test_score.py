@@ -13,12 +13,12 @@ from conftest import run_here
 from ruamel.yaml import YAML
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rlhfctl.data.encoding import Encoder
 from rlhfctl.errors import DataError, HandoffError, RlhfctlError
+from rlhfctl.models import scoring, tokenizing
 from rlhfctl.stats import wilson_ci
 from rlhfctl.tools.export import export
 from rlhfctl.tools.score import read_examples, score
-from rlhfctl.training import models, tokenizing
-from rlhfctl.training.encoding import Encoder
 from rlhfctl.world import reviews
 
 PAIRS = [dict(row) for row in reviews.preferences(12, 5, 0.0)]
@@ -31,16 +31,18 @@ def rows_of(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def expected_scores(run: Path, pairs: list[tuple[str, str]]) -> list[float]:
     """By the merged model and the encoder, without the tool."""
-    from rlhfctl.artifacts import RunPaths, Source, load_artifact
+    from rlhfctl.artifacts import Source, load_artifact
+    from rlhfctl.paths import RunPaths
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.stages import Context, handoff
+    from rlhfctl.stages import handoff
+    from rlhfctl.stages.context import Context
 
     tokenizer = tokenizing.load_tokenizer(str(run / "reward" / "adapter"))
     context = Context("t", load_recipe(run / "recipe.yaml").recipe, RunPaths(run), {}, {}, {}, lambda event: None)
     model = handoff.load_reward_model(context, Source.of(load_artifact(run / "reward")), tokenizer)
     encoder = Encoder(tokenizer)
     ids = [[*asked, *answered] for asked, answered in (encoder.pair(prompt, text) for prompt, text in pairs)]
-    return models.score_rows(model, ids, tokenizer.pad_token_id)
+    return scoring.score_rows(model, ids, tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------- a trained reward model

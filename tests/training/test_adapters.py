@@ -14,9 +14,9 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.models import adapter_folders, build, loading, merging, scoring, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Model
-from rlhfctl.training import adapter_folders, adapters, loading, models, tokenizing
 
 FLOAT = torch.float32
 IDS = torch.tensor([[5, 9, 7, 30, 1]])
@@ -28,7 +28,7 @@ def write_base(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
         tie_word_embeddings=tied,
     )  # fmt: skip
     tokenizer = tokenizing.train_tokenizer(init, ["ask me something"])
-    models.save_model(models.build_model(init, tokenizer, seed=seed, dtype=FLOAT), tokenizer, folder)
+    build.save_model(build.build_model(init, tokenizer, seed=seed, dtype=FLOAT), tokenizer, folder)
     return folder
 
 
@@ -59,7 +59,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def logits_of(model: Any) -> torch.Tensor:
-    with models.evaluating(model):
+    with scoring.evaluating(model):
         out: torch.Tensor = model(input_ids=IDS).logits
     return out
 
@@ -87,7 +87,7 @@ def test_an_adapter_is_merged_and_gives_what_peft_gives(kind: str, tied: bool, t
     section = Model(path=str(tmp_path / "adapter"))
     prepared = tokenizing.tokenizer_from_recipe(section)
     tokenizer = prepared.tokenizer
-    model, notes = models.base_from_recipe(section, prepared, seed=0, dtype=FLOAT)
+    model, notes = build.base_from_recipe(section, prepared, seed=0, dtype=FLOAT)
     assert notes[0] == f"the adapter {tmp_path / 'adapter'} is merged into its base {base}"
     assert not isinstance(model, PeftModel) and all(parameter.requires_grad for parameter in model.parameters())
     assert not any("lora" in name for name, _ in model.named_modules())
@@ -96,7 +96,7 @@ def test_an_adapter_is_merged_and_gives_what_peft_gives(kind: str, tied: bool, t
     assert not torch.allclose(expected[..., : plain.shape[-1]], plain, atol=1e-2)  # the adapter does something
     assert (tokenizer.convert_tokens_to_ids("<|new|>") == 270) is bool(KINDS[kind].get("tokens"))
     # As anybody loads what a stage saves of it.
-    models.save_model(model, tokenizer, tmp_path / "saved")
+    build.save_model(model, tokenizer, tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits_of(again), expected, atol=1e-5, rtol=1e-4)
 
@@ -133,11 +133,11 @@ def test_the_base_is_found_from_the_adapter_or_from_here(
 def test_an_adapter_on_an_adapter_is_merged_through_both(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "first")
-    middle, _ = adapters.load_causal_lm(str(tmp_path / "first"), dtype=FLOAT)
-    models.save_model(middle, tokenizing.load_tokenizer(str(base)), tmp_path / "middle")
+    middle, _ = merging.load_causal_lm(str(tmp_path / "first"), dtype=FLOAT)
+    build.save_model(middle, tokenizing.load_tokenizer(str(base)), tmp_path / "middle")
     expected = write_adapter(tmp_path / "middle", tmp_path / "second", r=3)
     edit(tmp_path / "second", base_model_name_or_path="../first")
-    model, notes = adapters.load_causal_lm(str(tmp_path / "second"), dtype=FLOAT)
+    model, notes = merging.load_causal_lm(str(tmp_path / "second"), dtype=FLOAT)
     assert len(notes) == 2
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_merged_is_refused_with_the_way_out(spoil: Callable[[Path
     spoil(tmp_path / "adapter")
     with pytest.raises(RlhfctlError) as caught:
         section = Model(path=str(tmp_path / "adapter"))
-        models.base_from_recipe(section, tokenizing.tokenizer_from_recipe(section), seed=0, dtype=FLOAT)
+        build.base_from_recipe(section, tokenizing.tokenizer_from_recipe(section), seed=0, dtype=FLOAT)
     what, fix = REFUSED[spoil]
     assert caught.value.what.startswith(what) and fix in str(caught.value.fix)
     assert str(tmp_path / "adapter") in str(caught.value.where)
@@ -209,15 +209,15 @@ def test_what_cannot_be_merged_is_refused_with_the_way_out(spoil: Callable[[Path
 def test_an_adapter_is_not_merged_into_quantized_weights(tmp_path: Path) -> None:
     write_adapter(write_base(tmp_path / "base"), tmp_path / "adapter")
     with pytest.raises(HandoffError, match="cannot be merged into quantized weights"):
-        adapters.load_causal_lm(str(tmp_path / "adapter"), dtype=FLOAT, quantization="4bit")
+        merging.load_causal_lm(str(tmp_path / "adapter"), dtype=FLOAT, quantization="4bit")
 
 
 def test_a_merge_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "adapter")
-    monkeypatch.setattr(adapters, "merged", lambda model: AutoModelForCausalLM.from_pretrained(base))
+    monkeypatch.setattr(merging, "merged", lambda model: AutoModelForCausalLM.from_pretrained(base))
     with pytest.raises(HandoffError, match=r"merged into its base, the adapter computes something else: off by 0\.\d+"):
-        adapters.load_causal_lm(str(tmp_path / "adapter"), dtype=FLOAT)
+        merging.load_causal_lm(str(tmp_path / "adapter"), dtype=FLOAT)
 
 
 def test_an_adapter_on_the_hub_is_fetched_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_an_adapter_on_the_hub_is_fetched_whole(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", find)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision=None: str(tmp_path / "adapter"))
-    model, _ = adapters.load_causal_lm("someone/adapter", revision="v2", dtype=FLOAT)
+    model, _ = merging.load_causal_lm("someone/adapter", revision="v2", dtype=FLOAT)
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
     assert asked == [("someone/adapter", "v2")]
     assert adapter_folders.fetched("someone/model") == "someone/model"

@@ -14,8 +14,8 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhfctl.errors import HandoffError
-from rlhfctl.training import architecture, classifiers
-from rlhfctl.training.classifiers import encoded, label_index, log_odds
+from rlhfctl.models import architecture, classifiers
+from rlhfctl.models.classifiers import encoded, label_index, log_odds
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 LABELS = {0: "NEGATIVE", 1: "neutral", 2: "POSITIVE"}

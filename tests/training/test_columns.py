@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.data.load import load_demonstrations, load_preferences, load_prompts
+from rlhfctl.data.types import Rows
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts
-from rlhfctl.training.data import Rows, load_demonstrations, load_preferences, load_prompts
 
 
 def said(role: str, content: Any, **more: Any) -> dict[str, Any]:

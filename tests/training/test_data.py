@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rlhfctl.training.data import split_preferences, split_prompts
 
+from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, load_prompts
+from rlhfctl.data.sources import read_jsonl
+from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.types import PromptSplit, Row, Rows
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
-from rlhfctl.training.data import (
-    PromptSplit,
-    Row,
-    Rows,
-    check_all,
-    load_demonstrations,
-    load_preferences,
-    load_prompts,
-    prompt_key,
-    split_preferences,
-    split_prompts,
-)
-from rlhfctl.training.sources import read_jsonl
 
 
 def message(role: str, content: str) -> dict[str, Any]:

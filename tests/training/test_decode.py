@@ -1,4 +1,4 @@
-"""Sampling through decode.py gives what sampling through the model's own forward gives, for models of its shape."""
+"""Sampling through small_decoder.py and through the model's own forward give the same, for models of its shape."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from rlhfctl.generation import local, small_decoder
+from rlhfctl.generation.generator import Response, Sampling
+from rlhfctl.generation.small_decoder import Decoder
+from rlhfctl.models import tokenizing
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import decode, rollout, tokenizing
-from rlhfctl.training.decode import Decoder
-from rlhfctl.training.roles import LanguageModel
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -81,16 +83,16 @@ def tokenizer() -> Any:
 
 def both_ways(
     policy: LanguageModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> list[list[rollout.Response]]:
-    """Responses through decode.py and through the model's own forward."""
-    sampling = rollout.Sampling(12, 1.0, 8, seed=3, **changes)
-    ours = rollout.sample(policy, PROMPTS, tokenizer, sampling)
+) -> list[list[Response]]:
+    """Responses through small_decoder.py and through the model's own forward."""
+    sampling = Sampling(12, 1.0, 8, seed=3, **changes)
+    ours = local.sample(policy, PROMPTS, tokenizer, sampling)
     with monkeypatch.context() as patched:
         patched.setattr(Decoder, "of", classmethod(lambda cls, given: None))
-        return [ours, rollout.sample(policy, PROMPTS, tokenizer, sampling)]
+        return [ours, local.sample(policy, PROMPTS, tokenizer, sampling)]
 
 
-def assert_alike(ours: list[rollout.Response], theirs: list[rollout.Response]) -> None:
+def assert_alike(ours: list[Response], theirs: list[Response]) -> None:
     assert [response.ids for response in ours] == [response.ids for response in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -147,10 +149,10 @@ def test_values_are_read_as_they_pass(tokenizer: Any, monkeypatch: Any) -> None:
     def read(states: Tensor) -> Tensor:
         return head(states).squeeze(-1)
 
-    sampling = rollout.Sampling(12, 1.0, 3, seed=3)
-    ours = rollout.sample(policy, PROMPTS, tokenizer, sampling, value_head=read)
+    sampling = Sampling(12, 1.0, 3, seed=3)
+    ours = local.sample(policy, PROMPTS, tokenizer, sampling, value_head=read)
     monkeypatch.setattr(Decoder, "of", classmethod(lambda cls, given: None))
-    theirs = rollout.sample(policy, PROMPTS, tokenizer, sampling, value_head=read)
+    theirs = local.sample(policy, PROMPTS, tokenizer, sampling, value_head=read)
     for one, other in zip(ours, theirs, strict=True):
         assert one.values == pytest.approx(other.values, abs=1e-4) and one.values
 
@@ -159,7 +161,7 @@ def test_values_are_read_as_they_pass(tokenizer: Any, monkeypatch: Any) -> None:
 def test_other_shapes_go_their_own_way(name: str, tokenizer: Any) -> None:
     policy = LanguageModel(model_of(NOT_TAKEN[name]), 1)
     assert Decoder.of(policy) is None
-    assert len(rollout.sample(policy, PROMPTS, tokenizer, rollout.Sampling(4, 1.0, 8, seed=0))) == 5
+    assert len(local.sample(policy, PROMPTS, tokenizer, Sampling(4, 1.0, 8, seed=0))) == 5
 
 
 @pytest.mark.parametrize("more", [{"use_dora": True}, {"lora_bias": True}])
@@ -173,9 +175,9 @@ def test_wide_and_large_models_go_their_own_way(monkeypatch: pytest.MonkeyPatch)
     assert Decoder.of(half) is None
     model = model_of(TAKEN["llama"])
     size = sum(p.nbytes for name, p in model.named_parameters() if "proj" in name)
-    monkeypatch.setattr(decode, "COPIED_BYTES", size)
+    monkeypatch.setattr(small_decoder, "COPIED_BYTES", size)
     assert Decoder.of(LanguageModel(model, 1)) is not None
-    monkeypatch.setattr(decode, "COPIED_BYTES", size - 1)
+    monkeypatch.setattr(small_decoder, "COPIED_BYTES", size - 1)
     assert Decoder.of(LanguageModel(model, 1)) is None
 
 

@@ -9,19 +9,13 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlhfctl.data.chat import require_template, use_template_eos
+from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation, texts_of
+from rlhfctl.data.fitting import fit_prompts
+from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
+from rlhfctl.models.tokenizing import EOS_TOKEN, train_tokenizer
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training.data import Row
-from rlhfctl.training.encoding import (
-    IGNORED,
-    Encoder,
-    adopt_end_of_turn,
-    fit_prompts,
-    is_conversation,
-    require_template,
-    texts_of,
-)
-from rlhfctl.training.tokenizing import EOS_TOKEN, train_tokenizer
 from rlhfctl.world import reviews
 
 CHATML = (
@@ -337,11 +331,11 @@ def test_what_a_template_refuses_is_a_data_error(chatml: PreTrainedTokenizerBase
 def test_the_token_that_closes_turns_becomes_the_end(trained: str) -> None:
     tokenizer = build(trained, more=["<|im_start|>", "<|im_end|>"])
     tokenizer.chat_template = CHATML
-    sentence = adopt_end_of_turn(tokenizer)
+    sentence = use_template_eos(tokenizer)
     assert sentence is not None and "<|im_end|>" in sentence and EOS_TOKEN in sentence
     assert tokenizer.eos_token == "<|im_end|>"
     assert Encoder(tokenizer).pair([ask("one")], [answer("two")])[1] == ids_of(tokenizer, "two<|im_end|>")
-    assert adopt_end_of_turn(tokenizer) is None  # once is enough
+    assert use_template_eos(tokenizer) is None  # once is enough
 
 
 @pytest.mark.parametrize(
@@ -356,7 +350,7 @@ def test_the_token_that_closes_turns_becomes_the_end(trained: str) -> None:
 def test_what_is_no_closing_token_is_not_adopted(trained: str, template: str) -> None:
     tokenizer = build(trained, more=["<|im_start|>"])
     tokenizer.chat_template = template
-    assert adopt_end_of_turn(tokenizer) is None
+    assert use_template_eos(tokenizer) is None
     assert tokenizer.eos_token == EOS_TOKEN
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rlhfctl.training import fused as under_test
-from rlhfctl.training.fused import FusedLinear, fused
+from rlhfctl.models import fused as under_test
+from rlhfctl.models.fused import FusedLinear, fused
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
 SHAPE: dict[str, Any] = {

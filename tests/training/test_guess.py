@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from rlhfctl.data import guess
+from rlhfctl.data.load import check_all
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data
-from rlhfctl.training import guess
-from rlhfctl.training.data import check_all
 
 CHATS = [
     [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}] for answer in ("good", "bad")

@@ -21,16 +21,29 @@ from trl import RewardConfig, SFTConfig, SFTTrainer
 
 from rlhfctl.errors import RecipeError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
+from rlhfctl.models import build, tokenizing
 from rlhfctl.recipe.schema import Init
 from rlhfctl.recipe.words import describe
-from rlhfctl.training import checkpoints, hf_events, models, tokenizing
+from rlhfctl.training import checkpoints
+from rlhfctl.training.trl import quiet
+from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.options import (
+    check_trainer_keys,
+    check_trainers,
+    common_arguments,
+    effective_settings,
+    naming_options,
+    planned_steps,
+    prepare,
+    trainer_defaults,
+)
 
 # ---------------------------------------------------------------- options under trainer:
 
 
 def problems(given: dict[str, Any], config: type[Any] = SFTConfig) -> list[str]:
     try:
-        hf_events.check_trainer_keys("sft", given, config)
+        check_trainer_keys("sft", given, config)
     except RecipeError as error:
         return [f"{problem.key}: {problem.what}" for problem in error.problems]
     return []
@@ -116,20 +129,20 @@ def test_values_that_no_training_can_use_are_named(key: str, wrong: object, said
 
 def test_what_trl_refuses_of_options_together_is_the_recipes_fault() -> None:
     with pytest.raises(RecipeError, match=r"sft\.trainer.*: cannot be used: ") as caught:
-        hf_events.check_trainers({"sft": {"bf16": True, "fp16": True}})
+        check_trainers({"sft": {"bf16": True, "fp16": True}})
     caught.value.place({"sft.trainer": "mine.yaml:7"})
     assert str(caught.value).splitlines()[1].startswith("  - mine.yaml:7: sft.trainer")
-    with pytest.raises(ValueError, match="ours"), hf_events.naming_options("sft", {}):
+    with pytest.raises(ValueError, match="ours"), naming_options("sft", {}):
         raise ValueError("ours")  # no options: nobody's fault but ours
-    with pytest.raises(ValueError, match="late"), hf_events.naming_options("sft", {"optim": "sgd"}, lambda: True):
+    with pytest.raises(ValueError, match="late"), naming_options("sft", {"optim": "sgd"}, lambda: True):
         raise ValueError("late")
 
 
 def test_effective_settings_are_the_trainers_own(tmp_path: Path) -> None:
-    owned = hf_events.common_arguments(tmp_path, seed=7)
+    owned = common_arguments(tmp_path, seed=7)
     given = {"learning_rate": 1e-2, "weight_decay": 0.1}
-    defaults = hf_events.trainer_defaults("float32", on_gpu=False)
-    shown = hf_events.effective_settings(SFTConfig(**defaults | given | owned), given)
+    defaults = trainer_defaults("float32", on_gpu=False)
+    shown = effective_settings(SFTConfig(**defaults | given | owned), given)
     assert shown["learning_rate"] == 1e-2 and shown["weight_decay"] == 0.1
     assert (shown["seed"], shown["bf16"], shown["gradient_checkpointing"]) == (7, False, False)
     assert str(shown["lr_scheduler_type"]) == "linear"
@@ -140,7 +153,7 @@ def test_effective_settings_are_the_trainers_own(tmp_path: Path) -> None:
 def test_mixed_precision_is_for_a_gpu() -> None:
     cases = [("float32", True, True), ("bfloat16", True, True), ("float16", True, False), ("float32", False, False)]
     for dtype, on_gpu, expected in cases:
-        assert hf_events.trainer_defaults(dtype, on_gpu)["bf16"] is expected
+        assert trainer_defaults(dtype, on_gpu)["bf16"] is expected
 
 
 # ---------------------------------------------------------------- a training
@@ -150,26 +163,26 @@ def trainer(work: Path, emit: Any, **options: Any) -> SFTTrainer:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b"])
     tokenizer = tokenizing.train_tokenizer(init, [])
     rows = [{"input_ids": [2, 3, 2, 0], "labels": [2, 3, 2, 0]} for _ in range(8)]
-    owned = hf_events.common_arguments(work, seed=0)
+    owned = common_arguments(work, seed=0)
     settings = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1} | options
     return SFTTrainer(
-        model=models.build_model(init, tokenizer, seed=0, dtype=torch.float32),
-        args=SFTConfig(**hf_events.trainer_defaults("float32", False) | settings | owned),
+        model=build.build_model(init, tokenizer, seed=0, dtype=torch.float32),
+        args=SFTConfig(**trainer_defaults("float32", False) | settings | owned),
         train_dataset=datasets.Dataset.from_list(rows),
         eval_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[hf_events.EventCallback("sft", emit, work, rename={"loss": "the_loss"})],
+        callbacks=[EventCallback("sft", emit, work, rename={"loss": "the_loss"})],
     )
 
 
 def test_a_trainer_that_is_done_holds_neither_gradients_nor_optimizer(tmp_path: Path) -> None:
     ours = trainer(tmp_path / "work", lambda event: None)
-    hf_events.prepare(ours, tmp_path / "work", 4, lambda sentence: None)
+    prepare(ours, tmp_path / "work", 4, lambda sentence: None)
     ours.train()
     assert ours.optimizer is not None
     held = [weakref.ref(value) for state in ours.optimizer.state.values() for value in state.values()]
     assert held and all(one() is not None for one in held)
-    model = hf_events.trained_model(ours)
+    model = trained_model(ours)
     assert all(one() is None for one in held)
     assert all(parameter.grad is None for parameter in model.parameters())
     kept = weakref.ref(model)
@@ -183,7 +196,7 @@ def test_a_training_of_four_steps_as_events(tmp_path: Path, capsys: pytest.Captu
     work = tmp_path / "work"
     ours = trainer(work, events.append, eval_strategy="steps", eval_steps=2)
     warned: list[str] = []
-    assert hf_events.prepare(ours, work, 2, warned.append) is None
+    assert prepare(ours, work, 2, warned.append) is None
     capsys.readouterr()
     ours.train()
     assert capsys.readouterr().out == ""  # no dictionary of metrics printed
@@ -205,11 +218,11 @@ def test_a_training_of_four_steps_as_events(tmp_path: Path, capsys: pytest.Captu
     assert [event.step for event in saved] == [2, 4]
     newest, passed_over = checkpoints.newest_complete(work)
     assert newest is not None and (newest.step, str(newest.path)) == (4, saved[-1].path) and passed_over == []
-    assert hf_events.last_metrics(ours.state.log_history, ("loss", "nothing")) == {"loss": logged[-1]["loss"]}
+    assert last_metrics(ours.state.log_history, ("loss", "nothing")) == {"loss": logged[-1]["loss"]}
     # Going on from step 2: time left is counted from there.
     events.clear()
     again = trainer(work, events.append)
-    resume = hf_events.prepare(again, work, 2, warned.append)
+    resume = prepare(again, work, 2, warned.append)
     assert resume is not None and resume.step == 4 and warned == []
     again.train(resume_from_checkpoint=saved[0].path)
     assert [event.step for event in events if isinstance(event, Progress)] == [3, 4]
@@ -236,8 +249,8 @@ def test_a_training_of_four_steps_as_events(tmp_path: Path, capsys: pytest.Captu
 def test_planned_steps_are_those_taken(tmp_path: Path, options: dict[str, Any], steps: int) -> None:
     events: list[Event] = []
     ours = trainer(tmp_path, events.append, **options)
-    hf_events.prepare(ours, tmp_path, None, pytest.fail)
-    assert hf_events.planned_steps(ours) == steps
+    prepare(ours, tmp_path, None, pytest.fail)
+    assert planned_steps(ours) == steps
     assert ours.args.save_steps == 1
     ours.args.save_steps = 100
     ours.train()
@@ -246,31 +259,31 @@ def test_planned_steps_are_those_taken(tmp_path: Path, options: dict[str, Any], 
 
 def test_checkpoints_are_about_ten_a_stage(tmp_path: Path) -> None:
     ours = trainer(tmp_path, lambda event: None, max_steps=95)
-    hf_events.prepare(ours, tmp_path, None, pytest.fail)
+    prepare(ours, tmp_path, None, pytest.fail)
     assert ours.args.save_steps == 10
-    hf_events.prepare(ours, tmp_path, 7, pytest.fail)
+    prepare(ours, tmp_path, 7, pytest.fail)
     assert ours.args.save_steps == 7
 
 
 def test_a_step_that_the_format_rounds_away_is_a_warning(tmp_path: Path) -> None:
     ours = trainer(tmp_path, lambda event: None, learning_rate=1e-6)
-    hf_events.prepare(ours, tmp_path, None, pytest.fail)
+    prepare(ours, tmp_path, None, pytest.fail)
     ours.model.bfloat16()
     warned: list[str] = []
-    hf_events.prepare(ours, tmp_path, None, warned.append)
+    prepare(ours, tmp_path, None, warned.append)
     assert len(warned) == 1 and "cannot move by a step of learning_rate 1e-06" in warned[0]
 
 
 def test_an_unmarked_checkpoint_is_passed_over_aloud(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     warned: list[str] = []
-    assert hf_events.prepare(trainer(tmp_path, lambda event: None), tmp_path, None, warned.append) is None
+    assert prepare(trainer(tmp_path, lambda event: None), tmp_path, None, warned.append) is None
     assert len(warned) == 1 and "checkpoint-3" in warned[0]
 
 
 def test_the_closing_summary_is_not_a_metric(tmp_path: Path) -> None:
     events: list[Event] = []
-    callback = hf_events.EventCallback("sft", events.append, tmp_path)
+    callback = EventCallback("sft", events.append, tmp_path)
     state, arguments = TrainerState(global_step=4, max_steps=4), TrainingArguments(output_dir=str(tmp_path))
     callback.on_log(arguments, state, TrainerControl(), logs={"train_loss": 1.0, "train_runtime": 2.0})
     assert events == []
@@ -300,7 +313,7 @@ def test_what_libraries_say_goes_into_the_log(tmp_path: Path, capsys: pytest.Cap
 
     before = state()
     try:
-        with hf_events.quiet_libraries(log):
+        with quiet.quiet_libraries(log):
             print("printed by a library")
             print("complained", file=sys.stderr)
             warnings.warn("an old way", FutureWarning, stacklevel=1)
@@ -309,7 +322,7 @@ def test_what_libraries_say_goes_into_the_log(tmp_path: Path, capsys: pytest.Cap
             assert not transformers.utils.logging.is_progress_bar_enabled()
             assert datasets.are_progress_bars_disabled()
         assert state() == before
-        with pytest.raises(ZeroDivisionError), hf_events.quiet_libraries(log):
+        with pytest.raises(ZeroDivisionError), quiet.quiet_libraries(log):
             raise ZeroDivisionError
         assert state() == before
     finally:
@@ -326,6 +339,6 @@ def test_what_libraries_say_goes_into_the_log(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_second_stage_adds_to_the_log(tmp_path: Path) -> None:
     for word in ("first", "second"):
-        with hf_events.quiet_libraries(tmp_path / "libraries.log"):
+        with quiet.quiet_libraries(tmp_path / "libraries.log"):
             print(word)
     assert (tmp_path / "libraries.log").read_text() == "first\nsecond\n"

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from rlhfctl import pipeline
+from rlhfctl.data.leaks import answered_keys, find_leaks, leak_key, mixed_kinds
+from rlhfctl.data.load import check_all
+from rlhfctl.data.types import PromptSplit
 from rlhfctl.errors import DataError
 from rlhfctl.events import Warned
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
-from rlhfctl.training.data import PromptSplit, check_all
-from rlhfctl.training.leaks import answered_keys, find_leaks, leak_key, mixed_kinds
 
 TEST = 3
 

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
-from rlhfctl.training import memory
-from rlhfctl.training import meter as meters
-from rlhfctl.training.memory import BASE, Shape, Training
-from rlhfctl.training.meter import (
+from rlhfctl.tools.planning import memory
+from rlhfctl.tools.planning import meter as meters
+from rlhfctl.tools.planning.memory import BASE, ModelSpec, Training
+from rlhfctl.tools.planning.meter import (
     ACTIVATIONS,
     ALLOCATOR,
     CACHE,
@@ -23,19 +23,19 @@ from rlhfctl.training.meter import (
     ON_HEAP,
     OPTIMIZER,
     WEIGHTS,
-    Meter,
-    drawing,
+    AllocationMeter,
+    on_meta_device,
 )
 
 VOCABULARY, WIDTH, LAYERS = 96, 32, 3
 
 
-def shape(family: str = "llama", **more: Any) -> Shape:
+def shape(family: str = "llama", **more: Any) -> ModelSpec:
     size = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "vocab_size": VOCABULARY}
     if family == "llama":
         size |= {"intermediate_size": 48, "num_key_value_heads": 4}
     config = AutoConfig.for_model(family, **size, max_position_embeddings=64, tie_word_embeddings=True)
-    return Shape(config, **({"dtype": torch.float32} | more))
+    return ModelSpec(config, **({"dtype": torch.float32} | more))
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("exact")
 def test_a_linear_layer_by_hand() -> None:
-    with drawing():
+    with on_meta_device():
         layer = nn.Linear(10, 20)
-        meter = Meter(vocabulary=VOCABULARY)
+        meter = AllocationMeter(vocabulary=VOCABULARY)
         meter.knows(layer)
         with meter:
             x = torch.zeros(5, 10)
@@ -66,7 +66,7 @@ def test_a_linear_layer_by_hand() -> None:
 
 
 def test_questions_of_numbers_are_answered() -> None:
-    with drawing(), Meter(VOCABULARY):
+    with on_meta_device(), AllocationMeter(VOCABULARY):
         mask = torch.ones(3)
         assert not bool((mask == 0).any()) and int(mask.sum()) == 0
 
@@ -90,7 +90,7 @@ def kept_by(model: Any, ids: torch.Tensor) -> int:
 
 def test_small_blocks_are_wasteful_where_the_heap_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters, "_glibc_heap", lambda: True)
-    with drawing(), Meter(VOCABULARY) as meter:
+    with on_meta_device(), AllocationMeter(VOCABULARY) as meter:
         small = torch.zeros(1000)
         assert meter.live[ALLOCATOR] == 3600
         large = torch.zeros(ON_HEAP // 4)
@@ -98,7 +98,7 @@ def test_small_blocks_are_wasteful_where_the_heap_has_them(monkeypatch: pytest.M
         del small
         assert meter.live[ALLOCATOR] == 0
     monkeypatch.setattr(meters, "_glibc_heap", lambda: False)
-    with drawing(), Meter(VOCABULARY) as meter:
+    with on_meta_device(), AllocationMeter(VOCABULARY) as meter:
         kept = torch.zeros(1000)
         assert meter.live.total() == kept.nbytes
 
@@ -110,9 +110,9 @@ def test_activations_are_those_that_a_real_forward_keeps(family: str) -> None:
     real = AutoModelForCausalLM.from_config(there.config)
     ids = torch.randint(0, VOCABULARY, (4, 24))
     expected = kept_by(real.train(), ids)
-    with drawing():
+    with on_meta_device():
         model = AutoModelForCausalLM.from_config(there.config).train()
-        meter = Meter(VOCABULARY)
+        meter = AllocationMeter(VOCABULARY)
         meter.knows(model)
         with meter:
             ids = torch.zeros((4, 24), dtype=torch.long)
@@ -127,7 +127,7 @@ def test_weights_are_counted_once_and_by_their_format() -> None:
     layer = 4 * WIDTH * WIDTH + 3 * WIDTH * 48
     norms = (2 * LAYERS + 1) * WIDTH
     linear, rest = LAYERS * layer, embedding + norms
-    with drawing():
+    with on_meta_device():
         whole, _ = memory.weight_bytes(AutoModelForCausalLM.from_config(shape().config))
         half, _ = memory.weight_bytes(AutoModelForCausalLM.from_config(shape().config, dtype=torch.bfloat16))
         eight, _ = memory.weight_bytes(AutoModelForCausalLM.from_config(shape().config), "8bit")
@@ -163,7 +163,7 @@ def test_what_saves_memory_is_seen_to() -> None:
     assert step(whole_logits=True) > plain
 
 
-def ppo(reward: Shape | None = None, *, shared: bool = True, **changes: Any) -> memory.Outlook:
+def ppo(reward: ModelSpec | None = None, *, shared: bool = True, **changes: Any) -> memory.MemoryEstimate:
     settings = {"lora": Lora(r=4), "per_device_train_batch_size": 8, "response_length": 24, "eval": {"every": 1}}
     section = Ppo(**(settings | changes))
     return memory.ppo_outlook(shape(), section, 12, reward or shape(), shared=shared, eval_prompts=4)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.training.messages import read_messages, read_tools, same_turns
-from rlhfctl.training.tally import Tally
+from rlhfctl.data.messages import read_messages, read_tools, same_turns
+from rlhfctl.data.tally import Tally
 
 CALL = {"type": "function", "function": {"name": "price", "arguments": {"item": "tea"}}}
 PLAIN = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]

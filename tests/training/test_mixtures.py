@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from rlhfctl import pipeline
+from rlhfctl.data.load import check_all, mixed
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.errors import DataError, RecipeError
 from rlhfctl.recipe.load import dump_recipe, load_recipe
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Recipe
-from rlhfctl.training import data
-from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows, check_all
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def test_the_faults_of_all_data_sets_are_told_together(tmp_path: Path) -> None:
 def test_a_mix_of_rows_made_elsewhere() -> None:
     """The function alone, on numbers that can be counted by hand."""
     rows = Rows("prompts", [{"prompt": str(n)} for n in range(10)], "f", locations=tuple(f"x:{n}" for n in range(10)))
-    found = data.mixed("prompts", [(rows, "x", 1.5), (rows, "y", 0.5)], 0)
+    found = mixed("prompts", [(rows, "x", 1.5), (rows, "y", 0.5)], 0)
     assert len(found.rows) == 20 and len(found.locations) == 20
     with pytest.raises(DataError, match="the weights leave no row"):
-        data.mixed("prompts", [(rows, "x", 0.01)], 0)
+        mixed("prompts", [(rows, "x", 0.01)], 0)

@@ -12,13 +12,13 @@ from conftest import run_here
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhfctl import pipeline
+from rlhfctl.data.load import check_all
 from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.events import Event, Metrics, Note, Warned
+from rlhfctl.models import architecture, checks, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
-from rlhfctl.tools import deep
-from rlhfctl.training import architecture, model_checks, tokenizing
-from rlhfctl.training.data import check_all
+from rlhfctl.tools import validate
 
 SIZE: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 270,
@@ -83,7 +83,7 @@ def test_what_is_no_decoder_is_refused_with_the_reason_before_anything_runs(kind
     given, what = REFUSED[kind]
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("path: model", "path: other"))
     write(tmp_path / "other", AutoConfig.for_model(kind, **given))
-    for call in (lambda: list(deep.check(load_recipe(path))), lambda: run(path, tmp_path / "run")):
+    for call in (lambda: list(validate.check(load_recipe(path))), lambda: run(path, tmp_path / "run")):
         with pytest.raises(RlhfctlError) as caught:
             call()
         assert caught.value.what.startswith(what)
@@ -96,7 +96,7 @@ def test_the_engine_of_trl_takes_what_ours_does_not_know(tmp_path: Path) -> None
     path = project(tmp_path)
     write(tmp_path / "model", AutoConfig.for_model("modernbert-decoder", **SIZE))
     recipe = load_recipe(path, ["ppo.engine=trl"]).recipe
-    model_checks.check_base(recipe, ["base", "ppo"])
+    checks.check_base(recipe, ["base", "ppo"])
 
 
 @pytest.mark.parametrize("kind", ["bert", "electra", "roformer"])
@@ -109,19 +109,19 @@ def test_a_model_that_looks_ahead_is_found_where_its_configuration_is_silent(kin
             if parameter.dim() > 1:
                 parameter *= 4
     with pytest.raises(RlhfctlError, match="is no causal language model: the last token changes what is said before"):
-        model_checks.check_loaded(model, recipe, "m")
+        checks.check_loaded(model, recipe, "m")
     decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZE, **TOKENS, is_decoder=True))
-    model_checks.check_loaded(decoder, load_recipe(tmp_path / "recipe.yaml", ["ppo.engine=trl"]).recipe, "m")
+    checks.check_loaded(decoder, load_recipe(tmp_path / "recipe.yaml", ["ppo.engine=trl"]).recipe, "m")
 
 
 def test_logits_that_our_engine_does_not_compute_are_found_before_training(tmp_path: Path) -> None:
     recipe = load_recipe(project(tmp_path)).recipe
     torch.manual_seed(0)
     llama = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZE, **TOKENS))
-    model_checks.check_loaded(llama, recipe, "m")
+    checks.check_loaded(llama, recipe, "m")
     decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model("modernbert-decoder", **SIZE, **TOKENS))
     with pytest.raises(EngineError, match="computes its logits in a way that this engine does not know"):
-        model_checks.check_loaded(decoder, recipe, "m")
+        checks.check_loaded(decoder, recipe, "m")
 
 
 def run(path: Path, folder: Path, *overrides: str, until: str = "compare") -> list[Event]:
@@ -176,7 +176,7 @@ def test_a_response_longer_than_the_reward_models_context_is_an_error(tmp_path: 
     path = project(tmp_path)
     classifier(tmp_path, positions=8)
     with pytest.raises(RlhfctlError) as caught:
-        list(deep.check(load_recipe(path, ["reward.label=1"])))
+        list(validate.check(load_recipe(path, ["reward.label=1"])))
     assert "a response of 8 tokens is longer than the 8 tokens that the reward model" in str(caught.value)
     assert "ppo.response_length" in str(caught.value)
 
@@ -188,7 +188,7 @@ def test_a_scalar_head_with_a_shorter_context_is_warned_of_and_scores(tmp_path: 
     warnings = [event.message for event in run(path, tmp_path / "run", until="ppo") if isinstance(event, Warned)]
     assert any("reads 24 tokens: " in warning and "the beginning of these is cut" in warning for warning in warnings)
     assert any("texts are longer than the 24 tokens that the reward model reads" in warning for warning in warnings)
-    lines = [line for line in deep.check(load_recipe(path)) if line.startswith("warning: the reward model")]
+    lines = [line for line in validate.check(load_recipe(path)) if line.startswith("warning: the reward model")]
     assert len(lines) == 1
 
 
@@ -196,14 +196,14 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     path = project(tmp_path)
     write(tmp_path / "classifier", AutoConfig.for_model("llama", **SIZE, **TOKENS), AutoModelForCausalLM)
     with pytest.raises(RlhfctlError, match="saved as LlamaForCausalLM, which has no head that gives a score"):
-        list(deep.check(load_recipe(path)))
+        list(validate.check(load_recipe(path)))
 
 
 def test_options_of_classifiers_are_refused_elsewhere(tmp_path: Path) -> None:
     path = project(tmp_path)
     classifier(tmp_path, labels=1)
     with pytest.raises(RlhfctlError, match=r"reward\.reads is for classifiers"):
-        list(deep.check(load_recipe(path, ["reward.reads=pair"])))
+        list(validate.check(load_recipe(path, ["reward.reads=pair"])))
     for override in ("reward={label: good, trainer: {max_steps: 1}}", 'reward={function: "m:f", label: 1}'):
         with pytest.raises(RlhfctlError, match=r"reward\.model names none"):
             load_recipe(path, [override])

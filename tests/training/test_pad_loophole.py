@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from rlhfctl.models import build, heads, tokenizing
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Ppo
-from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, ppo_trl, tokenizing
-from rlhfctl.training.roles import Critic, LanguageModel, Roles
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.trl import ppo
 
 pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="this TRL has no PPOTrainer")
 
@@ -52,8 +55,8 @@ def models_of() -> tuple[Any, Any, Any]:
     )
     tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
-    policy = models.build_model(init, tokenizer, seed=1, dtype=torch.float32)
-    critic = models.scorer_on(policy, seed=0, zero_head=True)
+    policy = build.build_model(init, tokenizer, seed=1, dtype=torch.float32)
+    critic = heads.scorer_on(policy, seed=0, zero_head=True)
     critic.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, policy, critic
 
@@ -77,12 +80,12 @@ def test_trls_policy_learns_to_pad(tmp_path: Path) -> None:
         return policy(input_ids=ids).logits[:, -1]
 
     assert second_pad(logits, pad) < 0.15  # one token of eight
-    config = ppo_trl.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0)
-    everyone = ppo_trl.Roles(policy, models.copy_frozen(policy), critic, short)
+    config = ppo.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0)
+    everyone = ppo.Roles(policy, build.copy_frozen(policy), critic, short)
     gc.freeze()  # TRL collects garbage twice an update
     try:
         rows = [{"prompt": ""}] * len(PROMPTS)
-        means = ppo_trl.train(config, everyone, rows, PROMPTS, tokenizer, emit=lambda event: None)
+        means = ppo.train(config, everyone, rows, PROMPTS, tokenizer, emit=lambda event: None)
     finally:
         gc.unfreeze()
     assert second_pad(logits, pad) > 0.5
@@ -94,7 +97,7 @@ def test_our_policy_cannot_pad(tmp_path: Path) -> None:
     pad = tokenizer.pad_token_id
     acting = LanguageModel(policy, pad)
     start = {name: value.clone() for name, value in policy.state_dict().items()}
-    everyone = Roles(acting, LanguageModel(models.copy_frozen(policy), pad), Critic(critic))
+    everyone = Roles(acting, LanguageModel(build.copy_frozen(policy), pad), Critic(critic))
     seen: list[list[int]] = []
 
     def watched(episodes: Sequence[Episode]) -> list[float]:
@@ -103,7 +106,7 @@ def test_our_policy_cannot_pad(tmp_path: Path) -> None:
 
     section = Ppo(engine="rlhfctl", trace_every=0, **SECTION)
     rows = [{"prompt": ""}] * len(PROMPTS)
-    loop = ppo_loop.PpoLoop(section, everyone, watched, tokenizer, rows, PROMPTS, seed=0, work=tmp_path / "work")
+    loop = PpoLoop(section, everyone, watched, tokenizer, rows, PROMPTS, seed=0, work=tmp_path / "work")
     means = loop.train()
     assert second_pad(lambda ids: acting.logits(acting.hidden(ids)[:, -1]), pad) == 0.0
     assert len(seen) == UPDATES * BATCH and all(len(ids) == LENGTH and pad not in ids for ids in seen)

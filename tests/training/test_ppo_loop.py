@@ -22,10 +22,16 @@ from torch import Tensor
 
 from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, StageStarted
+from rlhfctl.generation import generator, local
+from rlhfctl.models import build, heads, tokenizing
+from rlhfctl.models.adapters import POLICY, add_adapter, add_lora
+from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Lora, Ppo
-from rlhfctl.rewards import Episode
-from rlhfctl.training import models, ppo_loop, roles, rollout, tokenizing
-from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.training.rl import loop as loop_module
+from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.roles import Critic, Roles
 
 BATCH, LENGTH = 8, 6
 A, B = 2, 3  # ids of "a" and "b"; 0 is the end, 1 the pad
@@ -60,24 +66,24 @@ def cast(kind: str = "adapter", lora: bool = True, dtype: torch.dtype = torch.fl
     )
     tokenizer = tokenizing.train_tokenizer(init, [])
     pad = tokenizer.pad_token_id
-    base = models.build_model(init, tokenizer, seed=1, dtype=dtype)
+    base = build.build_model(init, tokenizer, seed=1, dtype=dtype)
     with torch.no_grad():
         base.lm_head.weight *= 8
-    own = models.scorer_on(base, seed=2, zero_head=True) if kind == "model" else None
+    own = heads.scorer_on(base, seed=2, zero_head=True) if kind == "model" else None
     adapters = Lora(r=4, lora_alpha=8)
-    reference = None if lora else LanguageModel(models.copy_frozen(base), pad)
-    model: Any = models.add_lora(base, adapters, TaskType.CAUSAL_LM, seed=3) if lora else base
+    reference = None if lora else LanguageModel(build.copy_frozen(base), pad)
+    model: Any = add_lora(base, adapters, TaskType.CAUSAL_LM, seed=3) if lora else base
     if lora and dtype == torch.float64:
         model.to(dtype)
-    policy = LanguageModel(model, pad, roles.POLICY if lora else None)
+    policy = LanguageModel(model, pad, POLICY if lora else None)
     if own is not None:
         critic = Critic(own)
     elif kind == "head":
-        critic = Critic(AdapterScorer(policy, roles.new_head(model)), shares_policy=True)
+        critic = Critic(AdapterScorer(policy, heads.new_head(model)), shares_policy=True)
     else:
-        roles.add_adapter(model, roles.CRITIC, adapters, seed=4)
+        add_adapter(model, adapters.CRITIC, adapters, seed=4)
         model.to(dtype)
-        critic = Critic(AdapterScorer(LanguageModel(model, pad, roles.CRITIC), roles.new_head(model)))
+        critic = Critic(AdapterScorer(LanguageModel(model, pad, adapters.CRITIC), heads.new_head(model)))
     return tokenizer, Roles(policy, reference or LanguageModel(model, pad, None), critic)
 
 
@@ -89,12 +95,12 @@ def nothing(episodes: Sequence[Episode]) -> list[float]:
     return [0.0] * len(episodes)
 
 
-class Seen(ppo_loop.PpoLoop):
+class Seen(PpoLoop):
     """Keeps each batch as it is before the first optimizer step."""
 
-    batches: list[ppo_loop.Batch]
+    batches: list[Batch]
 
-    def _require_finite(self, batch: ppo_loop.Batch, number: int) -> None:
+    def _require_finite(self, batch: Batch, number: int) -> None:
         super()._require_finite(batch, number)
         self.__dict__.setdefault("batches", []).append(batch)
 
@@ -208,7 +214,7 @@ def test_a_missing_end_costs_the_penalty_or_sets_the_score(tmp_path: Path) -> No
         assert loop.history[0]["raw_score"] == pytest.approx(sum(share_of_a_of(batch)) / BATCH)
 
 
-def share_of_a_of(batch: ppo_loop.Batch) -> list[float]:
+def share_of_a_of(batch: Batch) -> list[float]:
     return [response.ids.count(A) / LENGTH for response in batch.responses]
 
 
@@ -266,7 +272,7 @@ def test_a_head_that_does_not_train_the_trunk_leaves_the_policy_alone(tmp_path: 
     """The advantages are set to nothing, so only the critic's gradient is left."""
 
     class OnlyValues(Seen):
-        def _require_finite(self, batch: ppo_loop.Batch, number: int) -> None:
+        def _require_finite(self, batch: Batch, number: int) -> None:
             batch.advantages = torch.zeros_like(batch.advantages)
 
     before = start(kind="head")
@@ -400,14 +406,14 @@ def test_num_generations_repeats_each_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}])
 def test_what_leaves_one_token_to_draw_gives_the_greedy_response(options: dict[str, Any], tmp_path: Path) -> None:
-    def responses(**changes: Any) -> tuple[ppo_loop.Batch, Seen]:
+    def responses(**changes: Any) -> tuple[Batch, Seen]:
         loop = trained(tmp_path / str(changes), **changes)
         return loop.batches[0], loop
 
     batch, loop = responses(**options)
     tokenizer, everyone = cast()
-    greedy = rollout.sample(
-        everyone.policy, batch.prompts, tokenizer, rollout.Sampling(LENGTH, None, BATCH, 5, stop_ids=(0,))
+    greedy = local.sample(
+        everyone.policy, batch.prompts, tokenizer, generator.Sampling(LENGTH, None, BATCH, 5, stop_ids=(0,))
     )
     assert [r.ids for r in batch.responses] == [r.ids for r in greedy]
     assert [r.ids for r in responses()[0].responses] != [r.ids for r in greedy]
@@ -417,7 +423,7 @@ def test_what_leaves_one_token_to_draw_gives_the_greedy_response(options: dict[s
 
 
 def test_responses_end_where_the_recipe_says(tmp_path: Path) -> None:
-    def drawn(name: str, **options: Any) -> list[rollout.Response]:
+    def drawn(name: str, **options: Any) -> list[generator.Response]:
         batches = trained(tmp_path / name, 4, learning_rate=1e-9, **options).batches
         return [response for batch in batches for response in batch.responses]
 
@@ -449,7 +455,7 @@ def test_the_precision_is_its_own_whatever_the_stage_before_used(before: str, bf
 def test_sampling_that_rounds_differently_is_a_note_and_its_numbers_are_computed_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo_loop, "AGREEMENT", 0.0)
+    monkeypatch.setattr(loop_module, "AGREEMENT", 0.0)
     events: list[Event] = []
     loop = loop_for(tmp_path, 2, parts={"emit": events.append, "say": pytest.fail})
     loop.train()
@@ -465,7 +471,7 @@ def test_in_bf16_the_sampled_logprobs_are_those_of_the_update_and_close_to_float
     class Again(Seen):
         gaps: list[float]
 
-        def _require_finite(self, batch: ppo_loop.Batch, number: int) -> None:
+        def _require_finite(self, batch: Batch, number: int) -> None:
             super()._require_finite(batch, number)
             with torch.no_grad():
                 exact = self._logprobs(batch, self.roles.policy)
@@ -739,7 +745,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
 def test_an_advantage_that_is_not_finite_makes_a_loss_that_is_not_applied(tmp_path: Path) -> None:
     class Poked(Seen):
-        def _set_advantages(self, batch: ppo_loop.Batch) -> None:
+        def _set_advantages(self, batch: Batch) -> None:
             super()._set_advantages(batch)
             if self.done == 1 and self.attempt == 0:
                 batch.advantages[0, 0] = math.nan

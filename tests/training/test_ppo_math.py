@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhfctl.training import ppo_math
+from rlhfctl.models import tensors
+from rlhfctl.training.rl import ppo_math
 
 NAN = float("nan")
 FLOAT32 = 1e-7  # fractions are counts divided by counts, in the default dtype
@@ -189,18 +190,18 @@ def test_kl_outside_the_mask_is_not_read_and_the_rewards_are_new() -> None:
 
 def test_a_missing_end_costs_the_penalty_and_an_end_costs_nothing() -> None:
     ended = torch.tensor([True, False])
-    assert_close(ppo_math.missing_end(t(2.0, 3.0), ended, penalty=1.5), t(2.0, 1.5))
+    assert_close(ppo_math.apply_missing_eos(t(2.0, 3.0), ended, penalty=1.5), t(2.0, 1.5))
 
 
 def test_a_missing_end_sets_the_fixed_score_whatever_the_reward_said() -> None:
     ended = torch.tensor([True, False, False])
-    assert_close(ppo_math.missing_end(t(2.0, 3.0, -9.0), ended, score=-1.0), t(2.0, -1.0, -1.0))
-    assert_close(ppo_math.missing_end(t(2.0, 3.0, -9.0), ended, score=0.0), t(2.0, 0.0, 0.0))
+    assert_close(ppo_math.apply_missing_eos(t(2.0, 3.0, -9.0), ended, score=-1.0), t(2.0, -1.0, -1.0))
+    assert_close(ppo_math.apply_missing_eos(t(2.0, 3.0, -9.0), ended, score=0.0), t(2.0, 0.0, 0.0))
 
 
 def test_without_a_rule_a_missing_end_changes_no_score() -> None:
     scores = t(2.0, 3.0)
-    assert torch.equal(ppo_math.missing_end(scores, torch.tensor([False, False])), scores)
+    assert torch.equal(ppo_math.apply_missing_eos(scores, torch.tensor([False, False])), scores)
 
 
 # ---------------------------------------------------------------- advantages
@@ -427,12 +428,12 @@ def test_micro_batches_add_up_to_the_minibatchs_value_loss(parts: list[list[int]
 
 def test_entropy_is_that_of_each_rows_distribution() -> None:
     logits = t([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1000.0]], [[5.0, 5.0, -1000.0, -1000.0], [1.0, 2.0, 3.0, 4.0]])
-    found = ppo_math.entropy(logits)
+    found = tensors.entropy(logits)
     last = torch.distributions.Categorical(logits=logits[1, 1]).entropy()
     assert_close(
         found, torch.stack([t(math.log(4), 0.0), torch.stack([torch.tensor(math.log(2)).double(), last])]), 1e-6
     )
-    quarter = ppo_math.entropy(t([0.0, math.log(3)]))  # 1/4 and 3/4
+    quarter = tensors.entropy(t([0.0, math.log(3)]))  # 1/4 and 3/4
     assert_close(quarter, t(0.25 * math.log(4) + 0.75 * math.log(4 / 3)))
 
 

@@ -21,10 +21,14 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 
+from rlhfctl.generation import generator
+from rlhfctl.models import build, heads, special_tokens, tokenizing
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training import models, ppo_loop, ppo_trl, rollout, tokenizing
-from rlhfctl.training.roles import Critic, LanguageModel, Roles
+from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.trl import ppo
 
 ppo_trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="this TRL has no PPOTrainer")
 
@@ -88,7 +92,7 @@ def world() -> World:
     )
     tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
-    policy = models.build_model(init, tokenizer, seed=1, dtype=torch.float64)
+    policy = build.build_model(init, tokenizer, seed=1, dtype=torch.float64)
     with torch.no_grad():
         policy.lm_head.weight *= 8
         for parameter in policy.model.parameters():
@@ -96,7 +100,7 @@ def world() -> World:
                 parameter *= 4  # far enough from uniform for losses, clips and KL to be no rounding matter
     scorers = []
     for seed in (2, 3):
-        scorer = models.scorer_on(policy, seed=seed)
+        scorer = heads.scorer_on(policy, seed=seed)
         with torch.no_grad():
             scorer.score.weight *= 20
             for parameter in scorer.model.parameters():
@@ -124,12 +128,12 @@ def responses_for(update: int, eos: int) -> list[list[int]]:
 def run_trl(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, float]]:
     """Train w.policy and w.critic with TRL; its logs. Notes prompts, responses and minibatch orders in `w`."""
     section = Ppo(engine="trl", **SECTION | changes)
-    config = ppo_trl.config_for(section, tmp_path, seed=0)
+    config = ppo.config_for(section, tmp_path, seed=0)
     config.temperature = section.temperature - 1e-7  # TRL adds 1e-7 to it
     pad, eos = w.tokenizer.pad_token_id, w.tokenizer.eos_token_id
-    reference = models.copy_frozen(w.policy)
-    models.mask_pad(reference, pad)
-    models.mask_pad(w.policy, pad)
+    reference = build.copy_frozen(w.policy)
+    special_tokens.mask_pad(reference, pad)
+    special_tokens.mask_pad(w.policy, pad)
 
     def fixed(model: Any, queries: torch.Tensor, size: int, pad_id: int, generation: Any) -> Any:
         responses = responses_for(len(w.rounds), eos)
@@ -164,7 +168,7 @@ def run_trl(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes
         reward_model=w.reward,
         value_model=w.critic,
         train_dataset=Dataset.from_dict({"input_ids": w.prompts, "row": list(range(len(w.prompts)))}),
-        data_collator=lambda features: ppo_trl.collate(features, pad),
+        data_collator=lambda features: ppo.collate(features, pad),
     )
     trainer.remove_callback(PrinterCallback)
     np.random.seed(7)
@@ -174,15 +178,15 @@ def run_trl(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes
     return logs
 
 
-class Fixed(ppo_loop.PpoLoop):
+class Fixed(PpoLoop):
     """Our loop on given responses and minibatch orders."""
 
     given: World
 
-    def rollout(self, number: int) -> ppo_loop.Batch:
+    def rollout(self, number: int) -> Batch:
         prompts, responses = self.given.rounds[number - 1]
         eos = self.tokenizer.eos_token_id
-        drawn = [rollout.Response(ids=ids, ended=eos in ids) for ids in responses]
+        drawn = [generator.Response(ids=ids, ended=eos in ids) for ids in responses]
         batch = self.batch_of([0] * len(prompts), prompts, drawn)
         batch.logprobs = self._sampled_logprobs(batch)
         return batch
@@ -197,7 +201,7 @@ def run_ours(w: World, before: World, tmp_path: Path, **changes: Any) -> tuple[l
     pad = before.tokenizer.pad_token_id
     roles = Roles(
         LanguageModel(before.policy, pad),
-        LanguageModel(models.copy_frozen(before.policy), pad),
+        LanguageModel(build.copy_frozen(before.policy), pad),
         Critic(before.critic),
     )
     loop = Fixed(

@@ -18,11 +18,12 @@ from torch import nn
 
 from rlhfctl.errors import EngineError
 from rlhfctl.events import Event, Metrics, Progress
+from rlhfctl.models import adapters, build, heads, special_tokens, tokenizing
 from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
-from rlhfctl.rewards import Episode, Reward
+from rlhfctl.rewards.episode import Episode, Reward
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training import models, ppo_trl, tokenizing
+from rlhfctl.training.trl.ppo import RENAMED, BridgedReward, Roles, config_for, require, train
 
 WORDS = ["a", "b", "c", "d", " "]
 PENALTY = 0.5
@@ -37,7 +38,7 @@ class Played:
     """One run of the bridge: its roles before and after, and everything that was emitted."""
 
     before: dict[str, dict[str, torch.Tensor]]
-    roles: ppo_trl.Roles
+    roles: Roles
     events: list[Event]
     closing: dict[str, float]
     tokenizer: Any
@@ -52,7 +53,7 @@ def words() -> tuple[Any, Any]:
     init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32, tokens=WORDS)
     tokenizer = tokenizing.train_tokenizer(init, [])
     tokenizer.padding_side = "left"
-    return tokenizer, models.build_model(init, tokenizer, seed=3, dtype=torch.float32)
+    return tokenizer, build.build_model(init, tokenizer, seed=3, dtype=torch.float32)
 
 
 def section(**changes: Any) -> Ppo:
@@ -74,28 +75,28 @@ def play(
     work: Path, ppo: Ppo, *, lora: bool, reward: Callable[[Any, Any], Reward], rows: Sequence[dict[str, Any]] = ROWS
 ) -> Played:
     tokenizer, base = words()
-    critic = models.scorer_on(base, seed=1)
+    critic = heads.scorer_on(base, seed=1)
     scorer = reward(tokenizer, base)
     reference: nn.Module | None = None
     policy: Any = base
     if lora:
-        policy = models.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=5)
+        policy = adapters.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=5)
     else:
-        reference = models.copy_frozen(base)
-        models.mask_pad(reference, tokenizer.pad_token_id)
-    models.mask_pad(policy, tokenizer.pad_token_id)
+        reference = build.copy_frozen(base)
+        special_tokens.mask_pad(reference, tokenizer.pad_token_id)
+    special_tokens.mask_pad(policy, tokenizer.pad_token_id)
     named = {"policy": policy, "critic": critic} | ({"reference": reference} if reference is not None else {})
     before = {name: copy.deepcopy(dict(module.named_parameters())) for name, module in named.items()}
     events: list[Event] = []
-    closing = ppo_trl.train(
-        ppo_trl.config_for(ppo, work, seed=0),
-        ppo_trl.Roles(policy, reference, critic, scorer),
+    closing = train(
+        config_for(ppo, work, seed=0),
+        Roles(policy, reference, critic, scorer),
         rows,
         [tokenizer(row["prompt"])["input_ids"] for row in rows],
         tokenizer,
         emit=events.append,
     )
-    return Played(before, ppo_trl.Roles(policy, reference, critic, scorer), events, closing, tokenizer)
+    return Played(before, Roles(policy, reference, critic, scorer), events, closing, tokenizer)
 
 
 def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
@@ -103,7 +104,7 @@ def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
 
 
 def by_model(tokenizer: Any, base: Any) -> Reward:
-    return ModelReward(models.scorer_on(base, seed=2), tokenizer.pad_token_id)
+    return ModelReward(heads.scorer_on(base, seed=2), tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------- step 0, and who moves
@@ -129,7 +130,7 @@ def test_steps_and_names_of_what_is_emitted(tmp_path: Path) -> None:
     played = play(tmp_path, section(total_episodes=16), lora=True, reward=by_model)
     assert [(e.step, e.total) for e in played.events if isinstance(e, Progress)] == [(1, 2), (2, 2)]
     values = played.metrics(2)
-    papers = set(ppo_trl.RENAMED.values()) | {"length", "eos_rate", "raw_score", "raw_score_std"}
+    papers = set(RENAMED.values()) | {"length", "eos_rate", "raw_score", "raw_score_std"}
     assert papers <= set(values)
     assert not [name for name in values if "/" in name or name == "epoch"]
     assert played.closing["kl"] == values["kl"]  # a tenth of two updates is the last one
@@ -216,7 +217,7 @@ def test_rows_reach_trl_as_scores_of_their_own_episode(tmp_path: Path, monkeypat
 
     def spying(model: Any, *rest: Any) -> Any:
         out = original(model, *rest)
-        if isinstance(model, ppo_trl.BridgedReward):
+        if isinstance(model, BridgedReward):
             picked.extend(out[1].tolist())
         return out
 
@@ -312,15 +313,15 @@ def test_every_option_is_looked_at_here() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_reaches_trl(tmp_path: Path, name: str) -> None:
-    plain = ppo_trl.config_for(Ppo(), tmp_path, seed=9)
-    changed = ppo_trl.config_for(Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9)
+    plain = config_for(Ppo(), tmp_path, seed=9)
+    changed = config_for(Ppo.model_construct(**dict(Ppo()) | {name: OPTIONS[name]}), tmp_path, seed=9)
     assert getattr(changed, name) == OPTIONS[name]
     differing = {f.name for f in dataclasses.fields(plain) if getattr(plain, f.name) != getattr(changed, f.name)}
     assert differing - {"logging_dir", "run_name"} == {name}
 
 
 def test_what_rlhfctl_owns(tmp_path: Path) -> None:
-    config = ppo_trl.config_for(Ppo(), tmp_path, seed=9)
+    config = config_for(Ppo(), tmp_path, seed=9)
     assert (config.seed, config.output_dir, list(config.report_to)) == (9, str(tmp_path), [])
     # what TRL accepts and ignores is off, so that nobody reads it in the settings and believes it
     assert (config.bf16, config.gradient_checkpointing, config.num_sample_generations) == (False, False, 0)
@@ -330,11 +331,11 @@ def test_what_rlhfctl_owns(tmp_path: Path) -> None:
 def test_an_absent_trainer_is_named_with_the_release_that_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trl.experimental.ppo", None)
     with pytest.raises(EngineError) as caught:
-        ppo_trl.require()
+        require()
     assert "1.12.0" in caught.value.what
     assert caught.value.fix == "pip install 'trl==1.12.0'"
     with pytest.raises(EngineError):
-        ppo_trl.config_for(Ppo(), Path("nowhere"), seed=0)
+        config_for(Ppo(), Path("nowhere"), seed=0)
 
 
 def test_one_optimizer_step_an_update_has_no_variance_of_ratios_rather_than_nan(tmp_path: Path) -> None:

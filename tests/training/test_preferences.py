@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.data.load import load_preferences
+from rlhfctl.data.types import Rows
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences
-from rlhfctl.training.data import Rows, load_preferences
 
 TWO = {"prompt": "q", "response_1": " good", "response_2": " bad"}
 LISTED = {"responses": ["response_1", "response_2"], "label": "label"}

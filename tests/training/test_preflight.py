@@ -11,13 +11,16 @@ import torch
 from conftest import run_here
 from transformers import PreTrainedTokenizerBase
 
+from rlhfctl.data import preflight
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.fitting import fit_prompts, longest_prompt, longest_row
+from rlhfctl.data.load import check_all
+from rlhfctl.data.types import PromptSplit, Rows
 from rlhfctl.errors import DataError
+from rlhfctl.models import build, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
-from rlhfctl.training import models, preflight, tokenizing
-from rlhfctl.training.architecture import longest_prompt, longest_row
-from rlhfctl.training.data import PromptSplit, Rows, check_all
-from rlhfctl.training.encoding import Encoder, fit_prompts, template_warnings
 
 CHAT = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -223,8 +226,8 @@ def test_a_max_prompt_length_beyond_the_context_lets_no_response_run_past_it(tmp
     )
     shape = {"architecture": "gpt2", "max_position_embeddings": 32}
     tokenizer = tokenizing.train_tokenizer(Init(**INIT | shape), ["word"])  # type: ignore[arg-type]
-    models.save_model(
-        models.build_model(Init(**INIT | shape), tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "base"
+    build.save_model(
+        build.build_model(Init(**INIT | shape), tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "base"
     )  # type: ignore[arg-type]
     given = {
         "name": "t",

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rlhfctl.data.chat import template_warnings, written_turn_end
+from rlhfctl.generation import generator, local
+from rlhfctl.models import build, special_tokens, tokenizing
 from rlhfctl.recipe.schema import Init, Ppo
-from rlhfctl.rewards import make_episode
-from rlhfctl.training import models, rollout, tokenizing
-from rlhfctl.training.encoding import template_warnings, written_turn_end
+from rlhfctl.rewards.episode import make_episode
 
 TEXT = "a tiny text to start from. stop here\n"
 CHATML = (
@@ -64,11 +65,14 @@ def test_a_conversations_answer_is_cut_too(tokenizer: PreTrainedTokenizerBase) -
 
 def test_every_end_token_of_the_generation_config_ends_a_response(tokenizer: PreTrainedTokenizerBase) -> None:
     init = Init(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=300)
-    model = models.build_model(init, tokenizer, seed=0, dtype=torch.float32)
+    model = build.build_model(init, tokenizer, seed=0, dtype=torch.float32)
     other = tokenizer.convert_tokens_to_ids("a")
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, other, tokenizer.pad_token_id, 10**6]
-    assert models.end_tokens(model, tokenizer) == (tokenizer.eos_token_id, other)  # neither pad nor what is no token
-    notes = models.ensure_pad(model, tokenizer)
+    assert special_tokens.end_tokens(model, tokenizer) == (
+        tokenizer.eos_token_id,
+        other,
+    )  # neither pad nor what is no token
+    notes = special_tokens.ensure_pad(model, tokenizer)
     assert any("each of these tokens ends a response" in note and ", a" in note for note in notes)
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, other]  # exports and reloads keep it
     with torch.no_grad():  # the likeliest token is always `other`
@@ -76,9 +80,9 @@ def test_every_end_token_of_the_generation_config_ends_a_response(tokenizer: Pre
         model.lm_head.weight[other] = 1.0
         model.model.norm.weight.fill_(1.0)
         model.model.embed_tokens.weight.fill_(1.0)
-    sampling = rollout.sampling_for(Ppo(response_length=6), tokenizer, seed=0, stream=0)
-    (response,) = rollout.sample(
-        model, [[5, 6]], tokenizer, rollout.Sampling(6, None, 1, 0, stop_ids=sampling.stop_ids)
+    sampling = generator.sampling_for(Ppo(response_length=6), tokenizer, seed=0, stream=0)
+    (response,) = local.sample(
+        model, [[5, 6]], tokenizer, generator.Sampling(6, None, 1, 0, stop_ids=sampling.stop_ids)
     )
     assert (response.ids, response.ended) == ([other], True)
 
@@ -94,7 +98,7 @@ def test_a_template_whose_marks_are_no_tokens_is_told_and_its_mark_ends_response
     try:
         assert written_turn_end(tokenizer) == "<|im_end|>"
         assert "<|im_end|>, which is no token of this tokenizer" in str(list(template_warnings(tokenizer)))
-        sampling = rollout.sampling_for(Ppo(stop_strings=["x"]), tokenizer, seed=0, stream=0)
+        sampling = generator.sampling_for(Ppo(stop_strings=["x"]), tokenizer, seed=0, stream=0)
         assert sampling.stop_strings == ("x", "<|im_end|>")
         ids = tokenizer("yes<|im_end|>\n", add_special_tokens=False)["input_ids"]
         assert make_episode(tokenizer, {"prompt": "q"}, [5], ids, sampling.stop_strings).completion == "yes"
@@ -120,8 +124,8 @@ def test_families_with_alibi_sample_what_their_forward_gives(family: str, tokeni
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     prompts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]  # of several lengths: padded on the left
-    sampling = rollout.Sampling(6, 1.0, 3, 0, stop_ids=())
-    for prompt, response in zip(prompts, rollout.sample(model, prompts, tokenizer, sampling), strict=True):
+    sampling = generator.Sampling(6, 1.0, 3, 0, stop_ids=())
+    for prompt, response in zip(prompts, local.sample(model, prompts, tokenizer, sampling), strict=True):
         ids = torch.tensor([[*prompt, *response.ids]])
         with torch.no_grad():
             logits = model(ids).logits[0].float()

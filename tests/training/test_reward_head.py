@@ -12,9 +12,9 @@ from peft import TaskType
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification
 
 from rlhfctl.errors import HandoffError
+from rlhfctl.models import adapters, architecture, heads, language_model, loading, merging, scoring, tensors
+from rlhfctl.models.reward_head import sequence_classifier
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.training import adapters, architecture, loading, models, roles
-from rlhfctl.training.reward_head import sequence_classifier
 
 FLOAT = torch.float32
 WIDTH: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -49,18 +49,18 @@ def base_of(family: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_on_any_family_scores_trains_and_comes_back(family: str, tmp_path: Path) -> None:
     base = base_of(family)
-    scorer = models.scorer_on(base, seed=1)
+    scorer = heads.scorer_on(base, seed=1)
     assert architecture.is_made_here(type(scorer)) and scorer.config.num_labels == 1
     # What it gives is the head's product with the backbone's own last state, row by row.
     with torch.no_grad():
         states = [base.base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in ROWS]
         expected = [float(state @ scorer.score.weight[0]) for state in states]
-    assert models.score_rows(scorer, ROWS, 0) == pytest.approx(expected, abs=1e-5)
+    assert scoring.score_rows(scorer, ROWS, 0) == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 4) for score in expected}) == len(ROWS)
 
     # Through an adapter a loss on scores reaches the backbone and the head.
-    adapted = models.add_lora(scorer, Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
-    ids, mask = models.pad_right(ROWS, 0, torch.device("cpu"))
+    adapted = adapters.add_lora(scorer, Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
+    ids, mask = tensors.pad_right(ROWS, 0, torch.device("cpu"))
     adapted(input_ids=ids, attention_mask=mask).logits.sum().backward()
     moved = {name for name, p in adapted.named_parameters() if p.requires_grad and p.grad is not None and p.grad.any()}
     assert any("lora_B" in name for name in moved) and any("score" in name for name in moved)
@@ -68,29 +68,29 @@ def test_a_head_on_any_family_scores_trains_and_comes_back(family: str, tmp_path
         for name, parameter in adapted.named_parameters():
             if name in moved:
                 parameter -= 0.1 * parameter.grad
-    trained = models.score_rows(adapted, ROWS, 0)
+    trained = scoring.score_rows(adapted, ROWS, 0)
     assert trained != pytest.approx(expected, abs=1e-3)
 
     # Saved and loaded: the adapter on a new head, the adapter beside a policy's, and the merged folder.
-    models.save_adapter(adapted, tmp_path / "adapter", base="base", head=True)
-    again = adapters.load_adapter(models.scorer_on(base, seed=99), tmp_path / "adapter")
-    assert models.score_rows(again, ROWS, 0) == pytest.approx(trained, abs=1e-5)
-    policy = models.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
-    head = roles.load_scorer_adapter(policy, roles.REWARD, tmp_path / "adapter")
-    shared = roles.AdapterScorer(roles.LanguageModel(policy, 0, roles.REWARD), head)
-    assert models.score_rows(shared, ROWS, 0) == pytest.approx(trained, abs=1e-5)
-    adapters.merged(again).save_pretrained(tmp_path / "merged")
+    adapters.save_adapter(adapted, tmp_path / "adapter", base="base", head=True)
+    again = merging.load_adapter(heads.scorer_on(base, seed=99), tmp_path / "adapter")
+    assert scoring.score_rows(again, ROWS, 0) == pytest.approx(trained, abs=1e-5)
+    policy = adapters.add_lora(base, Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0)
+    head = heads.load_scorer_adapter(policy, adapters.REWARD, tmp_path / "adapter")
+    shared = heads.AdapterScorer(language_model.LanguageModel(policy, 0, adapters.REWARD), head)
+    assert scoring.score_rows(shared, ROWS, 0) == pytest.approx(trained, abs=1e-5)
+    merging.merged(again).save_pretrained(tmp_path / "merged")
     loaded = loading.load_scorer(str(tmp_path / "merged"), dtype=FLOAT)
-    assert models.score_rows(loaded, ROWS, 0) == pytest.approx(trained, rel=1e-3, abs=1e-4)
+    assert scoring.score_rows(loaded, ROWS, 0) == pytest.approx(trained, rel=1e-3, abs=1e-4)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [type(loaded).__name__]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("given", ["mask", "pad id"])
 def test_a_padded_batch_scores_as_its_rows_do_alone(side: str, given: str) -> None:
-    scorer = models.scorer_on(base_of("granite"), seed=1)
-    alone = models.score_rows(scorer, ROWS, 0)
-    pad = models.pad_left if side == "left" else models.pad_right
+    scorer = heads.scorer_on(base_of("granite"), seed=1)
+    alone = scoring.score_rows(scorer, ROWS, 0)
+    pad = tensors.pad_left if side == "left" else tensors.pad_right
     ids, mask = pad(ROWS, 0, torch.device("cpu"))
     if given == "pad id" and side == "left":
         mask = None  # type: ignore[assignment]  # positions turn with the padding, which rotary attention does not see
@@ -121,8 +121,8 @@ def test_a_granite_without_its_head_is_no_reward_model(tmp_path: Path) -> None:
 
 
 def test_labels_give_the_loss_that_transformers_takes() -> None:
-    scorer = models.scorer_on(base_of("granite"), seed=1)
-    ids, mask = models.pad_right(ROWS, 0, torch.device("cpu"))
+    scorer = heads.scorer_on(base_of("granite"), seed=1)
+    ids, mask = tensors.pad_right(ROWS, 0, torch.device("cpu"))
     wanted = torch.tensor([0.5, -1.0, 2.0, 0.0])
     out = scorer(input_ids=ids, attention_mask=mask, labels=wanted)
     by_hand = sum((a - b) ** 2 for a, b in zip(out.logits[:, 0].tolist(), wanted.tolist(), strict=True)) / 4
@@ -133,7 +133,7 @@ def test_buffers_that_a_backbone_fills_in_its_layers_are_filled_on_loading(tmp_p
     """Falcon H1's: transformers fills them for its own classes, and leaves memory as it was for others."""
     mamba = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 4, "head_dim": 8}
     config = AutoConfig.for_model("falcon_h1", **SIZE | TOKENS | mamba)
-    scorer = models.scorer_on(AutoModelForCausalLM.from_config(config, dtype=FLOAT), seed=1)
+    scorer = heads.scorer_on(AutoModelForCausalLM.from_config(config, dtype=FLOAT), seed=1)
     scorer.save_pretrained(tmp_path)
     loaded = loading.load_scorer(str(tmp_path), dtype=FLOAT)
     filled = dict(scorer.named_buffers())
@@ -153,7 +153,7 @@ def test_all_linear_leaves_out_what_cannot_carry_an_adapter(
     family: str, more: dict[str, Any], dressed: set[str], plain: set[str]
 ) -> None:
     config = AutoConfig.for_model(family, **SIZE | TOKENS | more)
-    model = models.add_lora(
+    model = adapters.add_lora(
         AutoModelForCausalLM.from_config(config, dtype=FLOAT), Lora(r=2, lora_alpha=4), TaskType.CAUSAL_LM, seed=0
     )
     found = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A" in name}

@@ -18,12 +18,19 @@ from peft import PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 
 from rlhfctl.errors import EngineError, HandoffError
+from rlhfctl.generation import local
+from rlhfctl.generation.generator import Sampling
+from rlhfctl.models import adapters, build, heads, language_model, merging, scoring, special_tokens, tensors, tokenizing
+from rlhfctl.models.adapters import POLICY, adapter_has_head, add_adapter, add_lora, lora_config, save_adapter
+from rlhfctl.models.fused import fused
+from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.packing import Sequences, packed
 from rlhfctl.recipe.schema import Init, Lora, Ppo
-from rlhfctl.rewards import Episode
-from rlhfctl.training import adapters, models, ppo_loop, ppo_math, roles, rollout, tokenizing
-from rlhfctl.training.fused import fused
-from rlhfctl.training.roles import CRITIC, POLICY, AdapterScorer, Critic, LanguageModel, Roles
-from rlhfctl.training.sequences import Sequences, packed
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.roles import CRITIC, Critic, Roles
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral")
 LORA = Lora(r=4, lora_alpha=8)
@@ -37,7 +44,7 @@ def base(architecture: str = "llama", dtype: torch.dtype = torch.float32, **chan
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
     init = Init(architecture=architecture, tokens=list("abcdefgh"), **shape | changes)
     tokenizer = tokenizing.train_tokenizer(init, [])
-    model = models.build_model(init, tokenizer, seed=1, dtype=dtype)
+    model = build.build_model(init, tokenizer, seed=1, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -57,12 +64,12 @@ def stir(module: nn.Module, by: float = 0.1, only: str = ".lora_", seed: int = 5
 def shared_roles(dtype: torch.dtype = torch.float32) -> tuple[Any, Roles, Any]:
     """(tokenizer, roles with policy and critic as adapters of one model, an untouched copy of the base)."""
     tokenizer, model = base(dtype=dtype)
-    untouched = models.copy_frozen(model)
-    peft_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
-    roles.add_adapter(peft_model, CRITIC, LORA, seed=1)
+    untouched = build.copy_frozen(model)
+    peft_model = add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    add_adapter(peft_model, CRITIC, LORA, seed=1)
     stir(peft_model)
     pad = tokenizer.pad_token_id
-    head = roles.new_head(peft_model)
+    head = heads.new_head(peft_model)
     with torch.no_grad():
         head.weight.copy_(torch.linspace(-1, 1, head.weight.numel())[None])
     critic = Critic(AdapterScorer(LanguageModel(peft_model, pad, CRITIC), head))
@@ -78,7 +85,7 @@ class Stopped(Exception):
     pass
 
 
-def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> ppo_loop.PpoLoop:
+def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> PpoLoop:
     values = {
         "lora": LORA,
         "total_episodes": 8,
@@ -90,13 +97,13 @@ def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> ppo_
     }
     section = Ppo(**values | changes)
     rows = [{"prompt": ""}] * len(PROMPTS)
-    return ppo_loop.PpoLoop(section, everyone, counted, tokenizer, rows, PROMPTS, seed=0, work=work / "work")
+    return PpoLoop(section, everyone, counted, tokenizer, rows, PROMPTS, seed=0, work=work / "work")
 
 
-def batch_before_learning(loop: ppo_loop.PpoLoop, monkeypatch: pytest.MonkeyPatch) -> ppo_loop.Batch:
-    caught: list[ppo_loop.Batch] = []
+def batch_before_learning(loop: PpoLoop, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    caught: list[Batch] = []
 
-    def stop(batch: ppo_loop.Batch, *_: Any, **__: Any) -> None:
+    def stop(batch: Batch, *_: Any, **__: Any) -> None:
         with torch.no_grad():  # with one minibatch they would come from the critic's first forward
             batch.values = loop._values(batch)
             loop._set_advantages(batch)
@@ -116,7 +123,7 @@ def batch_before_learning(loop: ppo_loop.PpoLoop, monkeypatch: pytest.MonkeyPatc
 def alone(untouched: Any, peft_model: PeftModel, adapter: str) -> PeftModel:
     """A plain peft model of a copy of the base that has this one adapter, with the same weights."""
     twin = copy.deepcopy(untouched)
-    single = get_peft_model(twin, models.lora_config(LORA, TaskType.CAUSAL_LM), adapter_name=adapter)
+    single = get_peft_model(twin, lora_config(LORA, TaskType.CAUSAL_LM), adapter_name=adapter)
     theirs = dict(peft_model.named_parameters())
     with torch.no_grad():
         for name, parameter in single.named_parameters():
@@ -125,7 +132,7 @@ def alone(untouched: Any, peft_model: PeftModel, adapter: str) -> PeftModel:
     return single.eval()
 
 
-def table(loop: ppo_loop.PpoLoop, batch: ppo_loop.Batch, states: Tensor, extra: int) -> list[Tensor]:
+def table(loop: PpoLoop, batch: Batch, states: Tensor, extra: int) -> list[Tensor]:
     """For each row its numbers in `states` (B, L) from the state before the response on."""
     rows = []
     for row, (prompt, response) in enumerate(zip(batch.prompts, batch.responses, strict=True)):
@@ -147,17 +154,17 @@ def gradients(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def expected_gradients(
-    loop: ppo_loop.PpoLoop, batch: ppo_loop.Batch, untouched: Any, head: nn.Linear
+    loop: PpoLoop, batch: Batch, untouched: Any, head: nn.Linear
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Those of policy, critic and head, each from a model of its own and the losses of ppo_math."""
     peft_model, pad, section = loop.roles.policy.model, loop.roles.policy.pad_token_id, loop.section
     width = batch.mask.shape[1]
-    ids, mask = models.pad_right(
+    ids, mask = tensors.pad_right(
         [[*p, *r.ids] for p, r in zip(batch.prompts, batch.responses, strict=True)], pad, torch.device("cpu")
     )
     policy = alone(untouched, peft_model, POLICY)
     logits = policy(input_ids=ids, attention_mask=mask).logits.clone()
-    logits[..., pad] = models.PAD_LOGIT
+    logits[..., pad] = special_tokens.PAD_LOGIT
     logp = torch.log_softmax(logits / section.temperature, -1)
     chosen = logp[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     logprobs = padded(table(loop, batch, chosen, 0), batch.mask)
@@ -221,7 +228,7 @@ def test_one_backward_after_a_switch_is_wrong_only_where_layers_are_recomputed(r
     """Why the policy's backward comes before the critic's forward."""
     _, everyone, _ = shared_roles(torch.float64)
     everyone.prepare()
-    ids, _ = models.pad_right(ROWS, everyone.policy.pad_token_id, torch.device("cpu"))
+    ids, _ = tensors.pad_right(ROWS, everyone.policy.pad_token_id, torch.device("cpu"))
 
     sequences = Sequences.of(ROWS, [[] for _ in ROWS], torch.device("cpu"))
 
@@ -250,7 +257,7 @@ def test_the_reference_is_the_base_exactly_however_the_policy_moves(tmp_path: Pa
     tokenizer, everyone, untouched = shared_roles()
     loop = loop_of(everyone, tokenizer, tmp_path, num_ppo_epochs=2, critic="adapter")
     model = everyone.policy.model
-    ids, _ = models.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
+    ids, _ = tensors.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
     start = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         expected = untouched.model(input_ids=ids).last_hidden_state
@@ -274,8 +281,8 @@ def test_adapters_and_head_are_trained_and_nothing_else_whichever_role_acts(tmp_
     model = everyone.policy.model
     theirs = tmp_path / "reward"
     save_reward(untouched, tokenizer, theirs)
-    roles.load_scorer_adapter(model, roles.REWARD, theirs)
-    reward = LanguageModel(model, tokenizer.pad_token_id, roles.REWARD)
+    heads.load_scorer_adapter(model, adapters.REWARD, theirs)
+    reward = LanguageModel(model, tokenizer.pad_token_id, adapters.REWARD)
     expected = {
         f"policy.base_model.model.model.layers.{layer}.{place}.lora_{matrix}.{adapter}.weight"
         for layer in range(2)
@@ -334,51 +341,51 @@ def test_a_copy_of_what_is_trained_goes_back_in_place() -> None:
 
 def save_reward(untouched: Any, tokenizer: Any, folder: Path) -> list[float]:
     """Train-like SEQ_CLS adapter with head, saved by peft; the scores it gives to ROWS."""
-    scorer = models.scorer_on(untouched, seed=3)
+    scorer = heads.scorer_on(untouched, seed=3)
     scorer.config.pad_token_id = tokenizer.pad_token_id
-    scorer = models.add_lora(scorer, LORA, TaskType.SEQ_CLS, seed=4)
+    scorer = add_lora(scorer, LORA, TaskType.SEQ_CLS, seed=4)
     stir(scorer, seed=8)
     stir(scorer, by=0.5, only="score.modules_to_save", seed=9)
-    models.save_adapter(scorer, folder, base="base", head=True)
-    return models.score_rows(adapters.merged(scorer), ROWS, tokenizer.pad_token_id)
+    save_adapter(scorer, folder, base="base", head=True)
+    return scoring.score_rows(merging.merged(scorer), ROWS, tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_reward_adapter_scores_on_the_policys_model_as_on_its_own(architecture: str, tmp_path: Path) -> None:
     tokenizer, model = base(architecture)
-    untouched, pad = models.copy_frozen(model), tokenizer.pad_token_id
+    untouched, pad = build.copy_frozen(model), tokenizer.pad_token_id
     expected = save_reward(untouched, tokenizer, tmp_path / "given")
-    policy = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    policy = add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
     stir(policy, seed=7)
-    head = roles.load_scorer_adapter(policy, roles.REWARD, tmp_path / "given")
-    scorer = AdapterScorer(LanguageModel(policy, pad, roles.REWARD), head)
+    head = heads.load_scorer_adapter(policy, adapters.REWARD, tmp_path / "given")
+    scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
     LanguageModel(policy, pad, POLICY).activate()  # another acted last
-    given = models.score_rows(scorer, ROWS, pad)
+    given = scoring.score_rows(scorer, ROWS, pad)
     assert given == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert max(given) - min(given) > 1e-2
 
-    roles.save_scorer_adapter(policy, roles.REWARD, head, tmp_path / "saved", "base")
-    assert models.adapter_has_head(tmp_path / "saved")
-    again = adapters.load_adapter(models.scorer_on(untouched, seed=11), tmp_path / "saved")
-    assert models.score_rows(again, ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
-    assert models.score_rows(adapters.merged(again), ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
+    heads.save_scorer_adapter(policy, adapters.REWARD, head, tmp_path / "saved", "base")
+    assert adapter_has_head(tmp_path / "saved")
+    again = merging.load_adapter(heads.scorer_on(untouched, seed=11), tmp_path / "saved")
+    assert scoring.score_rows(again, ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
+    assert scoring.score_rows(merging.merged(again), ROWS, pad) == pytest.approx(given, abs=1e-5, rel=1e-5)
 
 
 def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path) -> None:
     tokenizer, model = base()
-    headless = models.add_lora(models.copy_frozen(model), LORA, TaskType.CAUSAL_LM, seed=0)
-    models.save_adapter(headless, tmp_path / "headless", base="base", head=False)
-    policy = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    headless = add_lora(build.copy_frozen(model), LORA, TaskType.CAUSAL_LM, seed=0)
+    save_adapter(headless, tmp_path / "headless", base="base", head=False)
+    policy = add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
     with pytest.raises(HandoffError, match="no scalar head"):
-        roles.load_scorer_adapter(policy, "a", tmp_path / "headless")
+        heads.load_scorer_adapter(policy, "a", tmp_path / "headless")
     for name, changes in (("wide", {"hidden_size": 32}), ("deep", {"num_hidden_layers": 3})):
         _, other = base(**changes)
         save_reward(other, tokenizer, tmp_path / name)
         with pytest.raises(HandoffError, match="does not fit this base"):
-            roles.load_scorer_adapter(policy, name, tmp_path / name)
+            heads.load_scorer_adapter(policy, name, tmp_path / name)
     save_reward(base("gpt2")[1], tokenizer, tmp_path / "gpt2")
     with pytest.raises(HandoffError, match="does not fit this base"):
-        roles.load_scorer_adapter(policy, "gpt2", tmp_path / "gpt2")
+        heads.load_scorer_adapter(policy, "gpt2", tmp_path / "gpt2")
 
 
 # ---------------------------------------------------------------- sequences and heads
@@ -417,9 +424,9 @@ def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.
     for frozen in (False, True):
         for with_entropy in (False, True):
             expected = naive(with_entropy)
-            monkeypatch.setattr(roles, "HEAD_ELEMENTS", 1 << 24)
+            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 1 << 24)
             one = given(frozen, with_entropy)
-            monkeypatch.setattr(roles, "HEAD_ELEMENTS", 3 * policy.vocabulary)
+            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 3 * policy.vocabulary)
             pieces = given(frozen, with_entropy)
             assert (one[3] is None) is frozen and (pieces[3] is None) is frozen
             for index, wanted in enumerate(expected):
@@ -433,7 +440,7 @@ def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.
 def test_trunk_and_head_are_the_model_or_it_is_said(architecture: str, tied: bool) -> None:
     tokenizer, model = base(architecture, tie_word_embeddings=tied)
     LanguageModel(model, tokenizer.pad_token_id).check_head(ROWS)
-    peft_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    peft_model = add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
     stir(peft_model)
     LanguageModel(peft_model, tokenizer.pad_token_id, POLICY).check_head(ROWS)
 
@@ -489,9 +496,9 @@ def test_eight_more_pads_on_the_left_change_no_draw(architecture: str) -> None:
     tokenizer, model = base(architecture)
     pad = tokenizer.pad_token_id
     short = [[2, 3], [4, 5, 6], [7], [9, 9, 9]]
-    sampling = rollout.Sampling(8, 1.0, 16, seed=3)
+    sampling = Sampling(8, 1.0, 16, seed=3)
     alone_, long = (
-        rollout.sample(LanguageModel(model, pad), rows, tokenizer, sampling) for rows in (short, [*short, [5] * 11])
+        local.sample(LanguageModel(model, pad), rows, tokenizer, sampling) for rows in (short, [*short, [5] * 11])
     )
     assert [r.ids for r in alone_] == [r.ids for r in long[:4]]
     for a, b in zip(alone_, long, strict=False):
@@ -505,7 +512,7 @@ def test_eight_more_pads_on_the_left_change_no_draw(architecture: str) -> None:
 @pytest.mark.parametrize("trains_trunk", [True, False])
 def test_the_heads_gradients_reach_the_trunk_only_where_they_may(trains_trunk: bool) -> None:
     tokenizer, model = base()
-    policy_model = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
+    policy_model = add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0)
     stir(policy_model)
     policy = LanguageModel(policy_model, tokenizer.pad_token_id, POLICY)
     head = nn.Linear(16, 1, bias=False)
@@ -513,7 +520,7 @@ def test_the_heads_gradients_reach_the_trunk_only_where_they_may(trains_trunk: b
     everyone = Roles(policy, LanguageModel(policy_model, tokenizer.pad_token_id, None), critic)
     trained = everyone.prepare()
     assert sum(f".{POLICY}." in name for name in trained) == 28 and "critic.score.weight" in trained
-    ids, _ = models.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
+    ids, _ = tensors.pad_right(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
     critic.values(policy.hidden(ids)[:, -1]).square().sum().backward()
     reached = [name for name, parameter in trained.items() if parameter.grad is not None and parameter.grad.any()]
     assert head.weight.grad is not None and head.weight.grad.any()

@@ -15,10 +15,11 @@ import pytest
 import torch
 from peft import TaskType
 
+from rlhfctl.generation import kl, local
+from rlhfctl.generation.generator import Response, Sampling, inverse_cdf, truncated, uniforms
+from rlhfctl.models import adapters, build, special_tokens, tokenizing
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Lora
-from rlhfctl.training import models, rollout, tokenizing
-from rlhfctl.training.roles import LanguageModel
-from rlhfctl.training.rollout import Response, Sampling, inverse_cdf, truncated, uniforms
 
 PROMPTS = [[2, 3], [4], [5, 6, 2, 3], [2, 3], [6], [3, 3, 3]]
 
@@ -33,18 +34,18 @@ def tiny(seed: int = 1, architecture: str = "llama") -> tuple[Any, Any]:
         tokens=list("abcde"),
     )
     tokenizer = tokenizing.train_tokenizer(init, [])
-    model = models.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
+    model = build.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(
             12
         )  # decided enough for greedy and sampled to differ by more than noise
-    models.mask_pad(model, tokenizer.pad_token_id)
+    special_tokens.mask_pad(model, tokenizer.pad_token_id)
     return tokenizer, model
 
 
 def sampled(model: Any, tokenizer: Any, **changes: Any) -> list[Response]:
     values: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "batch_size": 4, "seed": 5}
-    return rollout.sample(model, PROMPTS, tokenizer, Sampling(**values | changes))
+    return local.sample(model, PROMPTS, tokenizer, Sampling(**values | changes))
 
 
 def test_responses_end_once() -> None:
@@ -79,8 +80,8 @@ def test_responses_are_in_the_order_of_the_prompts() -> None:
     tokenizer, model = tiny()
     seen: list[int] = []
     sampling = Sampling(max_new_tokens=6, temperature=None, batch_size=4, seed=0)
-    together = rollout.sample(model, PROMPTS, tokenizer, sampling, seen.append)
-    assert together == [rollout.sample(model, [prompt], tokenizer, sampling)[0] for prompt in PROMPTS]
+    together = local.sample(model, PROMPTS, tokenizer, sampling, seen.append)
+    assert together == [local.sample(model, [prompt], tokenizer, sampling)[0] for prompt in PROMPTS]
     assert seen == [4, 6]
     assert len({tuple(response.ids) for response in together}) > 1
 
@@ -88,7 +89,7 @@ def test_responses_are_in_the_order_of_the_prompts() -> None:
 def test_greedy_is_the_argmax_loop() -> None:
     tokenizer, model = tiny()
     model.generation_config.update(repetition_penalty=1.5)  # a base's sampling defaults
-    models.set_token_ids(model, tokenizer)
+    special_tokens.set_token_ids(model, tokenizer)
     for prompt, response in zip(PROMPTS, sampled(model, tokenizer, temperature=None, max_new_tokens=7), strict=True):
         ids: list[int] = []
         with torch.no_grad():
@@ -102,7 +103,7 @@ def test_temperature_is_the_distributions() -> None:
     tokenizer, model = tiny()
     n = 4000
     sampling = Sampling(max_new_tokens=1, temperature=3.0, batch_size=n, seed=0)
-    first = [response.ids[0] for response in rollout.sample(model, [[2, 3]] * n, tokenizer, sampling)]
+    first = [response.ids[0] for response in local.sample(model, [[2, 3]] * n, tokenizer, sampling)]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[2, 3]])).logits[0, -1]
     for token, share in enumerate(torch.softmax(logits / 3.0, -1).tolist()):
@@ -166,7 +167,7 @@ def test_what_an_episode_draws_depends_on_no_other_row() -> None:
     sampling = {"max_new_tokens": 12, "temperature": 1.5, "seed": 5}
 
     def drawn(order: list[int], batch_size: int) -> list[Response]:
-        rows = rollout.sample(
+        rows = local.sample(
             model,
             [prompts[index] for index in order],
             tokenizer,
@@ -187,9 +188,9 @@ def test_what_an_episode_draws_depends_on_no_other_row() -> None:
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     part = [3, 9, 4]
     assert [response.ids for response in drawn(part, 2)] == [expected[index].ids for index in sorted(part)]
-    others = rollout.sample(model, prompts, tokenizer, Sampling(batch_size=18, **sampling))
+    others = local.sample(model, prompts, tokenizer, Sampling(batch_size=18, **sampling))
     assert [response.ids for response in others] != [response.ids for response in expected]
-    moved = rollout.sample(model, prompts, tokenizer, Sampling(batch_size=18, stream=1, **sampling), episodes=episodes)
+    moved = local.sample(model, prompts, tokenizer, Sampling(batch_size=18, stream=1, **sampling), episodes=episodes)
     assert [response.ids for response in moved] != [response.ids for response in expected]
 
 
@@ -241,7 +242,7 @@ def test_the_log_ratio_less_kept_estimates_the_truncated_kl() -> None:
     _, reference = tiny(2)
     n, prompt = 6000, [2, 3]
     sampling = Sampling(1, 2.0, n, 0, top_k=3)
-    drawn = rollout.sample(policy, [prompt] * n, tokenizer, sampling)
+    drawn = local.sample(policy, [prompt] * n, tokenizer, sampling)
     with torch.no_grad():
         p, q = (torch.softmax(m(input_ids=torch.tensor([prompt])).logits[0, -1] / 2, -1) for m in (policy, reference))
     cut = truncated(p[None], 3, 1.0)[0]
@@ -297,8 +298,8 @@ def test_recorded_numbers_are_those_of_full_forwards(architecture: str) -> None:
     head = torch.linspace(-1, 1, 16)
     longest, ends = 8, set()
     sampling = Sampling(longest, 1.5, 3, 5)
-    drawn = rollout.sample(policy, PROMPTS * 2, tokenizer, sampling, value_head=lambda states: states @ head)
-    without = rollout.sample(policy, PROMPTS * 2, tokenizer, sampling)
+    drawn = local.sample(policy, PROMPTS * 2, tokenizer, sampling, value_head=lambda states: states @ head)
+    without = local.sample(policy, PROMPTS * 2, tokenizer, sampling)
     assert [response.ids for response in drawn] == [response.ids for response in without]
     assert all(response.values == [] for response in without)
     for prompt, response in zip(PROMPTS * 2, drawn, strict=True):
@@ -330,7 +331,7 @@ def test_greedy_is_the_argmax_of_full_forwards_in_every_architecture(architectur
 @pytest.mark.parametrize("temperature", [None, 1.0])
 def test_pad_is_not_sampled_however_likely(temperature: float | None) -> None:
     tokenizer, model = tiny()
-    models.unmask_pad(model)
+    special_tokens.unmask_pad(model)
     pad = tokenizer.pad_token_id
     with torch.no_grad():  # its logit is the largest of all, wherever the trunk stands
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
@@ -340,7 +341,7 @@ def test_pad_is_not_sampled_however_likely(temperature: float | None) -> None:
     assert all(pad not in response.ids for response in drawn)
     with torch.no_grad():
         model.lm_head.bias[pad] = 0.0
-    models.mask_pad(model, pad)
+    special_tokens.mask_pad(model, pad)
     expected = [r for seed in range(5) for r in sampled(model, tokenizer, temperature=temperature, seed=seed)]
     assert [response.ids for response in drawn] == [response.ids for response in expected]
 
@@ -371,11 +372,11 @@ def test_kl_is_the_sum_over_the_vocabulary() -> None:
             by_loop(policy, reference, prompt, response, temperature)
             for prompt, response in zip(PROMPTS, responses, strict=True)
         ]
-        given = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=temperature, batch_size=4)
+        given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=temperature, batch_size=4)
         assert given == pytest.approx(expected, rel=1e-4)
         assert min(given) > 1e-3
         alone = [
-            rollout.exact_kl(policy, reference, [p], [r], 1, temperature=temperature)[0]
+            kl.exact_kl(policy, reference, [p], [r], 1, temperature=temperature)[0]
             for p, r in zip(PROMPTS, responses, strict=True)
         ]
         assert given == pytest.approx(alone, rel=1e-5)
@@ -386,13 +387,13 @@ def test_kl_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
     tokenizer, policy = tiny(1)
     _, reference = tiny(2)
     responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
-    given = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
+    given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
     shapes: list[torch.Size] = []
     policy.lm_head.register_forward_hook(lambda module, inputs, logits: shapes.append(logits.shape))
     for places in (5, 0):  # so many positions at a time; or not even one, and then one is taken
-        monkeypatch.setattr(rollout, "KL_ELEMENTS", places * len(tokenizer))
+        monkeypatch.setattr(kl, "KL_ELEMENTS", places * len(tokenizer))
         shapes.clear()
-        again = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
+        again = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
         assert again == pytest.approx(given, rel=1e-5)
         assert max(shape[0] for shape in shapes) == max(1, places)
 
@@ -400,23 +401,23 @@ def test_kl_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
 def test_kl_of_a_model_from_itself_is_zero() -> None:
     _, policy = tiny()
     responses = [[3, 4, 0]] * len(PROMPTS)
-    assert rollout.exact_kl(policy, models.copy_frozen(policy), PROMPTS, responses, 1, temperature=0.7) == [0.0] * 6
+    assert kl.exact_kl(policy, build.copy_frozen(policy), PROMPTS, responses, 1, temperature=0.7) == [0.0] * 6
 
 
 def test_the_reference_may_be_the_policy_without_its_adapter() -> None:
     _, base = tiny()
-    separate = models.copy_frozen(base)
-    policy = models.add_lora(base, Lora(r=2, lora_alpha=8), TaskType.CAUSAL_LM, seed=0)
+    separate = build.copy_frozen(base)
+    policy = adapters.add_lora(base, Lora(r=2, lora_alpha=8), TaskType.CAUSAL_LM, seed=0)
     reference = LanguageModel(policy, 1)
     responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
-    assert rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0) == [0.0] * 6
+    assert kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0) == [0.0] * 6
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter += 0.3
     policy.train()
-    given = rollout.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
-    assert given == pytest.approx(rollout.exact_kl(policy, separate, PROMPTS, responses, 1, temperature=1.0), rel=1e-4)
+    given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
+    assert given == pytest.approx(kl.exact_kl(policy, separate, PROMPTS, responses, 1, temperature=1.0), rel=1e-4)
     assert min(given) > 1e-6
     assert policy.training and all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
     ids = torch.tensor([[2, 3, 4]])

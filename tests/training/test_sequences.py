@@ -19,8 +19,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhfctl.training import sequences as under_test
-from rlhfctl.training.sequences import PACKED, Sequences, hidden_states, packed
+from rlhfctl.models import packing as under_test
+from rlhfctl.models.packing import PACKED, Sequences, hidden_states, packed
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 11}

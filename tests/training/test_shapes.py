@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.data import formats, types
+from rlhfctl.data.load import characters, load_demonstrations, load_preferences, load_prompts
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Turns
-from rlhfctl.training import data, shapes
 
 HH = {
     "chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: I see. Because: of this.",
@@ -28,10 +29,10 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def load(section: Any, *rows: Any, path: Path) -> data.Rows:
+def load(section: Any, *rows: Any, path: Path) -> types.Rows:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    loaders = {"Preferences": data.load_preferences, "Demonstrations": data.load_demonstrations}
-    return loaders.get(type(section).__name__, data.load_prompts)(section.model_copy(update={"source": str(path)}), 0)
+    loaders = {"Preferences": load_preferences, "Demonstrations": load_demonstrations}
+    return loaders.get(type(section).__name__, load_prompts)(section.model_copy(update={"source": str(path)}), 0)
 
 
 @pytest.fixture
@@ -63,14 +64,14 @@ def test_a_public_preference_set_needs_no_prompt_column(path: Path) -> None:
     ],
 )
 def test_the_shared_beginning_is_the_prompt(chosen: str, rejected: str, prompt: str) -> None:
-    row = shapes.with_prompt({"chosen": chosen, "rejected": rejected, "id": 7})
+    row = formats.with_prompt({"chosen": chosen, "rejected": rejected, "id": 7})
     assert isinstance(row, dict)
     assert row["prompt"] == prompt and row["prompt"] + row["chosen"] == chosen and row["id"] == 7
     assert row["prompt"] + row["rejected"] == rejected and row["chosen"].strip() and row["rejected"].strip()
 
 
 def test_shared_messages_are_the_prompt() -> None:
-    row = shapes.with_prompt({"chosen": [*ASKED, *said("a")], "rejected": [*ASKED, *said("b")]})
+    row = formats.with_prompt({"chosen": [*ASKED, *said("a")], "rejected": [*ASKED, *said("b")]})
     assert row == {"prompt": ASKED, "chosen": said("a"), "rejected": said("b")}
 
 
@@ -90,14 +91,14 @@ def test_transcripts_become_conversations_where_the_recipe_says_so(path: Path) -
 def test_other_words_begin_turns_too() -> None:
     turns = Turns(user="### Q", assistant="### A", system="### S")
     text = "### S be kind\n### Q what?\nsecond line\n### A that\n### Q and?\n### A"
-    assert shapes.conversation(text, turns) == [
+    assert formats.conversation(text, turns) == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "what?\nsecond line"},
         {"role": "assistant", "content": "that"},
         {"role": "user", "content": "and?"},
     ]
     # A word in the middle of a line begins nothing.
-    whole = shapes.conversation("Human: say Human: twice\nAssistant: no", Turns())
+    whole = formats.conversation("Human: say Human: twice\nAssistant: no", Turns())
     assert [message["content"] for message in whole] == ["say Human: twice", "no"]  # type: ignore[index]
 
 
@@ -120,7 +121,7 @@ def test_a_text_without_turns_is_said(path: Path) -> None:
 
 def test_a_ranked_list_is_a_pair_for_each_two() -> None:
     dropped: Counter[str] = Counter()
-    pairs = shapes.pairs_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
+    pairs = formats.pairs_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
     assert isinstance(pairs, list) and len(pairs) == 6 and not dropped
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [
         ("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"),
@@ -169,12 +170,12 @@ def test_margins_and_ties_in_the_cells_of_a_table(tmp_path: Path) -> None:
     ties = ("", "FALSE", "0", "TRUE", "1", "true")
     lines = [f"p{n}, a, b,0.5,{tie}" for n, tie in enumerate(ties)]
     path.write_text("prompt,chosen,rejected,margin,tie\n" + "\n".join(lines) + "\n")
-    found = data.load_preferences(Preferences(source=str(path)), 0)
+    found = load_preferences(Preferences(source=str(path)), 0)
     assert [(row["prompt"], row["margin"]) for row in found.rows] == [("p0", 0.5), ("p1", 0.5), ("p2", 0.5)]
     assert found.notes == ("dropped: 3 ties",)
     path.write_text("prompt,chosen,rejected,margin\np,a,b,nan\n")
     with pytest.raises(DataError, match="margin: expected a number"):
-        data.load_preferences(Preferences(source=str(path)), 0)
+        load_preferences(Preferences(source=str(path)), 0)
 
 
 # ---------------------------------------------------------------- what is left out, and said
@@ -200,7 +201,7 @@ def test_length_is_that_of_prompt_and_longest_response(path: Path) -> None:
     found = load(Preferences(source="x", max_chars=5), *rows, path=path)
     assert len(found.rows) == 1 and found.notes == ("dropped: 1 longer than 5 characters",)
     messages = {"messages": [{"role": "user", "content": "aaa"}, *said("bbb")]}
-    assert data.characters(messages) == 6
+    assert characters(messages) == 6
 
 
 def test_rows_that_can_none_be_used_stop_even_where_bad_ones_are_dropped(path: Path) -> None:

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
+from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Source, looks_like_id
-from rlhfctl.training import data, sources
 
 ROWS = [{"prompt": "a, b", "chosen": 'say "c"', "rejected": "d\ne"}, {"prompt": "ü", "chosen": "f", "rejected": "g"}]
 
@@ -229,10 +229,10 @@ def test_a_line_that_cannot_be_read_is_a_bad_row(name: str, content: bytes, why:
     (tmp_path / name).write_bytes(content)
     source = str(tmp_path / name)
     with pytest.raises(DataError, match="1 line cannot be read") as caught:
-        data.load_prompts(Prompts(source=source), 0)
+        load.load_prompts(Prompts(source=source), 0)
     line = 3 if name == "a.csv" else 2
     assert f"{source}:{line}: {why}" in str(caught.value) and "data.prompts.bad_rows: drop" in str(caught.value.fix)
-    loaded = data.load_prompts(Prompts(source=source, bad_rows="drop"), 0)
+    loaded = load.load_prompts(Prompts(source=source, bad_rows="drop"), 0)
     assert [row["prompt"] for row in loaded.rows] == ["a", "c"]
     assert any("1 lines cannot be read and are dropped, the first: " in note and why in note for note in loaded.notes)
     assert loaded.left_out == {f"{source}:{line}": "cannot be read"}
@@ -243,12 +243,12 @@ def test_lines_that_cannot_be_read_and_rows_that_cannot_be_used_are_told_at_once
     Path(source).write_text('{"q": "a", "good": "x"}\n{"q": "cut\n{"q": "b", "good": ""}\n{"q": "c", "good": null}\n')
     how = {"columns": {"prompt": "q", "completion": "good"}}
     with pytest.raises(DataError) as caught:
-        data.load_demonstrations(Demonstrations(source=source, **how), 0)
+        load.load_demonstrations(Demonstrations(source=source, **how), 0)
     said = str(caught.value)
     assert "1 line cannot be read:" in said and "2 of 3 rows of data.demonstrations cannot be used:" in said
     assert ":3: completion is empty" in said and "(by `columns` prompt is q, completion is good)" in said
     turned = Demonstrations(source=source, as_conversations=True, **how)
     with pytest.raises(DataError, match="completion is empty"):
-        data.load_demonstrations(turned, 0)
-    kept = data.load_demonstrations(Demonstrations(source=source, bad_rows="drop", **how), 0)
+        load.load_demonstrations(turned, 0)
+    kept = load.load_demonstrations(Demonstrations(source=source, bad_rows="drop", **how), 0)
     assert len(kept.rows) == 1 and len(kept.left_out) == 3

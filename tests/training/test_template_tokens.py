@@ -15,12 +15,15 @@ from peft import PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import chat_template_utils
 
+from rlhfctl.data import templates
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.load import check_all
 from rlhfctl.errors import DataError, RlhfctlError
+from rlhfctl.models import adapters, build, merging, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Sft
-from rlhfctl.training import adapters, hf_events, models, templates, tokenizing
-from rlhfctl.training.data import check_all
-from rlhfctl.training.encoding import Encoder, template_warnings
+from rlhfctl.training.trl import callback
 from tests.conftest import run_here
 
 FLOAT = torch.float32
@@ -41,7 +44,7 @@ def base(folder: Path, **shape: Any) -> Path:
     """A tiny language model with a byte-level vocabulary, without a chat template."""
     init = Init(**INIT | shape)
     tokenizer = tokenizing.train_tokenizer(init, ["is tea good? tea is good."])
-    models.save_model(models.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, folder)
+    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=FLOAT), tokenizer, folder)
     return folder
 
 
@@ -148,7 +151,7 @@ def test_rows_of_added_marks_start_where_they_are_likely_and_the_others_stay(tie
     folder = base(tmp_path / "base", tie_word_embeddings=tied)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     found = prepared(folder)
-    model, _ = models.base_from_recipe(Model(path=str(folder), chat_template="chatml"), found, seed=0, dtype=FLOAT)
+    model, _ = build.base_from_recipe(Model(path=str(folder), chat_template="chatml"), found, seed=0, dtype=FLOAT)
     start, end = found.added
     kept = plain.get_input_embeddings().weight
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -169,7 +172,7 @@ def test_rows_that_a_padded_vocabulary_holds_already_are_started_too(tmp_path: P
         wide.get_input_embeddings().weight[280:] = 100.0  # what nobody trained may be anything
     wide.save_pretrained(folder)
     found = prepared(folder)
-    model, _ = models.base_from_recipe(Model(path=str(folder), chat_template="chatml"), found, seed=0, dtype=FLOAT)
+    model, _ = build.base_from_recipe(Model(path=str(folder), chat_template="chatml"), found, seed=0, dtype=FLOAT)
     assert model.get_input_embeddings().weight.shape[0] == 320
     assert model.get_input_embeddings().weight[found.added[1]].abs().max() < 1.0
 
@@ -182,10 +185,10 @@ def test_an_adapter_trains_these_rows_alone_and_merging_keeps_what_it_computes(
 ) -> None:
     folder = base(tmp_path / "base", **shape)
     section, found = Model(path=str(folder), chat_template="chatml"), prepared(folder)
-    model, _ = models.base_from_recipe(section, found, seed=0, dtype=FLOAT)
+    model, _ = build.base_from_recipe(section, found, seed=0, dtype=FLOAT)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ids = torch.tensor([Encoder(found.tokenizer).demonstration({"messages": TURNS})["input_ids"]])
-    adapted = models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0, tokens=found.added)
+    adapted = adapters.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0, tokens=found.added)
     optimizer = torch.optim.AdamW([one for one in adapted.parameters() if one.requires_grad], lr=0.05)
     losses = []
     for _ in range(5):
@@ -197,8 +200,8 @@ def test_an_adapter_trains_these_rows_alone_and_merging_keeps_what_it_computes(
     assert losses[-1] < losses[0] - 0.1
     with torch.no_grad():
         trained = adapted.eval()(input_ids=ids).logits
-    models.save_adapter(adapted, tmp_path / "adapter", base=str(folder), head=False)
-    merged = adapters.merged(adapted)
+    adapters.save_adapter(adapted, tmp_path / "adapter", base=str(folder), head=False)
+    merged = merging.merged(adapted)
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, trained, atol=1e-4, rtol=1e-4)
     given = merged.get_input_embeddings().weight
@@ -213,12 +216,12 @@ def test_an_adapter_trains_these_rows_alone_and_merging_keeps_what_it_computes(
 
 def test_an_output_layer_with_a_bias_is_refused_with_the_way_out(tmp_path: Path) -> None:
     found = prepared(base(tmp_path / "base"))
-    model, _ = models.base_from_recipe(
+    model, _ = build.base_from_recipe(
         Model(path=str(tmp_path / "base"), chat_template="chatml"), found, seed=0, dtype=FLOAT
     )
     model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(len(found.tokenizer)))
     with pytest.raises(RlhfctlError, match="the output layer has a bias") as caught:
-        models.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0, tokens=found.added)
+        adapters.add_lora(model, LORA, TaskType.CAUSAL_LM, seed=0, tokens=found.added)
     assert "text" in str(caught.value.fix)
 
 
@@ -285,7 +288,7 @@ def test_a_run_trains_the_rows_hands_them_over_and_exports_them(tmp_path: Path) 
     write_run(tmp_path / "next", path=str(tmp_path / "out"), chat_template=None)
     loaded = load_recipe(tmp_path / "next" / "mine.yaml").recipe
     taken = tokenizing.prepare(loaded, check_all(loaded.data, 0))
-    model, _ = models.base_from_recipe(loaded.model, taken, seed=0, dtype=FLOAT)
+    model, _ = build.base_from_recipe(loaded.model, taken, seed=0, dtype=FLOAT)
     assert taken.added == () and taken.tokenizer.eos_token == "<|im_end|>"
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
@@ -296,7 +299,7 @@ def test_a_stopped_sft_goes_on_with_the_rows_as_they_were(tmp_path: Path, monkey
     write_run(tmp_path)
     whole = run_here("sft", "mine.yaml", "--run-dir", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    step = hf_events.EventCallback.on_step_end
+    step = callback.EventCallback.on_step_end
 
     def stopped(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
         if state.global_step == 5:
@@ -304,7 +307,7 @@ def test_a_stopped_sft_goes_on_with_the_rows_as_they_were(tmp_path: Path, monkey
         return step(self, args, state, control, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_events.EventCallback, "on_step_end", stopped)
+        patch.setattr(callback.EventCallback, "on_step_end", stopped)
         assert run_here("sft", "mine.yaml", "--run-dir", "stopped", cwd=tmp_path).returncode != 0
     rest = run_here("sft", "mine.yaml", "--run-dir", "stopped", cwd=tmp_path)
     assert rest.returncode == 0 and "resumed_from=4" in rest.stdout, rest.stdout + rest.stderr

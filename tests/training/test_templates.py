@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from rlhfctl.data import templates
+from rlhfctl.data.chat import use_template_eos
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.models import tokenizing
 from rlhfctl.recipe.schema import Init, Model
-from rlhfctl.training import templates, tokenizing
-from rlhfctl.training.encoding import Encoder, adopt_end_of_turn
 
 INIT = Init(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=300)
 ROWS = [{"text": "Human: what is it?\n\nAssistant: a tiny text"}]
@@ -43,7 +45,7 @@ def test_a_template_by_name(name: str, prompt: str, response: str) -> None:
     assert text.startswith(response) and response_ids[-1] == tokenizer.eos_token_id
     if name != "chatml":
         assert text == f"{response}<|endoftext|>"
-        assert adopt_end_of_turn(tokenizer) is None  # turns end with the tokenizer's own token
+        assert use_template_eos(tokenizer) is None  # turns end with the tokenizer's own token
 
 
 def test_variables_are_fixed_in_the_stored_template(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from rlhfctl.errors import EngineError
 from rlhfctl.tools.bench.costs import matmul_rate
 from rlhfctl.tools.bench.inputs import prepare
 from rlhfctl.tools.bench.workload import OURS, PHASES, THEIRS, WARM_UP, Workload, comparable
-from rlhfctl.training import ppo_trl
-from rlhfctl.training.hf_events import quiet_libraries
+from rlhfctl.training.trl import ppo
+from rlhfctl.training.trl.quiet import quiet_libraries
 
 _UNEQUAL = 0.2  # mean lengths further apart than this are not the same work
 
@@ -52,7 +52,7 @@ def measured(
         folder = Path(temporary)
         with quiet_libraries(folder / "libraries.log"):
             if against is not None:
-                ppo_trl.require()
+                ppo.require()
             notes = prepare(work, section, folder)
         rate = matmul_rate()
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rlhfctl.training import loading
+from rlhfctl.models import devices
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
 
 def matmul_rate(times: int = 20) -> float:
     """Operations a second of the float32 matrix product here: 1024 cubed (4096 on an accelerator), best of `times`."""
-    at = loading.device()
+    at = devices.device()
     size = 1024 if at.type == "cpu" else 4096
     left, right = torch.randn(size, size, device=at), torch.randn(size, size, device=at)
     best = float("inf")

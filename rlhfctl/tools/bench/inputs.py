@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.models import adapters, build, heads, loading, merging, tokenizing
 from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.tools.bench.workload import SEED, Workload
-from rlhfctl.training import adapters, loading, models, roles, tokenizing
 
 SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
 MEAN_SHARE = 30 / 64  # mean length after which a response ends by itself, of response_length
@@ -46,11 +46,11 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
         notes.append("the base is not quantized here: TRL's side could not have it so")
     prepared = tokenizing.tokenizer_from_recipe(model)
     tokenizer = prepared.tokenizer
-    base, _ = models.base_from_recipe(model, prepared, seed=SEED, dtype=loading.torch_dtype(model.dtype))
+    base, _ = build.base_from_recipe(model, prepared, seed=SEED, dtype=loading.torch_dtype(model.dtype))
     prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
     if work.model.init is not None:
         prompt_ids = plant_lengths(base, tokenizer, section.response_length)
-    models.save_model(base, tokenizer, folder / "base")
+    build.save_model(base, tokenizer, folder / "base")
 
     context = getattr(base.config, "max_position_embeddings", LONGEST_PROMPT + section.response_length)
     longest = min(LONGEST_PROMPT, context - section.response_length)
@@ -67,18 +67,18 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
 
 def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Lora, folder: Path) -> None:
     """A reward model drawn at random: as an adapter with a head, and merged into a model of its own."""
-    adapted = models.add_lora(copy.deepcopy(base), lora, TaskType.CAUSAL_LM, seed=SEED + 1)
+    adapted = adapters.add_lora(copy.deepcopy(base), lora, TaskType.CAUSAL_LM, seed=SEED + 1)
     generator = torch.Generator().manual_seed(SEED + 1)
-    head = roles.new_head(adapted)
+    head = heads.new_head(adapted)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if ".lora_B." in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.weight.shape[1] ** -0.5)
-    roles.save_scorer_adapter(adapted, "default", head, folder / "reward", str(folder / "base"))
-    scorer = models.scorer_on(adapters.merged(adapted), seed=SEED)
+    heads.save_scorer_adapter(adapted, "default", head, folder / "reward", str(folder / "base"))
+    scorer = heads.scorer_on(merging.merged(adapted), seed=SEED)
     scorer.score.load_state_dict(head.state_dict())
-    models.save_model(scorer, tokenizer, folder / "reward-model")
+    build.save_model(scorer, tokenizer, folder / "reward-model")
 
 
 def plant_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, response_length: int) -> list[int]:

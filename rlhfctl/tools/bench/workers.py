@@ -23,17 +23,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from rlhfctl import fs
 from rlhfctl.events import Event, Metrics
+from rlhfctl.models import adapters, build, devices, heads, loading, special_tokens, tokenizing
+from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards import Episode
+from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, wait, weights_bytes
 from rlhfctl.tools.bench.workload import MB, OURS, SEED, THEIRS
-from rlhfctl.training import loading, models, peak, ppo_trl, roles, tokenizing
-from rlhfctl.training.ppo_loop import PpoLoop
-from rlhfctl.training.roles import AdapterScorer, Critic, LanguageModel, Roles
+from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.trl import ppo
 
 
-class Meter:
+class UpdateTimer:
     """Notes the time at the end of each update, the lengths of its episodes and the seconds of its phases."""
 
     def __init__(self) -> None:
@@ -80,43 +83,43 @@ class Job:
         tokenizer = tokenizing.load_tokenizer(str(folder / "base"))
         config = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))
         dtype = loading.torch_dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
-        base = loading.load_causal_lm(str(folder / "base"), dtype=dtype).to(loading.device())
-        models.set_token_ids(base, tokenizer)
+        base = loading.load_causal_lm(str(folder / "base"), dtype=dtype).to(devices.device())
+        special_tokens.set_token_ids(base, tokenizer)
         if section.lora is None:
-            policy, reference = base, models.copy_frozen(base)
-            models.mask_pad(reference, tokenizer.pad_token_id)
+            policy, reference = base, build.copy_frozen(base)
+            special_tokens.mask_pad(reference, tokenizer.pad_token_id)
         else:
-            policy, reference = models.add_lora(base, section.lora, TaskType.CAUSAL_LM, seed=SEED), None
-        models.mask_pad(policy, tokenizer.pad_token_id)
+            policy, reference = adapters.add_lora(base, section.lora, TaskType.CAUSAL_LM, seed=SEED), None
+        special_tokens.mask_pad(policy, tokenizer.pad_token_id)
         return cls(section, job["prompts"], base, tokenizer, policy, reference, folder)
 
     def scorer(self) -> PreTrainedModel:
         """The reward model as a model of its own; the critic starts as a copy of it too."""
-        return loading.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(loading.device())
+        return loading.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(devices.device())
 
 
 def run_ours(job: Job) -> dict[str, Any]:
     """This engine: policy, reference, critic and reward model on one base where there is LoRA."""
     section, policy, pad = job.section, job.policy, job.tokenizer.pad_token_id
-    acting = LanguageModel(policy, pad, roles.POLICY if section.lora else None)
+    acting = LanguageModel(policy, pad, adapters.POLICY if section.lora else None)
     reference = LanguageModel(job.reference or policy, pad, None)
     scorer: Any
     if section.lora:
-        head = roles.load_scorer_adapter(policy, roles.REWARD, job.folder / "reward")
-        scorer = AdapterScorer(LanguageModel(policy, pad, roles.REWARD), head)
+        head = heads.load_scorer_adapter(policy, adapters.REWARD, job.folder / "reward")
+        scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
     else:
         scorer = job.scorer()
     if section.critic_kind == "adapter":
-        head = roles.load_scorer_adapter(policy, roles.CRITIC, job.folder / "reward")
-        critic = Critic(AdapterScorer(LanguageModel(policy, pad, roles.CRITIC), head))
+        head = heads.load_scorer_adapter(policy, adapters.CRITIC, job.folder / "reward")
+        critic = Critic(AdapterScorer(LanguageModel(policy, pad, adapters.CRITIC), head))
     elif section.critic_kind == "head":
-        head = roles.new_head(policy)
+        head = heads.new_head(policy)
         critic = Critic(AdapterScorer(acting, head), shares_policy=True, trains_trunk=section.critic_trains_trunk)
     else:
         critic = Critic(job.scorer())
     scorer.requires_grad_(False).eval()
 
-    meter = Meter()
+    meter = UpdateTimer()
     scoring = ModelReward(scorer, pad, section.local_rollout_forward_batch_size)
 
     def reward(episodes: Sequence[Episode], /) -> list[float]:
@@ -133,7 +136,7 @@ def run_ours(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
         work = Path(fresh) / "ppo"
         loop = PpoLoop(section, everyone, reward, job.tokenizer, rows, job.prompts, seed=SEED, work=work, emit=emit)
-        before = peak.resident_bytes() / MB
+        before = devices.resident_bytes() / MB
         loop.train()
     modules = [*everyone.modules(), scorer]
     result = _result(job, meter, before, modules, loop.optimizer, section.critic_kind)
@@ -145,11 +148,11 @@ def run_trl(job: Job) -> dict[str, Any]:
     from datasets import Dataset
     from trl.experimental.ppo import ppo_trainer
 
-    trainer_class, _ = ppo_trl.require()
+    trainer_class, _ = ppo.require()
     section, pad, eos = job.section, job.tokenizer.pad_token_id, job.tokenizer.eos_token_id
     reward_model, critic = job.scorer(), job.scorer()
     reward_model.requires_grad_(False)
-    meter = Meter()
+    meter = UpdateTimer()
     clock = {"rollout_s": 0.0, "sampled": 0.0, "score_s": 0.0}
 
     generate = ppo_trainer.batch_generation
@@ -187,21 +190,21 @@ def run_trl(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job.folder) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trainer_class(
-            args=ppo_trl.config_for(section, Path(work), seed=SEED),
+            args=ppo.config_for(section, Path(work), seed=SEED),
             processing_class=job.tokenizer,
             model=job.policy,
             ref_model=job.reference,
             reward_model=reward_model,
             value_model=critic,
             train_dataset=Dataset.from_dict({"input_ids": job.prompts, "row": list(range(len(job.prompts)))}),
-            data_collator=lambda features: ppo_trl.collate(features, pad),
+            data_collator=lambda features: ppo.collate(features, pad),
             callbacks=[EndOfUpdate()],
         )
         trainer.remove_callback(PrinterCallback)
         ppo_trainer.batch_generation = timed_generation
         ppo_trainer.np = Watched(ppo_trainer.np)
         gc.freeze()  # as the ppo stage does: TRL collects garbage twice an update
-        before = peak.resident_bytes() / MB
+        before = devices.resident_bytes() / MB
         trainer.train()
     modules = [module for module in (job.policy, job.reference, critic, reward_model) if module is not None]
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -209,9 +212,9 @@ def run_trl(job: Job) -> dict[str, Any]:
 
 
 def _result(
-    job: Job, meter: Meter, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
+    job: Job, meter: UpdateTimer, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
 ) -> dict[str, Any]:
-    highest = peak.highest_resident_bytes() / MB
+    highest = devices.highest_resident_bytes() / MB
     sizes = Matrices.of(job.policy)
     for entry in meter.entries:
         entry["flops"] = useful_flops(
@@ -228,7 +231,7 @@ def _result(
         "base_models": weights / base,
         "peak_device_mb": torch.cuda.max_memory_allocated() / MB if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "device": str(loading.device()),
+        "device": str(devices.device()),
     }
 
 

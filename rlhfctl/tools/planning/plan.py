@@ -1,7 +1,7 @@
 """`rlhfctl plan`: what a run of a recipe would do and need, before it does.
 
     rows, tokenizer ──▶ lengths ──┬─▶ steps, tokens
-    recipe, config.json ──────────┴─▶ memory by role and kind (training/memory.py), disk ──▶ does it fit, what to change
+    recipe, config.json ──────────┴─▶ memory by role and kind (memory.py), disk ──▶ does it fit, what to change
     run folder ───────▶ which stages run, resume, are skipped, and why
 
 Loads rows and the tokenizer, no weights. `--probe` runs one step of each stage for real, in a temporary run folder
@@ -19,13 +19,15 @@ from typing import Any
 import torch
 
 from rlhfctl import pipeline
+from rlhfctl.data.load import check_all
+from rlhfctl.models import devices, loading
 from rlhfctl.pipeline import Request
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.tools.doctor import memory_bytes
 from rlhfctl.tools.planning.advice import Advice, Fit, advise, fit
 from rlhfctl.tools.planning.probe import probed
 from rlhfctl.tools.planning.stages import Disk, Lengths, StagePlan, stage_plan
-from rlhfctl.training import data, hf_events, loading, peak
+from rlhfctl.training.trl import options
 
 CUDA_BYTES = 500_000_000  # what CUDA and its kernels take beside tensors; a usual figure, not measured here
 
@@ -100,7 +102,7 @@ def plan(
 ) -> Plan:
     """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
     loaded = load(())
-    with loading.quietly(), loaded.placing():
+    with loading.silence_libraries(), loaded.placing():
         return _plan(loaded, load, run_dir, request or Request(), limit, probe, say)
 
 
@@ -115,13 +117,13 @@ def _plan(
 ) -> Plan:
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
-    rows = data.check_all(recipe.data, recipe.data_seed)
+    rows = check_all(recipe.data, recipe.data_seed)
     forecasts = pipeline.forecast(loaded, folder, rows, request)
-    hf_events.check_trainers(
+    options.check_trainers(
         {name: section.trainer for name in ("sft", "reward") if (section := getattr(recipe, name)) is not None}
     )
     lengths = Lengths.of(recipe, rows)
-    overhead = CUDA_BYTES if torch.cuda.is_available() else peak.resident_bytes()
+    overhead = CUDA_BYTES if torch.cuda.is_available() else devices.resident_bytes()
     device, here = _device()
     limit = limit if limit is not None else here
     stages = [stage_plan(forecast, recipe, lengths) for forecast in forecasts]
@@ -152,7 +154,7 @@ def _device() -> tuple[str, int | None]:
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
     total, free = memory_bytes()
     name = "Apple GPU, memory shared" if torch.backends.mps.is_available() else "CPU"
-    return name, free + peak.resident_bytes() if free is not None else total
+    return name, free + devices.resident_bytes() if free is not None else total
 
 
 def _sum(stages: Sequence[StagePlan]) -> Disk:

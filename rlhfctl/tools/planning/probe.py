@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.artifacts import RunPaths
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import StageFinished, from_record
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.tools.planning.stages import StagePlan

@@ -16,15 +16,19 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from trl import RewardConfig, SFTConfig
 
+from rlhfctl.data import preflight
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.fitting import longest_prompt, longest_row
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.models import build, checks, loading, scoring, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.training import hf_events, loading, memory, model_checks, models, preflight, tokenizing
-from rlhfctl.training.architecture import context_of, longest_prompt, longest_row
-from rlhfctl.training.data import PreferenceSplit, PromptSplit, Rows
-from rlhfctl.training.encoding import Encoder
-from rlhfctl.training.memory import BASE, Outlook, Shape, Training
-from rlhfctl.training.meter import WEIGHTS
+from rlhfctl.tools.planning import memory
+from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
+from rlhfctl.tools.planning.meter import WEIGHTS
+from rlhfctl.training.trl import callback, options
 
 _SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
 _NUMBER = 22  # bytes of one in JSON
@@ -49,7 +53,7 @@ class StagePlan:
     rows: str
     steps: int
     tokens: int
-    outlook: Outlook | None
+    outlook: MemoryEstimate | None
     disk: Disk
     note: str | None = None
     measured: int | None = None  # bytes, by --probe
@@ -76,7 +80,7 @@ class Lengths:
 
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
-        model_checks.check_base(recipe, stages_of(recipe))
+        checks.check_base(recipe, stages_of(recipe))
         prepared = tokenizing.prepare(recipe, rows)
         tokenizer = prepared.tokenizer
         rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
@@ -105,7 +109,7 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
     """The model's configuration, with a row of embeddings for each token and for pad."""
     section = recipe.model
     if section.init is not None:
-        return models.new_config(section.init, tokenizer)
+        return build.new_config(section.init, tokenizer)
     assert section.path is not None
     config = loading.load_config(section)
     config.vocab_size = max(config.vocab_size, len(tokenizer))
@@ -127,17 +131,17 @@ def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
     return _FACTS[name](recipe, lengths)
 
 
-def _shape(recipe: Recipe, lengths: Lengths) -> Shape:
+def _shape(recipe: Recipe, lengths: Lengths) -> ModelSpec:
     config = type(lengths.config).from_dict(lengths.config.to_dict())
     section = recipe.model
     attention = "sdpa" if section.attn_implementation == "flash_attention_2" else section.attn_implementation
-    return Shape(config, loading.torch_dtype(section.dtype), section.quantization, attention)
+    return ModelSpec(config, loading.torch_dtype(section.dtype), section.quantization, attention)
 
 
 def _base(recipe: Recipe, lengths: Lengths) -> StagePlan:
     longest = max(lengths.prompts, default=2)
-    outlook = memory.base_outlook(replace(_shape(recipe, lengths), quantization=None), models.PROBE_ROWS, longest)
-    kept = _weights_on_disk(outlook, recipe) + lengths.tokenizer_bytes + _probes(models.PROBE_ROWS, longest)
+    outlook = memory.base_outlook(replace(_shape(recipe, lengths), quantization=None), scoring.PROBE_ROWS, longest)
+    kept = _weights_on_disk(outlook, recipe) + lengths.tokenizer_bytes + _probes(scoring.PROBE_ROWS, longest)
     return StagePlan("base", "run", "", "", 0, 0, outlook, Disk(kept, kept))
 
 
@@ -156,12 +160,12 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
     outlook = memory.sft_outlook(
         _shape(recipe, lengths),
         replace(training, whole_logits=config.loss_type != "chunked_nll", tokens=lengths.added),
-        models.PROBE_ROWS,
-        min(longest, models.PROBE_TOKENS),
+        scoring.PROBE_ROWS,
+        min(longest, scoring.PROBE_TOKENS),
     )
     whole = _weights_on_disk(outlook, recipe)
     adapter = _adapter_bytes(outlook)
-    kept = whole + lengths.tokenizer_bytes + _probes(models.PROBE_ROWS, min(longest, models.PROBE_TOKENS))
+    kept = whole + lengths.tokenizer_bytes + _probes(scoring.PROBE_ROWS, min(longest, scoring.PROBE_TOKENS))
     if section.lora is not None:
         kept += adapter + lengths.tokenizer_bytes
     disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
@@ -209,7 +213,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
 
 
-def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[Shape | None, bool]:
+def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
     """The reward model's shape (None: a function, or not known), and whether PPO has it as an adapter on base*."""
     reward, ppo = recipe.reward, recipe.ppo
     if reward is None or reward.kind == "function":
@@ -221,7 +225,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[Shape | None, bool]:
         config = AutoConfig.from_pretrained(reward.model, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError):
         return None, False
-    return Shape(config, loading.torch_dtype(recipe.model.dtype)), False
+    return ModelSpec(config, loading.torch_dtype(recipe.model.dtype)), False
 
 
 def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
@@ -266,7 +270,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
 
 def trainer_config(kind: Any, recipe: Recipe, given: Mapping[str, Any]) -> Any:
     """SFTConfig or RewardConfig as the stage makes it."""
-    arguments = hf_events.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed)
+    arguments = options.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed)
     return kind(**arguments)
 
 
@@ -302,17 +306,19 @@ def optimizer_state(name: str) -> Callable[[Tensor], int]:
     return lambda weight: moments * weight.nbytes
 
 
-def _trainer_disk(kept: int, weights: int, outlook: Outlook, lengths: Lengths, steps: int, every: int | None) -> Disk:
+def _trainer_disk(
+    kept: int, weights: int, outlook: MemoryEstimate, lengths: Lengths, steps: int, every: int | None
+) -> Disk:
     """transformers keeps two checkpoints, and writes the third before it removes the first."""
-    each = every or max(1, math.ceil(steps / hf_events.CHECKPOINTS_A_STAGE))
+    each = every or max(1, math.ceil(steps / callback.CHECKPOINTS_PER_STAGE))
     written = math.ceil(steps / each)
     optimizer = sum(kinds.get("optimizer", 0) for kinds in outlook.peak.needs.values())
     checkpoint = weights + optimizer + lengths.tokenizer_bytes + _SMALL_FILES
-    most, last = min(written, hf_events.KEPT_CHECKPOINTS + 1), min(written, hf_events.KEPT_CHECKPOINTS)
+    most, last = min(written, callback.KEPT_CHECKPOINTS + 1), min(written, callback.KEPT_CHECKPOINTS)
     return Disk(max(most * checkpoint, last * checkpoint + kept), kept)
 
 
-def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: Outlook | None) -> Disk:
+def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: MemoryEstimate | None) -> Disk:
     section = recipe.ppo
     assert section is not None
     if outlook is None:
@@ -325,13 +331,13 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: Outlook | None) -> Disk
     critic = _first(needs, "critic") or whole
     checkpoint = trained + optimizer + _SMALL_FILES
     updates = math.ceil(section.total_episodes / section.batch_size)
-    each = section.checkpoint_steps or max(1, math.ceil(updates / hf_events.CHECKPOINTS_A_STAGE))
+    each = section.checkpoint_steps or max(1, math.ceil(updates / callback.CHECKPOINTS_PER_STAGE))
     written, most = math.ceil(updates / each), section.keep_checkpoints
     first = trained + _SMALL_FILES if written <= most else 0  # before the first update there is no optimizer yet
     best = policy * 2 if section.use == "best" else 0
     traces = updates // section.trace_every if section.trace_every else 0
     one_trace = min(section.trace_episodes, section.batch_size) * section.response_length * 16 * _NUMBER
-    probes = _probes(models.PROBE_ROWS, max(lengths.prompts))
+    probes = _probes(scoring.PROBE_ROWS, max(lengths.prompts))
     kept = policy + critic + 2 * lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
     transient = min(written, most + 1) * checkpoint + first
     highest = max(transient, min(written, most) * checkpoint + kept) + best
@@ -342,14 +348,14 @@ def _first(needs: Mapping[str, Mapping[str, int]], role: str) -> int:
     return needs.get(role, {}).get(WEIGHTS, 0)
 
 
-def _weights_on_disk(outlook: Outlook, recipe: Recipe) -> int:
+def _weights_on_disk(outlook: MemoryEstimate, recipe: Recipe) -> int:
     """Of the merged model, in full precision."""
     size = loading.torch_dtype(recipe.model.dtype).itemsize
     adapter = outlook.trainable if outlook.trainable < outlook.parameters else 0
     return (outlook.parameters - adapter) * size
 
 
-def _adapter_bytes(outlook: Outlook) -> int:
+def _adapter_bytes(outlook: MemoryEstimate) -> int:
     """Of the adapter that is trained; 0 where all weights are."""
     needs = outlook.peak.needs
     return _first(needs, "adapter") if BASE in needs else 0

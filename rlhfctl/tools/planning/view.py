@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl.tools.planning.advice import Fit
+from rlhfctl.tools.planning.meter import KINDS
 from rlhfctl.tools.planning.plan import Plan
 from rlhfctl.tools.planning.stages import StagePlan
-from rlhfctl.training.meter import KINDS
 
 _FIT_STYLES: dict[Fit, str] = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
 _ACTIONS = {"run": "runs", "continue": "resumes", "skip": "skipped"}

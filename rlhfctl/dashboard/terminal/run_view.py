@@ -1,0 +1,210 @@
+"""What a command shows: who listens while stages run, the verdict once they are done, finished runs side by side.
+
+Writes events.jsonl and to standard output; turns signals into errors with a way on. Runs nothing itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from rlhfctl.artifacts import Artifact, changed_inputs, changed_keys, find_artifact, load_artifact
+from rlhfctl.dashboard.jsonl import JsonlWriter
+from rlhfctl.dashboard.terminal.console import console
+from rlhfctl.dashboard.terminal.plain import PlainPrinter
+from rlhfctl.dashboard.terminal.tables import comparison_table, runs_table, samples_view
+from rlhfctl.errors import OutputClosed, RlhfctlError
+from rlhfctl.events import Event, FanOut, Listener, RunStopped
+from rlhfctl.verdict import lowest_control
+
+_GO_ON = "the same command resumes from the last complete checkpoint"
+_STOPPED_BY = {  # signal -> what to say of it
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "asked to end (SIGTERM)",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+}
+_INPUTS = {"model": "model", "functions": "the reward functions"}  # of a stage -> what to call another one
+_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
+
+
+class Interrupted(RlhfctlError):
+    """A signal while stages ran: Ctrl-C, a scheduler's request to end, the terminal closed."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.exit_code = 128 + number  # what a shell reports for it
+        super().__init__(f"stopped: {_STOPPED_BY[number]}", fix=_GO_ON)
+
+
+@contextmanager
+def open_listeners(events: Path) -> Iterator[FanOut]:
+    """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included).
+
+    Signals that ask for an end leave as Interrupted, a standard output that nobody reads as OutputClosed.
+    """
+    screen = console()
+    with _stoppable() as stop, JsonlWriter(events) as writer:
+        if screen.is_terminal and not screen.is_dumb_terminal:
+            from rlhfctl.dashboard.terminal.live import LivePrinter
+            from rlhfctl.dashboard.terminal.watch import history
+
+            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live], stop):
+                yield FanOut([stop, writer, live])
+        else:
+            with _saying_why([writer], stop):
+                yield FanOut([stop, writer, _heard(PlainPrinter(sys.stdout))])
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
+    stop = _Stop()
+    before = {
+        number: signal.signal(number, stop.ask)
+        for number in _STOPPED_BY
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        raise Interrupted(stop.asked or signal.SIGINT) from None
+    except OSError as error:  # the terminal that went can take no last words
+        if stop.asked is None or error.errno not in _READER_GONE:
+            raise
+        raise Interrupted(stop.asked) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stop:
+    """Which signal asked for an end. As a listener: stops at the next event where a library swallowed the first."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+
+    def ask(self, number: int, frame: object) -> None:
+        self.asked = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    def __call__(self, event: Event, /) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+
+
+def _heard(listener: Listener) -> Listener:
+    """OutputClosed where nobody reads what the listener writes."""
+
+    def tell(event: Event, /) -> None:
+        try:
+            listener(event)
+        except OSError as error:
+            if error.errno not in _READER_GONE:
+                raise
+            raise OutputClosed(
+                "stopped: standard output was closed",
+                fix=f"{_GO_ON}; to run unwatched, send its output to a file: > run.log",
+            ) from error
+
+    return tell
+
+
+@contextmanager
+def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
+    """Where stages are left by an exception, tell those who watch; the exception goes on."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            reason = f"{_STOPPED_BY[stop.asked or signal.SIGINT]}; {_GO_ON}"
+        else:
+            reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk, say: the error itself is what counts
+            for listener in listeners:
+                listener(RunStopped(stage="run", reason=reason))
+        raise
+
+
+def print_verdict(last: Artifact) -> None:
+    """The verdict and some samples, where the last stage that ran is the comparison."""
+    if not last.has("compare"):
+        return
+    screen = console()
+    rows = [json.loads(line) for line in last.part("samples").read_text(encoding="utf-8").splitlines()]
+    screen.print(samples_view([row for row in rows if row["sample"] == 0]))  # one a prompt
+    screen.print()
+    screen.print(comparison_table(json.loads(last.part("compare").read_text(encoding="utf-8"))))
+    screen.print()
+
+
+def compared(runs: list[Path], *, as_json: bool = False) -> None:
+    """The verdicts of runs, one below the other; those that have none yet are named. `as_json`: all their numbers."""
+    reports: dict[Path, Mapping[str, Any]] = {}
+    artifacts: dict[Path, Artifact] = {}
+    for path in runs:
+        if len(runs) > 1 and find_artifact(path / "compare") is None:
+            continue
+        artifacts[path] = load_artifact(path / "compare")
+        artifacts[path].verify()
+        reports[path] = json.loads(artifacts[path].part("compare").read_text(encoding="utf-8"))
+    if not reports:
+        raise RlhfctlError("none of these runs has a verdict yet", fix=f"finish one: rlhfctl show {runs[0]}")
+    if as_json:
+        sys.stdout.write(json.dumps({str(path): reports.get(path) for path in runs}, indent=2) + "\n")
+        return
+    if len(runs) == 1:
+        console().print(comparison_table(reports[runs[0]]))
+        return
+    console().print(runs_table([_run_row(path, reports.get(path)) for path in runs]))
+    for note in _not_alike(reports, artifacts):
+        console().print(Text(note))
+
+
+def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    if report is None:
+        return {"run": str(path), "verdict": "unfinished"}
+    primary = report["primary_judge"]
+    judge = report["judges"][primary]
+    keys = ("delta", "win_rate", "win_rate_ci95", "independent")
+    return {
+        "run": str(path),
+        "verdict": report["verdict"],
+        "primary_judge": primary,
+        "kl": report["kl_mean"],
+        "length": report.get("length_policy_mean"),
+        "control_win_rate": lowest_control(report),
+        "greedy_win_rate": (report.get("greedy") or {}).get(primary, {}).get("win_rate"),
+    } | {key: judge.get(key) for key in keys}
+
+
+def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]) -> Iterator[str]:
+    """Say what keeps these runs from being compared as they stand, and how their settings differ from the first."""
+    if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
+        yield "these runs were compared on different test prompts: their figures are not on one scale"
+    if len({report.get("temperature") for report in reports.values()}) > 1:
+        yield "these runs were sampled at different temperatures: their figures are not on one scale"
+    if len({json.dumps(report.get("verdict_basis")) for report in reports.values()}) > 1:
+        yield "these runs had different controls"
+    first, *others = artifacts
+    for path in others:
+        keys = [key for name in ("sft", "base", "reward", "ppo") for key in _differences(name, first, path)]
+        if keys:
+            yield f"{path} differs from {first}: {', '.join(dict.fromkeys(keys))}"
+
+
+def _differences(name: str, first: Path, other: Path) -> list[str]:
+    ours, theirs = find_artifact(first / name), find_artifact(other / name)
+    if ours is None or theirs is None:
+        return []
+    seeds = (ours.manifest.seed, theirs.manifest.seed)
+    told = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
+    changed = changed_inputs(ours.manifest.inputs, theirs.manifest.inputs)
+    told += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
+    return told + [f"{name}.{key}" for key in changed_keys(ours.manifest.section, theirs.manifest.section)]

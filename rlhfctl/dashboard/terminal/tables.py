@@ -1,0 +1,248 @@
+"""Results as rich renderables: the verdict and its table, samples side by side, runs side by side.
+
+Reads mappings as they stand in `compare.json`; prints nothing itself. Every text that is not ours (prompts, responses,
+names of judges and runs) goes in as Text, never as markup, with control characters spelled out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rlhfctl import verdict as verdicts
+from rlhfctl.dashboard.terminal.draw import VERDICT_STYLES
+from rlhfctl.dashboard.terminal.plain import number, visible
+from rlhfctl.events import transcript
+
+_MISSING = "-"
+
+
+def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
+    """The verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
+
+    `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
+    """
+    judges: Mapping[str, Mapping[str, Any]] = compare["judges"]
+    primary: str = compare["primary_judge"]
+    parts: list[RenderableType] = [_verdict_line(compare)]
+    if not compare.get("independent", judges[primary].get("independent", True)):
+        parts.append(Text(not_independent(primary), "bold yellow"))
+    controls: Sequence[Mapping[str, Any]] = compare.get("controls") or []
+    greedy = {} if controls else compare.get("greedy") or {}
+    parts += [Text(), _judges_table(judges, primary, greedy)]
+    if controls:
+        parts += [Text(), _controls_table(controls, primary)]
+    notes = "brackets: 95% intervals; win rate: a tie counts half; p: exact sign test"
+    if any(judge.get("independent") is False for judge in judges.values()):
+        notes += "\n* what PPO trained against: not independent evidence"
+    parts += [Text(notes, "dim"), Text(), _behaviour_table(compare)]
+    return Group(*parts)
+
+
+def not_independent(judge: str) -> str:
+    """Say that a verdict rests on what the policy was trained to please."""
+    what = "reward model" if judge == "reward_model" else "reward function"
+    return f"this verdict rests on the {what} that PPO trained against: it is not independent evidence"
+
+
+def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
+    """The first `n` rows: the prompt, and under it the policy's and the reference's response with their scores."""
+    shown = rows[:n]
+    if not shown:
+        return Text("no samples", "dim")
+    parts: list[RenderableType] = []
+    for index, row in enumerate(shown, start=1):
+        parts.append(Rule(Text(f"prompt {index} of {len(shown)}", "bold"), align="left", style="dim"))
+        parts += [_body(row.get("prompt")), Text()]
+        sides = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan")
+        sides.add_column("policy", ratio=1, overflow="fold")
+        sides.add_column("reference", ratio=1, overflow="fold")
+        sides.add_row(_body(row.get("policy")), _body(row.get("reference")))
+        if row.get("policy_scores") or row.get("reference_scores"):
+            sides.add_row(_scores(row.get("policy_scores")), _scores(row.get("reference_scores")))
+        parts += [sides, Text()]
+    return Group(*parts[:-1])
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Several runs side by side; a row has run, verdict, primary_judge, delta, win_rate and kl, and may have
+    win_rate_ci95, control_win_rate, greedy_win_rate, length and independent (where that is false a star is shown).
+    """
+    table = _table()
+    table.add_column("run", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("judge", overflow="fold")
+    for heading in ("delta", "win rate", "control", "greedy", "KL", "length"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    starred = False
+    for row in rows:
+        word = row.get("verdict") or _MISSING
+        dependent = row.get("independent") is False
+        starred = starred or dependent
+        table.add_row(
+            _text(row.get("run")),
+            Text(visible(word), VERDICT_STYLES.get(word, "")),
+            _text(row.get("primary_judge"), "*" if dependent else ""),
+            _delta({"delta": row.get("delta")}),
+            _win_rate(row),
+            _cell(row.get("control_win_rate"), verdicts.share),
+            _cell(row.get("greedy_win_rate"), verdicts.share),
+            _cell(row.get("kl"), _three),
+            _cell(row.get("length"), _three),
+        )
+    notes = "control: the lowest win rate of a fair control; greedy: both decoded greedily"
+    return Group(
+        table, Text(notes + ("\n* what PPO trained against: not independent evidence" if starred else ""), "dim")
+    )
+
+
+def _verdict_line(compare: Mapping[str, Any]) -> Text:
+    """The verdict's sentence, its word in colour; then the means of the main comparison."""
+    judge = compare["judges"][compare["primary_judge"]]
+    word, places = str(compare["verdict"]), _decimals(judge)
+    said = visible(str(compare.get("sentence") or verdicts.sentence(compare)))
+    line = Text(said, "bold")
+    if said.startswith(word):
+        line.stylize(VERDICT_STYLES.get(word, "bold"), 0, len(word))
+    low, high = judge["delta_ci95"]
+    line.append(
+        f"\nmean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
+        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(low, places)} to {_fixed(high, places)})"
+    )
+    return line
+
+
+def _controls_table(controls: Sequence[Mapping[str, Any]], primary: str) -> Table:
+    """A row per control: the policy against a reference that a cheap explanation would make as good."""
+    table = _table()
+    table.add_column(f"control, by {visible(primary)}", overflow="fold")
+    for heading in ("delta", "win rate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("policy is", no_wrap=True)
+    for control in controls:
+        judge = control["judges"][primary]
+        result = str(judge.get("verdict", _MISSING))
+        styled = Text(result, VERDICT_STYLES.get(result, ""))
+        table.add_row(_text(_control_name(control)), _delta(judge), _win_rate(judge), styled)
+    return table
+
+
+def _control_name(control: Mapping[str, Any]) -> str:
+    name = str(control["name"])
+    if control.get("kind") == verdicts.MATCHED:
+        return f"{name}, ref at {control['temperature']:.2g}"
+    return f"{name} (KL {control['kl']:.2g})" if control.get("kl") is not None else name
+
+
+def _judges_table(
+    judges: Mapping[str, Mapping[str, Any]], primary: str, greedy: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    table = _table()
+    table.add_column("judge", no_wrap=True)
+    for heading in ("ref -> policy", "delta", "win rate", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for decoding, group in (("", judges), ("greedy:", greedy)):
+        if decoding and group:
+            table.add_section()
+            table.add_row(Text(decoding, "dim"))
+        for name in sorted(group, key=lambda name: name != primary):  # stable: the others keep their order
+            judge = group[name]
+            dependent = judge.get("independent", judges.get(name, {}).get("independent")) is False
+            table.add_row(_text(name, "*" if dependent else ""), *_judge_cells(judge))
+    return table
+
+
+def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
+    places = _decimals(judge)
+    ours, theirs, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
+    means = _MISSING if ours is None or theirs is None else f"{_fixed(theirs, places)} -> {_fixed(ours, places)}"
+    p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return [means, _delta(judge), _win_rate(judge), p_text]
+
+
+def _behaviour_table(compare: Mapping[str, Any]) -> Table:
+    """What the judges do not see: how far the policy moved, how long it writes, whether it ends, how varied it is."""
+    table = _table()
+    count = compare.get("samples_per_prompt")
+    table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
+    table.add_column("policy", justify="right")
+    table.add_column("reference", justify="right")
+    for label, ours, theirs, write in (
+        ("response length, tokens", "length_policy_mean", "length_reference_mean", _three),
+        ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
+        ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
+        ("KL from the reference", "kl_mean", None, _three),
+    ):
+        values = [compare.get(key) if key else None for key in (ours, theirs)]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else write(value) for value in values))
+    return table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+
+
+def _text(value: object, suffix: str = "") -> Text:
+    return Text(_MISSING if value is None else visible(str(value)) + suffix)
+
+
+def _body(value: Any) -> Text:
+    """A prompt or a response, line ends kept; trailing ones are no lines to look at."""
+    if value is None:
+        return Text("(none)", "dim italic")
+    value = transcript(value)
+    return Text(visible(value.rstrip("\n"), newlines=True)) if value.strip() else Text("(empty)", "dim italic")
+
+
+def _scores(scores: Mapping[str, float] | None) -> Text:
+    return Text("  ".join(f"{visible(name)} {number(score, 3)}" for name, score in (scores or {}).items()), "dim")
+
+
+def _delta(judge: Mapping[str, Any]) -> str:
+    delta, interval = judge.get("delta"), judge.get("delta_ci95")
+    if delta is None:
+        return _MISSING
+    places = _decimals(judge)
+    spread = "" if interval is None else f" [{_fixed(interval[0], places)}, {_fixed(interval[1], places)}]"
+    return _fixed(delta, places, sign=True) + spread
+
+
+def _win_rate(judge: Mapping[str, Any]) -> str:
+    rate, interval = judge.get("win_rate"), judge.get("win_rate_ci95")
+    if rate is None:
+        return _MISSING
+    spread = "" if interval is None else f" [{verdicts.share(interval[0])[:-1]}, {verdicts.share(interval[1])[:-1]}]"
+    return verdicts.share(rate) + spread
+
+
+def _decimals(judge: Mapping[str, Any]) -> int:
+    """Decimal places that show the delta to one figure of its interval's half-width, or to two of its own: 2 to 6."""
+    delta, interval = judge.get("delta"), judge.get("delta_ci95")
+    size = abs(interval[1] - interval[0]) / 2 if interval is not None else 0.0
+    size = size or abs(delta or 0.0) / 10
+    if not size or not math.isfinite(size):
+        return 2
+    return min(6, max(2, math.ceil(-math.log10(size))))
+
+
+def _fixed(value: float, places: int, *, sign: bool = False) -> str:
+    if value and math.isfinite(value) and abs(value) >= 1e5:
+        return number(value, 3)
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.lstrip("-+") if not float(text) else text  # no -0.00
+
+
+def _cell(value: float | None, write: Callable[[float], str]) -> str:
+    return _MISSING if value is None else write(value)
+
+
+def _three(value: float) -> str:
+    return number(value, 3)

@@ -1,0 +1,246 @@
+"""`rlhfctl watch RUN`: the screen of a run from another terminal, while it is at work or afterwards.
+
+Reads `events.jsonl` alone (and asks the run's lock file whether its process still lives); writes to the console it is
+given: the screen on a terminal, plain lines elsewhere. Changes nothing in the run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from rlhfctl import fs
+from rlhfctl.dashboard.jsonl import records
+from rlhfctl.dashboard.series import RECENT
+from rlhfctl.dashboard.terminal.console import console as standard_console
+from rlhfctl.dashboard.terminal.draw import Signs, signs_for
+from rlhfctl.dashboard.terminal.plain import PlainPrinter
+from rlhfctl.dashboard.terminal.screen import Screen
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.events import from_record
+
+# As artifacts.RunPaths has them: loading that, and the models beside it, takes as long as drawing the first frame.
+EVENTS, LOCK = "events.jsonl", ".lock"
+LOOK_EVERY_S = 0.5
+_ANSWER_S = 0.1  # to Ctrl-C
+SILENT_S = 60.0  # a run that cannot be asked (on another machine) is believed to be at work so long after an event
+PARSED_AT_MOST = 1_000  # lines of a long file: more would not show on a screen
+_ATTEMPTS = 200  # kinds of earlier starts that are still looked at, in a run that was started very often
+_START = b'{"event": "started"'
+_KIND_AT_MOST, _TAIL = 120, 120  # bytes: where `event` and `stage` end, and where `split` stands
+_WORKING = b'{"event": "working"'
+_SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"', _WORKING)
+_EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
+_LAST_PROGRESS = 64  # where a stage is now, and its pace
+_LAST_WORK = 16  # of a stage: what was under way before is over
+_GONE = "its process has ended; the same command resumes from the last complete checkpoint"
+
+
+class Tail:
+    """The whole lines of a growing file, as they come. A file that was replaced is read anew: `restarted` says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.restarted = False
+        self._offset = 0
+        self._torn = b""  # the beginning of a line that is still being written
+        self._identity: tuple[int, int] | None = None
+
+    def lines(self) -> list[bytes]:
+        """What was written since the last call."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                identity = (status.st_dev, status.st_ino)
+                if self._identity not in (None, identity) or status.st_size < self._offset:
+                    self.restarted, self._offset, self._torn = True, 0, b""
+                self._identity = identity
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        *lines, self._torn = (self._torn + data if self._torn else data).split(b"\n")
+        return lines
+
+    def rest(self) -> list[bytes]:
+        """A last line without its end: whole if nobody writes any more, else torn."""
+        return [self._torn] if self._torn else []
+
+
+def watch(
+    run: Path,
+    console: Console | None = None,
+    stream: TextIO | None = None,
+    *,
+    follow: bool = False,
+    ascii_only: bool = False,
+) -> None:
+    """Show the run; while it is at work (always, with `follow`) go on until it is over, or until Ctrl-C.
+
+    None: on standard output.
+    """
+    if not (run / EVENTS).is_file() and not follow:
+        near = sorted(path.parent.name for path in run.parent.glob(f"*/{EVENTS}")) if run.parent.is_dir() else []
+        raise RlhfctlError(
+            f"there is nothing to watch here: {EVENTS} is missing",
+            where=str(run),
+            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
+        )
+    console = standard_console() if console is None else console
+    if console.is_terminal and not console.is_dumb_terminal:
+        _on_screen(run, console, signs_for(console, dict(os.environ), ascii_only=ascii_only), follow)
+    else:
+        _as_lines(run, sys.stdout if stream is None else stream, follow)
+
+
+def _on_screen(run: Path, console: Console, signs: Signs, follow: bool) -> None:
+    tail, screen = Tail(run / EVENTS), Screen()
+    feed(screen, tail.lines())
+    if follow or at_work(screen, run):
+        from rlhfctl.dashboard.terminal.live import FullScreen
+
+        with _until_ctrl_c() as asked, FullScreen(console, screen, signs) as full:
+            while not asked() and (follow or at_work(screen, run)):
+                _pause(asked)
+                with full.lock:
+                    lines = tail.lines()
+                    if tail.restarted:
+                        tail.restarted, screen = False, Screen()
+                        full.screen = screen
+                    feed(screen, lines)
+    feed(screen, tail.rest())
+    _say_if_gone(screen, run)
+    now = time.time() if at_work(screen, run) else screen.last or 0.0
+    for line in screen.lines(console.width, max(8, console.height - 1), signs, now):
+        console.print(line, no_wrap=True, overflow="crop")
+
+
+def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
+    """What `run` prints into a pipe, event by event."""
+    tail, screen, printer = Tail(run / EVENTS), Screen(), PlainPrinter(stream)
+
+    def show(lines: Iterable[bytes]) -> None:
+        for record in records(lines):
+            screen.feed(record)
+            if (event := from_record(record)) is not None:
+                printer(event)
+
+    with _until_ctrl_c() as asked:
+        show(tail.lines())
+        while not asked() and (follow or at_work(screen, run)):
+            _pause(asked)
+            show(tail.lines())
+        if not asked():
+            show(tail.rest())
+
+
+@contextmanager
+def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is the way out of watching, not an error; noted only, it never strikes in the middle of a frame."""
+    asked = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _pause(asked: Callable[[], bool]) -> None:
+    end = time.monotonic() + LOOK_EVERY_S
+    while not asked() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _ANSWER_S))
+
+
+def at_work(screen: Screen, run: Path) -> bool:
+    """Whether more is to come: not over, and its process lives or, where that cannot be told, spoke a moment ago."""
+    if screen.over:
+        return False
+    held = fs.is_locked(run / LOCK)
+    return screen.last is not None and time.time() - screen.last < SILENT_S if held is None else held
+
+
+def _say_if_gone(screen: Screen, run: Path) -> None:
+    if not at_work(screen, run):
+        screen.no_more_comes(_GONE)
+
+
+def history(events: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's earlier attempts, as many as a screen needs."""
+    lines = Tail(events).lines()
+    return _worth_parsing(lines)
+
+
+def feed(screen: Screen, lines: list[bytes]) -> None:
+    """Bring a screen up to date. Of a long file only so much is parsed as can be seen on it."""
+    for record in _worth_parsing(lines):
+        screen.feed(record)
+
+
+def _worth_parsing(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    return records(_thinned(lines) if len(lines) > PARSED_AT_MOST else lines)
+
+
+def _thinned(lines: list[bytes]) -> list[bytes]:
+    """All lines that say something once; of metrics and samples the first, the last and some between; late progress.
+
+    Lines are told apart by their beginnings, which the writer keeps the same (`event`, `stage`, `time`), so most need
+    not be parsed. Each start of a stage begins new kinds: what came before must not crowd out what came after.
+    """
+    kept: list[int] = []
+    earlier: list[list[int]] = []
+    groups: dict[bytes, list[int]] = {}
+    for index, line in enumerate(lines):
+        if line[_EVENT] == b"progress":
+            continue
+        kind = line[: line.find(b', "time": ', 0, _KIND_AT_MOST)]
+        if kind[_EVENT] == b'metrics"' and b'"split": "eval"' in line[-_TAIL:]:
+            kind += b"eval"
+        places = groups.get(kind)
+        if places is not None:
+            places.append(index)
+        elif line.startswith(_SPARSE):
+            groups[kind] = [index]
+        else:
+            kept.append(index)
+            if line.startswith(_START):
+                earlier += groups.values()
+                groups = {}
+    del earlier[:-_ATTEMPTS]
+    share = PARSED_AT_MOST // max(1, len(earlier) + len(groups))
+    chosen = _spread(kept, PARSED_AT_MOST)
+    for places in earlier:
+        chosen += _spread(places, max(4, share))
+    for kind, places in groups.items():
+        last = places[-_LAST_WORK:] if kind.startswith(_WORKING) else places
+        chosen += _spread(last, max(4 * RECENT, share))
+    progress = (index for index in range(len(lines) - 1, -1, -1) if lines[index][_EVENT] == b"progress")
+    return [lines[index] for index in sorted([*chosen, *islice(progress, _LAST_PROGRESS)])]
+
+
+def _spread(places: list[int], most: int) -> list[int]:
+    """At most `most`: a quarter from the start, half from the end, the others evenly from between."""
+    if len(places) <= most:
+        return places
+    head, tail = max(1, most // 4), max(1, most // 2)
+    between = places[head:-tail]
+    count = max(0, most - head - tail)
+    return places[:head] + [between[i * len(between) // count] for i in range(count)] + places[-tail:]

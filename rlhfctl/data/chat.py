@@ -1,0 +1,177 @@
+"""Read what a tokenizer's chat template does: the end of a turn, marks that are no tokens, variants for training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.data import templates
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.types import Row
+from rlhfctl.errors import DataError
+
+_PROBE = "rlhfctl-response"  # what the assistant says where a template is looked at
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """DataError when conversations come and the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "the rows are conversations but the tokenizer has no chat template",
+            where="model",
+            fix="set model.chat_template in the recipe, to chatml, human-assistant or zephyr, or to a .jinja file of "
+            "your own; it is stored with the trained model",
+        )
+
+
+def use_template_eos(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Make the token with which the chat template closes the assistant's turn the end-of-sequence token.
+
+    A policy is stopped by end-of-sequence; where the template closes turns with another special token it would never
+    stop. Returns a sentence when something changed.
+    """
+    ids = _known_ids(tokenizer, _turn_end(tokenizer))
+    # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in marked | set(tokenizer.all_special_ids):
+        return None
+    was = tokenizer.eos_token
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
+    return f"the chat template closes turns with {tokenizer.eos_token}: it replaces {was} as end-of-sequence"
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with which the chat template closes the assistant's turn; empty where it has none."""
+    if tokenizer.chat_template is None:
+        return ""
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except TemplateSyntaxError as error:
+        raise broken_template(error) from error
+    except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
+        return ""
+    return text.rpartition(_PROBE)[2].strip() if _PROBE in text else ""
+
+
+def _known_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of `text`; none where the tokenizer cannot read it, or knows it only as unknown."""
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception:  # noqa: BLE001 - a vocabulary without an unknown token raises whatever it likes
+        return []
+    return [] if ids == [tokenizer.unk_token_id] else ids
+
+
+def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The mark that closes a turn where it is no token of the tokenizer, so that a model writes it letter by letter.
+
+    None where the template closes turns with a token, or with nothing but white space. Such a mark ends a response as a
+    stop string does, and is never read by rewards.
+    """
+    mark = _turn_end(tokenizer).split("\n")[0].strip()
+    if not mark or not mark.startswith("<"):
+        return None
+    ids = _known_ids(tokenizer, mark)
+    return mark if len(ids) != 1 and ids[:1] != [tokenizer.eos_token_id] else None
+
+
+def template_warnings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Sentences about a chat template that a policy cannot learn well from, with the ways out."""
+    before, opens = _written_before(tokenizer)
+    if before and opens:
+        yield (
+            f"the chat template writes {before!r} between the opened turn and the response: the policy has to write it "
+            "itself, and rewards read what of it is no special token; a variable may leave it out "
+            "(model.chat_template_kwargs: {enable_thinking: false}, say)"
+        )
+    elif before:
+        yield (
+            f"the chat template does not open the assistant's turn (add_generation_prompt): the policy has to write "
+            f"{before!r} itself, and rewards read it as part of the response; set model.chat_template to one that does"
+        )
+    mark = written_turn_end(tokenizer)
+    if mark is None:
+        return
+    yield (
+        f"the chat template closes turns with {mark}, which is no token of this tokenizer: the model writes it letter "
+        "by letter, and it ends a response as a stop string does. With an sft stage and model.template_tokens: add it "
+        "becomes a token, and sft trains its row"
+    )
+
+
+def _written_before(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """(what stands between an opened turn and the assistant's text, whether the template opens turns at all)."""
+    if tokenizer.chat_template is None:
+        return "", True
+    asked = [{"role": "user", "content": "a"}]
+    try:
+        opened, closed = (
+            str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=opens))
+            for opens in (True, False)
+        )
+        whole = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
+    except Exception:  # noqa: BLE001 - it takes no such conversation, or is broken: the rows tell
+        return "", True
+    if not whole.startswith(opened) or _PROBE not in whole:
+        return "", True
+    return whole[len(opened) :].partition(_PROBE)[0].strip(), opened != closed
+
+
+def marks_without_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The marks that the chat template writes and the tokenizer lacks, where it closes turns with such a mark.
+
+    Empty where turns are closed by a token: other marks are then meant as text.
+    """
+    if written_turn_end(tokenizer) is None:
+        return []
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    written = ""
+    for messages in ([{"role": "system", "content": "a"}, *turns], turns):
+        with contextlib.suppress(Exception):  # a template may take no system turn
+            written += str(tokenizer.apply_chat_template(messages, tokenize=False))
+            written += str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+    known = tokenizer.get_vocab()
+    return [mark for mark in templates.marks_in(written) if mark not in known]
+
+
+def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
+    """Put TRL's training variant in the place of a chat template that renders earlier turns of `rows` differently.
+
+    Losses on the assistant's turns alone need a conversation that only grows. Returns a sentence when something
+    changed; None where the template grows, or where TRL has no variant of it (the row that fails then says so).
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    encoder = Encoder(tokenizer)
+    failing = [row for row in rows if "messages" in row and not encoder.grows(row["messages"], row.get("tools"))]
+    if not failing:
+        return None
+    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, for few
+
+    own = tokenizer.chat_template
+    try:
+        found = get_training_chat_template(tokenizer)
+    except Exception:  # noqa: BLE001 - a template that it does not know, or one that fails on its probes
+        return None
+    if found is None:
+        return None
+    tokenizer.chat_template = templates.without_generation_marks(found)
+    if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
+        tokenizer.chat_template = own
+        return None
+    return (
+        "the chat template renders earlier turns differently once others follow: TRL's training variant of it, which "
+        "does not, is used and stored with the tokenizer"
+    )
+
+
+def broken_template(error: TemplateSyntaxError) -> DataError:
+    return DataError(
+        f"the chat template is no valid Jinja: {error.message} in its line {error.lineno}",
+        where="chat template",
+        fix="correct it (model.chat_template, or chat_template.jinja in the model's folder)",
+    )

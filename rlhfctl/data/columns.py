@@ -1,0 +1,251 @@
+"""Turn the columns in which people keep their rows into ours, before a row is checked.
+
+    columns: {ours: theirs}     other names, values within values, lists made of several columns
+    prompt beside whole conversations   the text repeats one of their turns: the prompt is taken from them
+    system, tools               a system turn (or the beginning of a text prompt), functions for the chat template
+    texts                       made into conversations where the recipe says so
+    prompts that end with an answer     the answer is left out
+
+One row in, a row out, or a sentence that says what is wrong with it. What is done is counted in a Tally, so that
+data.py can say it once for a whole source. Messages are read by messages.py, scores and labels of several responses by
+preferences.py, pairs are made by formats.py, and whole rows are checked by rows.py.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhfctl.data import messages
+from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import Row
+
+LISTS = ("responses", "scores", "ratings", "ranks", "label")  # several columns make a list; other texts are joined
+RESPONSES = ("completion", "chosen", "rejected")
+_INDEX = ("Unnamed: 0", "__index_level_0__")  # what pandas makes of an index that it wrote before
+_TURNS = ("conversations", "conversation")
+_SYSTEM = ("system", "system_prompt")
+_MESSAGE_LISTS = ("messages", "prompt", *RESPONSES)
+_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts whose words are not set apart
+INDEX_NOTE = "values of a column without a name (an index that pandas wrote) are left out"
+
+# ---------------------------------------------------------------- names of columns
+
+
+def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
+    """Return `row` with its columns under our names. Several columns make a list, or texts joined by an empty line."""
+    if not mapping:
+        return row
+    theirs = {one for names in mapping.values() for one in names_of(names)}
+    found = {key: value for key, value in row.items() if key not in theirs and key not in mapping}
+    for ours, names in mapping.items():
+        values = [value_at(row, one) for one in names_of(names)]
+        if isinstance(names, str):
+            if values[0] is not None or names in row:
+                found[ours] = values[0]
+        elif any(value is not None for value in values):
+            found[ours] = values if ours in LISTS else _together(values)
+    return found
+
+
+def names_of(names: str | list[str]) -> list[str]:
+    """The columns that one entry of `columns` names."""
+    return [names] if isinstance(names, str) else names
+
+
+def _together(values: Sequence[Any]) -> Any:
+    """Texts as one, with an empty line between; values that are no texts as a list, which no check takes for a text."""
+    there = [value for value in values if value is not None and value != ""]
+    return "\n\n".join(there) if all(isinstance(value, str) for value in there) else there
+
+
+def value_at(row: Any, path: str) -> Any:
+    """Find the value of a column, or of `a.b` and `a.0` within one; of `a.b` in a list of objects each b. Else None."""
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    first, _, rest = path.partition(".")
+    if isinstance(row, Mapping):
+        inner = row.get(first)
+    elif isinstance(row, list) and first.isdecimal():
+        inner = row[int(first)] if int(first) < len(row) else None
+    elif isinstance(row, list) and row and all(isinstance(item, Mapping) for item in row):
+        return [value_at(item, path) for item in row]
+    else:
+        return None
+    return value_at(inner, rest) if rest and inner is not None else None if rest else inner
+
+
+def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: Tally, *, others: bool) -> list[str]:
+    """List the columns with values that nothing read. `others`: also those that `columns` does not bear upon."""
+    theirs = {one for names in mapping.values() for one in names_of(names)}
+    theirs |= {one.partition(".")[0] for one in theirs}
+    there = {key for row in rows for key, value in row.items() if value is not None} - theirs - {*_INDEX}
+    return sorted(key for key in there if key in mapping or (others and key not in tally.used))
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def normalised(row: Row, tally: Tally) -> Row | str:
+    """Return `row` with its conversations as messages under our names."""
+    row = dict(row)
+    for name in _INDEX:
+        if row.pop(name, None) is not None:
+            tally.made[INDEX_NOTE] += 1
+    if row.get("messages") is None:
+        name = next((name for name in _TURNS if isinstance(row.get(name), list)), "")
+        if name:
+            row["messages"] = row.pop(name)
+            tally.read(name)
+    for name in _MESSAGE_LISTS:
+        if isinstance(row.get(name), list):
+            read = messages.read_messages(row[name], name, tally)
+            if isinstance(read, str):
+                return read
+            row[name] = read
+    return row
+
+
+def with_system(row: Row, tally: Tally) -> Row:
+    """Return `row` with its system column as a system turn, or before a text prompt and an empty line."""
+    name = next((name for name in _SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
+    key = next((key for key in ("messages", "prompt") if row.get(key) is not None), None)
+    if name is None or key is None:
+        return row
+    tally.read(name)
+    asked, text = row[key], row[name]
+    rest = {other: value for other, value in row.items() if other != name}
+    if isinstance(asked, str):
+        tally.made["system texts stand before the prompt, with an empty line between"] += 1
+        return rest | {key: f"{text}\n\n{asked}"}
+    if not isinstance(asked, list) or not asked or not isinstance(asked[0], dict):
+        return row  # rows.py says what is wrong
+    if asked[0].get("role") not in ("system", "developer"):
+        tally.made["system texts became a system turn"] += 1
+        return rest | {key: [{"role": "system", "content": text}, *asked]}
+    if str(asked[0].get("content")).strip() != text.strip():
+        tally.made["system texts are left out: the conversation has a system turn of its own"] += 1
+    return rest
+
+
+def with_tools(row: Row, tally: Tally) -> Row | str:
+    """Return `row` with its tools as a list of objects; without them where there are none."""
+    value = row.get("tools")
+    rest = {key: item for key, item in row.items() if key != "tools"}
+    if value is None or value == [] or value == "":
+        return rest
+    if not isinstance(row.get("messages", row.get("prompt")), list):
+        return row  # a text goes through no template: the column is named as not used
+    tools = messages.read_tools(value)
+    if isinstance(tools, str):
+        return tools
+    tally.read("tools")
+    return rest | {"tools": tools} if tools else rest
+
+
+def without_answer(row: Row, tally: Tally) -> Row:
+    """Return a row of prompts without the assistant's turns that its prompt ends with."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list):
+        return row
+    end = len(prompt)
+    while end and isinstance(prompt[end - 1], dict) and prompt[end - 1].get("role") == "assistant":
+        end -= 1
+    if end in (0, len(prompt)):
+        return row
+    tally.made["prompts ended with an answer, which is left out"] += 1
+    return row | {"prompt": prompt[:end]}
+
+
+def as_conversation(row: Row) -> Row | str:
+    """Return `row` with its texts as turns: the prompt as the user's, the responses as the assistant's."""
+    if isinstance(row.get("text"), str) and row.get("prompt") is None and row.get("messages") is None:
+        return "text: as_conversations cannot tell the prompt from the response in one text; turns: reads transcripts"
+    row = dict(row)
+    for name, role in (("prompt", "user"), *((name, "assistant") for name in RESPONSES)):
+        if isinstance(row.get(name), str) and not row[name].strip():
+            return f"{name} is empty"
+        if isinstance(row.get(name), str):
+            row[name] = [{"role": role, "content": row[name].strip()}]
+    return row
+
+
+# ---------------------------------------------------------------- a prompt beside its responses
+
+
+def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row | str:
+    """Return `row` with prompt and responses (the columns `names`) of one kind, each turn standing in one of them."""
+    prompt: Any = row.get("prompt")
+    responses: list[Any] = [row.get(name) for name in names]
+    if prompt is None or not prompt or any(not one for one in responses):
+        return row
+    if isinstance(prompt, str) and all(isinstance(one, list) for one in responses):
+        return _text_beside_messages(row, prompt, responses, tally)
+    if isinstance(prompt, list) and all(isinstance(one, str) for one in responses):
+        tally.made["text responses beside a conversation became the assistant's turn"] += 1
+        return row | {
+            name: [{"role": "assistant", "content": text.strip()}] if text.strip() else text
+            for name, text in zip(names, responses, strict=True)
+        }
+    if isinstance(prompt, list) and all(isinstance(one, list) for one in responses):
+        size = len(prompt)
+        if all(len(one) > size and messages.same_turns(one[:size], prompt) for one in responses):
+            tally.made["conversations repeat the prompt beside them: it is read once"] += 1
+            return row | {name: one[size:] for name, one in zip(names, responses, strict=True)}
+    return row
+
+
+def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row | str:
+    """A text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
+    if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
+        tally.made["text prompts beside an answer as a message became a user's turn"] += 1
+        return row | {"prompt": [{"role": "user", "content": prompt}]}
+    if all(repeats(one, prompt) for one in responses):
+        tally.made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
+        tally.read("prompt")
+        return {key: value for key, value in row.items() if key != "prompt"}
+    return (
+        "prompt is a text that no user's turn of the conversations beside it repeats: leave it out "
+        "(columns: {unread: prompt}), or give the prompt as messages"
+    )
+
+
+def repeats(conversation: Any, text: str) -> bool:
+    """Whether a user's turn of the conversation says the text; white space does not count."""
+    if not isinstance(conversation, list):
+        return False
+    words = text.split()
+    turns = (turn for turn in conversation if isinstance(turn, dict) and turn.get("role") == "user")
+    return any(str(turn.get("content")).split() == words for turn in turns)
+
+
+def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
+    """Return `row` with `prefix` before each text response that follows its text prompt without a space.
+
+    Counts the rows in which two words are joined all the same, as "and" + "a bit" are in "anda bit".
+    """
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        return row
+    row = dict(row)
+    joined = ""
+    for name in names:
+        response = row.get(name)
+        if not isinstance(response, str) or not response or prompt[-1].isspace() or response[0].isspace():
+            continue
+        row[name] = response = prefix + response
+        if not response[0].isspace() and _are_joined(prompt[-1], response[0]):
+            joined = joined or f"{prompt[-12:]}{response[:8]}"
+    if joined:
+        tally.made["rows have no space between prompt and response: response_prefix: ' ' puts one there"] += 1
+        tally.examples.setdefault("prompt and response are joined, as in", repr(joined))
+    return row
+
+
+def _are_joined(last: str, first: str) -> bool:
+    """Whether a reader would miss a space: no sign opens or closes there, and the script sets words apart."""
+    if not first.isalnum() or unicodedata.category(last) in ("Ps", "Pi"):
+        return False
+    wide = any(unicodedata.east_asian_width(char) in "WF" for char in (last, first))
+    return not wide and not unicodedata.name(first, "").startswith(_NO_SPACES)

@@ -1,0 +1,224 @@
+"""Guess which columns of a file are prompts, responses, scores and labels, and write the line of a recipe that says so.
+
+Goes by the names that public data sets use, and by values; a guess is given only where the rows that it was tried on
+can then be used. Used in the message about rows that cannot be used, and by `init`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+from rlhfctl.data import columns
+from rlhfctl.data.preferences import number
+from rlhfctl.data.rows import CHECKS
+from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import Row
+from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Source
+
+Options = dict[str, Any]
+
+_TRIED = 50  # rows
+_STRONGEST = 10  # labels that say how much better go to 3 or 5
+_ENOUGH = 0.8  # of them must be usable
+_PROMPTS = (
+    "prompt", "question", "instruction", "query", "input", "full_text", "context", "history", "post", "user", "title",
+)  # fmt: skip
+_ANSWERS = ("completion", "response", "answer", "output", "answers", "assistant", "target", "chosen", "summary")
+_CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chosen", "turns")
+_CHOSEN = ("chosen", "preferred", "accepted", "better", "winner", "win", "good", "positive", "chosen_response")
+_REJECTED = (
+    "rejected", "dispreferred", "worse", "loser", "lose", "lost", "bad", "negative", "rejected_response",
+)  # fmt: skip
+_LISTS = ("responses", "answers", "completions", "generations", "candidates", "outputs", "summaries", "replies")
+_SCORES = ("scores", "ratings", "rating", "score", "rewards")
+_RANKS = ("ranks", "rank", "ranking", "rankings")
+_LABELS = (
+    "better_response_id", "preferred", "preference", "winner", "labels", "label", "choice", "chosen_id", "better",
+    "overall_preference", "preference_strength", "preferred_response", "chosen",
+)  # fmt: skip
+_PAIRS = (("0", "1"), ("1", "2"), ("a", "b"), ("left", "right"), ("first", "second"))
+_FIRST_IS_1 = ("human_ref_a",)  # sets whose label 1 means the first response, and 0 the second
+_PLAIN = re.compile(r"[A-Za-z_][\w. -]*[\w]|[A-Za-z_]")
+_NOT_TEXT = ("true", "false", "null", "yes", "no", "on", "off")
+_SECTIONS: dict[str, type[Source]] = {
+    "demonstrations": Demonstrations,
+    "preferences": Preferences,
+    "prompts": Prompts,
+}
+
+
+def options(name: str, rows: Sequence[Row]) -> Options:
+    """Guess the keys of the data set `name` (demonstrations, preferences, prompts) for these rows; {} for none."""
+    tried = list(rows[:_TRIED])
+    if _usable(name, {}, tried):
+        return {}
+    return next((made for made in _candidates(name, tried) if _usable(name, made, tried)), {})
+
+
+def talks(name: str, made: Options, rows: Sequence[Row]) -> bool | None:
+    """Whether these rows, read with the keys `made`, are conversations; None where none of them can be used."""
+    section = _SECTIONS[name](source="guessed", **made)
+    for row in rows[:_TRIED]:
+        found = CHECKS[name](columns.renamed(row, section.columns), section, Tally())
+        if not isinstance(found, str) and found:
+            return "messages" in found[0] or isinstance(found[0].get("prompt"), list)
+    return None
+
+
+def section_line(name: str, section: Source, rows: Sequence[Row]) -> str | None:
+    """The line of a recipe with the guessed keys of a data set whose rows cannot be used; None without a guess."""
+    guessed = options(name, rows)
+    shown = section.source if re.fullmatch(r"[\w./-]+", section.source) else "..."
+    return f"{name}: {flow({'source': shown.rpartition('/')[2] or shown} | guessed)}" if guessed else None
+
+
+def flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(key)}: {flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(flow(inner) for inner in value) + "]"
+    if isinstance(value, str) and (not _PLAIN.fullmatch(value) or value.lower() in _NOT_TEXT):
+        return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _usable(name: str, made: Options, rows: Sequence[Row]) -> bool:
+    """Whether most rows have the columns that these keys name, and can be used with them."""
+    section = _SECTIONS[name](source="guessed", **made)
+    check, usable = CHECKS[name], 0
+    named = [one for names in section.columns.values() for one in columns.names_of(names)]
+    for row in rows:
+        there = all(columns.value_at(row, one) is not None for one in named)
+        usable += there and not isinstance(check(columns.renamed(row, section.columns), section, Tally()), str)
+    return bool(rows) and usable >= _ENOUGH * len(rows)
+
+
+def _candidates(name: str, rows: Sequence[Row]) -> Iterator[Options]:
+    """Keys to try, the likeliest first."""
+    paths = _paths(rows)
+    asked = _asked(paths)
+    if name == "preferences":
+        yield from _of_preferences(rows, paths, asked)
+        return
+    for path in _named(paths, _CONVERSATIONS):
+        if path != "messages" and all(isinstance(columns.value_at(row, path), list) for row in rows):
+            yield {"columns": {"messages": path}}
+    if name == "prompts":
+        yield from ({"columns": {"prompt": path}} for path in asked)
+        return
+    for answer in _named(paths, _ANSWERS):
+        for prompt in asked:
+            both = {"prompt": prompt, "completion": answer}
+            yield {"columns": {ours: theirs for ours, theirs in both.items() if ours != theirs}}
+
+
+def _asked(paths: Sequence[str]) -> list[Any]:
+    """What may be the prompt: instruction and input together (as Alpaca writes them), or one column."""
+    found: list[Any] = []
+    if "instruction" in paths:
+        found += [["instruction", more] for more in ("input", "context") if more in paths]
+    return found + _named(paths, _PROMPTS)
+
+
+def _of_preferences(rows: Sequence[Row], paths: Sequence[str], asked: Sequence[Any]) -> Iterator[Options]:
+    prompts: list[Options] = [{"prompt": path} if path != "prompt" else {} for path in asked] or [{}]
+    prompts += [] if {} in prompts else [{}]
+    for chosen, rejected in zip(_CHOSEN, _REJECTED, strict=False):
+        both = {"chosen": _named(paths, (chosen,)), "rejected": _named(paths, (rejected,))}
+        if both["chosen"] and both["rejected"]:
+            mapping = {ours: theirs[0] for ours, theirs in both.items() if ours != theirs[0]}
+            yield from ({"columns": prompt | mapping} for prompt in prompts if prompt | mapping)
+    for one, other in _siblings(rows, paths):
+        for verdict in _verdicts(rows, paths, one, other):
+            for prompt in prompts:
+                yield {"columns": prompt | {"responses": [one, other]} | verdict.get("columns", {})} | {
+                    key: value for key, value in verdict.items() if key != "columns"
+                }
+    for path in _named(paths, _LISTS):
+        numbers = [{"scores": p} for p in _beside(rows, path, _SCORES)] + [
+            {"ranks": p} for p in _beside(rows, path, _RANKS)
+        ]
+        for prompt in prompts:
+            yield from ({"columns": prompt | {"responses": path} | more} for more in [*numbers, {}])
+
+
+def _paths(rows: Sequence[Row]) -> list[str]:
+    """Columns, and keys of objects in them as a.b."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for key, value in row.items():
+            found[key] = None
+            if isinstance(value, dict):
+                found |= {f"{key}.{inner}": None for inner in value}
+    return list(found)
+
+
+def _named(paths: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Paths whose last part is one of the names, in the order of the names."""
+    return [path for name in names for path in paths if path.lower() == name or path.lower().endswith(f".{name}")]
+
+
+def _siblings(rows: Sequence[Row], paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Two columns of texts or conversations whose names differ by 0 and 1, 1 and 2, a and b."""
+    texts = [path for path in paths if all(isinstance(columns.value_at(row, path), str | list) for row in rows)]
+    for one, other in combinations(texts, 2):
+        if _differ_by_number(one, other):
+            yield one, other
+
+
+def _differ_by_number(one: str, other: str) -> bool:
+    """Whether two names are the same but for 0 and 1, 1 and 2, a and b, left and right at one place."""
+    one, other = one.lower(), other.lower()
+    for first, second in _PAIRS:
+        ends = re.finditer(rf"(?<![a-z0-9]){first}(?![a-z0-9])|{first}$" if first.isalpha() else first, one)
+        if any(one[: end.start()] + second + one[end.end() :] == other for end in ends):
+            return True
+    return False
+
+
+def _verdicts(rows: Sequence[Row], paths: Sequence[str], one: str, other: str) -> Iterator[Options]:
+    """What may say which of two responses is better: scores of their own, marks in three columns, a label."""
+    scored = [path for path in paths if re.search("score|rating|reward", path.lower())]
+    for first, second in combinations(scored, 2):
+        numbers = [number(columns.value_at(row, path)) for row in rows for path in (first, second)]
+        if None not in numbers and _differ_by_number(first, second):
+            yield {"columns": {"scores": [first, second]}}
+    marks = [path for path in paths if re.search(r"winner_.*(_a|_b|tie)$", path.lower())]
+    if len(marks) in (2, 3):
+        yield {"columns": {"label": marks}}
+    for path in _named(paths, _LABELS):
+        values = [columns.value_at(row, path) for row in rows]
+        yield {"columns": {"label": path}} | _meaning(values, one)
+
+
+def _meaning(values: Sequence[Any], one: str) -> Options:
+    """What a label's values mean, where 0 and 1 or the names of the responses do not say it."""
+    numbers = {found for value in values if (found := number(value)) is not None and found.is_integer()}
+    if len(numbers) < len({str(value) for value in values}):
+        return {}
+    most = int(max((abs(value) for value in numbers), default=0))
+    if any(value < 0 for value in numbers) and most <= _STRONGEST:  # how much better the second is
+        sides = {"first": list(range(-most, 0)), "second": list(range(1, most + 1)), "tie": 0}
+        return {"label": sides}
+    if one.lower().endswith(_FIRST_IS_1):
+        return {"label": {"first": 1, "second": 0}}
+    if 2 in numbers and numbers <= {1, 2}:
+        return {"label": {"first": 1, "second": 2}}
+    if 2 in numbers and numbers <= {0, 1, 2}:
+        return {"label": {"first": 1, "second": 2, "tie": 0}}
+    return {}
+
+
+def _beside(rows: Sequence[Row], path: str, names: Sequence[str]) -> list[str]:
+    """Columns that hold a list as long as the responses'."""
+    found = []
+    for name in names:
+        pairs = [(columns.value_at(row, path), row.get(name)) for row in rows]
+        if all(isinstance(a, list) and isinstance(b, list) and len(a) == len(b) for a, b in pairs):
+            found.append(name)
+    return found

@@ -1,0 +1,346 @@
+"""Load the rows of a run: read from wherever they lie or made, checked one by one, sifted, mixed, split by prompt.
+
+Reads the recipe's `data` section; gives plain lists of rows with a fingerprint. No model, no tokenizer, no torch: all
+rows of a run are checked before anything heavy loads. Files are read by sources.py, rows are checked by rows.py,
+ids are made by encoding.py. Whatever is left out or made of a row is said in the notes, with its number.
+
+A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
+prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin) for preferences; prompt
+alone, messages that end with the user's turn, or chosen+rejected that begin alike for prompts. Other columns of prompts
+are kept for reward functions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.data import columns, guess, sources
+from rlhfctl.data.leaks import without_leaks
+from rlhfctl.data.rows import CHECKS
+from rlhfctl.data.splits import prompt_key as prompt_key
+from rlhfctl.data.splits import split_preferences, split_prompts
+from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
+from rlhfctl.data.types import PromptSplit as PromptSplit
+from rlhfctl.data.types import Row, Rows
+from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
+from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Compared, Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
+
+# ---------------------------------------------------------------- loading
+
+
+def load_demonstrations(section: Demonstrations, seed: int) -> Rows:
+    """Load rows with prompt+completion, messages or text."""
+    return _load("demonstrations", section, seed)
+
+
+def load_preferences(section: Preferences, seed: int) -> Rows:
+    """Load rows with prompt, chosen, rejected, and a margin where the source has one."""
+    return _load("preferences", section, seed)
+
+
+def load_prompts(section: Prompts, seed: int) -> Rows:
+    """Load rows with prompt, and whatever other columns the file has, to train on and to keep apart."""
+    return _load("prompts", section, seed)
+
+
+NAMES = ("demonstrations", "preferences", "prompts")
+
+
+def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
+    """Load, check and split the recipe's data sets (of those in `names`). DataError with the faults of all of them.
+
+    `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out.
+    """
+    loaded: dict[str, Rows] = {}
+    test: list[Row] = []
+    with _together() as trying:
+        if data.prompts is not None and ("prompts" in names or data.leaks == "drop"):
+            with trying:
+                loaded["prompts"] = _split_prompts(data.prompts, seed)
+                test = getattr(loaded["prompts"].split, "test", []) if data.leaks == "drop" else []
+        if data.demonstrations is not None and "demonstrations" in names:
+            with trying:
+                loaded["demonstrations"] = without_leaks(load_demonstrations(data.demonstrations, seed), test)
+        if data.preferences is not None and "preferences" in names:
+            with trying:
+                pairs = without_leaks(load_preferences(data.preferences, seed), test)
+                loaded["preferences"] = replace(pairs, split=split_preferences(data.preferences, pairs.rows, seed))
+    return {name: loaded[name] for name in NAMES if name in loaded and name in names}
+
+
+class _Trying:
+    """Keeps the DataErrors of the blocks that it guards."""
+
+    def __init__(self) -> None:
+        self.errors: list[DataError] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, DataError):
+            self.errors.append(error)
+        return isinstance(error, DataError)
+
+
+@contextmanager
+def _together() -> Iterator[_Trying]:
+    """Let several blocks fail, and raise all their DataErrors in the end."""
+    trying = _Trying()
+    yield trying
+    if len(trying.errors) == 1:
+        raise trying.errors[0]
+    if trying.errors:
+        raise DataFaults(trying.errors)
+
+
+def _load(name: str, section: Source, seed: int) -> Rows:
+    """Load a source, or all of a list, each row as often as its source's weight says."""
+    parts = section.parts
+    if parts == [section]:
+        return _load_source(name, section, seed, f"data.{name}")
+    loaded: list[Rows] = []
+    with _together() as trying:
+        for index, part in enumerate(parts):
+            with trying:
+                loaded.append(_load_source(name, part, seed, f"data.{name}.sources[{index}]"))
+    weights = [getattr(part, "weight", 1.0) for part in parts]
+    return mixed(name, list(zip(loaded, [part.source for part in parts], weights, strict=True)), seed)
+
+
+def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Rows:
+    """Put several sources together: (rows, source, weight) each.
+
+    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more.
+    """
+    found: list[tuple[Row, str]] = []
+    notes: list[str] = []
+    left_out: dict[str, str] = {}
+    for index, (rows, source, weight) in enumerate(parts):
+        located = rows.located
+        more = round((weight - int(weight)) * len(located))
+        drawn = set(random.Random(f"mix-{name}-{index}-{seed}").sample(range(len(located)), more))
+        used = [one for at, one in enumerate(located) for _ in range(int(weight) + (at in drawn))]
+        left_out |= rows.left_out
+        left_out |= dict.fromkeys({place for _, place in located} - {place for _, place in used}, "not drawn")
+        found += used
+        shown = Path(source).name if sources.is_path(source) else source
+        notes += [f"{shown}: {len(located)} rows with weight {weight:g} are {len(used)} of the mix"]
+        notes += [f"{shown}: {note}" for note in rows.notes]
+    if not found:
+        raise DataError("the weights leave no row", where=f"data.{name}.sources", fix="raise a weight")
+    return Rows(
+        name,
+        [row for row, _ in found],
+        fs.hash_json([[rows.fingerprint, weight] for rows, _, weight in parts]),
+        tuple(notes),
+        locations=tuple(place for _, place in found),
+        left_out=left_out,
+        droppable=frozenset().union(*(rows.droppable for rows, _, _ in parts)),
+    )
+
+
+def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
+    """Read, rename, reshape, check, sift the rows of one source, which stands at the key `at` of the recipe."""
+    tally = Tally()
+    rows, places, fingerprint = _read(name, section, seed, at, tally)
+    _require_columns(at, section, rows)
+    usable: list[tuple[Row, str]] = []
+    bad: list[str] = []
+    left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
+    for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
+        one = Tally()
+        found = CHECKS[name](columns.renamed(row, section.columns), section, one)
+        if isinstance(found, str):
+            bad.append(f"{place}: {found}")
+            left_out[place] = "cannot be used"
+            continue
+        tally.add(one)
+        usable += [(pair, place) for pair in found]
+        if not found:
+            left_out[place] = "ties"
+    if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
+        raise _bad_rows(bad, rows, name, section, at, tally)
+    kept = _sifted(usable, section, tally.dropped, left_out)
+    if not kept:
+        why = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
+        raise DataError(f"{at} holds no rows{why}", where=section.source, fix="name a source with usable rows")
+    notes = [f"{len(usable)} pairs of {len(rows)} rows"] if len(usable) > len(rows) else []
+    notes += tally.sentences()
+    if not section.builtin:
+        unused = columns.unused(rows, section.columns, tally, others=name != "prompts")
+        notes += [f"not used: the columns {', '.join(unused)}"] if unused else []
+    if lines := tally.unreadable:
+        notes.append(f"{len(lines)} lines cannot be read and are dropped, the first: {': '.join(lines[0])}")
+    if bad:
+        notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
+    if tally.dropped:
+        notes.append(f"dropped: {_listed(tally.dropped)}")
+    if section.limit is not None and len(kept) > section.limit:
+        notes.append(f"the first {section.limit} of {len(kept)} are used")
+        left_out |= dict.fromkeys((place for _, place in kept[section.limit :]), "beyond the limit")
+        kept = kept[: section.limit]
+    locations = tuple(place for _, place in kept)
+    used = set(locations)
+    reasons = {place: why for place, why in left_out.items() if place not in used}
+    return Rows(
+        name,
+        [row for row, _ in kept],
+        fingerprint,
+        tuple(notes),
+        locations=locations,
+        left_out=reasons,
+        droppable=frozenset(used if section.bad_rows == "drop" else ()),
+    )
+
+
+def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple[list[Row], list[str], str]:
+    """The rows of a source, their locations and its fingerprint."""
+    if section.builtin:
+        with Work(f"making {name}"):
+            rows = _generate(name, section, seed)
+        return rows, [f"{section.source} row {index + 1}" for index in range(len(rows))], fs.hash_json(rows)
+    try:
+        return sources.read(section, sources.TEXT_COLUMNS[name], tally)
+    except DataError as error:
+        if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
+            error.what, error.where = f"{section.source}: {error.what}", f"{at}.source"
+        raise
+
+
+def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
+    """The error about lines that cannot be read and rows that cannot be used, all at once."""
+    drop = f"or leave them out: {at}.bad_rows: drop"
+    lines = sources.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
+    if lines is not None and not bad:
+        return DataError(lines.what, fix=f"{lines.fix}; {drop}")
+    guessed = None if section.columns else guess.section_line(name, section, rows)
+    mapped = f"say which columns they are:\n    {guessed}\n  or " if guessed else ""
+    if section.columns:
+        known = ", ".join(
+            f"{ours} is {' + '.join(columns.names_of(theirs))}" for ours, theirs in section.columns.items()
+        )
+        ways = f"correct or remove these rows (by `columns` {known})"
+    else:
+        ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
+    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}"
+    if lines is not None:
+        what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
+    return DataError(what, fix=f"{mapped}{ways}, {drop}")
+
+
+def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:
+    for ours, theirs in ((key, one) for key, names in section.columns.items() for one in columns.names_of(names)):
+        if not any(columns.value_at(row, theirs) is not None or theirs in row for row in rows):
+            have = sorted({key for row in rows for key in row})
+            raise DataError(
+                f"no row has the column {theirs!r} that {at}.columns.{ours} names",
+                where=section.source,
+                fix=f"the file's columns are: {', '.join(have) or 'none'}",
+            )
+
+
+def _sifted(
+    located: Sequence[tuple[Row, str]], section: Source, dropped: Counter[str], left_out: dict[str, str]
+) -> list[tuple[Row, str]]:
+    """Leave out repeated and long rows, where the recipe says so; each row stands beside its location."""
+    kept: list[tuple[Row, str]] = []
+    seen: set[str] = set()
+    for row, place in located:
+        if section.max_chars is not None and characters(row) > section.max_chars:
+            why = f"longer than {section.max_chars} characters"
+            dropped[why] += 1
+            left_out.setdefault(place, why)
+            continue
+        if section.deduplicate:
+            key = json.dumps(row, sort_keys=True, default=str)
+            if key in seen:
+                dropped["duplicates"] += 1
+                left_out.setdefault(place, "duplicates")
+                continue
+            seen.add(key)
+        kept.append((row, place))
+    return kept
+
+
+def characters(row: Row) -> int:
+    """Of the row's longest text: the prompt with one response."""
+
+    def length(value: Any) -> int:
+        if isinstance(value, list):
+            return sum(length(message.get("content")) for message in value if isinstance(message, dict))
+        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold anything
+
+    answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
+    return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
+
+
+def _listed(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(dropped.items()))
+
+
+def _generate(name: str, section: Source, seed: int) -> list[Row]:
+    from rlhfctl.world import reviews
+
+    count = section.rows
+    assert count is not None  # the schema requires it for a built-in source
+    if isinstance(section, Compared):
+        return [dict(row) for row in reviews.preferences(count, seed, section.label_noise)]
+    make = reviews.demonstrations if name == "demonstrations" else reviews.prompts
+    return [dict(row) for row in make(count, seed)]
+
+
+# ---------------------------------------------------------------- splitting
+
+
+def _split_prompts(section: Prompts, seed: int) -> Rows:
+    """Load the prompts, also those of sources apart, and split them; what is in none of the parts is counted."""
+    loaded = load_prompts(section, seed)
+    apart: dict[str, Rows] = {}
+    with _together() as trying:
+        for part in ("eval", "test"):
+            source: Source | None = getattr(section, f"{part}_source")
+            if source is not None:
+                with trying:
+                    apart[part] = _load_source("prompts", source, seed, f"data.prompts.{part}_source")
+    split = split_prompts(section, loaded.rows, seed, **{f"{part}_rows": rows.rows for part, rows in apart.items()})
+    used = {id(row) for part in (split.train, split.eval, split.test) for row in part}
+    notes = list(loaded.notes)
+    if more := sum(id(row) not in used for row in loaded.rows):
+        notes.append(f"{more} rows repeat a prompt that is kept for eval or test, and are left out")
+    for part, rows in apart.items():
+        count = sum(id(row) in used for row in rows.rows)
+        notes += [f"{part}_source: {note}" for note in rows.notes]
+        notes += [f"{part}_source: {count} of {len(rows.rows)} rows are used: each prompt once, and none in two parts"]
+    sets = (loaded, *apart.values())
+    located = [(row, place) for rows in sets for row, place in rows.located if id(row) in used]
+    left_out = {place: why for rows in sets for place, why in rows.left_out.items()}
+    kept = {place for _, place in located}
+    left_out |= {place: "in no part" for rows in sets for place in rows.locations if place not in kept}
+    return Rows(
+        "prompts",
+        [row for row, _ in located],
+        fs.hash_json([rows.fingerprint for rows in sets]) if apart else loaded.fingerprint,
+        tuple(notes),
+        split,
+        tuple(place for _, place in located),
+        left_out,
+        frozenset().union(*(rows.droppable for rows in sets)),
+    )
+
+
+def require_a_batch(prompts: int, section: Ppo) -> None:
+    """RecipeError where so many training prompts do not fill a batch of PPO."""
+    if prompts * section.num_generations < section.batch_size:
+        left = "prompt" if prompts == 1 else "prompts"
+        what = f"{prompts} {left} left to train on: too few to fill one batch of {section.batch_size}"
+        raise RecipeError([Problem("ppo.per_device_train_batch_size", what, fix="lower it, or give more prompts")])

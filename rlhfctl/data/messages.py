@@ -1,0 +1,160 @@
+"""Read conversations as people write them: a list of messages, each with role and content as text.
+
+    from, value         ShareGPT's words for role and content, and its roles (human, gpt, function_call, observation)
+    user, assistant     an object for each exchange, in place of one for each message
+    parts               a content that is a list: its texts are joined, images, audio and video are refused by name
+    tool calls          their content may be null; arguments that are JSON text are read as an object
+    tools               a list of objects, or JSON text that holds one
+
+A list of messages in, a list of messages out, or a sentence that says what cannot be read. Whether a conversation is
+whole (roles, the last turn, empty texts) is checked by data.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rlhfctl.data.tally import Tally
+
+Message = dict[str, Any]
+
+# Who speaks, as other formats write it -> our role.
+ROLES = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "function_call": "assistant",
+    "system": "system", "developer": "developer",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
+}  # fmt: skip
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_OTHER_WORDS = "conversations written with from and value are read as role and content"
+_EXCHANGES = "conversations with an object for each exchange are read as messages"
+_IN_PARTS = "conversations with messages in parts: their texts are joined"
+_JSON_ARGUMENTS = "conversations whose tool calls hold their arguments as JSON text: these are read as objects"
+
+
+def read_messages(value: Sequence[Any], name: str, tally: Tally) -> list[Any] | str:
+    """Return messages with role and content as text; other keys of a message stay. `name` is the column's."""
+    told: set[str] = set()
+    found: list[Any] = []
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            return list(value)  # data.py says what is wrong
+        for message in _exchange(item, told):
+            read = _read_message(message, told)
+            if isinstance(read, str):
+                return f"{name}[{index}]: {read}"
+            found.append(read)
+    tally.made.update(told)
+    return found
+
+
+def _exchange(item: Message, told: set[str]) -> list[Message]:
+    """The messages of {"user": ..., "assistant": ...}; an item that is a message stands alone."""
+    spoken = {key: value for key, value in item.items() if isinstance(value, str) and str(key).lower() in ROLES}
+    if not spoken or any(key in item for key in (*_ROLE_KEYS, *_CONTENT_KEYS)):
+        return [item]
+    told.add(_EXCHANGES)
+    return [{"role": key, "content": value} for key, value in spoken.items()]
+
+
+def _read_message(message: Message, told: set[str]) -> Message | str:
+    message = dict(message)
+    for keys in (_ROLE_KEYS, _CONTENT_KEYS):
+        ours, other = keys
+        if message.get(ours) is None and other in message:
+            message[ours] = message.pop(other)
+            told.add(_OTHER_WORDS)
+    role = message.get("role")
+    word = role.strip().lower() if isinstance(role, str) else role
+    message["role"] = ROLES.get(word, role) if isinstance(word, str) else role
+    if isinstance(message.get("content"), list):
+        text = _joined(message["content"])
+        if isinstance(text, _NotText):
+            return text.sentence
+        message["content"] = text
+        told.add(_IN_PARTS)
+    if word == "function_call" and not message.get("tool_calls"):
+        call = _json(message.get("content"))
+        if not isinstance(call, dict) or "name" not in call:
+            return "a function_call needs JSON text with name and arguments"
+        message |= {"content": "", "tool_calls": [{"type": "function", "function": call}]}
+    if message.get("tool_calls"):
+        message["content"] = message.get("content") or ""
+        message["tool_calls"] = _with_objects(message["tool_calls"], told)
+    elif "tool_calls" in message:
+        del message["tool_calls"]  # an empty list, as some exports write for no call
+    return message
+
+
+class _NotText:
+    """A part of a message that is no text, and the sentence about it."""
+
+    def __init__(self, part: Any) -> None:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind is None and isinstance(part, dict):
+            kind = next((key for key in part if key != "text"), "unknown")
+        self.sentence = f"its content has a part of type {kind!r}: only text is read"
+        if kind == "text":
+            self.sentence = "its content has a part of type 'text' without a text"
+
+
+def _joined(parts: Sequence[Any]) -> str | _NotText:
+    texts = []
+    for part in parts:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str) or (isinstance(part, dict) and part.get("type", "text") != "text"):
+            return _NotText(part)
+        texts.append(text)
+    return "".join(texts)
+
+
+def _with_objects(calls: Any, told: set[str]) -> Any:
+    """Tool calls whose arguments are objects, as chat templates expect them."""
+    if not isinstance(calls, list):
+        return calls
+    return [_with_object(call, told) for call in calls]
+
+
+def _with_object(call: Any, told: set[str]) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return call | {"function": _with_object(call["function"], told)}
+    arguments = _json(call.get("arguments"))
+    if not isinstance(arguments, dict):
+        return call
+    told.add(_JSON_ARGUMENTS)
+    return call | {"arguments": arguments}
+
+
+def read_tools(value: Any) -> list[Any] | str:
+    """Return the tools of a row, a list of objects, or a sentence that says what they are instead."""
+    tools = _json(value) if isinstance(value, str) else value
+    if isinstance(tools, list):
+        tools = [_json(tool) if isinstance(tool, str) else tool for tool in tools]
+        if all(isinstance(tool, dict) for tool in tools):
+            return tools
+    return "tools: expected a list of objects that describe functions, or JSON text that holds one"
+
+
+def _json(text: Any) -> Any:
+    """What JSON text holds; None where it is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def same_turns(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two lists of messages say the same, whatever other keys they have."""
+    return len(one) == len(other) and all(
+        isinstance(a, dict) and isinstance(b, dict) and _said(a) == _said(b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _said(message: Message) -> tuple[Any, Any]:
+    content = message.get("content")
+    return message.get("role"), content.strip() if isinstance(content, str) else content

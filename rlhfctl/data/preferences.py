@@ -1,0 +1,215 @@
+"""Read what people say of several responses: scores, ratings, ranks, labels; and the margin of a pair.
+
+    responses, ratings (or scores, ranks)       lists, or objects that hold a text and a number
+    responses, label                            which of two responses is better; a column for each works too
+    score_chosen, score_rejected                a margin
+
+One row in; a row with `responses` and `scores` (the higher the better) out, from which formats.py makes pairs, or a
+sentence that says what is wrong. Without any of these a list of responses is read as best first, and that is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhfctl.data import messages
+from rlhfctl.data.columns import names_of
+from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import Row
+from rlhfctl.recipe.schema import Compared, Source
+
+_TEXTS = ("answer", "response", "text", "content", "completion", "output", "generation", "summary")
+_HIGH, _LOW = ("score", "rating", "overall_score", "overall_rating", "reward"), ("rank", "ranking")
+_LISTS = (("scores", 1), ("ratings", 1), ("ranks", -1))
+_UNRATED = ("", "n/a", "na", "none", "null")
+_FIRST = ("0", "a", "model_a", "response_a", "answer_a", "assistant_a", "first", "left")
+_SECOND = ("1", "b", "model_b", "response_b", "answer_b", "assistant_b", "second", "right")
+
+
+def with_scores(row: Row, section: Source, tally: Tally) -> Row | str:
+    """Return `row` with `responses` and `scores` where it holds several responses; else with a margin at most."""
+    row = dict(row)
+    responses = row.get("responses")
+    if responses is None and isinstance(row.get("answers"), list) and row.get("chosen") is None:
+        responses = row.pop("answers")
+        tally.read("answers")
+    if responses is None:
+        return _with_margin(row, tally)
+    tally.read("responses")
+    if not isinstance(responses, list):
+        return row | {"responses": responses}  # formats.py says what is wrong
+    row["responses"] = responses
+    for step in (_from_objects, _from_lists, _from_label, _in_their_order):
+        found = step(row, section, tally)
+        if isinstance(found, str):
+            return found
+        row = found
+    return _without_unrated(row, tally)
+
+
+def _from_objects(row: Row, section: Source, tally: Tally) -> Row | str:
+    """Texts and scores of objects; responses that are messages are read as such."""
+    responses = row["responses"]
+    if not responses or not all(isinstance(one, dict) and "role" not in one for one in responses):
+        return _from_messages(row, tally)
+    texts = [next((one[key] for key in _TEXTS if key in one), None) for one in responses]
+    if None in texts:
+        return (
+            f"responses: an object needs one of {', '.join(_TEXTS)}; it has {', '.join(responses[texts.index(None)])}"
+        )
+    row = row | {"responses": texts}
+    scores = [_score_of(one) for one in responses]
+    if any(score is not None for score in scores) and all(row.get(name) is None for name, _ in _LISTS):
+        row["scores"] = scores
+    return row
+
+
+def _from_messages(row: Row, tally: Tally) -> Row | str:
+    """Responses that are messages, or lists of them, as such; texts stay."""
+    read: list[Any] = []
+    for index, response in enumerate(row["responses"]):
+        turns = [response] if isinstance(response, dict) else response
+        if isinstance(turns, list):
+            turns = messages.read_messages(turns, f"responses[{index}]", tally)
+            if isinstance(turns, str):
+                return turns
+        read.append(turns)
+    return row | {"responses": read}
+
+
+def _from_lists(row: Row, section: Source, tally: Tally) -> Row | str:
+    """Numbers from a list beside the responses; ranks with the sign changed."""
+    for name, sign in _LISTS:
+        value = row.get(name)
+        if value is None and name in section.columns:
+            return f"{name}: there is none in this row"
+        if value is None:
+            continue
+        tally.read(name)
+        if not isinstance(value, list) or len(value) != len(row["responses"]):
+            return f"{name}: expected {len(row['responses'])} numbers, one a response"
+        numbers = [None if _is_unrated(one) else number(one) for one in value]
+        if any(one is None and not _is_unrated(was) for one, was in zip(numbers, value, strict=True)):
+            return f"{name}: expected numbers, the {'higher' if sign > 0 else 'lower'} the better"
+        if name != "scores":
+            tally.made[f"rows are ranked by their {name}, the {'higher' if sign > 0 else 'lower'} the better"] += 1
+        return row | {"scores": [None if one is None else sign * one for one in numbers]}
+    return row
+
+
+def _from_label(row: Row, section: Source, tally: Tally) -> Row | str:
+    """Scores of the responses from the label that says which is better; equal ones for a tie."""
+    if row.get("scores") is not None or ("label" not in section.columns and row.get("label") is None):
+        return row
+    tally.read("label")
+    label, count = row.get("label"), len(row["responses"])
+    if isinstance(label, list):
+        best = _marked(label, count)
+    else:
+        best = _named(label, count, section)
+    if best is None:
+        return (
+            f"label: {label!r} names no response; say what it means: label: {{first: ..., second: ..., tie: ...}} "
+            "beside columns"
+        )
+    if best < count and not isinstance(label, list):
+        tally.made[f"labels are {_word(label)}: response {best + 1} of {count} is better"] += 1
+    return row | {"scores": [float(index == best) for index in range(count)]}
+
+
+def _marked(marks: Sequence[Any], count: int) -> int | None:
+    """Which response the columns of 0 and 1 mark; one past the last stands for a tie."""
+    at = [index for index, mark in enumerate(marks) if _word(mark) in ("1", "true", "yes")]
+    return None if len(at) != 1 or count > len(marks) else min(at[0], count)
+
+
+def _named(label: Any, count: int, section: Source) -> int | None:
+    """Which response the label names; `count` for a tie, None for neither."""
+    word = _word(label)
+    told = section.label if isinstance(section, Compared) else None
+    if told:
+        sides = {_word(one): side for side, values in told.items() for one in _values(values)}
+        return {"first": 0, "second": 1, "tie": count}.get(sides.get(word, ""))
+    names = names_of(section.columns.get("responses", []))
+    if count == len(names) and word in [name.lower() for name in names]:
+        return [name.lower() for name in names].index(word)
+    if word in _FIRST or word in _SECOND:
+        return int(word in _SECOND)
+    if word.startswith("tie"):
+        return count
+    return int(word) if word.isdecimal() and int(word) < count else None
+
+
+def _values(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def _word(value: Any) -> str:
+    """A label as text: a cell's "1.0" is 1, and true is 1."""
+    found = number(value)
+    if isinstance(value, bool) or (found is not None and found.is_integer()):
+        return str(int(value if isinstance(value, bool) or found is None else found))
+    return str(value).strip().lower()
+
+
+def _in_their_order(row: Row, section: Source, tally: Tally) -> Row | str:
+    """Nothing says which response is better: that they are read as best first is told."""
+    if row.get("scores") is not None:
+        return row
+    tally.made["rows of responses are read as best first: no scores, ratings, ranks or label stand beside them"] += 1
+    count = len(row["responses"])
+    for name, value in row.items():
+        numbers = isinstance(value, list) and len(value) == count and all(number(one) is not None for one in value)
+        if numbers and name != "responses":
+            tally.made[f"rows hold a number for each response in {name}: columns: {{scores: {name}}} ranks by it"] += 1
+    return row
+
+
+def _without_unrated(row: Row, tally: Tally) -> Row | str:
+    scores = row.get("scores")
+    if scores is None or None not in scores:
+        return row
+    rated = [index for index, score in enumerate(scores) if score is not None]
+    if len(rated) < 2:
+        return "fewer than two of its responses have a score"
+    tally.dropped["responses without a score"] += len(scores) - len(rated)
+    return row | {name: [row[name][index] for index in rated] for name in ("responses", "scores")}
+
+
+def _score_of(response: Mapping[str, Any]) -> float | None:
+    """The score of an object, the higher the better: its own, or its rank with the sign changed."""
+    for names, sign in ((_HIGH, 1), (_LOW, -1)):
+        for name in names:
+            found = number(response.get(name))
+            if found is not None:
+                return sign * found
+    return None
+
+
+def _is_unrated(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in _UNRATED)
+
+
+def number(value: Any) -> float | None:
+    """A number, also one that is written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _with_margin(row: Row, tally: Tally) -> Row:
+    """Return `row` with the difference of its two scores as the margin; 0 where the chosen one is scored lower."""
+    chosen, rejected = number(row.get("score_chosen")), number(row.get("score_rejected"))
+    if row.get("margin") is not None or chosen is None or rejected is None:
+        return row
+    tally.read("score_chosen", "score_rejected")
+    tally.made["margins are score_chosen - score_rejected (columns: {unread: score_chosen} leaves them out)"] += 1
+    if chosen < rejected:
+        tally.made["pairs whose chosen response is scored lower: their margin is 0"] += 1
+    return row | {"margin": max(0.0, chosen - rejected)}

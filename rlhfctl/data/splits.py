@@ -1,0 +1,107 @@
+"""Split rows by prompt, so that no prompt is on two sides: pairs into two parts, prompts into train, eval and test.
+
+Test and eval prompts may come from sources of their own; then training prompts that are among them are left out.
+Which prompts are the same is decided by their text here, and by leaks.py across data sets.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from rlhfctl.data.leaks import leak_key
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Row
+from rlhfctl.errors import DataError
+from rlhfctl.recipe.schema import Preferences, Prompts
+
+
+def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
+    """What makes two prompts the same."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> PreferenceSplit:
+    """Hold out all pairs of a random `heldout` share of the distinct prompts, so that no prompt is on both sides.
+
+    Training keeps rows that a weight repeats; heldout has each once.
+    """
+    keys = _shuffled_keys(rows, seed, "preferences")
+    if len(keys) < 2:
+        raise DataError(
+            "one distinct prompt: none can be held out",
+            where="data.preferences",
+            fix="give pairs for at least two prompts",
+        )
+    count = min(len(keys) - 1, max(1, round(section.heldout * len(keys))))
+    heldout = set(keys[:count])
+    return PreferenceSplit(
+        train=[row for row in rows if prompt_key(row["prompt"]) not in heldout],
+        heldout=list({id(row): row for row in rows if prompt_key(row["prompt"]) in heldout}.values()),
+    )
+
+
+def split_prompts(
+    section: Prompts,
+    rows: Sequence[Row],
+    seed: int,
+    *,
+    eval_rows: Sequence[Row] | None = None,
+    test_rows: Sequence[Row] | None = None,
+) -> PromptSplit:
+    """Split three ways by distinct prompt: `test` for the comparison, `eval` for choosing, the rest trains PPO.
+
+    Test and eval hold each prompt once; training keeps repeated rows. `eval_rows` and `test_rows` are those of sources
+    apart: no training prompt is among them, and no eval prompt among the test prompts.
+    """
+    test = None if test_rows is None else _chosen(test_rows, section.test, seed, "test")
+    taken = _leak_keys(test or [])
+    evaluation = None
+    if eval_rows is not None:
+        others = [row for row in eval_rows if leak_key(row["prompt"]) not in taken]
+        evaluation = _chosen(others, section.eval, seed, "eval")
+    taken |= _leak_keys(evaluation or [])
+    rows = [row for row in rows if leak_key(row["prompt"]) not in taken] if taken else rows
+    keys = _shuffled_keys(rows, seed, "prompts")
+    wanted_test = 0 if test is not None else section.test or 0
+    wanted_eval = 0 if evaluation is not None else section.eval or 0
+    if wanted_test + wanted_eval >= len(keys):
+        raise DataError(
+            f"{len(keys)} distinct prompts: {wanted_test} for test and {wanted_eval} for eval leave none to train on",
+            where="data.prompts",
+            fix="lower data.prompts.test or data.prompts.eval, or give more prompts",
+        )
+    first = {prompt_key(row["prompt"]): row for row in reversed(rows)}
+    aside = set(keys[: wanted_test + wanted_eval])
+    return PromptSplit(
+        train=[row for row in rows if prompt_key(row["prompt"]) not in aside],
+        eval=[first[key] for key in keys[wanted_test : wanted_test + wanted_eval]]
+        if evaluation is None
+        else evaluation,
+        test=[first[key] for key in keys[:wanted_test]] if test is None else test,
+    )
+
+
+def _chosen(rows: Sequence[Row], count: int | None, seed: int, part: str) -> list[Row]:
+    """So many distinct prompts of a source apart, or all of them, in the order of their file."""
+    keys = _shuffled_keys(rows, seed, part)
+    if count is not None and count > len(keys):
+        raise DataError(
+            f"data.prompts.{part} asks for {count} prompts, but the source holds {len(keys)} distinct ones",
+            where=f"data.prompts.{part}_source",
+            fix=f"lower data.prompts.{part}, or leave it out to use all of them",
+        )
+    kept = set(keys if count is None else keys[:count])
+    first = {prompt_key(row["prompt"]): row for row in reversed(rows)}
+    return [row for row in rows if first[prompt_key(row["prompt"])] is row and prompt_key(row["prompt"]) in kept]
+
+
+def _leak_keys(rows: Sequence[Row]) -> set[str]:
+    return {leak_key(row["prompt"]) for row in rows}
+
+
+def _shuffled_keys(rows: Sequence[Row], seed: int, salt: str) -> list[str]:
+    keys = sorted({prompt_key(row["prompt"]) for row in rows})
+    random.Random(f"{salt}-{seed}").shuffle(keys)
+    return keys

@@ -1,0 +1,251 @@
+"""Small Llama-shaped models, a token a row at a time, in few operations.
+
+transformers' forward starts some forty operations a layer, LoRA as many again. For one token a row in narrow layers,
+starting them costs more than what they compute. Here a layer is fifteen or so:
+
+    h ─▶ RMSNorm ─▶ q, k, v in one product ─▶ rotary embedding of q and k together ─▶ attention on the cache ─▶ o ─▶ + h
+      ─▶ RMSNorm ─▶ gate and up in one product ─▶ act(gate) * up ─▶ down ─▶ + h
+
+The acting adapter is in the weights, which are copied for that, anew for each rollout: so this is for models whose
+layers are small, in float32, of the shape above (Llama, Mistral without a window, Qwen2), their attention `sdpa`.
+`Decoder.of` says None for all others, and where the hidden states are not those of the model's own forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlhfctl.models.fused import lora_acts
+from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.packing import PACKED, has_full_attention
+
+COPIED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters
+_TOLERANCE = 1e-4  # relative to the largest hidden state
+_STATIC_ROTARY = ("default", "linear", "llama3")  # angles depend on the position alone
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION, _MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights (in, out), so that small batches multiply fast, and biases where there are any."""
+
+    before_attention: nn.Module
+    qkv: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    before_mlp: nn.Module
+    gate_up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
+
+
+class Decoder:
+    """A model's layers with the acting adapter merged; `begin` starts a batch."""
+
+    def __init__(self, policy: LanguageModel) -> None:
+        trunk = policy.trunk
+        self.policy, self.trunk = policy, trunk
+        attention = trunk.layers[0].self_attn
+        self.width: int = attention.head_dim
+        self.scaling: float = attention.scaling
+        self.act = trunk.layers[0].mlp.act_fn
+        self.heads, self.groups = (
+            _plain(projection).weight.shape[0] // self.width for projection in (attention.q_proj, attention.k_proj)
+        )
+        self.layers = [
+            _Layer(
+                layer.input_layernorm,
+                _joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                _joined(layer.self_attn.o_proj),
+                layer.post_attention_layernorm,
+                _joined(layer.mlp.gate_proj, layer.mlp.up_proj),
+                _joined(layer.mlp.down_proj),
+            )
+            for layer in trunk.layers
+        ]
+        self.head = policy.head.weight.t().contiguous() if _small_head(policy) else None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, policy: LanguageModel) -> Decoder | None:
+        """None where the model is not of this shape, not small, or computes something else than this."""
+        if policy.decodes is False or not _has_shape(policy):
+            return None
+        decoder = cls(policy)
+        if policy.decodes is None:
+            policy.decodes = decoder._agrees(policy)
+        return decoder if policy.decodes else None
+
+    def begin(self, ids: Tensor, mask: Tensor, room: int) -> Decoding:
+        """A batch of prompts (B, T), padded on the left where `mask` (B, T) is 0; `room`: tokens of a row in all."""
+        return Decoding(self, ids, mask, room)
+
+    def _agrees(self, policy: LanguageModel) -> bool:
+        """Whether two rows, one of them padded, and a token more give the hidden states of the model's own forward."""
+        at, count = policy.device, policy.vocabulary
+        ids = torch.arange(2, 12, device=at).view(2, 5) % count
+        mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=at)
+        more = torch.tensor([3 % count, 4 % count], device=at)
+        try:
+            batch = self.begin(ids, mask, 6)
+            ours = torch.stack([batch.states, batch.step(more)], dim=1)
+        except (RuntimeError, TypeError, AttributeError):  # shapes that only look alike
+            return False
+        whole, seen = torch.cat([ids, more[:, None]], dim=1), functional.pad(mask, (0, 1), value=1)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
+        theirs = policy.trunk(
+            input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False
+        ).last_hidden_state[:, -2:]
+        return bool((ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max())
+
+
+class Decoding:
+    """A batch under way. `states` (B, H): the last hidden states of what each row was given last."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor, mask: Tensor, room: int) -> None:
+        self.decoder = decoder
+        rows, length = ids.shape
+        at, dtype = ids.device, torch.float32
+        shape = (len(decoder.layers), 2, rows, decoder.groups, room, decoder.width)
+        self.cache = torch.empty(shape, device=at, dtype=dtype)
+        self.length = 0
+        self.lengths = mask.sum(1)
+        everything = torch.arange(room, device=at)[None]
+        probe = torch.empty((1, room, 1), device=at, dtype=dtype)
+        cos, sin = decoder.trunk.rotary_emb(probe, everything)
+        half = decoder.width // 2
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # (room, width)
+        self.pads: Tensor | None = None
+        causal: Tensor | None = None
+        if bool((mask == 0).any()):
+            least = torch.finfo(dtype).min
+            self.pads = torch.zeros((rows, 1, 1, room), device=at, dtype=dtype)
+            self.pads[:, 0, 0, :length] = (mask == 0).to(dtype) * least
+            later = torch.ones((length, length), device=at, dtype=torch.bool).triu(1)
+            causal = self.pads[..., :length].expand(rows, 1, length, length).masked_fill(later, least)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.states = self._forward(ids, positions, causal, is_causal=self.pads is None)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The states (B, H) after one more token (B,) a row."""
+        positions = self.lengths[:, None]
+        self.lengths = self.lengths + 1
+        pads = None if self.pads is None else self.pads[..., : self.length + 1]
+        self.states = self._forward(tokens[:, None], positions, pads, is_causal=False)
+        return self.states
+
+    def logits(self) -> Tensor:
+        """(B, V) of the next token."""
+        policy, head = self.decoder.policy, self.decoder.head
+        return policy.logits(self.states) if head is None else policy.finished(self.states @ head)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache, self.lengths = self.cache[:, :, rows], self.lengths[rows]
+        self.pads = None if self.pads is None else self.pads[rows]
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
+        decoder, width, heads, groups = self.decoder, self.decoder.width, self.decoder.heads, self.decoder.groups
+        rows, new = ids.shape
+        begin, self.length = self.length, self.length + new
+        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]  # (B, T, 1, width)
+        hidden = decoder.trunk.embed_tokens(ids).view(rows * new, -1)
+        for layer, (keys, values) in zip(decoder.layers, self.cache, strict=True):
+            qkv = _times(_norm(hidden, layer.before_attention), layer.qkv).view(rows, new, heads + 2 * groups, width)
+            plain = qkv[:, :, : heads + groups]
+            turned = torch.addcmul(plain * cos, plain.roll(width // 2, -1), sin)
+            keys[:, :, begin : self.length] = turned[:, :, heads:].transpose(1, 2)
+            values[:, :, begin : self.length] = qkv[:, :, heads + groups :].transpose(1, 2)
+            seen = functional.scaled_dot_product_attention(
+                turned[:, :, :heads].transpose(1, 2),
+                keys[:, :, : self.length],
+                values[:, :, : self.length],
+                attn_mask=mask,
+                is_causal=is_causal,
+                scale=decoder.scaling,
+                enable_gqa=groups != heads,
+            )
+            hidden = hidden + _times(seen.transpose(1, 2).reshape(rows * new, -1), layer.out)
+            gate, up = _times(_norm(hidden, layer.before_mlp), layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + _times(decoder.act(gate) * up, layer.down)
+        return _norm(hidden.view(rows, new, -1)[:, -1], decoder.trunk.norm)
+
+
+def _times(x: Tensor, weights: tuple[Tensor, Tensor | None]) -> Tensor:
+    matrix, bias = weights
+    return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
+
+
+def _norm(x: Tensor, norm: Any) -> Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _plain(projection: nn.Module) -> nn.Linear:
+    """The linear layer beneath an adapter, or itself."""
+    return projection.base_layer if isinstance(projection, LoraLinear) else projection
+
+
+def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """((in, all outs), bias) of layers that read the same input, each with the adapter that acts."""
+    matrices = []
+    for projection in projections:
+        matrix = _plain(projection).weight
+        if isinstance(projection, LoraLinear) and not projection.disable_adapters:
+            name = projection.active_adapters[0]
+            down, up = projection.lora_A[name].weight, projection.lora_B[name].weight
+            matrix = torch.addmm(matrix, up, down, alpha=projection.scaling[name])
+        matrices.append(matrix)
+    biases = [_plain(projection).bias for projection in projections]
+    bias = None if biases[0] is None else torch.cat(biases)
+    return torch.cat(matrices).t().contiguous(), bias
+
+
+def _has_shape(policy: LanguageModel) -> bool:
+    trunk, config = policy.trunk, policy.config
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if not has_full_attention(config) or config._attn_implementation not in ("sdpa", PACKED):
+        return False
+    if rotary not in _STATIC_ROTARY or torch.is_autocast_enabled(policy.device.type):
+        return False
+    if not all(hasattr(trunk, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+        return False
+    total = 0
+    for layer in trunk.layers:
+        if {name for name, _ in layer.named_children()} != _LAYER:
+            return False
+        if {name for name, _ in layer.self_attn.named_children()} != _ATTENTION:
+            return False
+        if {name for name, _ in layer.mlp.named_children()} != _MLP:
+            return False
+        norms = (layer.input_layernorm, layer.post_attention_layernorm, trunk.norm)
+        if not all(hasattr(norm, "variance_epsilon") for norm in norms):
+            return False
+        projections = [*layer.self_attn.children(), layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+        if not all(_is_linear(projection) for projection in projections):
+            return False
+        attention, mlp = layer.self_attn, layer.mlp
+        joined = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
+        if any(len({_plain(one).bias is None for one in together}) > 1 for together in joined):
+            return False
+        total += sum(_plain(projection).weight.nbytes for projection in projections)
+    return total <= COPIED_BYTES
+
+
+def _is_linear(projection: nn.Module) -> bool:
+    """Whether it is a float32 matrix, with at most one plain adapter that acts."""
+    plain = _plain(projection)
+    if type(plain) is not nn.Linear or plain.weight.dtype != torch.float32:
+        return False
+    if not isinstance(projection, LoraLinear) or projection.disable_adapters:
+        return True
+    return lora_acts(projection)
+
+
+def _small_head(policy: LanguageModel) -> bool:
+    head = policy.head
+    return type(head) is nn.Linear and head.bias is None and head.weight.nbytes <= COPIED_BYTES

@@ -1,0 +1,188 @@
+"""Make, switch and save LoRA adapters: the one file that knows which kind of adapter a model carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    set_seed,
+)
+from transformers.pytorch_utils import Conv1D
+
+from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.models import adapters
+from rlhfctl.recipe.schema import Lora
+
+# Names of the adapters on the shared model; peft saves `default` without a folder of its own.
+POLICY, CRITIC, REWARD = "default", "critic", "reward"
+# Their fused kernels read the weights of these layers without calling them: peft refuses adapters there.
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None, tokens: Sequence[int] = ()) -> LoraConfig:
+    """peft's configuration; a scalar head is always saved with the adapter.
+
+    With all-linear, layers of `model` that cannot carry an adapter are left out. The rows of `tokens` in the
+    embeddings and in the output layer are trained beside the adapter.
+    """
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    left_out = _not_plain(model) if targets == "all-linear" and model is not None else None
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        exclude_modules=left_out or None,
+        task_type=task,
+        modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
+        trainable_token_indices=_rows_of(model, tokens) if tokens and model is not None else None,
+    )
+
+
+def _rows_of(model: nn.Module, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """Layer name -> ids of the rows that are trained, for the embeddings and the output layer."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(getattr(layer, "bias", None) is not None for layer in layers):
+        raise RlhfctlError(
+            "the output layer has a bias, which peft drops where it trains single rows",
+            where="model.template_tokens",
+            fix="set it to text, or train all weights in this stage (sft.lora: null)",
+        )
+    return {name: list(tokens) for name, module in model.named_modules() if any(module is layer for layer in layers)}
+
+
+def _not_plain(model: nn.Module) -> list[str]:
+    """Names of linear layers that cannot carry an adapter: Mamba's fused, routers of experts, grouped ones."""
+    fused = ["out_proj", "conv1d"] if getattr(model.config, "model_type", "") in _MAMBA else []
+    routers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).__name__.endswith(("Router", "GroupedLinear"))
+    }
+    return [*fused, *sorted(routers)]
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, tokens: Sequence[int] = ()) -> PeftModel:
+    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings.
+
+    The rows of `tokens` are trained with it, in the embeddings and in the output layer.
+    """
+    named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    if named != ["all-linear"]:
+        config = lora_config(lora, task, model)
+        hit = sorted(
+            name
+            for name, module in model.named_modules()
+            if id(module) in outer and check_target_module_exists(config, name)
+        )
+        if hit:
+            tied = getattr(model.config, "tie_word_embeddings", False)
+            why = (
+                "they are tied, one matrix for input and output, so merging moves both"
+                if tied
+                else "policy, critic and reward model share their layers, not their heads"
+            )
+            raise RlhfctlError(
+                f"LoRA on embeddings is refused: {why}",
+                where="lora.target_modules",
+                fix=f"leave out {', '.join(hit)}; all-linear does so by itself",
+            )
+    set_seed(seed)
+    try:
+        peft_model = get_peft_model(model, lora_config(lora, task, model, tokens))
+    except ValueError as error:
+        linear = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear | Conv1D) and id(module) not in outer  # Conv1D: GPT-2's linear layer
+            }
+        )
+        raise RlhfctlError(
+            f"LoRA cannot be attached: {str(error).splitlines()[0]}",
+            where="lora.target_modules",
+            fix=f"this model's linear layers are: {', '.join(linear)}; or use all-linear",
+        ) from error
+    if tokens:  # TRL's loss reads weight and bias of the output layer, and peft's wrapper has no bias
+        peft_model.get_base_model().get_output_embeddings().bias = None
+    return peft_model
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> None:
+    """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    # Trained rows are saved by themselves; peft would add both matrices because they have grown.
+    rows = model.peft_config["default"].trainable_token_indices is not None
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False if rows else "auto")
+    if head and not adapter_has_head(folder):
+        raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
+
+
+def adapter_has_head(folder: Path) -> bool:
+    """Whether the adapter's file holds the weights of a scalar head beside the low-rank ones."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise HandoffError("the adapter folder holds no adapter_model.safetensors", where=str(folder))
+    with safe_open(file, framework="pt") as weights:
+        # A head that is only dressed with LoRA (".score.lora_A.") is not saved.
+        return any(name.endswith((".score.weight", ".score.modules_to_save.weight")) for name in weights.keys())  # noqa: SIM118
+
+
+class AdapterSwitch:
+    """Which adapter of a peft model acts. What may be trained is stated after each switch, because peft's undoes it."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.active: str | None = "?"  # anything may be active before the first switch
+
+    @classmethod
+    def of(cls, model: Any) -> AdapterSwitch | None:
+        if not isinstance(model, PeftModel):
+            return None
+        found: AdapterSwitch | None = model.__dict__.get("_rlhfctl_switch")
+        if found is None:
+            found = cls(model)
+            model.__dict__["_rlhfctl_switch"] = found
+        return found
+
+    def to(self, adapter: str | None) -> None:
+        if adapter == self.active and self._as_left(adapter):
+            return
+        for layer in self.layers:
+            if adapter is None:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter([adapter], inference_mode=True)
+                layer._disable_adapters = False
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.active = adapter
+
+    def _as_left(self, adapter: str | None) -> bool:
+        """Whether nobody switched since: peft's own methods treat all layers alike, so one shows it."""
+        layer = self.layers[0]
+        acting = None if layer.disable_adapters else layer.active_adapters
+        return acting == (None if adapter is None else [adapter]) and all(p.requires_grad for p in self.trained[:1])
+
+    def trains(self, parameters: Sequence[nn.Parameter]) -> None:
+        """These, and no others, are trained."""
+        self.trained = list(parameters)
+
+
+def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:
+    """A fresh adapter (B = 0) beside the policy's."""
+    set_seed(seed)
+    model.add_adapter(name, adapters.lora_config(lora, TaskType.CAUSAL_LM, model.get_base_model()))

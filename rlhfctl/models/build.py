@@ -1,0 +1,208 @@
+"""Build models from a recipe, prepare the base model, copy, save and reload weights."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from rlhfctl.events import Work
+from rlhfctl.models import devices, loading, merging, tokenizing
+from rlhfctl.models.special_tokens import also_ends, ensure_pad, set_token_ids
+from rlhfctl.recipe.schema import Init, Model
+
+# A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
+_GATED_FEED_FORWARD = 8 / 3
+_ROUND_TO = 16
+_TOO_MANY = 0.1  # of the trained weights, that a step leaves as they were
+
+
+# ---------------------------------------------------------------- models
+
+
+def new_config(init: Init, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of a model of the given shape for `tokenizer`, without dropout."""
+    intermediate = init.intermediate_size
+    if intermediate is None and init.architecture in ("llama", "mistral", "qwen2"):
+        intermediate = _ROUND_TO * round(init.hidden_size * _GATED_FEED_FORWARD / _ROUND_TO)
+    elif intermediate is None:
+        intermediate = 4 * init.hidden_size
+    size: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": init.hidden_size,
+        "num_hidden_layers": init.num_hidden_layers,
+        "num_attention_heads": init.num_attention_heads,
+        "max_position_embeddings": init.max_position_embeddings,
+    }
+    if init.architecture == "gpt2":
+        size["n_inner"] = intermediate
+    else:
+        size["intermediate_size"] = intermediate
+    if init.architecture in ("llama", "mistral", "qwen2"):
+        size["num_key_value_heads"] = init.num_attention_heads
+    config = AutoConfig.for_model(
+        init.architecture,
+        **size,
+        tie_word_embeddings=init.tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout"):
+        if hasattr(config, dropout):
+            setattr(config, dropout, 0.0)
+    return config
+
+
+def build_model(
+    init: Init,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model with new weights, drawn from `seed`."""
+    config = new_config(init, tokenizer)
+    set_seed(seed)
+    with Work("making new weights"), loading.loadable(init.architecture, "model", attn_implementation):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    set_token_ids(model, tokenizer)
+    return model
+
+
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` where it computes; a quantized one was loaded there."""
+    return model if loading.is_quantized(model) else model.to(devices.device())
+
+
+@contextlib.contextmanager
+def preserve_dtypes(model: nn.Module) -> Iterator[None]:
+    """What is trained keeps its number format: TRL's trainers turn adapters on a quantized base into bfloat16, and with
+    them the scalar head, which then meets float32 states.
+    """
+    before = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.data = parameter.data.to(before[name])
+
+
+def base_from_recipe(
+    section: Model, prepared: tokenizing.Prepared, *, seed: int, dtype: torch.dtype, quantization: str | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """The recipe's `model`, ready to train, with a row of embeddings for each token of its tokenizer.
+
+    Returns the model and sentences about what was done to it and to its tokenizer.
+    """
+    tokenizer = prepared.tokenizer
+    notes: list[str] = []
+    if section.init is not None:
+        how = section.attn_implementation
+        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
+    else:
+        assert section.path is not None
+        model, notes = merging.load_causal_lm(
+            section.path,
+            dtype=dtype,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            attn_implementation=section.attn_implementation,
+            quantization=quantization,
+        )
+    if prepared.replaced_end is not None:  # a base that ends its texts with it goes on doing so
+        also_ends(model, prepared.replaced_end)
+    notes += [*prepared.notes, *ensure_pad(model, tokenizer)]
+    _start_rows(model, prepared)
+    tokenizer.padding_side = "left"
+    return model, notes
+
+
+def _start_rows(model: PreTrainedModel, prepared: tokenizing.Prepared) -> None:
+    """Where the rows of added marks start: at the mean of the others, what ends a turn at what ended a sequence."""
+    if not prepared.added:
+        return
+    end, was = prepared.tokenizer.eos_token_id, prepared.replaced_end
+    with torch.no_grad():
+        for weight in {id(one): one for one in _embeddings(model)}.values():
+            others = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+            others[list(prepared.added)] = False
+            weight[list(prepared.added)] = weight[others].mean(0)
+            if was is not None and end in prepared.added:
+                weight[end] = weight[was]
+
+
+def _embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The weights of the input embeddings and of the output layer, which may be one."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer.weight for layer in layers if layer is not None]
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
+    model.save_pretrained(folder)
+    tokenizing.save_tokenizer(tokenizer, folder)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """The weights of a model, or of a peft model's `default` adapter, for `load_weights`."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, selected_adapters=["default"])
+    else:
+        model.save_pretrained(folder)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights that `save_weights` left in `folder` back into the same model or adapter."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+def copy_frozen(model: PreTrainedModel) -> PreTrainedModel:
+    """A separate, frozen copy in eval mode."""
+    twin = copy.deepcopy(model)
+    twin.requires_grad_(False)
+    return twin.eval()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters())
+
+
+def updates_lost_to_rounding(weights: Iterable[nn.Parameter], learning_rate: float) -> str | None:
+    """A sentence where a step of `learning_rate`, what AdamW takes at most, leaves many of `weights` as they were.
+
+    Half-width numbers do so: bfloat16 keeps 8 binary digits, so 0.1 moves by 0.0005 or not at all. None where fewer
+    than a tenth of the weights are concerned.
+    """
+    still = every = 0
+    with torch.no_grad():
+        for weight in weights:
+            every += weight.numel()
+            if weight.dtype.itemsize < 4:
+                still += int(((weight.float() - learning_rate).to(weight.dtype) == weight).sum())
+    if every == 0 or still / every < _TOO_MANY:
+        return None
+    return (
+        f"{still / every:.0%} of the trained weights cannot move by a step of learning_rate {learning_rate:g}: their "
+        "number format rounds it away; set model.dtype: float32 (with bf16: true on a GPU), or train adapters (lora)"
+    )

@@ -1,0 +1,170 @@
+"""Scalar heads of reward models and critics: on a model of its own, or beside an adapter on a shared one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from rlhfctl.errors import HandoffError
+from rlhfctl.models import architecture, loading, tokenizing
+from rlhfctl.models.architecture import backbone
+from rlhfctl.models.language_model import LanguageModel
+
+
+def new_scorer(config: PretrainedConfig, **options: Any) -> Any:
+    """A backbone with a linear head, of any causal family, with new weights."""
+    return architecture.scorer_class(config)._from_config(config, **options)
+
+
+def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    """A sequence-classification model around the backbone of a language model, with a new scalar head from `seed`.
+
+    The backbone is shared, not copied: a quantized one can be trained on through adapters only, so it stays as it is.
+    """
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = new_scorer(config, dtype=base.dtype)
+    setattr(model, model.base_model_prefix, backbone(base))
+    set_seed(seed)
+    model.score = nn.Linear(model.score.in_features, 1, bias=False, device=base.device, dtype=base.dtype)
+    nn.init.normal_(model.score.weight, std=getattr(config, "initializer_range", 0.02))
+    # What loading noted on the model itself: how it is quantized and where it lies, which peft and trainers ask for.
+    for name in vars(base).keys() - vars(model).keys():
+        setattr(model, name, getattr(base, name))
+    model.requires_grad_(False)
+    return loading.float32_head(model).eval()
+
+
+def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> PreTrainedModel:
+    """A sequence-classification model on the weights of a language model, with a new scalar head.
+
+    The head is drawn from `seed`, or zero (a critic that starts by predicting 0). Weights are copied, not shared.
+    """
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    set_seed(seed)
+    model = new_scorer(config, dtype=base.dtype)
+    getattr(model, model.base_model_prefix).load_state_dict(backbone(base).state_dict())
+    if zero_head:
+        torch.nn.init.zeros_(model.score.weight)
+    return loading.float32_head(model).to(base.device)
+
+
+# ---------------------------------------------------------------- a scorer: reward model or critic
+
+
+class AdapterScorer(nn.Module):
+    """A scalar head on a trunk that it shares: an adapter of the policy's model. Shaped like a model of its own."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, language_model: LanguageModel, head: nn.Module) -> None:
+        super().__init__()
+        self.score = head
+        self.backbone = _Backbone(language_model)
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
+        """As a SEQ_CLS adapter with its head, which plain peft loads onto base*."""
+        language_model = self.backbone.shared
+        save_scorer_adapter(language_model.model, str(language_model.adapter), self.score, folder, base)
+        tokenizing.save_tokenizer(tokenizer, folder)
+
+
+class _Backbone(nn.Module):
+    def __init__(self, language_model: LanguageModel) -> None:
+        super().__init__()
+        self.__dict__["shared"] = language_model  # not a submodule: it belongs to the policy
+
+    shared: LanguageModel
+
+    @property
+    def config(self) -> Any:
+        return self.shared.trunk.config
+
+    def forward(self, **inputs: Any) -> Any:
+        self.shared.activate()
+        return self.shared.trunk(**inputs)
+
+
+def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder: Path, base: str) -> None:
+    """Write one adapter and a scalar head as peft saves a SEQ_CLS adapter."""
+    marker = f".{adapter}.weight"
+    tensors = {
+        name.replace(marker, ".weight"): value.detach().to("cpu").contiguous()
+        for name, value in model.state_dict().items()
+        if name.endswith(marker) and ".lora_" in name
+    }
+    tensors["base_model.model.score.weight"] = head.weight.detach().to("cpu").contiguous()
+    config = copy.deepcopy(model.peft_config[adapter])
+    config.task_type = TaskType.SEQ_CLS
+    config.modules_to_save = ["score"]
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
+    """Put the SEQ_CLS adapter of `folder` onto `model` under `name`, frozen; returns its scalar head.
+
+    HandoffError where the file's tensors are not those that this model needs, or the head is not there.
+    """
+    tensors = load_file(folder / "adapter_model.safetensors")
+    heads = [key for key in tensors if key.endswith((".score.weight", ".score.modules_to_save.weight"))]
+    if len(heads) != 1:
+        raise HandoffError("the adapter holds no scalar head: its scores would be noise", where=str(folder))
+    weight = tensors.pop(heads[0])
+    config = LoraConfig.from_pretrained(str(folder))
+    config.task_type = TaskType.CAUSAL_LM
+    config.modules_to_save = None
+    config.inference_mode = False
+    config.lora_dropout = 0.0
+    try:
+        model.add_adapter(name, config)
+    except ValueError as error:
+        raise HandoffError(
+            f"the adapter does not fit this base: {str(error).splitlines()[0]}",
+            where=str(folder),
+            fix="use the base model that the adapter was trained on",
+        ) from error
+    wanted = {key: value for key, value in model.state_dict().items() if f".{name}.weight" in key and ".lora_" in key}
+    given = {key.removesuffix(".weight") + f".{name}.weight": value for key, value in tensors.items()}
+    if wanted.keys() != given.keys() or any(wanted[key].shape != given[key].shape for key in wanted):
+        odd = sorted(wanted.keys() ^ given.keys())
+        raise HandoffError(
+            f"the adapter does not fit this base: {', '.join(odd[:3]) or 'shapes differ'}",
+            where=str(folder),
+            fix="use the base model that the adapter was trained on",
+        )
+    with torch.no_grad():
+        for key, value in given.items():
+            wanted[key].copy_(value)
+    head = new_head(model, dtype=weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head
+
+
+def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
+    """A scalar head of zeros for the hidden states of `model`, in float32 at least: it is trained."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    embedding = inner.get_input_embeddings().weight
+    width = inner.get_output_embeddings().weight.shape[1]
+    kind = torch.promote_types(dtype or embedding.dtype, torch.float32)
+    head = nn.Linear(width, 1, bias=False, dtype=kind, device=embedding.device)
+    nn.init.zeros_(head.weight)
+    return head

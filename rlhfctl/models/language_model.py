@@ -1,0 +1,192 @@
+"""A causal language model as trunk and head, so that log-probabilities are computed only where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlhfctl.errors import EngineError
+from rlhfctl.models import architecture, scoring
+from rlhfctl.models.adapters import AdapterSwitch
+from rlhfctl.models.packing import Sequences, hidden_states
+from rlhfctl.models.special_tokens import PAD_LOGIT
+from rlhfctl.models.tensors import at_least_float32, entropy, pad_right
+
+HEAD_ELEMENTS = 1 << 24  # logits worked on at a time: 64 MB in float32
+_CHECK_TOLERANCE = 1e-4
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+
+
+# ---------------------------------------------------------------- a language model taken apart
+
+
+class LanguageModel:
+    """A causal language model as trunk and head, so that the head runs only where it is needed.
+
+    `adapter`: the name of the adapter that acts, None for none (the plain weights).
+    """
+
+    def __init__(self, model: Any, pad_token_id: int, adapter: str | None = None) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.adapter = adapter
+        self._switch = AdapterSwitch.of(model)
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.trunk = architecture.backbone(inner)
+        self.head = inner.get_output_embeddings()
+        self.config = inner.config
+        self.vocabulary = self.head.weight.shape[0]
+        self._pad_mask: Tensor | None = None
+        self.decodes: bool | None = (
+            None  # whether generation/small_decoder.py computes what this model does; None: not tried
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def activate(self) -> None:
+        """Let this role's adapter act, until another role is activated."""
+        if self._switch is not None:
+            self._switch.to(self.adapter)
+
+    def hidden(self, ids: Tensor, **inputs: Any) -> Tensor:
+        """(B, L, H) last hidden states of `ids` (B, L)."""
+        self.activate()
+        states: Tensor = self.trunk(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+        return states
+
+    def states(self, sequences: Sequences) -> Tensor:
+        """(T, H) last hidden states of all tokens of `sequences`."""
+        self.activate()
+        return hidden_states(self.trunk, sequences)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) in float32 (float64 stays), pad masked, from hidden states (..., H)."""
+        return self.finished(self.head(hidden))
+
+    def finished(self, logits: Tensor) -> Tensor:
+        """Logits as the head gives them, with what the architecture and the pad mask do to them."""
+        if soft_cap := next((cap for name in _SOFT_CAPS if (cap := getattr(self.config, name, None))), None):
+            logits = torch.tanh(logits / soft_cap) * soft_cap
+        if scale := getattr(self.config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(self.config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        logits = at_least_float32(logits)
+        if self._pad_mask is None or self._pad_mask.device != logits.device:
+            self._pad_mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=logits.device)
+            self._pad_mask[self.pad_token_id] = True
+        return logits.masked_fill(self._pad_mask, PAD_LOGIT)
+
+    def token_logprobs(
+        self, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability of each of `tokens` (N,) from `hidden` (N, H), and the entropies (N,) if asked for.
+
+        Worked through in pieces, so that the logits of all N x V are never held at once; under autograd the pieces
+        are recomputed in the backward pass.
+        """
+        if not with_entropy and self._plain_frozen_head(hidden):
+            chosen: Tensor = _FrozenHead.apply(hidden, tokens, self.head, self.pad_token_id, temperature)
+            return chosen, None
+
+        def piece(part: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(part) / temperature
+            taken = torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
+            spread = entropy(logits) if with_entropy else taken.detach()
+            return taken, spread
+
+        rows = max(1, HEAD_ELEMENTS // self.vocabulary)
+        parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
+        if len(parts) > 1 and torch.is_grad_enabled() and hidden.requires_grad:
+            done = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
+        else:
+            done = [piece(*part) for part in parts]
+        logprobs = torch.cat([logprob for logprob, _ in done])
+        return logprobs, torch.cat([spread for _, spread in done]) if with_entropy else None
+
+    def _plain_frozen_head(self, hidden: Tensor) -> bool:
+        special = (*_SOFT_CAPS, "logit_scale", "logits_scaling")
+        return (
+            type(self.head) is nn.Linear
+            and not any(parameter.requires_grad for parameter in self.head.parameters())
+            and not any(getattr(self.config, name, None) for name in special)
+            and hidden.dtype == self.head.weight.dtype
+            and hidden.dtype.itemsize >= 4
+            and not torch.is_autocast_enabled(hidden.device.type)
+        )
+
+    def check_head(self, rows: Sequence[Sequence[int]], tolerance: float = _CHECK_TOLERANCE) -> None:
+        """EngineError unless trunk + head give the logits of the model's own forward on `rows` (fewer, where those
+        would be large).
+        """
+        if not rows:  # every prompt is a single token
+            return
+        rows = rows[: scoring.rows_at_once(self.model, len(rows), max(map(len, rows)))]
+        ids, _ = pad_right(rows, self.pad_token_id, self.device)
+        with torch.no_grad():
+            theirs = self.model(input_ids=ids, use_cache=False).logits
+            try:
+                ours = self.logits(self.hidden(ids))
+            except RuntimeError:  # the output layer reads something of another width
+                ours = torch.full_like(theirs, torch.inf)
+            theirs = theirs.to(ours.dtype)
+        ours[..., self.pad_token_id] = theirs[..., self.pad_token_id] = 0.0
+        gap = float((ours - theirs).abs().max())
+        if not gap <= tolerance * max(1.0, float(theirs.abs().max())):
+            raise EngineError(
+                f"the architecture {type(self.model).__name__} computes its logits in a way that this engine does not "
+                f"know: off by {gap:.3g}",
+                where="ppo.engine: rlhfctl",
+                fix="use engine: trl, and please report the architecture",
+            )
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Token log-probabilities through a linear head that is not trained, and nothing of size N x V kept.
+
+    d log p(token) / d hidden = (w_token - sum_v p(v) w_v) / temperature does not depend on what comes after, so it is
+    taken in the forward pass, piece by piece; the backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, tokens: Tensor, head: nn.Linear, pad_token_id: int, temperature: float
+    ) -> Tensor:
+        weight = head.weight
+        needed = ctx.needs_input_grad[0]
+        logprobs = torch.empty_like(hidden[:, 0])
+        directions = torch.empty_like(hidden) if needed else None
+        rows = max(1, HEAD_ELEMENTS // weight.shape[0])
+        for start in range(0, len(tokens), rows):
+            piece = slice(start, start + rows)
+            logits = nn.functional.linear(hidden[piece], weight, head.bias)
+            logits[:, pad_token_id] = PAD_LOGIT
+            if temperature != 1.0:
+                logits /= temperature
+            everything = torch.log_softmax(logits, dim=-1)
+            logprobs[piece] = everything.gather(-1, tokens[piece, None]).squeeze(-1)
+            if directions is not None:
+                directions[piece] = (weight[tokens[piece]] - everything.exp_() @ weight) / temperature
+        ctx.save_for_backward(directions)
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (directions,) = ctx.saved_tensors
+        return gradient[:, None] * directions, None, None, None, None
+
+
+def _acting(model: Any) -> str | None:
+    """The adapter of a peft model that is active; None for a plain model."""
+    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+
+
+def as_language_model(model: nn.Module | LanguageModel, pad_token_id: int) -> LanguageModel:
+    return model if isinstance(model, LanguageModel) else LanguageModel(model, pad_token_id, _acting(model))

@@ -1,0 +1,87 @@
+"""Compute log-probabilities and reward scores of rows of token ids, a batch at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhfctl.events import Work
+from rlhfctl.models.architecture import backbone
+from rlhfctl.models.packing import Sequences, hidden_states
+from rlhfctl.models.tensors import at_least_float32, pad_right
+
+_LOGITS_AT_ONCE = 1 << 24
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; the modes of all submodules as they were afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# ---------------------------------------------------------------- numbers that a hand-over is checked with
+
+PROBE_ROWS, PROBE_TOKENS = 8, 128  # of the rows kept with what a language model gives for them
+
+
+def sequence_logprobs(
+    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 16
+) -> list[list[float]]:
+    """Log-probability of every token of each row after its first, given those before it (natural log).
+
+    Fewer than `batch_size` rows at a time where the logits of so many would be large.
+    """
+    at = next(model.parameters()).device
+    batch_size = rows_at_once(model, batch_size, max((len(row) for row in rows), default=1))
+    result: list[list[float]] = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            ids, mask = pad_right(batch, pad_token_id, at)
+            everything = torch.log_softmax(at_least_float32(model(input_ids=ids, attention_mask=mask).logits), -1)
+            logprobs = everything[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+            result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
+            del everything  # the next batch's is as large
+    return result
+
+
+def rows_at_once(model: Any, most: int, length: int) -> int:
+    """How many rows of `length` tokens have logits of 64 MB or less in float32; at least one, at most `most`."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return max(1, min(most, _LOGITS_AT_ONCE // (length * vocabulary)))
+
+
+def score_rows(
+    model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64, what: str = "scoring"
+) -> list[float]:
+    """The scalar head's value at the last token of each row; `what` names the work to those who watch."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
+    result = [0.0] * len(rows)
+    with evaluating(model), Work(what, len(rows), "response") as work:
+        for start in range(0, len(rows), batch_size):
+            chosen = order[start : start + batch_size]
+            scores = at_least_float32(head_outputs(model, [rows[index] for index in chosen]).squeeze(-1))
+            for index, score in zip(chosen, scores.tolist(), strict=True):
+                result[index] = score
+            work.at(start + len(chosen))
+    return result
+
+
+def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(B, outputs) of a linear head at the last token of each row of ids, in one forward."""
+    device = next(model.parameters()).device
+    sequences = Sequences.of(rows, [[] for _ in rows], device)
+    last = hidden_states(backbone(model), sequences)[sequences.last()]
+    outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
+    return outputs

@@ -1,0 +1,76 @@
+"""What every stage is given, and nothing more: its place, its parents, its rows and someone to tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhfctl.artifacts import WORK, Artifact, Source, publish_manifest
+from rlhfctl.events import Event, Note, Warned, Work
+from rlhfctl.paths import RunPaths
+from rlhfctl.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Context:
+    """One stage of one run. `parents` are named by role: base, reward, policy, reference."""
+
+    name: str
+    recipe: Recipe
+    run: RunPaths
+    parents: Mapping[str, Source]
+    inputs: Mapping[str, str]
+    data: Mapping[str, Any]  # name -> rlhfctl.training.data.Rows
+    emit: Callable[[Event], None]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
+    notes: list[str] = field(default_factory=list)  # end up in the manifest
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage publishes."""
+        return self.run.stage(self.name)
+
+    @property
+    def work(self) -> Path:
+        """Where its checkpoints lie while it is under way."""
+        return self.folder / WORK
+
+    def note(self, message: str) -> None:
+        """Say something and keep it in the manifest."""
+        self.notes.append(message)
+        self.emit(Note(stage=self.name, message=message))
+
+    def warn(self, message: str) -> None:
+        """Warn and keep it in the manifest."""
+        self.notes.append(f"warning: {message}")
+        self.emit(Warned(stage=self.name, message=message))
+
+    def publish(
+        self,
+        section: Mapping[str, Any],
+        layout: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, float],
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+    ) -> Artifact:
+        """Write the manifest: from now on the stage is complete."""
+        with Work("hashing what was made"):
+            return publish_manifest(
+                self.folder,
+                stage=self.name,
+                inputs=self.inputs,
+                parents=dict(self.parents),
+                section=section,
+                layout=layout,
+                seed=self.recipe.seed,
+                seconds=time.monotonic() - self.began,
+                metrics=metrics,
+                tokenizer=tokenizer,
+                chat_template=chat_template,
+                notes=self.notes,
+            )

@@ -1,0 +1,291 @@
+"""`rlhfctl data`: what a recipe's data hold, as the stages will read them, before anything is trained.
+
+Loads rows as a run does, and the tokenizer; counts tokens with the encoder that the stages use. Says what was dropped,
+how long rows are, which are twice there, and whether prompts of the verdict were trained on. Loads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.dashboard.terminal.plain import visible
+from rlhfctl.data import load, preflight, types
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import IGNORED, Encoder, any_conversation
+from rlhfctl.data.fitting import longest_prompt, longest_row
+from rlhfctl.data.leaks import find_leaks, mixed_kinds
+from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.types import Row, Rows
+from rlhfctl.models import loading, tokenizing
+from rlhfctl.models.architecture import context_of
+from rlhfctl.pipeline import stages_of
+from rlhfctl.recipe.schema import Recipe
+
+_BINS = 24
+_LONGEST, _EXAMPLES = 3, 5
+_SHOWN = 72
+_EXAMPLE_CHARS = 300
+MAX_LENGTH = 1024  # where TRL's trainers cut sequences that a recipe sets no max_length for
+_STYLES = {"prompt": "", "rejected": "magenta"}
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of one part of the rows."""
+
+    part: str
+    counts: tuple[int, ...]
+
+    def summary(self) -> dict[str, Any]:
+        ordered = sorted(self.counts)
+
+        def at(share: float) -> int:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return {
+            "min": ordered[0],
+            "median": at(0.5),
+            "p95": at(0.95),
+            "max": ordered[-1],
+            "histogram": self.histogram(),
+        }
+
+    def histogram(self) -> list[int]:
+        """How many rows in each of 24 equal steps from 0 to the longest."""
+        longest = max(1, *self.counts)
+        bins = Counter(min(_BINS - 1, count * _BINS // longest) for count in self.counts)
+        return [bins[index] for index in range(_BINS)]
+
+
+@dataclass(frozen=True)
+class Set:
+    """One of the three data sets."""
+
+    name: str
+    rows: int
+    source: str
+    splits: dict[str, int]
+    notes: tuple[str, ...]
+    prompts: int  # distinct ones
+    duplicates: int  # rows that are equal to an earlier one
+    lengths: tuple[Lengths, ...]
+    fits: tuple[str, ...]  # a sentence for each stage that reads them: how many rows it uses, cuts, drops
+    longest: tuple[tuple[int, int, str], ...]  # (row, tokens, how it begins)
+    examples: tuple[tuple[tuple[str, str], ...], ...]  # each in parts: (what it is, its tokens' text)
+
+
+@dataclass(frozen=True)
+class Report:
+    sets: tuple[Set, ...]
+    leaks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # about the data sets together, and about the chat template
+    notes: tuple[str, ...] = ()  # what is done to the model's tokenizer
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "sets": {
+                one.name: {
+                    "source": one.source,
+                    "rows": one.rows,
+                    "splits": one.splits,
+                    "notes": list(one.notes),
+                    "distinct_prompts": one.prompts,
+                    "duplicates": one.duplicates,
+                    "fits": list(one.fits),
+                    "tokens": {lengths.part: lengths.summary() for lengths in one.lengths},
+                }
+                for one in self.sets
+            },
+            "leaks": list(self.leaks),
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
+
+@loading.silence_libraries()
+def examine(recipe: Recipe) -> Report:
+    """Load and measure all data sets of `recipe`."""
+    loaded = load.check_all(recipe.data, recipe.data_seed)
+    prepared = tokenizing.prepare(recipe, loaded)
+    tokenizer = prepared.tokenizer
+    loaded = preflight.check(recipe, loaded, (), tokenizer)
+    context = _context(recipe, tokenizer)
+    sets = tuple(_examine(rows, recipe, tokenizer, context) for rows in loaded.values())
+    template = template_warnings(tokenizer) if any_conversation(loaded) else ()
+    return Report(sets, tuple(find_leaks(loaded)), (*mixed_kinds(loaded), *template), prepared.notes)
+
+
+def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that the recipe's model reads, by its configuration."""
+    if recipe.model.init is not None:
+        return recipe.model.init.max_position_embeddings
+    return context_of(loading.load_config(recipe.model))
+
+
+def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Set:
+    section = getattr(recipe.data, rows.name)
+    encoder = Encoder(tokenizer)
+    parts = [_parts(row, rows.name, encoder) for row in rows.rows]
+    names = list(parts[0])
+    lengths = [Lengths(name, tuple(len(row[name]) for row in parts if name in row)) for name in names]
+    totals = [sum(len(ids) for ids in row.values()) for row in parts]
+    order = sorted(range(len(totals)), key=lambda index: -totals[index])[:_LONGEST]
+    keys = Counter(json.dumps(row, sort_keys=True, default=str) for row in rows.rows)
+    prompts = {prompt_key(row["prompt"]) for row in rows.rows if "prompt" in row}
+    return Set(
+        name=rows.name,
+        rows=len(rows.rows),
+        source=", ".join(part.source for part in section.parts),
+        splits=_splits(rows),
+        notes=rows.notes,
+        prompts=len(prompts),
+        duplicates=sum(count - 1 for count in keys.values()),
+        lengths=tuple(lengths),
+        fits=tuple(_fits(rows, parts, recipe, context)),
+        longest=tuple((index + 1, totals[index], _begin(parts[index], tokenizer)) for index in order),
+        examples=tuple(tuple((name, tokenizer.decode(ids)) for name, ids in row.items()) for row in parts[:_EXAMPLES]),
+    )
+
+
+def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, context: int | None) -> Iterator[str]:
+    """Sentences about the rows that a stage will cut or drop because they are too long for it."""
+    if rows.name == "prompts":
+        yield from _prompts_fit(rows, [len(part["prompt"]) for part in parts], recipe, context)
+        return
+    stage, section = ("sft", recipe.sft) if rows.name == "demonstrations" else ("reward", recipe.reward)
+    if section is None or stage not in stages_of(recipe) or section.trainer.get("packing"):
+        return
+    stated = section.trainer.get("max_length", MAX_LENGTH)
+    limit, name = longest_row(stated if isinstance(stated, int) else None, context)
+    if limit is None:
+        return
+    whole = [
+        len(part.get("prompt", ())) + max(len(ids) for key, ids in part.items() if key != "prompt") for part in parts
+    ]
+    done = "cuts" if stage == "sft" else "drops"
+    yield _sentence(stage, sum(count > limit for count in whole), len(whole), done, "rows", f"{name} tokens")
+
+
+def _prompts_fit(rows: Rows, counts: Sequence[int], recipe: Recipe, context: int | None) -> Iterator[str]:
+    length = {id(row): count for row, count in zip(rows.rows, counts, strict=True)}
+    split = rows.split
+    assert isinstance(split, types.PromptSplit)
+    done = "cuts" if recipe.data.overlong_prompts == "truncate" else "drops"
+    for stage, used, response in (
+        ("ppo", [*split.train, *split.eval], recipe.ppo.response_length if recipe.ppo else None),
+        ("compare", split.test, recipe.compare.max_new_tokens if recipe.compare else None),
+    ):
+        limit = longest_prompt(recipe.data.max_prompt_length, context, response or 0)
+        if response is not None and limit is not None:
+            over = sum(length[id(row)] > limit for row in used)
+            yield _sentence(stage, over, len(used), done, "prompts", f"{limit} tokens")
+
+
+def _sentence(stage: str, over: int, count: int, done: str, what: str, limit: str) -> str:
+    if not over:
+        return f"{stage}: all {count} {what} fit into {limit}"
+    return f"{stage}: {done} {over} of {count} {what}, which are longer than {limit}"
+
+
+def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
+    """The ids of a row, part by part, as its stage reads them."""
+    if name == "prompts":
+        return {"prompt": encoder.prompt(row["prompt"], row.get("tools"))}
+    if name == "preferences":
+        prompt, chosen = encoder.pair(row["prompt"], row["chosen"], row.get("tools"))
+        return {
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": encoder.pair(row["prompt"], row["rejected"], row.get("tools"))[1],
+        }
+    encoded = encoder.demonstration(row)
+    learned = sum(label != IGNORED for label in encoded["labels"])
+    before = len(encoded["input_ids"]) - learned
+    ids = encoded["input_ids"]
+    return {"prompt": ids[:before], "completion": ids[before:]} if before else {"text": ids}
+
+
+def _splits(rows: Rows) -> dict[str, int]:
+    parts = {"train": rows.rows} if rows.split is None else vars(rows.split)
+    return {name: len(part) for name, part in parts.items()}
+
+
+def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    ids = [token for part in parts.values() for token in part]
+    return tokenizer.decode(ids[:_SHOWN])
+
+
+# ---------------------------------------------------------------- for people
+
+
+def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType]:
+    """The report, set by set."""
+    for one in report.sets:
+        yield Text(f"{one.name}: {one.rows} rows from {one.source}", style="bold")
+        if len(one.splits) > 1:
+            yield Text("  " + ", ".join(f"{count} {name}" for name, count in one.splits.items()))
+        for sentence in one.notes:
+            yield Text(f"  {sentence}")
+        if one.prompts:
+            yield Text(f"  {one.prompts} distinct prompts, {one.duplicates} rows equal to an earlier one")
+        for sentence in one.fits:
+            yield Text(f"  {sentence}")
+        yield _length_table(one.lengths, unicode=unicode)
+        yield Text("  the longest, prompt and responses together:")
+        for row, tokens, begin in one.longest:
+            text = visible(begin)
+            shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+            yield Text(f"  row {row} has {tokens} tokens: {shown}", style="dim")
+        yield Text(f"  the first {len(one.examples)}, as the model reads them:")
+        yield _example_table(one.examples)
+        yield Text()
+    for sentence in report.notes:
+        yield Text(sentence)
+    for sentence in (*report.warnings, *report.leaks):
+        yield Text(f"warning: {sentence}", style="yellow")
+    if not report.leaks:
+        yield Text("no test prompt is in the demonstrations or preferences")
+
+
+def _example_table(examples: Sequence[Sequence[tuple[str, str]]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, example in enumerate(examples):
+        if number:
+            table.add_row()
+        for part, text in example:
+            table.add_row(part, Text(_short(visible(text)), _STYLES.get(part, "cyan")))
+    return table
+
+
+def _short(text: str) -> str:
+    """The beginning and the end: where special tokens stand."""
+    half = _EXAMPLE_CHARS // 2
+    return text if len(text) <= _EXAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}"
+
+
+def _length_table(lengths: Sequence[Lengths], *, unicode: bool) -> Table:
+    table = Table("tokens", "min", "median", "95%", "max", "from 0 to max", box=None, padding=(0, 2, 0, 2))
+    for one in lengths:
+        found = one.summary()
+        numbers = [str(found[key]) for key in ("min", "median", "p95", "max")]
+        table.add_row(one.part, *numbers, _bars(found["histogram"], unicode=unicode))
+    return table
+
+
+def _bars(counts: Sequence[int], *, unicode: bool) -> str:
+    blocks = _BLOCKS if unicode else " .:-=+*#@"
+    top = max(counts)
+    return "".join(blocks[0 if not count else max(1, round(count / top * (len(blocks) - 1)))] for count in counts)

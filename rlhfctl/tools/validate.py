@@ -1,0 +1,89 @@
+"""`validate --deep`: what a recipe alone cannot tell, checked before hours are spent.
+
+Checks the options under `trainer:` against the installed TRL, every data row, reward functions, the PPO engine and
+that the model's tokenizer loads. Trains nothing, loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.data import load, preflight, types
+from rlhfctl.data.chat import template_warnings
+from rlhfctl.data.encoding import Encoder, any_conversation
+from rlhfctl.data.leaks import find_leaks, mixed_kinds
+from rlhfctl.models import checks, loading, tokenizing
+from rlhfctl.pipeline import stages_of
+from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.rewards.episode import make_episode
+from rlhfctl.rewards.function import FunctionReward, load_function
+from rlhfctl.tools import trackers
+from rlhfctl.training.trl import options, ppo
+
+_RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, in any vocabulary
+
+
+def check(loaded: LoadedRecipe) -> Iterator[str]:
+    """A line for each thing that was found right; the first thing that is not raises its error."""
+    with loaded.placing(), loading.silence_libraries():
+        yield from _check(loaded.recipe)
+
+
+def _check(recipe: Recipe) -> Iterator[str]:
+    trained = {"sft": recipe.sft, "reward": recipe.reward}
+    options.check_trainers(
+        {key: value.trainer for key, value in trained.items() if value is not None}, recipe.model.dtype
+    )
+    yield "trainer options: known to the installed TRL"
+    trackers.require(recipe.report_to)
+    rows_of = load.check_all(recipe.data, recipe.data_seed)
+    for name, rows in rows_of.items():
+        yield f"data.{name}: {len(rows.rows)} rows (fingerprint {rows.fingerprint[:12]})"
+        yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
+    yield from (f"warning: {sentence}" for sentence in (*mixed_kinds(rows_of), *find_leaks(rows_of)))
+    judges = recipe.compare.judges if recipe.compare is not None else []
+    functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
+    weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}
+    functions = list(dict.fromkeys([*functions, *(name for name in [*weighted, *judges] if ":" in name)]))
+    for spec in functions:
+        load_function(spec, Path(recipe.folder or "."))
+        yield f"function {spec}: found"
+    if recipe.ppo is not None:
+        if recipe.ppo.engine == "trl":
+            ppo.require()
+        yield f"ppo.engine {recipe.ppo.engine}: installed"
+    if (checked := loading.check_quantization(recipe.model)) is not None:
+        yield checked
+    checks.check_base(recipe, stages_of(recipe))
+    prepared = tokenizing.prepare(recipe, rows_of)
+    tokenizer = prepared.tokenizer
+    yield from prepared.notes
+    kept = preflight.check(recipe, rows_of, stages_of(recipe), tokenizer)
+    yield from preflight.new_notes(rows_of, kept)
+    if any_conversation(kept):
+        yield from (f"warning: {sentence}" for sentence in template_warnings(tokenizer))
+    rows_of = kept
+    for sentence in checks.check_reward(recipe, rows_of, stages_of(recipe)):
+        yield f"warning: {sentence}"
+    yield from _call_functions(functions, recipe, rows_of, tokenizer)
+    yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"
+
+
+def _call_functions(
+    specs: Sequence[str], recipe: Recipe, rows_of: Mapping[str, types.Rows], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Call each reward function once, on the first prompt and a made-up response; RewardFailed where it fails."""
+    if not specs or "prompts" not in rows_of:
+        return
+    row = rows_of["prompts"].rows[0]
+    prompt_ids = Encoder(tokenizer).prompt(row["prompt"], row.get("tools"))
+    ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
+    episode = make_episode(tokenizer, row, prompt_ids, ids)
+    for spec in specs:
+        (value,) = FunctionReward(spec, Path(recipe.folder or ".")).optional([episode])
+        given = "None (not its business)" if value is None else f"{value:g}"
+        yield f"function {spec}: called once, on the first prompt: {given}"

@@ -1,0 +1,129 @@
+"""The bridge from transformers' trainers to our events: steps, metrics, checkpoints and their marks.
+
+Also the arguments that rlhfctl sets for SFTTrainer and RewardTrainer alike, and what keeps the libraries' own prints
+and warnings out of the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
+from rlhfctl.models import devices
+from rlhfctl.training import checkpoints
+
+CHECKPOINTS_PER_STAGE = 10  # where the recipe names no checkpoint_steps
+KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
+# transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
+NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
+
+
+class EventCallback(TrainerCallback):
+    """Emits progress, metrics and checkpoints of one trainer, and marks its checkpoints complete."""
+
+    def __init__(
+        self,
+        stage: str,
+        emit: Callable[[Event], None],
+        work: Path,
+        rename: Mapping[str, str] | None = None,
+        unit: str = "step",
+    ) -> None:
+        self.stage = stage
+        self.emit = emit
+        self.work = work
+        self.rename = dict(rename or {})
+        self.unit = unit
+        self._began: tuple[float, int] | None = None
+        self._evaluating: tuple[Work, int] | None = None  # and how many batches are done
+        self._stepped = False
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a step is done: options that cannot be used show before that."""
+        return self._stepped
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = (time.monotonic(), state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stepped = True
+        left = self._seconds_left(state)
+        step, total = state.global_step, state.max_steps
+        self.emit(Progress(stage=self.stage, step=step, total=total, unit=self.unit, eta_s=left))
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        work, done = self._evaluating or (Work("evaluating", len(eval_dataloader), "batch"), 0)
+        work.at(done + 1)
+        self._evaluating = work, done + 1
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._evaluating is not None:
+            self._evaluating[0].close()
+            self._evaluating = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k not in NOT_METRICS}
+        split = "eval" if any(key.startswith("eval_") for key in numbers) else "train"
+        rates = ("_runtime", "_per_second")
+        numbers = {self.rename.get(key, key): value for key, value in numbers.items() if not key.endswith(rates)}
+        if "train_loss" in numbers:  # the closing summary; the last step has been reported already
+            return
+        self.emit(
+            Metrics(
+                stage=self.stage,
+                step=state.global_step,
+                total=state.max_steps,
+                values=numbers,
+                split=split,
+                eta_s=self._seconds_left(state),
+            )
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = self.work / f"{checkpoints.PREFIX}{state.global_step}"
+        checkpoints.mark_complete(folder)
+        self.emit(CheckpointSaved(stage=self.stage, step=state.global_step, path=str(folder)))
+
+    def _seconds_left(self, state: TrainerState) -> float | None:
+        if self._began is None or state.global_step <= self._began[1]:
+            return None
+        rate = (time.monotonic() - self._began[0]) / (state.global_step - self._began[1])
+        return rate * (state.max_steps - state.global_step)
+
+
+def trained_model(trainer: Trainer) -> Any:
+    """The model of a trainer that is done, its optimizer gone as gradients are: what follows needs the memory."""
+    model = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
+    trainer.callback_handler.model = trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    devices.release_memory()
+    return model
+
+
+def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The last logged value of each name that was logged (the history is part of a checkpoint, so resumes keep it)."""
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= {name: float(entry[name]) for name in names if name in entry}
+    return found

@@ -1,0 +1,284 @@
+"""The `trl` engine: TRL's own PPOTrainer, given roles, prompts and a reward of ours.
+
+TRL's trainer takes token ids and a reward *model*; this bridge lets any reward of rewards/ score its rollouts: text,
+conversations and the prompt file's columns reach a Python function. Nothing in TRL is patched. What its trainer cannot
+do (resume, accumulate gradients) is said where it is asked for, in the recipe's schema and the ppo stage.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhfctl.data.types import Row
+from rlhfctl.errors import EngineError
+from rlhfctl.events import Event
+from rlhfctl.models.tensors import pad_left
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards.episode import Episode, Reward, make_episode
+from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
+
+LAST_TRL = "1.12.0"
+
+# TRL's names for what the rest of the project calls by the papers' names.
+RENAMED = {
+    "objective/scores": "score",
+    "objective/kl": "kl",
+    "objective/entropy": "entropy",
+    "objective/rlhf_reward": "rlhf_reward",
+    "objective/non_score_reward": "non_score_reward",
+    "policy/approxkl_avg": "approx_kl",
+    "policy/clipfrac_avg": "clip_fraction",
+    "policy/entropy_avg": "token_entropy",
+    "loss/policy_avg": "policy_loss",
+    "loss/value_avg": "value_loss",
+    "val/clipfrac_avg": "value_clip_fraction",
+    "val/ratio": "ratio",
+    "val/ratio_var": "ratio_variance",
+    "val/num_eos_tokens": "eos_tokens",
+    "lr": "learning_rate",
+    "eps": "episodes_per_s",
+}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who plays in PPO. `reference` None: the policy with its adapter off."""
+
+    policy: nn.Module
+    reference: nn.Module | None
+    critic: nn.Module
+    reward: Reward
+
+
+def require() -> Any:
+    """TRL's (PPOTrainer, PPOConfig); EngineError where the installed release has none."""
+    try:
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+    except ImportError as error:
+        import trl
+
+        raise EngineError(
+            f"the installed TRL {trl.__version__} has no PPOTrainer: TRL removed it after {LAST_TRL}",
+            where="ppo.engine: trl",
+            fix=f"pip install 'trl=={LAST_TRL}'",
+        ) from error
+    return PPOTrainer, PPOConfig
+
+
+def config_for(section: Ppo, work: Path, *, seed: int) -> Any:
+    """TRL's PPOConfig for the recipe's section. What has no effect in TRL's trainer is set to off."""
+    _, config_class = require()
+    return config_class(
+        output_dir=str(work),
+        seed=seed,
+        report_to="none",
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        num_sample_generations=0,
+        bf16=False,
+        gradient_checkpointing=False,
+        total_episodes=section.total_episodes,
+        per_device_train_batch_size=section.per_device_train_batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        local_rollout_forward_batch_size=section.local_rollout_forward_batch_size,
+        num_mini_batches=section.num_mini_batches,
+        num_ppo_epochs=section.num_ppo_epochs,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.lr_scheduler_type,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        response_length=section.response_length,
+        temperature=section.temperature,
+        stop_token=section.stop_token,
+        missing_eos_penalty=section.missing_eos_penalty,
+        kl_coef=section.kl_coef,
+        kl_estimator=section.kl_estimator,
+        whiten_rewards=section.whiten_rewards,
+        cliprange=section.cliprange,
+        vf_coef=section.vf_coef,
+        cliprange_value=section.cliprange_value,
+        gamma=section.gamma,
+        lam=section.lam,
+    )
+
+
+def train(
+    config: Any,
+    roles: Roles,
+    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    emit: Callable[[Event], None],
+    after_update: Callable[[int, int], None] = lambda update, total: None,
+) -> dict[str, float]:
+    """Run TRL's PPOTrainer over `prompts`; the modules in `roles` are trained in place.
+
+    `after_update(update, total)` is called after every update, with the policy as it then is. Returns the mean
+    of each metric over the last tenth of the updates.
+    """
+    trainer_class, _ = require()
+    rollouts = RolloutBatches(rows, tokenizer)
+    callback = PpoCallback(emit, Path(config.output_dir), rollouts, after_update)
+    trainer = trainer_class(
+        args=config,
+        processing_class=tokenizer,
+        model=roles.policy,
+        ref_model=roles.reference,
+        reward_model=BridgedReward(roles.reward, rollouts),
+        value_model=roles.critic,
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [list(ids) for ids in prompts], "row": list(range(len(prompts)))}
+        ),
+        data_collator=lambda features: collate(features, tokenizer.pad_token_id),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.dataloader = rollouts.watching(trainer.dataloader)
+    trainer.train()
+    return callback.closing_means()
+
+
+def collate(features: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Left-padded `input_ids` and mask (B, L), and `row`: which prompt each is, (B,)."""
+    ids, mask = pad_left([feature["input_ids"] for feature in features], pad_token_id, torch.device("cpu"))
+    return {"input_ids": ids, "attention_mask": mask, "row": torch.tensor([feature["row"] for feature in features])}
+
+
+class RolloutBatches:
+    """Knows which prompts are in the batch that TRL works on, and turns what it generated back into episodes."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.rows = rows
+        self.tokenizer = tokenizer
+        self.current: list[Row] = []
+        self.context_length = 0  # width of the left-padded prompts
+        self.done = 0  # how many of the batch have been scored
+        self.scores: list[float] = []
+        self.lengths: list[int] = []
+        self.ended: list[bool] = []
+
+    def watching(self, dataloader: Any) -> _Watched:
+        """The dataloader, noting each batch at the moment TRL takes it (loaders read one batch ahead)."""
+        return _Watched(dataloader, self)
+
+    def begin(self, batch: dict[str, torch.Tensor]) -> None:
+        self.current = [self.rows[index] for index in batch["row"].tolist()]
+        self.context_length = batch["input_ids"].shape[1]
+        self.done = 0
+        self.scores, self.lengths, self.ended = [], [], []
+
+    def episodes(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[Episode]:
+        """The next chunk of the batch: ids (B, context + T) with True in the mask where there is a token."""
+        found = []
+        for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
+            prompt = ids[: self.context_length][mask[: self.context_length]].tolist()
+            response = ids[self.context_length :][mask[self.context_length :]].tolist()
+            found.append(make_episode(self.tokenizer, self.current[self.done], prompt, response))
+            self.done += 1
+            self.lengths.append(len(response))
+            self.ended.append(self.tokenizer.eos_token_id in response)
+        return found
+
+
+class _Watched:
+    """An iterable over a dataloader that tells RolloutBatches which batch is being used."""
+
+    def __init__(self, dataloader: Any, rollouts: RolloutBatches) -> None:
+        self.dataloader = dataloader
+        self.rollouts = rollouts
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.dataloader:
+            self.rollouts.begin(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+
+class BridgedReward(nn.Module):
+    """A reward in the shape TRL reads: a backbone whose last hidden state is the score at every position, and an
+    identity for a head, so whichever position TRL picks it finds the score.
+    """
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+        super().__init__()
+        self.backbone = _ScoringBackbone(reward, rollouts)
+        self.score = nn.Identity()
+
+
+class _ScoringBackbone(nn.Module):
+    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+        super().__init__()
+        self.reward = reward  # a plain attribute: its model, if any, is not ours to move or train
+        self.rollouts = rollouts
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SimpleNamespace:
+        scores = self.reward(self.rollouts.episodes(input_ids, attention_mask))
+        self.rollouts.scores += scores
+        column = torch.tensor(scores, dtype=torch.float32, device=input_ids.device)
+        return SimpleNamespace(hidden_states=[column[:, None, None].expand(-1, input_ids.shape[1], 1).clone()])
+
+
+class PpoCallback(EventCallback):
+    """EventCallback with PPO's names, what the rollouts show, and a call after each update."""
+
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        work: Path,
+        rollouts: RolloutBatches,
+        after_update: Callable[[int, int], None],
+    ) -> None:
+        super().__init__("ppo", emit, work, rename=RENAMED, unit="update")
+        self.rollouts = rollouts
+        self.after_update = after_update
+        self.history: list[dict[str, float]] = []
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        seen = self.rollouts
+        extra = {
+            "length": statistics.fmean(seen.lengths),
+            "eos_rate": statistics.fmean(seen.ended),
+            "raw_score": statistics.fmean(seen.scores),
+            "raw_score_std": statistics.pstdev(seen.scores),
+        }
+        logs = {k: v for k, v in {**(logs or {}), **extra}.items() if k not in NOT_METRICS}
+        if args.num_ppo_epochs * args.num_mini_batches == 1:  # TRL takes the variance of that one ratio: NaN
+            logs.pop("val/ratio_var", None)
+        self.history.append({self.rename.get(k, k): float(v) for k, v in logs.items() if isinstance(v, int | float)})
+        super().on_log(args, state, control, logs=logs, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        self.after_update(state.global_step, state.max_steps)
+
+    def closing_means(self) -> dict[str, float]:
+        """Mean of each metric over the last tenth of the updates (at least one)."""
+        last = self.history[-max(1, len(self.history) // 10) :]
+        return (
+            {name: statistics.fmean(entry[name] for entry in last if name in entry) for name in last[-1]}
+            if last
+            else {}
+        )
