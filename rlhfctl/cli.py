@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import rlhfctl
-from rlhfctl.__main__ import main as main  # where scripts that were installed before start
 from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:

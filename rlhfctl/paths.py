@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+EVENTS, LOCK = "events.jsonl", ".lock"
+
 
 def relative_to_run(path: Path, run: Path) -> str:
     """`path` relative to the run folder where it lies inside it (a moved run stays whole), else absolute."""
@@ -24,7 +26,7 @@ class RunPaths:
 
     @property
     def events(self) -> Path:
-        return self.root / "events.jsonl"
+        return self.root / EVENTS
 
     @property
     def log(self) -> Path:
@@ -32,7 +34,7 @@ class RunPaths:
 
     @property
     def lock(self) -> Path:
-        return self.root / ".lock"
+        return self.root / LOCK
 
     @property
     def superseded(self) -> Path:

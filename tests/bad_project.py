@@ -1,6 +1,6 @@
 """A project of the smallest size that is right in everything, for tests that make one thing wrong in it.
 
-Used by test_bad_input.py (one wrong thing at a time, messages word for word) and e2e/fuzz.py (many, at random).
+Used by test_bad_input.py (one wrong thing at a time, messages word for word) and campaigns/fuzz.py (many, at random).
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def fastest(*arguments: object, env: dict[str, str] | None = None) -> float:
 
 def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The same in this process, for speed: what a process of its own would print and exit with, tracebacks too."""
-    from rlhfctl import cli
+    from rlhfctl import __main__
 
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
@@ -105,7 +105,7 @@ def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     try:
         with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                cli.main()
+                __main__.main()
             except SystemExit as ended:
                 code = ended.code or 0
             except BaseException:  # noqa: BLE001 - Python would print it and exit with 1

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Cli
 
+import rlhfctl.__main__
 import rlhfctl.cli
 
 
@@ -65,7 +66,7 @@ def test_a_lack_of_memory_is_one_message(
 
     monkeypatch.setattr(rlhfctl.cli, "app", fails)
     with pytest.raises(SystemExit) as left:
-        rlhfctl.cli.main()
+        rlhfctl.__main__.main()
     said = capsys.readouterr().err
     assert left.value.code == 1
     assert said.startswith("error: memory ran out") and "halve per_device_train_batch_size" in said
@@ -78,7 +79,7 @@ def test_what_is_no_lack_of_memory_is_shown_with_its_place(monkeypatch: pytest.M
 
     monkeypatch.setattr(rlhfctl.cli, "app", fails)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        rlhfctl.cli.main()
+        rlhfctl.__main__.main()
 
 
 def test_version(cli: Cli) -> None:

@@ -1,10 +1,13 @@
-"""Who may import whom, and that the command line answers without torch."""
+"""Hold every import to the table in docs/design.md, and see that the command line answers without torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,71 +16,25 @@ from conftest import fastest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlhfctl"
 HEAVY = {"accelerate", "datasets", "pandas", "peft", "pyarrow", "scipy", "tokenizers", "torch", "transformers", "trl"}
-HUGGING_FACE = HEAVY - {"scipy", "pandas"} | {"safetensors", "jinja2", "huggingface_hub"}
+FOR_ALL = ("errors", "fs")
 
-# part of the package -> (our modules it may import beside errors and fs, other libraries beside the standard one)
-ALLOWED: dict[str, tuple[set[str], set[str]]] = {
-    "errors": (set(), set()),
-    "fs": (set(), set()),
-    "events": (set(), set()),
-    "artifacts": (set(), {"pydantic"}),
-    "recipe": ({"recipe"}, {"pydantic", "pydantic_core", "ruamel"}),
-    "stats": (set(), {"numpy", "scipy"}),
-    "verdict": ({"stats"}, set()),
-    "dashboard": ({"events", "artifacts", "stats", "dashboard", "verdict"}, {"rich"}),
-    "world": ({"world"}, {"numpy"}),
-    "training": (
-        {"recipe.schema", "recipe.words", "events", "training", "rewards", "world.reviews"},
-        HUGGING_FACE | {"bitsandbytes", "numpy"},
-    ),
-    "rewards": ({"recipe.schema", "events", "training", "rewards"}, HUGGING_FACE),
-    "stages": (
-        {
-            "recipe.schema",
-            "training",
-            "rewards",
-            "artifacts",
-            "events",
-            "stats",
-            "verdict",
-            "stages",
-            "stages.handoff",
-            "stages.evaluation",
-            "stages.answers",
-            "stages.judges",
-            "stages.controls",
-            "world.gold",
-        },
-        HUGGING_FACE | {"numpy"},
-    ),
-    "pipeline": ({"recipe", "artifacts", "events", "stages"}, set()),
-    "tools": (
-        {
-            "recipe",
-            "artifacts",
-            "events",
-            "stages",
-            "training",
-            "rewards",
-            "dashboard",
-            "pipeline",
-            "stats",
-            "tools.bench",
-            "tools.planning",
-            "tools.doctor",
-            "tools.trackers",
-        },
-        HUGGING_FACE | {"rich", "wandb", "trackio"},
-    ),
-    "cli": ({"", "__main__", "pipeline", "artifacts", "recipe", "dashboard", "tools", "events"}, {"typer", "click"}),
-    "__main__": ({"cli", "dashboard.watch"}, set()),
-    "__init__": (set(), set()),
-}
+
+def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
+    """Part of the package -> (our parts that it may import, libraries beside the standard one)."""
+    found = {}
+    for line in (ROOT / "docs" / "design.md").read_text(encoding="utf-8").splitlines():
+        if row := re.fullmatch(r"\| `(\w+)` \|([^|]*)\|([^|]*)\|", line):
+            part, ours, theirs = (cell.strip() for cell in row.groups())
+            found[part] = (tuple(ours.split(", ")) if ours else (), set(theirs.split(", ")) if theirs else set())
+    return found
+
+
+LAYERS = layers()
 GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "world/reviews.py"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full dotted names of everything a file imports, at whatever depth."""
+    """Full dotted names of everything a file imports, at whatever depth, by statement or by string."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -85,27 +42,105 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value} if re.fullmatch(r"rlhfctl(\.\w+)+", node.value) else set()
+        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            begin = str(node.values[0].value)  # f"rlhfctl.stages.{name}"
+            found |= {begin.rstrip(".")} if re.fullmatch(r"rlhfctl(\.\w+)+\.", begin) else set()
     return found
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def part_of(module: str) -> str:
+    """The row of the table that a module of ours belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_the_table_is_whole() -> None:
+    assert set(LAYERS) == {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_stay_in_bounds(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    ours, theirs = ALLOWED[part]
+    ours, theirs = LAYERS[part]
     for name in imports_of(path):
         top = name.split(".")[0]
         if top == "rlhfctl":
             inner = name.removeprefix("rlhfctl").removeprefix(".")
-            if inner in ("", "errors", "fs") or inner.split(".")[0] in ("errors", "fs"):
+            if inner.split(".")[0] in ("", part, *FOR_ALL):
                 continue
-            inside = any(inner == allowed or inner.startswith(f"{allowed}.") for allowed in ours if allowed)
+            inside = any(inner == allowed or inner.startswith(f"{allowed}.") for allowed in ours)
             parent_of_allowed = any(allowed.startswith(f"{inner}.") for allowed in ours)
             assert inside or parent_of_allowed, f"{part} must not import {name}"
         elif top not in sys.stdlib_module_names:
             assert top in theirs, f"{part} must not import {name}"
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        names = imports_of(path)
+        found[module] = {name for name in names if name in MODULES and name != module}
+        # `from rlhfctl.data import load` names the folder too, whose __init__ is empty.
+        found[module] -= {name for name in found[module] if not MODULES[name].read_text(encoding="utf-8").strip()}
+    return found
+
+
+def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes each of which reaches all others (Tarjan 1972)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        number[node] = lowest[node] = len(number)
+        stack.append(node)
+        for other in edges.get(node, ()):
+            if other not in number:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            found.append(group)
+
+    for node in edges:
+        if node not in number:
+            visit(node)
+    return [sorted(group) for group in found if len(group) > 1]
+
+
+def test_files_do_not_import_in_a_circle() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert cycles(graph()) == []
+
+
+def folder_of(module: str) -> str:
+    """The folder of a file of ours; a file at the top of the package stands for itself."""
+    path = MODULES[module].relative_to(PACKAGE)
+    return str(path.parent) if len(path.parts) > 1 else path.stem
+
+
+def test_folders_do_not_import_in_a_circle() -> None:
+    edges: dict[str, set[str]] = defaultdict(set)
+    for module, others in graph().items():
+        edges[folder_of(module)] |= {folder_of(other) for other in others} - {folder_of(module)}
+    assert cycles(edges) == []
+
+
+def test_imports_by_string_are_seen(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden.py"
+    hidden.write_text('load("rlhfctl.training.checkpoints")\nload(f"rlhfctl.stages.{name}")\n', encoding="utf-8")
+    assert imports_of(hidden) == {"rlhfctl.training.checkpoints", "rlhfctl.stages"}
 
 
 def test_stages_do_not_import_each_other() -> None:

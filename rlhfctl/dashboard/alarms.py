@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhfctl.dashboard.series import Series
-from rlhfctl.dashboard.terminal.plain import number
+from rlhfctl.dashboard.text import number
 
 WINDOW = 5
 """Updates whose median an alarm looks at: one odd batch is no news."""

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.series import Series
-from rlhfctl.dashboard.terminal.plain import duration
+from rlhfctl.dashboard.text import duration
 
 _HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
 KEPT_SAMPLES = 4  # a stage

@@ -1,16 +1,14 @@
-"""Read what a tokenizer's chat template does: the end of a turn, marks that are no tokens, variants for training."""
+"""Read what a tokenizer's chat template does: the end of a turn, and marks that are no tokens."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data import templates
-from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 
 _PROBE = "rlhfctl-response"  # what the assistant says where a template is looked at
@@ -136,37 +134,6 @@ def marks_without_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             written += str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
     known = tokenizer.get_vocab()
     return [mark for mark in templates.marks_in(written) if mark not in known]
-
-
-def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
-    """Put TRL's training variant in the place of a chat template that renders earlier turns of `rows` differently.
-
-    Losses on the assistant's turns alone need a conversation that only grows. Returns a sentence when something
-    changed; None where the template grows, or where TRL has no variant of it (the row that fails then says so).
-    """
-    if not isinstance(tokenizer.chat_template, str):
-        return None
-    encoder = Encoder(tokenizer)
-    failing = [row for row in rows if "messages" in row and not encoder.grows(row["messages"], row.get("tools"))]
-    if not failing:
-        return None
-    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, for few
-
-    own = tokenizer.chat_template
-    try:
-        found = get_training_chat_template(tokenizer)
-    except Exception:  # noqa: BLE001 - a template that it does not know, or one that fails on its probes
-        return None
-    if found is None:
-        return None
-    tokenizer.chat_template = templates.without_generation_marks(found)
-    if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
-        tokenizer.chat_template = own
-        return None
-    return (
-        "the chat template renders earlier turns differently once others follow: TRL's training variant of it, which "
-        "does not, is used and stored with the tokenizer"
-    )
 
 
 def broken_template(error: TemplateSyntaxError) -> DataError:

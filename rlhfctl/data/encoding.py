@@ -16,13 +16,42 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from rlhfctl.data.chat import (
-    broken_template,
-    require_template,
-    written_turn_end,
-)
+from rlhfctl.data import templates
+from rlhfctl.data.chat import broken_template, require_template, written_turn_end
 from rlhfctl.data.types import Prompt, Row, Rows
 from rlhfctl.errors import DataError, Problem, RecipeError
+
+
+def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
+    """Put TRL's training variant in the place of a chat template that renders earlier turns of `rows` differently.
+
+    Losses on the assistant's turns alone need a conversation that only grows. Returns a sentence when something
+    changed; None where the template grows, or where TRL has no variant of it (the row that fails then says so).
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    encoder = Encoder(tokenizer)
+    failing = [row for row in rows if "messages" in row and not encoder.grows(row["messages"], row.get("tools"))]
+    if not failing:
+        return None
+    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, for few
+
+    own = tokenizer.chat_template
+    try:
+        found = get_training_chat_template(tokenizer)
+    except Exception:  # noqa: BLE001 - a template that it does not know, or one that fails on its probes
+        return None
+    if found is None:
+        return None
+    tokenizer.chat_template = templates.without_generation_marks(found)
+    if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
+        tokenizer.chat_template = own
+        return None
+    return (
+        "the chat template renders earlier turns differently once others follow: TRL's training variant of it, which "
+        "does not, is used and stored with the tokenizer"
+    )
+
 
 IGNORED = -100  # torch's cross-entropy leaves this label out
 Tools = Sequence[dict[str, Any]] | None  # functions that a row offers the model; its chat template writes them out

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rlhfctl import fs
 from rlhfctl.data import templates
-from rlhfctl.data.chat import adopt_training_variant, marks_without_tokens, use_template_eos
-from rlhfctl.data.encoding import any_conversation, is_conversation, texts_of
+from rlhfctl.data.chat import marks_without_tokens, use_template_eos
+from rlhfctl.data.encoding import adopt_training_variant, any_conversation, is_conversation, texts_of
 from rlhfctl.data.types import Row, Rows
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Work

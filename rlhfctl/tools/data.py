@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rlhfctl.dashboard.terminal.plain import visible
+from rlhfctl.dashboard.text import visible
 from rlhfctl.data import load, preflight, types
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import IGNORED, Encoder, any_conversation

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhfctl import fs
-from rlhfctl.dashboard.terminal.plain import visible
+from rlhfctl.dashboard.text import visible
 from rlhfctl.data import guess, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME

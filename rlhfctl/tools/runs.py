@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rlhfctl import fs
 from rlhfctl.artifacts import MANIFEST, Artifact
-from rlhfctl.dashboard.terminal.plain import number, visible
+from rlhfctl.dashboard.text import number, visible
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import ELSEWHERE, STAGES, read_stages, stages_of

@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
-from rlhfctl.dashboard.terminal.plain import duration, number
+from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import STAGES, read_stages, section_of, stages_of

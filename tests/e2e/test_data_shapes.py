@@ -16,19 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import families
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
+from families import CHAT, FAMILIES
+from test_families import RECIPE, prepare, run_all, traces
 
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import RecipeError
 from rlhfctl.events import Event, Note, StageStarted
 from rlhfctl.models import tokenizing
 from rlhfctl.stages import reward, sft
-from tests.e2e import families
-from tests.e2e.families import CHAT, FAMILIES
-from tests.e2e.test_families import RECIPE, prepare, run_all, traces
 
 ROWS, TEST, EVAL, HELDOUT = 21, 3, 2, 0.25
 QUESTION = "number {}, and a comma:"

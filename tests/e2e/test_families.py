@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
+from families import CHAT, FAMILIES, Family
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -26,8 +28,6 @@ from rlhfctl.models.special_tokens import PAD_LOGIT
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.training.rl.loop import AGREEMENT
 from rlhfctl.world import reviews
-from tests.e2e import families
-from tests.e2e.families import CHAT, FAMILIES, Family
 
 RECIPE = """\
 name: family

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
+from families import FAMILIES
 from safetensors.torch import load_file
+from test_families import prepare, run_all
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -20,9 +23,6 @@ from rlhfctl.events import Event, Metrics
 from rlhfctl.models import architecture, build, devices, loading, scoring, tokenizing
 from rlhfctl.models.heads import scorer_on
 from rlhfctl.training.rl.loop import AGREEMENT
-from tests.e2e import families
-from tests.e2e.families import FAMILIES
-from tests.e2e.test_families import prepare, run_all
 
 ALL = ("sft", "reward", "ppo")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Cli
 
 from rlhfctl.data import load
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.tools import data
 from rlhfctl.tools.data import Lengths, describe, examine
-from tests.conftest import Cli
 
 RECIPE = """\
 name: own

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.style import StyleType
 from rich.text import Text
 
-from rlhfctl.dashboard.terminal.plain import visible
+from rlhfctl.dashboard.text import visible
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow", "mixed": "bold yellow"}
 LONGEST = 4000  # characters of one text that are looked at: more than a screen shows

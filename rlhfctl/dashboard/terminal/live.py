@@ -24,8 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl.dashboard.terminal.draw import Signs, signs_for
-from rlhfctl.dashboard.terminal.plain import chosen_metrics, duration, number, one_line, visible
+from rlhfctl.dashboard.terminal.plain import chosen_metrics
 from rlhfctl.dashboard.terminal.screen import METRICS, Screen
+from rlhfctl.dashboard.text import duration, number, one_line, visible
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
 
 REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster

@@ -18,7 +18,7 @@ from rlhfctl.dashboard.series import Axis, Series
 from rlhfctl.dashboard.state import KEPT_SAMPLES, RunState, Stage, is_map, real, whole
 from rlhfctl.dashboard.terminal import draw
 from rlhfctl.dashboard.terminal.draw import Signs
-from rlhfctl.dashboard.terminal.plain import duration, number, work_left
+from rlhfctl.dashboard.text import duration, number, work_left
 from rlhfctl.events import transcript
 
 TWO_COLUMNS = 120  # from this width on metrics stand to the left of samples and alarms

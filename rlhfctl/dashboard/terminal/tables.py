@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rlhfctl import verdict as verdicts
 from rlhfctl.dashboard.terminal.draw import VERDICT_STYLES
-from rlhfctl.dashboard.terminal.plain import number, visible
+from rlhfctl.dashboard.text import number, visible
 from rlhfctl.events import transcript
 
 _MISSING = "-"

@@ -28,9 +28,8 @@ from rlhfctl.dashboard.terminal.plain import PlainPrinter
 from rlhfctl.dashboard.terminal.screen import Screen
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import from_record
+from rlhfctl.paths import EVENTS, LOCK
 
-# As artifacts.RunPaths has them: loading that, and the models beside it, takes as long as drawing the first frame.
-EVENTS, LOCK = "events.jsonl", ".lock"
 LOOK_EVERY_S = 0.5
 _ANSWER_S = 0.1  # to Ctrl-C
 SILENT_S = 60.0  # a run that cannot be asked (on another machine) is believed to be at work so long after an event

@@ -30,7 +30,7 @@ WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, ALLOCATOR = KINDS = (
     "allocator",
 )
 ON_HEAP = 32 << 20  # glibc takes smaller blocks from its heap, where what is freed stays and is seldom filled again
-HEAP_WASTE = 0.9  # bytes so lost for each that is held there for a step; measured, see tests/benchmarks/memory.py
+HEAP_WASTE = 0.9  # bytes so lost for each that is held there for a step; measured, see tests/campaigns/memory.py
 
 
 class AllocationMeter(TorchDispatchMode):

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from rlhfctl.dashboard.terminal.plain import PlainPrinter, duration, number, quoted, setting, visible
+from rlhfctl.dashboard.terminal.plain import PlainPrinter
+from rlhfctl.dashboard.text import duration, number, quoted, setting, visible
 from rlhfctl.events import (
     CheckpointSaved,
     Event,

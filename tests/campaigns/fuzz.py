@@ -1,6 +1,6 @@
 """Spoil recipes and data at random: no traceback, no silent failure, no half-written stage.
 
-    python tests/e2e/fuzz.py [--recipes 300] [--data 300] [--seed 0] [--processes 6] [--only NAME]
+    python tests/campaigns/fuzz.py [--recipes 300] [--data 300] [--seed 0] [--processes 6] [--only NAME]
 
 A case is one mutation of a project that is right (tests/bad_project.py): of its recipe or its --set values, or of one
 of its data files in one of the formats. Each goes through the command line into a fresh run folder: `validate`, `data`,

@@ -1,6 +1,6 @@
 """PPO killed -9 in the middle: the same command resumes from the last checkpoint and ends bit for bit the same.
 
-The short form of tests/e2e/ppo_kills.py, which kills at random moments.
+The short form of tests/campaigns/ppo_kills.py, which kills at random moments.
 """
 
 from __future__ import annotations

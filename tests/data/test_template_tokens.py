@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import run_here
 from peft import PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import chat_template_utils
@@ -24,7 +25,6 @@ from rlhfctl.models import adapters, build, merging, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Sft
 from rlhfctl.training.trl import callback
-from tests.conftest import run_here
 
 FLOAT = torch.float32
 INIT: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Spoil rows of every shape of data at random: no traceback, and nothing is dropped in silence.
 
-    python tests/e2e/fuzz_shapes.py [--cases 300] [--seed 0] [--only SHAPE-NUMBER]
+    python tests/campaigns/fuzz_shapes.py [--cases 300] [--seed 0] [--only SHAPE-NUMBER]
 
 A case is one shape (as public data sets have it), one mutation of its rows and one format of file. Its rows are loaded
 as a run loads them, and nothing is trained. Either a DataError says what is wrong and where, or each row of the file is

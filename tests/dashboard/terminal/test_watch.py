@@ -176,11 +176,6 @@ def test_records_from_elsewhere() -> None:
     assert event is not None and str(event.to_record()["values"]["kl"]) == "nan"
 
 
-def test_the_names_are_those_of_a_run() -> None:
-    paths = RunPaths(Path("run"))
-    assert (paths.events, paths.lock) == (Path("run") / watching.EVENTS, Path("run") / watching.LOCK)
-
-
 def test_nothing_to_watch(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "events.jsonl").touch()

@@ -1,6 +1,6 @@
 """Put conversations through chat templates, real and spoilt: no traceback, and nothing is dropped in silence.
 
-    python tests/e2e/fuzz_templates.py [--cases 100] [--seed 0] [--only NUMBER]
+    python tests/campaigns/fuzz_templates.py [--cases 100] [--seed 0] [--only NUMBER]
 
 A case is one template (of those that TRL carries for real models, of ours, of older styles), one mutation of its text,
 one tokenizer (with the template's marks as tokens, or without) and rows of conversations for all three data sets. They

@@ -1,6 +1,6 @@
 """Kill a run again and again: it must go on with the same command and end as if nothing had happened.
 
-    python tests/e2e/kills.py RECIPE [--kills 20] [--seed 0] [--publication] [--set a.b=c ...]
+    python tests/campaigns/kills.py RECIPE [--kills 20] [--seed 0] [--publication] [--set a.b=c ...]
 
 1. One undisturbed run: its duration, when each stage began and ended, and the hash of every weight file.
 2. `--kills` runs in fresh folders, each killed once (SIGKILL) at a moment drawn uniformly over the undisturbed run's

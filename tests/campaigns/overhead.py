@@ -1,6 +1,6 @@
 """What rlhfctl adds to TRL: its sft and reward stages against bare TRL scripts, in turn, in one run.
 
-    python tests/benchmarks/overhead.py [--rounds 3] [--json FILE]
+    python tests/campaigns/overhead.py [--rounds 3] [--json FILE]
 
 Both sides start in processes of their own and do the whole job: make the rows, tokenize, build or load the model, train
 with the quickstart's settings, save. The bare script is what TRL's documentation shows; it keeps no checkpoints, checks

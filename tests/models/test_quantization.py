@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY, Cli
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.models import build, heads, loading, quantization
-from tests.conftest import TINY, Cli
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

@@ -1,6 +1,6 @@
 """Die (SIGKILL) just before every file-system step of publishing, one after the other, and go on each time.
 
-    python tests/e2e/killed_at.py RECIPE RUN [--until STAGE] [--set a.b=c ...]
+    python tests/campaigns/killed_at.py RECIPE RUN [--until STAGE] [--set a.b=c ...]
 
 A step is a flush, a rename or a removal, on one path, with which rlhfctl.fs publishes or PPO drops what it needs no
 more. An attempt dies before the first step that no attempt has died at yet; the next one goes on from there. So every

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY, Cli
 from rich.console import Console
 from torch import nn
 
@@ -22,7 +23,6 @@ from rlhfctl.tools.planning.advice import fit
 from rlhfctl.tools.planning.plan import Plan, plan
 from rlhfctl.tools.planning.stages import Lengths, facts, optimizer_state
 from rlhfctl.tools.planning.view import count, size, view
-from tests.conftest import TINY, Cli
 
 
 def planned(recipe: Path, run: Path, *settings: str, request: Request | None = None, **more: Any) -> Plan:

@@ -1,8 +1,8 @@
 """Break PPO's code on purpose, one line at a time: the tests must notice every time.
 
-    python tests/e2e/mutations.py [--only SUBSTRING] [--jobs 1]
+    python tests/campaigns/mutations.py [--only SUBSTRING] [--jobs 1]
 
-Copies rlhfctl/ and tests/ to a temporary folder, where ppo_math.py, ppo_loop.py and sequences.py lose a sign, a mask, a
+Copies rlhfctl/ and tests/ to a temporary folder, where ppo_math.py, loop.py and packing.py lose a sign, a mask, a
 clip. Each mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not,
 against the arithmetic's own tests. The unbroken copy has to pass all first. Prints a line a mutation; exit code 1 if
 one survives.
@@ -24,9 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COPIED = ("rlhfctl", "tests", "recipes")
-MATH, LOOP = "rlhfctl/training/ppo_math.py", "rlhfctl/training/ppo_loop.py"
-SEQUENCES = "rlhfctl/training/sequences.py"
-PARITY, ARITHMETIC = "tests/training/test_ppo_parity.py", "tests/training/test_ppo_math.py"
+MATH, LOOP = "rlhfctl/training/rl/ppo_math.py", "rlhfctl/training/rl/loop.py"
+SEQUENCES = "rlhfctl/models/packing.py"
+PARITY, ARITHMETIC = "tests/training/rl/test_ppo_parity.py", "tests/training/rl/test_ppo_math.py"
 PARITY_TEST = "test_the_same_numbers_as_trl"
 TESTS_FAILED = 1  # pytest's exit code; others are about the tests themselves
 WITHIN_S = 600

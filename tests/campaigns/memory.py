@@ -1,6 +1,6 @@
 """How well `rlhfctl plan` foresees memory and disk: three sizes of model, with and without LoRA, stage by stage.
 
-    python tests/benchmarks/memory.py [--sizes small,medium,large] [--json FILE]
+    python tests/campaigns/memory.py [--sizes small,medium,large] [--json FILE]
 
 Makes a model folder and rows of random words, asks for the plan, runs the recipe, and sets what the plan said beside
 what the stages recorded (`peak_memory` in events.jsonl; on a CPU the process's highest resident size) and beside the

@@ -172,7 +172,7 @@ def test_a_second_process_is_told_who_holds_the_run(copy: tuple[Path, Path], cli
 
 
 def test_killed_sft_goes_on_to_the_same_weights(tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
-    """The short form of tests/e2e/kills.py: one kill after the first checkpoint, mid-training."""
+    """The short form of tests/campaigns/kills.py: one kill after the first checkpoint, mid-training."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "rlhfctl", "sft", str(tiny_recipe), "--run-dir", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

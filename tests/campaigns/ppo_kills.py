@@ -1,6 +1,6 @@
 """Kill PPO again and again: it must go on with the same command and end as if nothing had happened.
 
-    python tests/e2e/ppo_kills.py RECIPE [--kills 20] [--seed 0] [--publication] [--set a.b=c ...]
+    python tests/campaigns/ppo_kills.py RECIPE [--kills 20] [--seed 0] [--publication] [--set a.b=c ...]
 
 1. Once: the recipe until its reward model; every run below is a copy of that folder, so only PPO is run again.
 2. One undisturbed `--until ppo`.

@@ -1,0 +1,74 @@
+"""Write numbers, durations, settings and other people's text in a form that is safe and short to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+_JOINERS = "\u200c\u200d"  # not printable in Python's eyes, but Persian words and emoji are spelled with them
+
+
+def work_left(done: int, total: int | None, seconds: float) -> float | None:
+    """Seconds that work goes on at its pace so far; None while that cannot be told."""
+    return seconds / done * max(0, total - done) if total is not None and done > 0 else None
+
+
+def number(value: float, digits: int = 4) -> str:
+    """`value` at `digits` significant digits: 2.31, 9.1e-4, 1.235e6, 12800 (a whole number keeps all its digits)."""
+    value = float(value)
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == 0:
+        return "0"
+    if value.is_integer() and abs(value) < 1e7:
+        return str(int(value))
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if -4 < int(exponent) < 6:
+        decimals = max(0, digits - 1 - int(exponent))
+        text = f"{value:.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as 0:42, 12:05 or 1:02:03; a dash when it is not a number."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def setting(value: Any) -> str:
+    """A setting as a recipe would spell it, on one line: null, true, 0.001, "two words", [1,2]."""
+    if isinstance(value, str):
+        plain = value != "" and not any(char in value for char in ' "=\\') and visible(value) == value
+        return value if plain else quoted(value)
+    return visible(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+
+
+def visible(text: str, *, newlines: bool = False) -> str:
+    """`text` with what a terminal would obey rather than show (escapes, direction marks, line ends) spelled out.
+
+    With `newlines`, line ends and tabs stay as they are.
+    """
+    kept = _JOINERS + ("\n\t" if newlines else "")
+    if newlines:
+        text = text.replace("\r\n", "\n")
+    return "".join(char if char.isprintable() or char in kept else _spelled(char) for char in text)
+
+
+def one_line(message: str) -> str:
+    """A message of ours on one line: its lines joined by a space."""
+    return visible(" ".join(part for line in message.splitlines() if (part := line.strip())))
+
+
+def quoted(text: str) -> str:
+    r"""Other people's text on one line, in quotes: `"a \"b\"\nc"`."""
+    return '"' + visible(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _spelled(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
