@@ -255,7 +255,7 @@ def _bring_up_to_date(
         emit(Note(stage=name, message=f"runs again: changed {_changes(changed, artifact, name, recipe)}"))
     with report_progress_to(emit, name), Work("loading libraries"):
         look_ahead(name)
-        hf_events = importlib.import_module("rlhfctl.training.trl.callback")
+        quiet = importlib.import_module("rlhfctl.training.trl.quiet")
         module = importlib.import_module(f"rlhfctl.stages.{name}")
     restarted = _make_room(folder, inputs, paths, request.force, emit, name)
     section = section_of(name, recipe)
@@ -264,9 +264,9 @@ def _bring_up_to_date(
     context = Context(name, recipe, paths, parents, inputs, data, emit, options, began=began)
     for change in read_json(folder / WORK / _CHANGES) if (folder / WORK / _CHANGES).is_file() else ():
         context.note(_told(change))
-    peak = importlib.import_module("rlhfctl.models.devices")
-    peak.restart()
-    with hf_events.quiet_libraries(paths.log), report_progress_to(emit, name), hf_events.telling_libraries():
+    devices = importlib.import_module("rlhfctl.models.devices")
+    devices.restart_peak()
+    with quiet.quiet_libraries(paths.log), report_progress_to(emit, name), quiet.forward_library_progress():
         try:
             made: Artifact = module.run(section, context)
         except RewardFailed:
@@ -279,10 +279,10 @@ def _bring_up_to_date(
             path=str(folder),
             seconds=made.manifest.seconds,
             metrics=made.manifest.metrics,
-            peak_memory=peak.bytes_so_far(),
+            peak_memory=devices.peak_bytes(),
         )
     )
-    peak.give_back()
+    devices.release_memory()
     return made
 
 
@@ -299,13 +299,14 @@ def _look_ahead(
     Returns sentences to warn with.
     """
     to_come = chosen[chosen.index(first) :]
-    hf_events = importlib.import_module("rlhfctl.training.trl.callback")
+    options_module = importlib.import_module("rlhfctl.training.trl.options")
+    quiet = importlib.import_module("rlhfctl.training.trl.quiet")
     trained = {"sft": recipe.sft, "reward": recipe.reward}
     options = {key: value.trainer for key, value in trained.items() if value is not None}
     tokenizing = importlib.import_module("rlhfctl.models.tokenizing")
     tokenizer = None
-    with hf_events.quiet_libraries(paths.log):
-        hf_events.check_trainers(options, recipe.model.dtype)
+    with quiet.quiet_libraries(paths.log):
+        options_module.check_trainers(options, recipe.model.dtype)
         importlib.import_module("rlhfctl.models.loading").check_quantization(recipe.model)
         model_checks = importlib.import_module("rlhfctl.models.checks")
         if first in ("base", "sft"):
@@ -506,7 +507,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     if name == "compare" and recipe.compare is not None:
         functions += [judge for judge in recipe.compare.judges if ":" in judge]
     if functions:
-        fingerprint = importlib.import_module("rlhfctl.rewards.episode.function").function_fingerprint
+        fingerprint = importlib.import_module("rlhfctl.rewards.function").function_fingerprint
         inputs["functions"] = fs.hash_json([fingerprint(spec, Path(recipe.folder or ".")) for spec in functions])
     for option in ("policy_samples", "reference_samples"):
         if option in request.options and name == "compare":

@@ -147,8 +147,8 @@ def test_stages_do_not_import_each_other() -> None:
     for path in (PACKAGE / "stages").glob("*.py"):
         names = {name for name in imports_of(path) if name.startswith("rlhfctl.stages.context.")}
         allowed = (
-            "rlhfctl.stages.context.handoff",
-            "rlhfctl.stages.context.evaluation",
+            "rlhfctl.stages.handoff",
+            "rlhfctl.stages.evaluation",
             "rlhfctl.stages.context.Context",
         )
         parts = ("answers", "judges", "controls")  # of compare

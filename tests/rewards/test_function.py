@@ -151,7 +151,7 @@ def test_an_interrupt_is_not_the_functions_fault(tmp_path: Path) -> None:
 
 def test_a_function_is_called_again_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("rlhfctl.rewards.episode.function.time.sleep", waited.append)
+    monkeypatch.setattr("rlhfctl.rewards.function.time.sleep", waited.append)
     body = "seen.append(1)\n    if len(seen) < 3:\n        raise ConnectionError('no answer')\n    return [5.0]"
     reward(tmp_path, body)
     patient = FunctionReward("scores:score", tmp_path, retries=2)
