@@ -157,7 +157,7 @@ def test_an_ascii_terminal_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = """
 import os, signal, sys
 from rich.console import Console
-from rlhfctl.dashboard.live import LivePrinter
+from rlhfctl.dashboard.terminal.live import LivePrinter
 from rlhfctl.events import Warned
 with LivePrinter(Console(file=sys.stdout, force_terminal=True, width=80, height=24)) as printer:
     printer(Warned(stage="sft", message="careful"))
