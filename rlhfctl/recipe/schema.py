@@ -4,7 +4,8 @@ The keys of each section, their types, defaults and descriptions stand in sectio
 rules.py. Names are those of Hugging Face and TRL. Each key's description is written once and feeds the help, the JSON
 Schema and the docs. A validated `Recipe` is resolved: the inherited `lora` stands in each stage.
 
-A new stage is a file in sections/ with a `Stage` class, and one field of `Recipe` here.
+A new stage is a file in sections/ with a `Stage` class, and one field of `Recipe` here. Its chapter in docs/recipe.md
+is a line of tools/reference.py.
 
 Left out: reading files, paths and messages with line numbers (load.py).
 """

@@ -233,9 +233,8 @@ class Answered(Source):
     """What sources with responses share."""
 
     response_prefix: str = Field(
-        "", description="Text before each response that is plain text, where neither it nor its prompt has white space "
-        "there: ' '."
-    )  # fmt: skip
+        "", description="Text put before each plain-text response, unless it or its prompt has white space there: ' '."
+    )
 
 
 class Compared(Answered):
@@ -292,10 +291,10 @@ class Prompts(Source):
         None, ge=1, description="Number of prompts kept for compare (null: 100, or all of test_source)."
     )
     eval_source: Source | None = Field(
-        None, description="Source of the evaluation prompts, if another; a name alone is read with the keys beside it."
+        None, description="Separate source of the evaluation prompts; a name alone is read with the keys beside it."
     )
     test_source: Source | None = Field(
-        None, description="Source of the test prompts, if another; a name alone is read with the keys beside it."
+        None, description="Separate source of the test prompts; a name alone is read with the keys beside it."
     )
 
     @property

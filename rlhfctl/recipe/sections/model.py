@@ -123,7 +123,7 @@ class Model(Section):
         "stage adds them to the tokenizer and trains their embeddings) or text (they stay ordinary text)."
     )  # fmt: skip
     template_date: str = Field(
-        "2026-01-01", description="Date (YYYY-MM-DD) that a chat template with today's date shows, in every stage. An "
+        "2026-01-01", description="Today's date (YYYY-MM-DD) for chat templates that show one, in every stage. An "
         "exported model shows the real date."
     )  # fmt: skip
     trust_remote_code: bool = Field(False, description="Whether Python code that comes with the model may run.")

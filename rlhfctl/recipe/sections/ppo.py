@@ -78,7 +78,7 @@ class Ppo(Stage):
     total_episodes: int = Field(2560, gt=0, description="Total number of responses that are sampled and trained on.")
     per_device_train_batch_size: int = Field(64, gt=0, description="Responses in memory at once in an update.")
     gradient_accumulation_steps: int = Field(
-        1, gt=0, description="Multiplies an update's batch: it holds this times per_device_train_batch_size responses."
+        1, gt=0, description="Gradient accumulation: an update's batch is this many times per_device_train_batch_size."
     )
     num_mini_batches: int = Field(1, gt=0, description="Number of optimizer steps per pass over an update's batch.")
     num_ppo_epochs: int = Field(4, gt=0, description="Number of passes over each batch (PPO epochs).")
@@ -105,7 +105,7 @@ class Ppo(Stage):
     )
     stop_strings: list[str] = Field([], description="Texts that end a response, beside the stop token.")
     missing_eos_penalty: float | None = Field(
-        None, gt=0, description="Subtracted from the score of a response that does not end by itself (null: nothing)."
+        None, gt=0, description="Penalty taken from the score of a response that does not end by itself (null: none)."
     )
     missing_eos_score: float | None = Field(
         None, description="Fixed score of a response that does not end by itself (null: its own score)."
@@ -119,7 +119,7 @@ class Ppo(Stage):
     cliprange: float = Field(0.2, gt=0, description="Clip range of the policy's probability ratio around 1.")
     vf_coef: float = Field(0.1, ge=0, description="Coefficient of the critic's (value) loss.")
     entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the policy's entropy bonus.")
-    cliprange_value: float = Field(0.2, gt=0, description="Clip range of a value's change in an update.")
+    cliprange_value: float = Field(0.2, gt=0, description="Clip range of the change of a value in an update.")
     target_kl: float | None = Field(
         None, gt=0, description="KL in nats per token at which the PPO epochs of an update stop early (null: never)."
     )
@@ -135,7 +135,7 @@ class Ppo(Stage):
     trace_every: int = Field(10, ge=0, description="Updates between token-by-token traces in ppo/traces (0: none).")
     trace_episodes: int = Field(4, gt=0, description="Number of episodes in each trace.")
     use: Literal["last", "best"] = Field(
-        "last", description="Policy that the stage hands on: the last, or the best in evaluations."
+        "last", description="Policy for later stages: the last one, or the best one on the eval prompts."
     )
     eval: PpoEval = Field(PpoEval(every=10), description="Evaluation of the policy during PPO.")
 

@@ -41,7 +41,7 @@ class Reward(Trained):
         None, description="A Python function that scores responses, instead of a model: module:name."
     )
     retries: int = Field(
-        0, ge=0, description="How many times to call a function again after it raised, after 1, 2, 4, ... seconds."
+        0, ge=0, description="Number of further calls of a function that raised, after 1, 2, 4, ... seconds."
     )
 
     @property
