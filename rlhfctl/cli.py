@@ -272,7 +272,7 @@ def data_(
     from rlhfctl.tools.data import describe, examine
 
     loaded = _load(recipe, overrides)
-    with loaded.placing():
+    with loaded.locating():
         report = examine(loaded.recipe)
     if as_json is not None:
         fs.write_json(as_json, report.to_json())
