@@ -179,9 +179,9 @@ def compare(
     from rlhfctl.pipeline import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
-        from rlhfctl.dashboard.terminal.run_view import compared
+        from rlhfctl.dashboard.terminal.run_view import print_run_comparison
 
-        compared([Path(name) for name in what], as_json=as_json)
+        print_run_comparison([Path(name) for name in what], as_json=as_json)
         return
     if len(what) > 1:
         raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import ROOT
+from make_metrics import with_tables
 from ruamel.yaml import YAML
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 from rlhfctl.cli import app
 from rlhfctl.data.load import check_all
 from rlhfctl.events import KINDS
+from rlhfctl.metrics import METRICS
 from rlhfctl.recipe.schema import Data
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -222,6 +224,13 @@ def tables_in(text: str) -> dict[str, set[str]]:
     return {heading: {name for row in found for name in re.findall(r"`([^`]+)`", row)} for heading, found in rows}
 
 
+def test_the_metrics_page_has_the_tables_of_today() -> None:
+    page = TEXTS[ROOT / "docs" / "metrics.md"]
+    assert page == with_tables(page), "write it: python docs/make_metrics.py"
+    for stage, metrics in METRICS.items():
+        assert {metric.name for metric in metrics} <= tables_in(page)[stage]
+
+
 def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) -> None:
     page = tables_in(TEXTS[ROOT / "docs" / "metrics.md"])
     reported: dict[str, set[str]] = {stage: set() for stage in ("sft", "reward", "ppo", "compare")}
@@ -233,8 +242,8 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
             reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
-    # What the page has beyond that needs another recipe: logging steps, a weighted reward.
-    others = {"reward/NAME"}
+    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`.
+    others = {"reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]
     assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)

@@ -14,12 +14,10 @@ from typing import Any
 
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import number
+from rlhfctl.metrics import kind, must_be_finite
 
 WINDOW = 5
 """Updates whose median an alarm looks at: one odd batch is no news."""
-
-MUST_BE_FINITE = ("loss", "eval_loss", "grad_norm", "score", "kl", "policy_loss", "value_loss", "entropy")
-"""Metrics that are a number as long as training works. Others (a variance of one value) may be none."""
 
 KL_PER_RESPONSE = 10.0
 """Nats a response. Below that, runs that go well are found at every length."""
@@ -64,14 +62,13 @@ EVAL_NOISE = 0.5
 def alarms(stage: str, series: Mapping[str, Series], settings: Mapping[str, Any]) -> list[str]:
     """The sentences that hold now, gravest first. `settings` are the stage's effective ones."""
     found = list(_not_finite(series))
-    if stage == "ppo":
-        for check in (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic):
-            found += check(series, settings)
+    for check in _CHECKS.get(kind(stage), ()):
+        found += check(series, settings)
     return found
 
 
 def _not_finite(series: Mapping[str, Series]) -> Iterator[str]:
-    names = [name for name in MUST_BE_FINITE if name in series and not math.isfinite(series[name].last)]
+    names = [name for name in must_be_finite() if name in series and not math.isfinite(series[name].last)]
     names = [name for name in names if series[name].step >= 0]
     if names:
         verb = "is" if len(names) == 1 else "are"
@@ -196,3 +193,7 @@ def _beginning(series: Mapping[str, Series], name: str) -> float | None:
     """What the run began with, once there is something after it."""
     enough = name in series and len(series[name].recent) >= 2 * WINDOW
     return series[name].beginning() if enough else None
+
+
+_CHECKS = {"ppo": (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic)}
+"""The checks of each kind of stage beside the one that all have, the gravest first."""

@@ -1,7 +1,8 @@
 """What is known of a run: fed event records one by one, it holds what they amount to.
 
-Keeps bounded memory however long the run; the clock is handed in, a record is never trusted. Reads and draws nothing:
-screen.py does the drawing.
+Keeps bounded memory however long the run and whatever its events: a few numbers of each of many stages, and the series
+and samples of the stages that reported last. The clock is handed in, a record is never trusted. Reads and draws
+nothing: screen.py does the drawing.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from typing import Any, TypeGuard
 from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import duration
+from rlhfctl.metrics import kind
 
 _HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
-KEPT_SAMPLES = 4  # a stage
-_STAGES, _METRICS, _WARNINGS = 12, 80, 20  # how many are kept: of stages, a stage, a run
+KEPT_STAGES = 1000  # per run: hundreds of rounds
+KEPT_DETAILS = 12  # stages whose settings, series and samples are kept: those that reported last
+KEPT_SAMPLES, KEPT_METRICS = 4, 80  # per stage
+KEPT_WARNINGS = 20  # per run
+_LONGEST_NAME = 200  # characters of a stage's name or unit
+_NAMED = 4  # stages to come that are named beside the time left; of more the others are counted
 _WORKS = 8  # pieces of work, one inside the other
 _SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
 
@@ -43,6 +49,12 @@ class Stage:
     series: dict[str, Series] = field(default_factory=dict)
     samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
 
+    def forget_details(self) -> None:
+        """Drop what takes memory; the stage's state and times stay."""
+        self.settings = {}
+        self.series.clear()
+        self.samples.clear()
+
     def left(self, now: float) -> float | None:
         """Seconds to the end of the stage. While a step hangs it stands still: nothing gets done."""
         if self.eta is None:
@@ -57,7 +69,8 @@ class RunState:
 
     def __init__(self) -> None:
         self.name = ""
-        self.stages: dict[str, Stage] = {}  # all that were heard of, in order of appearance
+        self.stages: dict[str, Stage] = {}  # in order of appearance
+        self._detailed: dict[str, Stage] = {}  # those whose details are kept, the one that reported last at the end
         self.order: list[str] = []  # those of this command, once it has said so
         self.current: Stage | None = None
         self.began: float | None = None
@@ -67,7 +80,7 @@ class RunState:
         self.verdict: tuple[str, str] | None = None  # of this command: the word, and the sentence about it
         self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
         self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
-        self.warnings: deque[tuple[str, str]] = deque(maxlen=_WARNINGS)  # stage and message, the newest last
+        self.warnings: deque[tuple[str, str]] = deque(maxlen=KEPT_WARNINGS)  # stage and message, the newest last
 
     # ------------------------------------------------------------ what is fed
 
@@ -76,6 +89,7 @@ class RunState:
         name, time = record.get("stage"), real(record.get("time"))
         if not isinstance(name, str) or time is None:
             return
+        name = name[:_LONGEST_NAME]
         self.last = time if self.last is None else max(time, self.last)
         if self.began is None:
             self.began = time
@@ -85,18 +99,18 @@ class RunState:
             case "run_stopped":
                 self.stopped = str(record.get("reason") or "")
             case "started":
-                self._started(self._stage(name), record, time)
+                self._started(self._with_details(name), record, time)
             case "progress":
                 self._progress(self._stage(name), record, time)
             case "working":
                 self._working(name, record, time)
             case "metrics":
-                self._metrics(self._stage(name), record, time)
+                self._metrics(self._with_details(name), record, time)
             case "checkpoint":
                 step = whole(record.get("step"))
                 self.checkpoint = self.checkpoint if step is None else (name, step, time)
             case "sample":
-                self._stage(name).samples.append(record)
+                self._with_details(name).samples.append(record)
             case "warning":
                 warning = (name, str(record.get("message")))
                 if warning in self.warnings:  # said again: it is the newest once more
@@ -114,7 +128,8 @@ class RunState:
     def _run_started(self, record: Mapping[str, Any], time: float) -> None:
         names = record.get("stages")
         self.name = str(record.get("name") or "")
-        self.order = [str(name) for name in names][:_STAGES] if isinstance(names, list | tuple) else []
+        names = names[:KEPT_STAGES] if isinstance(names, list | tuple) else []
+        self.order = list(dict.fromkeys(str(name)[:_LONGEST_NAME] for name in names))
         self.began, self.stopped, self.current, self.note = time, None, None, ""
         self.checkpoint = self.verdict = None
         self.work.clear()
@@ -123,11 +138,27 @@ class RunState:
             stage.state, stage.started, stage.seconds, stage.eta = "next", False, None, None
 
     def _stage(self, name: str) -> Stage:
+        """The stage of this name; a new one takes the place of the oldest that this command does not run."""
         if name not in self.stages:
-            if len(self.stages) >= _STAGES:
-                return Stage(name)  # heard, not kept
+            if len(self.stages) >= KEPT_STAGES:
+                due = {*self.order, *([self.current.name] if self.current is not None else [])}
+                oldest = next((other for other in self.stages if other not in due), None)
+                if oldest is None:
+                    return Stage(name)  # heard, not kept
+                del self.stages[oldest]
+                self._detailed.pop(oldest, None)
             self.stages[name] = Stage(name)
         return self.stages[name]
+
+    def _with_details(self, name: str) -> Stage:
+        """The stage of this name, which reports just now: with many stages the one that did so longest ago is cut."""
+        stage = self._stage(name)
+        self._detailed.pop(name, None)
+        if self.stages.get(name) is stage:
+            self._detailed[name] = stage
+        if len(self._detailed) > KEPT_DETAILS:
+            self._detailed.pop(next(iter(self._detailed))).forget_details()
+        return stage
 
     def _at_work(self, stage: Stage, time: float) -> None:
         """It is this one's turn: no other stage is at work."""
@@ -170,7 +201,7 @@ class RunState:
 
     def _progress(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
         self._moved(stage, record, time)
-        stage.unit = str(record.get("unit") or stage.unit)
+        stage.unit = str(record.get("unit") or stage.unit)[:_LONGEST_NAME]
         if stage.pace is None:
             stage.pace = (time, stage.step)
         elif stage.eta is None or real(record.get("eta_s")) is None:
@@ -197,7 +228,7 @@ class RunState:
             self._moved(stage, record, time)
         for name, value in values.items():
             if name not in stage.series:
-                if len(stage.series) >= _METRICS:
+                if len(stage.series) >= KEPT_METRICS:
                     continue
                 stage.series[name] = Series()
             found = real(value)
@@ -230,19 +261,26 @@ class RunState:
             self.stopped = why
 
     def time_left(self, now: float) -> str:
-        """For the whole run. Stages to come count as they took when they last ran; without that they are named."""
+        """Time left for the whole run, in words.
+
+        A stage to come counts as it took when it last ran, or else as the last stage of its kind (of the round before)
+        took; without either it is named.
+        """
         since = 0.0 if self.began is None else (self.last or 0.0) - self.began
         if self.over:
             return f"{'done' if self.stopped is None else 'stopped'} after {duration(since)}"
         running = next((stage for stage in self.stages.values() if stage.state == "now"), None)
         coming = [self.stages[name] for name in self.order if self.stages[name].state == "next"]
+        took = {kind(stage.name): stage.took for stage in self.stages.values() if stage.took is not None}
+        expected = {stage.name: took.get(kind(stage.name)) if stage.took is None else stage.took for stage in coming}
         left: float | None = 0.0
         if running is not None:
             left = running.left(now)
-            if left is None and running.took is not None and running.began is not None and not running.resumed_from:
-                left = max(0.0, running.took - (now - running.began))
-        unknown = [stage.name for stage in coming if stage.took is None]
-        known = sum(stage.took for stage in coming if stage.took is not None)
+            before = took.get(kind(running.name)) if running.took is None else running.took
+            if left is None and before is not None and running.began is not None and not running.resumed_from:
+                left = max(0.0, before - (now - running.began))
+        unknown = [name for name, seconds in expected.items() if seconds is None]
+        known = sum(seconds for seconds in expected.values() if seconds is not None)
         if running is None and not coming:
             return ""
         if left is None or (running is None and not known):
@@ -251,11 +289,15 @@ class RunState:
             text = f"about {duration(left + known)}"
         else:
             text = duration(left)
+        if len(unknown) > _NAMED:
+            unknown = [*unknown[: _NAMED - 1], f"{len(unknown) - _NAMED + 1} more stages"]
         return f"time left {text}" + (f" + {', '.join(unknown)}" if unknown else "")
 
     def alarms(self) -> list[tuple[str, str]]:
         """(stage, sentence) of what holds now: those of the stage at work first."""
-        stages = sorted(self.stages.values(), key=lambda stage: stage is not self.current)
+        stages = sorted(
+            (stage for stage in self.stages.values() if stage.series), key=lambda stage: stage is not self.current
+        )
         return [(stage.name, said) for stage in stages for said in alarms(stage.name, stage.series, stage.settings)]
 
 

@@ -32,6 +32,31 @@ def number(value: float, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def short(value: float) -> str:
+    """A number in a narrow column: three significant digits, four from 10,000 on."""
+    return number(value, 3 if abs(value) < 1e4 else 4)
+
+
+def fixed(value: float, places: int, *, sign: bool = False) -> str:
+    """A number with `places` decimals, so that numbers below each other line up; a huge one as `number` writes it."""
+    if value and math.isfinite(value) and abs(value) >= 1e5:
+        return number(value, 3)
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.lstrip("-+") if not float(text) else text  # no -0.00
+
+
+def rounded_to(value: float, span: float) -> float:
+    """The end of a range, rounded to a hundredth of the first digit of the range's span: more digits say nothing."""
+    if not (span > 0 and math.isfinite(span)):
+        return value
+    return round(value, 2 - math.floor(math.log10(span))) + 0.0  # no -0
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: `no alarms`, `1 alarm`, `2 alarms`."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`seconds` as 0:42, 12:05 or 1:02:03; a dash when it is not a number."""
     if not math.isfinite(seconds):

@@ -25,9 +25,10 @@ from rich.text import Text
 
 from rlhfctl.dashboard.terminal.draw import Signs, signs_for
 from rlhfctl.dashboard.terminal.plain import chosen_metrics
-from rlhfctl.dashboard.terminal.screen import METRICS, Screen
-from rlhfctl.dashboard.text import duration, number, one_line, visible
+from rlhfctl.dashboard.terminal.screen import Screen
+from rlhfctl.dashboard.text import duration, one_line, short, visible
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
+from rlhfctl.metrics import ranked
 
 REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
 _ANSWER_S = 1.0  # of the drawing thread, when it is to end
@@ -130,8 +131,8 @@ class LivePrinter:
         self.signs = signs_for(console, dict(os.environ)) if signs is None else signs
         self.screen = Screen()
         for record in history:
-            self.screen.feed(record)
-        self.screen.warnings.clear()  # of earlier attempts
+            self.screen.state.feed(record)
+        self.screen.state.warnings.clear()  # of earlier attempts
         self._full = FullScreen(console, self.screen, self.signs)
         self._said: deque[RenderableType] = deque(maxlen=_SAID)
         self._stray = io.StringIO()  # what others print while the terminal is ours
@@ -159,7 +160,7 @@ class LivePrinter:
             if self._sigterm is not None:
                 signal.signal(signal.SIGTERM, self._sigterm)
             self.print_said()
-            now = self.screen.last if self.screen.last is not None else time.time()
+            now = self.screen.state.last if self.screen.state.last is not None else time.time()
             for line in self.screen.summary(self.console.width, self.signs, now):
                 self.console.print(line, no_wrap=True, overflow="crop")
 
@@ -184,7 +185,7 @@ class LivePrinter:
 
     def __call__(self, event: Event, /) -> None:
         with self._full.lock:
-            self.screen.feed(event.to_record())
+            self.screen.state.feed(event.to_record())
         match event:
             case StageStarted(resumed_from=int()):
                 self._say(" ", event.stage, f"resumes from step {event.resumed_from}", "dim")
@@ -225,6 +226,6 @@ class LivePrinter:
 
 def _labelled(stage: str, values: Mapping[str, float]) -> list[tuple[str, str]]:
     """The stage's key metrics that are there, else others, as (short name, text)."""
-    known = {metric.name: metric.label for metric in METRICS.get(stage, ()) if metric.name in values}
+    known = {metric.name: metric.label or metric.name for metric in ranked(stage, "screen") if metric.name in values}
     names = known or {name: visible(name) for name in chosen_metrics(stage, values)}
-    return [(label, number(values[name], 3 if abs(values[name]) < 1e4 else 4)) for name, label in names.items()]
+    return [(label, short(values[name])) for name, label in names.items()]

@@ -1,4 +1,4 @@
-"""What a command shows: who listens while stages run, the verdict once they are done, finished runs side by side.
+"""What commands show of runs: listeners while stages run, the verdict afterwards, finished runs side by side.
 
 Writes events.jsonl and to standard output; turns signals into errors with a way on. Runs nothing itself.
 """
@@ -45,25 +45,26 @@ class Interrupted(RlhfctlError):
 
 @contextmanager
 def open_listeners(events: Path) -> Iterator[FanOut]:
-    """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included).
+    """Open the listeners of a run: events.jsonl always, and the screen on a terminal or plain lines elsewhere.
 
+    A terminal that cannot move its cursor gets plain lines.
     Signals that ask for an end leave as Interrupted, a standard output that nobody reads as OutputClosed.
     """
     screen = console()
-    with _stoppable() as stop, JsonlWriter(events) as writer:
+    with _signals_as_interrupted() as stop, JsonlWriter(events) as writer:
         if screen.is_terminal and not screen.is_dumb_terminal:
             from rlhfctl.dashboard.terminal.live import LivePrinter
             from rlhfctl.dashboard.terminal.watch import history
 
-            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live], stop):
+            with LivePrinter(screen, history(events)) as live, _report_stop_reason([writer, live], stop):
                 yield FanOut([stop, writer, live])
         else:
-            with _saying_why([writer], stop):
-                yield FanOut([stop, writer, _heard(PlainPrinter(sys.stdout))])
+            with _report_stop_reason([writer], stop):
+                yield FanOut([stop, writer, _output_closed_as_error(PlainPrinter(sys.stdout))])
 
 
 @contextmanager
-def _stoppable() -> Iterator[_Stop]:
+def _signals_as_interrupted() -> Iterator[_Stop]:
     """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
     stop = _Stop()
     before = {
@@ -99,8 +100,8 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-def _heard(listener: Listener) -> Listener:
-    """OutputClosed where nobody reads what the listener writes."""
+def _output_closed_as_error(listener: Listener) -> Listener:
+    """Wrap a listener that writes to standard output: raise OutputClosed when nobody reads it any more."""
 
     def tell(event: Event, /) -> None:
         try:
@@ -117,8 +118,8 @@ def _heard(listener: Listener) -> Listener:
 
 
 @contextmanager
-def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
-    """Where stages are left by an exception, tell those who watch; the exception goes on."""
+def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
+    """Emit RunStopped with the reason when an exception leaves the stages, then let the exception go on."""
     try:
         yield
     except BaseException as error:
@@ -133,7 +134,7 @@ def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
 
 
 def print_verdict(last: Artifact) -> None:
-    """The verdict and some samples, where the last stage that ran is the comparison."""
+    """Print the verdict and some samples, if the last stage that ran is the comparison."""
     if not last.has("compare"):
         return
     screen = console()
@@ -144,8 +145,8 @@ def print_verdict(last: Artifact) -> None:
     screen.print()
 
 
-def compared(runs: list[Path], *, as_json: bool = False) -> None:
-    """The verdicts of runs, one below the other; those that have none yet are named. `as_json`: all their numbers."""
+def print_run_comparison(runs: list[Path], *, as_json: bool = False) -> None:
+    """Print the verdicts of several runs as a table, of one run in full. `as_json`: print their `compare.json`."""
     reports: dict[Path, Mapping[str, Any]] = {}
     artifacts: dict[Path, Artifact] = {}
     for path in runs:

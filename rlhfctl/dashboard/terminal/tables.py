@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rlhfctl import verdict as verdicts
 from rlhfctl.dashboard.terminal.draw import VERDICT_STYLES
-from rlhfctl.dashboard.text import number, visible
+from rlhfctl.dashboard.text import fixed, number, short, visible
 from rlhfctl.events import transcript
 
 _MISSING = "-"
@@ -94,8 +94,8 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             _win_rate(row),
             _cell(row.get("control_win_rate"), verdicts.share),
             _cell(row.get("greedy_win_rate"), verdicts.share),
-            _cell(row.get("kl"), _three),
-            _cell(row.get("length"), _three),
+            _cell(row.get("kl"), short),
+            _cell(row.get("length"), short),
         )
     notes = "control: the lowest win rate of a fair control; greedy: both decoded greedily"
     return Group(
@@ -113,8 +113,8 @@ def _verdict_line(compare: Mapping[str, Any]) -> Text:
         line.stylize(VERDICT_STYLES.get(word, "bold"), 0, len(word))
     low, high = judge["delta_ci95"]
     line.append(
-        f"\nmean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
-        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(low, places)} to {_fixed(high, places)})"
+        f"\nmean {fixed(judge['reference_mean'], places)} -> {fixed(judge['policy_mean'], places)}"
+        f" ({fixed(judge['delta'], places, sign=True)}, {fixed(low, places)} to {fixed(high, places)})"
     )
     return line
 
@@ -162,7 +162,7 @@ def _judges_table(
 def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
     places = _decimals(judge)
     ours, theirs, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
-    means = _MISSING if ours is None or theirs is None else f"{_fixed(theirs, places)} -> {_fixed(ours, places)}"
+    means = _MISSING if ours is None or theirs is None else f"{fixed(theirs, places)} -> {fixed(ours, places)}"
     p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return [means, _delta(judge), _win_rate(judge), p_text]
 
@@ -175,10 +175,10 @@ def _behaviour_table(compare: Mapping[str, Any]) -> Table:
     table.add_column("policy", justify="right")
     table.add_column("reference", justify="right")
     for label, ours, theirs, write in (
-        ("response length, tokens", "length_policy_mean", "length_reference_mean", _three),
+        ("response length, tokens", "length_policy_mean", "length_reference_mean", short),
         ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
         ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
-        ("KL from the reference", "kl_mean", None, _three),
+        ("KL from the reference", "kl_mean", None, short),
     ):
         values = [compare.get(key) if key else None for key in (ours, theirs)]
         if any(value is not None for value in values):
@@ -211,8 +211,8 @@ def _delta(judge: Mapping[str, Any]) -> str:
     if delta is None:
         return _MISSING
     places = _decimals(judge)
-    spread = "" if interval is None else f" [{_fixed(interval[0], places)}, {_fixed(interval[1], places)}]"
-    return _fixed(delta, places, sign=True) + spread
+    spread = "" if interval is None else f" [{fixed(interval[0], places)}, {fixed(interval[1], places)}]"
+    return fixed(delta, places, sign=True) + spread
 
 
 def _win_rate(judge: Mapping[str, Any]) -> str:
@@ -233,16 +233,5 @@ def _decimals(judge: Mapping[str, Any]) -> int:
     return min(6, max(2, math.ceil(-math.log10(size))))
 
 
-def _fixed(value: float, places: int, *, sign: bool = False) -> str:
-    if value and math.isfinite(value) and abs(value) >= 1e5:
-        return number(value, 3)
-    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
-    return text.lstrip("-+") if not float(text) else text  # no -0.00
-
-
 def _cell(value: float | None, write: Callable[[float], str]) -> str:
     return _MISSING if value is None else write(value)
-
-
-def _three(value: float) -> str:
-    return number(value, 3)
