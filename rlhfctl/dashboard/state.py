@@ -31,7 +31,7 @@ _SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
 
 @dataclass
 class Stage:
-    """What is known of one stage."""
+    """The state of one stage."""
 
     name: str
     state: str = "next"  # next, now, done, skipped
@@ -50,13 +50,13 @@ class Stage:
     samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
 
     def forget_details(self) -> None:
-        """Drop what takes memory; the stage's state and times stay."""
+        """Drop settings, series and samples, which take memory. The stage's state and times stay."""
         self.settings = {}
         self.series.clear()
         self.samples.clear()
 
     def left(self, now: float) -> float | None:
-        """Seconds to the end of the stage. While a step hangs it stands still: nothing gets done."""
+        """Return the seconds to the end of the stage. While a step hangs, the time stands still: nothing gets done."""
         if self.eta is None:
             return None
         said, when = self.eta
@@ -65,7 +65,7 @@ class Stage:
 
 
 class RunState:
-    """The state of a run, as its events tell it."""
+    """The state of a run, built from its events."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -85,7 +85,7 @@ class RunState:
     # ------------------------------------------------------------ what is fed
 
     def feed(self, record: Mapping[str, Any]) -> None:
-        """One event as `Event.to_record` gives it. What is not understood is passed over."""
+        """Take in one event, as `Event.to_record` gives it. A record that is not understood is skipped."""
         name, time = record.get("stage"), real(record.get("time"))
         if not isinstance(name, str) or time is None:
             return
@@ -138,7 +138,7 @@ class RunState:
             stage.state, stage.started, stage.seconds, stage.eta = "next", False, None, None
 
     def _stage(self, name: str) -> Stage:
-        """The stage of this name; a new one takes the place of the oldest that this command does not run."""
+        """Return the stage of this name. A new one replaces the oldest stage that this command does not run."""
         if name not in self.stages:
             if len(self.stages) >= KEPT_STAGES:
                 due = {*self.order, *([self.current.name] if self.current is not None else [])}
@@ -151,7 +151,10 @@ class RunState:
         return self.stages[name]
 
     def _with_details(self, name: str) -> Stage:
-        """The stage of this name, which reports just now: with many stages the one that did so longest ago is cut."""
+        """Return the stage of this name, which reports just now.
+
+        The details of the stage that is silent longest are dropped.
+        """
         stage = self._stage(name)
         self._detailed.pop(name, None)
         if self.stages.get(name) is stage:
@@ -161,7 +164,7 @@ class RunState:
         return stage
 
     def _at_work(self, stage: Stage, time: float) -> None:
-        """It is this one's turn: no other stage is at work."""
+        """Mark a stage as the one at work; no other stage is."""
         for other in self.stages.values():
             if other.state == "now":
                 other.state = "next"
@@ -187,7 +190,7 @@ class RunState:
         self.note = ""
 
     def _working(self, name: str, record: Mapping[str, Any], time: float) -> None:
-        """Work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
+        """Note work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
         what = str(record.get("what"))
         if record.get("over"):
             self.work.pop((name, what), None)
@@ -210,7 +213,7 @@ class RunState:
                 stage.eta = ((time - since) / (stage.step - first) * max(0, stage.total - stage.step), time)
 
     def _moved(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
-        """The step, the total and the time left, as progress and metrics tell them."""
+        """Update the step, the total and the time left from a progress or metrics record."""
         if stage.state != "now":
             self._at_work(stage, time)
         stage.started = True
@@ -248,23 +251,26 @@ class RunState:
 
     @property
     def over(self) -> bool:
-        """Whether all that the command was to do is done, or it has stopped."""
+        """Tell whether every stage of the command is done, or the command has stopped."""
         if self.stopped is not None:
             return True
         return bool(self.order) and all(self.stages[name].state in ("done", "skipped") for name in self.order)
 
     def no_more_comes(self, why: str) -> None:
-        """Its process is gone: stopped, unless all is done. Older versions do not say what was due: what began."""
+        """Note that the run's process is gone: the run has stopped, unless every stage is done.
+
+        Runs of older versions do not say which stages were due: the stages that began count.
+        """
         if not self.order and all(stage.state in ("done", "skipped") for stage in self.stages.values()):
             self.order = list(self.stages)
         if not self.over and self.last is not None:
             self.stopped = why
 
     def time_left(self, now: float) -> str:
-        """Time left for the whole run, in words.
+        """Describe the time left for the whole run.
 
         A stage to come counts as it took when it last ran, or else as the last stage of its kind (of the round before)
-        took; without either it is named.
+        took. A stage without either is named.
         """
         since = 0.0 if self.began is None else (self.last or 0.0) - self.began
         if self.over:
@@ -294,7 +300,7 @@ class RunState:
         return f"time left {text}" + (f" + {', '.join(unknown)}" if unknown else "")
 
     def alarms(self) -> list[tuple[str, str]]:
-        """(stage, sentence) of what holds now: those of the stage at work first."""
+        """Return (stage, sentence) for every alarm that holds now, the stage at work first."""
         stages = sorted(
             (stage for stage in self.stages.values() if stage.series), key=lambda stage: stage is not self.current
         )
@@ -302,7 +308,7 @@ class RunState:
 
 
 def real(value: Any) -> float | None:
-    """A finite number, or None for all else."""
+    """Return a finite number as a float, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -312,11 +318,11 @@ def real(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A finite number as an integer, or None for all else."""
+    """Return a finite number as an integer, or None for anything else."""
     found = real(value)
     return None if found is None else int(found)
 
 
 def is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a record holds names and values there."""
+    """Tell whether a value of a record maps names to values."""
     return isinstance(value, Mapping)

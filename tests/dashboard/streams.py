@@ -121,12 +121,12 @@ def whole() -> list[Record]:
 
 
 def rounds(count: int, *, until: str | None = None) -> list[Record]:
-    """Rounds of four stages, `sft`, `round-1/sft`, ..., one hour each.
+    """Rounds of four stages, `sft`, ..., `round-2/sft`, ..., one hour each.
 
     With `until`, the last of them is in the middle of this stage, and two more rounds are due.
     """
     due = count + (2 if until else 0)
-    prefixes = ["", *(f"round-{number}/" for number in range(1, due))]
+    prefixes = ["", *(f"round-{number}/" for number in range(2, due + 1))]
     names = tuple(prefix + stage for prefix in prefixes for stage in STAGES)
     records = [run_started(0.0, names)]
     for number, prefix in enumerate(prefixes[:count]):

@@ -17,7 +17,7 @@ def fed(records: list[Record]) -> RunState:
 def test_the_thirteenth_stage_is_kept() -> None:
     state = fed(rounds(4))
     assert len(state.order) == 16 and state.over
-    last = state.stages["round-3/ppo"]
+    last = state.stages["round-4/ppo"]
     assert (last.state, last.step, last.series["score"].step) == ("done", 40, 40)
 
 
@@ -25,7 +25,7 @@ def test_hundreds_of_stages_are_kept_and_the_newest_have_their_metrics() -> None
     state = fed(rounds(200))
     assert [stage.state for stage in state.stages.values()] == ["done"] * 800
     detailed = [stage.name for stage in state.stages.values() if stage.series]
-    assert detailed == ["round-197/ppo", "round-198/ppo", "round-199/ppo"]  # of the twelve newest stages
+    assert detailed == ["round-198/ppo", "round-199/ppo", "round-200/ppo"]  # of the twelve newest stages
     assert state.stages["ppo"].took == 81.0 and not state.stages["ppo"].settings
 
 

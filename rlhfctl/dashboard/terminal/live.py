@@ -60,7 +60,7 @@ class FullScreen:
         self._thread: threading.Thread | None = None
 
     def draw(self) -> None:
-        """One frame, written in one go. The last line of the terminal stays free for the cursor."""
+        """Draw one frame and write it in one go. The last line of the terminal stays free for the cursor."""
         with self._pen:
             width, height = self.console.size
             with self.lock:  # not while it is written: a terminal that is halted (Ctrl-S) must not halt training
@@ -101,7 +101,7 @@ class FullScreen:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: a terminal that is half drawn could not be given back."""
+    """Delay Ctrl-C and SIGTERM to the end of the block: a half-drawn terminal could not be given back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -165,7 +165,7 @@ class LivePrinter:
                 self.console.print(line, no_wrap=True, overflow="crop")
 
     def print_said(self) -> None:
-        """What was said so far, on the console; once."""
+        """Print the messages kept so far on the console, once."""
         if stray := self._stray.getvalue().strip():
             self.console.print(Text(visible(stray, newlines=True), "dim"))
         for said in self._said:
@@ -208,7 +208,7 @@ class LivePrinter:
         self._say(self.signs.done, event.stage, _GAP.join(parts), "green")
 
     def _say(self, mark: str, stage: str, message: str, style: str) -> None:
-        """One message for the end; a long one wraps under itself, not under the stage's name."""
+        """Keep one message for the end. A long message wraps under itself, not under the stage's name."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=1)
         line.add_column(width=max(_NAME_WIDTH - 1, cell_len(stage)), no_wrap=True)
@@ -218,14 +218,14 @@ class LivePrinter:
         self._said.append(line)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM ends a process at once; what was said must not be lost with the frame."""
+        """Give the terminal back on SIGTERM, which ends a process at once: kept messages must not be lost."""
         self.stop()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _labelled(stage: str, values: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The stage's key metrics that are there, else others, as (short name, text)."""
+    """Return the stage's key metrics, or others if it has none, as (short name, text)."""
     known = {metric.name: metric.label or metric.name for metric in ranked(stage, "screen") if metric.name in values}
     names = known or {name: visible(name) for name in chosen_metrics(stage, values)}
     return [(label, short(values[name])) for name, label in names.items()]

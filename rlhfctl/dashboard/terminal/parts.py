@@ -26,7 +26,7 @@ _NAMED = 12  # stages that the row of stages names at most
 
 
 def rail(state: RunState, width: int, signs: Signs) -> Text:
-    """The row of stages, `✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`; details are left out where they do not fit.
+    """Draw the row of stages, `✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`; details are left out where they do not fit.
 
     A run of several rounds shows the round at work and counts the stages before and after it:
     `✓ 4 done ─ round-2: ✓ reward 0:14 ─ ▸ ppo 12/40 ─ · 4 to come`.
@@ -57,24 +57,24 @@ def rail(state: RunState, width: int, signs: Signs) -> Text:
 
 
 def _named(stages: Sequence[Stage]) -> tuple[int, int]:
-    """Where the stages to name begin and end: the round of the stage at work or, without one, of the next or last."""
+    """Find where the stages to name begin and end: the round of the stage at work, else of the next or the last one."""
     if not stages:
         return 0, 0
     indices = {stage.state: index for index, stage in reversed([*enumerate(stages)])}  # the first one in each state
-    at = indices.get("now", indices.get("next", len(stages) - 1))
+    focus = indices.get("now", indices.get("next", len(stages) - 1))
     rounds = [stage.name.rpartition("/")[0] for stage in stages]
-    low = high = at
-    while low > 0 and rounds[low - 1] == rounds[at]:
+    low = high = focus
+    while low > 0 and rounds[low - 1] == rounds[focus]:
         low -= 1
-    while high < len(stages) and rounds[high] == rounds[at]:
+    while high < len(stages) and rounds[high] == rounds[focus]:
         high += 1
     if high - low > _NAMED:
-        low = max(low, min(at - _NAMED // 2, high - _NAMED))
+        low = max(low, min(focus - _NAMED // 2, high - _NAMED))
     return low, min(high, low + _NAMED)
 
 
 def _counted(stages: Sequence[Stage], signs: Signs) -> Text:
-    """Stages that are not named: how many, and how far they are."""
+    """Count the stages that are not named, with the sign of their state."""
     if not stages:
         return Text()
     states = {stage.state for stage in stages}
@@ -85,7 +85,7 @@ def _counted(stages: Sequence[Stage], signs: Signs) -> Text:
 
 
 def _mark(state: str, signs: Signs) -> tuple[str, str]:
-    """The sign of a stage's state, and its style."""
+    """Return the sign of a stage's state, and its style."""
     return {
         "done": (signs.done, "green"),
         "now": (signs.now, "bold cyan"),
@@ -96,7 +96,7 @@ def _mark(state: str, signs: Signs) -> tuple[str, str]:
 
 
 def _detail(stage: Stage) -> str:
-    """The steps of the stage at work, or the time that a finished one took."""
+    """Return the steps of the stage at work, or the time that a finished one took."""
     if stage.state == "now":
         return f"{stage.step}/{stage.total}" if stage.total else ""
     if stage.state == "skipped":
@@ -105,12 +105,12 @@ def _detail(stage: Stage) -> str:
 
 
 def unit(stage: Stage, signs: Signs) -> str:
-    """What one step of the stage is called."""
+    """Return what one step of the stage is called."""
     return draw.shown(step_name(stage.name, stage.unit), signs)
 
 
 def barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs) -> Text:
-    """A bar (None: none) in what room `head` and `tail` leave; a long name is cut before the numbers are."""
+    """Draw a bar (None: no bar) in the room that `head` and `tail` leave. A long name is cut before the numbers are."""
     room = width - tail.cell_len
     if head.cell_len > room:
         draw.fit(head, max(0, room), signs)
@@ -121,7 +121,7 @@ def barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs
 
 
 def metric_rows(stage: Stage) -> list[tuple[Metric, Series]]:
-    """The stage's key metrics that were reported; where none is known, what there is."""
+    """Choose the stage's key metrics that were reported; of an unknown stage, the first ones that were reported."""
     known = [
         (metric, stage.series[metric.name]) for metric in ranked(stage.name, "screen") if metric.name in stage.series
     ]
@@ -131,9 +131,9 @@ def metric_rows(stage: Stage) -> list[tuple[Metric, Series]]:
 def metric_lines(
     metric: Metric, series: Series, beside: Sequence[Series], height: int, width: int, signs: Signs
 ) -> list[Text]:
-    """One metric in `height` lines: name, number, trend, chart and its range; below the name what it means.
+    """Draw one metric in `height` lines: name, number, trend, chart and its range; below the name what it means.
 
-    Its chart shows the same steps as those `beside` it.
+    Its chart shows the same steps as the charts of the series `beside` it.
     """
     value = Text(f"{short(series.last):>{VALUE_WIDTH}}", "bold" if math.isfinite(series.last) else "bold red")
     label = Text(draw.shown(metric.label or metric.name, signs))
@@ -170,7 +170,7 @@ def _trend(metric: Metric, series: Series, signs: Signs) -> Text:
 
 
 def sample_lines(sample: Mapping[str, Any], width: int, height: int, signs: Signs) -> list[Text]:
-    """The prompt, and under it the policy's response beside the reference's, each with its scores."""
+    """Draw a sample: the prompt, and under it the policy's response beside the reference's, each with its scores."""
     step = whole(sample.get("step"))
     title = Text("sample", "bold")
     name = step_name(str(sample.get("stage")), "")
@@ -197,7 +197,7 @@ def sample_lines(sample: Mapping[str, Any], width: int, height: int, signs: Sign
 
 
 def _side(name: str, style: str, text: Any, scores: Any, width: int, height: int, signs: Signs) -> list[Text]:
-    heads = [Text(name, style)]
+    heads = [Text().append(name, style)]  # not the whole line: what is drawn beside it keeps its own style
     for key, value in scores.items() if is_map(scores) else ():
         found = real(value)
         score = Text(f"{draw.shown(str(key)[: draw.LONGEST], signs)} ", "dim")

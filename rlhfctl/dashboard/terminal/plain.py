@@ -1,4 +1,4 @@
-"""Events as text for pipes and log files: one line an event, `[stage]` first, so that grep finds what it is asked for.
+"""Events as text for pipes and log files: one line per event, `[stage]` first, so that grep finds it.
 
 Writes to the stream it is given; reads nothing. Throttling goes by the events' own times, so the output is a function
 of them.
@@ -39,7 +39,7 @@ WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
 
 
 class PlainPrinter:
-    """A listener that writes one line an event to `stream`, and flushes it."""
+    """Write one line per event to `stream`, and flush it. A listener."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -158,6 +158,6 @@ def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def assignments(stage: str, values: Mapping[str, float]) -> str:
-    """`loss=2.31 lr=9.1e-4`: the metrics to show, as one would grep for them."""
+    """Write the metrics to show as one would grep for them: `loss=2.31 lr=9.1e-4`."""
     shown, labels = chosen_metrics(stage, values), log_labels()
     return " ".join(f"{labels.get(name, name)}={number(value)}" for name, value in shown.items())

@@ -36,7 +36,7 @@ _READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
 class Interrupted(RlhfctlError):
-    """A signal while stages ran: Ctrl-C, a scheduler's request to end, the terminal closed."""
+    """Raised when a signal ends the stages: Ctrl-C, a scheduler's request to end, the terminal closed."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.exit_code = 128 + number  # what a shell reports for it
@@ -86,7 +86,10 @@ def _signals_as_interrupted() -> Iterator[_Stop]:
 
 
 class _Stop:
-    """Which signal asked for an end. As a listener: stops at the next event where a library swallowed the first."""
+    """Keep the signal that asked for an end.
+
+    As a listener, stop at the next event if a library swallowed the exception.
+    """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -186,7 +189,7 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]) -> Iterator[str]:
-    """Say what keeps these runs from being compared as they stand, and how their settings differ from the first."""
+    """Yield what keeps these runs from being compared as they stand, and how their settings differ from the first."""
     if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
         yield "these runs were compared on different test prompts: their figures are not on one scale"
     if len({report.get("temperature") for report in reports.values()}) > 1:

@@ -27,13 +27,13 @@ _LEAST_SAMPLE = 8  # lines: rule, two of a prompt, heads, four of responses
 
 
 class Screen:
-    """How a run's state looks in any width and height."""
+    """Draw a run's state in any width and height."""
 
     def __init__(self, state: RunState | None = None) -> None:
         self.state = RunState() if state is None else state
 
     def lines(self, width: int, height: int, signs: Signs, now: float) -> list[Text]:
-        """At most `height` lines of at most `width` cells."""
+        """Draw the screen in at most `height` lines of at most `width` cells."""
         head = self.head(width, signs, now)
         room = height - len(head)
         if room < 2:
@@ -54,7 +54,7 @@ class Screen:
         return [*head, *body][:height]
 
     def summary(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """A few lines for when it is over: the stages and the alarms that hold."""
+        """Draw the few lines that stay when the screen is gone: the stages and the alarms that hold."""
         head = self.head(width, signs, now)
         under_way = self.state.current is not None and self.state.current.state == "now"
         head = [*head[: 3 if under_way else 2], *(head[3:] if self.state.over else [])]
@@ -62,7 +62,7 @@ class Screen:
         return [*head, *said]
 
     def head(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """The run and its time, the stages, the bar of the one at work; until it is over, what it does just now."""
+        """Draw the run and its time, the stages, a progress bar, and the work just now or, at the end, the verdict."""
         state = self.state
         title = Text(draw.shown(state.name[: draw.LONGEST], signs) or "run", "bold")
         if state.last is not None and not state.over:
@@ -76,7 +76,7 @@ class Screen:
         return [*lines, *(self._verdict_lines(width, signs) if state.over else [self._work(width, signs, now)])]
 
     def _verdict_lines(self, width: int, signs: Signs) -> list[Text]:
-        """What the comparison found, once the run is over."""
+        """Draw what the comparison found, once the run is over."""
         if self.state.verdict is None:
             return []
         word, sentence = self.state.verdict
@@ -86,7 +86,7 @@ class Screen:
         return lines
 
     def _bar(self, width: int, signs: Signs, now: float) -> Text:
-        """How far the stage at work is; without one, the newest note."""
+        """Draw how far the stage at work is or, without one, the newest note."""
         stage = self.state.current
         if stage is None or stage.state != "now":
             said = "" if self.state.over else self.state.note.replace("\n", " ")
@@ -107,7 +107,7 @@ class Screen:
         return parts.barred(head, share, tail, width, signs)
 
     def _work(self, width: int, signs: Signs, now: float) -> Text:
-        """The work beside the stage's steps; without any, the last checkpoint."""
+        """Draw the work beside the stage's steps or, without any, the last checkpoint."""
         for (_, what), record in reversed(self.state.work.items()):
             seconds, done, total = (real(record.get(name)) or 0.0 for name in ("seconds", "done", "total"))
             since = max(0.0, now - (real(record.get("time")) or now))
@@ -130,14 +130,14 @@ class Screen:
     # metrics
 
     def _shown_stages(self) -> list[Stage]:
-        """The stage at work, then those before it, the newest first: those that have metrics."""
+        """Return the stages that have metrics: the stage at work, then the others, the newest first."""
         stages = [stage for stage in reversed(self.state.stages.values()) if stage is not self.state.current]
         if self.state.current is not None:
             stages.insert(0, self.state.current)
         return [stage for stage in stages if stage.series]
 
     def _needed(self, most: int) -> int:
-        """Lines that the metrics of the first stage take, one line each."""
+        """Count the lines that the metrics of the first stage take, one line per metric."""
         stages = self._shown_stages()
         return min(most, len(parts.metric_rows(stages[0]))) if stages else 0
 
@@ -162,7 +162,7 @@ class Screen:
     # samples
 
     def _samples(self) -> list[Mapping[str, Any]]:
-        """The newest first, of the stage at work or the last that had any."""
+        """Return the samples of the stage at work, or of the last stage that had any, the newest first."""
         stages = [stage for stage in reversed(self.state.stages.values()) if stage.samples and stage.state != "next"]
         if self.state.current is not None and self.state.current.samples:
             stages.insert(0, self.state.current)
@@ -180,7 +180,7 @@ class Screen:
     # alarms
 
     def _alarm_lines(self, width: int, height: int, signs: Signs, *, warnings: bool = True) -> list[Text]:
-        """What stopped it, the alarms, the warnings (the newest first), in at most `height` lines."""
+        """Draw why the run stopped, the alarms and the warnings (the newest first) in at most `height` lines."""
         found = self.state.alarms()
         said = [("bold red", "!", *alarm) for alarm in found]
         if self.state.stopped is not None:

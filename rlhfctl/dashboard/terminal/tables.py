@@ -25,7 +25,7 @@ _MISSING = "-"
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
-    """The verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
+    """Build the verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
 
     `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
     """
@@ -47,13 +47,13 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
 
 
 def not_independent(judge: str) -> str:
-    """Say that a verdict rests on what the policy was trained to please."""
+    """Say that a verdict rests on the reward that the policy was trained on."""
     what = "reward model" if judge == "reward_model" else "reward function"
     return f"this verdict rests on the {what} that PPO trained against: it is not independent evidence"
 
 
 def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
-    """The first `n` rows: the prompt, and under it the policy's and the reference's response with their scores."""
+    """Show the first `n` rows: the prompt, and under it both responses, policy and reference, with their scores."""
     shown = rows[:n]
     if not shown:
         return Text("no samples", "dim")
@@ -72,8 +72,10 @@ def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableTyp
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Several runs side by side; a row has run, verdict, primary_judge, delta, win_rate and kl, and may have
-    win_rate_ci95, control_win_rate, greedy_win_rate, length and independent (where that is false a star is shown).
+    """Build a table of several runs, one row per run.
+
+    A row has run, verdict, primary_judge, delta, win_rate and kl, and may have win_rate_ci95, control_win_rate,
+    greedy_win_rate, length and independent (where that is false a star is shown).
     """
     table = _table()
     table.add_column("run", overflow="fold")
@@ -104,7 +106,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _verdict_line(compare: Mapping[str, Any]) -> Text:
-    """The verdict's sentence, its word in colour; then the means of the main comparison."""
+    """Write the verdict's sentence, its word in colour; then the means of the main comparison."""
     judge = compare["judges"][compare["primary_judge"]]
     word, places = str(compare["verdict"]), _decimals(judge)
     said = visible(str(compare.get("sentence") or verdicts.sentence(compare)))
@@ -120,7 +122,7 @@ def _verdict_line(compare: Mapping[str, Any]) -> Text:
 
 
 def _controls_table(controls: Sequence[Mapping[str, Any]], primary: str) -> Table:
-    """A row per control: the policy against a reference that a cheap explanation would make as good."""
+    """Build a row per control: the policy against a reference that a cheap explanation would make as good."""
     table = _table()
     table.add_column(f"control, by {visible(primary)}", overflow="fold")
     for heading in ("delta", "win rate"):
@@ -168,7 +170,7 @@ def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
 
 
 def _behaviour_table(compare: Mapping[str, Any]) -> Table:
-    """What the judges do not see: how far the policy moved, how long it writes, whether it ends, how varied it is."""
+    """Build the table of what judges do not see: KL, response length, share of responses that end, distinct 2-grams."""
     table = _table()
     count = compare.get("samples_per_prompt")
     table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
@@ -195,7 +197,7 @@ def _text(value: object, suffix: str = "") -> Text:
 
 
 def _body(value: Any) -> Text:
-    """A prompt or a response, line ends kept; trailing ones are no lines to look at."""
+    """Show a prompt or a response with its line ends; trailing ones are dropped."""
     if value is None:
         return Text("(none)", "dim italic")
     value = transcript(value)
@@ -224,7 +226,7 @@ def _win_rate(judge: Mapping[str, Any]) -> str:
 
 
 def _decimals(judge: Mapping[str, Any]) -> int:
-    """Decimal places that show the delta to one figure of its interval's half-width, or to two of its own: 2 to 6."""
+    """Choose 2 to 6 decimals: one figure of the delta's interval half-width, or two of the delta itself."""
     delta, interval = judge.get("delta"), judge.get("delta_ci95")
     size = abs(interval[1] - interval[0]) / 2 if interval is not None else 0.0
     size = size or abs(delta or 0.0) / 10

@@ -33,7 +33,7 @@ from rlhfctl.paths import EVENTS, LOCK
 
 LOOK_EVERY_S = 0.5
 _ANSWER_S = 0.1  # to Ctrl-C
-SILENT_S = 60.0  # a run that cannot be asked (on another machine) is believed to be at work so long after an event
+SILENT_S = 60.0  # after an event: so long a run that cannot be asked (on another machine) counts as at work
 PARSED_AT_MOST = 1_000  # lines of a long file: more would not show on a screen
 _ATTEMPTS = 200  # kinds of earlier starts that are still looked at, in a run that was started very often
 _START = b'{"event": "started"'
@@ -43,12 +43,12 @@ _WORKING = b'{"event": "working"'
 _SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"', _WORKING)
 _EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
 _LAST_PROGRESS = 64  # where a stage is now, and its pace
-_LAST_WORK = 16  # of a stage: what was under way before is over
+_LAST_WORK = 16  # per stage: what was under way before is over
 _GONE = "its process has ended; the same command resumes from the last complete checkpoint"
 
 
 class Tail:
-    """The whole lines of a growing file, as they come. A file that was replaced is read anew: `restarted` says so."""
+    """Read the whole lines of a growing file as they come. A replaced file is read anew: `restarted` says so."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class Tail:
         self._identity: tuple[int, int] | None = None
 
     def lines(self) -> list[bytes]:
-        """What was written since the last call."""
+        """Return the lines written since the last call."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -75,7 +75,7 @@ class Tail:
         return lines
 
     def rest(self) -> list[bytes]:
-        """A last line without its end: whole if nobody writes any more, else torn."""
+        """Return a last line without its end: whole if nobody writes any more, else torn."""
         return [self._torn] if self._torn else []
 
 
@@ -87,9 +87,9 @@ def watch(
     follow: bool = False,
     ascii_only: bool = False,
 ) -> None:
-    """Show the run; while it is at work (always, with `follow`) go on until it is over, or until Ctrl-C.
+    """Show a run until it is over or Ctrl-C is pressed; with `follow`, until Ctrl-C.
 
-    None: on standard output.
+    `console` and `stream` None: standard output.
     """
     if not (run / EVENTS).is_file() and not follow:
         near = sorted(path.parent.name for path in run.parent.glob(f"*/{EVENTS}")) if run.parent.is_dir() else []
@@ -128,7 +128,7 @@ def _on_screen(run: Path, console: Console, signs: Signs, follow: bool) -> None:
 
 
 def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
-    """What `run` prints into a pipe, event by event."""
+    """Print the lines that `run` prints into a pipe, event by event."""
     tail, state, printer = Tail(run / EVENTS), RunState(), PlainPrinter(stream)
 
     def show(lines: Iterable[bytes]) -> None:
@@ -148,7 +148,7 @@ def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
 
 @contextmanager
 def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is the way out of watching, not an error; noted only, it never strikes in the middle of a frame."""
+    """Take Ctrl-C as the way out of watching. It is noted only, so it never strikes in the middle of a frame."""
     asked = False
 
     def note(signum: int, frame: object) -> None:
@@ -172,7 +172,10 @@ def _pause(asked: Callable[[], bool]) -> None:
 
 
 def at_work(state: RunState, run: Path) -> bool:
-    """Whether more is to come: not over, and its process lives or, where that cannot be told, spoke a moment ago."""
+    """Tell whether more events are to come: the run is not over, and its process lives.
+
+    Where the process cannot be asked, a run that spoke a moment ago counts as alive.
+    """
     if state.over:
         return False
     held = fs.is_locked(run / LOCK)
@@ -185,7 +188,7 @@ def _say_if_gone(state: RunState, run: Path) -> None:
 
 
 def history(events: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's earlier attempts, as many as a screen needs."""
+    """Yield the records of a run's earlier attempts, as many as a screen needs."""
     lines = Tail(events).lines()
     return _worth_parsing(lines)
 
@@ -242,7 +245,7 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
 
 
 def _spread(indices: list[int], most: int) -> list[int]:
-    """At most `most` of them: a quarter from the start, half from the end, the others evenly from between."""
+    """Choose at most `most` indices: a quarter from the start, half from the end, the others evenly from between."""
     if len(indices) <= most:
         return indices
     head, tail = max(1, most // 4), max(1, most // 2)

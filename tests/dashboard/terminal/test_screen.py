@@ -292,19 +292,19 @@ def test_markup_in_samples_is_text() -> None:
 def test_of_several_rounds_the_one_at_work_is_named_and_the_others_are_counted() -> None:
     screen = fed(rounds(2, until="ppo"))
     lines = drawn(screen, 110)
-    assert lines[1] == "✓ 4 done ─ round-1: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ▸ ppo 22/40 ─ · compare ─ · 8 to come"
-    assert lines[2].startswith("round-1/ppo  ━━") and "update 22/40" in lines[2]
+    assert lines[1] == "✓ 4 done ─ round-2: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ▸ ppo 22/40 ─ · compare ─ · 8 to come"
+    assert lines[2].startswith("round-2/ppo  ━━") and "update 22/40" in lines[2]
     assert line_with("score   ", lines).split()[:2] == ["score", "0.54"]  # a ppo of any round has ppo's metrics
     assert drawn(screen)[1].endswith("· compare ─ · 8 to come")  # no room for the details
     over = fed(rounds(3))
-    assert drawn(over, 110)[1] == "✓ 8 done ─ round-2: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
+    assert drawn(over, 110)[1] == "✓ 8 done ─ round-3: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
 
 
 def test_an_alarm_of_a_later_round_is_raised() -> None:
     records = rounds(2, until="ppo")
     for record in ppo(30, first=23, kl=30.0):
-        records.append({**record, "stage": "round-1/ppo"})
-    assert any("! round-1/ppo: KL is 30 nats" in line for line in drawn(fed(records), 110, 40))
+        records.append({**record, "stage": "round-2/ppo"})
+    assert any("! round-2/ppo: KL is 30 nats" in line for line in drawn(fed(records), 110, 40))
 
 
 def test_many_stages_without_rounds_are_named_around_the_one_at_work() -> None:
