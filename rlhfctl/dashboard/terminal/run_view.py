@@ -204,11 +204,12 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
 
 
 def _differences(name: str, first: Path, other: Path) -> list[str]:
-    ours, theirs = find_artifact(first / name), find_artifact(other / name)
-    if ours is None or theirs is None:
+    """List the settings, inputs and seeds in which a stage of two runs differs."""
+    one, another = find_artifact(first / name), find_artifact(other / name)
+    if one is None or another is None:
         return []
-    seeds = (ours.manifest.seed, theirs.manifest.seed)
-    told = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
-    changed = changed_inputs(ours.manifest.inputs, theirs.manifest.inputs)
-    told += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
-    return told + [f"{name}.{key}" for key in changed_keys(ours.manifest.section, theirs.manifest.section)]
+    seeds = (one.manifest.seed, another.manifest.seed)
+    differences = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
+    changed = changed_inputs(one.manifest.inputs, another.manifest.inputs)
+    differences += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
+    return differences + [f"{name}.{key}" for key in changed_keys(one.manifest.section, another.manifest.section)]

@@ -1,7 +1,7 @@
 """Results as rich renderables: the verdict and its table, samples side by side, runs side by side.
 
-Reads mappings as they stand in `compare.json`; prints nothing itself. Every text that is not ours (prompts, responses,
-names of judges and runs) goes in as Text, never as markup, with control characters spelled out.
+Reads mappings as they stand in `compare.json`; prints nothing itself. Text from outside (prompts, responses, names of
+judges and runs) goes in as Text, never as markup, with control characters spelled out.
 """
 
 from __future__ import annotations
@@ -163,8 +163,10 @@ def _judges_table(
 
 def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
     places = _decimals(judge)
-    ours, theirs, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
-    means = _MISSING if ours is None or theirs is None else f"{fixed(theirs, places)} -> {fixed(ours, places)}"
+    policy, reference, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
+    means = _MISSING
+    if policy is not None and reference is not None:
+        means = f"{fixed(reference, places)} -> {fixed(policy, places)}"
     p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return [means, _delta(judge), _win_rate(judge), p_text]
 
@@ -176,13 +178,13 @@ def _behaviour_table(compare: Mapping[str, Any]) -> Table:
     table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
     table.add_column("policy", justify="right")
     table.add_column("reference", justify="right")
-    for label, ours, theirs, write in (
+    for label, of_policy, of_reference, write in (
         ("response length, tokens", "length_policy_mean", "length_reference_mean", short),
         ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
         ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
         ("KL from the reference", "kl_mean", None, short),
     ):
-        values = [compare.get(key) if key else None for key in (ours, theirs)]
+        values = [compare.get(key) if key else None for key in (of_policy, of_reference)]
         if any(value is not None for value in values):
             table.add_row(label, *("" if value is None else write(value) for value in values))
     return table
