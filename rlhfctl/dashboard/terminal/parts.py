@@ -79,9 +79,9 @@ def _counted(stages: Sequence[Stage], signs: Signs) -> Text:
         return Text()
     states = {stage.state for stage in stages}
     if states <= {"done", "skipped"}:
-        return Text(f"{signs.done} ", "green").append(f"{len(stages)} done", "dim")
+        return Text().append(f"{signs.done} ", "green").append(f"{len(stages)} done", "dim")
     word = "to come" if states == {"next"} else "others"
-    return Text(f"{signs.next} {len(stages)} {word}", "dim")
+    return Text().append(f"{signs.next} {len(stages)} {word}", "dim")
 
 
 def _mark(state: str, signs: Signs) -> tuple[str, str]:

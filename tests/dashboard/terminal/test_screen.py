@@ -300,6 +300,13 @@ def test_of_several_rounds_the_one_at_work_is_named_and_the_others_are_counted()
     assert drawn(over, 110)[1] == "✓ 8 done ─ round-3: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
 
 
+def test_each_part_of_a_line_keeps_its_own_style() -> None:
+    row = fed(rounds(2, until="ppo")).lines(110, 40, UNICODE, 4000.0)[1]
+    assert row.style == "" and {str(span.style) for span in row.spans} >= {"green", "dim", "bold", "bold cyan"}
+    (heads,) = [line for line in fed(until_ppo()).lines(80, 24, UNICODE, 1044.0) if "reference" in line.plain]
+    assert heads.style == ""  # the reference's name is not in the policy's colour
+
+
 def test_an_alarm_of_a_later_round_is_raised() -> None:
     records = rounds(2, until="ppo")
     for record in ppo(30, first=23, kl=30.0):
