@@ -246,7 +246,7 @@ def test_the_page_tells_every_rule() -> None:
     chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
     count = 0
     for heading, (section, _) in reference.PAGES.items():
-        at = reference.AT.get(heading, heading)
+        at = reference.PATHS.get(heading, heading)
         listed = chapters[heading].partition("\nConflicts:\n")[2]
         for rule in vars(section).get("RULES", ()):
             count += 1
