@@ -266,7 +266,7 @@ def test_warnings_stand_below_alarms_the_newest_first_each_once() -> None:
     records += ppo(30, first=23, kl=30.0)
     lines = drawn(fed(records), 200, 60)
     said = [line.split("│ ")[-1] for line in lines if "│ ! " in line or "│ - " in line]
-    assert said[0].startswith("! ppo: KL is 30 nats a response")
+    assert said[0].startswith("! ppo: KL is 30 nats per response")
     assert said[1:] == ["- sft: the first", "- sft: the second"]
     assert "1 alarm, 2 warnings" in line_with("1 alarm", lines)
     small = drawn(fed(records))
