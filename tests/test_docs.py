@@ -68,7 +68,7 @@ SHRUNK = (
 
 def commands_in(text: str) -> list[str]:
     """The lines of bash and console blocks, without comments and prompts."""
-    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
     lines = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for b in blocks for line in b.splitlines()]
     return [line for line in lines if line]
 
@@ -135,7 +135,7 @@ def test_a_newcomer_types_what_the_pages_say(newcomer: Path, monkeypatch: pytest
         typed_in = "".join(f"{answer}\n" for answer in ANSWERS) if asks else None
         result = CliRunner().invoke(app, arguments, input=typed_in)
         assert result.exit_code == 0, (line, result.output, result.exception)
-        outputs[" ".join(arguments[:1])] = result.output
+        outputs[arguments[0]] = outputs.get(arguments[0], "") + result.output
     assert "valid, with its data and trainer options" in outputs["validate"]
     assert "no test prompt is in the demonstrations or preferences" in outputs["data"]
     assert "this verdict rests on the reward model that PPO trained against" in " ".join(outputs["run"].split())
