@@ -102,7 +102,9 @@ def test_twenty_kills_inside_ppo_and_one_at_every_step_of_its_checkpoints(tmp_pa
 
 
 def test_every_change_of_the_ppo_arithmetic_is_noticed() -> None:
-    result = subprocess.run([sys.executable, str(CAMPAIGNS / "mutations.py")], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, str(CAMPAIGNS / "mutations.py")], capture_output=True, text=True, check=False
+    )
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
 
