@@ -120,7 +120,7 @@ def run(loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit) -> li
     The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
     first model loads.
     """
-    with loaded.placing():
+    with loaded.locating():
         return _run(loaded.recipe, RunPaths(run_dir), run_dir, request, emit)
 
 

@@ -99,7 +99,7 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # a slip of one letter, whatever it means elsewhere
         return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
     homes = [home for home, names in sections() if name in names and "source" not in home]  # a list's: the set says it
-    has_trainer = section in ("sft", "reward")
+    has_trainer = "trainer" in names
     if has_trainer:
         homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
     homes = [home for home in homes if home.startswith(f"{section}.") and section] or homes

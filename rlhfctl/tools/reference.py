@@ -1,23 +1,19 @@
-"""`schema --format markdown`: the page that explains every key of a recipe, made from recipe/schema.py.
+"""`schema --format markdown`: the page that explains every key of a recipe, made from rlhfctl/recipe/.
 
-Keys, types, defaults and meanings come from the models; the rules between keys from the text of the `Conflict(...)`
-calls beside them, in which what depends on the recipe at hand is shown by its name. Leaves out the fields of TRL's
-configs.
+Keys, types, defaults and meanings come from the sections' fields; conflicts between keys from their rules, with each
+placeholder shown as its name. Leaves out the fields of TRL's configs.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
-import re
-import textwrap
 from collections.abc import Iterator
+from itertools import groupby
+from string import Formatter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from rlhfctl.recipe import schema
 from rlhfctl.recipe.schema import (
-    OWN_ENGINE_KEYS,
     OWNED_TRAINER_KEYS,
     REFUSED_PPO_KEYS,
     Compare,
@@ -36,6 +32,7 @@ from rlhfctl.recipe.schema import (
     PromptsPart,
     Recipe,
     Reward,
+    Rule,
     Section,
     Sft,
     Source,
@@ -44,9 +41,10 @@ from rlhfctl.recipe.schema import (
 from rlhfctl.recipe.words import describe
 
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
-FIRST_LINE = f"<!-- Made by `{COMMAND}` from rlhfctl/recipe/schema.py: change it there. -->"
+FIRST_LINE = f"<!-- Made by `{COMMAND}` from rlhfctl/recipe/: change it there. -->"
 
-# Heading -> (the section, whose keys are told elsewhere). Every section of a recipe is here (a test looks).
+# Heading -> (section, base section whose keys have a chapter of their own). Every section of a recipe is here (a test
+# looks).
 PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
     "model": (Model, None),
@@ -68,6 +66,8 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "compare": (Compare, None),
     "compare.controls": (Controls, None),
 }
+# Heading -> where its section stands in a recipe, if not under the heading's own name.
+AT = {"The top level": "", "Every data source": "data.<set>"}
 _INTRODUCTION = """\
 # The recipe
 
@@ -95,52 +95,41 @@ def is_page(text: str) -> bool:
 def page() -> str:
     """The whole page."""
     parts = [FIRST_LINE, _INTRODUCTION]
-    for heading, (section, told) in PAGES.items():
+    for heading, (section, base) in PAGES.items():
         parts += [f"## {heading}\n", f"{_first_words(section)}\n"]
-        if told is not None:
-            parts.append("Takes the keys of [every data source](#every-data-source)" + _own(section, told))
-        rows = [_row(name, info) for name, info in _fields(section, told)]
+        if base is not None:
+            parts.append("Takes the keys of [every data source](#every-data-source)" + _own(section, base))
+        rows = [_row(name, info) for name, info in _fields(section, base)]
         if section is Recipe:
             rows.insert(0, "| `extends` | text |  | Another recipe, from which all is taken that is not stated here. |")
         if rows:
             parts.append("\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n")
         if section is Ppo:
-            lacks = "TRL's PPOTrainer lacks or ignores these"
-            parts.append(f"`engine: trl` refuses {_listed(OWN_ENGINE_KEYS)}: {lacks}.\n")
-            parts.append("Not of `ppo`, though of TRL's PPOConfig:\n")
+            parts.append("Keys of TRL's PPOConfig that `ppo` refuses:\n")
             refused = [f"- `{key}`: {what}; {fix}." for key, (what, fix) in REFUSED_PPO_KEYS.items()]
             parts.append("\n".join(refused) + "\n")
         if section is Reward:
             parts.append("Refused under `sft.trainer` and `reward.trainer`, because rlhfctl sets them itself:\n")
             listed = [f"- `{key}`: {instead}." for key, instead in OWNED_TRAINER_KEYS.items()]
             parts.append("\n".join([*listed, f"- `hub_...`: {OWNED_TRAINER_KEYS['push_to_hub']}."]) + "\n")
-        if found := list(rules(section)) if told is None or "conflicts" in vars(section) else []:
+        if found := list(rules(section)):
+            at = AT.get(heading, heading)
             parts.append("Conflicts:\n")
-            words = [(key, _in_italics(what), _in_italics(fix)) for key, what, fix in found]
-            parts.append("\n".join(f"- `{key}`: {what}. Fix: {fix}." for key, what, fix in words) + "\n")
+            parts.append("\n".join(_rule(keys, rule, at) for keys, rule in found) + "\n")
     return "\n".join(parts)
 
 
-def _in_italics(words: str) -> str:
-    return re.sub("<(.*?)>", r"*\1*", words)  # which Markdown would take for HTML
+def _own(section: type[Section], base: type[Section]) -> str:
+    return ", and:\n" if _fields(section, base) else ".\n"
 
 
-def _own(section: type[Section], told: type[Section]) -> str:
-    return ", and:\n" if _fields(section, told) else ".\n"
-
-
-def _fields(section: type[Section], told: type[Section] | None) -> list[tuple[str, FieldInfo]]:
-    known = told.model_fields if told is not None else {}
+def _fields(section: type[Section], base: type[Section] | None) -> list[tuple[str, FieldInfo]]:
+    known = base.model_fields if base is not None else {}
     return [(name, info) for name, info in section.model_fields.items() if name not in known]
 
 
 def _first_words(section: type[Section]) -> str:
     return inspect.cleandoc(section.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-
-
-def _listed(keys: tuple[str, ...]) -> str:
-    names = [f"`{key}`" for key in keys]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 # ---------------------------------------------------------------- a key
@@ -202,80 +191,24 @@ def _plain(value: Any) -> str:
 
 # ---------------------------------------------------------------- rules between keys
 
-Names = dict[str, ast.expr]
-_SPELLED_OUT = 8  # so many values of a key's placeholder are listed
+
+def rules(section: type[Section]) -> Iterator[tuple[list[str], Rule[Any]]]:
+    """The section's own rules in order. Neighbours with the same words come once, with the keys of all."""
+    own: tuple[Rule[Any], ...] = vars(section).get("RULES", ())
+    for _, same in groupby(own, key=lambda rule: (rule.what, rule.fix)):
+        alike = list(same)
+        yield [rule.key for rule in alike], alike[0]
 
 
-def rules(section: type[Section]) -> Iterator[tuple[str, str, str]]:
-    """(key, what is wrong, way out) of each Conflict that the section's own methods can find, in their order."""
-    for method in vars(section).values():
-        if inspect.isfunction(method):
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-            for call, names in _conflicts(tree, {}):
-                key, what, fix = (_text(argument, names) for argument in call.args[:3])
-                yield key or "the recipe", what, fix
+def _rule(keys: list[str], rule: Rule[Any], at: str) -> str:
+    """One line of the list of conflicts, for a section at the path `at`."""
+    shown = ", ".join(f"`{'.'.join(part for part in (at, key) if part) or 'the recipe'}`" for key in keys)
+    return f"- {shown}: {_sentence(rule.what, at)}. Fix: {_sentence(rule.fix, at)}."
 
 
-def _conflicts(node: ast.AST, names: Names) -> Iterator[tuple[ast.Call, Names]]:
-    """Each call of Conflict below `node`, with what the names around it stand for."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Conflict":
-        yield node, dict(names)
-    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        names[node.targets[0].id] = node.value
-    elif isinstance(node, ast.For):
-        for bound in _rounds(node, names):
-            inside = names | bound
-            for statement in node.body:
-                yield from _conflicts(statement, inside)
-    else:
-        for child in ast.iter_child_nodes(node):
-            yield from _conflicts(child, names)
-
-
-def _rounds(loop: ast.For, names: Names) -> list[Names]:
-    """What a loop's variables stand for in each round: one round where they cannot be told apart."""
-    over = names.get(loop.iter.id, loop.iter) if isinstance(loop.iter, ast.Name) else loop.iter
-    items = over.elts if isinstance(over, ast.Tuple | ast.List) else []
-    if isinstance(loop.target, ast.Tuple) and all(isinstance(item, ast.Tuple) for item in items):
-        targets = [target.id for target in loop.target.elts if isinstance(target, ast.Name)]
-        return [dict(zip(targets, item.elts, strict=True)) for item in items if isinstance(item, ast.Tuple)]
-    if isinstance(loop.target, ast.Name) and 0 < len(items) <= _SPELLED_OUT:
-        alternatives = "/".join(str(item.value) for item in items if isinstance(item, ast.Constant))
-        return [{loop.target.id: ast.Constant(alternatives)}] if alternatives else [{}]
-    return [{}]
-
-
-def _text(node: ast.expr, names: Names) -> str:
-    """An argument of Conflict as words; what depends on the recipe is shown as <its name>."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part, names) for part in node.values)
-    if isinstance(node, ast.BinOp):
-        return _text(node.left, names) + _text(node.right, names)
-    inner = node.value if isinstance(node, ast.FormattedValue) else node
-    if isinstance(inner, ast.Name):
-        told = names.get(inner.id)
-        if isinstance(told, ast.IfExp):
-            told = told.orelse  # what it is in general
-        if isinstance(told, ast.JoinedStr) or (isinstance(told, ast.Constant) and isinstance(told.value, str)):
-            return _text(told, names)
-        value = getattr(schema, inner.id, None)
-        return str(value) if isinstance(value, int | str) else _placeholder(inner.id)
-    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "join":
-        return _joined(inner, names)
-    return _placeholder(inner.attr) if isinstance(inner, ast.Attribute) else "..."
-
-
-def _joined(call: ast.Call, names: Names) -> str:
-    """`", ".join(NAMES)` of names that stand in the method or the module."""
-    (of,) = call.args
-    if not isinstance(of, ast.Name) or not isinstance(call.func, ast.Attribute):
-        return "..."
-    here = names.get(of.id)
-    told = [_text(item, names) for item in here.elts] if isinstance(here, ast.Tuple) else getattr(schema, of.id, None)
-    return _text(call.func.value, names).join(told) if told else "..."
-
-
-def _placeholder(name: str) -> str:
-    return {"at": "data.<set>"}.get(name, f"<{name.replace('_', ' ')}>")
+def _sentence(template: str, at: str) -> str:
+    """A rule's sentence with {at} filled in and each other placeholder shown as its name in italics."""
+    words = ""
+    for text, name, _, _ in Formatter().parse(template):
+        words += text + (at if name == "at" else f"*{name}*" if name else "")
+    return words

@@ -1,8 +1,8 @@
 """`schema`: the JSON Schema of a recipe, with which editors complete keys, show their descriptions and mark mistakes.
 
-Made from recipe/schema.py, so each key's description stands there alone. As strict as the loader about single keys
-(names, types, bounds, what rlhfctl owns under `trainer:`). Leaves out the rules about several keys, and the fields of
-TRL's configs: `validate` knows these. Writes the file it is told to, over an older one of its own and nothing else.
+Made from the sections in recipe/, where each key's description is written once. As strict as the loader about single
+keys (names, types, bounds, what rlhfctl owns under `trainer:`). Leaves out the rules about several keys, and the fields
+of TRL's configs: `validate` knows these. Writes the file it is told to, over an older one of its own and nothing else.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
     """A line for each thing that was found right; the first thing that is not raises its error."""
-    with loaded.placing(), loading.silence_libraries():
+    with loaded.locating(), loading.silence_libraries():
         yield from _check(loaded.recipe)
 
 

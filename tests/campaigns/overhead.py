@@ -56,10 +56,10 @@ def bare_reward(folder: Path, base: Path) -> None:
     """RewardTrainer with LoRA as one would write it: base and pairs in, adapter out."""
     from datasets import Dataset
     from peft import LoraConfig, TaskType
-    from rlhfctl.training.data import split_preferences
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
+    from rlhfctl.data.splits import split_preferences
     from rlhfctl.recipe.load import load_recipe
     from rlhfctl.world import reviews
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlhfctl.training.data import split_preferences, split_prompts
 
 from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, load_prompts
 from rlhfctl.data.sources import read_jsonl
-from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.splits import prompt_key, split_preferences, split_prompts
 from rlhfctl.data.types import PromptSplit, Row, Rows
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
@@ -400,7 +399,7 @@ def test_splits_follow_the_seed_and_not_the_order_of_rows() -> None:
 def test_splits_are_the_same_in_every_process() -> None:
     """Python's own hash of a string differs from process to process; the split must not depend on it."""
     code = (
-        "from rlhfctl.training.data import split_prompts\n"
+        "from rlhfctl.data.splits import split_prompts\n"
         "from rlhfctl.recipe.schema import Prompts\n"
         "rows = [{'prompt': f'prompt {n}'} for n in range(30)]\n"
         "print([row['prompt'] for row in split_prompts(Prompts(source='d', test=5), rows, 0).test])\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ from pydantic import ValidationError
 
 from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.recipe.load import dump_recipe, load_recipe
-from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, OWNED_TRAINER_KEYS, REFUSED_PPO_KEYS, Recipe
+from rlhfctl.recipe.schema import (
+    OWN_ENGINE_KEYS,
+    OWNED_TRAINER_KEYS,
+    REFUSED_PPO_KEYS,
+    Conflict,
+    Recipe,
+    Rule,
+    Section,
+)
 from rlhfctl.recipe.words import field_at, sections
+from rlhfctl.tools.reference import PAGES
 
 INIT: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 DATA = {name: {"source": "builtin:reviews", "rows": 1200} for name in ("preferences", "prompts")}
@@ -34,6 +44,13 @@ def problems(*overrides: str) -> list[Problem]:
 
 def recipe(*overrides: str) -> Recipe:
     return load_recipe(SAMPLE, overrides).recipe
+
+
+def sample_with_inherited_lora() -> Path:
+    """The sample without its own `lora: null` under sft, which is what keeps it valid."""
+    inherited = SAMPLE.read_text(encoding="utf-8").replace("lora: null ", "# ")
+    Path("inherited.yaml").write_text(inherited, encoding="utf-8")
+    return Path("inherited.yaml")
 
 
 LORA = "so LoRA learns nothing"
@@ -142,6 +159,86 @@ def test_rule(override: str, key: str, what: str) -> None:
     assert found[0].where is not None
 
 
+# A value for each key that only our own engine has, and that it takes.
+OWN: dict[str, str] = {
+    "critic": "head",
+    "critic_from": "runs/a/ppo",
+    "critic_trains_trunk": "true",
+    "rewards": "{reward: 1.0, 'scores:length': 0.5}",
+    "num_generations": "4",
+    "top_k": "20",
+    "top_p": "0.9",
+    "stop_strings": "[END]",
+    "missing_eos_score": "-1.0",
+    "whiten_advantages": "false",
+    "entropy_coef": "0.01",
+    "target_kl": "0.1",
+    "max_grad_norm": "null",
+    "bf16": "true",
+    "gradient_checkpointing": "true",
+    "checkpoint_steps": "5",
+    "keep_checkpoints": "1",
+    "trace_every": "0",
+    "trace_episodes": "2",
+}
+OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
+
+# Further recipes that break a rule, several at once.
+MORE = [
+    ("model.path=a/b", "model.attn_implementation=flash_attention_2", "model.template_date=never", "model.init=null"),
+    ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),
+    ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),
+    ("reward.function=no function",),
+    ("sft=null", "reward=null", "ppo=null", "compare=null"),
+    ("sft=null", "data.demonstrations=null", "data.prompts=null"),
+    ("reward=null", "lora={}", "sft=null"),
+    ("data.prompts.eval=0", "ppo.use=best"),
+    ("model={path: a/b, quantization: 4bit, init: null}", "lora=null", "reward={}", "ppo.lora=null"),
+    ("model={path: a/b, quantization: 4bit, init: null}", "lora={}", "ppo.engine=trl"),
+    ("model={path: a/b, quantization: 4bit, init: null}", "lora={}", "ppo={engine: rlhfctl, critic: model}"),
+    ("model={path: a/b, dtype: float16, init: null}", "lora=null"),
+    ("model={path: a/b, dtype: float16, init: null}", "lora={}", "ppo={engine: rlhfctl, critic: model}"),
+    ("sft=null", "reward.lora={}", "ppo.lora={}"),
+    ("sft=null", "lora={}"),
+    ("data.max_prompt_length=250", "compare.max_new_tokens=20"),
+    ("ppo.stop_token='off'",),
+    ("data.prompts={source: rows.jsonl, rows: null}",),
+    ("reward={function: 'a:b'}", "data.prompts={source: rows.jsonl, as_conversations: true, turns: {}}"),
+    (
+        "data.prompts={sources: [{source: rows.jsonl}], source: rows.jsonl, subset: a, split: a, revision: a, "
+        "limit: 3, rows: 3}",
+    ),
+    ("data.preferences={sources: [{source: rows.jsonl}], label_noise: 0.2}",),
+    ("data.prompts={source: ''}",),
+    (
+        "data.preferences={source: 'builtin:reviews', rows: 9, label: {tie: a}, subset: a, split: a, revision: a, "
+        "turns: {}, as_conversations: true, response_prefix: a, bad_rows: drop, deduplicate: true, max_chars: 3}",
+    ),
+    ("compare.controls={temperatures: [0.1, 0.1, 3.0], best_of_n: 1, samples_per_prompt: 9}",),
+    *((f"ppo.{key}={value}", "ppo.engine=trl") for key, value in OWN.items()),
+]
+
+
+def test_every_rule_is_broken_by_a_recipe_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: set[Rule[Any]] = set()
+    apply = Rule.conflicts
+
+    def noted(rule: Rule[Any], section: Section, at: str) -> Iterator[Conflict]:
+        for conflict in apply(rule, section, at):
+            broken.add(rule)
+            yield conflict
+
+    monkeypatch.setattr(Rule, "conflicts", noted)
+    for overrides in [*((override,) for override, _, _ in RULES), *MORE]:
+        assert problems(*overrides)
+    with pytest.raises(RecipeError):
+        load_recipe(sample_with_inherited_lora())
+    kinds = {kind for section, _ in PAGES.values() for kind in section.__mro__}
+    written = [rule for kind in kinds for rule in vars(kind).get("RULES", ())]
+    assert len(written) > 80
+    assert [(rule.key, rule.what) for rule in written if rule not in broken] == []
+
+
 @pytest.mark.parametrize("key", [*OWNED_TRAINER_KEYS, "hub_model_id", "hub_token"])
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_owned_trainer_keys_are_refused_naming_the_way(stage: str, key: str) -> None:
@@ -162,11 +259,8 @@ def test_keys_of_ppo_config_that_do_nothing(key: str) -> None:
 
 
 def test_lora_on_random_weights_names_where_it_comes_from() -> None:
-    # The sample's own `lora: null` under sft is what keeps it valid.
-    inherited = SAMPLE.read_text(encoding="utf-8").replace("lora: null ", "# ")
-    Path("inherited.yaml").write_text(inherited, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        load_recipe("inherited.yaml")
+        load_recipe(sample_with_inherited_lora())
     (problem,) = caught.value.problems
     assert problem.key == "sft.lora" and problem.where == "inherited.yaml:13"
     assert problem.what.endswith(f"{LORA} (inherited from the top-level lora)")
@@ -197,31 +291,6 @@ def test_best_needs_prompts_to_choose_on() -> None:
     (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
     assert "data.prompts.eval is 0" in problem.what
     assert recipe("ppo.use=best").ppo is not None
-
-
-# A value for each key that only our own engine has, and that it takes.
-OWN: dict[str, str] = {
-    "critic": "head",
-    "critic_from": "runs/a/ppo",
-    "critic_trains_trunk": "true",
-    "rewards": "{reward: 1.0, 'scores:length': 0.5}",
-    "num_generations": "4",
-    "top_k": "20",
-    "top_p": "0.9",
-    "stop_strings": "[END]",
-    "missing_eos_score": "-1.0",
-    "whiten_advantages": "false",
-    "entropy_coef": "0.01",
-    "target_kl": "0.1",
-    "max_grad_norm": "null",
-    "bf16": "true",
-    "gradient_checkpointing": "true",
-    "checkpoint_steps": "5",
-    "keep_checkpoints": "1",
-    "trace_every": "0",
-    "trace_episodes": "2",
-}
-OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
 
 
 def test_every_key_of_our_own_engine_has_a_value_here() -> None:

@@ -288,7 +288,7 @@ def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
 
     run, loaded, alive = tmp_path / "run", [], []
     shutil.copytree(tiny_run, run)
-    load_policy, judges, give_back = handoff.load_policy, compare.judges.build_judges, compare.peak.give_back
+    load_policy, judges, give_back = handoff.load_policy, compare.judges.build_judges, compare.devices.release_memory
 
     def load(*given: Any) -> Any:
         side = load_policy(*given)
@@ -305,7 +305,7 @@ def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
         return judges(*given)
 
     monkeypatch.setattr(handoff, "load_policy", load)
-    monkeypatch.setattr(compare.peak, "give_back", given_back)
+    monkeypatch.setattr(compare.devices, "release_memory", given_back)
     monkeypatch.setattr(compare.judges, "build_judges", judged)
     result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
     assert result.exit_code == 0, result.output

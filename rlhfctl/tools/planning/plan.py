@@ -102,7 +102,7 @@ def plan(
 ) -> Plan:
     """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
     loaded = load(())
-    with loading.silence_libraries(), loaded.placing():
+    with loading.silence_libraries(), loaded.locating():
         return _plan(loaded, load, run_dir, request or Request(), limit, probe, say)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Cli
+from peft import TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.generation import generator, local
@@ -96,7 +98,7 @@ def test_useful_flops_by_hand() -> None:
     assert useful_flops(3, 2, whole, 1, "model") == 128 + 128 + 100 + 100 + 3 * 128 + 3 * 100
 
 
-def small_model(**changes: object) -> tuple[build.PreTrainedModel, build.PreTrainedTokenizerBase]:
+def small_model(**changes: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     init = Init(**{**sizes, "tokens": [f"w{index} " for index in range(198)], **changes})
     tokenizer = tokenizing.train_tokenizer(init, [])
@@ -107,7 +109,7 @@ def test_matrices_of_a_model() -> None:
     model, _ = small_model()
     trunk = 2 * (4 * 32 * 32 + 3 * 32 * 48)
     assert Matrices.of(model) == Matrices(trunk, 200 * 32, 0)
-    adapted = adapters.add_lora(model, Lora(r=4), build.TaskType.CAUSAL_LM, seed=0)
+    adapted = adapters.add_lora(model, Lora(r=4), TaskType.CAUSAL_LM, seed=0)
     adapter = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48))
     assert Matrices.of(adapted) == Matrices(trunk, 200 * 32, adapter)
 

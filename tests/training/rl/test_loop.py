@@ -24,13 +24,14 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, StageStarted
 from rlhfctl.generation import generator, local
 from rlhfctl.models import build, heads, tokenizing
-from rlhfctl.models.adapters import POLICY, add_adapter, add_lora
+from rlhfctl.models.adapters import CRITIC, POLICY, add_adapter, add_lora
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl import loop as loop_module
-from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.loop import PpoLoop
 from rlhfctl.training.rl.roles import Critic, Roles
 
 BATCH, LENGTH = 8, 6
@@ -81,9 +82,9 @@ def cast(kind: str = "adapter", lora: bool = True, dtype: torch.dtype = torch.fl
     elif kind == "head":
         critic = Critic(AdapterScorer(policy, heads.new_head(model)), shares_policy=True)
     else:
-        add_adapter(model, adapters.CRITIC, adapters, seed=4)
+        add_adapter(model, CRITIC, adapters, seed=4)
         model.to(dtype)
-        critic = Critic(AdapterScorer(LanguageModel(model, pad, adapters.CRITIC), heads.new_head(model)))
+        critic = Critic(AdapterScorer(LanguageModel(model, pad, CRITIC), heads.new_head(model)))
     return tokenizer, Roles(policy, reference or LanguageModel(model, pad, None), critic)
 
 
@@ -98,9 +99,9 @@ def nothing(episodes: Sequence[Episode]) -> list[float]:
 class Seen(PpoLoop):
     """Keeps each batch as it is before the first optimizer step."""
 
-    batches: list[Batch]
+    batches: list[Experience]
 
-    def _require_finite(self, batch: Batch, number: int) -> None:
+    def _require_finite(self, batch: Experience, number: int) -> None:
         super()._require_finite(batch, number)
         self.__dict__.setdefault("batches", []).append(batch)
 
@@ -214,7 +215,7 @@ def test_a_missing_end_costs_the_penalty_or_sets_the_score(tmp_path: Path) -> No
         assert loop.history[0]["raw_score"] == pytest.approx(sum(share_of_a_of(batch)) / BATCH)
 
 
-def share_of_a_of(batch: Batch) -> list[float]:
+def share_of_a_of(batch: Experience) -> list[float]:
     return [response.ids.count(A) / LENGTH for response in batch.responses]
 
 
@@ -272,7 +273,7 @@ def test_a_head_that_does_not_train_the_trunk_leaves_the_policy_alone(tmp_path: 
     """The advantages are set to nothing, so only the critic's gradient is left."""
 
     class OnlyValues(Seen):
-        def _require_finite(self, batch: Batch, number: int) -> None:
+        def _require_finite(self, batch: Experience, number: int) -> None:
             batch.advantages = torch.zeros_like(batch.advantages)
 
     before = start(kind="head")
@@ -406,7 +407,7 @@ def test_num_generations_repeats_each_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}])
 def test_what_leaves_one_token_to_draw_gives_the_greedy_response(options: dict[str, Any], tmp_path: Path) -> None:
-    def responses(**changes: Any) -> tuple[Batch, Seen]:
+    def responses(**changes: Any) -> tuple[Experience, Seen]:
         loop = trained(tmp_path / str(changes), **changes)
         return loop.batches[0], loop
 
@@ -471,7 +472,7 @@ def test_in_bf16_the_sampled_logprobs_are_those_of_the_update_and_close_to_float
     class Again(Seen):
         gaps: list[float]
 
-        def _require_finite(self, batch: Batch, number: int) -> None:
+        def _require_finite(self, batch: Experience, number: int) -> None:
             super()._require_finite(batch, number)
             with torch.no_grad():
                 exact = self._logprobs(batch, self.roles.policy)
@@ -745,7 +746,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
 def test_an_advantage_that_is_not_finite_makes_a_loss_that_is_not_applied(tmp_path: Path) -> None:
     class Poked(Seen):
-        def _set_advantages(self, batch: Batch) -> None:
+        def _set_advantages(self, batch: Experience) -> None:
             super()._set_advantages(batch)
             if self.done == 1 and self.attempt == 0:
                 batch.advantages[0, 0] = math.nan

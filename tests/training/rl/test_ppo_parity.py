@@ -26,7 +26,8 @@ from rlhfctl.models import build, heads, special_tokens, tokenizing
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.loop import PpoLoop
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
 
@@ -183,7 +184,7 @@ class Fixed(PpoLoop):
 
     given: World
 
-    def rollout(self, number: int) -> Batch:
+    def rollout(self, number: int) -> Experience:
         prompts, responses = self.given.rounds[number - 1]
         eos = self.tokenizer.eos_token_id
         drawn = [generator.Response(ids=ids, ended=eos in ids) for ids in responses]

@@ -29,7 +29,8 @@ from rlhfctl.models.packing import Sequences, packed
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl import ppo_math
-from rlhfctl.training.rl.loop import Batch, PpoLoop
+from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.loop import PpoLoop
 from rlhfctl.training.rl.roles import CRITIC, Critic, Roles
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral")
@@ -100,10 +101,10 @@ def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> PpoL
     return PpoLoop(section, everyone, counted, tokenizer, rows, PROMPTS, seed=0, work=work / "work")
 
 
-def batch_before_learning(loop: PpoLoop, monkeypatch: pytest.MonkeyPatch) -> Batch:
-    caught: list[Batch] = []
+def batch_before_learning(loop: PpoLoop, monkeypatch: pytest.MonkeyPatch) -> Experience:
+    caught: list[Experience] = []
 
-    def stop(batch: Batch, *_: Any, **__: Any) -> None:
+    def stop(batch: Experience, *_: Any, **__: Any) -> None:
         with torch.no_grad():  # with one minibatch they would come from the critic's first forward
             batch.values = loop._values(batch)
             loop._set_advantages(batch)
@@ -132,7 +133,7 @@ def alone(untouched: Any, peft_model: PeftModel, adapter: str) -> PeftModel:
     return single.eval()
 
 
-def table(loop: PpoLoop, batch: Batch, states: Tensor, extra: int) -> list[Tensor]:
+def table(loop: PpoLoop, batch: Experience, states: Tensor, extra: int) -> list[Tensor]:
     """For each row its numbers in `states` (B, L) from the state before the response on."""
     rows = []
     for row, (prompt, response) in enumerate(zip(batch.prompts, batch.responses, strict=True)):
@@ -154,7 +155,7 @@ def gradients(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def expected_gradients(
-    loop: PpoLoop, batch: Batch, untouched: Any, head: nn.Linear
+    loop: PpoLoop, batch: Experience, untouched: Any, head: nn.Linear
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Those of policy, critic and head, each from a model of its own and the losses of ppo_math."""
     peft_model, pad, section = loop.roles.policy.model, loop.roles.policy.pad_token_id, loop.section
