@@ -1,10 +1,11 @@
-"""The shapes in which people keep preferences and conversations, turned into ours: prompt, chosen, rejected.
+"""Read the shapes in which people keep preferences and conversations.
 
     transcripts         "Human: ... Assistant: ..." in one text: a list of messages, where the recipe names the words
     implicit prompts    chosen and rejected begin alike: what they share is the prompt
     ranked lists        K responses, best first (or with scores): a pair for each two that are not tied
 
-One row in, rows out, or a sentence that says what is wrong with it. Checks of the result are data.py's.
+One row in, a row or its pairs out, or a sentence that says what is wrong with it. Each pair is checked by itself in
+rows.py, as a file's own pair is; then `grouped` puts the pairs of a list together again as a PreferenceGroup.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import Comparison, PreferenceGroup, Prompt, Row
 from rlhfctl.recipe.schema import Turns
 
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)Assistant:")  # public preference sets write their transcripts so
@@ -103,21 +104,21 @@ def _shared_messages(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     return min(at, len(chosen) - 1, len(rejected) - 1)
 
 
-# ---------------------------------------------------------------- ranked lists, margins, ties
+# ---------------------------------------------------------------- ranked lists, ties
 
 
-def pairs_of(row: Row, dropped: Counter[str]) -> list[Row] | str:
-    """Make the pairs of one row of preferences: of a ranked list all that are not tied.
+def comparisons_of(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]] | str:
+    """Make the pairs of one row of preferences: of a ranked list all that are not tied, with their places in the list.
 
     Counts ties in `dropped`. A sentence where the row is none of the shapes.
     """
     if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a table's cell is text
         dropped["ties"] += 1
         return []
-    return [row] if row.get("responses") is None else _ranked(row, dropped)
+    return [((0, 1), row)] if row.get("responses") is None else _ranked(row, dropped)
 
 
-def _ranked(row: Row, dropped: Counter[str]) -> list[Row] | str:
+def _ranked(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]] | str:
     responses, scores = row["responses"], row.get("scores")
     if not isinstance(responses, list) or len(responses) < 2:
         return "responses: expected a list of at least two, best first"
@@ -128,11 +129,74 @@ def _ranked(row: Row, dropped: Counter[str]) -> list[Row] | str:
     if not all(isinstance(score, int | float) and not isinstance(score, bool) and score == score for score in scores):
         return "scores: expected numbers, the higher the better"
     rest = {key: value for key, value in row.items() if key not in ("responses", "scores")}
-    pairs = []
+    found: list[tuple[Comparison, Row]] = []
     for one, other in itertools.combinations(range(len(responses)), 2):
         if scores[one] == scores[other] or responses[one] == responses[other]:
             dropped["ties"] += 1
             continue
         better, worse = (one, other) if scores[one] > scores[other] else (other, one)
-        pairs.append(rest | {"chosen": responses[better], "rejected": responses[worse]})
-    return pairs
+        found.append(((better, worse), rest | {"chosen": responses[better], "rejected": responses[worse]}))
+    return found
+
+
+def _ranks(row: Row) -> list[int]:
+    """The ranks of a row's responses: 0 is the best, equal scores have equal ranks."""
+    if row.get("responses") is None:
+        return [0, 1]  # chosen and rejected
+    scores = row.get("scores")
+    return list(range(len(row["responses"]))) if scores is None else _places([-score for score in scores])
+
+
+def _places(values: Sequence[float]) -> list[int]:
+    """The place of each value among the distinct ones, the lowest first."""
+    place = {value: index for index, value in enumerate(sorted(set(values)))}
+    return [place[value] for value in values]
+
+
+def grouped(row: Row, checked: Sequence[tuple[Comparison, Row]]) -> list[PreferenceGroup]:
+    """Put the checked pairs of `row` together again, in their order: as one group, where all have one prompt.
+
+    They have not where the prompt is what chosen and rejected share: two responses may share more than two others.
+    Then each run of pairs that agree is a group. A response that is in no pair is in no group.
+    """
+    runs: list[_Run] = []
+    for comparison, pair in checked:
+        if not runs or not runs[-1].takes(comparison, pair):
+            runs.append(_Run(pair))
+        runs[-1].add(comparison, pair)
+    return [run.group(_ranks(row)) for run in runs]
+
+
+class _Run:
+    """Pairs that follow each other with one prompt, and in which a response always reads the same."""
+
+    def __init__(self, first: Row) -> None:
+        self.shared = _shared_keys(first)
+        self.responses: dict[int, Prompt] = {}  # by its place in the list
+        self.comparisons: list[Comparison] = []
+
+    def takes(self, comparison: Comparison, pair: Row) -> bool:
+        same = all(self.responses.get(index, text) == text for index, text in _sides(comparison, pair))
+        return same and self.shared == _shared_keys(pair)
+
+    def add(self, comparison: Comparison, pair: Row) -> None:
+        self.responses = dict(_sides(comparison, pair)) | self.responses
+        self.comparisons.append(comparison)
+
+    def group(self, ranks: Sequence[int]) -> PreferenceGroup:
+        listed = sorted(self.responses)
+        index = {place: number for number, place in enumerate(listed)}
+        return PreferenceGroup(
+            responses=tuple(self.responses[place] for place in listed),
+            ranks=tuple(_places([ranks[place] for place in listed])),
+            comparisons=tuple((index[better], index[worse]) for better, worse in self.comparisons),
+            **self.shared,
+        )
+
+
+def _sides(comparison: Comparison, pair: Row) -> Iterable[tuple[int, Prompt]]:
+    return zip(comparison, (pair["chosen"], pair["rejected"]), strict=True)
+
+
+def _shared_keys(pair: Row) -> Row:
+    return {name: pair.get(name) for name in ("prompt", "margin", "tools")}

@@ -16,7 +16,7 @@ from rlhfctl.data import columns
 from rlhfctl.data.preferences import number
 from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import Row, examples
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Source
 
 Options = dict[str, Any]
@@ -65,7 +65,8 @@ def talks(name: str, made: Options, rows: Sequence[Row]) -> bool | None:
     for row in rows[:_TRIED]:
         found = CHECKS[name](columns.renamed(row, section.columns), section, Tally())
         if not isinstance(found, str) and found:
-            return "messages" in found[0] or isinstance(found[0].get("prompt"), list)
+            row = examples(found)[0]
+            return "messages" in row or isinstance(row.get("prompt"), list)
     return None
 
 

@@ -7,17 +7,17 @@ tokenizer makes of a row (preflight.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlhfctl.data import columns, formats, preferences
 from rlhfctl.data.sources import type_name as _type_name
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import Comparison, Item, PreferenceGroup, Row
 from rlhfctl.recipe.schema import Answered, Source
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
-Check = Callable[[Row, Source, Tally], "list[Row] | str"]  # the rows to use, or what is wrong
+Check = Callable[[Row, Source, Tally], "Sequence[Item] | str"]  # the rows to use, or what is wrong
 
 
 def demonstration_rows(row: Row, section: Source, tally: Tally) -> list[Row] | str:
@@ -31,22 +31,28 @@ def demonstration_rows(row: Row, section: Source, tally: Tally) -> list[Row] | s
     return _ended(shaped, tally, _check_demonstration)
 
 
-def preference_rows(row: Row, section: Source, tally: Tally) -> list[Row] | str:
-    """Give the pairs that a row holds, each with prompt, chosen, rejected, and a margin where there is one."""
+def preference_groups(row: Row, section: Source, tally: Tally) -> list[PreferenceGroup] | str:
+    """Give the group of ranked responses that a row holds; an empty list where all of them are tied.
+
+    Each pair of a ranked list is checked by itself, as a file's own pair is, so what is wrong with it or made of it is
+    said and counted in pairs. They are more than one group where the pairs of an implicit prompt share different ones.
+    """
     shaped = _begun(row, section, tally)
     if isinstance(shaped, dict):
         shaped = preferences.with_scores(shaped, section, tally)
-    pairs = formats.pairs_of(shaped, tally.dropped) if isinstance(shaped, dict) else shaped
-    if isinstance(pairs, str):
-        return pairs
+    if isinstance(shaped, str):
+        return shaped
+    found = formats.comparisons_of(shaped, tally.dropped)
+    if isinstance(found, str):
+        return found
     tally.read("tie")
-    found: list[Row] = []
-    for pair in pairs:
-        checked = _ended(_pair(pair, section, tally), tally, _check_preference)
-        if isinstance(checked, str):
-            return checked
-        found += checked
-    return found
+    checked: list[tuple[Comparison, Row]] = []
+    for comparison, pair in found:
+        read = _ended(_pair(pair, section, tally), tally, _check_preference)
+        if isinstance(read, str):
+            return read
+        checked += [(comparison, one) for one in read]
+    return formats.grouped(shaped, checked)
 
 
 def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row] | str:
@@ -62,7 +68,7 @@ def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row] | str:
 
 CHECKS: dict[str, Check] = {
     "demonstrations": demonstration_rows,
-    "preferences": preference_rows,
+    "preferences": preference_groups,
     "prompts": prompt_rows,
 }
 """A data set's name -> how its rows are checked."""

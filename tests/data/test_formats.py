@@ -121,8 +121,10 @@ def test_a_text_without_turns_is_said(path: Path) -> None:
 
 def test_a_ranked_list_is_a_pair_for_each_two() -> None:
     dropped: Counter[str] = Counter()
-    pairs = formats.pairs_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
-    assert isinstance(pairs, list) and len(pairs) == 6 and not dropped
+    found = formats.comparisons_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
+    assert isinstance(found, list) and len(found) == 6 and not dropped
+    assert [comparison for comparison, _ in found] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    pairs = [pair for _, pair in found]
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [
         ("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"),
     ]  # fmt: skip
