@@ -4,7 +4,7 @@
     implicit prompts    chosen and rejected begin alike: what they share is the prompt
     ranked lists        K responses, best first (or with scores): a pair for each two that are not tied
 
-One row in, a row or its pairs out, or a sentence that says what is wrong with it. Each pair is checked by itself in
+One row in, a row or its pairs out; BadRow says what is wrong with one. Each pair is checked by itself in
 rows.py, as a file's own pair is; then `grouped` puts the pairs of a list together again as a PreferenceGroup.
 """
 
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlhfctl.data.types import Comparison, PreferenceGroup, Prompt, Row
+from rlhfctl.data.types import BadRow, Comparison, PreferenceGroup, Prompt, Row
 from rlhfctl.recipe.schema import Turns
 
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)Assistant:")  # public preference sets write their transcripts so
@@ -26,13 +26,13 @@ _TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 # ---------------------------------------------------------------- transcripts
 
 
-def conversation(text: str, turns: Turns) -> list[Row] | str:
-    """The messages of a transcript; a last turn that is only opened is left out. A sentence where it is none."""
+def conversation(text: str, turns: Turns) -> list[Row]:
+    """Read the messages of a transcript; a last turn that is only opened is left out. BadRow where it is none."""
     roles = {turns.user: "user", turns.assistant: "assistant"} | ({turns.system: "system"} if turns.system else {})
     words = "|".join(re.escape(word) for word in sorted(roles, key=len, reverse=True))
     parts = re.split(rf"(?:^|(?<=\n))[ \t]*({words})", text)
     if parts[0].strip() or len(parts) == 1:
-        return f"begins with no turn: {' or '.join(map(repr, roles))} is expected at the beginning of a line"
+        raise BadRow(f"begins with no turn: {' or '.join(map(repr, roles))} is expected at the beginning of a line")
     messages = [
         {"role": roles[word], "content": content.strip()}
         for word, content in zip(parts[1::2], parts[2::2], strict=True)
@@ -42,7 +42,7 @@ def conversation(text: str, turns: Turns) -> list[Row] | str:
     return messages
 
 
-def with_conversations(row: Row, turns: Turns) -> Row | str:
+def with_conversations(row: Row, turns: Turns) -> Row:
     """`row` with its transcripts as messages: whole ones, and responses that stand beside a prompt."""
     row = dict(row)
     prompted = isinstance(row.get("prompt"), str)
@@ -51,10 +51,10 @@ def with_conversations(row: Row, turns: Turns) -> Row | str:
         if not isinstance(row.get(name), str):
             continue
         if name == "prompt" or not prompted:
-            messages = conversation(row[name], turns)
-            if isinstance(messages, str):
-                return f"{name}: {messages}"
-            row[name] = messages
+            try:
+                row[name] = conversation(row[name], turns)
+            except BadRow as error:
+                raise BadRow(f"{name}: {error}") from error
         else:
             row[name] = _answer(row[name])
     if responses and prompted:
@@ -71,7 +71,7 @@ def _answer(text: str) -> list[Row]:
 # ---------------------------------------------------------------- implicit prompts
 
 
-def with_prompt(row: Row) -> Row | str:
+def with_prompt(row: Row) -> Row:
     """`row` with the beginning that chosen and rejected share as its prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -79,9 +79,9 @@ def with_prompt(row: Row) -> Row | str:
     elif isinstance(chosen, list) and isinstance(rejected, list):
         at = _shared_messages(chosen, rejected)
     else:
-        return "chosen and rejected: both strings or both lists of messages"
+        raise BadRow("chosen and rejected: both strings or both lists of messages")
     if at == 0:
-        return "has no prompt, and chosen and rejected begin differently, so none can be told"
+        raise BadRow("has no prompt, and chosen and rejected begin differently, so none can be told")
     return row | {"prompt": chosen[:at], "chosen": chosen[at:], "rejected": rejected[at:]}
 
 
@@ -107,10 +107,10 @@ def _shared_messages(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
 # ---------------------------------------------------------------- ranked lists, ties
 
 
-def comparisons_of(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]] | str:
+def comparisons_of(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]]:
     """Make the pairs of one row of preferences: of a ranked list all that are not tied, with their places in the list.
 
-    Counts ties in `dropped`. A sentence where the row is none of the shapes.
+    Counts ties in `dropped`. BadRow where the row is none of the shapes.
     """
     if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a table's cell is text
         dropped["ties"] += 1
@@ -118,16 +118,16 @@ def comparisons_of(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Ro
     return [((0, 1), row)] if row.get("responses") is None else _ranked(row, dropped)
 
 
-def _ranked(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]] | str:
+def _ranked(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]]:
     responses, scores = row["responses"], row.get("scores")
     if not isinstance(responses, list) or len(responses) < 2:
-        return "responses: expected a list of at least two, best first"
+        raise BadRow("responses: expected a list of at least two, best first")
     if scores is None:
         scores = [-place for place in range(len(responses))]
     if not isinstance(scores, list) or len(scores) != len(responses):
-        return f"scores: expected {len(responses)} numbers, one a response"
+        raise BadRow(f"scores: expected {len(responses)} numbers, one a response")
     if not all(isinstance(score, int | float) and not isinstance(score, bool) and score == score for score in scores):
-        return "scores: expected numbers, the higher the better"
+        raise BadRow("scores: expected numbers, the higher the better")
     rest = {key: value for key, value in row.items() if key not in ("responses", "scores")}
     found: list[tuple[Comparison, Row]] = []
     for one, other in itertools.combinations(range(len(responses)), 2):

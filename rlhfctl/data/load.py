@@ -31,7 +31,7 @@ from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.splits import prompt_key as prompt_key
 from rlhfctl.data.splits import split_preferences, split_prompts
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Item, Row, Rows, examples, repeated
+from rlhfctl.data.types import BadRow, Item, Row, Rows, examples, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
@@ -167,9 +167,10 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         one = Tally()
-        found = CHECKS[name](columns.renamed(row, section.columns), section, one)
-        if isinstance(found, str):
-            bad.append(f"{place}: {found}")
+        try:
+            found = CHECKS[name](columns.renamed(row, section.columns), section, one)
+        except BadRow as error:
+            bad.append(f"{place}: {error}")
             left_out[place] = "cannot be used"
             continue
         tally.add(one)

@@ -12,6 +12,10 @@ Prompt = str | list[dict[str, Any]]
 Comparison = tuple[int, int]  # (better, worse): indices of a group's responses
 
 
+class BadRow(Exception):
+    """Say what is wrong with a row that cannot be used; load.py adds its location, and counts or reports it."""
+
+
 @dataclass(frozen=True)
 class PreferenceGroup:
     """Rank K responses to one prompt: a row of preferences. A file's chosen and rejected are a group of two.
