@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.data import columns, guess, sources
+from rlhfctl.data import columns, guess, sources, text_files
 from rlhfctl.data.leaks import without_leaks
 from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.splits import prompt_key as prompt_key
@@ -229,7 +229,7 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
 def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
     """The error about lines that cannot be read and rows that cannot be used, all at once."""
     drop = f"or leave them out: {at}.bad_rows: drop"
-    lines = sources.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
+    lines = text_files.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
     if lines is not None and not bad:
         return DataError(lines.what, fix=f"{lines.fix}; {drop}")
     guessed = None if section.columns else guess.section_line(name, section, rows)
@@ -241,7 +241,7 @@ def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Sourc
         ways = f"correct or remove these rows (by `columns` {known})"
     else:
         ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
-    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}"
+    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{text_files.first_of(bad)}"
     if lines is not None:
         what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
     return DataError(what, fix=f"{mapped}{ways}, {drop}")

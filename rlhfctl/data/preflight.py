@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation, stop_token_id
 from rlhfctl.data.load import require_a_batch
-from rlhfctl.data.sources import first_of
+from rlhfctl.data.text_files import first_of
 from rlhfctl.data.types import PromptSplit, Row, Rows, repeated
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from rlhfctl.data import columns, formats, preferences
-from rlhfctl.data.sources import type_name as _type_name
 from rlhfctl.data.tally import Tally
+from rlhfctl.data.text_files import type_name as _type_name
 from rlhfctl.data.types import BadRow, Item, PreferenceGroup, Row
 from rlhfctl.recipe.schema import Answered, Source
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, load_prompts
-from rlhfctl.data.sources import read_jsonl
 from rlhfctl.data.splits import prompt_key, split_preferences, split_prompts
+from rlhfctl.data.text_files import read_jsonl
 from rlhfctl.data.types import PreferenceGroup, PromptSplit, Row, Rows, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
