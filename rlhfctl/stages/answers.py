@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import fit_prompts, longest_prompt
-from rlhfctl.data.sources import read_jsonl
 from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.text_files import read_jsonl
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted

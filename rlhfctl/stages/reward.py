@@ -17,9 +17,9 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
-from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.events import Metrics, StageStarted, Work
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
@@ -45,8 +45,10 @@ def run(section: Reward, ctx: Context) -> Artifact:
     config = _config(section, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train, _ = _encode(split.train, encoder, config, model, ctx)
-    heldout, heldout_rows = _encode(split.heldout, encoder, config, model, ctx)
+    train_groups = _encode(split.train, encoder, config, model, ctx)
+    heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
+    train, heldout = _pairs(train_groups), _pairs(heldout_groups)
+    heldout_rows = examples(one.group for one in heldout_groups)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
 
@@ -110,22 +112,35 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
 
 
 def _encode(
-    rows: list[Row], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
-) -> tuple[list[dict[str, Any]], list[Row]]:
-    """The pairs that fit into max_length as ids, and their rows."""
-    pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
-    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
-        pairs = [{"margin": 0.0} | pair for pair in pairs]
+    groups: list[PreferenceGroup], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
+) -> list[EncodedGroup]:
+    """The groups as ids, with the pairs that fit into max_length."""
+    encoded: list[EncodedGroup] = []
+    done, total = 0, len(examples(groups))
+    with Work("encoding pairs", total, "pair") as work:
+        for group in groups:
+            work.at(done)
+            encoded.append(encoder.preference(group))
+            done += len(group.comparisons)
+        work.at(done)
     limit, name = longest_row(config.max_length, context_of(model.config))
-    fits = [limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit for pair in pairs]
-    kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
-    if len(kept) < len(pairs):
-        ctx.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {name} tokens and are dropped")
+    kept = encoded if limit is None else [short for one in encoded for short in one.within(limit)]
+    count = sum(len(one.group.comparisons) for one in kept)
+    if count < total:
+        ctx.warn(f"{total - count} of {total} pairs are longer than {name} tokens and are dropped")
     if not kept:
         raise DataError(
             f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
         )
-    return kept, [row for row, short in zip(rows, fits, strict=True) if short]
+    return kept
+
+
+def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
+    """The pairs of all groups, in their order, as TRL's trainer reads them: one pair per row."""
+    pairs = [pair for group in groups for pair in group.pairs]
+    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
+        pairs = [{"margin": 0.0} | pair for pair in pairs]
+    return pairs
 
 
 def _heldout(

@@ -19,7 +19,7 @@ from trl import RewardConfig, SFTConfig
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import longest_prompt, longest_row
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
@@ -90,10 +90,10 @@ class Lengths:
             found["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
         if "preferences" in rows:
             split = cast(PreferenceSplit, rows["preferences"].split)
-            pairs = [encoder.preference(row) for row in split.train]
+            pairs = [pair for group in split.train for pair in encoder.preference(group).pairs]
             found["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
             found["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
-            found["heldout"] = len(split.heldout)
+            found["heldout"] = len(examples(split.heldout))
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
             found["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
