@@ -27,7 +27,7 @@ from rlhfctl.models import build
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Episode, Reward, make_episode, part_means, parts_of
+from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.stages.context import Context
 
 _SAMPLES_SHOWN = 1
@@ -43,7 +43,7 @@ class Evaluation:
         ctx: Context,
         policy: LanguageModel,
         reference: Any,
-        reward: Reward,
+        reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         prompts: Sequence[list[int]],

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward
-from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.rewards.weighted import WeightedReward
+from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
+from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
@@ -53,7 +52,7 @@ class Cast:
     policy: Any
     reference: PreTrainedModel | None
     critic: Critic
-    reward: Reward
+    reward: RewardFunction
 
 
 def run(section: Ppo, ctx: Context) -> Artifact:
@@ -241,36 +240,19 @@ def _reward(
     tokenizer: PreTrainedTokenizerBase,
     section: Ppo,
     ctx: Context,
-) -> Reward:
+) -> RewardFunction:
     """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
-    folder, reward = Path(ctx.recipe.folder or "."), ctx.recipe.reward
-    finite = section.engine == "trl"  # our engine keeps the batch and goes back to a checkpoint
-    retries = reward.retries if reward is not None else 0
-
-    def main() -> Reward:
-        if classifier is not None:
-            return ClassifierReward(classifier, section.local_rollout_forward_batch_size)
-        if scorer is None:
-            assert reward is not None and reward.function is not None
-            return FunctionReward(reward.function, folder, finite=finite, retries=retries, say=ctx.warn)
-        scorer.requires_grad_(False)
-        size = section.local_rollout_forward_batch_size
-        if theirs is not None:
-            return TextModelReward(scorer.eval(), theirs, size, ctx.warn)
-        return ModelReward(scorer.eval(), tokenizer.pad_token_id, size, ctx.warn)
-
-    if section.rewards is None:
-        return main()
-    return WeightedReward(
-        {
-            name: (
-                main() if name == "reward" else FunctionReward(name, folder, finite=finite, retries=retries),
-                weight,
-            )
-            for name, weight in section.rewards.items()
-        },
-        ctx.warn,
+    model, load = classifier or scorer, None
+    if model is not None:
+        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
+    resources = Resources.of(
+        ctx.recipe,
+        finite=section.engine == "trl",  # the other engine keeps the batch and goes back to a checkpoint
+        batch_size=section.local_rollout_forward_batch_size,
+        warn=ctx.warn,
+        reward_model=load,
     )
+    return build_reward(section.rewards, resources)
 
 
 def _check_step_zero(
