@@ -25,10 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
 from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
@@ -37,7 +39,7 @@ from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.evaluation import Evaluation, encode_prompts
+from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.loop import PpoLoop
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
@@ -71,12 +73,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
-    rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
+    room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, ctx.warn)
+    rows, prompts = encode_prompts(split.train, *room)
     require_a_batch(len(prompts), section)
     _check_step_zero(policy, cast.reference, prompts, ctx)
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
-    eval_rows, eval_prompts = encode_prompts(split.eval, tokenizer, base.model, section.response_length, ctx)
+    eval_rows, eval_prompts = encode_prompts(split.eval, *room)
     evaluation = Evaluation(section, ctx, policy, cast.reference, cast.reward, tokenizer, eval_rows, eval_prompts)
     updates = math.ceil(section.total_episodes / section.batch_size)
     settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {"updates": updates, "prompts": len(prompts)}
