@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -60,11 +59,11 @@ class Resources:
     gold: RewardFunction | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, **others: Any) -> Resources:
-        """Take the folder and what the reward section says of functions from a recipe; `others` as they are named."""
+    def of(cls, recipe: Recipe) -> Resources:
+        """Take from a recipe its folder, and what its reward section says of functions."""
         section = recipe.reward
         function, retries = (section.function, section.retries) if section is not None else (None, 0)
-        return cls(Path(recipe.folder or "."), **{"function": function, "retries": retries} | others)
+        return cls(Path(recipe.folder or "."), function, retries)
 
 
 def build_scorer(name: str, resources: Resources) -> RewardFunction:

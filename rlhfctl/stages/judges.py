@@ -6,6 +6,7 @@ Builds the judges by rewards/build.py, and passes it the built-in task's gold. W
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -27,8 +28,13 @@ def build_judges(
     if "reward" in ctx.parents and tokenizer is not None:
         load = partial(ctx.loader.load_scoring_model, ctx.parents["reward"], tokenizer)
     size = section.batch_size
-    resources = Resources.of(
-        ctx.recipe, batch_size=size, function_batch_size=size, warn=ctx.warn, reward_model=load, gold=_gold
+    resources = replace(
+        Resources.of(ctx.recipe),
+        batch_size=size,
+        function_batch_size=size,
+        warn=ctx.warn,
+        reward_model=load,
+        gold=_gold,
     )
     return {name: build_scorer(name, resources) for name in section.judges}
 

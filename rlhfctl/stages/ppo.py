@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,8 @@ def _reward(
     model, load = classifier or scorer, None
     if model is not None:
         load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
-    resources = Resources.of(
-        ctx.recipe,
+    resources = replace(
+        Resources.of(ctx.recipe),
         finite=section.engine == "trl",  # the other engine keeps the batch and goes back to a checkpoint
         batch_size=section.local_rollout_forward_batch_size,
         warn=ctx.warn,

@@ -128,7 +128,7 @@ def _scorer(
     """The reward, and its name for people. `texts`: the rows to score are no conversations."""
     reward = recipe.reward
     assert reward is not None
-    resources = Resources.of(recipe, batch_size=batch_size, function_batch_size=batch_size, warn=loader.warn)
+    resources = replace(Resources.of(recipe), batch_size=batch_size, function_batch_size=batch_size, warn=loader.warn)
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
         return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"

@@ -7,6 +7,7 @@ that the model's tokenizer loads. Trains nothing, loads no weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def _call_functions(
     prompt_ids = Encoder(tokenizer).prompt(row["prompt"], row.get("tools"))
     ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
     episode = make_episode(tokenizer, row, prompt_ids, ids)
-    resources = Resources.of(recipe, retries=0)
+    resources = replace(Resources.of(recipe), retries=0)
     for spec in specs:
         (value,) = build_function(spec, resources).optional([episode])
         given = "None (not its business)" if value is None else f"{value:g}"

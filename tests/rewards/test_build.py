@@ -122,6 +122,5 @@ def test_a_judge_without_a_reward_model_says_how_to_name_one(tmp_path: Path) -> 
 
 
 def test_a_recipe_says_where_functions_are_and_how_often_they_are_called() -> None:
-    made = Resources.of(recipe(reward=Reward(function="mine:score", retries=3), folder="/f"), batch_size=7)
-    assert (made.folder, made.function, made.retries, made.batch_size) == (Path("/f"), "mine:score", 3, 7)
-    assert Resources.of(recipe(reward=Reward(function="mine:score", retries=3), folder="/f"), retries=0).retries == 0
+    made = Resources.of(recipe(reward=Reward(function="mine:score", retries=3), folder="/f"))
+    assert (made.folder, made.function, made.retries) == (Path("/f"), "mine:score", 3)
