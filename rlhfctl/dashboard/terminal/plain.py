@@ -29,13 +29,13 @@ from rlhfctl.events import (
 from rlhfctl.metrics import log_labels, ranked, step_name
 
 OTHER_METRICS = 4
-"""How many metrics that the table does not rank follow those it does."""
+"""Number of metrics without a rank that are shown after the ranked ones."""
 
 PROGRESS_EVERY_S = 5.0
-"""Seconds between two progress lines of a stage that reports nothing else."""
+"""Least seconds between two progress lines of a stage that reports nothing else."""
 
 WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
-"""Work beside a stage's steps has a line once it has lasted so long, then one in so many seconds, one at its end."""
+"""Seconds of work beside a stage's steps until its first line, and between its next lines. Its end has a line, too."""
 
 
 class PlainPrinter:
@@ -133,9 +133,9 @@ class PlainPrinter:
         self._line(event, f"{where} {shown}" if shown else where)
 
     def _where(self, stage: str, step: int, total: int | None, eta_s: float | None) -> str:
-        of = f"/{total}" if total is not None else ""
+        total_text = f"/{total}" if total is not None else ""
         eta = f" eta {duration(eta_s)}" if eta_s is not None and math.isfinite(eta_s) else ""
-        return f"{self._unit(stage)} {step}{of}{eta}"
+        return f"{self._unit(stage)} {step}{total_text}{eta}"
 
     def _unit(self, stage: str) -> str:
         return self._units.get(stage) or step_name(stage)

@@ -90,7 +90,7 @@ def _signals_as_interrupted() -> Iterator[_Stop]:
 class _Stop:
     """Keep the signal that asked for an end, and raise KeyboardInterrupt for it.
 
-    As a listener it raises once more at the next event, in case a library swallowed the exception.
+    It is also a listener: it raises once more at the next event, in case a library swallowed the exception.
     """
 
     def __init__(self) -> None:
