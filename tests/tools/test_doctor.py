@@ -1,4 +1,4 @@
-"""`doctor`: what is missing or broken is a line that says what to do; only what the default engine needs fails."""
+"""`doctor`: each missing or broken library is a line with a fix; only needs of the default engine make it fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = {"errors": {}, "threads": 2, "gpus": [], "mps": False, "gpu_build": None}
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine on which all is well, to be changed by a test: versions, and what the probe found."""
+    """Fake a machine on which all is well: versions, and the result of the imports. Tests change it."""
     machine: dict[str, Any] = {"versions": {**doctor.NEEDED, "trl": "1.12.0"}, "probe": dict(GOOD), "ppo": True}
 
     def version(name: str) -> str:
