@@ -16,7 +16,7 @@ import rlhfctl
 from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
     from rlhfctl.recipe.load import LoadedRecipe
 
 
@@ -106,7 +106,7 @@ def run(
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
 
@@ -116,7 +116,7 @@ def sft(
     recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
 
@@ -130,7 +130,7 @@ def reward(
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_given(base=policy)))
 
@@ -145,7 +145,7 @@ def ppo(
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     external = _given(base=policy, reward=reward_model)
     _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
@@ -176,7 +176,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Of RUN...: their compare.json, for scripts.")] = False,
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
         from rlhfctl.dashboard.terminal.run_view import compared
@@ -206,9 +206,11 @@ def validate(
     overrides: SetOption = [],
 ) -> None:
     """Check a recipe: every problem at once, with its line."""
-    from rlhfctl.pipeline import stages_of
+    from rlhfctl.graph import require_sources, stages_of
 
     loaded = _load(recipe, overrides)
+    with loaded.placing():
+        require_sources(loaded.recipe)
     names = ", ".join(stages_of(loaded.recipe))
     if deep:
         from rlhfctl.tools.validate import check
@@ -239,7 +241,7 @@ def plan(
 ) -> None:
     """What would run, with how many steps, and whether memory and disk suffice."""
     from rlhfctl.dashboard.terminal.console import console
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     loaded = _load(recipe, overrides)  # a mistake is said before libraries load
     from rlhfctl.tools.planning import plan as plans

@@ -18,7 +18,7 @@ from rlhfctl.dashboard.text import duration
 
 _HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
 KEPT_SAMPLES = 4  # a stage
-_STAGES, _METRICS, _WARNINGS = 12, 80, 20  # how many are kept: of stages, a stage, a run
+_STAGES, _METRICS, _WARNINGS = 64, 80, 20  # how many are kept: of stages, a stage, a run
 _WORKS = 8  # pieces of work, one inside the other
 _SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
 
@@ -28,7 +28,7 @@ class Stage:
     """What is known of one stage."""
 
     name: str
-    state: str = "next"  # next, now, done, skipped
+    state: str = "next"  # next, now, done, skipped, waiting (for people)
     started: bool = False  # its steps; while it is at work without, it gets ready
     step: int = 0
     total: int | None = None
@@ -106,6 +106,9 @@ class RunState:
                 self.verdict = (str(record.get("verdict")), str(record.get("sentence")))
             case "note":
                 self.note = str(record.get("message"))
+            case "waiting":
+                self._stage(name).state = "waiting"
+                self.stopped = f"waiting: {record.get('message')}"
             case "finished":
                 self._finished(self._stage(name), record)
             case _:

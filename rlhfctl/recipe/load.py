@@ -26,13 +26,22 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
-from rlhfctl.recipe.schema import BUILTIN_DATA_KEYS, ONE_SOURCE_KEYS, OWN_DATA_KEYS, Key, Recipe, looks_like_id
+from rlhfctl.recipe.schema import (
+    BUILTIN_DATA_KEYS,
+    ONE_SOURCE_KEYS,
+    OWN_DATA_KEYS,
+    STAGE_SOURCE,
+    Key,
+    Recipe,
+    looks_like_id,
+)
 from rlhfctl.recipe.shipped import ROOTS as _SHIPPED
 from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import describe, did_you_mean, dotted, help_of, shortened, unknown_key, wrong_value
 
 _DATA_SETS: tuple[Key, ...] = tuple(("data", name) for name in ("demonstrations", "preferences", "prompts"))
 _MODELS = (("model", "path"), ("reward", "model"))
+_NO_PLACE = ("builtin:", STAGE_SOURCE)  # what begins so is no path
 _LONGEST_PROBLEM = 600
 _TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -336,7 +345,7 @@ def _resolve_paths(layer: _Layer, problems: _Problems) -> None:
     sources = list(_source_keys(layer))
     for key in (("folder",), *sources, *_MODELS, ("model", "chat_template")):
         text = layer.get(key)
-        if not isinstance(text, str) or not text or (key in sources and text.startswith("builtin:")):
+        if not isinstance(text, str) or not text or (key in sources and text.startswith(_NO_PLACE)):
             continue
         if key[-1] == "chat_template" and not text.endswith((".jinja", ".j2")):
             continue  # the template itself

@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 Key = tuple[str | int, ...]  # ("compare", "judges", 1)
 
 BUILTIN_SOURCES = ("builtin:reviews",)
+STAGE_SOURCE = "stage:"  # before the name of a stage whose artifact holds the rows
 BYTE_LEVEL_VOCABULARY = 260  # 256 bytes, and the pad, begin, end and unknown tokens
 SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
 DEFAULT_RESPONSE_LENGTH = 53
@@ -256,7 +257,8 @@ class Turns(Section):
 
 _SOURCE = (
     "A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one saved by "
-    "datasets, an id on the Hub, or builtin:reviews for the built-in task."
+    "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or builtin:reviews for the "
+    "built-in task."
 )
 LabelValue = str | int | float | bool
 

@@ -155,6 +155,7 @@ class Screen(RunState):
                     "next": (signs.next, "dim"),
                     "skipped": (signs.skipped, "green"),
                     "stopped": (signs.stopped, "bold red"),
+                    "waiting": (signs.stopped, "bold yellow"),
                 }[state]
                 line.append(f"{mark} ", style)
                 line.append(draw.shown(name, signs), "bold" if stage.state == "now" else "")
