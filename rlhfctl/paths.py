@@ -92,7 +92,8 @@ class RunPaths:
 
 def _is_later(folder: Path) -> bool:
     found = _ROUND.fullmatch(folder.parent.name)
-    return found is not None and found[1] != "1" and not folder.name.startswith(".")
+    is_stage = not folder.name.startswith(".") and _ROUND.fullmatch(folder.name) is None
+    return found is not None and found[1] != "1" and is_stage
 
 
 def stage_at(folder: Path) -> tuple[Path, StageId]:

@@ -107,8 +107,8 @@ def _run(work: _Run) -> list[Artifact]:
 
 def _read_data(work: _Run) -> None:
     """Read the data sets but for those that stages make; say what was left out, and what leaks."""
-    only = work.request.only
-    kinds = [STAGES[only]] if only is not None else STAGES.values()
+    one = work.request.only is not None
+    kinds = [STAGES[stage.name] for stage in work.chosen] if one else STAGES.values()
     names = {name for kind in kinds for name in kind.data}
     with report_progress_to(work.emit, "run"):
         with Work("loading libraries"):
