@@ -9,7 +9,9 @@ import pytest
 from conftest import run_here
 from stages_of_a_run import NAMES, RECIPE, publish, recipe_at
 
+from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.errors import HandoffError, RecipeError, RlhfctlError
+from rlhfctl.events import RunStarted, StageFinished, StageStarted
 from rlhfctl.graph import (
     STAGES,
     Request,
@@ -125,7 +127,7 @@ def test_the_stages_of_later_rounds_are_listed_after_those_of_the_recipe(tmp_pat
     assert [str(one) for one in own_parents(StageId(2, "ppo"), recipe, listed)] == ["sft", "round-2/reward"]
 
 
-def test_show_and_runs_list_a_second_round(tmp_path: Path) -> None:
+def test_show_runs_and_watch_list_a_second_round(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "plan"
     for text in ("sft", "reward", "ppo", "compare", "round-2/reward"):
         publish(run / text, stage=text, layout={"model": "model"})
@@ -135,6 +137,13 @@ def test_show_and_runs_list_a_second_round(tmp_path: Path) -> None:
     assert "round-2/reward" in shown.stdout
     listed = run_here("runs", tmp_path / "runs", "--json", cwd=tmp_path)
     assert '"round-2/reward": "complete"' in listed.stdout
+    name = str(StageId(2, "reward"))
+    with JsonlWriter(run / "events.jsonl") as tell:
+        tell(RunStarted(stage="run", name="plan", stages=[name]))
+        tell(StageStarted(stage=name, total_steps=2))
+        tell(StageFinished(stage=name, path="round-2/reward", seconds=1.0))
+    watched = run_here("watch", run, cwd=tmp_path)
+    assert "[round-2/reward] started steps=2" in watched.stdout and "[round-2/reward] finished" in watched.stdout
 
 
 # ---------------------------------------------------------------- what a recipe must have

@@ -103,7 +103,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
         screen.feed({"event": "started", "stage": f"made up {index}", "time": 1.0})
     stage = screen.stages["ppo"]
     assert all(len(series.points) <= POINTS for series in stage.series.values())
-    assert (len(stage.samples), len(screen.warnings), len(screen.stages)) == (4, 20, 12)
+    assert (len(stage.samples), len(screen.warnings), len(screen.stages)) == (4, 20, 64)
 
 
 # ---------------------------------------------------------------- what it says
