@@ -156,7 +156,8 @@ def made_data_of(stage: StageId, recipe: Recipe, paths: RunPaths) -> Data | None
     Other sets that stages make are left out. None: the stage reads no such set, or one that is not complete.
     """
     own = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data]
-    made = {name: find_artifact(paths.stage(_maker(stage, [name], recipe, paths))) for name in _sources(own, recipe)}
+    makers = source_stages(own, recipe.data)
+    made = {name: find_artifact(paths.stage(_maker(stage, [name], recipe, paths))) for name in makers}
     places = {name: str(artifact.part("data")) for name, artifact in made.items() if artifact is not None}
     if not own or len(places) < len(made):
         return None
@@ -178,7 +179,3 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
         load_artifact(paths.stage(_maker(stage, [name], recipe, paths))).verify()
     made = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data and name not in data]
     return door.load_data(section, recipe.data_seed, made) if made else {}
-
-
-def _sources(names: list[str], recipe: Recipe) -> list[str]:
-    return source_stages(names, recipe.data)

@@ -342,7 +342,7 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
 
 
 def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[str, str], force: bool) -> Forecast:
-    """The same of a stage whose parents are complete."""
+    """Tell the same of a stage whose parents are complete."""
     folder = paths.stage(stage)
     artifact = find_artifact(folder)
     if force:
@@ -354,9 +354,6 @@ def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[s
         return Forecast(stage, "run", f"changed: {describe_changes(changed, artifact, stage.name, recipe)}")
     if not _attempted(folder, inputs):
         return Forecast(stage, "run", "nothing is there yet")
-    waiting = graph.waiting_at(folder)
-    return (
-        Forecast(stage, "continue", "begun with the same inputs")
-        if waiting is None
-        else Forecast(stage, "wait", str(waiting))
-    )
+    if (waiting := graph.waiting_at(folder)) is not None:
+        return Forecast(stage, "wait", str(waiting))
+    return Forecast(stage, "continue", "begun with the same inputs")

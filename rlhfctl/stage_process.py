@@ -74,7 +74,7 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
 
 
 def _task(context: Context) -> dict[str, Any]:
-    """What the pipeline decided, for `_context`."""
+    """Return what the pipeline decided, as JSON for the process."""
     parents = {
         role: {"name": source.name, "fingerprint": source.fingerprint, "complete": source.artifact is not None}
         for role, source in context.parents.items()
@@ -120,7 +120,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _result(file: Path, context: Context, code: int) -> Outcome:
-    """What the process left, or its error raised again."""
+    """Return what the process left; raise its error where it left one."""
     if not file.is_file():
         raise RlhfctlError(
             f"the process of the stage {context.name} ended (exit code {code}) before it said why",
@@ -162,7 +162,7 @@ def main(run: Path, stage: StageId) -> None:
 
 
 def _writer(stream: TextIO) -> Callable[[Event], None]:
-    lock = threading.Lock()  # evaluation threads of a library may speak, too
+    lock = threading.Lock()  # a library may call listeners from a thread of its own
 
     def write(event: Event) -> None:
         with lock:
@@ -199,7 +199,7 @@ def _source(given: Mapping[str, Any]) -> Source:
 
 
 def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:
-    """The rows that the stage reads, without those that the chat template refuses. The pipeline has told of them."""
+    """Read the rows of the stage, without those that the chat template refuses: the pipeline has told of them."""
     section = made_data_of(stage, recipe, paths) or data_at_start(recipe.data)
     data = door.load_data(section, recipe.data_seed, STAGES[stage.name].data)
     kept, _ = door.check_rows(recipe, stage.name, graph.base_among(stage.name, parents), data, paths.log)
@@ -221,7 +221,7 @@ def _end_with_pipeline() -> None:
 
 
 def _error_record(error: Exception) -> dict[str, Any]:
-    """An error as JSON, for `_error_of`."""
+    """Return an error as JSON, for `_error_of`."""
     known = errors.out_of_memory(error) or error
     if isinstance(known, RlhfctlError):
         return {
@@ -238,7 +238,7 @@ def _error_record(error: Exception) -> dict[str, Any]:
 
 
 def _error_of(record: Mapping[str, Any]) -> Exception:
-    """The error that `_error_record` wrote."""
+    """Return the error that `_error_record` wrote."""
     if "traceback" in record:
         return RuntimeError(f"in the stage's process:\n{record['traceback']}")
     if "errno" in record:
