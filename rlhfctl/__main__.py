@@ -90,7 +90,7 @@ def _of_the_system(error: Exception) -> RlhfctlError | None:
 def _say(error: RlhfctlError) -> None:
     encoding = sys.stderr.encoding or "utf-8"
     with contextlib.suppress(OSError):  # a terminal that was closed
-        print(f"error: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
+        print(f"{error.heading}: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

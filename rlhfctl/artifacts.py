@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError
-from rlhfctl.paths import relative_to_run
+from rlhfctl.paths import StageId, relative_to_run, stage_at
 
 MANIFEST = "manifest.json"
 WORK = "work"  # checkpoints of a stage that is not complete yet
@@ -69,6 +69,15 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def stage(self) -> StageId:
+        return StageId.parse(self.manifest.stage)
+
+    @property
+    def run(self) -> Path:
+        """The run folder that the artifact lies in."""
+        return self.stage.run_of(self.path)
+
     def part(self, name: str) -> Path:
         """The folder or file that `layout` records under `name`; HandoffError if this artifact has none."""
         relative = self.manifest.layout.get(name)
@@ -100,7 +109,7 @@ class Artifact:
             )
         if reference.fingerprint == _hub_fingerprint(reference.path):
             return Source(reference.path, reference.fingerprint)
-        place = self.path.parent / reference.path  # an absolute path stays as it is
+        place = self.run / reference.path  # an absolute path stays as it is
         if not place.is_dir():
             raise HandoffError(
                 f"the {role} that {self.path} was made from is gone",
@@ -149,7 +158,8 @@ def load_artifact(path: Path) -> Artifact:
 
 def _first(path: Path) -> str:
     """How to have a stage that is not complete; a half-done one goes on where it stopped."""
-    return f"run that stage first: rlhfctl run RECIPE --run-dir {path.parent} --until {path.name}"
+    run, stage = stage_at(path)
+    return f"run that stage first: rlhfctl run RECIPE --run-dir {run} --until {stage}"
 
 
 def find_artifact(path: Path) -> Artifact | None:
@@ -177,12 +187,12 @@ def resolve_source(text: str, role: str) -> Source:
     a text that is no folder is taken for a Hub id, known by its name alone.
     """
     path = Path(text).expanduser()
-    under_way = (path / WORK).is_dir() and (path.parent / "recipe.yaml").is_file()
+    under_way = (path / WORK).is_dir() and (stage_at(path)[0] / "recipe.yaml").is_file()
     if (path / MANIFEST).is_file() or under_way:  # of a stage under way, loading says that it is incomplete
         return Source.of(load_artifact(path))
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
-            stages = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
+            stages = sorted(p.parent.relative_to(path).as_posix() for p in manifests_in(path))
             raise HandoffError(
                 f"{text} is a run; the {role} is one of its stages",
                 fix=f"name one: {', '.join(str(path / stage) for stage in stages) or 'none is complete yet'}",
@@ -201,6 +211,11 @@ def resolve_source(text: str, role: str) -> Source:
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise HandoffError(f"the {role} folder does not exist", where=text, fix="check the path")
     return Source(text, _hub_fingerprint(text))
+
+
+def manifests_in(run: Path) -> list[Path]:
+    """List the manifests of a run's complete stages, of all rounds."""
+    return [*run.glob(f"*/{MANIFEST}"), *run.glob(f"round-*/*/{MANIFEST}")]
 
 
 def _hub_fingerprint(text: str) -> str:
@@ -237,7 +252,7 @@ def publish_manifest(
         inputs=dict(inputs),
         parents={
             role: ParentRef(
-                path=_recorded_path(source, path.parent),
+                path=_recorded_path(source, StageId.parse(stage).run_of(path)),
                 fingerprint=source.fingerprint,
             )
             for role, source in parents.items()

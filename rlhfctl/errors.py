@@ -14,6 +14,8 @@ class RlhfctlError(Exception):
     """What happened, where (file, line, command), and the command or edit that fixes it."""
 
     exit_code = 1
+    heading = "error"  # what the command line puts before the message
+    way_on = "fix"
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what = what
@@ -24,7 +26,7 @@ class RlhfctlError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.fix:
-            lines.append(f"  fix: {self.fix}")
+            lines.append(f"  {self.way_on}: {self.fix}")
         return "\n".join(lines)
 
     def place(self, places: Mapping[str, str]) -> None:
@@ -126,6 +128,14 @@ class RewardFailed(RlhfctlError):
     """A reward function raised, or returned what is no score. Once it is mended, the same command resumes."""
 
     exit_code = 6
+
+
+class WaitsForPeople(RlhfctlError):
+    """A stage cannot go on before people have done their part. Then the same command goes on."""
+
+    exit_code = 7
+    heading = "waiting"
+    way_on = "next"
 
 
 class OutputClosed(RlhfctlError):

@@ -157,6 +157,14 @@ class StageFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageWaiting(Event):
+    """A stage cannot go on before people have done their part. The command ends; the same command goes on later."""
+
+    kind: ClassVar[str] = "waiting"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerdictReached(Event):
     """The comparison's result: one word (better, worse, undecided, mixed), and the sentence about it."""
 
@@ -196,6 +204,7 @@ KINDS: dict[str, type[Event]] = {
         Note,
         CheckpointSaved,
         StageFinished,
+        StageWaiting,
         VerdictReached,
     )
 }

@@ -19,9 +19,11 @@ def validate(
     overrides: SetOption = [],
 ) -> None:
     """Check a recipe: every problem at once, with its line."""
-    from rlhfctl.pipeline import stages_of
+    from rlhfctl.graph import require_sources, stages_of
 
     loaded = load(recipe, overrides)
+    with loaded.locating():
+        require_sources(loaded.recipe)
     names = ", ".join(stages_of(loaded.recipe))
     if deep:
         from rlhfctl.tools.validate import check
@@ -51,7 +53,7 @@ def plan(
 ) -> None:
     """What would run, with how many steps, and whether memory and disk suffice."""
     from rlhfctl.dashboard.terminal.console import console
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     loaded = load(recipe, overrides)  # a mistake is said before libraries load
     from rlhfctl.tools.planning import plan as plans

@@ -21,7 +21,7 @@ from rlhfctl.cli.options import (
 from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
 
@@ -44,7 +44,7 @@ def sft(
     recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
 
@@ -57,7 +57,7 @@ def reward(
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_given(base=policy)))
 
@@ -71,7 +71,7 @@ def ppo(
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     external = _given(base=policy, reward=reward_model)
     _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
@@ -101,7 +101,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Of RUN...: their compare.json, for scripts.")] = False,
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
         from rlhfctl.dashboard.terminal.run_view import print_run_comparison

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rlhfctl.cli import app
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import stages_of
+from rlhfctl.graph import stages_of
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 

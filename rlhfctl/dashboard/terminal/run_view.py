@@ -23,6 +23,7 @@ from rlhfctl.dashboard.terminal.plain import PlainPrinter
 from rlhfctl.dashboard.terminal.tables import comparison_table, runs_table, samples_view
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
+from rlhfctl.graph import STAGES
 from rlhfctl.verdict import lowest_control
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
@@ -198,7 +199,9 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
         yield "these runs had different controls"
     first, *others = artifacts
     for path in others:
-        keys = [key for name in ("sft", "base", "reward", "ppo") for key in _differences(name, first, path)]
+        keys = [
+            key for name, stage in STAGES.items() if stage.makes != "verdict" for key in _differences(name, first, path)
+        ]
         if keys:
             yield f"{path} differs from {first}: {', '.join(dict.fromkeys(keys))}"
 

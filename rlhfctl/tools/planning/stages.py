@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,9 +21,11 @@ from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import STAGES, stages_of
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.pipeline import Forecast, stages_of
+from rlhfctl.pipeline import Forecast
+from rlhfctl.recipe.made_data import made_data, source_stages
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.tools.planning import memory
 from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
@@ -48,7 +50,7 @@ class StagePlan:
     """One stage. `outlook` None: its memory cannot be foreseen (`note` says why)."""
 
     name: str
-    action: Literal["run", "continue", "skip"]
+    action: Literal["run", "continue", "wait", "skip"]
     why: str
     rows: str
     steps: int
@@ -119,16 +121,32 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
 # ---------------------------------------------------------------- one stage
 
 
-def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """What the stage does and needs, and what the run would do about it; of one that is skipped only that."""
+def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Collection[str]) -> StagePlan:
+    """Tell what the stage does and needs, and what the run would do about it; of one that is skipped only that.
+
+    `read`: the data sets whose rows are there. Those that a stage has yet to make are not.
+    """
+    name = forecast.stage.name
+    unread = [data for data in STAGES[name].data if data in made_data(recipe.data) and data not in read]
     if forecast.action == "skip":
-        return StagePlan(forecast.stage, "skip", forecast.why, "", 0, 0, None, Disk(0, 0))
-    return replace(facts(forecast.stage, recipe, lengths), action=forecast.action, why=forecast.why)
+        found = _unknown(name)
+    elif unread:
+        made_by = ", ".join(source_stages(unread, recipe.data))
+        found = _unknown(name, f"not known before {made_by} has made data.{', data.'.join(unread)}")
+    else:
+        found = facts(name, recipe, lengths)
+    return replace(found, name=str(forecast.stage), action=forecast.action, why=forecast.why)
 
 
 def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """What a stage of `recipe` does and needs."""
+    """Tell what a stage of `recipe` does and needs."""
+    if name not in _FACTS:
+        return _unknown(name, "its memory is not modelled: --probe measures it")
     return _FACTS[name](recipe, lengths)
+
+
+def _unknown(name: str, note: str | None = None) -> StagePlan:
+    return StagePlan(name, "run", "", "", 0, 0, None, Disk(0, 0), note)
 
 
 def _shape(recipe: Recipe, lengths: Lengths) -> ModelSpec:

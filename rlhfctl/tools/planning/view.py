@@ -14,7 +14,7 @@ from rlhfctl.tools.planning.plan import Plan
 from rlhfctl.tools.planning.stages import StagePlan
 
 _FIT_STYLES: dict[Fit, str] = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
-_ACTIONS = {"run": "runs", "continue": "resumes", "skip": "skipped"}
+_ACTIONS = {"run": "runs", "continue": "resumes", "wait": "waits", "skip": "skipped"}
 
 
 def view(plan: Plan) -> RenderableType:
