@@ -22,6 +22,7 @@ from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
+_LOW_RANK = ".lora_"  # stands in the name of each of their parameters
 # Their fused kernels read the weights of these layers without calling them: peft refuses adapters there.
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
@@ -117,6 +118,16 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, t
     if tokens:  # TRL's loss reads weight and bias of the output layer, and peft's wrapper has no bias
         peft_model.get_base_model().get_output_embeddings().bias = None
     return peft_model
+
+
+def is_adapter_parameter(name: str, adapter: str | None = None) -> bool:
+    """Whether the parameter or tensor of that name belongs to an adapter: to the one named, or to any."""
+    return _LOW_RANK in name and (adapter is None or f".{adapter}." in name)
+
+
+def is_output_factor(name: str) -> bool:
+    """Whether the parameter of that name is the second factor of an adapter (B, which is zero in a fresh one)."""
+    return f"{_LOW_RANK}B." in name
 
 
 def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> None:

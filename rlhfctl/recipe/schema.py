@@ -10,6 +10,7 @@ RewardConfig under `trainer:` (checked by the stages, which have TRL; only the k
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -690,6 +691,11 @@ class Ppo(Section):
     def batch_size(self) -> int:
         """Responses sampled for each update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def updates(self) -> int:
+        """How many updates the stage makes in all."""
+        return math.ceil(self.total_episodes / self.batch_size)
 
     @property
     def critic_kind(self) -> Literal["adapter", "head", "model"]:

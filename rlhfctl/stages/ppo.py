@@ -13,7 +13,6 @@ adapter/ or model/ (the policy), critic/, traces/, probes.json. The loop itself 
 from __future__ import annotations
 
 import gc
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.stages import handoff
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
-from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
 
@@ -79,8 +79,10 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, tokenizer, base.model, section.response_length, ctx)
     evaluation = Evaluation(section, ctx, policy, cast.reference, cast.reward, tokenizer, eval_rows, eval_prompts)
-    updates = math.ceil(section.total_episodes / section.batch_size)
-    settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {"updates": updates, "prompts": len(prompts)}
+    settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {
+        "updates": section.updates,
+        "prompts": len(prompts),
+    }
     if ours:
         reference = (
             LanguageModel(cast.policy, tokenizer.pad_token_id, None)
@@ -92,15 +94,15 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             section,
             everyone,
             cast.reward,
-            tokenizer,
-            rows,
-            prompts,
-            seed=recipe.seed,
-            work=ctx.work,
-            emit=ctx.emit,
-            say=ctx.warn,
-            watcher=evaluation,
-            settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
+            PromptData(tokenizer, rows, prompts),
+            Run(
+                seed=recipe.seed,
+                work=ctx.work,
+                emit=ctx.emit,
+                say=ctx.warn,
+                settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
+            ),
+            evaluation,
         )
         policy.check_head([row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1])
         metrics = loop.train()
@@ -108,13 +110,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         trainable, total = build.count_parameters(cast.policy)
         settings |= {"policy_trainable": trainable, "policy_parameters": total}
         settings |= {"critic_trainable": build.count_parameters(cast.critic.scorer)[0]}
-        ctx.emit(StageStarted(stage=ctx.name, total_steps=updates, settings=settings))
+        ctx.emit(StageStarted(stage=ctx.name, total_steps=section.updates, settings=settings))
         if base.model.dtype.itemsize < 4:
             ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {recipe.model.dtype}")
         trained = [w for w in (*cast.policy.parameters(), *cast.critic.scorer.parameters()) if w.requires_grad]
         if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
             ctx.warn(sentence)
-        evaluation(0, updates)
+        evaluation(0, section.updates)
         gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
         metrics = ppo.train(
             trl_config,
@@ -126,7 +128,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
             after_update=evaluation,
         )
         gc.unfreeze()
-    metrics["updates"] = updates
+    metrics["updates"] = section.updates
     if section.use == "best":
         metrics["best_update"] = evaluation.restore_best()
     metrics |= evaluation.closing

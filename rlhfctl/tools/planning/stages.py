@@ -28,6 +28,7 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.tools.planning import memory
 from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.tools.planning.meter import WEIGHTS
+from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
 _SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
@@ -196,7 +197,7 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
 def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.ppo
     assert section is not None
-    updates = math.ceil(section.total_episodes / section.batch_size)
+    updates = section.updates
     prompts = _that_fit(lengths.prompts, recipe, lengths, section.response_length)
     what = f"{len(prompts)} prompts, {section.total_episodes} episodes"
     tokens = updates * section.batch_size * section.response_length
@@ -310,7 +311,7 @@ def _trainer_disk(
     kept: int, weights: int, outlook: MemoryEstimate, lengths: Lengths, steps: int, every: int | None
 ) -> Disk:
     """transformers keeps two checkpoints, and writes the third before it removes the first."""
-    each = every or max(1, math.ceil(steps / callback.CHECKPOINTS_PER_STAGE))
+    each = every or checkpoints.interval(steps)
     written = math.ceil(steps / each)
     optimizer = sum(kinds.get("optimizer", 0) for kinds in outlook.peak.needs.values())
     checkpoint = weights + optimizer + lengths.tokenizer_bytes + _SMALL_FILES
@@ -330,8 +331,8 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: MemoryEstimate | None) 
     policy = whole if BASE in needs else _first(needs, "policy")
     critic = _first(needs, "critic") or whole
     checkpoint = trained + optimizer + _SMALL_FILES
-    updates = math.ceil(section.total_episodes / section.batch_size)
-    each = section.checkpoint_steps or max(1, math.ceil(updates / callback.CHECKPOINTS_PER_STAGE))
+    updates = section.updates
+    each = section.checkpoint_steps or checkpoints.interval(updates)
     written, most = math.ceil(updates / each), section.keep_checkpoints
     first = trained + _SMALL_FILES if written <= most else 0  # before the first update there is no optimizer yet
     best = policy * 2 if section.use == "best" else 0

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.models import architecture
-from rlhfctl.models.adapters import CRITIC, POLICY, AdapterSwitch
+from rlhfctl.models.adapters import CRITIC, POLICY, AdapterSwitch, is_adapter_parameter
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import Sequences, hidden_states
@@ -40,6 +40,11 @@ class Critic:
         self.scorer = scorer
         self.shares_policy = shares_policy
         self.trains_trunk = trains_trunk
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a head on the policy's model, with or without an adapter, and not a model of its own."""
+        return isinstance(self.scorer, AdapterScorer)
 
     def states(self, sequences: Sequences) -> Tensor:
         """(T, H) of its own trunk."""
@@ -65,34 +70,41 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @dataclass
 class Roles:
-    """Policy, reference, critic. `policy.model` is the module that is handed on."""
+    """Policy, reference, critic. `policy.model` is the module that is handed on; an algorithm may need no critic."""
 
     policy: LanguageModel
     reference: LanguageModel
-    critic: Critic
+    critic: Critic | None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """name -> parameter of all that is trained, each once."""
         found: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
-            names = {POLICY}
-            if isinstance(self.critic.scorer, AdapterScorer) and not self.critic.shares_policy:
-                names.add(CRITIC)
+            names = [POLICY]
+            if self.critic is not None and self.critic.is_adapter and not self.critic.shares_policy:
+                names.append(CRITIC)
             for name, parameter in self.policy.model.named_parameters():
-                if ".lora_" in name and any(f".{adapter}." in name for adapter in names):
+                if any(is_adapter_parameter(name, adapter) for adapter in names):
                     found[f"policy.{name}"] = parameter
         else:
             found |= {f"policy.{name}": parameter for name, parameter in self.policy.model.named_parameters()}
-        if isinstance(self.critic.scorer, AdapterScorer):
+        if self.critic is None:
+            return found
+        if self.critic.is_adapter:
             found["critic.score.weight"] = self.critic.scorer.score.weight
         else:
             found |= {f"critic.{name}": parameter for name, parameter in self.critic.scorer.named_parameters()}
         return found
 
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """name -> parameter of the critic's part of `trainable()`."""
+        found = self.trainable()
+        return {n: p for n, p in found.items() if n.startswith("critic.") or is_adapter_parameter(n, CRITIC)}
+
     def sizes(self) -> dict[str, int]:
         """Parameters trained by role, and those of all models together (a shared one counts once)."""
         trained = self.trainable()
-        critic = [name for name in trained if name.startswith("critic.") or f".{CRITIC}." in name]
+        critic = self.critic_parameters()
         every = {id(p): p.numel() for module in self.modules() for p in module.parameters()}
         return {
             "policy_trainable": sum(p.numel() for name, p in trained.items() if name not in critic),
@@ -116,12 +128,12 @@ class Roles:
 
     def modules(self) -> list[nn.Module]:
         """Each model once."""
-        every = [self.policy.model, self.reference.model, self.critic.scorer]
+        every = [self.policy.model, self.reference.model, *([] if self.critic is None else [self.critic.scorer])]
         return list({id(module): module for module in every}.values())
 
     def trunks(self) -> list[Any]:
         """What gives hidden states, each model once."""
-        own = [] if isinstance(self.critic.scorer, AdapterScorer) else [architecture.backbone(self.critic.scorer)]
+        own = [] if self.critic is None or self.critic.is_adapter else [architecture.backbone(self.critic.scorer)]
         every = [self.policy.trunk, self.reference.trunk, *own]
         return list({id(trunk): trunk for trunk in every}.values())
 

@@ -25,6 +25,7 @@ from rlhfctl.events import Event
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, Reward, make_episode
+from rlhfctl.training.history import closing_means
 from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
 
 LAST_TRL = "1.12.0"
@@ -276,9 +277,4 @@ class PpoCallback(EventCallback):
 
     def closing_means(self) -> dict[str, float]:
         """Mean of each metric over the last tenth of the updates (at least one)."""
-        last = self.history[-max(1, len(self.history) // 10) :]
-        return (
-            {name: statistics.fmean(entry[name] for entry in last if name in entry) for name in last[-1]}
-            if last
-            else {}
-        )
+        return closing_means(self.history)
