@@ -229,7 +229,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def check_import(folder: Path) -> None:
     """Exit unless Python started in `folder` imports the copy: the checkout is installed editable as well."""
-    code = "import rlhfctl.training.ppo_math as m; print(m.__file__)"
+    code = "import rlhfctl.training.rl.ppo_math as m; print(m.__file__)"
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(folder), capture_output=True, text=True, check=True
     )

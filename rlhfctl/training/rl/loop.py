@@ -96,6 +96,8 @@ class PpoLoop:
         self.run = run
         self.watcher = watcher
         self.algorithm = ALGORITHMS[algorithm]
+        if self.algorithm.needs_critic and roles.critic is None:
+            raise ValueError(f"{algorithm} needs a critic")
         self.accelerator = _accelerator(section)
         _require_steady_positions(section, roles, data)
         self.trained = roles.prepare()
