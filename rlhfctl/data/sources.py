@@ -235,9 +235,11 @@ def _read_json(path: Path) -> Found:
             f"not JSON: {error.msg.removesuffix(' at')} in line {error.lineno}", where=str(path), fix=fix
         ) from error
     except UnicodeEncodeError as error:
-        raise DataError("it holds half a surrogate pair, which is no character", where=str(path)) from error
+        fix = "write whole characters: a \\ud800 to \\udfff stands in a pair, as an emoji does, or is left out"
+        raise DataError("it holds half a surrogate pair, which is no character", where=str(path), fix=fix) from error
     except RecursionError as error:
-        raise DataError("nested too deeply", where=str(path)) from error
+        fix = "give a flat list of objects, one per row"
+        raise DataError("nested too deeply", where=str(path), fix=fix) from error
     lists = [inner for inner in value.values() if isinstance(inner, list)] if isinstance(value, dict) else [value]
     if len(lists) != 1 or not isinstance(lists[0], list):
         raise DataError(
@@ -245,7 +247,8 @@ def _read_json(path: Path) -> Found:
         )
     for number, item in enumerate(lists[0], 1):
         if not isinstance(item, dict):
-            raise DataError(f"item {number} is {type_name(item)}, not an object", where=str(path))
+            fix = 'write each item as an object, like {"prompt": "..."}'
+            raise DataError(f"item {number} is {type_name(item)}, not an object", where=str(path), fix=fix)
     return lists[0], [f"{path} item {number}" for number in range(1, len(lists[0]) + 1)]
 
 

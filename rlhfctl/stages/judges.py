@@ -17,7 +17,6 @@ from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.stages import handoff
 from rlhfctl.stages.context import Context
 
 Judge = Callable[[Sequence[Episode]], list[float]]
@@ -37,11 +36,11 @@ def build_judges(section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerB
                     "the judge reward_model has no reward model to ask", fix="name one with --reward-model"
                 )
             source = ctx.parents["reward"]
-            if classifier := handoff.load_classifier(ctx, source):
+            if classifier := ctx.loader.load_classifier(source):
                 judges[name] = ClassifierReward(classifier, section.batch_size)
                 continue
-            theirs = handoff.other_tokenizer(ctx, source, tokenizer)
-            model = build.to_device(handoff.load_reward_model(ctx, source, theirs or tokenizer))
+            theirs = ctx.loader.other_tokenizer(source, tokenizer)
+            model = build.to_device(ctx.loader.load_reward_model(source, theirs or tokenizer))
             size = section.batch_size
             own = TextModelReward(model, theirs, size) if theirs else None
             judges[name] = own or ModelReward(model, tokenizer.pad_token_id, size)

@@ -35,7 +35,7 @@ from rlhfctl.rewards.episode import Reward
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
 from rlhfctl.rewards.weighted import WeightedReward
-from rlhfctl.stages import handoff
+from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation, encode_prompts
 from rlhfctl.training.rl.collect import PromptData
@@ -64,7 +64,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
-    base = handoff.load_base(ctx, ctx.parents["base"], to_train=True)
+    base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
     build.to_device(base.model)
     tokenizer = base.tokenizer
     cast = _cast(base, section, ctx)
@@ -148,12 +148,14 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 # ---------------------------------------------------------------- who plays
 
 
-def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
+def _cast(base: loader.Base, section: Ppo, ctx: Context) -> Cast:
     """Every role, on as few copies of base* as the recipe allows."""
     pad = base.tokenizer.pad_token_id
     # The reward model first: where it is a model of its own, and the critic a copy of it.
-    shared = handoff.shared_reward_adapter(ctx) if section.lora and section.critic_kind != "model" else None
-    classifier = handoff.load_classifier(ctx, ctx.parents["reward"]) if "reward" in ctx.parents else None
+    shared = None
+    if section.lora and section.critic_kind != "model":
+        shared = loader.shared_reward_adapter(ctx.parents["base"], ctx.parents.get("reward"))
+    classifier = ctx.loader.load_classifier(ctx.parents["reward"]) if "reward" in ctx.parents else None
     scorer, theirs = (None, None) if shared or classifier else _own_scorer(base, ctx)
     model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
 
@@ -162,7 +164,7 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
     if shared is not None:
         head = heads.load_scorer_adapter(policy, adapters.REWARD, shared)
         scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
-        handoff.check_shared_scores(scorer, pad, ctx)
+        ctx.loader.check_shared_scores(scorer, pad, ctx.parents["reward"])
 
     if model_critic is not None:
         critic = Critic(model_critic)
@@ -193,22 +195,22 @@ def _policy_and_reference(base: PreTrainedModel, section: Ppo, ctx: Context) -> 
     return policy, None
 
 
-def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+def _own_scorer(base: loader.Base, ctx: Context) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
     """The reward model as a model of its own (None: the reward is a function), and its tokenizer if it is another."""
     if "reward" not in ctx.parents:
         return None, None
     source = ctx.parents["reward"]
     assert ctx.recipe.ppo is not None
-    if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := handoff.other_tokenizer(ctx, source, base.tokenizer)):
+    if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := ctx.loader.other_tokenizer(source, base.tokenizer)):
         ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return build.to_device(handoff.load_reward_model(ctx, source, theirs)), theirs
-    return build.to_device(handoff.load_reward_model(ctx, source, base.tokenizer)), None
+        return build.to_device(ctx.loader.load_reward_model(source, theirs)), theirs
+    return build.to_device(ctx.loader.load_reward_model(source, base.tokenizer)), None
 
 
-def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
+def _model_critic(base: loader.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
     """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     if "critic" in ctx.parents:
-        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(devices.device())
+        critic = ctx.loader.load_critic(ctx.parents["critic"]).to(devices.device())
     elif scorer is not None and theirs is None:
         critic = build.copy_frozen(scorer)
     else:
@@ -225,7 +227,7 @@ def _critic_adapter(policy: PeftModel, shared: Path | None, ctx: Context) -> nn.
     """Put the critic's adapter on `policy`: the one named, the reward model's, or a fresh one. Returns its head."""
     section = ctx.recipe.ppo
     assert section is not None and section.lora is not None
-    start = handoff.critic_adapter(ctx, ctx.parents["critic"]) if "critic" in ctx.parents else shared
+    start = loader.critic_adapter(ctx.parents["critic"]) if "critic" in ctx.parents else shared
     if start is not None:
         return heads.load_scorer_adapter(policy, adapters.CRITIC, start)
     if "reward" in ctx.parents:
@@ -298,14 +300,14 @@ def _check_step_zero(
 
 
 def _publish(
-    cast: Cast, tokenizer: PreTrainedTokenizerBase, base: handoff.Base, rows: list[list[int]], ctx: Context
+    cast: Cast, tokenizer: PreTrainedTokenizerBase, base: loader.Base, rows: list[list[int]], ctx: Context
 ) -> dict[str, Any]:
     policy = cast.policy
     special_tokens.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
-    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
+    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
     special_tokens.set_token_ids(policy, tokenizer)
-    recorded = handoff.recorded_base(ctx, ctx.parents["base"], base.path)
+    recorded = loader.recorded_base(ctx.parents["base"], base.path, ctx.run.root)
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:
@@ -325,4 +327,4 @@ def _publish(
             build.save_model(whole, tokenizer, folder)
         else:
             build.save_model(scorer, tokenizer, folder)
-    return {name: name, "critic": "critic", "probes": handoff.PROBES}
+    return {name: name, "critic": "critic", "probes": probes.PROBES}

@@ -25,8 +25,9 @@ from rlhfctl.events import Metrics, StageStarted, Work
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
-from rlhfctl.stages import handoff
+from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import recorded_base
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
@@ -39,7 +40,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
-    model, tokenizer, place = handoff.new_scorer(ctx, ctx.parents["base"], seed=recipe.seed)
+    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=recipe.seed)
 
     # 2. Rows to ids, held out by prompt.
     config = _config(section, ctx)
@@ -89,10 +90,10 @@ def run(section: Reward, ctx: Context) -> Artifact:
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 6. Save, load again, score the kept pairs again.
-    _publish(model, tokenizer, heldout, heldout_rows, place, ctx)
+    _publish(model, tokenizer, heldout, heldout_rows, base_path, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
-    layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
+    layout: dict[str, Any] = {"head": True, "probes": probes.PROBES}
     layout |= {"adapter": "adapter"} if section.lora is not None else {"model": "model"}
     return ctx.publish(
         section.model_dump(mode="json"),
@@ -134,7 +135,7 @@ def _heldout(
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
-    handoff.require_finite(scores, ctx.name, "scores")
+    probes.require_finite(scores, ctx.name, "scores")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))
@@ -161,7 +162,7 @@ def _publish(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[dict[str, Any]],
     heldout: list[Row],
-    place: str,
+    base_path: str,
     ctx: Context,
 ) -> None:
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
@@ -172,10 +173,11 @@ def _publish(
         for side in ("chosen", "rejected")
     ]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id)
-    handoff.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
+    probes.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            adapters.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
+            recorded = recorded_base(ctx.parents["base"], base_path, ctx.run.root)
+            adapters.save_adapter(model, folder, base=recorded, head=True)
             tokenizing.save_tokenizer(tokenizer, folder)
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
@@ -187,9 +189,9 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
     section = ctx.recipe.model
     reloaded: PreTrainedModel
     if (ctx.folder / "adapter").is_dir():
-        reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
+        reloaded = ctx.loader.scorer_from_adapter(ctx.parents["base"], ctx.folder / "adapter")
     else:
         reloaded = loading.load_scorer(str(ctx.folder / "model"), **loading.options(section))
-    return handoff.check_scores(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+    return probes.check_scores(
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
     )

@@ -25,7 +25,7 @@ from rlhfctl.events import StageStarted, Work
 from rlhfctl.models import adapters, build, checks, loading, merging, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Sft
-from rlhfctl.stages import handoff
+from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
@@ -89,7 +89,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     _publish(model, prepared, rows, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
-    layout: dict[str, Any] = {"model": "model", "probes": handoff.PROBES}
+    layout: dict[str, Any] = {"model": "model", "probes": probes.PROBES}
     if section.lora is not None:
         layout["adapter"] = "adapter"
     return ctx.publish(
@@ -139,7 +139,7 @@ def _encode(
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:
     recipe, tokenizer = ctx.recipe.model, prepared.tokenizer
-    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             adapters.save_adapter(model, folder, base=recipe.path or "", head=False)
@@ -161,6 +161,6 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     reloaded = loading.load_causal_lm(
         str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization
     )
-    return handoff.check_logprobs(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+    return probes.check_logprobs(
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
     )

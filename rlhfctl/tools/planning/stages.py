@@ -183,7 +183,9 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
         pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= (limit or math.inf)
     ]  # longer ones are dropped
     if not pairs:
-        raise RlhfctlError(f"no pair fits into {name} tokens", where="reward.trainer.max_length")
+        raise RlhfctlError(
+            f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
+        )
     steps, epochs = _steps(len(pairs), config)
     training = _training(config, section.lora, 2 * config.per_device_train_batch_size, max(map(max, pairs)))
     outlook = memory.reward_outlook(_shape(recipe, lengths), training)
