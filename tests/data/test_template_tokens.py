@@ -398,7 +398,7 @@ def test_an_export_reads_the_clock_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["2025-02-30", "yesterday", "2025"])
 def test_a_day_that_is_none_is_a_conflict(given: str) -> None:
-    (conflict,) = list(Model(path="x", template_date=given).conflicts())
+    (conflict,) = list(Model(path="x", template_date=given).conflicts("model"))
     assert conflict.key == "model.template_date" and "is no day" in conflict.what
 
 

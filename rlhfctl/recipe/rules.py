@@ -1,0 +1,335 @@
+"""Rules between the sections of a recipe, as data: what one section needs of another.
+
+Rules about the keys of a single section stand in that section (sections/). Keys and placeholders here are paths from
+the top of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from rlhfctl.recipe.sections.base import Rule
+from rlhfctl.recipe.sections.compare import Compare
+from rlhfctl.recipe.sections.data import Data
+from rlhfctl.recipe.sections.model import Model
+from rlhfctl.recipe.sections.ppo import Ppo
+from rlhfctl.recipe.sections.reward import Reward
+from rlhfctl.recipe.sections.sft import Sft
+from rlhfctl.recipe.sections.training import Lora
+
+STAGES = ("sft", "reward", "ppo", "compare")
+TRAINED_STAGES = ("sft", "reward", "ppo")
+
+
+class Sections(Protocol):
+    """The sections of a recipe that these rules read."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def lora(self) -> Lora | None: ...
+    @property
+    def data(self) -> Data: ...
+    @property
+    def sft(self) -> Sft | None: ...
+    @property
+    def reward(self) -> Reward | None: ...
+    @property
+    def ppo(self) -> Ppo | None: ...
+    @property
+    def compare(self) -> Compare | None: ...
+
+
+Broken = Callable[[Sections], bool]
+
+
+# ---------------------------------------------------------------- stages need data and other stages
+
+
+def _has_no(data_set: str, needed: Broken) -> Broken:
+    return lambda recipe: needed(recipe) and getattr(recipe.data, data_set) is None
+
+
+def _trains_reward(recipe: Sections) -> bool:
+    return recipe.reward is not None and recipe.reward.trains
+
+
+def _trains_tokenizer_alone(recipe: Sections) -> bool:
+    return recipe.sft is None and recipe.model.init is not None and recipe.model.init.tokens is None
+
+
+# Key that needs a data set -> the data set, what for, another way out, and whether the recipe needs it.
+DATA_NEEDS: tuple[tuple[str, str, str, str, Broken], ...] = (
+    ("sft", "demonstrations", "to train on", "", lambda recipe: recipe.sft is not None),
+    (
+        "model.init", "demonstrations", "to train the tokenizer on", ", or list whole tokens under model.init.tokens",
+        _trains_tokenizer_alone,
+    ),
+    (
+        "reward", "preferences", "to train on", ", or name a ready scorer: reward.model or reward.function",
+        _trains_reward,
+    ),
+    ("ppo", "prompts", "to sample responses to", "", lambda recipe: recipe.ppo is not None),
+    ("compare", "prompts", "to compare on", "", lambda recipe: recipe.compare is not None),
+)  # fmt: skip
+
+
+def _best_without_prompts(recipe: Sections) -> bool:
+    ppo, prompts = recipe.ppo, recipe.data.prompts
+    return ppo is not None and ppo.use == "best" and prompts is not None and prompts.eval == 0
+
+
+def _batch_above_prompts(recipe: Sections) -> bool:
+    # TRL's loader drops a last batch that is not full, and then waits for a full one for ever.
+    ppo, prompts = recipe.ppo, recipe.data.prompts
+    if ppo is None or prompts is None or prompts.known_train_rows is None:
+        return False
+    return 0 < prompts.known_train_rows < ppo.prompts_per_batch
+
+
+NEEDS: tuple[Rule[Sections], ...] = (
+    Rule(
+        "",
+        "no stage to run",
+        f"add a section: {', '.join(STAGES)}",
+        lambda recipe: all(getattr(recipe, stage) is None for stage in STAGES),
+        about=STAGES,
+    ),
+    *(
+        Rule(
+            key,
+            f"needs data.{data_set} {use}",
+            f"add data.{data_set}{otherwise}",
+            _has_no(data_set, needed),
+            about=(f"data.{data_set}", "model.init.tokens"),
+        )
+        for key, data_set, use, otherwise, needed in DATA_NEEDS
+    ),
+    Rule(
+        "ppo",
+        "needs something that scores responses",
+        "add a reward section: `reward: {{}}` trains a model on data.preferences",
+        lambda recipe: recipe.ppo is not None and recipe.reward is None,
+        about=("reward",),
+    ),
+    Rule(
+        "ppo.use",
+        "best is chosen on the eval prompts, but data.prompts.eval is 0",
+        "set data.prompts.eval above 0, or use: last",
+        _best_without_prompts,
+        about=("data.prompts.eval", "ppo.eval.every"),
+    ),
+    Rule(
+        "ppo.use",
+        "best is chosen by evaluations, but ppo.eval.every is 0",
+        "set ppo.eval.every above 0, or use: last",
+        lambda recipe: recipe.ppo is not None and recipe.ppo.use == "best" and recipe.ppo.eval.every == 0,
+        about=("data.prompts.eval", "ppo.eval.every"),
+    ),
+    Rule(
+        "ppo.per_device_train_batch_size",
+        "a batch of {ppo.prompts_per_batch} is more than the {data.prompts.known_train_rows} prompts left to train on",
+        "lower it, or raise the number of prompts",
+        _batch_above_prompts,
+        about=tuple(f"data.prompts.{key}" for key in ("rows", "limit", "eval", "test")),
+    ),
+)
+
+
+# ---------------------------------------------------------------- which weights can be trained
+
+
+def _trains_all_weights(recipe: Sections, stage: str) -> bool:
+    section: Sft | Reward | Ppo | None = getattr(recipe, stage)
+    return section is not None and section.trains and section.lora is None
+
+
+def _quantized(recipe: Sections) -> bool:
+    return recipe.model.quantization is not None and recipe.model.init is None
+
+
+def _quantized_without_lora(stage: str) -> Broken:
+    return lambda recipe: _quantized(recipe) and _trains_all_weights(recipe, stage)
+
+
+def _quantized_for_trl(recipe: Sections) -> bool:
+    ppo = recipe.ppo
+    return _quantized(recipe) and ppo is not None and ppo.lora is not None and ppo.engine == "trl"
+
+
+def _quantized_with_whole_critic(recipe: Sections) -> bool:
+    ppo = recipe.ppo
+    if ppo is None or ppo.lora is None or ppo.engine == "trl":
+        return False
+    return _quantized(recipe) and ppo.critic == "model"
+
+
+def _float16_without_lora(stage: str) -> Broken:
+    return lambda recipe: recipe.model.dtype == "float16" and _trains_all_weights(recipe, stage)
+
+
+def _float16_with_whole_critic(recipe: Sections) -> bool:
+    ppo = recipe.ppo
+    if ppo is None or ppo.lora is None:
+        return False
+    return recipe.model.dtype == "float16" and ppo.critic_kind == "model"
+
+
+def _lora_on_random_weights(stage: str, inherited: bool) -> Broken:
+    """Whether the first stages that train have LoRA: without sft these are reward and ppo."""
+
+    def broken(recipe: Sections) -> bool:
+        section: Sft | Reward | Ppo | None = getattr(recipe, stage)
+        if recipe.model.init is None or section is None or section.lora is None:
+            return False
+        is_first = stage == "sft" or recipe.sft is None
+        return is_first and (section.lora is recipe.lora) == inherited
+
+    return broken
+
+
+FLOAT16_FAILS = "float16 weights cannot be trained: the squares of their gradients round to 0"
+FLOAT16_FIX = "use dtype: bfloat16 or float32, or LoRA, whose adapters are float32"
+
+WEIGHTS: tuple[Rule[Sections], ...] = (
+    *(
+        Rule(
+            f"{stage}.lora",
+            "is null, but the weights of a quantized base cannot be trained",
+            "give the recipe a lora section, or take model.quantization out",
+            _quantized_without_lora(stage),
+            about=("lora", "model.quantization"),
+        )
+        for stage in TRAINED_STAGES
+    ),
+    Rule(
+        "ppo.engine",
+        "trl holds critic and reward model whole, beside a quantized base",
+        "use engine: rlhfctl, where all roles share that base",
+        _quantized_for_trl,
+        about=("model.quantization",),
+    ),
+    Rule(
+        "ppo.critic",
+        "model is a whole model to train, but the base is quantized",
+        "use critic: adapter or head",
+        _quantized_with_whole_critic,
+        about=("model.quantization",),
+    ),
+    *(
+        Rule(
+            f"{stage}.lora",
+            f"is null, but {FLOAT16_FAILS}",
+            FLOAT16_FIX,
+            _float16_without_lora(stage),
+            about=("lora", "model.dtype"),
+        )
+        for stage in TRAINED_STAGES
+    ),
+    Rule(
+        "ppo.critic",
+        f"is a whole model to train, but {FLOAT16_FAILS}",
+        FLOAT16_FIX,
+        _float16_with_whole_critic,
+        about=("ppo.engine", "model.dtype"),
+    ),
+    *(
+        Rule(
+            f"{stage}.lora",
+            f"the random weights of model.init stay as they are beneath the adapters, so LoRA learns nothing{origin}",
+            f"write `lora: null` under {stage}, which trains all weights{otherwise}",
+            _lora_on_random_weights(stage, inherited=bool(origin)),
+            about=("model.init", "sft", "lora"),
+        )
+        for stage, otherwise in (
+            ("sft", ""),
+            ("reward", ", or add an sft stage that does"),
+            ("ppo", ", or add an sft stage that does"),
+        )
+        for origin in ("", " (inherited from the top-level lora)")
+    ),
+)
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def _too_long(length_key: str, with_prompt: bool) -> Broken:
+    """Whether a response and a prompt (of one token, where no maximum is set) are too long for a new model."""
+    stage, _, key = length_key.partition(".")
+
+    def broken(recipe: Sections) -> bool:
+        init, section = recipe.model.init, getattr(recipe, stage)
+        response = getattr(section, key) if section is not None else None
+        prompt = recipe.data.max_prompt_length
+        if init is None or response is None or (prompt is not None) != with_prompt:
+            return False
+        return bool(response + (prompt or 1) > init.max_position_embeddings)
+
+    return broken
+
+
+LENGTHS: tuple[Rule[Sections], ...] = tuple(
+    Rule(
+        key,
+        f"{{{key}}} tokens beside {prompt} do not fit into {{model.init.max_position_embeddings}} positions",
+        "lower it, or raise model.init.max_position_embeddings",
+        _too_long(key, with_prompt),
+        about=("model.init.max_position_embeddings", "data.max_prompt_length"),
+    )
+    for key in ("ppo.response_length", "compare.max_new_tokens")
+    for prompt, with_prompt in (
+        ("any prompt", False),
+        ("a prompt of {data.max_prompt_length} (data.max_prompt_length)", True),
+    )
+)
+
+
+# ---------------------------------------------------------------- judges
+
+
+def _has_judge(recipe: Sections, judge: str) -> bool:
+    return recipe.compare is not None and judge in recipe.compare.judges
+
+
+def _gold_on_a_file(recipe: Sections) -> bool:
+    prompts = recipe.data.prompts
+    return _has_judge(recipe, "gold") and prompts is not None and not prompts.builtin
+
+
+def _no_reward_model(recipe: Sections) -> bool:
+    reward = recipe.reward
+    return _has_judge(recipe, "reward_model") and (reward is None or reward.kind == "function")
+
+
+def _no_reward_function(recipe: Sections) -> bool:
+    reward = recipe.reward
+    return _has_judge(recipe, "reward_function") and (reward is None or reward.kind != "function")
+
+
+JUDGES: tuple[Rule[Sections], ...] = (
+    Rule(
+        "compare.judges",
+        "gold scores only the built-in task, but data.prompts is a file",
+        "take it out of compare.judges",
+        _gold_on_a_file,
+        about=("data.prompts.source",),
+    ),
+    Rule(
+        "compare.judges",
+        "reward_model needs a reward section that trains or names a model",
+        "take it out of compare.judges",
+        _no_reward_model,
+        about=("reward", "reward.model", "reward.function"),
+    ),
+    Rule(
+        "compare.judges",
+        "reward_function needs reward.function",
+        "take it out of compare.judges",
+        _no_reward_function,
+        about=("reward", "reward.function"),
+    ),
+)
+
+RULES: tuple[Rule[Sections], ...] = (*NEEDS, *WEIGHTS, *LENGTHS, *JUDGES)

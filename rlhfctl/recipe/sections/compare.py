@@ -1,0 +1,173 @@
+"""The `compare` section: the verdict on the policy against the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from rlhfctl.recipe.sections.base import Rule, Section, Stage
+from rlhfctl.recipe.sections.reward import FUNCTION
+
+NAMED_JUDGES = ("gold", "reward_model", "reward_function")
+
+
+class Controls(Section):
+    """Controls: other explanations of a better score than learning, measured beside the main comparison."""
+
+    temperatures: list[float] = Field(
+        [0.8, 0.6, 0.0],
+        description="Lower temperatures at which both sides are sampled, and the reference alone (0: greedy).",
+    )
+    matched_entropy: bool = Field(
+        True, description="Whether to sample the reference also at the temperature that gives it the policy's entropy."
+    )
+    best_of_n: int = Field(
+        4, ge=0, description="Compare with the best of n samples of the reference, chosen by PPO's own scorer (0: no)."
+    )
+    samples_per_prompt: int = Field(
+        2, gt=0, description="Responses per prompt and temperature in each control (greedy ones are drawn once)."
+    )
+
+    RULES: ClassVar[tuple[Rule[Controls], ...]] = (
+        Rule(
+            "temperatures",
+            "a temperature is listed more than once",
+            "list each once",
+            lambda controls: len(set(controls.temperatures)) < len(controls.temperatures),
+        ),
+    )
+
+
+def _controls_set(compare: Compare) -> Controls | None:
+    """The controls that the recipe states; the defaults are fitted instead (`resolved_controls`)."""
+    return compare.controls if compare.is_set("controls") else None
+
+
+def _too_warm(compare: Compare) -> bool:
+    controls = _controls_set(compare)
+    return controls is not None and any(one < 0 or one >= compare.temperature for one in controls.temperatures)
+
+
+def _too_many_samples(compare: Compare) -> bool:
+    controls = _controls_set(compare)
+    return controls is not None and controls.samples_per_prompt > compare.samples_per_prompt
+
+
+def _no_best_of_n(compare: Compare) -> bool:
+    controls = _controls_set(compare)
+    if controls is None:
+        return False
+    too_large = controls.is_set("best_of_n") and controls.best_of_n > compare.samples_per_prompt
+    return controls.best_of_n == 1 or too_large
+
+
+def _unknown_judges(compare: Compare) -> list[Mapping[str, str]]:
+    return [{"judge": name} for name in compare.judges if name not in NAMED_JUDGES and not FUNCTION.fullmatch(name)]
+
+
+class Compare(Stage):
+    """The verdict: comparison of the policy with the base model on the test prompts."""
+
+    samples_per_prompt: int = Field(4, gt=0, description="Responses per prompt from each model.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    max_new_tokens: int | None = Field(
+        None, gt=0, description="Maximum response length in tokens (null: ppo.response_length, else 53)."
+    )
+    judges: list[str] = Field(
+        ["gold", "reward_model"],
+        min_length=1,
+        description="Scorers: gold (built-in task), reward_model, reward_function, or module:name of a function.",
+    )
+    primary_judge: str | None = Field(None, description="Judge whose scores decide the verdict (null: the first).")
+    batch_size: int = Field(64, gt=0, description="Batch size for sampling and scoring responses.")
+    bootstrap_samples: int = Field(
+        10_000, ge=100, description="Number of bootstrap resamples behind each confidence interval."
+    )
+    controls: Controls | None = Field(
+        Controls(), description="Controls: other explanations of the result, measured beside it (none: skip them)."
+    )
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+    @property
+    def resolved_controls(self) -> Controls | None:
+        """The controls, defaults fitted to the main comparison: colder than it, and with no more samples."""
+        if self.controls is None:
+            return None
+        best = min(self.controls.best_of_n, self.samples_per_prompt)
+        fitted = {
+            "temperatures": sorted((one for one in self.controls.temperatures if one < self.temperature), reverse=True),
+            "best_of_n": best if best > 1 else 0,
+            "samples_per_prompt": min(self.controls.samples_per_prompt, self.samples_per_prompt),
+        }
+        return self.controls.model_copy(update=fitted)
+
+    @property
+    def responses_per_prompt(self) -> int:
+        """Number of responses sampled for each prompt from both models, greedy ones and controls included."""
+        count, controls = 2 * (self.samples_per_prompt + 1), self.resolved_controls
+        if controls is not None:
+            warm = sum(one > 0 for one in controls.temperatures)
+            count += (2 * warm + int(controls.matched_entropy)) * controls.samples_per_prompt
+        return count
+
+    def resolved(self, response_length: int) -> Compare:
+        """This section with its defaults filled in, `response_length` being the longest response of PPO."""
+        defaults = {
+            "primary_judge": self.primary_judge or self.judges[0],
+            "max_new_tokens": self.max_new_tokens or response_length,
+            "controls": self.resolved_controls,
+        }
+        return self.model_copy(update=defaults)
+
+    RULES: ClassVar[tuple[Rule[Compare], ...]] = (
+        Rule(
+            "controls.temperatures",
+            "a control is colder than {at}.temperature ({temperature:g}), and 0 or more",
+            "remove the others",
+            _too_warm,
+            about=("temperature",),
+        ),
+        Rule(
+            "controls.samples_per_prompt",
+            "is more than the {samples_per_prompt} of {at}.samples_per_prompt",
+            "lower it, or raise that",
+            _too_many_samples,
+            about=("samples_per_prompt",),
+        ),
+        Rule(
+            "controls.best_of_n",
+            "chooses among the {samples_per_prompt} samples per prompt of the reference",
+            "use 2 up to that many, or 0 for none",
+            _no_best_of_n,
+            about=("samples_per_prompt",),
+        ),
+        Rule(
+            "judges",
+            "there is no judge {judge!r}",
+            f"use {', '.join(NAMED_JUDGES)} or module:name",
+            _unknown_judges,
+        ),
+        Rule(
+            "judges",
+            "a judge is listed more than once",
+            "list each judge once",
+            lambda compare: len(set(compare.judges)) < len(compare.judges),
+        ),
+        Rule(
+            "primary_judge",
+            "{primary_judge!r} is not among the judges: {judges}",
+            "add it to {at}.judges, or name one of those",
+            lambda compare: compare.primary_judge is not None and compare.primary_judge not in compare.judges,
+            about=("judges",),
+        ),
+    )

@@ -1,0 +1,278 @@
+"""The `ppo` section: reinforcement learning against the reward, with the keys of TRL's PPOConfig and some more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from rlhfctl.recipe.sections.base import Rule, Section, Stage, without
+from rlhfctl.recipe.sections.reward import FUNCTION
+from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
+
+SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
+DEFAULT_RESPONSE_LENGTH = 53
+
+# Keys that TRL's PPOConfig accepts and `ppo` does not: what is wrong with each, and the way out.
+REFUSED_PPO_KEYS = {
+    "num_train_epochs": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
+    "max_steps": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
+    "batch_size": ("TRL derives it", "set ppo.per_device_train_batch_size"),
+    "mini_batch_size": ("TRL derives it", "set ppo.num_mini_batches"),
+    "sft_model_path": ("the policy is what the sft stage leaves, or else the model section", "set model.path"),
+    "reward_model_path": ("the reward model has a section of its own", "set reward.model"),
+}
+# What only our own engine can do: `engine: trl` refuses these where they are given.
+OWN_ENGINE_KEYS = (
+    "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
+    "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
+    "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+)  # fmt: skip
+MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
+BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+class PpoEval(Section):
+    """Evaluation of the policy during PPO."""
+
+    every: int = Field(10, ge=0, description="Updates between evaluations on the eval prompts (0: none).")
+
+
+def _set_for_trl(key: str) -> Callable[[Ppo], bool]:
+    return lambda ppo: ppo.engine == "trl" and ppo.is_set(key)
+
+
+def _without_end(key: str) -> Callable[[Ppo], bool]:
+    return lambda ppo: getattr(ppo, key) is not None and ppo.stop_token is None and not ppo.stop_strings
+
+
+def _too_small_to_whiten(ppo: Ppo) -> bool:
+    divides = ppo.batch_size % ppo.num_mini_batches == 0
+    small = ppo.mini_batch_size < SMALLEST_WHITENED_MINIBATCH
+    return divides and ppo.engine == "trl" and ppo.whiten_rewards and small
+
+
+def _unknown_scorers(ppo: Ppo) -> list[Mapping[str, str]]:
+    return [{"scorer": name} for name in ppo.rewards or {} if name != "reward" and not FUNCTION.fullmatch(name)]
+
+
+class Ppo(Stage):
+    """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
+
+    engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
+    lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
+    critic: Literal["adapter", "head", "model"] | None = Field(
+        None, description="The critic: an adapter on base*, a head on the policy, or a model of its own (null: adapter "
+        "with rlhfctl's engine and LoRA, else model)."
+    )  # fmt: skip
+    critic_from: str | None = Field(
+        None, min_length=1, description="A trained critic to start from: a run's ppo stage, or its critic folder."
+    )
+    critic_trains_trunk: bool = Field(
+        True, description="With critic: head, whether the critic's gradients reach the policy's weights."
+    )
+    rewards: dict[str, float] | None = Field(
+        None, min_length=1, description="Weighted sum of scorers: {reward: 1.0, module:name: 0.5} (null: the reward)."
+    )
+    total_episodes: int = Field(2560, gt=0, description="Total number of responses that are sampled and trained on.")
+    per_device_train_batch_size: int = Field(64, gt=0, description="Responses in memory at once in an update.")
+    gradient_accumulation_steps: int = Field(
+        1, gt=0, description="Multiplies an update's batch: it holds this times per_device_train_batch_size responses."
+    )
+    num_mini_batches: int = Field(1, gt=0, description="Number of optimizer steps per pass over an update's batch.")
+    num_ppo_epochs: int = Field(4, gt=0, description="Number of passes over each batch (PPO epochs).")
+    num_generations: int = Field(1, gt=0, description="Number of responses to each prompt of a batch.")
+    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Learning rate schedule."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Number of updates over which the learning rate rises from 0.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Maximum gradient norm (null: no clipping).")
+    bf16: bool = Field(False, description="Whether to compute in bfloat16 over float32 weights (autocast).")
+    gradient_checkpointing: bool = Field(
+        False, description="Whether to save memory by computing activations again in the backward pass."
+    )
+    response_length: int = Field(DEFAULT_RESPONSE_LENGTH, gt=0, description="Maximum response length in tokens.")
+    temperature: float = Field(0.7, gt=0, description="Sampling temperature.")
+    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens only (0: from all).")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the most likely tokens that make up this probability (nucleus)."
+    )
+    stop_token: str | None = Field(
+        "eos", min_length=1, description="Token that ends a response: eos, or a token as text (null: no token does)."
+    )
+    stop_strings: list[str] = Field([], description="Texts that end a response, beside the stop token.")
+    missing_eos_penalty: float | None = Field(
+        None, gt=0, description="Subtracted from the score of a response that does not end by itself (null: nothing)."
+    )
+    missing_eos_score: float | None = Field(
+        None, description="Fixed score of a response that does not end by itself (null: its own score)."
+    )
+    kl_coef: float = Field(0.05, ge=0, description="Coefficient of the KL penalty against the reference model.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Estimator of the KL: k1 the log-ratio, k2 half its square, k3 never negative."
+    )
+    whiten_rewards: bool = Field(False, description="Whether to scale per-token rewards to unit variance.")
+    whiten_advantages: bool = Field(True, description="Whether to scale advantages to mean 0 and unit variance.")
+    cliprange: float = Field(0.2, gt=0, description="Clip range of the policy's probability ratio around 1.")
+    vf_coef: float = Field(0.1, ge=0, description="Coefficient of the critic's (value) loss.")
+    entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the policy's entropy bonus.")
+    cliprange_value: float = Field(0.2, gt=0, description="Clip range of a value's change in an update.")
+    target_kl: float | None = Field(
+        None, gt=0, description="KL in nats per token at which the PPO epochs of an update stop early (null: never)."
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount factor of later rewards.")
+    lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalized advantage estimation (GAE).")
+    local_rollout_forward_batch_size: int = Field(
+        64, gt=0, description="Batch size for sampling and scoring responses."
+    )
+    checkpoint_steps: int | None = Field(
+        None, gt=0, description="Updates between checkpoints (null: about ten checkpoints per run)."
+    )
+    keep_checkpoints: int = Field(2, gt=0, description="Number of checkpoints to keep, the newest ones.")
+    trace_every: int = Field(10, ge=0, description="Updates between token-by-token traces in ppo/traces (0: none).")
+    trace_episodes: int = Field(4, gt=0, description="Number of episodes in each trace.")
+    use: Literal["last", "best"] = Field(
+        "last", description="Policy that the stage hands on: the last, or the best in evaluations."
+    )
+    eval: PpoEval = Field(PpoEval(every=10), description="Evaluation of the policy during PPO.")
+
+    @property
+    def batch_size(self) -> int:
+        """Responses sampled for each update."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def updates(self) -> int:
+        """How many updates the stage makes in all."""
+        return math.ceil(self.total_episodes / self.batch_size)
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Responses in each optimizer step."""
+        return self.batch_size // self.num_mini_batches
+
+    @property
+    def prompts_per_batch(self) -> int:
+        """Prompts whose responses are sampled for each update."""
+        return self.batch_size // self.num_generations
+
+    @property
+    def critic_kind(self) -> Literal["adapter", "head", "model"]:
+        """What the critic is, after the default."""
+        if self.critic is not None:
+            return self.critic
+        return "model" if self.engine == "trl" or self.lora is None else "adapter"
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), OWN_ENGINE_KEYS if self.engine == "trl" else ())
+
+    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
+        *(
+            Rule(
+                key,
+                "TRL's PPOTrainer has no such option, or ignores it",
+                "remove it, or use engine: rlhfctl",
+                _set_for_trl(key),
+                about=("engine",),
+            )
+            for key in OWN_ENGINE_KEYS
+        ),
+        Rule(
+            "kl_estimator",
+            "TRL's PPOTrainer has k1 and k3",
+            "use one of them, or engine: rlhfctl",
+            lambda ppo: ppo.engine == "trl" and ppo.kl_estimator == "k2",
+            about=("engine",),
+        ),
+        Rule(
+            "stop_token",
+            "TRL's PPOTrainer knows eos and null here",
+            "use one of them, or engine: rlhfctl",
+            lambda ppo: ppo.engine == "trl" and ppo.stop_token not in ("eos", None),
+            about=("engine",),
+        ),
+        Rule(
+            "gradient_accumulation_steps",
+            "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
+            "(measured: 6 where 12 are due)",
+            "raise per_device_train_batch_size instead, or use engine: rlhfctl",
+            lambda ppo: ppo.engine == "trl" and ppo.gradient_accumulation_steps > 1,
+            about=("engine",),
+        ),
+        Rule(
+            "num_mini_batches",
+            "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
+            "use a divisor of {batch_size}, or change per_device_train_batch_size",
+            lambda ppo: ppo.batch_size % ppo.num_mini_batches != 0,
+            about=BATCH_KEYS,
+        ),
+        Rule(
+            "num_mini_batches",
+            f"whiten_rewards needs mini-batches of at least {SMALLEST_WHITENED_MINIBATCH}, got {{mini_batch_size}}",
+            "lower num_mini_batches, raise per_device_train_batch_size, or set whiten_rewards: false",
+            _too_small_to_whiten,
+            about=(*BATCH_KEYS, "whiten_rewards"),
+        ),
+        Rule(
+            "num_generations",
+            "a batch of {batch_size} does not hold {num_generations} responses to each prompt",
+            "use a divisor of {batch_size}, or change per_device_train_batch_size",
+            lambda ppo: ppo.batch_size % ppo.num_generations != 0,
+            about=BATCH_KEYS,
+        ),
+        Rule(
+            "stop_token",
+            "{stop_token!r} would be a token",
+            "write null for no stop token",
+            lambda ppo: ppo.stop_token in ("off", "none", "no"),
+        ),
+        *(
+            Rule(
+                key,
+                "needs an end token to miss, but stop_token is null",
+                "set stop_token: eos, or {key}: null",
+                _without_end(key),
+                about=("stop_token", "stop_strings"),
+            )
+            for key in MISSING_EOS_KEYS
+        ),
+        Rule(
+            "missing_eos_score",
+            "the score of a response without an end is either lowered or replaced",
+            "remove it, or missing_eos_penalty",
+            lambda ppo: ppo.missing_eos_penalty is not None and ppo.missing_eos_score is not None,
+            about=("missing_eos_penalty",),
+        ),
+        Rule(
+            "critic",
+            "an adapter needs LoRA, but all weights are trained",
+            "use model or head",
+            lambda ppo: ppo.critic == "adapter" and ppo.lora is None,
+            about=("lora",),
+        ),
+        Rule(
+            "critic_trains_trunk",
+            "is for critic: head, which shares the policy's weights",
+            "remove it",
+            lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind != "head",
+            about=("critic",),
+        ),
+        Rule(
+            "critic_from",
+            "a head on the policy reads another policy's states",
+            "use critic: adapter or model",
+            lambda ppo: ppo.critic_from is not None and ppo.critic_kind == "head",
+            about=("critic",),
+        ),
+        Rule(
+            "rewards",
+            "there is no scorer {scorer!r}",
+            "use reward (the section) or module:name",
+            _unknown_scorers,
+        ),
+    )

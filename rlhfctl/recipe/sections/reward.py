@@ -1,0 +1,101 @@
+"""The `reward` section: a reward model to train, a ready reward model, or a Python function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from rlhfctl.recipe.sections.base import Rule, without
+from rlhfctl.recipe.sections.training import Trained
+
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+RewardText = Literal["text", "pair", "response"]  # what a classifier is given to read
+CLASSIFIER_KEYS = ("label", "reads")
+TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps")
+
+
+def _without_model(key: str) -> Callable[[Reward], bool]:
+    return lambda reward: getattr(reward, key) is not None and reward.kind != "model"
+
+
+def _without_training(key: str) -> Callable[[Reward], bool]:
+    return lambda reward: bool(getattr(reward, key)) and reward.kind != "trained"
+
+
+class Reward(Trained):
+    """What scores a response: a model trained here by TRL's RewardTrainer, a ready model, or a function."""
+
+    model: str | None = Field(None, min_length=1, description="A ready reward model: a local folder or a Hub id.")
+    label: str | int | None = Field(
+        None, description="With a classifier as model: the label (name or index) whose log-odds are the score."
+    )
+    reads: RewardText | None = Field(
+        None,
+        description="With a classifier as model: its input, text (prompt + response), pair, or response (null: chosen "
+        "by its outputs).",
+    )
+    function: str | None = Field(
+        None, description="A Python function that scores responses, instead of a model: module:name."
+    )
+    retries: int = Field(
+        0, ge=0, description="How many times to call a function again after it raised, after 1, 2, 4, ... seconds."
+    )
+
+    @property
+    def kind(self) -> Literal["trained", "model", "function"]:
+        return "model" if self.model is not None else "function" if self.function is not None else "trained"
+
+    @property
+    def trains(self) -> bool:
+        return self.kind == "trained"
+
+    RULES: ClassVar[tuple[Rule[Reward], ...]] = (
+        *(
+            Rule(
+                key,
+                "is for a classifier as reward model, but {at}.model names none",
+                "name it as {at}.model, or remove {key}",
+                _without_model(key),
+            )
+            for key in CLASSIFIER_KEYS
+        ),
+        Rule(
+            "retries",
+            "is for reward functions, but the reward is a model trained here",
+            "remove it",
+            lambda reward: reward.kind == "trained" and reward.retries > 0,
+        ),
+        Rule(
+            "function",
+            "a response has one scorer, but {at}.model names another",
+            "remove one",
+            lambda reward: reward.model is not None and reward.function is not None,
+        ),
+        *(
+            Rule(
+                key,
+                "is for a reward model trained here, but {at}.{kind} names a ready one",
+                "remove {key} or {kind}",
+                _without_training(key),
+            )
+            for key in TRAINING_KEYS
+        ),
+        Rule(
+            "function",
+            "{function!r} is not a function",
+            "write it as module:name",
+            lambda reward: reward.function is not None and not FUNCTION.fullmatch(reward.function),
+        ),
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {
+            "trained": ("model", "function", "label", "reads", "retries"),
+            "model": ("function", "lora", "trainer", "checkpoint_steps"),
+            "function": ("model", "lora", "trainer", "checkpoint_steps", "label", "reads"),
+        }
+        return without(handler(self), unused[self.kind])
