@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -160,27 +159,33 @@ def adapter_has_head(folder: Path) -> bool:
 
 
 class AdapterSwitch:
-    """Which adapter of a peft model acts. What may be trained is stated after each switch, because peft's undoes it."""
+    """Choose which adapter of a peft model acts. What may be trained is stated after each switch: peft's undoes it.
+
+    All roles on one model share one switch (LanguageModel.with_adapter, Roles).
+    """
 
     def __init__(self, model: PeftModel) -> None:
-        self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.model = model
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.active: str | None = "?"  # anything may be active before the first switch
+        self._layers: list[BaseTunerLayer] = []
+        self._adapters: set[str] = set()
 
-    @classmethod
-    def of(cls, model: Any) -> AdapterSwitch | None:
-        if not isinstance(model, PeftModel):
-            return None
-        found: AdapterSwitch | None = model.__dict__.get("_rlhfctl_switch")
-        if found is None:
-            found = cls(model)
-            model.__dict__["_rlhfctl_switch"] = found
-        return found
+    @property
+    def layers(self) -> list[BaseTunerLayer]:
+        """Every layer that carries an adapter; one more adapter may have brought more layers."""
+        if self._adapters != self.model.peft_config.keys():
+            self._layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+            self._adapters = set(self.model.peft_config)
+            self.active = "?"
+        return self._layers
 
     def to(self, adapter: str | None) -> None:
+        """Let this adapter act alone; None: no adapter."""
+        layers = self.layers
         if adapter == self.active and self._as_left(adapter):
             return
-        for layer in self.layers:
+        for layer in layers:
             if adapter is None:
                 layer.enable_adapters(False)
             else:

@@ -28,14 +28,17 @@ _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_c
 class LanguageModel:
     """A causal language model as trunk and head, so that the head runs only where it is needed.
 
-    `adapter`: the name of the adapter that acts, None for none (the plain weights).
+    `adapter`: the name of the adapter that acts, None for none (the plain weights). `switch`: what makes it act; roles
+    on one peft model share it.
     """
 
-    def __init__(self, model: Any, pad_token_id: int, adapter: str | None = None) -> None:
+    def __init__(
+        self, model: Any, pad_token_id: int, adapter: str | None = None, switch: AdapterSwitch | None = None
+    ) -> None:
         self.model = model
         self.pad_token_id = pad_token_id
         self.adapter = adapter
-        self._switch = AdapterSwitch.of(model)
+        self.switch = switch or (AdapterSwitch(model) if isinstance(model, PeftModel) else None)
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         self.trunk = architecture.backbone(inner)
         self.head = inner.get_output_embeddings()
@@ -52,8 +55,12 @@ class LanguageModel:
 
     def activate(self) -> None:
         """Let this role's adapter act, until another role is activated."""
-        if self._switch is not None:
-            self._switch.to(self.adapter)
+        if self.switch is not None:
+            self.switch.to(self.adapter)
+
+    def with_adapter(self, adapter: str | None) -> LanguageModel:
+        """Another role on the same model, in which this adapter acts."""
+        return LanguageModel(self.model, self.pad_token_id, adapter, self.switch)
 
     def hidden(self, ids: Tensor, **inputs: Any) -> Tensor:
         """(B, L, H) last hidden states of `ids` (B, L)."""

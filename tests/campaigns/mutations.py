@@ -2,9 +2,10 @@
 
     python tests/campaigns/mutations.py [--only SUBSTRING] [--jobs 1]
 
-Copies rlhfctl/ and tests/ to a temporary folder, where training/rl and packing.py lose a sign, a mask, a clip. Each mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not,
-against the arithmetic's own tests. The unbroken copy has to pass all first. Prints a line a mutation; exit code 1 if
-one survives.
+Copies rlhfctl/ and tests/ to a temporary folder, where training/rl and packing.py lose a sign, a mask, a clip. Each
+mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not, against the
+arithmetic's own tests. The unbroken copy has to pass all first. Prints one line per mutation; exit code 1 if one
+survives.
 """
 
 from __future__ import annotations
@@ -167,9 +168,7 @@ MUTATIONS = [
         "        section.cliprange_value,\n        states,\n",
         "        section.cliprange_value,\n        experience.response_mask.sum(),\n",
     ),
-    Mutation(
-        "policy loss divided by states", STEP, "width], mask, tokens, section", "width], mask, states, section"
-    ),
+    Mutation("policy loss divided by states", STEP, "width], mask, tokens, section", "width], mask, states, section"),
     Mutation("value loss not halved", MATH, "clipped_error), mask) / 2 / count", "clipped_error), mask) / count"),
     Mutation("vf_coef ignored", STEP, "section.vf_coef * terms.loss", "terms.loss"),
     Mutation(

@@ -82,11 +82,13 @@ def test_trls_policy_learns_to_pad(tmp_path: Path) -> None:
 
     assert second_pad(logits, pad) < 0.15  # one token of eight
     config = ppo.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0)
-    everyone = ppo.Roles(policy, build.copy_frozen(policy), critic, short)
+    frozen = LanguageModel(build.copy_frozen(policy), pad)
+    everyone = Roles(LanguageModel(policy, pad), frozen, Critic(critic))
     gc.freeze()  # TRL collects garbage twice an update
     try:
         rows = [{"prompt": ""}] * len(PROMPTS)
-        means = ppo.train(config, everyone, rows, PROMPTS, tokenizer, emit=lambda event: None)
+        data = PromptData(tokenizer, rows, PROMPTS)
+        means = ppo.train(config, everyone, short, data, emit=lambda event: None)
     finally:
         gc.unfreeze()
     assert second_pad(logits, pad) > 0.5

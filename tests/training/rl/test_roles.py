@@ -288,7 +288,7 @@ def test_adapters_and_head_are_trained_and_nothing_else_whichever_role_acts(tmp_
     theirs = tmp_path / "reward"
     save_reward(untouched, tokenizer, theirs)
     heads.load_scorer_adapter(model, adapters.REWARD, theirs)
-    reward = LanguageModel(model, tokenizer.pad_token_id, adapters.REWARD)
+    reward = everyone.policy.with_adapter(adapters.REWARD)
     expected = {
         f"policy.base_model.model.model.layers.{layer}.{place}.lora_{matrix}.{adapter}.weight"
         for layer in range(2)
@@ -392,6 +392,35 @@ def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path)
     save_reward(base("gpt2")[1], tokenizer, tmp_path / "gpt2")
     with pytest.raises(HandoffError, match="does not fit this base"):
         heads.load_scorer_adapter(policy, "gpt2", tmp_path / "gpt2")
+
+
+def test_an_adapter_on_more_layers_than_the_policys_stays_out_of_the_policy(tmp_path: Path) -> None:
+    """A reward model may adapt layers that the policy's LoRA does not."""
+    tokenizer, model = base()
+    untouched, pad = build.copy_frozen(model), tokenizer.pad_token_id
+    expected = save_reward(untouched, tokenizer, tmp_path / "given")
+    model = add_lora(model, LORA.model_copy(update={"target_modules": ["q_proj"]}), TaskType.CAUSAL_LM, seed=0)
+    stir(model)
+    policy = LanguageModel(model, pad, POLICY)
+    ids, _ = tensors.pad_right(ROWS, pad, torch.device("cpu"))
+    with torch.no_grad():
+        before = policy.hidden(ids)
+        head = heads.load_scorer_adapter(model, adapters.REWARD, tmp_path / "given")
+        assert torch.equal(policy.hidden(ids), before)
+        assert torch.equal(policy.with_adapter(None).hidden(ids), untouched.model(input_ids=ids).last_hidden_state)
+        scorer = AdapterScorer(policy.with_adapter(adapters.REWARD), head)
+        assert scoring.score_rows(scorer, ROWS, pad) == pytest.approx(expected, abs=1e-5, rel=1e-5)
+        assert torch.equal(policy.hidden(ids), before)
+
+
+def test_roles_on_one_model_share_what_is_trained() -> None:
+    """Whoever acted last, policy and critic are trained; the switch is no attribute of the model."""
+    _, everyone, _ = shared_roles()
+    trained = everyone.prepare()
+    for role in (everyone.reference, everyone.critic.scorer.backbone.shared, everyone.policy.with_adapter(None)):
+        role.activate()
+        assert all(parameter.requires_grad for parameter in trained.values())
+    assert not [name for name in vars(everyone.policy.model) if "switch" in name]
 
 
 # ---------------------------------------------------------------- sequences and heads
