@@ -15,9 +15,8 @@ from rlhfctl.models import architecture, scoring
 from rlhfctl.models.adapters import AdapterSwitch
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.special_tokens import PAD_LOGIT
-from rlhfctl.models.tensors import at_least_float32, entropy, pad_right
+from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, entropy, pad_right
 
-HEAD_ELEMENTS = 1 << 24  # logits worked on at a time: 64 MB in float32
 _CHECK_TOLERANCE = 1e-4
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
@@ -91,6 +90,11 @@ class LanguageModel:
             self._pad_mask[self.pad_token_id] = True
         return logits.masked_fill(self._pad_mask, PAD_LOGIT)
 
+    def response_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
+        """(N,) log-probabilities of the response tokens of `sequences`, row after row."""
+        states = self.states(sequences)[sequences.before_tokens()]
+        return self.token_logprobs(states, sequences.tokens(), temperature)[0]
+
     def token_logprobs(
         self, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +113,7 @@ class LanguageModel:
             spread = entropy(logits) if with_entropy else taken.detach()
             return taken, spread
 
-        rows = max(1, HEAD_ELEMENTS // self.vocabulary)
+        rows = max(1, LOGITS_AT_ONCE // self.vocabulary)
         parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and hidden.requires_grad:
             done = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
@@ -170,7 +174,7 @@ class _FrozenHead(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         logprobs = torch.empty_like(hidden[:, 0])
         directions = torch.empty_like(hidden) if needed else None
-        rows = max(1, HEAD_ELEMENTS // weight.shape[0])
+        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
         for start in range(0, len(tokens), rows):
             piece = slice(start, start + rows)
             logits = nn.functional.linear(hidden[piece], weight, head.bias)

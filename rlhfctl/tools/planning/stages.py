@@ -25,7 +25,7 @@ from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast, stages_of
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning import memory
+from rlhfctl.tools.planning import memory, ppo_memory
 from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.tools.planning.meter import WEIGHTS
 from rlhfctl.training import checkpoints
@@ -210,7 +210,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     elif recipe.reward is not None and recipe.reward.model is not None and scorer is None:
         note = "the reward model's config.json cannot be read here: --probe measures it"
     else:
-        outlook = memory.ppo_outlook(
+        outlook = ppo_memory.ppo_outlook(
             _shape(recipe, lengths), section, max(prompts), scorer, shared=shared, eval_prompts=lengths.eval
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
@@ -248,7 +248,7 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     assert section is not None and section.max_new_tokens is not None
     judge = _scorer(recipe, lengths)[0] if "reward_model" in section.judges else None
     answers = len(lengths.test) * section.responses_per_prompt
-    outlook = memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
+    outlook = ppo_memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
     plain = 2 * (section.samples_per_prompt + 1)

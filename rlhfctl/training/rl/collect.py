@@ -184,9 +184,7 @@ def token_logprobs(
     """(B, W) log-probabilities of the sampled tokens under `model`, by full forwards."""
     result: Tensor | None = None
     for part in forwards(experience, section, what):
-        sequences = experience.sequences(part)
-        states = model.states(sequences)[sequences.before_tokens()]
-        logprobs, _ = model.token_logprobs(states, sequences.tokens(), section.temperature)
+        logprobs = model.response_logprobs(experience.sequences(part), section.temperature)
         if result is None:
             result = torch.zeros(experience.response_mask.shape, dtype=logprobs.dtype, device=logprobs.device)
         result[part] = spread(logprobs, experience.response_mask[part])

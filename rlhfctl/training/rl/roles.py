@@ -194,7 +194,9 @@ class Roles:
 class RoleModels(Protocol):
     """Loads what PPO's roles start from, as earlier stages or folders from elsewhere have it."""
 
-    has_reward: bool  # whether the reward is a model; else it is a function
+    @property
+    def has_reward(self) -> bool:
+        """Whether the reward is a model; else it is a function."""
 
     def shared_reward_adapter(self) -> Path | None:
         """The reward model's adapter where it stands on the very base* that PPO starts from."""

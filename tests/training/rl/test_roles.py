@@ -459,9 +459,9 @@ def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.
     for frozen in (False, True):
         for with_entropy in (False, True):
             expected = naive(with_entropy)
-            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 1 << 24)
+            monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 1 << 24)
             one = given(frozen, with_entropy)
-            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 3 * policy.vocabulary)
+            monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 3 * policy.vocabulary)
             pieces = given(frozen, with_entropy)
             assert (one[3] is None) is frozen and (pieces[3] is None) is frozen
             for index, wanted in enumerate(expected):
