@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import fit_prompts, longest_prompt
+from rlhfctl.data.fitting import fit_to_context
 from rlhfctl.data.sources import read_jsonl
 from rlhfctl.data.splits import prompt_key
 from rlhfctl.data.types import Row
@@ -219,11 +219,10 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
 
 def _that_fit(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
     """The test prompts that both sides have room for, cut as PPO's are where `data.overlong_prompts` says so."""
-    data, rows, cut = ctx.recipe.data, test, 0
+    rows, cut = test, 0
     for side in sides:
-        limit = longest_prompt(data.max_prompt_length, context_of(side.model.config), new)
-        rows, _, shorter, _ = fit_prompts(rows, Encoder(side.tokenizer), limit, data.overlong_prompts)
-        cut = max(cut, shorter)
+        fitted = fit_to_context(rows, side.tokenizer, context_of(side.model.config), new, ctx.recipe.data)
+        rows, cut = fitted.rows, max(cut, fitted.cut)
     if cut:
         ctx.warn(f"{cut} of {len(test)} test prompts are too long and are cut within their content")
     if len(rows) < len(test):

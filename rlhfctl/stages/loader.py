@@ -25,6 +25,7 @@ from rlhfctl.events import Work
 from rlhfctl.models import (
     adapter_folders,
     adapters,
+    build,
     classifiers,
     heads,
     loading,
@@ -35,6 +36,7 @@ from rlhfctl.models import (
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import relative_to_run
 from rlhfctl.recipe.schema import Model, Recipe, RewardText
+from rlhfctl.rewards.build import LoadedRewardModel
 from rlhfctl.stages.probes import check_logprobs, check_scores, precision
 
 Say = Callable[[str], None]
@@ -178,6 +180,19 @@ class Loader:
         special_tokens.set_pad_token(model, tokenizer.pad_token_id)
         self.note(f"{source.name} has no manifest: that it scores as it did when it was trained could not be checked")
         return model
+
+    def load_scoring_model(
+        self, source: Source, policy_tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> LoadedRewardModel:
+        """Load the reward model on the device, ready to score a policy's ids (None: text, in tokens of its own)."""
+        if (classifier := self.load_classifier(source)) is not None:
+            return LoadedRewardModel(classifier)
+        if policy_tokenizer is None:
+            own = self.own_tokenizer(source)
+            return LoadedRewardModel(build.to_device(self.load_reward_model(source, own)), tokenizer=own)
+        other = self.other_tokenizer(source, policy_tokenizer)
+        model = build.to_device(self.load_reward_model(source, other or policy_tokenizer))
+        return LoadedRewardModel(model, policy_tokenizer.pad_token_id, other)
 
     def load_classifier(self, source: Source) -> Classifier | None:
         """Load the reward model as a classifier of text; None where it is a scalar head on a decoder."""

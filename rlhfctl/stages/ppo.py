@@ -13,7 +13,8 @@ adapter/ or model/ (the policy), critic/, traces/, probes.json. The loop itself 
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
 from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward
-from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.rewards.weighted import WeightedReward
+from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
+from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.evaluation import Evaluation, encode_prompts
+from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Roles, build_roles
@@ -61,12 +62,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
-    rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
+    room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, ctx.warn)
+    rows, prompts = encode_prompts(split.train, *room)
     require_a_batch(len(prompts), section)
     _check_step_zero(roles, prompts, ctx)
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
-    eval_rows, eval_prompts = encode_prompts(split.eval, tokenizer, base.model, section.response_length, ctx)
+    eval_rows, eval_prompts = encode_prompts(split.eval, *room)
     evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts))
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts)}
@@ -95,7 +97,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 def _train(
     section: Ppo,
     roles: Roles,
-    reward: Reward,
+    reward: RewardFunction,
     data: PromptData,
     evaluation: Evaluation,
     settings: dict[str, Any],
@@ -112,7 +114,7 @@ def _train(
 def _train_with_trl(
     section: Ppo,
     roles: Roles,
-    reward: Reward,
+    reward: RewardFunction,
     data: PromptData,
     evaluation: Evaluation,
     settings: dict[str, Any],
@@ -188,36 +190,19 @@ def _reward(
     tokenizer: PreTrainedTokenizerBase,
     section: Ppo,
     ctx: Context,
-) -> Reward:
+) -> RewardFunction:
     """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
-    folder, reward = Path(ctx.recipe.folder or "."), ctx.recipe.reward
-    finite = section.engine == "trl"  # our engine keeps the batch and goes back to a checkpoint
-    retries = reward.retries if reward is not None else 0
-
-    def main() -> Reward:
-        if classifier is not None:
-            return ClassifierReward(classifier, section.local_rollout_forward_batch_size)
-        if scorer is None:
-            assert reward is not None and reward.function is not None
-            return FunctionReward(reward.function, folder, finite=finite, retries=retries, say=ctx.warn)
-        scorer.requires_grad_(False)
-        size = section.local_rollout_forward_batch_size
-        if theirs is not None:
-            return TextModelReward(scorer.eval(), theirs, size, ctx.warn)
-        return ModelReward(scorer.eval(), tokenizer.pad_token_id, size, ctx.warn)
-
-    if section.rewards is None:
-        return main()
-    return WeightedReward(
-        {
-            name: (
-                main() if name == "reward" else FunctionReward(name, folder, finite=finite, retries=retries),
-                weight,
-            )
-            for name, weight in section.rewards.items()
-        },
-        ctx.warn,
+    model, load = classifier or scorer, None
+    if model is not None:
+        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
+    resources = replace(
+        Resources.of(ctx.recipe),
+        finite=section.engine == "trl",  # the other engine keeps the batch and goes back to a checkpoint
+        batch_size=section.local_rollout_forward_batch_size,
+        warn=ctx.warn,
+        reward_model=load,
     )
+    return build_reward(section.rewards, resources)
 
 
 def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:

@@ -8,6 +8,7 @@ their scores, which PPO and the comparison re-score after they load it.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -21,7 +22,7 @@ from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, StageStarted, Work
+from rlhfctl.events import Metrics, Work
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
@@ -30,7 +31,7 @@ from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training.trl import options
-from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.train import train
 
 _PROBE_PAIRS = 16
 
@@ -46,50 +47,37 @@ def run(section: Reward, ctx: Context) -> Artifact:
     config = _config(section, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train, _ = _encode(split.train, encoder, config, model, ctx)
+    train_pairs, _ = _encode(split.train, encoder, config, model, ctx)
     heldout, heldout_rows = _encode(split.heldout, encoder, config, model, ctx)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
 
-    # 3. The trainer: the head and whole weights, or the head and an adapter.
+    # 3. Train the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    callback = EventCallback(ctx.name, ctx.emit, ctx.work)
-    naming = options.naming_options(ctx.name, section.trainer)
-    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
-        trainer = RewardTrainer(
-            model=model,
+    counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
+    model, metrics = train(
+        partial(
+            RewardTrainer,
             args=config,
-            train_dataset=Dataset.from_list(train),
+            train_dataset=Dataset.from_list(train_pairs),
             eval_dataset=Dataset.from_list(heldout),
             processing_class=tokenizer,
-            callbacks=[callback],
-        )
-    resume = options.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
-
-    # 4. Train.
-    trainable, total = build.count_parameters(trainer.model)
-    settings = options.effective_settings(trainer.args, section.trainer)
-    settings |= {
-        "pairs": len(train),
-        "heldout_pairs": len(heldout),
-        "trainable_parameters": trainable,
-        "parameters": total,
-    }
-    steps = options.planned_steps(trainer)
-    ctx.emit(
-        StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
+        ),
+        model,
+        section,
+        stage=ctx.name,
+        work=ctx.work,
+        emit=ctx.emit,
+        warn=ctx.warn,
+        counts=lambda trainer: counts,
+        metrics=("loss", "accuracy"),
     )
-    with options.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
-        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
-    # 5. Measure on the held-out pairs.
-    metrics = last_metrics(trainer.state.log_history, ("loss", "accuracy"))
-    metrics["steps"] = trainer.state.global_step
-    model = trained_model(trainer)
+    # 4. Measure on the held-out pairs.
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
-    # 6. Save, load again, score the kept pairs again.
+    # 5. Save, load again, score the kept pairs again.
     _publish(model, tokenizer, heldout, heldout_rows, base_path, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(tokenizer, ctx)

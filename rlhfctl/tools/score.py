@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from rlhfctl.data import columns as column_names
 from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, report_progress_to
-from rlhfctl.models import build, loading
+from rlhfctl.models import loading
+from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
-from rlhfctl.rewards.episode import Episode
-from rlhfctl.rewards.episode import Reward as Scorer
-from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ClassifierReward, TextModelReward
+from rlhfctl.rewards.build import Resources, build_scorer
+from rlhfctl.rewards.episode import Episode, RewardFunction
+from rlhfctl.rewards.names import REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.stages.loader import Loader
 from rlhfctl.stats import wilson_ci
 
@@ -77,7 +77,7 @@ def score(
         texts = isinstance(examples[0].prompt, str)
         scorer, name = _scorer(what, recipe, paths, loader, batch_size, texts=texts)
         episodes = [_episode(example, response) for example in examples for response in example.responses]
-        scores = _in_batches(scorer, episodes, batch_size)
+        scores = scorer(episodes)
     if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
         raise RlhfctlError(
             f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
@@ -124,16 +124,14 @@ def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, R
 
 def _scorer(
     what: Path, recipe: Recipe, paths: RunPaths, loader: Loader, batch_size: int, *, texts: bool
-) -> tuple[Scorer, str]:
+) -> tuple[RewardFunction, str]:
     """The reward, and its name for people. `texts`: the rows to score are no conversations."""
     reward = recipe.reward
     assert reward is not None
+    resources = replace(Resources.of(recipe), batch_size=batch_size, function_batch_size=batch_size, warn=loader.warn)
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
-        spec = reward.function
-        folder = Path(recipe.folder or ".")
-        function = FunctionReward(spec, folder, retries=reward.retries, say=loader.warn)
-        return function, f"the reward function {spec}"
+        return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
     if stage is None and reward.kind == "trained":
         stage = load_artifact(paths.stage("reward"))
     if stage is not None:
@@ -141,23 +139,15 @@ def _scorer(
     else:
         assert reward.model is not None
         source = resolve_source(reward.model, "reward model")
-        if (classifier := loader.load_classifier(source)) is not None:
-            return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
-    tokenizer = loader.own_tokenizer(source)
-    model = build.to_device(loader.load_reward_model(source, tokenizer)).eval()
-    if tokenizer.chat_template is not None and texts:
+    loaded = loader.load_scoring_model(source)
+    if loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None and texts:
         loader.note(
             "the rows are texts and are scored as they stand, without the model's chat template: for a model that was "
             "trained on conversations give messages"
         )
-    return TextModelReward(model, tokenizer, batch_size, loader.warn), f"the reward model {source.name}"
-
-
-def _in_batches(scorer: Scorer, episodes: Sequence[Episode], size: int) -> list[float]:
-    """A model is given all at once (it sorts by length and tells how far it is), a function `size` at a time."""
-    if not isinstance(scorer, FunctionReward):
-        return scorer(episodes)
-    return [value for start in range(0, len(episodes), size) for value in scorer(episodes[start : start + size])]
+    kind = "classifier" if isinstance(loaded.model, Classifier) else "reward model"
+    scorer = build_scorer(REWARD_MODEL, replace(resources, reward_model=lambda: loaded))
+    return scorer, f"the {kind} {source.name}"
 
 
 # ---------------------------------------------------------------- rows

@@ -18,7 +18,7 @@ from trl import RewardConfig, SFTConfig
 
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import longest_prompt, longest_row
+from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
@@ -232,12 +232,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
 
 
 def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
-    limit = longest_prompt(recipe.data.max_prompt_length, context_of(lengths.config), response)
-    if limit is None:
-        return list(prompts)
-    fitting = [count for count in prompts if count <= limit]
-    if recipe.data.overlong_prompts == "truncate":
-        fitting += [limit] * (len(prompts) - len(fitting))
+    fitting = fit_lengths(prompts, context_of(lengths.config), response, recipe.data)
     if not fitting:
         raise RlhfctlError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower response_length")
     return fitting

@@ -20,7 +20,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward, make_episode, parts_of
+from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
 from rlhfctl.training.rl.experience import Experience, forwards, spread
@@ -48,7 +48,7 @@ class Collector:
     section: Ppo
     algorithm: Algorithm
     roles: Roles
-    reward: Reward
+    reward: RewardFunction
     data: PromptData
     orders: Orders
     generator: Generator
@@ -145,7 +145,7 @@ def set_sampled_logprobs(
 # ---------------------------------------------------------------- 2. and 3. scores and rewards
 
 
-def set_scores(experience: Experience, section: Ppo, reward: Reward, data: PromptData) -> None:
+def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData) -> None:
     """Set `raw_scores`, their `parts`, and `scores` after the penalty for a missing end."""
     stops = stop_strings(section, data.tokenizer)
     episodes = [

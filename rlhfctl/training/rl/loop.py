@@ -36,7 +36,7 @@ from rlhfctl.models import build, loading
 from rlhfctl.models.fused import fused
 from rlhfctl.models.packing import max_stable_rope_length, packed
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward
+from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.training import checkpoints
 from rlhfctl.training.history import closing_means
 from rlhfctl.training.rl.algorithms import ALGORITHMS
@@ -82,7 +82,7 @@ class PpoLoop:
         self,
         section: Ppo,
         roles: Roles,
-        reward: Reward,
+        reward: RewardFunction,
         data: PromptData,
         run: Run,
         watcher: Watcher | None = None,

@@ -23,7 +23,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import Event
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Episode, Reward, make_episode
+from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode
 from rlhfctl.training.history import closing_means
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
@@ -107,7 +107,7 @@ def config_for(section: Ppo, work: Path, *, seed: int) -> Any:
 def train(
     config: Any,
     roles: Roles,
-    reward: Reward,
+    reward: RewardFunction,
     data: PromptData,
     *,
     emit: Callable[[Event], None],
@@ -207,14 +207,14 @@ class BridgedReward(nn.Module):
 
     base_model_prefix = "backbone"
 
-    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+    def __init__(self, reward: RewardFunction, rollouts: RolloutBatches) -> None:
         super().__init__()
         self.backbone = _ScoringBackbone(reward, rollouts)
         self.score = nn.Identity()
 
 
 class _ScoringBackbone(nn.Module):
-    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+    def __init__(self, reward: RewardFunction, rollouts: RolloutBatches) -> None:
         super().__init__()
         self.reward = reward  # a plain attribute: its model, if any, is not ours to move or train
         self.rollouts = rollouts
