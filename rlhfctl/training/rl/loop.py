@@ -22,19 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import get_scheduler
 
 from rlhfctl import fs
-from rlhfctl.errors import EngineError, RewardFailed
+from rlhfctl.errors import RewardFailed
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, StageStarted
 from rlhfctl.generation.generator import Generator
 from rlhfctl.generation.local import sample
-from rlhfctl.models import build, loading
+from rlhfctl.models import build
 from rlhfctl.models.fused import fused
-from rlhfctl.models.packing import max_stable_rope_length, packed
+from rlhfctl.models.packing import packed
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.training import checkpoints
@@ -45,6 +43,7 @@ from rlhfctl.training.rl.learn import build_optimizer, learn
 from rlhfctl.training.rl.metrics import update_metrics
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.orders import Orders
+from rlhfctl.training.rl.preparation import has_low_precision, make_accelerator, require_steady_positions
 from rlhfctl.training.rl.recovery import NonFiniteError, Recovery, require_finite
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.rl.trace import Trace
@@ -98,8 +97,8 @@ class PpoLoop:
         self.algorithm = ALGORITHMS[algorithm]
         if self.algorithm.needs_critic and roles.critic is None:
             raise ValueError(f"{algorithm} needs a critic")
-        self.accelerator = _accelerator(section)
-        _require_steady_positions(section, roles, data)
+        self.accelerator = make_accelerator(section)
+        require_steady_positions(section, roles, data)
         self.trained = roles.prepare()
         self.optimizer = build_optimizer(section, self.trained)
         self.scheduler = get_scheduler(
@@ -111,7 +110,7 @@ class PpoLoop:
         self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator)
         self.recovery = Recovery(run.work.parent / "non-finite", data.tokenizer, run.say)
         self.checkpoint_steps = section.checkpoint_steps or checkpoints.interval(section.updates)
-        self.recomputes = _has_low_precision(section, roles, self.trained)  # the sampled log-probabilities
+        self.recomputes = has_low_precision(section, roles, self.trained)  # the sampled log-probabilities
         self.done = 0  # updates
         self.attempt = 0  # how often training went back: the noise is drawn anew each time
         self.history: list[dict[str, float]] = []
@@ -255,36 +254,3 @@ class PpoLoop:
     def _restored_updates(self) -> int:
         """Resume from the newest checkpoint; how many updates are done there."""
         return self.done if self._resume() else 0
-
-
-# ---------------------------------------------------------------- what the loop may work with
-
-
-def _accelerator(section: Ppo) -> Accelerator:
-    """A new accelerator in the section's precision; EngineError under a launcher of several processes."""
-    # A process keeps the precision of its first accelerator: that of the sft stage's trainer, if it ran just now.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="bf16" if section.bf16 else "no")
-    if accelerator.num_processes > 1:
-        raise EngineError(
-            "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
-        )
-    return accelerator
-
-
-def _require_steady_positions(section: Ppo, roles: Roles, data: PromptData) -> None:
-    """EngineError where sampling would see other rotary angles than the update."""
-    steady, longest = max_stable_rope_length(roles.policy.config), max(map(len, data.prompts), default=0)
-    if steady is not None and longest + section.response_length > steady:
-        raise EngineError(
-            f"this model's rotary embeddings change when a sequence grows beyond {steady} tokens: what was sampled "
-            "before would no longer be what the policy gives",
-            where="ppo.engine: rlhfctl",
-            fix=f"keep data.max_prompt_length + ppo.response_length at {steady} or less",
-        )
-
-
-def _has_low_precision(section: Ppo, roles: Roles, trained: dict[str, Any]) -> bool:
-    """Whether sampling and learning may round differently: half-width numbers, or quantized weights."""
-    widths = (roles.policy.head.weight.dtype.itemsize, next(iter(trained.values())).dtype.itemsize)
-    return section.bf16 or min(widths) < 4 or loading.is_quantized(roles.policy.model)
