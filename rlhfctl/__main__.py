@@ -1,7 +1,7 @@
 """`rlhfctl` and `python -m rlhfctl`: starts the command line, and turns errors into exit codes.
 
 A plain `watch RUN` is drawn before the command line's libraries could load; the same command with options, and its
-help, are cli.py's.
+help, are of cli/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every error a user can cause: what happened, where, and what to do about it.
 
-Only these are shown as one message without a traceback (cli.py maps them to exit codes); any other exception is
+Only these are shown as one message without a traceback (__main__.py maps them to exit codes); any other exception is
 a defect of ours and propagates.
 """
 

@@ -233,8 +233,8 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
             reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
-    # What the page has beyond that needs another recipe: logging steps, a weighted reward.
-    others = {"reward/NAME"}
+    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`.
+    others = {"reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]
     assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)

@@ -1,4 +1,4 @@
-"""What in a stage's metrics should make one look: each alarm is a sentence for a newcomer, and what to try.
+"""Alarms of a stage: each is a sentence for a newcomer about what the metrics show, and what to try.
 
 Pure: reads series and settings, says what holds now. An alarm goes when its cause goes. Gold is not read: it exists
 only in the built-in task, and must not steer anyone. The thresholds are set so that runs of the shipped recipes raise
@@ -14,22 +14,20 @@ from typing import Any
 
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import number
+from rlhfctl.metrics import kind, must_be_finite
 
 WINDOW = 5
 """Updates whose median an alarm looks at: one odd batch is no news."""
 
-MUST_BE_FINITE = ("loss", "eval_loss", "grad_norm", "score", "kl", "policy_loss", "value_loss", "entropy")
-"""Metrics that are a number as long as training works. Others (a variance of one value) may be none."""
-
 KL_PER_RESPONSE = 10.0
-"""Nats a response. Below that, runs that go well are found at every length."""
+"""Nats per response. Below that, runs that go well are found at every length."""
 
 KL_PER_TOKEN = 0.3
-"""Nats a token: the policy finds each of its tokens 1.35 times as likely as the reference does. Healthy runs of the
+"""Nats per token: the policy finds each of its tokens 1.35 times as likely as the reference does. Healthy runs of the
 shipped recipes end at 0.1 to 0.2, the one whose text broke down while its score rose ended at 1.3."""
 
 KL_GROWTH, KL_GROWTH_FROM = 2.0, 5.0
-"""Doubling within WINDOW updates is usual near 0, where KL starts; above 5 nats a response it is not."""
+"""Doubling within WINDOW updates is usual near 0, where KL starts; above 5 nats per response it is not."""
 
 SHRUNK_TO, SHRUNK_FROM = 0.4, 4.0
 """Responses at two fifths of their first length have lost content; below 4 tokens there is none to lose."""
@@ -45,7 +43,7 @@ CLIPPED_AT_MOST = 0.3
 """Share of tokens that PPO's clip holds back. Common advice is to stay under 0.2; beyond 0.3 most of a step is lost."""
 
 ENTROPY_LEFT = 0.3
-"""Share of the first entropy a token. Learning takes some; below a third, responses are near copies of each other."""
+"""Share of the first entropy per token. Learning takes some; below a third, responses are near copies of each other."""
 
 STILL_FROM, STILL_WINDOW, STILL_KL = 20, 10, 0.05
 """Updates before which nothing is expected, updates whose median KL is looked at, and nats per response below which the
@@ -62,16 +60,18 @@ EVAL_NOISE = 0.5
 
 
 def alarms(stage: str, series: Mapping[str, Series], settings: Mapping[str, Any]) -> list[str]:
-    """The sentences that hold now, gravest first. `settings` are the stage's effective ones."""
+    """Return the sentences of the alarms that hold now, the gravest first.
+
+    `settings` are the stage's effective settings.
+    """
     found = list(_not_finite(series))
-    if stage == "ppo":
-        for check in (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic):
-            found += check(series, settings)
+    for check in _CHECKS.get(kind(stage), ()):
+        found += check(series, settings)
     return found
 
 
 def _not_finite(series: Mapping[str, Series]) -> Iterator[str]:
-    names = [name for name in MUST_BE_FINITE if name in series and not math.isfinite(series[name].last)]
+    names = [name for name in must_be_finite() if name in series and not math.isfinite(series[name].last)]
     names = [name for name in names if series[name].step >= 0]
     if names:
         verb = "is" if len(names) == 1 else "are"
@@ -187,12 +187,16 @@ def _critic(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterat
 
 
 def _recently(series: Mapping[str, Series], name: str) -> float | None:
-    """The median of the last WINDOW reports; None while there are fewer."""
+    """Return the median of the last WINDOW reports, or None while there are fewer."""
     last = series[name].tail(WINDOW) if name in series else None
     return statistics.median(last) if last else None
 
 
 def _beginning(series: Mapping[str, Series], name: str) -> float | None:
-    """What the run began with, once there is something after it."""
+    """Return the mean of the run's first reports, once enough others have followed."""
     enough = name in series and len(series[name].recent) >= 2 * WINDOW
     return series[name].beginning() if enough else None
+
+
+_CHECKS = {"ppo": (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic)}
+"""The checks of each kind of stage beside the one that all have, the gravest first."""

@@ -1,4 +1,4 @@
-"""The run's `events.jsonl`: one strict JSON object a line, written as events come and read back later.
+"""The run's `events.jsonl`: one strict JSON object per line, written as events come and read back later.
 
 Writes the file it is given, in append mode, flushed line by line, so that another process can follow it and a kill
 costs at most the line being written. Reads the same. Strict JSON has no NaN: a number that is not finite becomes null.
@@ -19,7 +19,7 @@ from rlhfctl.events import Event
 
 
 class JsonlWriter:
-    """A listener that appends each event to `path` as one line; the file is opened at the first event."""
+    """Append each event to `path` as one line. A listener; the file is opened at the first event."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -49,13 +49,13 @@ class JsonlWriter:
 
 
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of an `events.jsonl` in order; a torn line (a writer killed in the middle of it) is passed over."""
+    """Yield the records of an `events.jsonl` in order. A torn line (a writer killed in the middle of it) is skipped."""
     with Path(path).open("rb") as lines:  # bytes: only \n ends a line, and a torn one may end within a character
         yield from records(lines)
 
 
 def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The records of whole lines; a torn one is passed over."""
+    """Yield the records of whole lines. A torn line is skipped."""
     for line in lines:
         try:
             record = json.loads(line)
@@ -66,7 +66,7 @@ def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _open_for_append(path: Path) -> BinaryIO:
-    """Open for append, on a fresh line: a torn last line is ended first, so that it spoils only itself."""
+    """Open a file for append, on a fresh line: a torn last line is ended first, so that it spoils only itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+")
     if file.seek(0, os.SEEK_END) > 0:
@@ -77,7 +77,7 @@ def _open_for_append(path: Path) -> BinaryIO:
 
 
 def _strict(value: Any) -> Any:
-    """`value` as strict JSON can hold it: non-finite numbers are null, NumPy numbers are numbers, the rest is text."""
+    """Convert a value to strict JSON: a non-finite number becomes null, a NumPy number a number, anything else text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):

@@ -20,7 +20,7 @@ _ERRORS = 2.0  # standard errors by which the two sides must differ to be called
 
 
 class Series:
-    """Values by step. A step that was reported before (training went back, or was resumed) replaces what came after."""
+    """Keep the values of one metric by step. A step reported again (after a resume) replaces what came after it."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []  # finite ones: means of `_each` reports, under the last one's step
@@ -31,7 +31,7 @@ class Series:
         self.step = -1
 
     def add(self, step: int, value: float) -> None:
-        """The value at `step`; a value that is not finite is remembered as the last one only."""
+        """Add the value at `step`. A value that is not finite is kept as the last one only."""
         if step <= self.step:
             self.cut(step - 1)
         self.step, self.last = step, value
@@ -54,7 +54,7 @@ class Series:
         self._held = 1
 
     def cut(self, step: int) -> None:
-        """Forget what was reported after `step`."""
+        """Forget the reports after `step`."""
         while self.points and self.points[-1][0] > step:
             self.points.pop()
             self._held = self._each
@@ -67,16 +67,16 @@ class Series:
         self.last = self.recent[-1][1] if self.recent else math.nan
 
     def tail(self, count: int) -> list[float] | None:
-        """The last `count` finite values, or None while there are fewer."""
+        """Return the last `count` finite values, or None while there are fewer."""
         values = [value for _, value in self.recent]
         return values[-count:] if len(values) >= count else None
 
     def beginning(self) -> float | None:
-        """The mean of the first values, or None while there are too few."""
+        """Return the mean of the first values, or None while there are too few."""
         return statistics.fmean(value for _, value in self.first) if len(self.first) == FIRST else None
 
     def trend(self) -> tuple[float, bool] | None:
-        """How much the last values differ from those before, and whether by more than they scatter."""
+        """Return the change from the values before to the last ones, and whether it is larger than their scatter."""
         values = [value for _, value in self.recent]
         count = min(_TREND, len(values) // 2)
         if count < 2:
@@ -87,12 +87,12 @@ class Series:
         return change, change != 0 and abs(change) > _ERRORS * error
 
     def extent(self) -> tuple[float, float] | None:
-        """The lowest and the highest value drawn."""
+        """Return the lowest and the highest value drawn."""
         values = [value for _, value in self.points]
         return (min(values), max(values)) if values else None
 
     def columns(self, axis: Axis) -> list[float | None]:
-        """A value for each column of the axis: the mean of the reports there, else the one before; None before all."""
+        """Return a value per column: the mean of its reports, else the value before it, None before the first."""
         if not axis.width:
             return []
         sums, counts = [0.0] * axis.width, [0] * axis.width
@@ -108,7 +108,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The steps of several charts below each other: `width` columns from step `low` to just before step `high`."""
+    """The shared step axis of charts below each other: `width` columns, from step `low` to just before step `high`."""
 
     low: int
     high: float
@@ -116,7 +116,7 @@ class Axis:
 
     @classmethod
     def of(cls, several: Iterable[Series], width: int) -> Axis:
-        """From the first report to the last and what it stands for: a few columns for each, or one for several."""
+        """Build the axis of several series, first to last report: a few columns per report, or one for several."""
         drawn = [series.points for series in several if len(series.points) > 1]
         if not drawn or width < 1:
             return cls(0, 1.0, max(0, width))

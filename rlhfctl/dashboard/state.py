@@ -1,7 +1,8 @@
 """What is known of a run: fed event records one by one, it holds what they amount to.
 
-Keeps bounded memory however long the run; the clock is handed in, a record is never trusted. Reads and draws nothing:
-screen.py does the drawing.
+Keeps bounded memory however long the run and whatever its events: a few numbers of each of many stages, and the series
+and samples of the stages that reported last. The clock is handed in, a record is never trusted. Reads and draws
+nothing: screen.py does the drawing.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from typing import Any, TypeGuard
 from rlhfctl.dashboard.alarms import alarms
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import duration
+from rlhfctl.metrics import kind
 
 _HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
-KEPT_SAMPLES = 4  # a stage
-_STAGES, _METRICS, _WARNINGS = 12, 80, 20  # how many are kept: of stages, a stage, a run
+KEPT_STAGES = 1000  # per run: hundreds of rounds
+KEPT_DETAILS = 12  # stages whose settings, series and samples are kept: those that reported last
+KEPT_SAMPLES, KEPT_METRICS = 4, 80  # per stage
+KEPT_WARNINGS = 20  # per run
+_LONGEST_NAME = 200  # characters of a stage's name or unit
+_NAMED = 4  # stages to come that are named beside the time left; of more the others are counted
 _WORKS = 8  # pieces of work, one inside the other
 _SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
 
 
 @dataclass
 class Stage:
-    """What is known of one stage."""
+    """The state of one stage."""
 
     name: str
     state: str = "next"  # next, now, done, skipped
@@ -43,8 +49,14 @@ class Stage:
     series: dict[str, Series] = field(default_factory=dict)
     samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
 
+    def forget_details(self) -> None:
+        """Drop settings, series and samples, which take memory. The stage's state and times stay."""
+        self.settings = {}
+        self.series.clear()
+        self.samples.clear()
+
     def left(self, now: float) -> float | None:
-        """Seconds to the end of the stage. While a step hangs it stands still: nothing gets done."""
+        """Return the seconds to the end of the stage. While a step hangs, the time stands still: nothing gets done."""
         if self.eta is None:
             return None
         said, when = self.eta
@@ -53,11 +65,12 @@ class Stage:
 
 
 class RunState:
-    """The state of a run, as its events tell it."""
+    """The state of a run, built from its events."""
 
     def __init__(self) -> None:
         self.name = ""
-        self.stages: dict[str, Stage] = {}  # all that were heard of, in order of appearance
+        self.stages: dict[str, Stage] = {}  # in order of appearance
+        self._detailed: dict[str, Stage] = {}  # those whose details are kept, the one that reported last at the end
         self.order: list[str] = []  # those of this command, once it has said so
         self.current: Stage | None = None
         self.began: float | None = None
@@ -67,15 +80,16 @@ class RunState:
         self.verdict: tuple[str, str] | None = None  # of this command: the word, and the sentence about it
         self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
         self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
-        self.warnings: deque[tuple[str, str]] = deque(maxlen=_WARNINGS)  # stage and message, the newest last
+        self.warnings: deque[tuple[str, str]] = deque(maxlen=KEPT_WARNINGS)  # stage and message, the newest last
 
     # ------------------------------------------------------------ what is fed
 
     def feed(self, record: Mapping[str, Any]) -> None:
-        """One event as `Event.to_record` gives it. What is not understood is passed over."""
+        """Take in one event, as `Event.to_record` gives it. A record that is not understood is skipped."""
         name, time = record.get("stage"), real(record.get("time"))
         if not isinstance(name, str) or time is None:
             return
+        name = name[:_LONGEST_NAME]
         self.last = time if self.last is None else max(time, self.last)
         if self.began is None:
             self.began = time
@@ -85,18 +99,18 @@ class RunState:
             case "run_stopped":
                 self.stopped = str(record.get("reason") or "")
             case "started":
-                self._started(self._stage(name), record, time)
+                self._started(self._with_details(name), record, time)
             case "progress":
                 self._progress(self._stage(name), record, time)
             case "working":
                 self._working(name, record, time)
             case "metrics":
-                self._metrics(self._stage(name), record, time)
+                self._metrics(self._with_details(name), record, time)
             case "checkpoint":
                 step = whole(record.get("step"))
                 self.checkpoint = self.checkpoint if step is None else (name, step, time)
             case "sample":
-                self._stage(name).samples.append(record)
+                self._with_details(name).samples.append(record)
             case "warning":
                 warning = (name, str(record.get("message")))
                 if warning in self.warnings:  # said again: it is the newest once more
@@ -114,7 +128,8 @@ class RunState:
     def _run_started(self, record: Mapping[str, Any], time: float) -> None:
         names = record.get("stages")
         self.name = str(record.get("name") or "")
-        self.order = [str(name) for name in names][:_STAGES] if isinstance(names, list | tuple) else []
+        names = names[:KEPT_STAGES] if isinstance(names, list | tuple) else []
+        self.order = list(dict.fromkeys(str(name)[:_LONGEST_NAME] for name in names))
         self.began, self.stopped, self.current, self.note = time, None, None, ""
         self.checkpoint = self.verdict = None
         self.work.clear()
@@ -123,14 +138,33 @@ class RunState:
             stage.state, stage.started, stage.seconds, stage.eta = "next", False, None, None
 
     def _stage(self, name: str) -> Stage:
+        """Return the stage of this name. A new one replaces the oldest stage that this command does not run."""
         if name not in self.stages:
-            if len(self.stages) >= _STAGES:
-                return Stage(name)  # heard, not kept
+            if len(self.stages) >= KEPT_STAGES:
+                due = {*self.order, *([self.current.name] if self.current is not None else [])}
+                oldest = next((other for other in self.stages if other not in due), None)
+                if oldest is None:
+                    return Stage(name)  # heard, not kept
+                del self.stages[oldest]
+                self._detailed.pop(oldest, None)
             self.stages[name] = Stage(name)
         return self.stages[name]
 
+    def _with_details(self, name: str) -> Stage:
+        """Return the stage of this name, which reports just now.
+
+        The details of the stage that is silent longest are dropped.
+        """
+        stage = self._stage(name)
+        self._detailed.pop(name, None)
+        if self.stages.get(name) is stage:
+            self._detailed[name] = stage
+        if len(self._detailed) > KEPT_DETAILS:
+            self._detailed.pop(next(iter(self._detailed))).forget_details()
+        return stage
+
     def _at_work(self, stage: Stage, time: float) -> None:
-        """It is this one's turn: no other stage is at work."""
+        """Mark a stage as the one at work; no other stage is."""
         for other in self.stages.values():
             if other.state == "now":
                 other.state = "next"
@@ -156,7 +190,7 @@ class RunState:
         self.note = ""
 
     def _working(self, name: str, record: Mapping[str, Any], time: float) -> None:
-        """Work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
+        """Note work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
         what = str(record.get("what"))
         if record.get("over"):
             self.work.pop((name, what), None)
@@ -170,7 +204,7 @@ class RunState:
 
     def _progress(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
         self._moved(stage, record, time)
-        stage.unit = str(record.get("unit") or stage.unit)
+        stage.unit = str(record.get("unit") or stage.unit)[:_LONGEST_NAME]
         if stage.pace is None:
             stage.pace = (time, stage.step)
         elif stage.eta is None or real(record.get("eta_s")) is None:
@@ -179,7 +213,7 @@ class RunState:
                 stage.eta = ((time - since) / (stage.step - first) * max(0, stage.total - stage.step), time)
 
     def _moved(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
-        """The step, the total and the time left, as progress and metrics tell them."""
+        """Update the step, the total and the time left from a progress or metrics record."""
         if stage.state != "now":
             self._at_work(stage, time)
         stage.started = True
@@ -197,7 +231,7 @@ class RunState:
             self._moved(stage, record, time)
         for name, value in values.items():
             if name not in stage.series:
-                if len(stage.series) >= _METRICS:
+                if len(stage.series) >= KEPT_METRICS:
                     continue
                 stage.series[name] = Series()
             found = real(value)
@@ -217,32 +251,42 @@ class RunState:
 
     @property
     def over(self) -> bool:
-        """Whether all that the command was to do is done, or it has stopped."""
+        """Tell whether every stage of the command is done, or the command has stopped."""
         if self.stopped is not None:
             return True
         return bool(self.order) and all(self.stages[name].state in ("done", "skipped") for name in self.order)
 
     def no_more_comes(self, why: str) -> None:
-        """Its process is gone: stopped, unless all is done. Older versions do not say what was due: what began."""
+        """Note that the run's process is gone: the run has stopped, unless every stage is done.
+
+        Runs of older versions do not say which stages were due: the stages that began count.
+        """
         if not self.order and all(stage.state in ("done", "skipped") for stage in self.stages.values()):
             self.order = list(self.stages)
         if not self.over and self.last is not None:
             self.stopped = why
 
     def time_left(self, now: float) -> str:
-        """For the whole run. Stages to come count as they took when they last ran; without that they are named."""
+        """Describe the time left for the whole run.
+
+        A stage to come counts as it took when it last ran, or else as the last stage of its kind (of the round before)
+        took. A stage without either is named.
+        """
         since = 0.0 if self.began is None else (self.last or 0.0) - self.began
         if self.over:
             return f"{'done' if self.stopped is None else 'stopped'} after {duration(since)}"
         running = next((stage for stage in self.stages.values() if stage.state == "now"), None)
         coming = [self.stages[name] for name in self.order if self.stages[name].state == "next"]
+        took = {kind(stage.name): stage.took for stage in self.stages.values() if stage.took is not None}
+        expected = {stage.name: took.get(kind(stage.name)) if stage.took is None else stage.took for stage in coming}
         left: float | None = 0.0
         if running is not None:
             left = running.left(now)
-            if left is None and running.took is not None and running.began is not None and not running.resumed_from:
-                left = max(0.0, running.took - (now - running.began))
-        unknown = [stage.name for stage in coming if stage.took is None]
-        known = sum(stage.took for stage in coming if stage.took is not None)
+            before = took.get(kind(running.name)) if running.took is None else running.took
+            if left is None and before is not None and running.began is not None and not running.resumed_from:
+                left = max(0.0, before - (now - running.began))
+        unknown = [name for name, seconds in expected.items() if seconds is None]
+        known = sum(seconds for seconds in expected.values() if seconds is not None)
         if running is None and not coming:
             return ""
         if left is None or (running is None and not known):
@@ -251,16 +295,20 @@ class RunState:
             text = f"about {duration(left + known)}"
         else:
             text = duration(left)
+        if len(unknown) > _NAMED:
+            unknown = [*unknown[: _NAMED - 1], f"{len(unknown) - _NAMED + 1} more stages"]
         return f"time left {text}" + (f" + {', '.join(unknown)}" if unknown else "")
 
     def alarms(self) -> list[tuple[str, str]]:
-        """(stage, sentence) of what holds now: those of the stage at work first."""
-        stages = sorted(self.stages.values(), key=lambda stage: stage is not self.current)
+        """Return (stage, sentence) for every alarm that holds now, the stage at work first."""
+        stages = sorted(
+            (stage for stage in self.stages.values() if stage.series), key=lambda stage: stage is not self.current
+        )
         return [(stage.name, said) for stage in stages for said in alarms(stage.name, stage.series, stage.settings)]
 
 
 def real(value: Any) -> float | None:
-    """A finite number, or None for all else."""
+    """Return a finite number as a float, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -270,11 +318,11 @@ def real(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A finite number as an integer, or None for all else."""
+    """Return a finite number as an integer, or None for anything else."""
     found = real(value)
     return None if found is None else int(found)
 
 
 def is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a record holds names and values there."""
+    """Tell whether a value of a record maps names to values."""
     return isinstance(value, Mapping)

@@ -10,12 +10,12 @@ _JOINERS = "\u200c\u200d"  # not printable in Python's eyes, but Persian words a
 
 
 def work_left(done: int, total: int | None, seconds: float) -> float | None:
-    """Seconds that work goes on at its pace so far; None while that cannot be told."""
+    """Return the seconds that work takes until its end at its pace so far, or None while that is unknown."""
     return seconds / done * max(0, total - done) if total is not None and done > 0 else None
 
 
 def number(value: float, digits: int = 4) -> str:
-    """`value` at `digits` significant digits: 2.31, 9.1e-4, 1.235e6, 12800 (a whole number keeps all its digits)."""
+    """Write a number with `digits` significant digits: 2.31, 9.1e-4, 1.235e6, 12800 (an integer keeps all digits)."""
     value = float(value)
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
@@ -32,8 +32,33 @@ def number(value: float, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def short(value: float) -> str:
+    """Write a number for a narrow column: three significant digits, four from 10,000 on."""
+    return number(value, 3 if abs(value) < 1e4 else 4)
+
+
+def fixed(value: float, places: int, *, sign: bool = False) -> str:
+    """Write a number with `places` decimals, so that numbers below each other line up."""
+    if value and math.isfinite(value) and abs(value) >= 1e5:
+        return number(value, 3)
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.lstrip("-+") if not float(text) else text  # no -0.00
+
+
+def rounded_to(value: float, span: float) -> float:
+    """Round the end of a range to a hundredth of the first digit of its span: more digits say nothing."""
+    if not (span > 0 and math.isfinite(span)):
+        return value
+    return round(value, 2 - math.floor(math.log10(span))) + 0.0  # no -0
+
+
+def counted(count: int, what: str) -> str:
+    """Write a count with its noun: `no alarms`, `1 alarm`, `2 alarms`."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
-    """`seconds` as 0:42, 12:05 or 1:02:03; a dash when it is not a number."""
+    """Write seconds as 0:42, 12:05 or 1:02:03; a dash if they are not a number."""
     if not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -42,7 +67,7 @@ def duration(seconds: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting as a recipe would spell it, on one line: null, true, 0.001, "two words", [1,2]."""
+    """Write a setting as a recipe would spell it, on one line: null, true, 0.001, "two words", [1,2]."""
     if isinstance(value, str):
         plain = value != "" and not any(char in value for char in ' "=\\') and visible(value) == value
         return value if plain else quoted(value)
@@ -50,7 +75,7 @@ def setting(value: Any) -> str:
 
 
 def visible(text: str, *, newlines: bool = False) -> str:
-    """`text` with what a terminal would obey rather than show (escapes, direction marks, line ends) spelled out.
+    """Spell out the characters that a terminal would obey rather than show: escapes, direction marks, line ends.
 
     With `newlines`, line ends and tabs stay as they are.
     """
@@ -61,12 +86,12 @@ def visible(text: str, *, newlines: bool = False) -> str:
 
 
 def one_line(message: str) -> str:
-    """A message of ours on one line: its lines joined by a space."""
+    """Join the lines of a message by a space."""
     return visible(" ".join(part for line in message.splitlines() if (part := line.strip())))
 
 
 def quoted(text: str) -> str:
-    r"""Other people's text on one line, in quotes: `"a \"b\"\nc"`."""
+    r"""Write other people's text on one line, in quotes: `"a \"b\"\nc"`."""
     return '"' + visible(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 

@@ -20,12 +20,12 @@ from rlhfctl import fs
 from rlhfctl.artifacts import MANIFEST, Artifact
 from rlhfctl.dashboard.text import number, visible
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import ELSEWHERE, STAGES, read_stages, stages_of
 from rlhfctl.recipe.load import outline
 
 _STYLES = {"running": "bold cyan", "complete": "green", "unfinished": "yellow", "unreadable": "red"}
-_TELLING = {"base": "parameters", "sft": "loss", "reward": "heldout_accuracy", "ppo": "score"}  # of a stage's metrics
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -103,9 +103,9 @@ def _result(artifacts: dict[str, Artifact]) -> str:
         greedy = (report.get("greedy") or {}).get(judge)
         more = f", greedily on {greedy['win_rate']:.0%}" if greedy else ""
         return f"{report['verdict']}: {visible(judge)} prefers it on {rate:.0%}{more}"
-    metric = _TELLING.get(last, "")
     metrics = artifact.manifest.metrics
-    return f"{last}: {metric} {number(metrics[metric])}" if metric in metrics else ""
+    first = next((metric.name for metric in ranked(last, "show")), "")
+    return f"{last}: {first} {number(metrics[first])}" if first in metrics else ""
 
 
 def _progress(stages: dict[str, str]) -> str:

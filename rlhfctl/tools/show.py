@@ -18,19 +18,13 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths
 from rlhfctl.pipeline import STAGES, read_stages, section_of, stages_of
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 
 _HASH_SHOWN = 12
-_METRICS_SHOWN = {
-    "base": ("parameters",),
-    "sft": ("loss", "mean_token_accuracy", "steps"),
-    "reward": ("heldout_accuracy", "heldout_accuracy_low", "heldout_accuracy_high", "steps"),
-    "ppo": ("score", "kl", "length", "eos_rate", "eval_score", "updates"),
-    "compare": ("win_rate", "delta", "kl", "length"),
-}
 
 
 def describe(run: Path) -> Iterator[RenderableType]:
@@ -43,7 +37,7 @@ def describe(run: Path) -> Iterator[RenderableType]:
             table.add_row(name, state, "", "")
             continue
         metrics = artifact.manifest.metrics
-        shown = "  ".join(f"{key} {number(metrics[key])}" for key in _METRICS_SHOWN[name] if key in metrics)
+        shown = "  ".join(f"{m.name} {number(metrics[m.name])}" for m in ranked(name, "show") if m.name in metrics)
         table.add_row(name, state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table

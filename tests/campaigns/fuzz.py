@@ -45,7 +45,7 @@ from bad_project import (  # noqa: E402
 from conftest import run_cli, run_here  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
-# What errors.py and cli.py document: defects of ours are no part of it.
+# What errors.py and cli/ document: defects of ours are no part of it.
 EXIT_CODES = (0, 1, 2, 3, 5)
 TOO_LONG_S = 120
 # A number above this where a stage counts with it is right, and would take hours.

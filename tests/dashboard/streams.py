@@ -120,6 +120,30 @@ def whole() -> list[Record]:
     return [*records, finished("compare", 1090.0, 8.0)]
 
 
+def rounds(count: int, *, until: str | None = None) -> list[Record]:
+    """Rounds of four stages, `sft`, ..., `round-2/sft`, ..., one hour each.
+
+    With `until`, the last of them is in the middle of this stage, and two more rounds are due.
+    """
+    due = count + (2 if until else 0)
+    prefixes = ["", *(f"round-{number}/" for number in range(2, due + 1))]
+    names = tuple(prefix + stage for prefix in prefixes for stage in STAGES)
+    records = [run_started(0.0, names)]
+    for number, prefix in enumerate(prefixes[:count]):
+        start = 3600.0 * number
+        for stage, took in zip(STAGES, (60.0, 30.0, 81.0, 8.0), strict=True):
+            name = prefix + stage
+            records.append(started(name, start, 40))
+            partly = stage == until and number == count - 1
+            if stage == "ppo":
+                records += [{**record, "stage": name} for record in ppo(22 if partly else 40, start=start)]
+            if partly:
+                return records
+            start += 100.0
+            records.append(finished(name, start, took))
+    return records
+
+
 def random_stream(seed: int, count: int = 120) -> list[Record]:
     """Records in any order, with values of any kind: what a screen must survive."""
     draw = random.Random(seed)

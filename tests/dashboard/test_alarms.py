@@ -117,10 +117,10 @@ def test_training_up_and_eval_down() -> None:
 def test_the_screen_says_it_and_stops_saying_it() -> None:
     screen = Screen()
     for record in until_ppo():
-        screen.feed(record)
-    assert screen.alarms() == []
+        screen.state.feed(record)
+    assert screen.state.alarms() == []
     metrics = {"event": "metrics", "stage": "ppo", "split": "train", "total": 40}
-    screen.feed({**metrics, "time": 1100.0, "step": 23, "values": {"score": None}})
-    assert [stage for stage, _ in screen.alarms()] == ["ppo"]
-    screen.feed({**metrics, "time": 1102.0, "step": 24, "values": {"score": 0.6}})
-    assert screen.alarms() == []
+    screen.state.feed({**metrics, "time": 1100.0, "step": 23, "values": {"score": None}})
+    assert [stage for stage, _ in screen.state.alarms()] == ["ppo"]
+    screen.state.feed({**metrics, "time": 1102.0, "step": 24, "values": {"score": 0.6}})
+    assert screen.state.alarms() == []

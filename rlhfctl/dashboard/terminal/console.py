@@ -10,6 +10,6 @@ _PIPED_WIDTH = 100
 
 
 def console() -> Console:
-    """A console on standard output as it is now."""
+    """Open a console on standard output as it is now."""
     stream = sys.stdout
     return Console(file=stream, highlight=False, width=None if stream.isatty() else _PIPED_WIDTH)

@@ -18,14 +18,14 @@ from rich.text import Text
 from rlhfctl.dashboard.text import visible
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow", "mixed": "bold yellow"}
-LONGEST = 4000  # characters of one text that are looked at: more than a screen shows
+LONGEST = 4000  # characters of one text that are read: more than a screen shows
 # Joiners and presentation signs: terminals disagree on how wide what they combine is, so it is shown uncombined.
 _UNSTEADY = str.maketrans("", "", "\u200c\u200d\ufe0e\ufe0f")
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What stands for a stage's state, a direction, a rule, a bar, and the heights of a chart from low to high."""
+    """The characters for a stage's state, a direction, a rule, a bar, and the heights of a chart from low to high."""
 
     ascii: bool
     done: str
@@ -87,20 +87,20 @@ ASCII = Signs(
 
 
 def signs_for(console: Console, environment: dict[str, str], *, ascii_only: bool = False) -> Signs:
-    """The signs that a terminal can show. Linux's own console has a font without most block characters."""
+    """Choose the signs that a terminal can show. Linux's own console has a font without most block characters."""
     if ascii_only or environment.get("RLHFCTL_ASCII") or environment.get("TERM") == "linux":
         return ASCII
     return ASCII if console.options.ascii_only else UNICODE
 
 
 def shown(text: str, signs: Signs) -> str:
-    """`text` on one line, as a terminal with `signs` can show it, control characters spelled out."""
+    """Put a text on one line, as a terminal with `signs` can show it, control characters spelled out."""
     text = visible(text.translate(_UNSTEADY))
     return text.encode("ascii", "backslashreplace").decode("ascii") if signs.ascii else text
 
 
 def fit(line: Text, width: int, signs: Signs, *, pad: bool = False) -> Text:
-    """`line` in at most `width` cells, dots where something is cut off; with `pad`, in exactly `width`."""
+    """Fit a line into `width` cells, with dots where something is cut off; with `pad`, into exactly `width`."""
     if line.cell_len > width:
         dots = signs.dots if width > len(signs.dots) else ""
         line.truncate(max(0, width - len(dots)), overflow="crop")
@@ -111,7 +111,7 @@ def fit(line: Text, width: int, signs: Signs, *, pad: bool = False) -> Text:
 
 
 def wrap(text: str, width: int, most: int, signs: Signs) -> list[str]:
-    """Other people's text in at most `most` lines of at most `width` cells; its own line ends are kept."""
+    """Wrap other people's text into at most `most` lines of at most `width` cells. Its own line ends are kept."""
     lines: list[str] = []
     for line in text[:LONGEST].strip("\n").split("\n"):
         lines += _folded(shown(line.removesuffix("\r"), signs), width)
@@ -128,7 +128,7 @@ def wrap(text: str, width: int, most: int, signs: Signs) -> list[str]:
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` cells, broken at spaces where that is possible."""
+    """Break a text into lines of at most `width` cells, at spaces where that is possible."""
     width = max(1, width)
     if cell_len(text) <= width:
         return [text]
@@ -152,7 +152,7 @@ def _folded(text: str, width: int) -> list[str]:
 
 
 def _split(word: str, width: int) -> tuple[str, str]:
-    """The longest beginning of `word` that fits into `width` cells (one character at least), and what is left."""
+    """Split a word: the longest beginning that fits into `width` cells (at least one character), and the rest."""
     used = 0
     for index, char in enumerate(word):
         used += cell_len(char)
@@ -162,7 +162,7 @@ def _split(word: str, width: int) -> tuple[str, str]:
 
 
 def ends(left: Text, right: Text, width: int, signs: Signs) -> Text:
-    """`left` at the left edge, `right` at the right one; `right` goes first where both do not fit."""
+    """Put `left` at the left edge and `right` at the right one. Without room for both, `right` is left out."""
     if right.cell_len + 2 >= width:
         return fit(left, width, signs)
     fit(left, width - right.cell_len - 2, signs, pad=True)
@@ -170,14 +170,14 @@ def ends(left: Text, right: Text, width: int, signs: Signs) -> Text:
 
 
 def rule(title: Text, width: int, signs: Signs) -> Text:
-    """`── title ─────────`."""
+    """Draw a rule with a title: `── title ─────────`."""
     line = Text(signs.rule * 2 + " ", "dim").append_text(title).append(" ")
     line.append(signs.rule * max(0, width - line.cell_len), "dim")
     return fit(line, width, signs)
 
 
 def beside(left: Sequence[Text], right: Sequence[Text], width: int, signs: Signs) -> list[Text]:
-    """Two columns, the left one `width` wide, with a line between them."""
+    """Put two columns side by side, the left one `width` wide, with a line between them."""
     lines = []
     for index in range(max(len(left), len(right))):
         line = left[index].copy() if index < len(left) else Text()
@@ -187,13 +187,13 @@ def beside(left: Sequence[Text], right: Sequence[Text], width: int, signs: Signs
 
 
 def bar(share: float, width: int, signs: Signs, style: StyleType) -> Text:
-    """A progress bar of `width` cells."""
+    """Draw a progress bar of `width` cells."""
     filled = min(width, max(0, int(share * width))) if math.isfinite(share) else 0
     return Text(signs.filled * filled, style).append(signs.empty * (width - filled), "dim")
 
 
 def chart(values: Sequence[float | None], extent: tuple[float, float], lines: int, signs: Signs) -> list[str]:
-    """The values as columns, `lines` high, the highest line first. All the same: half way up. None: nothing there."""
+    """Draw values as columns, `lines` high, the highest line first. Equal values stand half way up, None is a gap."""
     low, high = extent
     if lines == 1:
         steps = len(signs.heights)
@@ -209,7 +209,7 @@ def chart(values: Sequence[float | None], extent: tuple[float, float], lines: in
 
 
 def _height(value: float | None, low: float, high: float, steps: int) -> int:
-    """1 to `steps`; 0 for nothing."""
+    """Scale a value to 1 ... `steps`; None gives 0."""
     if value is None:
         return 0
     if not high > low:

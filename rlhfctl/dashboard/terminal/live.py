@@ -25,9 +25,10 @@ from rich.text import Text
 
 from rlhfctl.dashboard.terminal.draw import Signs, signs_for
 from rlhfctl.dashboard.terminal.plain import chosen_metrics
-from rlhfctl.dashboard.terminal.screen import METRICS, Screen
-from rlhfctl.dashboard.text import duration, number, one_line, visible
+from rlhfctl.dashboard.terminal.screen import Screen
+from rlhfctl.dashboard.text import duration, one_line, short, visible
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
+from rlhfctl.metrics import ranked
 
 REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
 _ANSWER_S = 1.0  # of the drawing thread, when it is to end
@@ -59,7 +60,7 @@ class FullScreen:
         self._thread: threading.Thread | None = None
 
     def draw(self) -> None:
-        """One frame, written in one go. The last line of the terminal stays free for the cursor."""
+        """Draw one frame and write it in one go. The last line of the terminal stays free for the cursor."""
         with self._pen:
             width, height = self.console.size
             with self.lock:  # not while it is written: a terminal that is halted (Ctrl-S) must not halt training
@@ -100,7 +101,7 @@ class FullScreen:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: a terminal that is half drawn could not be given back."""
+    """Delay Ctrl-C and SIGTERM to the end of the block: a half-drawn terminal could not be given back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,8 +131,8 @@ class LivePrinter:
         self.signs = signs_for(console, dict(os.environ)) if signs is None else signs
         self.screen = Screen()
         for record in history:
-            self.screen.feed(record)
-        self.screen.warnings.clear()  # of earlier attempts
+            self.screen.state.feed(record)
+        self.screen.state.warnings.clear()  # of earlier attempts
         self._full = FullScreen(console, self.screen, self.signs)
         self._said: deque[RenderableType] = deque(maxlen=_SAID)
         self._stray = io.StringIO()  # what others print while the terminal is ours
@@ -159,12 +160,12 @@ class LivePrinter:
             if self._sigterm is not None:
                 signal.signal(signal.SIGTERM, self._sigterm)
             self.print_said()
-            now = self.screen.last if self.screen.last is not None else time.time()
+            now = self.screen.state.last if self.screen.state.last is not None else time.time()
             for line in self.screen.summary(self.console.width, self.signs, now):
                 self.console.print(line, no_wrap=True, overflow="crop")
 
     def print_said(self) -> None:
-        """What was said so far, on the console; once."""
+        """Print the messages kept so far on the console, once."""
         if stray := self._stray.getvalue().strip():
             self.console.print(Text(visible(stray, newlines=True), "dim"))
         for said in self._said:
@@ -184,7 +185,7 @@ class LivePrinter:
 
     def __call__(self, event: Event, /) -> None:
         with self._full.lock:
-            self.screen.feed(event.to_record())
+            self.screen.state.feed(event.to_record())
         match event:
             case StageStarted(resumed_from=int()):
                 self._say(" ", event.stage, f"resumes from step {event.resumed_from}", "dim")
@@ -207,7 +208,7 @@ class LivePrinter:
         self._say(self.signs.done, event.stage, _GAP.join(parts), "green")
 
     def _say(self, mark: str, stage: str, message: str, style: str) -> None:
-        """One message for the end; a long one wraps under itself, not under the stage's name."""
+        """Keep one message for the end. A long message wraps under itself, not under the stage's name."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=1)
         line.add_column(width=max(_NAME_WIDTH - 1, cell_len(stage)), no_wrap=True)
@@ -217,14 +218,14 @@ class LivePrinter:
         self._said.append(line)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM ends a process at once; what was said must not be lost with the frame."""
+        """Give the terminal back on SIGTERM, which ends a process at once: kept messages must not be lost."""
         self.stop()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _labelled(stage: str, values: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The stage's key metrics that are there, else others, as (short name, text)."""
-    known = {metric.name: metric.label for metric in METRICS.get(stage, ()) if metric.name in values}
+    """Return the stage's key metrics, or others if it has none, as (short name, text)."""
+    known = {metric.name: metric.label or metric.name for metric in ranked(stage, "screen") if metric.name in values}
     names = known or {name: visible(name) for name in chosen_metrics(stage, values)}
-    return [(label, number(values[name], 3 if abs(values[name]) < 1e4 else 4)) for name, label in names.items()]
+    return [(label, short(values[name])) for name, label in names.items()]

@@ -1,7 +1,7 @@
-"""Events as text for pipes and log files: one line an event, `[stage]` first, so that grep finds what it is asked for.
+"""Events as text for pipes and log files: one line per event, `[stage]` first, so that grep finds it.
 
-Writes to the stream it is given; reads nothing. Also holds what live.py and tables.py need to write numbers, durations
-and other people's text in the same way. Throttling goes by the events' own times, so the output is a function of them.
+Writes to the stream it is given; reads nothing. Throttling goes by the events' own times, so the output is a function
+of them.
 """
 
 from __future__ import annotations
@@ -26,27 +26,10 @@ from rlhfctl.events import (
     Warned,
     Working,
 )
-
-STAGE_METRICS: dict[str, tuple[str, ...]] = {
-    "sft": ("loss", "mean_token_accuracy", "learning_rate", "grad_norm", "eval_loss"),
-    "reward": ("loss", "accuracy", "margin", "eval_accuracy"),
-    "ppo": (
-        "score",
-        "kl",
-        "token_entropy",
-        "length",
-        "eos_rate",
-        "rlhf_reward",
-        "policy_loss",
-        "value_loss",
-        "approx_kl",
-        "clip_fraction",
-    ),
-}
-"""What to show of each stage's metrics, in this order."""
+from rlhfctl.metrics import log_labels, ranked, step_name
 
 OTHER_METRICS = 4
-"""How many metrics that STAGE_METRICS does not list follow those it does."""
+"""How many metrics that the table does not rank follow those it does."""
 
 PROGRESS_EVERY_S = 5.0
 """Seconds between two progress lines of a stage that reports nothing else."""
@@ -54,16 +37,13 @@ PROGRESS_EVERY_S = 5.0
 WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
 """Work beside a stage's steps has a line once it has lasted so long, then one in so many seconds, one at its end."""
 
-_UNITS = {"ppo": "update"}
-_LABELS = {"learning_rate": "lr"}
-
 
 class PlainPrinter:
-    """A listener that writes one line an event to `stream`, and flushes it."""
+    """Write one line per event to `stream`, and flush it. A listener."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._units: dict[str, str] = dict(_UNITS)
+        self._units: dict[str, str] = {}  # as stages report them
         self._last_time: dict[str, float] = {}
         self._last_step: dict[str, int] = {}
         self._worked: dict[tuple[str, str], float] = {}  # when it last had a line, in its own seconds
@@ -158,7 +138,7 @@ class PlainPrinter:
         return f"{self._unit(stage)} {step}{of}{eta}"
 
     def _unit(self, stage: str) -> str:
-        return self._units.get(stage, "step")
+        return self._units.get(stage) or step_name(stage)
 
     def _line(self, event: Event, text: str) -> None:
         # a log that cannot hold a character must not end the training that wrote it
@@ -169,8 +149,8 @@ class PlainPrinter:
 
 
 def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Those of `values` to show: the stage's listed ones (or their eval_ twins) in order, then up to 4 others."""
-    listed = STAGE_METRICS.get(stage, ())
+    """Choose which of `values` to show: the ranked ones (or their eval_ twins) in order, then up to 4 others."""
+    listed = [metric.name for metric in ranked(stage, "log")]
     names = [name for name in (*listed, *(f"eval_{name}" for name in listed)) if name in values]
     names = list(dict.fromkeys(names))
     others = [name for name in values if name not in names]
@@ -178,6 +158,6 @@ def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def assignments(stage: str, values: Mapping[str, float]) -> str:
-    """`loss=2.31 lr=9.1e-4`: the metrics to show, as one would grep for them."""
-    shown = chosen_metrics(stage, values)
-    return " ".join(f"{_LABELS.get(name, name)}={number(value)}" for name, value in shown.items())
+    """Write the metrics to show as one would grep for them: `loss=2.31 lr=9.1e-4`."""
+    shown, labels = chosen_metrics(stage, values), log_labels()
+    return " ".join(f"{labels.get(name, name)}={number(value)}" for name, value in shown.items())

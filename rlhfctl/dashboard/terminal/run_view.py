@@ -1,4 +1,4 @@
-"""What a command shows: who listens while stages run, the verdict once they are done, finished runs side by side.
+"""What commands show of runs: listeners while stages run, the verdict afterwards, finished runs side by side.
 
 Writes events.jsonl and to standard output; turns signals into errors with a way on. Runs nothing itself.
 """
@@ -36,7 +36,7 @@ _READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
 class Interrupted(RlhfctlError):
-    """A signal while stages ran: Ctrl-C, a scheduler's request to end, the terminal closed."""
+    """Raised when a signal ends the stages: Ctrl-C, a scheduler's request to end, the terminal closed."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.exit_code = 128 + number  # what a shell reports for it
@@ -45,25 +45,26 @@ class Interrupted(RlhfctlError):
 
 @contextmanager
 def open_listeners(events: Path) -> Iterator[FanOut]:
-    """events.jsonl always; the screen on a terminal, plain lines elsewhere (a terminal that knows no more included).
+    """Open the listeners of a run: events.jsonl always, and the screen on a terminal or plain lines elsewhere.
 
+    A terminal that cannot move its cursor gets plain lines.
     Signals that ask for an end leave as Interrupted, a standard output that nobody reads as OutputClosed.
     """
     screen = console()
-    with _stoppable() as stop, JsonlWriter(events) as writer:
+    with _signals_as_interrupted() as stop, JsonlWriter(events) as writer:
         if screen.is_terminal and not screen.is_dumb_terminal:
             from rlhfctl.dashboard.terminal.live import LivePrinter
             from rlhfctl.dashboard.terminal.watch import history
 
-            with LivePrinter(screen, history(events)) as live, _saying_why([writer, live], stop):
+            with LivePrinter(screen, history(events)) as live, _report_stop_reason([writer, live], stop):
                 yield FanOut([stop, writer, live])
         else:
-            with _saying_why([writer], stop):
-                yield FanOut([stop, writer, _heard(PlainPrinter(sys.stdout))])
+            with _report_stop_reason([writer], stop):
+                yield FanOut([stop, writer, _output_closed_as_error(PlainPrinter(sys.stdout))])
 
 
 @contextmanager
-def _stoppable() -> Iterator[_Stop]:
+def _signals_as_interrupted() -> Iterator[_Stop]:
     """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
     stop = _Stop()
     before = {
@@ -85,7 +86,10 @@ def _stoppable() -> Iterator[_Stop]:
 
 
 class _Stop:
-    """Which signal asked for an end. As a listener: stops at the next event where a library swallowed the first."""
+    """Keep the signal that asked for an end.
+
+    As a listener, stop at the next event if a library swallowed the exception.
+    """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -99,8 +103,8 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-def _heard(listener: Listener) -> Listener:
-    """OutputClosed where nobody reads what the listener writes."""
+def _output_closed_as_error(listener: Listener) -> Listener:
+    """Wrap a listener that writes to standard output: raise OutputClosed when nobody reads it any more."""
 
     def tell(event: Event, /) -> None:
         try:
@@ -117,8 +121,8 @@ def _heard(listener: Listener) -> Listener:
 
 
 @contextmanager
-def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
-    """Where stages are left by an exception, tell those who watch; the exception goes on."""
+def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
+    """Emit RunStopped with the reason when an exception leaves the stages, then let the exception go on."""
     try:
         yield
     except BaseException as error:
@@ -133,7 +137,7 @@ def _saying_why(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
 
 
 def print_verdict(last: Artifact) -> None:
-    """The verdict and some samples, where the last stage that ran is the comparison."""
+    """Print the verdict and some samples, if the last stage that ran is the comparison."""
     if not last.has("compare"):
         return
     screen = console()
@@ -144,8 +148,8 @@ def print_verdict(last: Artifact) -> None:
     screen.print()
 
 
-def compared(runs: list[Path], *, as_json: bool = False) -> None:
-    """The verdicts of runs, one below the other; those that have none yet are named. `as_json`: all their numbers."""
+def print_run_comparison(runs: list[Path], *, as_json: bool = False) -> None:
+    """Print the verdicts of several runs as a table, of one run in full. `as_json`: print their `compare.json`."""
     reports: dict[Path, Mapping[str, Any]] = {}
     artifacts: dict[Path, Artifact] = {}
     for path in runs:
@@ -185,7 +189,7 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]) -> Iterator[str]:
-    """Say what keeps these runs from being compared as they stand, and how their settings differ from the first."""
+    """Yield what keeps these runs from being compared as they stand, and how their settings differ from the first."""
     if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
         yield "these runs were compared on different test prompts: their figures are not on one scale"
     if len({report.get("temperature") for report in reports.values()}) > 1:
@@ -200,11 +204,12 @@ def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Pat
 
 
 def _differences(name: str, first: Path, other: Path) -> list[str]:
-    ours, theirs = find_artifact(first / name), find_artifact(other / name)
-    if ours is None or theirs is None:
+    """List the settings, inputs and seeds in which a stage of two runs differs."""
+    one, another = find_artifact(first / name), find_artifact(other / name)
+    if one is None or another is None:
         return []
-    seeds = (ours.manifest.seed, theirs.manifest.seed)
-    told = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
-    changed = changed_inputs(ours.manifest.inputs, theirs.manifest.inputs)
-    told += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
-    return told + [f"{name}.{key}" for key in changed_keys(ours.manifest.section, theirs.manifest.section)]
+    seeds = (one.manifest.seed, another.manifest.seed)
+    differences = [f"{name} seed {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
+    changed = changed_inputs(one.manifest.inputs, another.manifest.inputs)
+    differences += [_INPUTS.get(key, key) for key in changed if key in _INPUTS or key.startswith("data.")]
+    return differences + [f"{name}.{key}" for key in changed_keys(one.manifest.section, another.manifest.section)]

@@ -1,7 +1,7 @@
 """Results as rich renderables: the verdict and its table, samples side by side, runs side by side.
 
-Reads mappings as they stand in `compare.json`; prints nothing itself. Every text that is not ours (prompts, responses,
-names of judges and runs) goes in as Text, never as markup, with control characters spelled out.
+Reads mappings as they stand in `compare.json`; prints nothing itself. Text from outside (prompts, responses, names of
+judges and runs) goes in as Text, never as markup, with control characters spelled out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rich.text import Text
 
 from rlhfctl import verdict as verdicts
 from rlhfctl.dashboard.terminal.draw import VERDICT_STYLES
-from rlhfctl.dashboard.text import number, visible
+from rlhfctl.dashboard.text import fixed, number, short, visible
 from rlhfctl.events import transcript
 
 _MISSING = "-"
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
-    """The verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
+    """Build the verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
 
     `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
     """
@@ -47,13 +47,13 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
 
 
 def not_independent(judge: str) -> str:
-    """Say that a verdict rests on what the policy was trained to please."""
+    """Say that a verdict rests on the reward that the policy was trained on."""
     what = "reward model" if judge == "reward_model" else "reward function"
     return f"this verdict rests on the {what} that PPO trained against: it is not independent evidence"
 
 
 def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
-    """The first `n` rows: the prompt, and under it the policy's and the reference's response with their scores."""
+    """Show the first `n` rows: the prompt, and under it both responses, policy and reference, with their scores."""
     shown = rows[:n]
     if not shown:
         return Text("no samples", "dim")
@@ -72,8 +72,10 @@ def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableTyp
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Several runs side by side; a row has run, verdict, primary_judge, delta, win_rate and kl, and may have
-    win_rate_ci95, control_win_rate, greedy_win_rate, length and independent (where that is false a star is shown).
+    """Build a table of several runs, one row per run.
+
+    A row has run, verdict, primary_judge, delta, win_rate and kl, and may have win_rate_ci95, control_win_rate,
+    greedy_win_rate, length and independent (where that is false a star is shown).
     """
     table = _table()
     table.add_column("run", overflow="fold")
@@ -94,8 +96,8 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             _win_rate(row),
             _cell(row.get("control_win_rate"), verdicts.share),
             _cell(row.get("greedy_win_rate"), verdicts.share),
-            _cell(row.get("kl"), _three),
-            _cell(row.get("length"), _three),
+            _cell(row.get("kl"), short),
+            _cell(row.get("length"), short),
         )
     notes = "control: the lowest win rate of a fair control; greedy: both decoded greedily"
     return Group(
@@ -104,7 +106,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _verdict_line(compare: Mapping[str, Any]) -> Text:
-    """The verdict's sentence, its word in colour; then the means of the main comparison."""
+    """Write the verdict's sentence, its word in colour; then the means of the main comparison."""
     judge = compare["judges"][compare["primary_judge"]]
     word, places = str(compare["verdict"]), _decimals(judge)
     said = visible(str(compare.get("sentence") or verdicts.sentence(compare)))
@@ -113,14 +115,14 @@ def _verdict_line(compare: Mapping[str, Any]) -> Text:
         line.stylize(VERDICT_STYLES.get(word, "bold"), 0, len(word))
     low, high = judge["delta_ci95"]
     line.append(
-        f"\nmean {_fixed(judge['reference_mean'], places)} -> {_fixed(judge['policy_mean'], places)}"
-        f" ({_fixed(judge['delta'], places, sign=True)}, {_fixed(low, places)} to {_fixed(high, places)})"
+        f"\nmean {fixed(judge['reference_mean'], places)} -> {fixed(judge['policy_mean'], places)}"
+        f" ({fixed(judge['delta'], places, sign=True)}, {fixed(low, places)} to {fixed(high, places)})"
     )
     return line
 
 
 def _controls_table(controls: Sequence[Mapping[str, Any]], primary: str) -> Table:
-    """A row per control: the policy against a reference that a cheap explanation would make as good."""
+    """Build a row per control: the policy against a reference that a cheap explanation would make as good."""
     table = _table()
     table.add_column(f"control, by {visible(primary)}", overflow="fold")
     for heading in ("delta", "win rate"):
@@ -161,26 +163,28 @@ def _judges_table(
 
 def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
     places = _decimals(judge)
-    ours, theirs, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
-    means = _MISSING if ours is None or theirs is None else f"{_fixed(theirs, places)} -> {_fixed(ours, places)}"
+    policy, reference, p_value = (judge.get(key) for key in ("policy_mean", "reference_mean", "p_value"))
+    means = _MISSING
+    if policy is not None and reference is not None:
+        means = f"{fixed(reference, places)} -> {fixed(policy, places)}"
     p_text = _MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return [means, _delta(judge), _win_rate(judge), p_text]
 
 
 def _behaviour_table(compare: Mapping[str, Any]) -> Table:
-    """What the judges do not see: how far the policy moved, how long it writes, whether it ends, how varied it is."""
+    """Build the table of what judges do not see: KL, response length, share of responses that end, distinct 2-grams."""
     table = _table()
     count = compare.get("samples_per_prompt")
     table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
     table.add_column("policy", justify="right")
     table.add_column("reference", justify="right")
-    for label, ours, theirs, write in (
-        ("response length, tokens", "length_policy_mean", "length_reference_mean", _three),
+    for label, of_policy, of_reference, write in (
+        ("response length, tokens", "length_policy_mean", "length_reference_mean", short),
         ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
         ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
-        ("KL from the reference", "kl_mean", None, _three),
+        ("KL from the reference", "kl_mean", None, short),
     ):
-        values = [compare.get(key) if key else None for key in (ours, theirs)]
+        values = [compare.get(key) if key else None for key in (of_policy, of_reference)]
         if any(value is not None for value in values):
             table.add_row(label, *("" if value is None else write(value) for value in values))
     return table
@@ -195,7 +199,7 @@ def _text(value: object, suffix: str = "") -> Text:
 
 
 def _body(value: Any) -> Text:
-    """A prompt or a response, line ends kept; trailing ones are no lines to look at."""
+    """Show a prompt or a response with its line ends; trailing ones are dropped."""
     if value is None:
         return Text("(none)", "dim italic")
     value = transcript(value)
@@ -211,8 +215,8 @@ def _delta(judge: Mapping[str, Any]) -> str:
     if delta is None:
         return _MISSING
     places = _decimals(judge)
-    spread = "" if interval is None else f" [{_fixed(interval[0], places)}, {_fixed(interval[1], places)}]"
-    return _fixed(delta, places, sign=True) + spread
+    spread = "" if interval is None else f" [{fixed(interval[0], places)}, {fixed(interval[1], places)}]"
+    return fixed(delta, places, sign=True) + spread
 
 
 def _win_rate(judge: Mapping[str, Any]) -> str:
@@ -224,7 +228,7 @@ def _win_rate(judge: Mapping[str, Any]) -> str:
 
 
 def _decimals(judge: Mapping[str, Any]) -> int:
-    """Decimal places that show the delta to one figure of its interval's half-width, or to two of its own: 2 to 6."""
+    """Choose 2 to 6 decimals: one figure of the delta's interval half-width, or two of the delta itself."""
     delta, interval = judge.get("delta"), judge.get("delta_ci95")
     size = abs(interval[1] - interval[0]) / 2 if interval is not None else 0.0
     size = size or abs(delta or 0.0) / 10
@@ -233,16 +237,5 @@ def _decimals(judge: Mapping[str, Any]) -> int:
     return min(6, max(2, math.ceil(-math.log10(size))))
 
 
-def _fixed(value: float, places: int, *, sign: bool = False) -> str:
-    if value and math.isfinite(value) and abs(value) >= 1e5:
-        return number(value, 3)
-    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
-    return text.lstrip("-+") if not float(text) else text  # no -0.00
-
-
 def _cell(value: float | None, write: Callable[[float], str]) -> str:
     return _MISSING if value is None else write(value)
-
-
-def _three(value: float) -> str:
-    return number(value, 3)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rlhfctl import fs
 from rlhfctl.dashboard.jsonl import records
 from rlhfctl.dashboard.series import RECENT
+from rlhfctl.dashboard.state import KEPT_STAGES, RunState
 from rlhfctl.dashboard.terminal.console import console as standard_console
 from rlhfctl.dashboard.terminal.draw import Signs, signs_for
 from rlhfctl.dashboard.terminal.plain import PlainPrinter
@@ -32,21 +33,22 @@ from rlhfctl.paths import EVENTS, LOCK
 
 LOOK_EVERY_S = 0.5
 _ANSWER_S = 0.1  # to Ctrl-C
-SILENT_S = 60.0  # a run that cannot be asked (on another machine) is believed to be at work so long after an event
+SILENT_S = 60.0  # after an event: so long a run that cannot be asked (on another machine) counts as at work
 PARSED_AT_MOST = 1_000  # lines of a long file: more would not show on a screen
 _ATTEMPTS = 200  # kinds of earlier starts that are still looked at, in a run that was started very often
 _START = b'{"event": "started"'
+_NEWEST = (b'{"event": "run_started"', b'{"event": "finished"')
 _KIND_AT_MOST, _TAIL = 120, 120  # bytes: where `event` and `stage` end, and where `split` stands
 _WORKING = b'{"event": "working"'
 _SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"', _WORKING)
 _EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
 _LAST_PROGRESS = 64  # where a stage is now, and its pace
-_LAST_WORK = 16  # of a stage: what was under way before is over
+_LAST_WORK = 16  # per stage: what was under way before is over
 _GONE = "its process has ended; the same command resumes from the last complete checkpoint"
 
 
 class Tail:
-    """The whole lines of a growing file, as they come. A file that was replaced is read anew: `restarted` says so."""
+    """Read the whole lines of a growing file as they come. A replaced file is read anew: `restarted` says so."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +58,7 @@ class Tail:
         self._identity: tuple[int, int] | None = None
 
     def lines(self) -> list[bytes]:
-        """What was written since the last call."""
+        """Return the lines written since the last call."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -73,7 +75,7 @@ class Tail:
         return lines
 
     def rest(self) -> list[bytes]:
-        """A last line without its end: whole if nobody writes any more, else torn."""
+        """Return a last line without its end: whole if nobody writes any more, else torn."""
         return [self._torn] if self._torn else []
 
 
@@ -85,9 +87,9 @@ def watch(
     follow: bool = False,
     ascii_only: bool = False,
 ) -> None:
-    """Show the run; while it is at work (always, with `follow`) go on until it is over, or until Ctrl-C.
+    """Show a run until it is over or Ctrl-C is pressed; with `follow`, until Ctrl-C.
 
-    None: on standard output.
+    `console` and `stream` None: standard output.
     """
     if not (run / EVENTS).is_file() and not follow:
         near = sorted(path.parent.name for path in run.parent.glob(f"*/{EVENTS}")) if run.parent.is_dir() else []
@@ -104,40 +106,40 @@ def watch(
 
 
 def _on_screen(run: Path, console: Console, signs: Signs, follow: bool) -> None:
-    tail, screen = Tail(run / EVENTS), Screen()
-    feed(screen, tail.lines())
-    if follow or at_work(screen, run):
+    tail, state = Tail(run / EVENTS), RunState()
+    feed(state, tail.lines())
+    if follow or at_work(state, run):
         from rlhfctl.dashboard.terminal.live import FullScreen
 
-        with _until_ctrl_c() as asked, FullScreen(console, screen, signs) as full:
-            while not asked() and (follow or at_work(screen, run)):
+        with _until_ctrl_c() as asked, FullScreen(console, Screen(state), signs) as full:
+            while not asked() and (follow or at_work(state, run)):
                 _pause(asked)
                 with full.lock:
                     lines = tail.lines()
                     if tail.restarted:
-                        tail.restarted, screen = False, Screen()
-                        full.screen = screen
-                    feed(screen, lines)
-    feed(screen, tail.rest())
-    _say_if_gone(screen, run)
-    now = time.time() if at_work(screen, run) else screen.last or 0.0
-    for line in screen.lines(console.width, max(8, console.height - 1), signs, now):
+                        tail.restarted, state = False, RunState()
+                        full.screen = Screen(state)
+                    feed(state, lines)
+    feed(state, tail.rest())
+    _say_if_gone(state, run)
+    now = time.time() if at_work(state, run) else state.last or 0.0
+    for line in Screen(state).lines(console.width, max(8, console.height - 1), signs, now):
         console.print(line, no_wrap=True, overflow="crop")
 
 
 def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
-    """What `run` prints into a pipe, event by event."""
-    tail, screen, printer = Tail(run / EVENTS), Screen(), PlainPrinter(stream)
+    """Print the lines that `run` prints into a pipe, event by event."""
+    tail, state, printer = Tail(run / EVENTS), RunState(), PlainPrinter(stream)
 
     def show(lines: Iterable[bytes]) -> None:
         for record in records(lines):
-            screen.feed(record)
+            state.feed(record)
             if (event := from_record(record)) is not None:
                 printer(event)
 
     with _until_ctrl_c() as asked:
         show(tail.lines())
-        while not asked() and (follow or at_work(screen, run)):
+        while not asked() and (follow or at_work(state, run)):
             _pause(asked)
             show(tail.lines())
         if not asked():
@@ -146,7 +148,7 @@ def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
 
 @contextmanager
 def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is the way out of watching, not an error; noted only, it never strikes in the middle of a frame."""
+    """Take Ctrl-C as the way out of watching. It is noted only, so it never strikes in the middle of a frame."""
     asked = False
 
     def note(signum: int, frame: object) -> None:
@@ -169,29 +171,32 @@ def _pause(asked: Callable[[], bool]) -> None:
         time.sleep(min(left, _ANSWER_S))
 
 
-def at_work(screen: Screen, run: Path) -> bool:
-    """Whether more is to come: not over, and its process lives or, where that cannot be told, spoke a moment ago."""
-    if screen.over:
+def at_work(state: RunState, run: Path) -> bool:
+    """Tell whether more events are to come: the run is not over, and its process lives.
+
+    Where the process cannot be asked, a run that spoke a moment ago counts as alive.
+    """
+    if state.over:
         return False
     held = fs.is_locked(run / LOCK)
-    return screen.last is not None and time.time() - screen.last < SILENT_S if held is None else held
+    return state.last is not None and time.time() - state.last < SILENT_S if held is None else held
 
 
-def _say_if_gone(screen: Screen, run: Path) -> None:
-    if not at_work(screen, run):
-        screen.no_more_comes(_GONE)
+def _say_if_gone(state: RunState, run: Path) -> None:
+    if not at_work(state, run):
+        state.no_more_comes(_GONE)
 
 
 def history(events: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's earlier attempts, as many as a screen needs."""
+    """Yield the records of a run's earlier attempts, as many as a screen needs."""
     lines = Tail(events).lines()
     return _worth_parsing(lines)
 
 
-def feed(screen: Screen, lines: list[bytes]) -> None:
-    """Bring a screen up to date. Of a long file only so much is parsed as can be seen on it."""
+def feed(state: RunState, lines: list[bytes]) -> None:
+    """Feed lines of `events.jsonl` to a state. Only as much of a long file is parsed as a screen can show."""
     for record in _worth_parsing(lines):
-        screen.feed(record)
+        state.feed(record)
 
 
 def _worth_parsing(lines: list[bytes]) -> Iterator[dict[str, Any]]:
@@ -199,7 +204,7 @@ def _worth_parsing(lines: list[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _thinned(lines: list[bytes]) -> list[bytes]:
-    """All lines that say something once; of metrics and samples the first, the last and some between; late progress.
+    """Choose the lines that a screen can show: each stage's end, some metrics and samples, the newest progress.
 
     Lines are told apart by their beginnings, which the writer keeps the same (`event`, `stage`, `time`), so most need
     not be parsed. Each start of a stage begins new kinds: what came before must not crowd out what came after.
@@ -207,15 +212,16 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
     kept: list[int] = []
     earlier: list[list[int]] = []
     groups: dict[bytes, list[int]] = {}
+    newest: dict[bytes, int] = {}  # the last start of the run, and the last end of each stage
     for index, line in enumerate(lines):
         if line[_EVENT] == b"progress":
             continue
         kind = line[: line.find(b', "time": ', 0, _KIND_AT_MOST)]
         if kind[_EVENT] == b'metrics"' and b'"split": "eval"' in line[-_TAIL:]:
             kind += b"eval"
-        places = groups.get(kind)
-        if places is not None:
-            places.append(index)
+        indices = groups.get(kind)
+        if indices is not None:
+            indices.append(index)
         elif line.startswith(_SPARSE):
             groups[kind] = [index]
         else:
@@ -223,23 +229,26 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
             if line.startswith(_START):
                 earlier += groups.values()
                 groups = {}
+            elif line.startswith(_NEWEST):
+                newest[kind] = index
     del earlier[:-_ATTEMPTS]
     share = PARSED_AT_MOST // max(1, len(earlier) + len(groups))
-    chosen = _spread(kept, PARSED_AT_MOST)
-    for places in earlier:
-        chosen += _spread(places, max(4, share))
-    for kind, places in groups.items():
-        last = places[-_LAST_WORK:] if kind.startswith(_WORKING) else places
-        chosen += _spread(last, max(4 * RECENT, share))
+    chosen = {*_spread(kept, PARSED_AT_MOST), *list(newest.values())[-KEPT_STAGES:]}
+    for indices in earlier:
+        chosen.update(_spread(indices, max(4, share)))
+    for kind, indices in groups.items():
+        last = indices[-_LAST_WORK:] if kind.startswith(_WORKING) else indices
+        chosen.update(_spread(last, max(4 * RECENT, share)))
     progress = (index for index in range(len(lines) - 1, -1, -1) if lines[index][_EVENT] == b"progress")
-    return [lines[index] for index in sorted([*chosen, *islice(progress, _LAST_PROGRESS)])]
+    chosen.update(islice(progress, _LAST_PROGRESS))
+    return [lines[index] for index in sorted(chosen)]
 
 
-def _spread(places: list[int], most: int) -> list[int]:
-    """At most `most`: a quarter from the start, half from the end, the others evenly from between."""
-    if len(places) <= most:
-        return places
+def _spread(indices: list[int], most: int) -> list[int]:
+    """Choose at most `most` indices: a quarter from the start, half from the end, the others evenly from between."""
+    if len(indices) <= most:
+        return indices
     head, tail = max(1, most // 4), max(1, most // 2)
-    between = places[head:-tail]
+    between = indices[head:-tail]
     count = max(0, most - head - tail)
-    return places[:head] + [between[i * len(between) // count] for i in range(count)] + places[-tail:]
+    return indices[:head] + [between[i * len(between) // count] for i in range(count)] + indices[-tail:]

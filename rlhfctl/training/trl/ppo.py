@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerContro
 from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
 from rlhfctl.events import Event
+from rlhfctl.metrics import trl_names
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode
@@ -29,26 +30,6 @@ from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.trl import LAST_TRL
 from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
-
-# TRL's names for what the rest of the project calls by the papers' names.
-RENAMED = {
-    "objective/scores": "score",
-    "objective/kl": "kl",
-    "objective/entropy": "entropy",
-    "objective/rlhf_reward": "rlhf_reward",
-    "objective/non_score_reward": "non_score_reward",
-    "policy/approxkl_avg": "approx_kl",
-    "policy/clipfrac_avg": "clip_fraction",
-    "policy/entropy_avg": "token_entropy",
-    "loss/policy_avg": "policy_loss",
-    "loss/value_avg": "value_loss",
-    "val/clipfrac_avg": "value_clip_fraction",
-    "val/ratio": "ratio",
-    "val/ratio_var": "ratio_variance",
-    "val/num_eos_tokens": "eos_tokens",
-    "lr": "learning_rate",
-    "eps": "episodes_per_s",
-}
 
 
 def require() -> Any:
@@ -236,7 +217,7 @@ class PpoCallback(EventCallback):
         rollouts: RolloutBatches,
         after_update: Callable[[int, int], None],
     ) -> None:
-        super().__init__("ppo", emit, work, rename=RENAMED, unit="update")
+        super().__init__("ppo", emit, work, rename=trl_names("ppo"), unit="update")
         self.rollouts = rollouts
         self.after_update = after_update
         self.history: list[dict[str, float]] = []

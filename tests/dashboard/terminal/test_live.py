@@ -137,9 +137,9 @@ def test_earlier_attempts_tell_how_long_stages_take_and_their_warnings_are_over(
     printer(RunStarted(stage="run", name="quickstart", stages=["ppo", "compare"]))
     printer(StageStarted(stage="ppo", total_steps=40, resumed_from=20))
     printer(Progress(stage="ppo", step=21, total=40, eta_s=38))
-    assert printer.screen.time_left(printer.screen.last or 0.0) == "time left about 0:46"
-    assert printer.screen.stages["ppo"].series["score"].step == 20
-    assert not printer.screen.warnings
+    assert printer.screen.state.time_left(printer.screen.state.last or 0.0) == "time left about 0:46"
+    assert printer.screen.state.stages["ppo"].series["score"].step == 20
+    assert not printer.screen.state.warnings
 
 
 def test_an_ascii_terminal_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_an_ascii_terminal_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = """
 import os, signal, sys
 from rich.console import Console
-from rlhfctl.dashboard.live import LivePrinter
+from rlhfctl.dashboard.terminal.live import LivePrinter
 from rlhfctl.events import Warned
 with LivePrinter(Console(file=sys.stdout, force_terminal=True, width=80, height=24)) as printer:
     printer(Warned(stage="sft", message="careful"))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import math
 
-import pytest
-
 from rlhfctl.dashboard.terminal.plain import PlainPrinter
-from rlhfctl.dashboard.text import duration, number, quoted, setting, visible
 from rlhfctl.events import (
     CheckpointSaved,
     Event,
@@ -163,54 +160,3 @@ def test_a_stream_that_cannot_hold_a_character_does_not_stop_the_run() -> None:
     stream = io.TextIOWrapper(raw, encoding="ascii")
     PlainPrinter(stream)(Note(stage="run", message="é → \ud800"))
     assert raw.getvalue() == b"[run] note \\xe9 \\u2192 \\ud800\n"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (2.31, "2.31"),
-        (9.1e-4, "9.1e-4"),
-        (0.00123456, "0.001235"),
-        (0.000123456, "1.235e-4"),
-        (99999.6, "100000"),
-        (123456.7, "123457"),
-        (12345678.9, "1.235e7"),
-        (12800.0, "12800"),
-        (0.99999, "1"),
-        (0.0, "0"),
-        (-0.0, "0"),
-        (-18.256, "-18.26"),
-        (1e-30, "1e-30"),
-        (math.nan, "nan"),
-        (-math.inf, "-inf"),
-    ],
-)
-def test_numbers(value: float, text: str) -> None:
-    assert number(value) == text
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0.4, 59.6, 725, 3600, 90061, -3, math.nan)] == [
-        "0:00",
-        "1:00",
-        "12:05",
-        "1:00:00",
-        "25:01:01",
-        "0:00",
-        "-",
-    ]
-
-
-def test_text_of_others() -> None:
-    assert visible("a\tb\r\nc\x07", newlines=True) == "a\tb\nc\\x07"
-    assert visible("\u202eabc") == "\\u202eabc"
-    assert visible("é 一 \u200d") == "é 一 \u200d"
-    assert quoted('"') == r'"\""'
-    assert [setting(v) for v in ("x", "", "a=b", {"r": 16}, float("nan"), 5e-5)] == [
-        "x",
-        '""',
-        '"a=b"',
-        '{"r":16}',
-        "NaN",
-        "5e-05",
-    ]

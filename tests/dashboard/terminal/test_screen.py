@@ -15,6 +15,7 @@ from streams import (
     finished,
     ppo,
     random_stream,
+    rounds,
     run_started,
     started,
     until_ppo,
@@ -22,9 +23,12 @@ from streams import (
 )
 
 from rlhfctl.dashboard.series import POINTS
+from rlhfctl.dashboard.state import KEPT_STAGES
 from rlhfctl.dashboard.terminal.draw import ASCII, UNICODE, Signs, chart, wrap
-from rlhfctl.dashboard.terminal.screen import _LABEL, _TREND, _VALUE, METRICS, Screen
+from rlhfctl.dashboard.terminal.parts import LABEL_WIDTH, TREND_WIDTH, VALUE_WIDTH
+from rlhfctl.dashboard.terminal.screen import Screen
 from rlhfctl.events import StageStarted
+from rlhfctl.metrics import METRICS, ranked
 
 SIZES = [(80, 24), (200, 60)]
 
@@ -32,14 +36,14 @@ SIZES = [(80, 24), (200, 60)]
 def fed(records: list[dict]) -> Screen:  # type: ignore[type-arg]
     screen = Screen()
     for record in records:
-        screen.feed(record)
+        screen.state.feed(record)
     return screen
 
 
 def drawn(
     screen: Screen, width: int = 80, height: int = 24, signs: Signs = UNICODE, now: float | None = None
 ) -> list[str]:
-    lines = screen.lines(width, height, signs, (screen.last or 0.0) if now is None else now)
+    lines = screen.lines(width, height, signs, (screen.state.last or 0.0) if now is None else now)
     return [line.plain.rstrip() for line in lines]
 
 
@@ -57,7 +61,7 @@ def test_no_line_is_too_wide_and_no_screen_too_high(seed: int) -> None:
     screen = Screen()
     sizes = [*SIZES, (1, 1), (120, 9), (draw.randrange(1, 250), draw.randrange(1, 70))]
     for index, record in enumerate(random_stream(seed)):
-        screen.feed(record)
+        screen.state.feed(record)
         if index % 12 == 0 or index > 115:
             for width, height in sizes:
                 for signs in (UNICODE, ASCII):
@@ -86,24 +90,24 @@ def test_control_characters_never_reach_the_terminal() -> None:
 
 
 def test_meanings_fit_under_their_numbers() -> None:
-    for metrics in METRICS.values():
-        for metric in metrics:
-            assert len(metric.label) <= _LABEL
-            assert len(metric.meaning) + 2 <= _LABEL + _VALUE + 2 + _TREND, metric.meaning
+    for stage in METRICS:
+        for metric in ranked(stage, "screen"):
+            assert 0 < len(metric.label) <= LABEL_WIDTH
+            assert len(metric.hint) + 2 <= LABEL_WIDTH + VALUE_WIDTH + 2 + TREND_WIDTH, metric.hint
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
     screen = fed([run_started(stages=("ppo",)), started("ppo", 1.0, None)])
     for index in range(3_000):
         for record in ppo(index, first=index, total=3_000):
-            screen.feed(record)
-        screen.feed({"event": "sample", "stage": "ppo", "time": 1.0, "step": index, **SAMPLE})
-        screen.feed({"event": "warning", "stage": "ppo", "time": 1.0, "message": f"the {index}th"})
-        screen.feed({"event": "note", "stage": f"made up {index}", "time": 1.0, "message": ""})
-        screen.feed({"event": "started", "stage": f"made up {index}", "time": 1.0})
-    stage = screen.stages["ppo"]
-    assert all(len(series.points) <= POINTS for series in stage.series.values())
-    assert (len(stage.samples), len(screen.warnings), len(screen.stages)) == (4, 20, 12)
+            screen.state.feed(record)
+        screen.state.feed({"event": "sample", "stage": "ppo", "time": 1.0, "step": index, **SAMPLE})
+        screen.state.feed({"event": "warning", "stage": "ppo", "time": 1.0, "message": f"the {index}th"})
+        screen.state.feed({"event": "note", "stage": f"made up {index}", "time": 1.0, "message": ""})
+        screen.state.feed({"event": "started", "stage": f"made up {index}", "time": 1.0})
+    stages = screen.state.stages
+    assert all(len(series.points) <= POINTS for series in stages["ppo"].series.values())
+    assert (len(stages["ppo"].samples), len(screen.state.warnings), len(stages)) == (4, 20, KEPT_STAGES)
 
 
 # ---------------------------------------------------------------- what it says
@@ -127,7 +131,7 @@ def test_the_middle_of_ppo() -> None:
 
 def test_time_goes_on_without_events_and_silence_is_said() -> None:
     screen = fed(until_ppo())
-    now = screen.last or 0.0
+    now = screen.state.last or 0.0
     assert drawn(screen, now=now + 10)[0].endswith("time left 0:26 + compare")
     silent = drawn(screen, now=now + 100)[0]
     assert "no event for 1:40" in silent
@@ -146,7 +150,7 @@ def test_one_stage_alone_and_a_run_that_says_no_stages() -> None:
     assert drawn(fed([run_started(stages=("ppo",)), started("ppo", 1.0, 40)]))[1] == "▸ ppo 0/40"
     older = fed([record for record in until_ppo() if record["event"] != "run_started"])
     assert drawn(older)[1] == "✓ sft 1:41 ─ ✓ reward 1:05 ─ ▸ ppo 22/40"
-    assert not older.over
+    assert not older.state.over
 
 
 def working(what: str, stage: str = "reward", time: float = 1000.0, **said: object) -> dict[str, object]:
@@ -161,16 +165,16 @@ def test_work_beside_the_steps_has_a_line_of_its_own() -> None:
     assert lines[2].endswith("update 22/40  55%  0:36 left")
     assert lines[3].startswith("sampling  ━━━") and lines[3].endswith("─  response 16/64  25%  0:15 left")
     assert drawn(screen, now=1048.0)[3].endswith("0:11 left")
-    screen.feed(working("loading x", "ppo", 1045.0))  # inside it, and not to be counted
+    screen.state.feed(working("loading x", "ppo", 1045.0))  # inside it, and not to be counted
     assert not drawn(screen, now=1045.2)[3].startswith("loading x")  # yet
     assert drawn(screen, now=1052.0)[3] == "loading x  0:07"
     long = fed([*until_ppo(), working("loading " + "x" * 99, "ppo", 1045.0)])
     assert drawn(long, now=1052.0)[3] == "loading " + "x" * 65 + "…  0:07"  # the name is cut, not the number
-    screen.feed(working("loading x", "ppo", 1052.0, over=True))
+    screen.state.feed(working("loading x", "ppo", 1052.0, over=True))
     assert drawn(screen)[3].startswith("sampling")
-    screen.feed(working("sampling", "ppo", 1053.0, over=True))
+    screen.state.feed(working("sampling", "ppo", 1053.0, over=True))
     assert drawn(screen)[3] == ""
-    screen.feed({"event": "checkpoint", "stage": "ppo", "time": 1054.0, "step": 22, "path": "p"})
+    screen.state.feed({"event": "checkpoint", "stage": "ppo", "time": 1054.0, "step": 22, "path": "p"})
     assert drawn(screen, now=1059.0)[3] == "last checkpoint: update 22, 0:05 ago"
     assert len(drawn(screen)) == len(lines)  # nothing jumps
 
@@ -183,15 +187,15 @@ def test_a_stage_that_gets_ready_is_at_work() -> None:
     assert lines[1] == "✓ sft 1:41 ─ ▸ reward ─ · ppo ─ · compare"
     assert lines[2] == "reward  getting ready"
     assert lines[3].endswith("pair 500/1000  50%  0:10 left")
-    screen.feed(started("reward", 1020.0, 50))
+    screen.state.feed(started("reward", 1020.0, 50))
     assert "step 0/50" in drawn(screen)[2] and drawn(screen)[3] == ""
-    assert screen.stages["reward"].began == 1000.0  # getting ready is a part of it
+    assert screen.state.stages["reward"].began == 1000.0  # getting ready is a part of it
     assert drawn(fed([run_started(), working("reading a.jsonl", "run", 1.0)]), now=9.0)[3] == "reading a.jsonl  0:08"
 
 
 def test_a_run_that_is_over_works_no_more() -> None:
     screen = fed([*until_ppo(), working("sampling", "ppo", 1044.0)])
-    screen.no_more_comes("gone")
+    screen.state.no_more_comes("gone")
     assert not [line for line in drawn(screen, now=2000.0) if "sampling" in line]
 
 
@@ -205,7 +209,7 @@ def test_before_the_first_stage_the_note_is_shown() -> None:
 
 def test_the_end() -> None:
     screen = fed(whole())
-    assert screen.over
+    assert screen.state.over
     lines = drawn(screen)
     assert lines[0].endswith("done after 18:10")
     assert lines[1] == "✓ sft 1:41 ─ ✓ reward 1:05 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
@@ -217,13 +221,13 @@ def test_the_end() -> None:
 def test_a_run_that_stops_says_why_and_a_new_start_forgets_it() -> None:
     stop = {"event": "run_stopped", "stage": "run", "time": 1050.0, "reason": "Ctrl-C"}
     screen = fed([*until_ppo(), stop])
-    assert screen.over
+    assert screen.state.over
     lines = drawn(screen)
     assert lines[0].endswith("stopped after 17:30")
     assert "✗ ppo" in lines[1]
     assert "✗ stopped: Ctrl-C" in lines
-    screen.feed(run_started(1100.0))
-    assert not screen.over
+    screen.state.feed(run_started(1100.0))
+    assert not screen.state.over
     assert "stopped" not in "".join(drawn(screen))
 
 
@@ -231,26 +235,26 @@ def test_a_resume_keeps_the_chart_and_a_start_over_drops_it() -> None:
     screen = fed([*until_ppo(22), run_started(1100.0), started("ppo", 1101.0, 40, resumed_from=12)])
     assert drawn(screen)[2].endswith("resumed from 12")
     assert "update 12/40" in drawn(screen)[2]
-    assert screen.stages["ppo"].series["score"].step == 12
+    assert screen.state.stages["ppo"].series["score"].step == 12
     for record in ppo(14, first=13, start=1101.0):
-        screen.feed(record)
-    assert [step for step, _ in screen.stages["ppo"].series["score"].points] == list(range(1, 15))
-    screen.feed(started("ppo", 1200.0, 40))
-    assert not screen.stages["ppo"].series and not screen.stages["ppo"].samples
+        screen.state.feed(record)
+    assert [step for step, _ in screen.state.stages["ppo"].series["score"].points] == list(range(1, 15))
+    screen.state.feed(started("ppo", 1200.0, 40))
+    assert not screen.state.stages["ppo"].series and not screen.state.stages["ppo"].samples
 
 
 def test_a_stage_that_does_not_say_how_long_is_timed() -> None:
     screen = fed([*whole()[:-4], run_started(5000.0, ("compare",)), started("compare", 5000.0, 300)])
     for step, time in ((0, 5002.0), (100, 5012.0)):
         progress = {"event": "progress", "stage": "compare", "time": time, "step": step, "total": 300, "eta_s": None}
-        screen.feed({**progress, "unit": "response"})
+        screen.state.feed({**progress, "unit": "response"})
     assert drawn(screen)[2].endswith("response 100/300  33%  0:20 left")
 
 
 def test_while_a_step_hangs_the_time_left_stands_still() -> None:
     screen = fed([run_started(5000.0, ("compare",)), started("compare", 5000.0, 10)])
     progress = {"event": "progress", "stage": "compare", "time": 5004.0, "step": 2, "total": 10, "eta_s": 16.0}
-    screen.feed({**progress, "unit": "response"})
+    screen.state.feed({**progress, "unit": "response"})
     for seconds, left in ((0, "0:16"), (1, "0:15"), (10, "0:06"), (60, "0:06"), (600, "0:06")):
         assert drawn(screen, now=5004.0 + seconds)[2].endswith(f"response 2/10  20%  {left} left")
 
@@ -280,6 +284,42 @@ def test_markup_in_samples_is_text() -> None:
     lines = drawn(fed(records))
     assert any(line.startswith("[bold]x[/bold] :smile: [/]") for line in lines)
     assert "prompt  hi" in lines
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def test_of_several_rounds_the_one_at_work_is_named_and_the_others_are_counted() -> None:
+    screen = fed(rounds(2, until="ppo"))
+    lines = drawn(screen, 110)
+    assert lines[1] == "✓ 4 done ─ round-2: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ▸ ppo 22/40 ─ · compare ─ · 8 to come"
+    assert lines[2].startswith("round-2/ppo  ━━") and "update 22/40" in lines[2]
+    assert line_with("score   ", lines).split()[:2] == ["score", "0.54"]  # a ppo of any round has ppo's metrics
+    assert drawn(screen)[1].endswith("· compare ─ · 8 to come")  # no room for the details
+    over = fed(rounds(3))
+    assert drawn(over, 110)[1] == "✓ 8 done ─ round-3: ✓ sft 1:00 ─ ✓ reward 0:30 ─ ✓ ppo 1:21 ─ ✓ compare 0:08"
+
+
+def test_each_part_of_a_line_keeps_its_own_style() -> None:
+    row = fed(rounds(2, until="ppo")).lines(110, 40, UNICODE, 4000.0)[1]
+    assert row.style == "" and {str(span.style) for span in row.spans} >= {"green", "dim", "bold", "bold cyan"}
+    (heads,) = [line for line in fed(until_ppo()).lines(80, 24, UNICODE, 1044.0) if "reference" in line.plain]
+    assert heads.style == ""  # the reference's name is not in the policy's colour
+
+
+def test_an_alarm_of_a_later_round_is_raised() -> None:
+    records = rounds(2, until="ppo")
+    for record in ppo(30, first=23, kl=30.0):
+        records.append({**record, "stage": "round-2/ppo"})
+    assert any("! round-2/ppo: KL is 30 nats" in line for line in drawn(fed(records), 110, 40))
+
+
+def test_many_stages_without_rounds_are_named_around_the_one_at_work() -> None:
+    names = tuple(f"s{index}" for index in range(100))
+    records = [run_started(stages=names), *(finished(name, 1.0, 1.0) for name in names[:50])]
+    lines = drawn(fed([*records, started("s50", 2.0, 9)]), 200)
+    assert lines[1].startswith("✓ 44 done ─ ✓ s44 0:01") and "▸ s50 0/9" in lines[1]
+    assert lines[1].endswith("· s55 ─ · 44 to come")
 
 
 # ---------------------------------------------------------------- signs and colours
@@ -336,5 +376,5 @@ def test_wrapping_counts_cells() -> None:
 def test_the_events_own_records_are_understood() -> None:
     screen = fed([run_started(), StageStarted(stage="sft", total_steps=7, time=5.0).to_record()])
     assert drawn(screen)[1].startswith("▸ sft 0/7")
-    assert set(STAGES) == set(METRICS)
+    assert {stage for stage in METRICS if ranked(stage, "screen")} == set(STAGES)
     assert all(isinstance(line, Text) for line in screen.lines(80, 24, UNICODE, 6.0))

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 from conftest import Cli, fastest, run_cli
 from rich.console import Console
-from streams import ppo, ppo_values, run_started, started, until_ppo, whole
+from streams import ppo, ppo_values, rounds, run_started, started, until_ppo, whole
 
 from rlhfctl import fs
 from rlhfctl.dashboard.jsonl import read_events
+from rlhfctl.dashboard.state import RunState
 from rlhfctl.dashboard.terminal import watch as watching
 from rlhfctl.dashboard.terminal.draw import UNICODE
 from rlhfctl.dashboard.terminal.screen import Screen
@@ -68,17 +69,17 @@ def test_a_run_that_was_killed_is_drawn_once_and_says_so(tmp_path: Path) -> None
 
 def test_whose_lock_it_is_decides_how_long_one_waits(tmp_path: Path) -> None:
     path = write(tmp_path / "events.jsonl", until_ppo())
-    screen, paths = Screen(), RunPaths(tmp_path)
-    watching.feed(screen, watching.Tail(path).lines())
-    just_now = Screen()
+    state, paths = RunState(), RunPaths(tmp_path)
+    watching.feed(state, watching.Tail(path).lines())
+    just_now = RunState()
     just_now.feed({"event": "note", "stage": "run", "time": time.time(), "message": "just now"})
     with fs.RunLock(paths.lock):
-        assert watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
-    assert not watching.at_work(screen, tmp_path) and not watching.at_work(just_now, tmp_path)  # killed: said at once
+        assert watching.at_work(state, tmp_path) and watching.at_work(just_now, tmp_path)
+    assert not watching.at_work(state, tmp_path) and not watching.at_work(just_now, tmp_path)  # killed: said at once
     paths.lock.write_text("process 7 on elsewhere, since 2026-01-01 00:00:00\n")  # it cannot be asked from here
-    assert not watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
+    assert not watching.at_work(state, tmp_path) and watching.at_work(just_now, tmp_path)
     paths.lock.unlink()
-    assert not watching.at_work(screen, tmp_path) and watching.at_work(just_now, tmp_path)
+    assert not watching.at_work(state, tmp_path) and watching.at_work(just_now, tmp_path)
 
 
 def test_a_run_of_a_version_that_did_not_say_what_was_due(tmp_path: Path) -> None:
@@ -120,9 +121,9 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         file.write(b'{"event": "metrics", "stage": "ppo", "ti\n')  # what the kill tore, ended by the next writer
     write(path, [run_started(2000.0), started("ppo", 2001.0, 40, resumed_from=20), *ppo(24, first=21, start=2001.0)])
     screen = Screen()
-    watching.feed(screen, watching.Tail(path).lines())
-    assert not screen.over
-    assert [step for step, _ in screen.stages["ppo"].series["kl"].points] == list(range(1, 25))
+    watching.feed(screen.state, watching.Tail(path).lines())
+    assert not screen.state.over
+    assert [step for step, _ in screen.state.stages["ppo"].series["kl"].points] == list(range(1, 25))
     assert "resumed from 20" in screen.lines(80, 24, UNICODE, 2050.0)[2].plain
 
 
@@ -255,7 +256,7 @@ def test_a_hundred_thousand_events_are_drawn_at_once(tmp_path: Path) -> None:
     for _ in range(3):
         began = time.perf_counter()
         screen = Screen()
-        watching.feed(screen, watching.Tail(path).lines())
+        watching.feed(screen.state, watching.Tail(path).lines())
         lines = screen.lines(80, 24, UNICODE, 2e5)
         times.append(time.perf_counter() - began)
     assert len(lines) > 12
@@ -272,17 +273,25 @@ def test_a_hundred_thousand_events_are_drawn_at_once(tmp_path: Path) -> None:
 def test_a_thinned_run_looks_like_the_whole_one(tmp_path: Path) -> None:
     lines = watching.Tail(long_run(tmp_path / "events.jsonl", 20_000)).lines()
     quick, exact = Screen(), Screen()
-    watching.feed(quick, lines)
+    watching.feed(quick.state, lines)
     for record in watching.records(lines):
-        exact.feed(record)
+        exact.state.feed(record)
     assert len(watching._thinned(lines)) < 1.2 * watching.PARSED_AT_MOST < len(lines)
     for width, height in ((80, 24), (200, 60)):
         ours, theirs = ([line.plain for line in s.lines(width, height, UNICODE, 2e5)] for s in (quick, exact))
         assert ours[:4] == theirs[:4]
         numbers = slice(0, 36)  # names, numbers and trends; a chart may differ in a cell
         assert [line[numbers] for line in ours] == [line[numbers] for line in theirs]
-    assert quick.alarms() == exact.alarms()
-    assert quick.stages["ppo"].series["score"].first == exact.stages["ppo"].series["score"].first
+    assert quick.state.alarms() == exact.state.alarms()
+    assert quick.state.stages["ppo"].series["score"].first == exact.state.stages["ppo"].series["score"].first
+
+
+def test_a_thinned_run_of_many_rounds_still_knows_every_stage(tmp_path: Path) -> None:
+    lines = watching.Tail(write(tmp_path / "events.jsonl", rounds(100, until="ppo"))).lines()
+    state = RunState()
+    watching.feed(state, lines)
+    assert len(lines) > 8 * watching.PARSED_AT_MOST
+    assert [state.stages[name].state for name in state.order] == ["done"] * 398 + ["now"] + ["next"] * 9
 
 
 def test_very_many_restarts_do_not_make_it_slow(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from rlhfctl.errors import EngineError
 from rlhfctl.events import Event, Metrics, Progress
+from rlhfctl.metrics import trl_names
 from rlhfctl.models import adapters, build, heads, special_tokens, tokenizing
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
@@ -26,7 +27,7 @@ from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Critic, Roles
-from rlhfctl.training.trl.ppo import RENAMED, BridgedReward, config_for, require, train
+from rlhfctl.training.trl.ppo import BridgedReward, config_for, require, train
 
 WORDS = ["a", "b", "c", "d", " "]
 PENALTY = 0.5
@@ -142,7 +143,7 @@ def test_steps_and_names_of_what_is_emitted(tmp_path: Path) -> None:
     played = play(tmp_path, section(total_episodes=16), lora=True, reward=by_model)
     assert [(e.step, e.total) for e in played.events if isinstance(e, Progress)] == [(1, 2), (2, 2)]
     values = played.metrics(2)
-    papers = set(RENAMED.values()) | {"length", "eos_rate", "raw_score", "raw_score_std"}
+    papers = set(trl_names("ppo").values()) | {"length", "eos_rate", "raw_score", "raw_score_std"}
     assert papers <= set(values)
     assert not [name for name in values if "/" in name or name == "epoch"]
     assert played.closing["kl"] == values["kl"]  # a tenth of two updates is the last one

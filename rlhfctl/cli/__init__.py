@@ -1,0 +1,78 @@
+"""The command line: the Typer app and its commands, in the order of `rlhfctl --help`.
+
+Each command is a thin function in a file of this folder. These files import light modules only, so that `--help`
+answers at once; what loads torch is imported inside the command that needs it. Errors become exit codes in
+__main__.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import rlhfctl
+from rlhfctl.cli import bench, check, look, make, run
+
+Commands = tuple[tuple[str, Callable[..., None], str], ...]
+
+COMMANDS: Commands = (
+    ("run", run.run, "rlhfctl run quickstart --set ppo.kl_coef=0.1"),
+    ("sft", run.sft, "rlhfctl sft quickstart --set sft.trainer.num_train_epochs=1"),
+    ("reward", run.reward, "rlhfctl reward quickstart --policy runs/quickstart/sft"),
+    ("ppo", run.ppo, "rlhfctl ppo quickstart --reward-model runs/quickstart/reward"),
+    ("compare", run.compare, "rlhfctl compare quickstart   or   rlhfctl compare runs/a runs/b"),
+    ("validate", check.validate, "rlhfctl validate recipes/quickstart.yaml --deep"),
+    ("plan", check.plan, "rlhfctl plan quickstart   or   rlhfctl plan mine.yaml --memory 24"),
+    ("data", check.data, "rlhfctl data my-recipe.yaml"),
+    ("show", look.show, "rlhfctl show runs/quickstart"),
+    ("runs", look.runs, "rlhfctl runs   or   rlhfctl runs /data/runs"),
+    ("watch", look.watch, "rlhfctl watch runs/quickstart"),
+    ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
+    ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
+    ("init", make.init, "rlhfctl init support.yaml   or   rlhfctl init --yes"),
+    ("schema", make.schema, "rlhfctl schema --out recipe.schema.json"),
+    ("doctor", check.doctor, "rlhfctl doctor --json"),
+)
+"""Name, function and example of each command."""
+
+BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updates 3 --json bench.json"),)
+
+RECIPES: Commands = (
+    ("list", make.list_recipes, "rlhfctl recipes list"),
+    ("show", make.show_recipe, "rlhfctl recipes show quickstart"),
+    ("copy", make.copy_recipe, "rlhfctl recipes copy quickstart mine.yaml"),
+)
+
+
+def _with_commands(group: typer.Typer, commands: Commands) -> typer.Typer:
+    """Add commands to a group, each with its example below its help."""
+    for name, function, example in commands:
+        group.command(name, epilog=f"Example: {example}")(function)
+    return group
+
+
+def _group(text: str, commands: Commands) -> typer.Typer:
+    return _with_commands(typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None), commands)
+
+
+app = _with_commands(
+    typer.Typer(
+        help="One strict recipe file in; a model trained by RLHF, and an honest verdict on it, out.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+    ),
+    COMMANDS,
+)
+app.add_typer(_group("Measure speed and memory on this machine.", BENCHES), name="bench")
+app.add_typer(_group("The shipped recipes: list, show, copy to edit.", RECIPES), name="recipes")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"rlhfctl {rlhfctl.__version__}")
+        raise typer.Exit

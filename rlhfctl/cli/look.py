@@ -1,0 +1,97 @@
+"""Commands that look at runs: `show`, `runs`, `watch`, `score`. What loads torch is imported inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlhfctl.cli.options import RunArgument, complete_run
+
+
+def show(
+    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="The manifests, for scripts.")] = False
+) -> None:
+    """A run's stages and metrics, and each artifact's lineage back to data and base model."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools.show import describe, to_json
+
+    if as_json:
+        typer.echo(json.dumps(to_json(run), indent=2, ensure_ascii=False))
+        return
+    for part in describe(run):
+        console().print(part)
+
+
+def runs(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="A folder of runs (default: runs).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """All runs, newest first: state, stages, result, size."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools import runs as listing
+
+    none_yet = folder is None and not Path("runs").is_dir()
+    folder = folder or Path("runs")
+    found = [] if none_yet else listing.find(folder)
+    if as_json:
+        typer.echo(json.dumps([listing.to_json(run) for run in found], indent=2, ensure_ascii=False))
+    elif found:
+        console().print(listing.table(found))
+    else:
+        typer.echo(f"no runs in {folder}/; start one: rlhfctl run quickstart")
+
+
+def watch(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on when the run is over, until Ctrl-C.")] = False,
+    ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
+) -> None:
+    """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
+    from rlhfctl.dashboard.terminal.watch import watch as show_run
+
+    show_run(run, follow=follow, ascii_only=ascii_only)
+
+
+def score(
+    what: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run, or a reward model's folder or Hub id.", autocompletion=complete_run),
+    ],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Rows with prompt and response, messages, or chosen and rejected."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the rows here (default: standard output).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses scored at a time.")] = 64,
+    label: Annotated[
+        str | None, typer.Option("--label", help="With a classifier's folder: the label whose log-odds are the score.")
+    ] = None,
+    reads: Annotated[
+        Literal["text", "pair", "response"] | None,
+        typer.Option("--reads", help="With a classifier's folder: what it reads."),
+    ] = None,
+    bad_rows: Annotated[
+        Literal["stop", "drop"], typer.Option("--bad-rows", help="Whether rows that cannot be scored stop it.")
+    ] = "stop",
+) -> None:
+    """Scores of a file's responses by a run's reward, row by row, and for pairs how often it is right."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools import score as scoring
+
+    another = "name a new file with --out"
+    if out is not None:
+        fs.require_new(out, fix=another)
+    with progress_bar() as emit:
+        found = scoring.score(what, file, batch_size=batch_size, label=label, reads=reads, bad_rows=bad_rows, emit=emit)
+    if out is None:
+        typer.echo(scoring.text_of(found.rows), nl=False)
+    else:
+        fs.write_new(out, scoring.text_of(found.rows), fix=another)
+    for line in [*found.summary, *([f"wrote {out}"] if out is not None else [])]:
+        typer.echo(line, err=out is None)

@@ -1,0 +1,106 @@
+"""Commands that write files: `export`, `init`, `schema`, `recipes`. What loads torch is imported inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlhfctl.cli.options import RunArgument, ShippedArgument
+from rlhfctl.errors import RlhfctlError
+
+
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
+    stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic.")] = "ppo",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")
+    ] = False,
+) -> None:
+    """A stage's model as a plain Hugging Face folder."""
+    from rlhfctl.tools.export import export as export_stage
+
+    for line in export_stage(run, stage, to, adapter=adapter):
+        typer.echo(line)
+
+
+def init(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The recipe to write (default: NAME.yaml).")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: the built-in task, all defaults.")] = False,
+) -> None:
+    """A few questions, and a commented recipe for your model and data."""
+    from rlhfctl.tools import init as interview
+
+    path, answers = interview.interview(file, _default_answer if yes else _ask)
+    for line in interview.write(path, answers):
+        typer.echo(line)
+
+
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it here; an older one there is replaced.")
+    ] = None,
+    how: Annotated[
+        Literal["json", "markdown"], typer.Option("--format", help="For editors, or a page for people.")
+    ] = "json",
+) -> None:
+    """Every key of a recipe: as JSON Schema, for editors, or as a page."""
+    from rlhfctl.tools import reference
+    from rlhfctl.tools import schema as made
+
+    text = made.text() if how == "json" else reference.page()
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    made.write(out, text, made.is_schema if how == "json" else reference.is_page)
+    use = f"; a recipe names it in its first line: # yaml-language-server: $schema={out.name}" if how == "json" else ""
+    typer.echo(f"wrote {out}{use}")
+
+
+def list_recipes() -> None:
+    """Names, what each is for, its stages and its model."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools import recipes as shipped
+
+    console().print(shipped.listing())
+
+
+def show_recipe(name: ShippedArgument) -> None:
+    """A recipe as it stands in its file, comments included."""
+    from rlhfctl.tools import recipes as shipped
+
+    typer.echo(shipped.show(name), nl=False)
+
+
+def copy_recipe(
+    name: ShippedArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Where to (default: NAME.yaml here).")] = None,
+) -> None:
+    """A copy to edit, with the files that the recipe names beside it."""
+    from rlhfctl.tools import recipes as shipped
+
+    for line in shipped.copy(name, file):
+        typer.echo(line)
+
+
+def _ask(question: str, default: str | None, check: Callable[[str], str]) -> str:
+    """Ask until the answer is good."""
+
+    def checked(text: str) -> str:
+        try:
+            return check(text.strip())
+        except RlhfctlError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    answer: str = typer.prompt(question, default=default, value_proc=checked)
+    return answer
+
+
+def _default_answer(question: str, default: str | None, check: Callable[[str], str]) -> str:
+    assert default is not None, question
+    return check(default)

@@ -1,0 +1,75 @@
+"""Arguments and options that several commands share, and how their recipe is loaded.
+
+Imports light modules only; what completes names in a shell is imported when a shell asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rlhfctl.recipe.load import LoadedRecipe
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete recipe files and names of shipped recipes in a shell."""
+    from rlhfctl.tools import complete
+
+    return complete.recipes(incomplete)
+
+
+def complete_shipped(incomplete: str) -> list[str]:
+    """Complete names of shipped recipes in a shell."""
+    from rlhfctl.tools import complete
+
+    return complete.shipped(incomplete)
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Complete run folders in a shell."""
+    from rlhfctl.tools import complete
+
+    return complete.runs(incomplete)
+
+
+def complete_recipe_or_run(incomplete: str) -> list[str]:
+    """Complete recipes and run folders in a shell."""
+    from rlhfctl.tools import complete
+
+    return complete.recipes_or_runs(incomplete)
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=complete_recipe
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)]
+ShippedArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A shipped recipe's name.", autocompletion=complete_shipped)
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Change one key of the recipe; repeatable.")
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder (default: runs/NAME).")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again even what is unchanged; the old is kept aside.")]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", metavar="MODEL", help="A run's stage, a model or adapter folder, or a Hub id.")
+]
+RewardOption = Annotated[
+    str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model in place of the run's own.")
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")
+]
+
+
+def load(recipe: str, overrides: list[str]) -> LoadedRecipe:
+    """Load a recipe file or a shipped recipe, with what `--set` changes."""
+    from rlhfctl.recipe.load import find_recipe, load_recipe
+
+    return load_recipe(find_recipe(recipe), overrides)

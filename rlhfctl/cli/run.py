@@ -1,0 +1,149 @@
+"""Commands that run stages: `run`, `sft`, `reward`, `ppo`, `compare`. What loads torch is imported inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhfctl.cli.options import (
+    ForceOption,
+    PolicyOption,
+    RecipeArgument,
+    ReferenceOption,
+    RewardOption,
+    RunDirOption,
+    SetOption,
+    complete_recipe_or_run,
+    load,
+)
+from rlhfctl.errors import RlhfctlError
+
+if TYPE_CHECKING:
+    from rlhfctl.pipeline import Request
+
+
+def run(
+    recipe: RecipeArgument,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin here; stages before stay as they are.")
+    ] = None,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
+
+
+def sft(
+    recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
+) -> None:
+    """Supervised fine-tuning alone: demonstrations in, base* out."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
+
+
+def reward(
+    recipe: RecipeArgument,
+    policy: PolicyOption = None,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The reward model alone, on the run's sft stage or on --policy."""
+    from rlhfctl.pipeline import Request
+
+    _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_given(base=policy)))
+
+
+def ppo(
+    recipe: RecipeArgument,
+    policy: PolicyOption = None,
+    reward_model: RewardOption = None,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+) -> None:
+    """PPO alone, from the run's sft and reward stages or from the models named."""
+    from rlhfctl.pipeline import Request
+
+    external = _given(base=policy, reward=reward_model)
+    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
+
+
+def compare(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE | RUN...",
+            help="A recipe to compare for, or finished runs to set side by side.",
+            autocompletion=complete_recipe_or_run,
+        ),
+    ],
+    policy: PolicyOption = None,
+    reference: ReferenceOption = None,
+    reward_model: RewardOption = None,
+    policy_samples: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Samples made elsewhere: rows of prompt, response.")
+    ] = None,
+    reference_samples: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="The reference's samples, likewise.")
+    ] = None,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    force: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of RUN...: their compare.json, for scripts.")] = False,
+) -> None:
+    """The verdict: policy against reference on the test prompts."""
+    from rlhfctl.pipeline import Request
+
+    if all((Path(name) / "recipe.yaml").is_file() for name in what):
+        from rlhfctl.dashboard.terminal.run_view import print_run_comparison
+
+        print_run_comparison([Path(name) for name in what], as_json=as_json)
+        return
+    if len(what) > 1:
+        raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")
+    if (policy_samples is None) != (reference_samples is None):
+        raise RlhfctlError("--policy-samples and --reference-samples go together", fix="give both")
+    options = (
+        {"policy_samples": str(policy_samples), "reference_samples": str(reference_samples)} if policy_samples else {}
+    )
+    for path in (policy_samples, reference_samples):
+        if path is not None and not path.is_file():
+            raise RlhfctlError("the file of samples does not exist", where=str(path), fix="check the path")
+    external = _given(policy=policy, reference=reference, reward=reward_model)
+    _execute(what[0], overrides, run_dir, Request(only="compare", force=force, external=external, options=options))
+
+
+def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
+    """Run the stages that the request asks for, with everything that listens to them, then print the verdict."""
+    from rlhfctl import fs, pipeline
+    from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
+    from rlhfctl.paths import RunPaths
+    from rlhfctl.tools.trackers import tracking
+
+    loaded = load(recipe, overrides)
+    folder = run_dir or Path("runs") / loaded.recipe.name
+    paths = RunPaths(folder)
+    with (
+        fs.RunLock(paths.lock),
+        fs.naming_full_disk(folder),  # of events.jsonl
+        open_listeners(paths.events) as emit,
+        fs.naming_full_disk(folder),
+        tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as tell,
+    ):
+        artifacts = pipeline.run(loaded, folder, request, tell)
+    print_verdict(artifacts[-1])
+    typer.echo(f"run: {folder}   (rlhfctl show {folder})")
+
+
+def _given(**named: str | None) -> dict[str, str]:
+    """The models that were named on the command line, by role."""
+    return {role: value for role, value in named.items() if value is not None}

@@ -1,0 +1,218 @@
+"""The table of all metrics: name, unit, meaning, and where each is shown.
+
+The screen, the plain log, `show`, `runs`, the alarms, TRL's callback and docs/metrics.md all read this one table. A new
+metric is one row here. Standard library only; pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+UP, DOWN, NEITHER = 1, -1, 0
+"""Which direction of a metric is better."""
+
+View = Literal["screen", "log", "show"]
+"""Where a metric can be shown: on the screen, in a line of the plain log, in the tables of `show` and `runs`."""
+
+STEP_NAMES = {"ppo": "update"}
+"""What one step of a stage is called, where the stage's kind fixes it."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one kind of stage.
+
+    `screen`, `log` and `show` are ranks: 1 comes first, 0 means not shown there. `label` and `hint` are the short name
+    and the few words under it on the screen. A `finite` metric is a number as long as training works; others (such as
+    the variance of one value) may be none.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    better: int = NEITHER
+    label: str = ""  # empty: the name
+    hint: str = ""
+    log_label: str = ""  # empty: the name
+    screen: int = 0
+    log: int = 0
+    show: int = 0
+    finite: bool = False
+    trl: str = ""  # what TRL's PPOTrainer calls it, where that differs
+
+
+# fmt: off
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "base": (
+        Metric("parameters", "parameters", "Number of parameters of the model.", show=1),
+    ),
+    "sft": (
+        Metric("loss", "nats per token", "Mean of -log p over the tokens that are learned.", DOWN, "loss",
+               "how surprised the model is", screen=1, log=1, show=1, finite=True),
+        Metric("eval_loss", "nats per token", "`loss` on rows held aside, where `sft.trainer` has an evaluation.", DOWN,
+               "eval loss", "the same on rows held aside", screen=2, log=5, finite=True),
+        Metric("mean_token_accuracy", "share", "Share of these tokens that the model would have picked itself.", UP,
+               "token accuracy", "share of tokens guessed right", screen=3, log=2, show=2),
+        Metric("entropy", "nats per token", "How spread out the model's predictions are."),
+        Metric("num_tokens", "tokens", "Tokens read so far."),
+        Metric("grad_norm", "", "Length of the gradient before clipping.", NEITHER, "gradient norm",
+               "size of a step before clipping", screen=4, log=4, finite=True),
+        Metric("learning_rate", "", "Learning rate of this step; plain lines call it `lr`.", NEITHER, "learning rate",
+               log_label="lr", screen=5, log=3),
+        Metric("epoch", "epochs", "Passes over the demonstrations so far."),
+        Metric("steps", "optimizer steps", "Steps in all (in the manifest).", show=3),
+        Metric("reload_gap", "nats per token",
+               "Largest difference between the trained model and the one read back from disk."),
+    ),
+    "reward": (
+        Metric("loss", "nats per pair", "Mean of -log sigmoid(chosen - rejected); a coin has 0.69.", DOWN, "loss",
+               "0.69 is a coin's", screen=1, log=1, finite=True),
+        Metric("accuracy", "share", "Share of the step's pairs where the chosen response has the higher score.", UP,
+               "accuracy", "share of pairs ranked as people did", screen=2, log=2),
+        Metric("margin", "score", "Score of the chosen response less the rejected one, on average.", UP, "margin",
+               "score of chosen less rejected", screen=5, log=3),
+        Metric("eval_loss", "nats per pair", "`loss` on pairs held aside, where `reward.trainer` has an evaluation.",
+               DOWN, finite=True),
+        Metric("eval_accuracy", "share", "`accuracy` on these pairs.", UP, "eval accuracy",
+               "the same on pairs held aside", screen=3, log=4),
+        Metric("min_reward", "score", "Lowest, mean and highest score of the step's responses."),
+        Metric("mean_reward", "score", "Lowest, mean and highest score of the step's responses."),
+        Metric("max_reward", "score", "Lowest, mean and highest score of the step's responses."),
+        Metric("grad_norm", "", "Length of the gradient before clipping.", NEITHER, "gradient norm",
+               "size of a step before clipping", screen=6, finite=True),
+        Metric("learning_rate", "", "Learning rate of this step; plain lines call it `lr`.", NEITHER, "learning rate",
+               log_label="lr", screen=7),
+        Metric("num_tokens", "tokens", "Tokens read so far."),
+        Metric("epoch", "epochs", "Passes over the pairs so far."),
+        Metric("heldout_accuracy", "share",
+               "`accuracy` on the pairs held out by prompt, after training; this one is to be trusted.", UP,
+               "held-out accuracy", "on pairs of unseen prompts", screen=4, show=1),
+        Metric("heldout_accuracy_low", "share", "95% interval of `heldout_accuracy` (Wilson).", show=2),
+        Metric("heldout_accuracy_high", "share", "95% interval of `heldout_accuracy` (Wilson).", show=3),
+        Metric("heldout_margin", "score", "`margin` on these pairs."),
+        Metric("score_mean", "score", "Mean and standard deviation of the held-out responses' scores."),
+        Metric("score_std", "score", "Mean and standard deviation of the held-out responses' scores."),
+        Metric("steps", "optimizer steps", "Steps in all (in the manifest).", show=4),
+        Metric("reload_gap", "score",
+               "Largest difference between the trained model's scores and those of the one read back from disk."),
+    ),
+    "ppo": (
+        Metric("score", "score", "Mean score of the batch after `missing_eos_penalty` and `missing_eos_score`.", UP,
+               "score", "what the reward gives, on average", screen=1, log=1, show=1, finite=True,
+               trl="objective/scores"),
+        Metric("raw_score", "score", "What the reward itself gave: mean and standard deviation."),
+        Metric("raw_score_std", "score", "What the reward itself gave: mean and standard deviation."),
+        Metric("reward/NAME", "score", "Mean of each part of a weighted reward."),
+        Metric("kl", "nats per response",
+               "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
+               "KL", "nats from the reference, a response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
+        Metric("non_score_reward", "score", "-`kl_coef` x `kl`.", trl="objective/non_score_reward"),
+        Metric("rlhf_reward", "score", "`score` + `non_score_reward`: what PPO raises.", UP, log=6,
+               trl="objective/rlhf_reward"),
+        Metric("length", "tokens", "Tokens of a response, its end token included.", NEITHER, "length",
+               "tokens a response", screen=4, log=4, show=3),
+        Metric("eos_rate", "share", "Share of the responses that end by themselves.", UP, "responses that end",
+               "share that is not cut off", screen=5, log=5, show=4),
+        Metric("policy_loss", "", "PPO's clipped objective with its sign turned, over the minibatches.", DOWN, log=7,
+               finite=True, trl="loss/policy_avg"),
+        Metric("value_loss", "score²", "Half the squared error of the critic, clipped by `cliprange_value`.", DOWN,
+               "critic's loss", screen=11, log=8, finite=True, trl="loss/value_avg"),
+        Metric("entropy", "nats per response", "-log p of the sampled response, on average.", finite=True,
+               trl="objective/entropy"),
+        Metric("token_entropy", "nats per token",
+               "Mean of -log p over the sampled tokens; the screen and plain lines show this one. TRL's engine gives "
+               "the entropy of whole distributions instead.", NEITHER,
+               "entropy", "how freely it picks tokens, in nats", screen=6, log=3, trl="policy/entropy_avg"),
+        Metric("policy_entropy", "nats per token",
+               "With `entropy_coef` above 0: entropy of the whole distribution at each token, over the PPO epochs."),
+        Metric("approx_kl", "nats per token",
+               "Half the squared log-ratio between the policy that sampled and the policy now.", log=9,
+               trl="policy/approxkl_avg"),
+        Metric("clip_fraction", "share", "Share of the tokens at which PPO's clip holds the policy back.", NEITHER,
+               "clipped", "share of tokens that PPO holds back", screen=8, log=10, trl="policy/clipfrac_avg"),
+        Metric("value_clip_fraction", "share", "Share of the tokens at which `cliprange_value` holds the critic back.",
+               trl="val/clipfrac_avg"),
+        Metric("ratio", "", "Mean of p(now) / p(when sampled); near 1.", trl="val/ratio"),
+        Metric("ratio_variance", "", "Variance of `ratio` over the minibatches (`engine: trl` alone).",
+               trl="val/ratio_var"),
+        Metric("value_mean", "score", "What the critic expects, on average."),
+        Metric("explained_variance", "",
+               "1: the critic foresees all returns; 0: no better than their mean; below 0: it misleads.", UP,
+               "critic explains", "1 foresees all, below 0 misleads", screen=7),
+        Metric("grad_norm", "", "Length of the gradient before clipping.", finite=True),
+        Metric("learning_rate", "", "Learning rate of this update; plain lines call it `lr`.", log_label="lr",
+               trl="lr"),
+        Metric("optimizer_steps", "steps", "Optimizer steps taken in this update; `target_kl` may end it early."),
+        Metric("eos_tokens", "tokens", "End tokens in the batch (`engine: trl` alone).", trl="val/num_eos_tokens"),
+        Metric("rollout_gap", "nats per token",
+               "Largest difference between the log-probabilities of sampling and of learning."),
+        Metric("rollout_s", "seconds", "Time spent on sampling, scoring, learning."),
+        Metric("score_s", "seconds", "Time spent on sampling, scoring, learning."),
+        Metric("update_s", "seconds", "Time spent on sampling, scoring, learning."),
+        Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "episodes a second", "speed",
+               screen=12, trl="eps"),
+        Metric("eval_score", "score", "`score` on the prompts held aside (`data.prompts.eval`), with samples of their "
+               "own.", UP, "eval score", "the score on prompts held aside", screen=3, show=5),
+        Metric("eval_kl", "nats per response", "`kl` on these samples.", NEITHER, "eval KL",
+               "KL on prompts held aside", screen=9),
+        Metric("eval_length", "tokens", "`length` of these samples."),
+        Metric("eval_eos_rate", "share", "`eos_rate` of these samples."),
+        Metric("eval_objective", "score", "`eval_score` - `kl_coef` x `eval_kl`; `use: best` picks by it."),
+        Metric("eval_gold", "", "The built-in task's true preference on these samples.", UP, "eval gold",
+               "the task's true preference", screen=10),
+        Metric("updates", "updates", "Updates in all (in the manifest).", show=6),
+        Metric("best_update", "update", "The update whose policy `use: best` chose (in the manifest)."),
+    ),
+    "compare": (
+        Metric("win_rate", "share", "Share of the test prompts where the primary judge prefers the policy, at the main "
+               "temperature; ties count half.", UP, "win rate", "share of prompts won, ties half", screen=1, show=1),
+        Metric("control_win_rate", "share", "The same against the strongest fair control: the verdict's basis.", UP,
+               "least fair control", "against the strongest fair control", screen=2),
+        Metric("delta", "score", "The primary judge's score of the policy less that of the reference.", UP,
+               "score gained", "policy less reference", screen=3, show=2),
+        Metric("kl", "nats per response", "As in ppo, on the test prompts.", NEITHER, "KL",
+               "nats from the reference, a response", screen=4, show=3, finite=True),
+        Metric("length", "tokens", "Tokens of the policy's responses.", NEITHER, "length", "tokens a response",
+               screen=5, show=4),
+    ),
+}
+# fmt: on
+"""The metrics of each kind of stage, in the order of docs/metrics.md."""
+
+
+def kind(stage: str) -> str:
+    """The kind of a stage, which decides its metrics: `ppo` for `ppo` and for `round-2/ppo` alike."""
+    return stage.rpartition("/")[2]
+
+
+def ranked(stage: str, view: View) -> list[Metric]:
+    """The metrics of a stage that a view shows, the most telling first."""
+    return sorted(
+        (metric for metric in METRICS.get(kind(stage), ()) if getattr(metric, view)), key=lambda m: getattr(m, view)
+    )
+
+
+def step_name(stage: str, reported: str = "step") -> str:
+    """What one step of a stage is called: fixed by its kind (`update` in PPO), else as the stage reports it."""
+    return STEP_NAMES.get(kind(stage), reported)
+
+
+def must_be_finite() -> list[str]:
+    """Names of the metrics that are numbers as long as training works, in any stage."""
+    return list(dict.fromkeys(metric.name for metric in _all() if metric.finite))
+
+
+def log_labels() -> dict[str, str]:
+    """Metrics whose name in the plain log is shorter than their own."""
+    return {metric.name: metric.log_label for metric in _all() if metric.log_label}
+
+
+def trl_names(stage: str) -> dict[str, str]:
+    """TRL's names of a stage's metrics, mapped to the names of this table."""
+    return {metric.trl: metric.name for metric in METRICS.get(kind(stage), ()) if metric.trl}
+
+
+def _all() -> Iterable[Metric]:
+    return (metric for metrics in METRICS.values() for metric in metrics)
