@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.chat import written_turn_end
@@ -86,7 +86,7 @@ class Generator(Protocol):
 
     def __call__(
         self,
-        policy: LanguageModel,
+        policy: LanguageModel | nn.Module,
         prompts: Sequence[Sequence[int]],
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,

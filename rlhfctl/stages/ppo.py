@@ -37,6 +37,7 @@ from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
+from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Roles, build_roles
@@ -57,7 +58,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
     build.to_device(base.model)
     tokenizer, pad = base.tokenizer, base.tokenizer.pad_token_id
-    roles, model = build_roles(section, base.model, pad, ParentModels(ctx, section, tokenizer), seed=recipe.seed)
+    parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.algorithm].needs_critic
+    roles, model = build_roles(section, base.model, pad, parents, seed=recipe.seed, needs_critic=needs_critic)
     reward = _reward(model.scorer, model.tokenizer, model.classifier, tokenizer, section, ctx)
 
     # 2. Prompts to ids.
@@ -104,9 +106,9 @@ def _train(
     ctx: Context,
 ) -> dict[str, float]:
     """Train by our own loop, which goes on from its checkpoints."""
-    settings = settings | {"critic": section.critic_kind} | roles.sizes()
+    settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
     run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, settings=settings)
-    loop = PpoLoop(section, roles, reward, data, run, evaluation)
+    loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()
 
@@ -243,7 +245,9 @@ def _publish(
         name = "model"
         with fs.publish_folder(ctx.folder / name) as folder:
             build.save_model(policy, tokenizer, folder)
-    assert roles.critic is not None
+    layout = {name: name, "probes": probes.PROBES}
+    if roles.critic is None:
+        return layout
     scorer = roles.critic.scorer
     with fs.publish_folder(ctx.folder / "critic") as folder:
         if isinstance(scorer, AdapterScorer) and isinstance(policy, PeftModel):
@@ -254,4 +258,4 @@ def _publish(
             build.save_model(whole, tokenizer, folder)
         else:
             build.save_model(scorer, tokenizer, folder)
-    return {name: name, "critic": "critic", "probes": probes.PROBES}
+    return layout | {"critic": "critic"}

@@ -146,6 +146,11 @@ class Ppo(Stage):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
+    def algorithm(self) -> str:
+        """The algorithm's name in the table of training/rl/algorithms.py."""
+        return "ppo"
+
+    @property
     def updates(self) -> int:
         """How many updates the stage makes in all."""
         return math.ceil(self.total_episodes / self.batch_size)

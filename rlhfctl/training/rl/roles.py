@@ -230,18 +230,19 @@ class RewardModel:
 
 
 def build_roles(
-    section: Ppo, base: PreTrainedModel, pad_token_id: int, models: RoleModels, *, seed: int
+    section: Ppo, base: PreTrainedModel, pad_token_id: int, models: RoleModels, *, seed: int, needs_critic: bool = True
 ) -> tuple[Roles, RewardModel]:
-    """Make every role, on as few copies of base* as the recipe allows."""
+    """Make every role, on as few copies of base* as the recipe allows; the critic only if the algorithm needs one."""
+    kind = section.critic_kind if needs_critic else None
     # The reward model first: where it is a model of its own, and the critic a copy of it.
-    shared = models.shared_reward_adapter() if section.lora and section.critic_kind != "model" else None
+    shared = models.shared_reward_adapter() if section.lora and kind != "model" else None
     classifier = models.classifier() if models.has_reward else None
     scorer: Any = None
     own_tokenizer = None
     if models.has_reward and shared is None and classifier is None:
         scorer, own_tokenizer = models.reward_model()
     critic = None
-    if section.critic_kind == "model":
+    if kind == "model":
         critic = Critic(_critic_model(base, scorer, own_tokenizer, models, seed=seed))
 
     policy, reference = _policy_and_reference(base, pad_token_id, section, models, seed=seed)
@@ -249,10 +250,10 @@ def build_roles(
         head = heads.load_scorer_adapter(policy.model, REWARD, shared)
         scorer = AdapterScorer(policy.with_adapter(REWARD), head)
         models.check_shared_reward(scorer)
-    if section.critic_kind == "head":
+    if kind == "head":
         scores = AdapterScorer(policy, heads.new_head(policy.model))
         critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
-    elif section.critic_kind == "adapter":
+    elif kind == "adapter":
         head = _critic_adapter(policy.model, shared, section, models, seed=seed + 1)
         critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
     return Roles(policy, reference, critic), RewardModel(scorer, own_tokenizer, classifier)
