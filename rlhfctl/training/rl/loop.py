@@ -90,13 +90,15 @@ class PpoLoop:
         generator: Generator = sample,
     ) -> None:
         self.section = section
-        self.roles = roles
         self.data = data
         self.run = run
         self.watcher = watcher
         self.algorithm = ALGORITHMS[algorithm]
         if self.algorithm.needs_critic and roles.critic is None:
             raise ValueError(f"{algorithm} needs a critic")
+        if not self.algorithm.needs_critic:
+            roles = Roles(roles.policy, roles.reference, None)
+        self.roles = roles
         self.accelerator = make_accelerator(section)
         require_steady_positions(section, roles, data)
         self.trained = roles.prepare()

@@ -69,13 +69,13 @@ def value_terms(
 
     `flat` (M,): the values of a micro-batch. `states`: how many states the whole minibatch has.
     """
-    rows, width = list(indices), experience.width(indices)
-    mask = experience.value_mask[rows, :width]
+    chosen, width = list(indices), experience.width(indices)
+    mask = experience.value_mask[chosen, :width]
     values = spread(flat.to(experience.values.dtype), mask)
     terms = ppo_math.value_loss(
         values,
-        experience.values[rows, :width],
-        experience.returns[rows, :width],
+        experience.values[chosen, :width],
+        experience.returns[chosen, :width],
         mask,
         section.cliprange_value,
         states,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_loops import BATCH, Seen, column, gap, loop_for, start, trained
+from small_loops import BATCH, KINDS, Seen, column, gap, loop_for, start, trained
 from torch import Tensor
 
 from rlhfctl.recipe.schema import Ppo
@@ -95,6 +95,13 @@ def test_an_algorithm_without_a_critic_learns_and_goes_on(tmp_path: Path) -> Non
     again = trained(tmp_path / "stopped", 40, **options)
     assert len(again.batches) == 20 and again.done == 40
     assert gap(again.roles.state(), loop.roles.state()) == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_critic_that_the_algorithm_does_not_need_is_left_alone(kind: str, tmp_path: Path) -> None:
+    loop = trained(tmp_path, 2, kind=kind, algorithm="reinforce", num_ppo_epochs=1)
+    assert loop.done == 2 and all(name.startswith("policy.") for name in loop.roles.state())
+    assert not any(".critic." in name for name in loop.roles.state())
 
 
 def test_an_algorithm_that_needs_a_critic_is_refused_without_one(tmp_path: Path) -> None:
