@@ -32,7 +32,7 @@ SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are s
 
 
 def sample(
-    model: nn.Module | LanguageModel,
+    model: LanguageModel | nn.Module,
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,

@@ -12,9 +12,7 @@ from torch import nn
 from rlhfctl.events import Work
 from rlhfctl.models.architecture import backbone
 from rlhfctl.models.packing import Sequences, hidden_states
-from rlhfctl.models.tensors import at_least_float32, pad_right
-
-_LOGITS_AT_ONCE = 1 << 24
+from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, pad_right
 
 
 @contextlib.contextmanager
@@ -59,7 +57,7 @@ def sequence_logprobs(
 def rows_at_once(model: Any, most: int, length: int) -> int:
     """How many rows of `length` tokens have logits of 64 MB or less in float32; at least one, at most `most`."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    return max(1, min(most, _LOGITS_AT_ONCE // (length * vocabulary)))
+    return max(1, min(most, LOGITS_AT_ONCE // (length * vocabulary)))
 
 
 def score_rows(
@@ -80,8 +78,11 @@ def score_rows(
 
 def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """(B, outputs) of a linear head at the last token of each row of ids, in one forward."""
-    device = next(model.parameters()).device
-    sequences = Sequences.of(rows, [[] for _ in rows], device)
+    return outputs_at_end(model, Sequences.of(rows, [[] for _ in rows], next(model.parameters()).device))
+
+
+def outputs_at_end(model: nn.Module, sequences: Sequences) -> torch.Tensor:
+    """(B, outputs) of a linear head at the last token of each sequence, in one forward."""
     last = hidden_states(backbone(model), sequences)[sequences.last()]
     outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
     return outputs

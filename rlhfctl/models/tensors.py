@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+LOGITS_AT_ONCE = 1 << 24  # how many are worked on at a time: 64 MB in float32
+
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, at: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, attention mask), both (B, L) with the padding on the left."""

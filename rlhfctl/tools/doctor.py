@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhfctl
+from rlhfctl.training.trl import LAST_TRL
 
 # As in pyproject.toml; a test holds the two together.
 NEEDED = {
@@ -39,7 +40,6 @@ NEEDED = {
     "pyarrow": "15",
     "scipy": "1.11",
 }
-LAST_TRL = "1.12.0"  # with a PPOTrainer, as in training/trl/ppo.py, which loads torch
 EXTRAS = {  # library -> the extra that brings it, and what it is for
     "tensorboard": ("tensorboard", "report_to: [tensorboard]"),
     "wandb": ("wandb", "report_to: [wandb]"),
