@@ -298,7 +298,7 @@ def ppo_outlook(
         inside = contextlib.ExitStack()
         with inside:
             for module in (*everyone.modules(), *extra):
-                inside.enter_context(fused(module, shown=False))
+                inside.enter_context(fused(module, try_numbers=False))
             moments = _ppo_moments(section, everyone, scorer, held, prompt, length, shape, eval_prompts)
         copies = sum(parameter.nbytes for parameter in trained.values())
         moments.append(Moment("writing a checkpoint", _with(held, "policy", {WEIGHTS: copies})))
@@ -417,9 +417,9 @@ def _rows(rows: int, prompt: int, length: int) -> tuple[Sequences, Tensor, Tenso
         groups = tuple(
             dataclasses.replace(
                 group,
-                token_at=group.token_at.to("meta"),
-                place_of=group.place_of.to("meta"),
-                pads=group.pads.to("meta"),
+                token_of_cell=group.token_of_cell.to("meta"),
+                cell_of_token=group.cell_of_token.to("meta"),
+                pad_cells=group.pad_cells.to("meta"),
             )
             for group in real.groups
         )

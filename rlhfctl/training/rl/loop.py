@@ -249,7 +249,7 @@ class PpoLoop:
                 for start in range(0, self.batch_size, size):
                     first = waits and epoch == 0
                     steps.append(self._step(batch, order[start : start + size], epoch, number, sets_values=first))
-                    work.at(len(steps))
+                    work.advance(len(steps))
                 here = steps[-section.num_mini_batches :]
                 if section.target_kl is not None and _mean(here, "approx_kl") > section.target_kl:
                     break
