@@ -18,12 +18,7 @@ from pathlib import Path
 
 from rlhfctl.errors import OutputClosed, RlhfctlError, out_of_memory
 
-_REFUSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-)  # errors of files that cannot be opened
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # the system does not open the file
 _SHOWN = 200  # characters of a path
 
 
