@@ -95,7 +95,11 @@ class Artifact:
         """Return the source that this artifact was made from; raise HandoffError if it is missing or has changed."""
         reference = self.manifest.parents.get(role)
         if reference is None:
-            raise HandoffError(f"the {self.manifest.stage} artifact records no {role}", where=str(self.path))
+            raise HandoffError(
+                f"the {self.manifest.stage} artifact records no {role}",
+                where=str(self.path),
+                fix=f"run the {self.manifest.stage} stage again: rlhfctl {self.manifest.stage} RECIPE",
+            )
         if reference.fingerprint == _hub_fingerprint(reference.path):
             return Source(reference.path, reference.fingerprint)
         place = self.path.parent / reference.path  # an absolute path stays as it is

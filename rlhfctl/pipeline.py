@@ -35,6 +35,7 @@ from rlhfctl.events import Event, Note, RunStarted, StageFinished, Warned, Work,
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.rewards.names import functions_of
 from rlhfctl.stages.context import Context
 
 STAGES = ("base", "sft", "reward", "ppo", "compare")
@@ -499,14 +500,7 @@ def _inputs(name: str, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any],
     if name == "compare" and recipe.ppo is not None:  # it samples as PPO does
         how = {"stop_token", "stop_strings", "top_k", "top_p"}
         inputs["sampling"] = fs.hash_json(recipe.ppo.model_dump(mode="json", include=how))
-    functions = []
-    if recipe.reward is not None and recipe.reward.function is not None and name in ("ppo", "compare"):
-        functions.append(recipe.reward.function)
-    if name == "ppo" and recipe.ppo is not None:
-        functions += [spec for spec in recipe.ppo.rewards or {} if ":" in spec]
-    if name == "compare" and recipe.compare is not None:
-        functions += [judge for judge in recipe.compare.judges if ":" in judge]
-    if functions:
+    if functions := functions_of(name, recipe):
         fingerprint = importlib.import_module("rlhfctl.rewards.function").function_fingerprint
         inputs["functions"] = fs.hash_json([fingerprint(spec, Path(recipe.folder or ".")) for spec in functions])
     for option in ("policy_samples", "reference_samples"):

@@ -1,4 +1,4 @@
-"""README and docs/: their commands are run, their links lead somewhere, and the program says what they quote."""
+"""The pages for people: their commands are run, their links lead somewhere, and the program says what they quote."""
 
 from __future__ import annotations
 
@@ -25,15 +25,37 @@ from rlhfctl.data.load import check_all
 from rlhfctl.events import KINDS
 from rlhfctl.recipe.schema import Data
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md")),
+)
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 # Lines of ```bash blocks that are not run here, and why.
 NOT_RUN = {
     "make demo": "the quickstart, minutes long: tests/e2e/test_slow.py runs it, test_recipes.py finds the target",
     "make test": "this very suite",
+    "make check": "lint and types: CI runs it",
+    "make slow": "an hour",
     "python -m venv .venv": "installing needs a network",
     ".venv/bin/pip install --constraint constraints.txt .": "installing needs a network",
+    ".venv/bin/pip install pre-commit": "installing needs a network",
+    ".venv/bin/pre-commit install": "installing needs a network",
+    ".venv/bin/python -m pytest tests/test_stats.py -q": "this very suite",
+    "rlhfctl bench ppo --against trl": "minutes; tests/tools/bench/test_bench.py runs a small one",
+    "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
+    "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
+    "rlhfctl --install-completion": "it writes into the user's shell files",
+    "python tests/campaigns/kills.py tiny.yaml --kills 20": "half an hour: test_slow.py",
+    "python tests/campaigns/ppo_kills.py tiny.yaml --kills 20": "minutes: test_slow.py",
+    "python tests/campaigns/mutations.py --jobs 2": "ten minutes: test_slow.py",
+    "python tests/campaigns/fuzz.py --recipes 300 --data 300": "ten minutes; test_fuzz.py runs a few cases",
+    "python tests/campaigns/fuzz_shapes.py --cases 300": "minutes; test_fuzz.py runs a few cases",
+    "python tests/campaigns/fuzz_templates.py --cases 300": "minutes; test_fuzz.py runs a few cases",
+    "python tests/campaigns/memory.py": "a quarter of an hour",
+    "python tests/campaigns/overhead.py --rounds 2": "minutes, alone on the machine: test_slow.py",
+    "PYTHON=.venv/bin/python tests/gpu/check.sh --quick": "tests/gpu/test_check.py runs its rows",
 }
 
 # What is answered to `init`, and what `run` gets besides: fewer episodes, shorter answers, a smaller verdict.
@@ -46,7 +68,7 @@ SHRUNK = (
 
 def commands_in(text: str) -> list[str]:
     """The lines of bash and console blocks, without comments and prompts."""
-    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
     lines = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for b in blocks for line in b.splitlines()]
     return [line for line in lines if line]
 
@@ -76,10 +98,28 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(pairs), folder / "pairs.parquet")
     rows = [{"prompt": prompt} for prompt in asked[48:]]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, response in (("new.jsonl", " Hold the button."), ("old.jsonl", " No idea.")):  # sampled elsewhere
+        sampled = [{"prompt": prompt, "response": f"{response} {prompt[-3:]}"} for prompt in asked[:8]]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in sampled), encoding="utf-8")
     return folder
 
 
-def test_a_newcomer_types_what_the_readme_says(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_is_of_a_known_kind() -> None:
+    """A block of commands under another name would not be run."""
+    for page, text in TEXTS.items():
+        opened = re.findall(r"^ *```(.*)$", text, re.MULTILINE)[::2]
+        assert set(opened) <= {"bash", "console", "yaml", "json", "text", "python"}, page.name
+
+
+def test_commands_that_are_not_run_name_scripts_with_these_options() -> None:
+    for line in NOT_RUN:
+        words = shlex.split(line)
+        for name in (word for word in words if word.startswith("tests/") and "campaigns" in word):
+            script = (ROOT / name).read_text(encoding="utf-8")
+            assert all(word in script for word in words if word.startswith("--")), line
+
+
+def test_a_newcomer_types_what_the_pages_say(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(newcomer)
     typed = [line for text in TEXTS.values() for line in commands_in(text)]
     assert set(NOT_RUN) <= set(typed)  # a reason for what is no longer there is none
@@ -89,12 +129,13 @@ def test_a_newcomer_types_what_the_readme_says(newcomer: Path, monkeypatch: pyte
             continue
         program, *arguments = shlex.split(line)
         assert program == "rlhfctl", line
-        if arguments[0] == "run":
+        if arguments[0] in ("run", "sft", "reward", "ppo") or arguments[:2] == ["compare", "support.yaml"]:
             arguments += [part for size in SHRUNK for part in ("--set", size)]
-        typed_in = "".join(f"{answer}\n" for answer in ANSWERS) if arguments[0] == "init" else None
+        asks = arguments[0] == "init" and "--yes" not in arguments
+        typed_in = "".join(f"{answer}\n" for answer in ANSWERS) if asks else None
         result = CliRunner().invoke(app, arguments, input=typed_in)
         assert result.exit_code == 0, (line, result.output, result.exception)
-        outputs[" ".join(arguments[:1])] = result.output
+        outputs[arguments[0]] = outputs.get(arguments[0], "") + result.output
     assert "valid, with its data and trainer options" in outputs["validate"]
     assert "no test prompt is in the demonstrations or preferences" in outputs["data"]
     assert "this verdict rests on the reward model that PPO trained against" in " ".join(outputs["run"].split())

@@ -6,7 +6,7 @@
     texts                       made into conversations where the recipe says so
     prompts that end with an answer     the answer is left out
 
-One row in, a row out, or a sentence that says what is wrong with it. What is done is counted in a Tally, so that
+One row in, a row out; BadRow says what is wrong with one. What is done is counted in a Tally, so that
 data.py can say it once for a whole source. Messages are read by messages.py, scores and labels of several responses by
 preferences.py, pairs are made by formats.py, and whole rows are checked by rows.py.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhfctl.data import messages
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import BadRow, Row
 
 LISTS = ("responses", "scores", "ratings", "ranks", "label")  # several columns make a list; other texts are joined
 RESPONSES = ("completion", "chosen", "rejected")
@@ -87,7 +87,7 @@ def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: T
 # ---------------------------------------------------------------- conversations
 
 
-def normalised(row: Row, tally: Tally) -> Row | str:
+def normalised(row: Row, tally: Tally) -> Row:
     """Return `row` with its conversations as messages under our names."""
     row = dict(row)
     for name in _INDEX:
@@ -100,10 +100,7 @@ def normalised(row: Row, tally: Tally) -> Row | str:
             tally.read(name)
     for name in _MESSAGE_LISTS:
         if isinstance(row.get(name), list):
-            read = messages.read_messages(row[name], name, tally)
-            if isinstance(read, str):
-                return read
-            row[name] = read
+            row[name] = messages.read_messages(row[name], name, tally)
     return row
 
 
@@ -129,7 +126,7 @@ def with_system(row: Row, tally: Tally) -> Row:
     return rest
 
 
-def with_tools(row: Row, tally: Tally) -> Row | str:
+def with_tools(row: Row, tally: Tally) -> Row:
     """Return `row` with its tools as a list of objects; without them where there are none."""
     value = row.get("tools")
     rest = {key: item for key, item in row.items() if key != "tools"}
@@ -138,8 +135,6 @@ def with_tools(row: Row, tally: Tally) -> Row | str:
     if not isinstance(row.get("messages", row.get("prompt")), list):
         return row  # a text goes through no template: the column is named as not used
     tools = messages.read_tools(value)
-    if isinstance(tools, str):
-        return tools
     tally.read("tools")
     return rest | {"tools": tools} if tools else rest
 
@@ -158,14 +153,16 @@ def without_answer(row: Row, tally: Tally) -> Row:
     return row | {"prompt": prompt[:end]}
 
 
-def as_conversation(row: Row) -> Row | str:
+def as_conversation(row: Row) -> Row:
     """Return `row` with its texts as turns: the prompt as the user's, the responses as the assistant's."""
     if isinstance(row.get("text"), str) and row.get("prompt") is None and row.get("messages") is None:
-        return "text: as_conversations cannot tell the prompt from the response in one text; turns: reads transcripts"
+        raise BadRow(
+            "text: as_conversations cannot tell the prompt from the response in one text; turns: reads transcripts"
+        )
     row = dict(row)
     for name, role in (("prompt", "user"), *((name, "assistant") for name in RESPONSES)):
         if isinstance(row.get(name), str) and not row[name].strip():
-            return f"{name} is empty"
+            raise BadRow(f"{name} is empty")
         if isinstance(row.get(name), str):
             row[name] = [{"role": role, "content": row[name].strip()}]
     return row
@@ -174,7 +171,7 @@ def as_conversation(row: Row) -> Row | str:
 # ---------------------------------------------------------------- a prompt beside its responses
 
 
-def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row | str:
+def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row:
     """Return `row` with prompt and responses (the columns `names`) of one kind, each turn standing in one of them."""
     prompt: Any = row.get("prompt")
     responses: list[Any] = [row.get(name) for name in names]
@@ -196,7 +193,7 @@ def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row | str:
     return row
 
 
-def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row | str:
+def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row:
     """A text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
     if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
         tally.made["text prompts beside an answer as a message became a user's turn"] += 1
@@ -205,7 +202,7 @@ def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally
         tally.made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
         tally.read("prompt")
         return {key: value for key, value in row.items() if key != "prompt"}
-    return (
+    raise BadRow(
         "prompt is a text that no user's turn of the conversations beside it repeats: leave it out "
         "(columns: {unread: prompt}), or give the prompt as messages"
     )

@@ -8,8 +8,9 @@ the same last token in training as in PPO. Leaves out batching and padding.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data import templates
 from rlhfctl.data.chat import broken_template, require_template, written_turn_end
-from rlhfctl.data.types import Prompt, Row, Rows
+from rlhfctl.data.types import PreferenceGroup, Prompt, Row, Rows
 from rlhfctl.errors import DataError, Problem, RecipeError
 
 
@@ -55,6 +56,28 @@ def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Ro
 
 IGNORED = -100  # torch's cross-entropy leaves this label out
 Tools = Sequence[dict[str, Any]] | None  # functions that a row offers the model; its chat template writes them out
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A preference group as ids: each response once, whatever number of pairs it is in."""
+
+    group: PreferenceGroup
+    ids: tuple[list[int], ...]  # of each response: the whole sequence, prompt and all; empty for one in no pair
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """`chosen_ids` and `rejected_ids` of each pair of the group; `margin` where it has one."""
+        more = {} if self.group.margin is None else {"margin": self.group.margin}
+        return [
+            more | {"chosen_ids": self.ids[better], "rejected_ids": self.ids[worse]}
+            for better, worse in self.group.comparisons
+        ]
+
+    def within(self, limit: int) -> list[EncodedGroup]:
+        """The group with the pairs whose sides have at most `limit` ids; an empty list where there are none."""
+        kept = tuple(two for two in self.group.comparisons if all(len(self.ids[index]) <= limit for index in two))
+        return [EncodedGroup(replace(self.group, comparisons=kept), self.ids)] if kept else []
 
 
 @dataclass
@@ -162,13 +185,17 @@ class Encoder:
                 return build(end)
         return None
 
-    def preference(self, row: Row) -> dict[str, Any]:
-        """`chosen_ids` and `rejected_ids`: the whole sequence of each side; `margin` where the row has one."""
-        sides: dict[str, Any] = {"margin": float(row["margin"])} if "margin" in row else {}
-        for side in ("chosen", "rejected"):
-            prompt_ids, response = self.pair(row["prompt"], row[side], row.get("tools"))
-            sides[f"{side}_ids"] = prompt_ids + response
-        return sides
+    def preference(self, group: PreferenceGroup) -> EncodedGroup:
+        """Encode the responses of a group, each once; the counts of the warning are those of its pairs' sides."""
+        uses = Counter(index for comparison in group.comparisons for index in comparison)
+        ids: list[list[int]] = [[] for _ in group.responses]
+        for index, times in uses.items():
+            before = self.boundary_mismatches
+            prompt_ids, response = self.pair(group.prompt, group.responses[index], group.tools)
+            ids[index] = prompt_ids + response
+            self.boundary_mismatches += (times - 1) * (self.boundary_mismatches - before)
+            self.encoded += times - 1
+        return EncodedGroup(group, tuple(ids))
 
     def warning(self, what: str) -> str | None:
         """A sentence about prompts whose end merged with their response, or None."""

@@ -2,11 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation
 from rlhfctl.data.types import Row
+from rlhfctl.errors import DataError
 from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class FittedPrompts:
+    """The rows whose prompts leave room for a response, their ids, and what became of the others.
+
+    `limit`: the most tokens of a prompt (None: any number). `cut` prompts are shortened, `dropped` ones left out.
+    """
+
+    rows: list[Row]
+    ids: list[list[int]]
+    cut: int
+    dropped: int
+    limit: int | None
+
+
+def fit_to_context(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, context: int | None, response_length: int, section: Data
+) -> FittedPrompts:
+    """Fit prompts into what the model's context leaves beside a response, and into data.max_prompt_length."""
+    limit = longest_prompt(section.max_prompt_length, context, response_length)
+    return FittedPrompts(*fit_prompts(rows, Encoder(tokenizer), limit, section.overlong_prompts), limit)
+
+
+def encode_prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    response_length: int,
+    section: Data,
+    warn: Callable[[str], None],
+) -> tuple[list[Row], list[list[int]]]:
+    """Give the rows that PPO can answer and their prompt ids; say how many are cut or dropped.
+
+    DataError where a response leaves no room for any prompt, or no prompt fits.
+    """
+    limit = longest_prompt(section.max_prompt_length, context, response_length)
+    if limit is not None and limit <= 0:
+        raise DataError(
+            f"a response of {response_length} tokens leaves no room for a prompt in a context of {context}",
+            where="ppo.response_length",
+            fix="lower it",
+        )
+    fitted = fit_to_context(rows, tokenizer, context, response_length, section)
+    for count, done in ((fitted.cut, "cut within their content"), (fitted.dropped, "dropped")):
+        if count:
+            warn(f"{count} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
+    if rows and not fitted.rows:
+        stated = limit == section.max_prompt_length
+        room = (
+            f"data.max_prompt_length={limit}"
+            if stated
+            else f"the {limit} that the model's context of {context} leaves beside a response of {response_length}"
+        )
+        key = "data.max_prompt_length" if stated else "ppo.response_length"
+        raise DataError(
+            f"all {len(rows)} prompts have more tokens than {room}",
+            where="data.prompts",
+            fix=f"{'raise' if stated else 'lower'} {key}, give shorter prompts, or cut them: "
+            "data.overlong_prompts: truncate",
+        )
+    return fitted.rows, fitted.ids
+
+
+def fit_lengths(lengths: Sequence[int], context: int | None, response_length: int, section: Data) -> list[int]:
+    """Predict from lengths alone those that prompts have once they are fitted: a cut one has exactly the limit."""
+    limit = longest_prompt(section.max_prompt_length, context, response_length)
+    if limit is None:
+        return list(lengths)
+    cut = section.overlong_prompts == "truncate"
+    return [min(length, limit) for length in lengths if cut or length <= limit]
 
 
 def fit_prompts(

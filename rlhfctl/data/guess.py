@@ -16,7 +16,7 @@ from rlhfctl.data import columns
 from rlhfctl.data.preferences import number
 from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import BadRow, Row, examples
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Source
 
 Options = dict[str, Any]
@@ -63,10 +63,17 @@ def talks(name: str, made: Options, rows: Sequence[Row]) -> bool | None:
     """Whether these rows, read with the keys `made`, are conversations; None where none of them can be used."""
     section = _SECTIONS[name](source="guessed", **made)
     for row in rows[:_TRIED]:
-        found = CHECKS[name](columns.renamed(row, section.columns), section, Tally())
-        if not isinstance(found, str) and found:
+        if found := _read(name, row, section):
             return "messages" in found[0] or isinstance(found[0].get("prompt"), list)
     return None
+
+
+def _read(name: str, row: Row, section: Source) -> list[Row] | None:
+    """The rows or pairs that a row gives, read as `section` says; None where it cannot be used."""
+    try:
+        return examples(CHECKS[name](columns.renamed(row, section.columns), section, Tally()))
+    except BadRow:
+        return None
 
 
 def section_line(name: str, section: Source, rows: Sequence[Row]) -> str | None:
@@ -90,11 +97,11 @@ def flow(value: Any) -> str:
 def _usable(name: str, made: Options, rows: Sequence[Row]) -> bool:
     """Whether most rows have the columns that these keys name, and can be used with them."""
     section = _SECTIONS[name](source="guessed", **made)
-    check, usable = CHECKS[name], 0
+    usable = 0
     named = [one for names in section.columns.values() for one in columns.names_of(names)]
     for row in rows:
         there = all(columns.value_at(row, one) is not None for one in named)
-        usable += there and not isinstance(check(columns.renamed(row, section.columns), section, Tally()), str)
+        usable += there and _read(name, row, section) is not None
     return bool(rows) and usable >= _ENOUGH * len(rows)
 
 

@@ -1,36 +1,39 @@
 """Load the rows of a run: read from wherever they lie or made, checked one by one, sifted, mixed, split by prompt.
 
-Reads the recipe's `data` section; gives plain lists of rows with a fingerprint. No model, no tokenizer, no torch: all
-rows of a run are checked before anything heavy loads. Files are read by sources.py, rows are checked by rows.py,
-ids are made by encoding.py. Whatever is left out or made of a row is said in the notes, with its number.
+Reads the recipe's `data` section; gives rows, and groups of preferences, with a fingerprint. No model, no tokenizer, no
+torch: all rows of a run are checked before anything heavy loads. Files are read by sources.py, rows are checked by
+rows.py, ids are made by encoding.py. Whatever is left out or made of a row is said in the notes, with its number.
 
 A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
-prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin) for preferences; prompt
-alone, messages that end with the user's turn, or chosen+rejected that begin alike for prompts. Other columns of prompts
-are kept for reward functions.
+prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin), or a ranked list of
+responses, for preferences; prompt alone, messages that end with the user's turn, or chosen+rejected that begin alike
+for prompts. Other columns of prompts are kept for reward functions. Preferences are groups of ranked responses
+(types.py); they are counted, dropped, limited and weighed in pairs.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.data import columns, guess, sources
+from rlhfctl.data import columns, guess, sources, text_files
 from rlhfctl.data.leaks import without_leaks
 from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.splits import prompt_key as prompt_key
 from rlhfctl.data.splits import split_preferences, split_prompts
 from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import BadRow, Item, Row, Rows, examples, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
-from rlhfctl.data.types import Row, Rows
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compared, Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
@@ -44,7 +47,7 @@ def load_demonstrations(section: Demonstrations, seed: int) -> Rows:
 
 
 def load_preferences(section: Preferences, seed: int) -> Rows:
-    """Load rows with prompt, chosen, rejected, and a margin where the source has one."""
+    """Load groups of ranked responses; a row with chosen and rejected is a group of two."""
     return _load("preferences", section, seed)
 
 
@@ -73,8 +76,8 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
                 loaded["demonstrations"] = without_leaks(load_demonstrations(data.demonstrations, seed), test)
         if data.preferences is not None and "preferences" in names:
             with trying:
-                pairs = without_leaks(load_preferences(data.preferences, seed), test)
-                loaded["preferences"] = replace(pairs, split=split_preferences(data.preferences, pairs.rows, seed))
+                groups = without_leaks(load_preferences(data.preferences, seed), test)
+                loaded["preferences"] = replace(groups, split=split_preferences(data.preferences, groups.groups, seed))
     return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 
@@ -120,21 +123,19 @@ def _load(name: str, section: Source, seed: int) -> Rows:
 def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Rows:
     """Put several sources together: (rows, source, weight) each.
 
-    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more.
+    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more; of preferences each pair.
     """
-    found: list[tuple[Row, str]] = []
+    found: list[tuple[Item, str]] = []
     notes: list[str] = []
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
-        located = rows.located
-        more = round((weight - int(weight)) * len(located))
-        drawn = set(random.Random(f"mix-{name}-{index}-{seed}").sample(range(len(located)), more))
-        used = [one for at, one in enumerate(located) for _ in range(int(weight) + (at in drawn))]
+        count = len(rows.rows)
+        used = _each(rows.located, _weighed(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
         left_out |= rows.left_out
-        left_out |= dict.fromkeys({place for _, place in located} - {place for _, place in used}, "not drawn")
+        left_out |= dict.fromkeys({place for _, place in rows.located} - {place for _, place in used}, "not drawn")
         found += used
         shown = Path(source).name if sources.is_path(source) else source
-        notes += [f"{shown}: {len(located)} rows with weight {weight:g} are {len(used)} of the mix"]
+        notes += [f"{shown}: {count} rows with weight {weight:g} are {_count(used)} of the mix"]
         notes += [f"{shown}: {note}" for note in rows.notes]
     if not found:
         raise DataError("the weights leave no row", where=f"data.{name}.sources", fix="raise a weight")
@@ -149,23 +150,31 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     )
 
 
+def _weighed(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
+    """How often each of the rows is used, as a function of the row."""
+    drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
+    times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
+    return lambda place, row: times[id(row)]
+
+
 def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     """Read, rename, reshape, check, sift the rows of one source, which stands at the key `at` of the recipe."""
     tally = Tally()
     rows, places, fingerprint = _read(name, section, seed, at, tally)
     _require_columns(at, section, rows)
-    usable: list[tuple[Row, str]] = []
+    usable: list[tuple[Item, str]] = []
     bad: list[str] = []
     left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
     for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
         one = Tally()
-        found = CHECKS[name](columns.renamed(row, section.columns), section, one)
-        if isinstance(found, str):
-            bad.append(f"{place}: {found}")
+        try:
+            found = CHECKS[name](columns.renamed(row, section.columns), section, one)
+        except BadRow as error:
+            bad.append(f"{place}: {error}")
             left_out[place] = "cannot be used"
             continue
         tally.add(one)
-        usable += [(pair, place) for pair in found]
+        usable += [(item, place) for item in found]
         if not found:
             left_out[place] = "ties"
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
@@ -174,7 +183,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     if not kept:
         why = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
         raise DataError(f"{at} holds no rows{why}", where=section.source, fix="name a source with usable rows")
-    notes = [f"{len(usable)} pairs of {len(rows)} rows"] if len(usable) > len(rows) else []
+    notes = [f"{_count(usable)} pairs of {len(rows)} rows"] if _count(usable) > len(rows) else []
     notes += tally.sentences()
     if not section.builtin:
         unused = columns.unused(rows, section.columns, tally, others=name != "prompts")
@@ -185,16 +194,16 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
         notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
     if tally.dropped:
         notes.append(f"dropped: {_listed(tally.dropped)}")
-    if section.limit is not None and len(kept) > section.limit:
-        notes.append(f"the first {section.limit} of {len(kept)} are used")
-        left_out |= dict.fromkeys((place for _, place in kept[section.limit :]), "beyond the limit")
-        kept = kept[: section.limit]
+    if section.limit is not None and _count(kept) > section.limit:
+        notes.append(f"the first {section.limit} of {_count(kept)} are used")
+        left_out |= dict.fromkeys((place for _, place in kept), "beyond the limit")  # but for those used, see below
+        kept = _first(kept, section.limit)
     locations = tuple(place for _, place in kept)
     used = set(locations)
     reasons = {place: why for place, why in left_out.items() if place not in used}
     return Rows(
         name,
-        [row for row, _ in kept],
+        [item for item, _ in kept],
         fingerprint,
         tuple(notes),
         locations=locations,
@@ -220,7 +229,7 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
 def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
     """The error about lines that cannot be read and rows that cannot be used, all at once."""
     drop = f"or leave them out: {at}.bad_rows: drop"
-    lines = sources.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
+    lines = text_files.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
     if lines is not None and not bad:
         return DataError(lines.what, fix=f"{lines.fix}; {drop}")
     guessed = None if section.columns else guess.section_line(name, section, rows)
@@ -232,7 +241,7 @@ def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Sourc
         ways = f"correct or remove these rows (by `columns` {known})"
     else:
         ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
-    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{sources.first_of(bad)}"
+    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{text_files.first_of(bad)}"
     if lines is not None:
         what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
     return DataError(what, fix=f"{mapped}{ways}, {drop}")
@@ -249,27 +258,43 @@ def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:
             )
 
 
-def _sifted(
-    located: Sequence[tuple[Row, str]], section: Source, dropped: Counter[str], left_out: dict[str, str]
-) -> list[tuple[Row, str]]:
-    """Leave out repeated and long rows, where the recipe says so; each row stands beside its location."""
-    kept: list[tuple[Row, str]] = []
+Located = Sequence[tuple[Item, str]]  # each row, or group, with its "file:line"
+
+
+def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
+    """Leave out repeated and long rows, where the recipe says so; of preferences each pair by itself."""
     seen: set[str] = set()
-    for row, place in located:
+
+    def passes(place: str, row: Row) -> bool:
+        key = json.dumps(row, sort_keys=True, default=str) if section.deduplicate else ""
         if section.max_chars is not None and characters(row) > section.max_chars:
             why = f"longer than {section.max_chars} characters"
-            dropped[why] += 1
-            left_out.setdefault(place, why)
-            continue
-        if section.deduplicate:
-            key = json.dumps(row, sort_keys=True, default=str)
-            if key in seen:
-                dropped["duplicates"] += 1
-                left_out.setdefault(place, "duplicates")
-                continue
-            seen.add(key)
-        kept.append((row, place))
-    return kept
+        elif key in seen:
+            why = "duplicates"
+        else:
+            seen.update([key] if key else [])
+            return True
+        dropped[why] += 1
+        left_out.setdefault(place, why)
+        return False
+
+    return _each(located, passes)
+
+
+def _first(located: Located, limit: int) -> Located:
+    """The first `limit` rows, or pairs."""
+    number = itertools.count()
+    return _each(located, lambda place, row: next(number) < limit)
+
+
+def _each(located: Located, times: Callable[[str, Row], int]) -> list[tuple[Item, str]]:
+    """Each row, or pair of a group, as often as `times` says of its location and it."""
+    return [(part, place) for item, place in located for part in repeated(item, partial(times, place))]
+
+
+def _count(located: Located) -> int:
+    """How many rows these are, or pairs."""
+    return len(examples(item for item, _ in located))
 
 
 def characters(row: Row) -> int:

@@ -6,7 +6,7 @@
     tool calls          their content may be null; arguments that are JSON text are read as an object
     tools               a list of objects, or JSON text that holds one
 
-A list of messages in, a list of messages out, or a sentence that says what cannot be read. Whether a conversation is
+A list of messages in, a list of messages out; BadRow where something cannot be read. Whether a conversation is
 whole (roles, the last turn, empty texts) is checked by data.py.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import BadRow
 
 Message = dict[str, Any]
 
@@ -35,7 +36,7 @@ _IN_PARTS = "conversations with messages in parts: their texts are joined"
 _JSON_ARGUMENTS = "conversations whose tool calls hold their arguments as JSON text: these are read as objects"
 
 
-def read_messages(value: Sequence[Any], name: str, tally: Tally) -> list[Any] | str:
+def read_messages(value: Sequence[Any], name: str, tally: Tally) -> list[Any]:
     """Return messages with role and content as text; other keys of a message stay. `name` is the column's."""
     told: set[str] = set()
     found: list[Any] = []
@@ -43,10 +44,10 @@ def read_messages(value: Sequence[Any], name: str, tally: Tally) -> list[Any] | 
         if not isinstance(item, dict):
             return list(value)  # data.py says what is wrong
         for message in _exchange(item, told):
-            read = _read_message(message, told)
-            if isinstance(read, str):
-                return f"{name}[{index}]: {read}"
-            found.append(read)
+            try:
+                found.append(_read_message(message, told))
+            except BadRow as error:
+                raise BadRow(f"{name}[{index}]: {error}") from error
     tally.made.update(told)
     return found
 
@@ -60,7 +61,7 @@ def _exchange(item: Message, told: set[str]) -> list[Message]:
     return [{"role": key, "content": value} for key, value in spoken.items()]
 
 
-def _read_message(message: Message, told: set[str]) -> Message | str:
+def _read_message(message: Message, told: set[str]) -> Message:
     message = dict(message)
     for keys in (_ROLE_KEYS, _CONTENT_KEYS):
         ours, other = keys
@@ -71,15 +72,12 @@ def _read_message(message: Message, told: set[str]) -> Message | str:
     word = role.strip().lower() if isinstance(role, str) else role
     message["role"] = ROLES.get(word, role) if isinstance(word, str) else role
     if isinstance(message.get("content"), list):
-        text = _joined(message["content"])
-        if isinstance(text, _NotText):
-            return text.sentence
-        message["content"] = text
+        message["content"] = _joined(message["content"])
         told.add(_IN_PARTS)
     if word == "function_call" and not message.get("tool_calls"):
         call = _json(message.get("content"))
         if not isinstance(call, dict) or "name" not in call:
-            return "a function_call needs JSON text with name and arguments"
+            raise BadRow("a function_call needs JSON text with name and arguments")
         message |= {"content": "", "tool_calls": [{"type": "function", "function": call}]}
     if message.get("tool_calls"):
         message["content"] = message.get("content") or ""
@@ -89,26 +87,24 @@ def _read_message(message: Message, told: set[str]) -> Message | str:
     return message
 
 
-class _NotText:
-    """A part of a message that is no text, and the sentence about it."""
-
-    def __init__(self, part: Any) -> None:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind is None and isinstance(part, dict):
-            kind = next((key for key in part if key != "text"), "unknown")
-        self.sentence = f"its content has a part of type {kind!r}: only text is read"
-        if kind == "text":
-            self.sentence = "its content has a part of type 'text' without a text"
-
-
-def _joined(parts: Sequence[Any]) -> str | _NotText:
+def _joined(parts: Sequence[Any]) -> str:
     texts = []
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
         if not isinstance(text, str) or (isinstance(part, dict) and part.get("type", "text") != "text"):
-            return _NotText(part)
+            raise _not_text(part)
         texts.append(text)
     return "".join(texts)
+
+
+def _not_text(part: Any) -> BadRow:
+    """What is wrong with a part of a message that is no text."""
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind is None and isinstance(part, dict):
+        kind = next((key for key in part if key != "text"), "unknown")
+    if kind == "text":
+        return BadRow("its content has a part of type 'text' without a text")
+    return BadRow(f"its content has a part of type {kind!r}: only text is read")
 
 
 def _with_objects(calls: Any, told: set[str]) -> Any:
@@ -130,14 +126,14 @@ def _with_object(call: Any, told: set[str]) -> Any:
     return call | {"arguments": arguments}
 
 
-def read_tools(value: Any) -> list[Any] | str:
-    """Return the tools of a row, a list of objects, or a sentence that says what they are instead."""
+def read_tools(value: Any) -> list[Any]:
+    """Return the tools of a row, a list of objects; BadRow where they are something else."""
     tools = _json(value) if isinstance(value, str) else value
     if isinstance(tools, list):
         tools = [_json(tool) if isinstance(tool, str) else tool for tool in tools]
         if all(isinstance(tool, dict) for tool in tools):
             return tools
-    return "tools: expected a list of objects that describe functions, or JSON text that holds one"
+    raise BadRow("tools: expected a list of objects that describe functions, or JSON text that holds one")
 
 
 def _json(text: Any) -> Any:

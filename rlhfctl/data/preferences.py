@@ -4,8 +4,8 @@
     responses, label                            which of two responses is better; a column for each works too
     score_chosen, score_rejected                a margin
 
-One row in; a row with `responses` and `scores` (the higher the better) out, from which formats.py makes pairs, or a
-sentence that says what is wrong. Without any of these a list of responses is read as best first, and that is said.
+One row in; a row with `responses` and `scores` (the higher the better) out, from which formats.py makes pairs;
+BadRow says what is wrong with one. Without any of these a list of responses is read as best first, and that is said.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from rlhfctl.data import messages
 from rlhfctl.data.columns import names_of
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import BadRow, Row
 from rlhfctl.recipe.schema import Compared, Source
 
 _TEXTS = ("answer", "response", "text", "content", "completion", "output", "generation", "summary")
@@ -28,7 +28,7 @@ _FIRST = ("0", "a", "model_a", "response_a", "answer_a", "assistant_a", "first",
 _SECOND = ("1", "b", "model_b", "response_b", "answer_b", "assistant_b", "second", "right")
 
 
-def with_scores(row: Row, section: Source, tally: Tally) -> Row | str:
+def with_scores(row: Row, section: Source, tally: Tally) -> Row:
     """Return `row` with `responses` and `scores` where it holds several responses; else with a margin at most."""
     row = dict(row)
     responses = row.get("responses")
@@ -42,21 +42,18 @@ def with_scores(row: Row, section: Source, tally: Tally) -> Row | str:
         return row | {"responses": responses}  # formats.py says what is wrong
     row["responses"] = responses
     for step in (_from_objects, _from_lists, _from_label, _in_their_order):
-        found = step(row, section, tally)
-        if isinstance(found, str):
-            return found
-        row = found
+        row = step(row, section, tally)
     return _without_unrated(row, tally)
 
 
-def _from_objects(row: Row, section: Source, tally: Tally) -> Row | str:
+def _from_objects(row: Row, section: Source, tally: Tally) -> Row:
     """Texts and scores of objects; responses that are messages are read as such."""
     responses = row["responses"]
     if not responses or not all(isinstance(one, dict) and "role" not in one for one in responses):
         return _from_messages(row, tally)
     texts = [next((one[key] for key in _TEXTS if key in one), None) for one in responses]
     if None in texts:
-        return (
+        raise BadRow(
             f"responses: an object needs one of {', '.join(_TEXTS)}; it has {', '.join(responses[texts.index(None)])}"
         )
     row = row | {"responses": texts}
@@ -66,40 +63,38 @@ def _from_objects(row: Row, section: Source, tally: Tally) -> Row | str:
     return row
 
 
-def _from_messages(row: Row, tally: Tally) -> Row | str:
+def _from_messages(row: Row, tally: Tally) -> Row:
     """Responses that are messages, or lists of them, as such; texts stay."""
     read: list[Any] = []
     for index, response in enumerate(row["responses"]):
         turns = [response] if isinstance(response, dict) else response
         if isinstance(turns, list):
             turns = messages.read_messages(turns, f"responses[{index}]", tally)
-            if isinstance(turns, str):
-                return turns
         read.append(turns)
     return row | {"responses": read}
 
 
-def _from_lists(row: Row, section: Source, tally: Tally) -> Row | str:
+def _from_lists(row: Row, section: Source, tally: Tally) -> Row:
     """Numbers from a list beside the responses; ranks with the sign changed."""
     for name, sign in _LISTS:
         value = row.get(name)
         if value is None and name in section.columns:
-            return f"{name}: there is none in this row"
+            raise BadRow(f"{name}: there is none in this row")
         if value is None:
             continue
         tally.read(name)
         if not isinstance(value, list) or len(value) != len(row["responses"]):
-            return f"{name}: expected {len(row['responses'])} numbers, one a response"
+            raise BadRow(f"{name}: expected {len(row['responses'])} numbers, one a response")
         numbers = [None if _is_unrated(one) else number(one) for one in value]
         if any(one is None and not _is_unrated(was) for one, was in zip(numbers, value, strict=True)):
-            return f"{name}: expected numbers, the {'higher' if sign > 0 else 'lower'} the better"
+            raise BadRow(f"{name}: expected numbers, the {'higher' if sign > 0 else 'lower'} the better")
         if name != "scores":
             tally.made[f"rows are ranked by their {name}, the {'higher' if sign > 0 else 'lower'} the better"] += 1
         return row | {"scores": [None if one is None else sign * one for one in numbers]}
     return row
 
 
-def _from_label(row: Row, section: Source, tally: Tally) -> Row | str:
+def _from_label(row: Row, section: Source, tally: Tally) -> Row:
     """Scores of the responses from the label that says which is better; equal ones for a tie."""
     if row.get("scores") is not None or ("label" not in section.columns and row.get("label") is None):
         return row
@@ -110,7 +105,7 @@ def _from_label(row: Row, section: Source, tally: Tally) -> Row | str:
     else:
         best = _named(label, count, section)
     if best is None:
-        return (
+        raise BadRow(
             f"label: {label!r} names no response; say what it means: label: {{first: ..., second: ..., tie: ...}} "
             "beside columns"
         )
@@ -154,7 +149,7 @@ def _word(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def _in_their_order(row: Row, section: Source, tally: Tally) -> Row | str:
+def _in_their_order(row: Row, section: Source, tally: Tally) -> Row:
     """Nothing says which response is better: that they are read as best first is told."""
     if row.get("scores") is not None:
         return row
@@ -167,13 +162,13 @@ def _in_their_order(row: Row, section: Source, tally: Tally) -> Row | str:
     return row
 
 
-def _without_unrated(row: Row, tally: Tally) -> Row | str:
+def _without_unrated(row: Row, tally: Tally) -> Row:
     scores = row.get("scores")
     if scores is None or None not in scores:
         return row
     rated = [index for index, score in enumerate(scores) if score is not None]
     if len(rated) < 2:
-        return "fewer than two of its responses have a score"
+        raise BadRow("fewer than two of its responses have a score")
     tally.dropped["responses without a score"] += len(scores) - len(rated)
     return row | {name: [row[name][index] for index in rated] for name in ("responses", "scores")}
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation, stop_token_id
 from rlhfctl.data.load import require_a_batch
-from rlhfctl.data.sources import first_of
-from rlhfctl.data.types import PromptSplit, Row, Rows
+from rlhfctl.data.text_files import first_of
+from rlhfctl.data.types import PromptSplit, Row, Rows, repeated
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
@@ -89,7 +89,10 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     note = f"{len(told)} of {total} rows are refused by the chat template and dropped, the first: {told[0]}"
     split = rows.split
     if split is not None:
-        parts = {name: [row for row in part if id(row) not in refused] for name, part in vars(split).items()}
+        parts: dict[str, list[Any]] = {
+            name: [kept for item in part for kept in repeated(item, lambda row: id(row) not in refused)]
+            for name, part in vars(split).items()
+        }
         if gone := [name for name, part in vars(split).items() if part and not parts[name]]:
             raise DataError(
                 f"the chat template refuses each row of data.{rows.name} that is for {gone[0]}: {first.what}",
@@ -118,7 +121,8 @@ def _encode(encoder: Encoder, name: str, row: Row, masked: bool) -> None:
     if name == "prompts":
         encoder.prompt(row["prompt"], row.get("tools"))
     elif name == "preferences":
-        encoder.preference(row)
+        for side in ("chosen", "rejected"):
+            encoder.pair(row["prompt"], row[side], row.get("tools"))
     else:
         encoder.demonstration(row, assistant_only_loss=masked)
 

@@ -1,4 +1,4 @@
-"""Split rows by prompt, so that no prompt is on two sides: pairs into two parts, prompts into train, eval and test.
+"""Split rows by prompt, so that no prompt is on two sides: preferences in two, prompts into train, eval and test.
 
 Test and eval prompts may come from sources of their own; then training prompts that are among them are left out.
 Which prompts are the same is decided by their text here, and by leaks.py across data sets.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rlhfctl.data.leaks import leak_key
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Row
+from rlhfctl.data.types import PreferenceGroup, PreferenceSplit, Prompt, PromptSplit, Row
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
 
@@ -22,12 +22,12 @@ def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
-def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> PreferenceSplit:
-    """Hold out all pairs of a random `heldout` share of the distinct prompts, so that no prompt is on both sides.
+def split_preferences(section: Preferences, groups: Sequence[PreferenceGroup], seed: int) -> PreferenceSplit:
+    """Hold out all groups of a random `heldout` share of the distinct prompts, so that no prompt is on both sides.
 
-    Training keeps rows that a weight repeats; heldout has each once.
+    Training keeps pairs that a weight repeats; heldout has each once.
     """
-    keys = _shuffled_keys(rows, seed, "preferences")
+    keys = _shuffled_keys((group.prompt for group in groups), seed, "preferences")
     if len(keys) < 2:
         raise DataError(
             "one distinct prompt: none can be held out",
@@ -35,11 +35,22 @@ def split_preferences(section: Preferences, rows: Sequence[Row], seed: int) -> P
             fix="give pairs for at least two prompts",
         )
     count = min(len(keys) - 1, max(1, round(section.heldout * len(keys))))
-    heldout = set(keys[:count])
-    return PreferenceSplit(
-        train=[row for row in rows if prompt_key(row["prompt"]) not in heldout],
-        heldout=list({id(row): row for row in rows if prompt_key(row["prompt"]) in heldout}.values()),
-    )
+    aside = set(keys[:count])
+    train = [group for group in groups if prompt_key(group.prompt) not in aside]
+    heldout = [group for group in groups if prompt_key(group.prompt) in aside]
+    return PreferenceSplit(train, [once for group in heldout for once in group.repeated(_only_the_first())])
+
+
+def _only_the_first() -> Callable[[Row], bool]:
+    """A function that is true of a row, and false of the same row again."""
+    seen: set[int] = set()
+
+    def is_first(row: Row) -> bool:
+        first = id(row) not in seen
+        seen.add(id(row))
+        return first
+
+    return is_first
 
 
 def split_prompts(
@@ -63,7 +74,7 @@ def split_prompts(
         evaluation = _chosen(others, section.eval, seed, "eval")
     taken |= _leak_keys(evaluation or [])
     rows = [row for row in rows if leak_key(row["prompt"]) not in taken] if taken else rows
-    keys = _shuffled_keys(rows, seed, "prompts")
+    keys = _shuffled_keys((row["prompt"] for row in rows), seed, "prompts")
     wanted_test = 0 if test is not None else section.test or 0
     wanted_eval = 0 if evaluation is not None else section.eval or 0
     if wanted_test + wanted_eval >= len(keys):
@@ -85,7 +96,7 @@ def split_prompts(
 
 def _chosen(rows: Sequence[Row], count: int | None, seed: int, part: str) -> list[Row]:
     """So many distinct prompts of a source apart, or all of them, in the order of their file."""
-    keys = _shuffled_keys(rows, seed, part)
+    keys = _shuffled_keys((row["prompt"] for row in rows), seed, part)
     if count is not None and count > len(keys):
         raise DataError(
             f"data.prompts.{part} asks for {count} prompts, but the source holds {len(keys)} distinct ones",
@@ -101,7 +112,7 @@ def _leak_keys(rows: Sequence[Row]) -> set[str]:
     return {leak_key(row["prompt"]) for row in rows}
 
 
-def _shuffled_keys(rows: Sequence[Row], seed: int, salt: str) -> list[str]:
-    keys = sorted({prompt_key(row["prompt"]) for row in rows})
+def _shuffled_keys(prompts: Iterable[Prompt], seed: int, salt: str) -> list[str]:
+    keys = sorted(set(map(prompt_key, prompts)))
     random.Random(f"{salt}-{seed}").shuffle(keys)
     return keys

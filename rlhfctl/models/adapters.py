@@ -127,14 +127,22 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> No
     rows = model.peft_config["default"].trainable_token_indices is not None
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False if rows else "auto")
     if head and not adapter_has_head(folder):
-        raise HandoffError("the reward adapter was saved without its scalar head", where=str(folder))
+        raise HandoffError(
+            "the reward adapter was saved without its scalar head",
+            where=str(folder),
+            fix="put reward.lora: null, which trains the whole model, or install the tested peft: rlhfctl doctor",
+        )
 
 
 def adapter_has_head(folder: Path) -> bool:
     """Whether the adapter's file holds the weights of a scalar head beside the low-rank ones."""
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
-        raise HandoffError("the adapter folder holds no adapter_model.safetensors", where=str(folder))
+        raise HandoffError(
+            "the adapter folder holds no adapter_model.safetensors",
+            where=str(folder),
+            fix="save the adapter again: model.save_pretrained(folder, safe_serialization=True)",
+        )
     with safe_open(file, framework="pt") as weights:
         # A head that is only dressed with LoRA (".score.lora_A.") is not saved.
         return any(name.endswith((".score.weight", ".score.modules_to_save.weight")) for name in weights.keys())  # noqa: SIM118

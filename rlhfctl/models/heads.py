@@ -126,7 +126,11 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
     tensors = load_file(folder / "adapter_model.safetensors")
     heads = [key for key in tensors if key.endswith((".score.weight", ".score.modules_to_save.weight"))]
     if len(heads) != 1:
-        raise HandoffError("the adapter holds no scalar head: its scores would be noise", where=str(folder))
+        raise HandoffError(
+            "the adapter holds no scalar head: its scores would be noise",
+            where=str(folder),
+            fix="train it with task_type SEQ_CLS and modules_to_save score, or name a reward stage: runs/NAME/reward",
+        )
     weight = tensors.pop(heads[0])
     config = LoraConfig.from_pretrained(str(folder))
     config.task_type = TaskType.CAUSAL_LM

@@ -22,13 +22,13 @@ class Episode:
     row: dict[str, Any]
 
 
-class Reward(Protocol):
+class RewardFunction(Protocol):
     """A scorer: one float for each episode."""
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]: ...
 
 
-def parts_of(reward: Reward) -> dict[str, list[float | None]]:
+def parts_of(reward: RewardFunction) -> dict[str, list[float | None]]:
     """What each part of a weighted sum gave in its last call, by name; nothing for a single scorer."""
     parts: dict[str, list[float | None]] = getattr(reward, "parts", {})
     return parts

@@ -48,13 +48,22 @@ class Unscored:
 class FunctionReward:
     """Call the function and hold it to its contract: a number for each completion, a `finite` one unless told.
 
-    RewardFailed where it raises (after `retries` more calls) or returns something else.
+    RewardFailed where it raises (after `retries` more calls) or returns something else. `batch_size`: the most
+    completions that it is given in one call (None: all).
     """
 
     def __init__(
-        self, spec: str, folder: Path, *, finite: bool = True, retries: int = 0, say: Say = lambda sentence: None
+        self,
+        spec: str,
+        folder: Path,
+        *,
+        finite: bool = True,
+        retries: int = 0,
+        batch_size: int | None = None,
+        say: Say = lambda sentence: None,
     ) -> None:
         self.spec = spec
+        self.batch_size = batch_size
         self.unscored = Unscored(say)
         self.finite = finite
         self.retries = retries
@@ -79,6 +88,14 @@ class FunctionReward:
 
     def optional(self, episodes: Sequence[Episode]) -> list[float | None]:
         """A number for each episode, or None where the row is not this function's business."""
+        if self.batch_size is None:
+            return self._checked(episodes)
+        size = self.batch_size
+        batches = [episodes[start : start + size] for start in range(0, len(episodes), size)]
+        return [value for batch in batches for value in self._checked(batch)]
+
+    def _checked(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """What the function returns in one call, where it keeps its contract."""
         values = self._called(episodes)
         if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
             raise self._failed(f"returned {values!r}, not a list", "return a list with one float for each completion")

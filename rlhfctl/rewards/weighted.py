@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rlhfctl.rewards.episode import Episode, Reward
+from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say, Unscored
 
 
@@ -16,7 +16,7 @@ class WeightedReward:
     once.
     """
 
-    def __init__(self, scorers: Mapping[str, tuple[Reward, float]], say: Say = lambda sentence: None) -> None:
+    def __init__(self, scorers: Mapping[str, tuple[RewardFunction, float]], say: Say = lambda sentence: None) -> None:
         self.scorers = dict(scorers)
         self.parts: dict[str, list[float | None]] = {}
         self.unscored = Unscored(say)

@@ -16,9 +16,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import fit_prompts, longest_prompt
-from rlhfctl.data.sources import read_jsonl
+from rlhfctl.data.fitting import fit_to_context
 from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.text_files import read_jsonl
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted
@@ -28,8 +28,8 @@ from rlhfctl.models import devices, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.rewards.episode import Episode, make_episode
-from rlhfctl.stages import handoff
 from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import Base
 
 GREEDY = 0.0  # the temperature of greedy decoding
 MATCH_ROUNDS = 3  # tries to find the temperature at which the entropies are equal
@@ -70,7 +70,7 @@ class Answers:
 class _Side:
     """A model that answers all test prompts at a temperature."""
 
-    def __init__(self, name: str, base: handoff.Base, rows: list[Row], section: Compare, ctx: Context) -> None:
+    def __init__(self, name: str, base: Base, rows: list[Row], section: Compare, ctx: Context) -> None:
         self.name, self.model, self.tokenizer = name, base.model, base.tokenizer
         self.rows, self.section, self.ctx = rows, section, ctx
         encoder = Encoder(base.tokenizer)
@@ -131,8 +131,8 @@ class _Progress:
 
 def from_models(section: Compare, ctx: Context) -> Answers:
     """Sample both policies on the test prompts: the same batches and the same random numbers for both."""
-    policy = handoff.load_policy(ctx, ctx.parents["policy"])
-    reference = handoff.load_policy(ctx, ctx.parents["reference"])
+    policy = ctx.loader.load_base(ctx.parents["policy"])
+    reference = ctx.loader.load_base(ctx.parents["reference"])
     for base in (policy, reference):
         base.model.to(devices.device())
         special_tokens.mask_pad(base.model, base.tokenizer.pad_token_id)
@@ -217,13 +217,12 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
     return warm + (warm - cold) * (wanted - high) / (high - low) if high > low else 2 * warm
 
 
-def _that_fit(test: list[Row], sides: Sequence[handoff.Base], new: int, ctx: Context) -> list[Row]:
+def _that_fit(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
     """The test prompts that both sides have room for, cut as PPO's are where `data.overlong_prompts` says so."""
-    data, rows, cut = ctx.recipe.data, test, 0
+    rows, cut = test, 0
     for side in sides:
-        limit = longest_prompt(data.max_prompt_length, context_of(side.model.config), new)
-        rows, _, shorter, _ = fit_prompts(rows, Encoder(side.tokenizer), limit, data.overlong_prompts)
-        cut = max(cut, shorter)
+        fitted = fit_to_context(rows, side.tokenizer, context_of(side.model.config), new, ctx.recipe.data)
+        rows, cut = fitted.rows, max(cut, fitted.cut)
     if cut:
         ctx.warn(f"{cut} of {len(test)} test prompts are too long and are cut within their content")
     if len(rows) < len(test):
@@ -281,7 +280,7 @@ def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBas
     """Needed only where a reward model is to read the samples: its own."""
     if "reward_model" not in section.judges or "reward" not in ctx.parents:
         return None
-    return handoff.own_tokenizer(ctx, ctx.parents["reward"])
+    return ctx.loader.own_tokenizer(ctx.parents["reward"])
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:

@@ -13,7 +13,7 @@ from rlhfctl.data.encoding import Encoder, is_conversation
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Model
-from rlhfctl.stages import handoff
+from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 
 
@@ -41,13 +41,13 @@ def run(section: Model, ctx: Context) -> Artifact:
     build.to_device(model)
     if section.path is not None:
         checks.check_loaded(model, ctx.recipe, section.path)
-    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     with fs.publish_folder(ctx.folder / "model") as folder:
         build.save_model(model, tokenizer, folder)
     _, parameters = build.count_parameters(model)
     return ctx.publish(
         section.model_dump(mode="json"),
-        {"model": "model", "probes": handoff.PROBES},
+        {"model": "model", "probes": probes.PROBES},
         metrics={"parameters": parameters},
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),

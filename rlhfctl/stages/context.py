@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhfctl.artifacts import WORK, Artifact, Source, publish_manifest
 from rlhfctl.events import Event, Note, Warned, Work
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from rlhfctl.stages.loader import Loader
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Context:
     run: RunPaths
     parents: Mapping[str, Source]
     inputs: Mapping[str, str]
-    data: Mapping[str, Any]  # name -> rlhfctl.training.data.Rows
+    data: Mapping[str, Any]  # name -> rlhfctl.data.types.Rows
     emit: Callable[[Event], None]
     options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
     notes: list[str] = field(default_factory=list)  # end up in the manifest
@@ -38,6 +42,13 @@ class Context:
     def work(self) -> Path:
         """Where its checkpoints lie while it is under way."""
         return self.folder / WORK
+
+    @cached_property
+    def loader(self) -> Loader:
+        """Loads models as the recipe says; what it could not check is noted in this stage's manifest."""
+        from rlhfctl.stages.loader import Loader  # the pipeline plans without torch
+
+        return Loader.of(self.recipe, note=self.note, warn=self.warn, data=self.data)
 
     def note(self, message: str) -> None:
         """Say something and keep it in the manifest."""

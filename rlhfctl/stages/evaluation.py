@@ -16,18 +16,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
-from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import fit_prompts, longest_prompt
 from rlhfctl.data.types import Row
-from rlhfctl.errors import DataError, RewardFailed
+from rlhfctl.errors import RewardFailed
 from rlhfctl.events import Metrics, Sample, transcript
 from rlhfctl.generation import generator, local
 from rlhfctl.generation.kl import exact_kl
 from rlhfctl.models import build
-from rlhfctl.models.architecture import context_of
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Episode, Reward, make_episode, part_means, parts_of
+from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.stages.context import Context
 
 _SAMPLES_SHOWN = 1
@@ -43,7 +40,7 @@ class Evaluation:
         ctx: Context,
         policy: LanguageModel,
         reference: Any,
-        reward: Reward,
+        reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         prompts: Sequence[list[int]],
@@ -186,37 +183,3 @@ class Evaluation:
             f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
         )
         return float(update)
-
-
-def encode_prompts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, model: Any, response_length: int, ctx: Context
-) -> tuple[list[Row], list[list[int]]]:
-    """Rows and their prompt ids; prompts too long for the context are dropped, or cut in their content, and counted."""
-    data = ctx.recipe.data
-    context = context_of(model.config)
-    limit = longest_prompt(data.max_prompt_length, context, response_length)
-    if limit is not None and limit <= 0:
-        raise DataError(
-            f"a response of {response_length} tokens leaves no room for a prompt in a context of {context}",
-            where="ppo.response_length",
-            fix="lower it",
-        )
-    kept, prompts, cut, dropped = fit_prompts(rows, Encoder(tokenizer), limit, data.overlong_prompts)
-    for count, done in ((cut, "cut within their content"), (dropped, "dropped")):
-        if count:
-            ctx.warn(f"{count} of {len(rows)} prompts are longer than {limit} tokens and are {done}")
-    if rows and not prompts:
-        stated = limit == data.max_prompt_length
-        room = (
-            f"data.max_prompt_length={limit}"
-            if stated
-            else f"the {limit} that the model's context of {context} leaves beside a response of {response_length}"
-        )
-        key = "data.max_prompt_length" if stated else "ppo.response_length"
-        raise DataError(
-            f"all {len(rows)} prompts have more tokens than {room}",
-            where="data.prompts",
-            fix=f"{'raise' if stated else 'lower'} {key}, give shorter prompts, or cut them: "
-            "data.overlong_prompts: truncate",
-        )
-    return kept, prompts

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
+from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
 from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward
-from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.rewards.weighted import WeightedReward
-from rlhfctl.stages import handoff
+from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
+from rlhfctl.rewards.episode import RewardFunction
+from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.evaluation import Evaluation, encode_prompts
+from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.loop import PpoLoop
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
@@ -53,7 +54,7 @@ class Cast:
     policy: Any
     reference: PreTrainedModel | None
     critic: Critic
-    reward: Reward
+    reward: RewardFunction
 
 
 def run(section: Ppo, ctx: Context) -> Artifact:
@@ -64,7 +65,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
-    base = handoff.load_base(ctx, ctx.parents["base"], to_train=True)
+    base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
     build.to_device(base.model)
     tokenizer = base.tokenizer
     cast = _cast(base, section, ctx)
@@ -72,12 +73,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
-    rows, prompts = encode_prompts(split.train, tokenizer, base.model, section.response_length, ctx)
+    room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, ctx.warn)
+    rows, prompts = encode_prompts(split.train, *room)
     require_a_batch(len(prompts), section)
     _check_step_zero(policy, cast.reference, prompts, ctx)
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
-    eval_rows, eval_prompts = encode_prompts(split.eval, tokenizer, base.model, section.response_length, ctx)
+    eval_rows, eval_prompts = encode_prompts(split.eval, *room)
     evaluation = Evaluation(section, ctx, policy, cast.reference, cast.reward, tokenizer, eval_rows, eval_prompts)
     updates = math.ceil(section.total_episodes / section.batch_size)
     settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {"updates": updates, "prompts": len(prompts)}
@@ -146,12 +148,14 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 # ---------------------------------------------------------------- who plays
 
 
-def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
+def _cast(base: loader.Base, section: Ppo, ctx: Context) -> Cast:
     """Every role, on as few copies of base* as the recipe allows."""
     pad = base.tokenizer.pad_token_id
     # The reward model first: where it is a model of its own, and the critic a copy of it.
-    shared = handoff.shared_reward_adapter(ctx) if section.lora and section.critic_kind != "model" else None
-    classifier = handoff.load_classifier(ctx, ctx.parents["reward"]) if "reward" in ctx.parents else None
+    shared = None
+    if section.lora and section.critic_kind != "model":
+        shared = loader.shared_reward_adapter(ctx.parents["base"], ctx.parents.get("reward"))
+    classifier = ctx.loader.load_classifier(ctx.parents["reward"]) if "reward" in ctx.parents else None
     scorer, theirs = (None, None) if shared or classifier else _own_scorer(base, ctx)
     model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
 
@@ -160,7 +164,7 @@ def _cast(base: handoff.Base, section: Ppo, ctx: Context) -> Cast:
     if shared is not None:
         head = heads.load_scorer_adapter(policy, adapters.REWARD, shared)
         scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
-        handoff.check_shared_scores(scorer, pad, ctx)
+        ctx.loader.check_shared_scores(scorer, pad, ctx.parents["reward"])
 
     if model_critic is not None:
         critic = Critic(model_critic)
@@ -191,22 +195,22 @@ def _policy_and_reference(base: PreTrainedModel, section: Ppo, ctx: Context) -> 
     return policy, None
 
 
-def _own_scorer(base: handoff.Base, ctx: Context) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+def _own_scorer(base: loader.Base, ctx: Context) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
     """The reward model as a model of its own (None: the reward is a function), and its tokenizer if it is another."""
     if "reward" not in ctx.parents:
         return None, None
     source = ctx.parents["reward"]
     assert ctx.recipe.ppo is not None
-    if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := handoff.other_tokenizer(ctx, source, base.tokenizer)):
+    if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := ctx.loader.other_tokenizer(source, base.tokenizer)):
         ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return build.to_device(handoff.load_reward_model(ctx, source, theirs)), theirs
-    return build.to_device(handoff.load_reward_model(ctx, source, base.tokenizer)), None
+        return build.to_device(ctx.loader.load_reward_model(source, theirs)), theirs
+    return build.to_device(ctx.loader.load_reward_model(source, base.tokenizer)), None
 
 
-def _model_critic(base: handoff.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
+def _model_critic(base: loader.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
     """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     if "critic" in ctx.parents:
-        critic = handoff.load_critic(ctx, ctx.parents["critic"]).to(devices.device())
+        critic = ctx.loader.load_critic(ctx.parents["critic"]).to(devices.device())
     elif scorer is not None and theirs is None:
         critic = build.copy_frozen(scorer)
     else:
@@ -223,7 +227,7 @@ def _critic_adapter(policy: PeftModel, shared: Path | None, ctx: Context) -> nn.
     """Put the critic's adapter on `policy`: the one named, the reward model's, or a fresh one. Returns its head."""
     section = ctx.recipe.ppo
     assert section is not None and section.lora is not None
-    start = handoff.critic_adapter(ctx, ctx.parents["critic"]) if "critic" in ctx.parents else shared
+    start = loader.critic_adapter(ctx.parents["critic"]) if "critic" in ctx.parents else shared
     if start is not None:
         return heads.load_scorer_adapter(policy, adapters.CRITIC, start)
     if "reward" in ctx.parents:
@@ -239,36 +243,19 @@ def _reward(
     tokenizer: PreTrainedTokenizerBase,
     section: Ppo,
     ctx: Context,
-) -> Reward:
+) -> RewardFunction:
     """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
-    folder, reward = Path(ctx.recipe.folder or "."), ctx.recipe.reward
-    finite = section.engine == "trl"  # our engine keeps the batch and goes back to a checkpoint
-    retries = reward.retries if reward is not None else 0
-
-    def main() -> Reward:
-        if classifier is not None:
-            return ClassifierReward(classifier, section.local_rollout_forward_batch_size)
-        if scorer is None:
-            assert reward is not None and reward.function is not None
-            return FunctionReward(reward.function, folder, finite=finite, retries=retries, say=ctx.warn)
-        scorer.requires_grad_(False)
-        size = section.local_rollout_forward_batch_size
-        if theirs is not None:
-            return TextModelReward(scorer.eval(), theirs, size, ctx.warn)
-        return ModelReward(scorer.eval(), tokenizer.pad_token_id, size, ctx.warn)
-
-    if section.rewards is None:
-        return main()
-    return WeightedReward(
-        {
-            name: (
-                main() if name == "reward" else FunctionReward(name, folder, finite=finite, retries=retries),
-                weight,
-            )
-            for name, weight in section.rewards.items()
-        },
-        ctx.warn,
+    model, load = classifier or scorer, None
+    if model is not None:
+        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
+    resources = replace(
+        Resources.of(ctx.recipe),
+        finite=section.engine == "trl",  # the other engine keeps the batch and goes back to a checkpoint
+        batch_size=section.local_rollout_forward_batch_size,
+        warn=ctx.warn,
+        reward_model=load,
     )
+    return build_reward(section.rewards, resources)
 
 
 def _check_step_zero(
@@ -296,14 +283,14 @@ def _check_step_zero(
 
 
 def _publish(
-    cast: Cast, tokenizer: PreTrainedTokenizerBase, base: handoff.Base, rows: list[list[int]], ctx: Context
+    cast: Cast, tokenizer: PreTrainedTokenizerBase, base: loader.Base, rows: list[list[int]], ctx: Context
 ) -> dict[str, Any]:
     policy = cast.policy
     special_tokens.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
-    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
+    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
     special_tokens.set_token_ids(policy, tokenizer)
-    recorded = handoff.recorded_base(ctx, ctx.parents["base"], base.path)
+    recorded = loader.recorded_base(ctx.parents["base"], base.path, ctx.run.root)
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:
@@ -323,4 +310,4 @@ def _publish(
             build.save_model(whole, tokenizer, folder)
         else:
             build.save_model(scorer, tokenizer, folder)
-    return {name: name, "critic": "critic", "probes": handoff.PROBES}
+    return {name: name, "critic": "critic", "probes": probes.PROBES}

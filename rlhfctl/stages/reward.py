@@ -8,6 +8,7 @@ their scores, which PPO and the comparison re-score after they load it.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -17,19 +18,20 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
-from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, StageStarted, Work
+from rlhfctl.events import Metrics, Work
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
-from rlhfctl.stages import handoff
+from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import recorded_base
 from rlhfctl.stats import wilson_ci
 from rlhfctl.training.trl import options
-from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.train import train
 
 _PROBE_PAIRS = 16
 
@@ -39,60 +41,49 @@ def run(section: Reward, ctx: Context) -> Artifact:
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
-    model, tokenizer, place = handoff.new_scorer(ctx, ctx.parents["base"], seed=recipe.seed)
+    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=recipe.seed)
 
     # 2. Rows to ids, held out by prompt.
     config = _config(section, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train, _ = _encode(split.train, encoder, config, model, ctx)
-    heldout, heldout_rows = _encode(split.heldout, encoder, config, model, ctx)
+    train_groups = _encode(split.train, encoder, config, model, ctx)
+    heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
+    train_pairs, heldout = _pairs(train_groups), _pairs(heldout_groups)
+    heldout_rows = examples(one.group for one in heldout_groups)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
 
-    # 3. The trainer: the head and whole weights, or the head and an adapter.
+    # 3. Train the head and whole weights, or the head and an adapter.
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
-    callback = EventCallback(ctx.name, ctx.emit, ctx.work)
-    naming = options.naming_options(ctx.name, section.trainer)
-    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
-        trainer = RewardTrainer(
-            model=model,
+    counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
+    model, metrics = train(
+        partial(
+            RewardTrainer,
             args=config,
-            train_dataset=Dataset.from_list(train),
+            train_dataset=Dataset.from_list(train_pairs),
             eval_dataset=Dataset.from_list(heldout),
             processing_class=tokenizer,
-            callbacks=[callback],
-        )
-    resume = options.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
-
-    # 4. Train.
-    trainable, total = build.count_parameters(trainer.model)
-    settings = options.effective_settings(trainer.args, section.trainer)
-    settings |= {
-        "pairs": len(train),
-        "heldout_pairs": len(heldout),
-        "trainable_parameters": trainable,
-        "parameters": total,
-    }
-    steps = options.planned_steps(trainer)
-    ctx.emit(
-        StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
+        ),
+        model,
+        section,
+        stage=ctx.name,
+        work=ctx.work,
+        emit=ctx.emit,
+        warn=ctx.warn,
+        counts=lambda trainer: counts,
+        metrics=("loss", "accuracy"),
     )
-    with options.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
-        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
-    # 5. Measure on the held-out pairs.
-    metrics = last_metrics(trainer.state.log_history, ("loss", "accuracy"))
-    metrics["steps"] = trainer.state.global_step
-    model = trained_model(trainer)
+    # 4. Measure on the held-out pairs.
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
-    # 6. Save, load again, score the kept pairs again.
-    _publish(model, tokenizer, heldout, heldout_rows, place, ctx)
+    # 5. Save, load again, score the kept pairs again.
+    _publish(model, tokenizer, heldout, heldout_rows, base_path, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
-    layout: dict[str, Any] = {"head": True, "probes": handoff.PROBES}
+    layout: dict[str, Any] = {"head": True, "probes": probes.PROBES}
     layout |= {"adapter": "adapter"} if section.lora is not None else {"model": "model"}
     return ctx.publish(
         section.model_dump(mode="json"),
@@ -110,22 +101,35 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
 
 
 def _encode(
-    rows: list[Row], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
-) -> tuple[list[dict[str, Any]], list[Row]]:
-    """The pairs that fit into max_length as ids, and their rows."""
-    pairs = [encoder.preference(row) for row in Work("encoding pairs", len(rows), "pair").through(rows)]
-    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
-        pairs = [{"margin": 0.0} | pair for pair in pairs]
+    groups: list[PreferenceGroup], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
+) -> list[EncodedGroup]:
+    """The groups as ids, with the pairs that fit into max_length."""
+    encoded: list[EncodedGroup] = []
+    done, total = 0, len(examples(groups))
+    with Work("encoding pairs", total, "pair") as work:
+        for group in groups:
+            work.at(done)
+            encoded.append(encoder.preference(group))
+            done += len(group.comparisons)
+        work.at(done)
     limit, name = longest_row(config.max_length, context_of(model.config))
-    fits = [limit is None or max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= limit for pair in pairs]
-    kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
-    if len(kept) < len(pairs):
-        ctx.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {name} tokens and are dropped")
+    kept = encoded if limit is None else [short for one in encoded for short in one.within(limit)]
+    count = sum(len(one.group.comparisons) for one in kept)
+    if count < total:
+        ctx.warn(f"{total - count} of {total} pairs are longer than {name} tokens and are dropped")
     if not kept:
         raise DataError(
             f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
         )
-    return kept, [row for row, short in zip(rows, fits, strict=True) if short]
+    return kept
+
+
+def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
+    """The pairs of all groups, in their order, as TRL's trainer reads them: one pair per row."""
+    pairs = [pair for group in groups for pair in group.pairs]
+    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
+        pairs = [{"margin": 0.0} | pair for pair in pairs]
+    return pairs
 
 
 def _heldout(
@@ -134,7 +138,7 @@ def _heldout(
     """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
-    handoff.require_finite(scores, ctx.name, "scores")
+    probes.require_finite(scores, ctx.name, "scores")
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     interval = wilson_ci(right, len(pairs))
@@ -161,7 +165,7 @@ def _publish(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[dict[str, Any]],
     heldout: list[Row],
-    place: str,
+    base_path: str,
     ctx: Context,
 ) -> None:
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
@@ -172,10 +176,11 @@ def _publish(
         for side in ("chosen", "rejected")
     ]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id)
-    handoff.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
+    probes.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            adapters.save_adapter(model, folder, base=handoff.recorded_base(ctx, ctx.parents["base"], place), head=True)
+            recorded = recorded_base(ctx.parents["base"], base_path, ctx.run.root)
+            adapters.save_adapter(model, folder, base=recorded, head=True)
             tokenizing.save_tokenizer(tokenizer, folder)
     else:
         with fs.publish_folder(ctx.folder / "model") as folder:
@@ -187,9 +192,9 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
     section = ctx.recipe.model
     reloaded: PreTrainedModel
     if (ctx.folder / "adapter").is_dir():
-        reloaded = handoff.scorer_from_adapter(ctx, ctx.parents["base"], ctx.folder / "adapter")
+        reloaded = ctx.loader.scorer_from_adapter(ctx.parents["base"], ctx.folder / "adapter")
     else:
         reloaded = loading.load_scorer(str(ctx.folder / "model"), **loading.options(section))
-    return handoff.check_scores(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+    return probes.check_scores(
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
     )

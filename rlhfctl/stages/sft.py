@@ -7,6 +7,7 @@ trained model before it was merged, which every later stage compares with what i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -21,14 +22,14 @@ from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation
 from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
-from rlhfctl.events import StageStarted, Work
+from rlhfctl.events import Work
 from rlhfctl.models import adapters, build, checks, loading, merging, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Sft
-from rlhfctl.stages import handoff
+from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.training.trl import options
-from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.train import train
 
 
 def run(section: Sft, ctx: Context) -> Artifact:
@@ -54,42 +55,28 @@ def run(section: Sft, ctx: Context) -> Artifact:
     config = _config(section, ctx)
     encoded = _encode(demonstrations, tokenizer, config, model, ctx)
 
-    # 3. The trainer: whole weights, or an adapter on them.
+    # 3. Train whole weights, or an adapter on them.
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
-    callback = EventCallback(ctx.name, ctx.emit, ctx.work)
-    naming = options.naming_options(ctx.name, section.trainer)
-    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
-        trainer = SFTTrainer(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(encoded),
-            processing_class=tokenizer,
-            callbacks=[callback],
-        )
-    resume = options.prepare(trainer, ctx.work, section.checkpoint_steps, ctx.warn)
-
-    # 4. Train.
-    trainable, total = build.count_parameters(trainer.model)
-    settings = options.effective_settings(trainer.args, section.trainer)
-    settings |= {"rows": len(trainer.train_dataset), "trainable_parameters": trainable, "parameters": total}
-    steps = options.planned_steps(trainer)
-    ctx.emit(
-        StageStarted(stage=ctx.name, total_steps=steps, resumed_from=resume.step if resume else None, settings=settings)
+    model, metrics = train(
+        partial(SFTTrainer, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer),
+        model,
+        section,
+        stage=ctx.name,
+        work=ctx.work,
+        emit=ctx.emit,
+        warn=ctx.warn,
+        counts=lambda trainer: {"rows": len(trainer.train_dataset)},
+        metrics=("loss", "mean_token_accuracy", "num_tokens"),
     )
-    with options.naming_options(ctx.name, section.trainer, lambda: resume is not None or callback.stepped):
-        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
-    # 5. Save: record what it gives, merge, publish, load again and compare.
-    metrics = last_metrics(trainer.state.log_history, ("loss", "mean_token_accuracy", "num_tokens"))
+    # 4. Save: record what it gives, merge, publish, load again and compare.
     longest = min(scoring.PROBE_TOKENS, config.max_length or scoring.PROBE_TOKENS)  # within the model's context
     rows = [row["input_ids"][:longest] for row in encoded[: scoring.PROBE_ROWS]]
-    metrics["steps"] = trainer.state.global_step
-    model = trained_model(trainer)
     _publish(model, prepared, rows, ctx)
     del model
     metrics["reload_gap"] = _reload_gap(ctx, tokenizer)
-    layout: dict[str, Any] = {"model": "model", "probes": handoff.PROBES}
+    layout: dict[str, Any] = {"model": "model", "probes": probes.PROBES}
     if section.lora is not None:
         layout["adapter"] = "adapter"
     return ctx.publish(
@@ -139,7 +126,7 @@ def _encode(
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:
     recipe, tokenizer = ctx.recipe.model, prepared.tokenizer
-    handoff.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
+    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             adapters.save_adapter(model, folder, base=recipe.path or "", head=False)
@@ -161,6 +148,6 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     reloaded = loading.load_causal_lm(
         str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization
     )
-    return handoff.check_logprobs(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / handoff.PROBES, handoff.precision(section)
+    return probes.check_logprobs(
+        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
     )

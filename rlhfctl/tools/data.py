@@ -218,7 +218,7 @@ def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
 
 def _splits(rows: Rows) -> dict[str, int]:
     parts = {"train": rows.rows} if rows.split is None else vars(rows.split)
-    return {name: len(part) for name, part in parts.items()}
+    return {name: len(types.examples(part)) for name, part in parts.items()}
 
 
 def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.events import Event, Note, Warned
 from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.stages import handoff
-from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import Loader
+from rlhfctl.stages.probes import PROBES
 from rlhfctl.training.trl.quiet import quiet_libraries
 
 STAGES = ("sft", "reward", "ppo", "critic")
@@ -89,46 +87,38 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
     folder = {"critic": "ppo", "sft": "sft" if recipe.sft is not None else "base"}.get(stage, stage)
     artifact = load_artifact(paths.stage(folder))
     messages: list[str] = []
-    context = Context(folder, recipe, paths, {}, {}, {}, _collecting(messages))
+    loader = Loader.of(recipe, note=messages.append, warn=messages.append)
     to.parent.mkdir(parents=True, exist_ok=True)
     with quiet_libraries(paths.log):
         if adapter:
-            _export_adapter(stage, artifact, recipe, context, to)
+            _export_adapter(stage, artifact, recipe, loader, to)
         else:
-            _export_merged(stage, artifact, context, to)
+            _export_merged(stage, artifact, loader, to)
     snippet = _snippet(stage, to, json.dumps(str(to)), adapter=adapter)
     return [*messages, f"exported {stage} to {to}", "load it with:", "", *snippet.splitlines()]
 
 
-def _collecting(messages: list[str]) -> Callable[[Event], None]:
-    def take(event: Event) -> None:
-        if isinstance(event, Note | Warned):
-            messages.append(event.message)
-
-    return take
-
-
-def _export_merged(stage: str, artifact: Artifact, context: Context, to: Path) -> None:
+def _export_merged(stage: str, artifact: Artifact, loader: Loader, to: Path) -> None:
     source = Source.of(artifact)
     with fs.publish_folder(to) as folder:
         if stage == "critic":
             artifact.verify()
             if _is_adapter(artifact.part("critic")):
                 tokenizer = tokenizing.load_tokenizer(str(artifact.part("critic")))
-                _save_scorer(_merged_critic(artifact, context), tokenizer, folder)
+                _save_scorer(_merged_critic(artifact, loader), tokenizer, folder)
             else:
                 shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
         elif stage == "reward":
             tokenizer = _tokenizer(artifact)
-            _save_scorer(handoff.load_reward_model(context, source, tokenizer), tokenizer, folder)
+            _save_scorer(loader.load_reward_model(source, tokenizer), tokenizer, folder)
         else:
-            base = handoff.load_base(context, source)
+            base = loader.load_base(source)
             build.save_model(base.model, base.tokenizer, folder)
         _restart_clock(folder)
         _card(folder, stage, artifact, adapter=False)
 
 
-def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Context, to: Path) -> None:
+def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, loader: Loader, to: Path) -> None:
     part = "critic" if stage == "critic" else "adapter"
     if not artifact.has(part) or not _is_adapter(artifact.part(part)):
         whole = "a model of its own" if stage == "critic" else "trained whole, without LoRA"
@@ -149,7 +139,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, context: Con
                 dtype=loading.torch_dtype(recipe.model.dtype),
             )
         else:
-            base = handoff.load_base(context, artifact.parent("base"))
+            base = loader.load_base(artifact.parent("base"))
             model, tokenizer = base.model, base.tokenizer
         tokenizing.save_tokenizer(tokenizer, folder)
         (folder / "base").mkdir()
@@ -170,8 +160,8 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _merged_critic(artifact: Artifact, context: Context) -> Any:
-    base = handoff.load_base(context, artifact.parent("base"))
+def _merged_critic(artifact: Artifact, loader: Loader) -> Any:
+    base = loader.load_base(artifact.parent("base"))
     return merging.merged(merging.load_adapter(heads.scorer_on(base.model, seed=0), artifact.part("critic")))
 
 
@@ -234,7 +224,7 @@ def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
 
 def _example(folder: Path) -> tuple[Any, Any, float | None]:
     """(prompt, response, the score it was saved with): the shortest one kept with the reward model."""
-    kept = json.loads((folder / handoff.PROBES).read_text(encoding="utf-8"))
+    kept = json.loads((folder / PROBES).read_text(encoding="utf-8"))
     examples = list(zip(kept.get("examples", []), kept["rows"], kept["scores"], strict=False))
     if not examples:
         return "Say something kind. ", "You did well.", None
@@ -245,7 +235,7 @@ def _example(folder: Path) -> tuple[Any, Any, float | None]:
 def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> None:
     """The probes (ids and the numbers they gave) and the load snippet, for whoever gets the folder."""
     if stage != "critic":
-        shutil.copy(artifact.part("probes"), folder / handoff.PROBES)
+        shutil.copy(artifact.part("probes"), folder / PROBES)
     if stage in ("reward", "critic"):
         _make_loadable(folder)
     snippet = _snippet(stage, folder, '"."', adapter=adapter)

@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ from rlhfctl.artifacts import Source, find_artifact, load_artifact, resolve_sour
 from rlhfctl.data import columns as column_names
 from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
-from rlhfctl.events import Event, Note, Warned, report_progress_to
-from rlhfctl.models import build, loading
+from rlhfctl.events import Event, report_progress_to
+from rlhfctl.models import loading
+from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
-from rlhfctl.rewards.episode import Episode
-from rlhfctl.rewards.episode import Reward as Scorer
-from rlhfctl.rewards.function import FunctionReward
-from rlhfctl.rewards.model import ClassifierReward, TextModelReward
-from rlhfctl.stages import handoff
-from rlhfctl.stages.context import Context
+from rlhfctl.rewards.build import Resources, build_scorer
+from rlhfctl.rewards.episode import Episode, RewardFunction
+from rlhfctl.rewards.names import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.stages.loader import Loader
 from rlhfctl.stats import wilson_ci
 
 Row = dict[str, Any]
@@ -70,19 +69,15 @@ def score(
     examples, notes = read_examples(file, bad_rows, recipe)
     sentences: list[str] = []
 
-    def told(event: Event) -> None:
-        if isinstance(event, Warned):
-            sentences.append(f"warning: {event.message}")
-        elif isinstance(event, Note):
-            sentences.append(event.message)
-        else:
-            emit(event)
+    def warn(sentence: str) -> None:
+        sentences.append(f"warning: {sentence}")
 
-    context = Context("score", recipe, paths, {}, {}, {}, told)
-    with loading.silence_libraries(), report_progress_to(told, "score"):
-        scorer, name = _scorer(what, context, batch_size, texts=isinstance(examples[0].prompt, str))
+    loader = Loader.of(recipe, note=sentences.append, warn=warn)
+    with loading.silence_libraries(), report_progress_to(emit, "score"):
+        texts = isinstance(examples[0].prompt, str)
+        scorer, name = _scorer(what, recipe, paths, loader, batch_size, texts=texts)
         episodes = [_episode(example, response) for example in examples for response in example.responses]
-        scores = _in_batches(scorer, episodes, batch_size)
+        scores = scorer(episodes)
     if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
         raise RlhfctlError(
             f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
@@ -127,40 +122,32 @@ def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, R
     return Recipe(name="score", model=Model(path=str(what), dtype=dtype), reward=reward), RunPaths(what)
 
 
-def _scorer(what: Path, context: Context, batch_size: int, *, texts: bool) -> tuple[Scorer, str]:
+def _scorer(
+    what: Path, recipe: Recipe, paths: RunPaths, loader: Loader, batch_size: int, *, texts: bool
+) -> tuple[RewardFunction, str]:
     """The reward, and its name for people. `texts`: the rows to score are no conversations."""
-    reward = context.recipe.reward
+    reward = recipe.reward
     assert reward is not None
+    resources = replace(Resources.of(recipe), batch_size=batch_size, function_batch_size=batch_size, warn=loader.warn)
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
-        spec = reward.function
-        folder = Path(context.recipe.folder or ".")
-        function = FunctionReward(spec, folder, retries=reward.retries, say=context.warn)
-        return function, f"the reward function {spec}"
+        return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
     if stage is None and reward.kind == "trained":
-        stage = load_artifact(context.run.stage("reward"))
+        stage = load_artifact(paths.stage("reward"))
     if stage is not None:
         source = Source.of(stage)
     else:
         assert reward.model is not None
         source = resolve_source(reward.model, "reward model")
-        if (classifier := handoff.load_classifier(context, source)) is not None:
-            return ClassifierReward(classifier, batch_size), f"the classifier {source.name}"
-    tokenizer = handoff.own_tokenizer(context, source)
-    model = build.to_device(handoff.load_reward_model(context, source, tokenizer)).eval()
-    if tokenizer.chat_template is not None and texts:
-        context.note(
+    loaded = loader.load_scoring_model(source)
+    if loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None and texts:
+        loader.note(
             "the rows are texts and are scored as they stand, without the model's chat template: for a model that was "
             "trained on conversations give messages"
         )
-    return TextModelReward(model, tokenizer, batch_size, context.warn), f"the reward model {source.name}"
-
-
-def _in_batches(scorer: Scorer, episodes: Sequence[Episode], size: int) -> list[float]:
-    """A model is given all at once (it sorts by length and tells how far it is), a function `size` at a time."""
-    if not isinstance(scorer, FunctionReward):
-        return scorer(episodes)
-    return [value for start in range(0, len(episodes), size) for value in scorer(episodes[start : start + size])]
+    kind = "classifier" if isinstance(loaded.model, Classifier) else "reward model"
+    scorer = build_scorer(REWARD_MODEL, replace(resources, reward_model=lambda: loaded))
+    return scorer, f"the {kind} {source.name}"
 
 
 # ---------------------------------------------------------------- rows

@@ -7,6 +7,7 @@ that the model's tokenizer loads. Trains nothing, loads no weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -19,8 +20,10 @@ from rlhfctl.models import checks, loading, tokenizing
 from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.rewards.build import Resources, build_function
 from rlhfctl.rewards.episode import make_episode
-from rlhfctl.rewards.function import FunctionReward, load_function
+from rlhfctl.rewards.function import load_function
+from rlhfctl.rewards.names import functions_of
 from rlhfctl.tools import trackers
 from rlhfctl.training.trl import options, ppo
 
@@ -45,10 +48,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
         yield f"data.{name}: {len(rows.rows)} rows (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
     yield from (f"warning: {sentence}" for sentence in (*mixed_kinds(rows_of), *find_leaks(rows_of)))
-    judges = recipe.compare.judges if recipe.compare is not None else []
-    functions = [recipe.reward.function] if recipe.reward is not None and recipe.reward.function is not None else []
-    weighted = recipe.ppo.rewards or {} if recipe.ppo is not None else {}
-    functions = list(dict.fromkeys([*functions, *(name for name in [*weighted, *judges] if ":" in name)]))
+    functions = list(dict.fromkeys([*functions_of("ppo", recipe), *functions_of("compare", recipe)]))
     for spec in functions:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"
@@ -83,7 +83,8 @@ def _call_functions(
     prompt_ids = Encoder(tokenizer).prompt(row["prompt"], row.get("tools"))
     ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
     episode = make_episode(tokenizer, row, prompt_ids, ids)
+    resources = replace(Resources.of(recipe), retries=0)
     for spec in specs:
-        (value,) = FunctionReward(spec, Path(recipe.folder or ".")).optional([episode])
+        (value,) = build_function(spec, resources).optional([episode])
         given = "None (not its business)" if value is None else f"{value:g}"
         yield f"function {spec}: called once, on the first prompt: {given}"

@@ -59,15 +59,14 @@ def bare_reward(folder: Path, base: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
-    from rlhfctl.data.splits import split_preferences
+    from rlhfctl.data.load import check_all
+    from rlhfctl.data.types import PreferenceSplit, examples
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.world import reviews
 
     recipe = load_recipe(RECIPE).recipe
-    section = recipe.data.preferences
-    assert recipe.reward is not None and recipe.reward.lora is not None and section is not None
-    rows = reviews.preferences(section.rows or 0, recipe.seed, section.label_noise)
-    split = split_preferences(section, rows, recipe.seed)
+    assert recipe.reward is not None and recipe.reward.lora is not None
+    split = check_all(recipe.data, recipe.data_seed, ("preferences",))["preferences"].split
+    assert isinstance(split, PreferenceSplit)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype="float32")
     lora = recipe.reward.lora
@@ -83,8 +82,8 @@ def bare_reward(folder: Path, base: Path) -> None:
     trainer = RewardTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(split.train),
-        eval_dataset=Dataset.from_list(split.heldout),
+        train_dataset=Dataset.from_list(examples(split.train)),
+        eval_dataset=Dataset.from_list(examples(split.heldout)),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=lora.r,

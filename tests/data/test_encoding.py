@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from rlhfctl.data.chat import require_template, use_template_eos
 from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation, texts_of
 from rlhfctl.data.fitting import fit_prompts
-from rlhfctl.data.types import Row
+from rlhfctl.data.types import PreferenceGroup, Prompt, Row
 from rlhfctl.errors import DataError
 from rlhfctl.models.tokenizing import EOS_TOKEN, train_tokenizer
 from rlhfctl.recipe.schema import Init
@@ -48,6 +48,10 @@ def ask(content: str) -> dict[str, Any]:
 
 def answer(content: str) -> dict[str, Any]:
     return message("assistant", content)
+
+
+def group(prompt: Prompt, chosen: Prompt, rejected: Prompt, **more: Any) -> PreferenceGroup:
+    return PreferenceGroup(prompt, (chosen, rejected), (0, 1), ((0, 1),), **more)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +154,7 @@ def test_an_end_that_is_there_already_is_not_doubled(plain: PreTrainedTokenizerB
 def test_a_preference_is_read_as_ppo_reads_a_response(plain: PreTrainedTokenizerBase) -> None:
     encoder = Encoder(plain)
     for row in reviews.preferences(20, 0):
-        both = encoder.preference(row)
+        (both,) = encoder.preference(group(row["prompt"], row["chosen"], row["rejected"])).pairs
         for side in ("chosen", "rejected"):
             assert both[f"{side}_ids"] == [*ids_of(plain, row["prompt"] + row[side]), EOS]
 
@@ -175,8 +179,8 @@ def test_a_text_begins_once_and_a_prompt_does_not_end(trained: str, around: str)
     assert encoder.pair("it was", " good .</s>")[1] == [*ids_of(tokenizer, " good ."), eos]
     for text in ("it was", "it was</s>", "it was</s>\n"):
         assert encoder.demonstration({"text": text})["input_ids"] == [*begin, *body, eos]
-    chosen = encoder.preference({"prompt": "it was", "chosen": " good .", "rejected": " bad ."})["chosen_ids"]
-    assert chosen == [*begin, *body, *ids_of(tokenizer, " good ."), eos]
+    (both,) = encoder.preference(group("it was", " good .", " bad .")).pairs
+    assert both["chosen_ids"] == [*begin, *body, *ids_of(tokenizer, " good ."), eos]
     assert encoder.boundary_mismatches == 0
 
 
@@ -233,7 +237,7 @@ def test_a_response_ends_with_the_end_of_turn_and_nothing_after_it(chatml: PreTr
     assert by_row["input_ids"] == whole and learned(chatml, by_row) == ["it was good .<|im_end|>"]
     by_messages = encoder.demonstration({"messages": asked + said})
     assert by_messages["input_ids"] == by_messages["labels"] == whole
-    both = encoder.preference({"prompt": asked, "chosen": said, "rejected": [answer("it was bad .")]})
+    (both,) = encoder.preference(group(asked, said, [answer("it was bad .")])).pairs
     assert both["chosen_ids"] == whole
     assert both["rejected_ids"] == ids_of(chatml, opened + "it was bad .<|im_end|>")
     assert encoder.boundary_mismatches == 0
@@ -306,7 +310,7 @@ def test_without_a_template_conversations_are_refused_and_texts_are_not(plain: P
         lambda: encoder.prompt([ask("one")]),
         lambda: encoder.pair([ask("one")], [answer("two")]),
         lambda: encoder.demonstration({"messages": TURNS}),
-        lambda: encoder.preference({"prompt": [ask("q")], "chosen": [answer("a")], "rejected": [answer("b")]}),
+        lambda: encoder.preference(group([ask("q")], [answer("a")], [answer("b")])),
     ]
     for call in calls:
         with pytest.raises(DataError, match="the tokenizer has no chat template") as caught:
@@ -393,7 +397,7 @@ def test_tools_of_a_row_reach_the_template_wherever_it_is_read(chatml: PreTraine
     labels = encoder.demonstration(row, assistant_only_loss=True)["labels"]
     assert set(labels[: len(start)]) == {IGNORED} and any(label != IGNORED for label in labels)
     assert encoder.demonstration({"prompt": prompt, "completion": said, "tools": TOOLS})["input_ids"] == start + without
-    both = encoder.preference({"prompt": prompt, "chosen": said, "rejected": other, "tools": TOOLS})
+    (both,) = encoder.preference(group(prompt, said, other, tools=TOOLS)).pairs
     assert both["chosen_ids"] == start + without and both["rejected_ids"][: len(start)] == start
     rows: list[Row] = [{"prompt": prompt, "tools": TOOLS}, {"prompt": "plain", "tools": "kept for a function"}]
     _, ids, _, _ = fit_prompts(rows, encoder, None, "drop")

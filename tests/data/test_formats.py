@@ -65,7 +65,6 @@ def test_a_public_preference_set_needs_no_prompt_column(path: Path) -> None:
 )
 def test_the_shared_beginning_is_the_prompt(chosen: str, rejected: str, prompt: str) -> None:
     row = formats.with_prompt({"chosen": chosen, "rejected": rejected, "id": 7})
-    assert isinstance(row, dict)
     assert row["prompt"] == prompt and row["prompt"] + row["chosen"] == chosen and row["id"] == 7
     assert row["prompt"] + row["rejected"] == rejected and row["chosen"].strip() and row["rejected"].strip()
 
@@ -99,7 +98,7 @@ def test_other_words_begin_turns_too() -> None:
     ]
     # A word in the middle of a line begins nothing.
     whole = formats.conversation("Human: say Human: twice\nAssistant: no", Turns())
-    assert [message["content"] for message in whole] == ["say Human: twice", "no"]  # type: ignore[index]
+    assert [message["content"] for message in whole] == ["say Human: twice", "no"]
 
 
 def test_prompts_and_demonstrations_are_transcripts_too(path: Path) -> None:
@@ -121,8 +120,10 @@ def test_a_text_without_turns_is_said(path: Path) -> None:
 
 def test_a_ranked_list_is_a_pair_for_each_two() -> None:
     dropped: Counter[str] = Counter()
-    pairs = formats.pairs_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
-    assert isinstance(pairs, list) and len(pairs) == 6 and not dropped
+    found = formats.comparisons_of({"prompt": "p", "responses": ["a", "b", "c", "d"]}, dropped)
+    assert len(found) == 6 and not dropped
+    assert [comparison for comparison, _ in found] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    pairs = [pair for _, pair in found]
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [
         ("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from rlhfctl import pipeline
 from rlhfctl.data.leaks import answered_keys, find_leaks, leak_key, mixed_kinds
 from rlhfctl.data.load import check_all
-from rlhfctl.data.types import PromptSplit
+from rlhfctl.data.types import PromptSplit, examples
 from rlhfctl.errors import DataError
 from rlhfctl.events import Warned
 from rlhfctl.recipe.load import load_recipe
@@ -127,7 +127,7 @@ def test_drop_leaves_out_exactly_the_rows_that_answer_a_test_prompt(data: Data) 
         assert dropped[name].fingerprint != kept[name].fingerprint  # what is trained on them is made again
     pairs = dropped["preferences"].split
     assert pairs is not None
-    assert all(not answered_keys(row) & test for part in vars(pairs).values() for row in part)
+    assert all(not answered_keys(row) & test for part in vars(pairs).values() for row in examples(part))
 
 
 def test_a_single_stage_drops_the_same_rows(data: Data) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, load_prompts
-from rlhfctl.data.sources import read_jsonl
 from rlhfctl.data.splits import prompt_key, split_preferences, split_prompts
-from rlhfctl.data.types import PromptSplit, Row, Rows
+from rlhfctl.data.text_files import read_jsonl
+from rlhfctl.data.types import PreferenceGroup, PromptSplit, Row, Rows, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
 
@@ -341,6 +341,12 @@ def as_rows(make: Callable[[int], Any], distinct: int, copies: int) -> list[Row]
     return [{"prompt": make(n % distinct), "chosen": str(n), "rejected": "x"} for n in range(distinct * copies)]
 
 
+def as_groups(make: Callable[[int], Any], distinct: int, copies: int) -> list[PreferenceGroup]:
+    """The same rows as groups of two."""
+    rows = as_rows(make, distinct, copies)
+    return [PreferenceGroup(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), ((0, 1),)) for row in rows]
+
+
 def keys(rows: list[Row]) -> list[str]:
     return [prompt_key(row["prompt"]) for row in rows]
 
@@ -348,22 +354,23 @@ def keys(rows: list[Row]) -> list[str]:
 @pytest.mark.parametrize("make", [text_prompt, conversation])
 @pytest.mark.parametrize("copies", [1, 3])
 def test_held_out_pairs_share_no_prompt_with_the_others(make: Callable[[int], Any], copies: int) -> None:
-    rows = as_rows(make, 40, copies)
-    split = split_preferences(Preferences(source="d", heldout=0.25), rows, 0)
-    assert not set(keys(split.train)) & set(keys(split.heldout))
+    groups = as_groups(make, 40, copies)
+    split = split_preferences(Preferences(source="d", heldout=0.25), groups, 0)
+    train, heldout = examples(split.train), examples(split.heldout)
+    assert not set(keys(train)) & set(keys(heldout))
     assert len(split.heldout) == 10 * copies and len(split.train) == 30 * copies
-    assert sorted(split.train + split.heldout, key=rows.index) == rows
+    assert sorted(split.train + split.heldout, key=groups.index) == groups
 
 
 @pytest.mark.parametrize(("heldout", "distinct", "expected"), [(0.01, 10, 1), (0.9, 2, 1), (0.9, 10, 9), (0.5, 5, 2)])
 def test_neither_side_is_ever_empty(heldout: float, distinct: int, expected: int) -> None:
-    split = split_preferences(Preferences(source="d", heldout=heldout), as_rows(text_prompt, distinct, 2), 0)
+    split = split_preferences(Preferences(source="d", heldout=heldout), as_groups(text_prompt, distinct, 2), 0)
     assert len(split.heldout) == 2 * expected and split.train
 
 
 def test_one_prompt_cannot_be_held_out() -> None:
     with pytest.raises(DataError, match="one distinct prompt: none can be held out"):
-        split_preferences(Preferences(source="d"), as_rows(text_prompt, 1, 9), 0)
+        split_preferences(Preferences(source="d"), as_groups(text_prompt, 1, 9), 0)
 
 
 @pytest.mark.parametrize("make", [text_prompt, conversation])
@@ -388,12 +395,13 @@ def test_the_test_prompts_do_not_depend_on_how_many_are_for_evaluation() -> None
 def test_splits_follow_the_seed_and_not_the_order_of_rows() -> None:
     rows = as_rows(text_prompt, 30, 2)
     section, prompts = Preferences(source="d", heldout=0.3), Prompts(source="d", eval=5, test=5)
-    held = [set(keys(split_preferences(section, rows, seed).heldout)) for seed in (0, 0, 1, 2)]
+    groups = as_groups(text_prompt, 30, 2)
+    held = [set(keys(examples(split_preferences(section, groups, seed).heldout))) for seed in (0, 0, 1, 2)]
     assert held[0] == held[1] and len({frozenset(part) for part in held}) == 3
     tests = [keys(split_prompts(prompts, rows, seed).test) for seed in (0, 0, 1, 2)]
     assert tests[0] == tests[1] and len({tuple(part) for part in tests}) == 3
     assert keys(split_prompts(prompts, rows[::-1], 0).test) == tests[0]
-    assert set(keys(split_preferences(section, rows[::-1], 0).heldout)) == held[0]
+    assert set(keys(examples(split_preferences(section, groups[::-1], 0).heldout))) == held[0]
 
 
 def test_splits_are_the_same_in_every_process() -> None:

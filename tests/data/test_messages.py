@@ -8,6 +8,7 @@ import pytest
 
 from rlhfctl.data.messages import read_messages, read_tools, same_turns
 from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import BadRow
 
 CALL = {"type": "function", "function": {"name": "price", "arguments": {"item": "tea"}}}
 PLAIN = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
@@ -57,8 +58,9 @@ def test_a_call_as_a_turn_of_its_own() -> None:
     )
     assert message == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert result == {"role": "tool", "content": "3"}
-    told, _ = read(*PLAIN, {"from": "function_call", "value": "price(tea)"})
-    assert told == "messages[2]: a function_call needs JSON text with name and arguments"
+    with pytest.raises(BadRow) as told:
+        read(*PLAIN, {"from": "function_call", "value": "price(tea)"})
+    assert str(told.value) == "messages[2]: a function_call needs JSON text with name and arguments"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,9 @@ def test_a_call_as_a_turn_of_its_own() -> None:
 )
 def test_parts_that_are_no_text_are_refused_by_name(part: Any, said: str) -> None:
     parts = [{"type": "text", "text": "See:"}, part]
-    assert read({"role": "user", "content": parts})[0] == f"messages[0]: its content has {said}"
+    with pytest.raises(BadRow) as told:
+        read({"role": "user", "content": parts})
+    assert str(told.value) == f"messages[0]: its content has {said}"
 
 
 @pytest.mark.parametrize("value", [[{"name": "f"}], '[{"name": "f"}]', ['{"name": "f"}']])
@@ -85,7 +89,8 @@ def test_tools_are_objects_or_json_text(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["f", "{}", '["f"]', [3], {"name": "f"}, 3, "[" * 100_000])
 def test_what_are_no_tools_is_said(value: Any) -> None:
-    assert str(read_tools(value)).startswith("tools: expected a list of objects")
+    with pytest.raises(BadRow, match=r"^tools: expected a list of objects"):
+        read_tools(value)
 
 
 def test_the_same_turns_whatever_else_a_message_holds() -> None:

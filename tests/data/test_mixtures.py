@@ -11,7 +11,7 @@ import pytest
 
 from rlhfctl import pipeline
 from rlhfctl.data.load import check_all, mixed
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import DataError, RecipeError
 from rlhfctl.recipe.load import dump_recipe, load_recipe
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Recipe
@@ -88,7 +88,7 @@ def test_no_prompt_of_a_mix_is_on_both_sides_and_heldout_has_each_pair_once(tmp_
     ]
     split = load(preferences={"sources": parts, "heldout": 0.25})["preferences"].split
     assert isinstance(split, PreferenceSplit)
-    train, heldout = prompts_of(split.train), prompts_of(split.heldout)
+    train, heldout = prompts_of(examples(split.train)), prompts_of(examples(split.heldout))
     assert not train.keys() & heldout.keys()
     assert set(train.values()) == {4} and set(heldout.values()) == {2} and len(heldout) == 5
 

@@ -17,6 +17,7 @@ from rlhfctl.artifacts import load_artifact
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
+CAMPAIGNS = ROOT / "tests" / "campaigns"
 SEEDS = (0, 1, 2)
 BOTH_CORES = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
 
@@ -75,13 +76,13 @@ def test_twenty_kills_and_a_kill_at_every_step_of_publication(tmp_path: Path) ->
         "ppo.total_episodes=160",
         "sft.checkpoint_steps=10",
     ]
-    command = [sys.executable, str(HERE / "kills.py"), str(recipe), "--kills", "20"]
+    command = [sys.executable, str(CAMPAIGNS / "kills.py"), str(recipe), "--kills", "20"]
     command += [part for override in more for part in ("--set", override)]
     kills = subprocess.run(command, capture_output=True, text=True, check=False)
     print(kills.stdout)
     assert kills.returncode == 0, kills.stdout + kills.stderr
     assert "20 passed, 0 failed" in kills.stdout
-    command = [sys.executable, str(HERE / "kills.py"), str(recipe), "--kills", "0", "--publication"]
+    command = [sys.executable, str(CAMPAIGNS / "kills.py"), str(recipe), "--kills", "0", "--publication"]
     steps = subprocess.run(command, capture_output=True, text=True, check=False)
     print(steps.stdout)
     assert steps.returncode == 0, steps.stdout + steps.stderr
@@ -94,20 +95,22 @@ def test_twenty_kills_inside_ppo_and_one_at_every_step_of_its_checkpoints(tmp_pa
         ["--kills", "20", "--set", "ppo.total_episodes=320", "--set", "ppo.checkpoint_steps=3"],
         ["--kills", "0", "--publication", "--set", "ppo.use=best", "--set", "ppo.checkpoint_steps=1"],
     ):
-        command = [sys.executable, str(HERE / "ppo_kills.py"), str(recipe), *options]
+        command = [sys.executable, str(CAMPAIGNS / "ppo_kills.py"), str(recipe), *options]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         print(result.stdout)
         assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_change_of_the_ppo_arithmetic_is_noticed() -> None:
-    result = subprocess.run([sys.executable, str(HERE / "mutations.py")], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, str(CAMPAIGNS / "mutations.py")], capture_output=True, text=True, check=False
+    )
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_overhead_over_bare_trl_is_small() -> None:
-    script = ROOT / "tests" / "benchmarks" / "overhead.py"
+    script = CAMPAIGNS / "overhead.py"
     env = {**os.environ, **BOTH_CORES}
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=env)
     print(result.stdout)

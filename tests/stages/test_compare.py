@@ -281,32 +281,35 @@ def test_the_same_command_gives_the_same_samples(tiny_run: Path, tmp_path: Path)
     assert report_of(run) == report_of(tiny_run)
 
 
-def test_both_models_are_gone_and_given_back_before_a_judge_is_loaded(
+def test_both_models_are_gone_and_their_memory_is_released_before_a_judge_is_loaded(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhfctl.stages import compare, handoff
+    from rlhfctl.models import devices
+    from rlhfctl.stages import judges
+    from rlhfctl.stages.loader import Loader
 
     run, loaded, alive = tmp_path / "run", [], []
     shutil.copytree(tiny_run, run)
-    load_policy, judges, give_back = handoff.load_policy, compare.judges.build_judges, compare.devices.release_memory
+    load_base, build_judges, release_memory = Loader.load_base, judges.build_judges, devices.release_memory
 
-    def load(*given: Any) -> Any:
-        side = load_policy(*given)
-        loaded.append(weakref.ref(side.model))
+    def load(*given: Any, **options: Any) -> Any:
+        side = load_base(*given, **options)
+        if not options:  # not the base that an adapter stands on
+            loaded.append(weakref.ref(side.model))
         return side
 
-    def given_back() -> None:
-        give_back()
+    def released() -> None:
+        release_memory()
         alive.append([one() is not None for one in loaded])
 
     def judged(*given: Any) -> Any:
-        assert alive[-1] == [False, False]  # the last time that memory was given back there was nothing left to hold
+        assert alive[-1] == [False, False]  # the last time that memory was released there was nothing left to hold
         loaded.clear()
-        return judges(*given)
+        return build_judges(*given)
 
-    monkeypatch.setattr(handoff, "load_policy", load)
-    monkeypatch.setattr(compare.devices, "release_memory", given_back)
-    monkeypatch.setattr(compare.judges, "build_judges", judged)
+    monkeypatch.setattr(Loader, "load_base", load)
+    monkeypatch.setattr(devices, "release_memory", released)
+    monkeypatch.setattr(judges, "build_judges", judged)
     result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
     assert result.exit_code == 0, result.output
     # While each model is checked, and after each side has answered.

@@ -24,10 +24,8 @@ from rlhfctl.data.encoding import Encoder
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
-from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.stages import handoff
-from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import Loader
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
 ONE_UPDATE = ("ppo.total_episodes=16",)
@@ -79,8 +77,8 @@ def run_ppo(until_reward: Path, to: Path, *overrides: str, external: Mapping[str
     return to / "run"
 
 
-def context(run: Path) -> Context:
-    return Context("ppo", load_recipe(run / "recipe.yaml").recipe, RunPaths(run), {}, {}, {}, lambda event: None)
+def loader_of(run: Path) -> Loader:
+    return Loader.of(load_recipe(run / "recipe.yaml").recipe, note=[].append, warn=pytest.fail)
 
 
 def artifact(run: Path) -> Artifact:
@@ -90,14 +88,14 @@ def artifact(run: Path) -> Artifact:
 
 
 def critic_scores(run: Path) -> list[float]:
-    critic = handoff.load_critic(context(run), Source.of(artifact(run)))
+    critic = loader_of(run).load_critic(Source.of(artifact(run)))
     return scoring.score_rows(critic, ROWS, critic.config.pad_token_id)
 
 
 def reward_scores(run: Path) -> list[float]:
     tokenizer = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     source = Source.of(load_artifact(run / "reward"))
-    return scoring.score_rows(handoff.load_reward_model(context(run), source, tokenizer), ROWS, tokenizer.pad_token_id)
+    return scoring.score_rows(loader_of(run).load_reward_model(source, tokenizer), ROWS, tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------- what is published
@@ -109,9 +107,9 @@ def test_policy_and_critic_are_published_and_load(kind: str, trained: dict[str, 
     made, whole = artifact(run), "weights" in kind
     part = "model" if whole else "adapter"
     assert set(made.manifest.layout) == {part, "critic", "probes"}
-    ctx = context(run)
-    policy = handoff.load_policy(ctx, Source.of(made))  # checks the recorded log-probabilities
-    base = handoff.load_base(ctx, made.parent("base"))
+    loader = loader_of(run)
+    policy = loader.load_base(Source.of(made))  # checks the recorded log-probabilities
+    base = loader.load_base(made.parent("base"))
     pad = policy.tokenizer.pad_token_id
     before, after = (scoring.sequence_logprobs(m, ROWS, pad) for m in (base.model, policy.model))
     assert max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)) > 1e-3
@@ -210,7 +208,7 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Pat
     theirs = tokenizing.load_tokenizer(str(other / "reward" / "adapter"))
     ours = tokenizing.load_tokenizer(str(run / "sft" / "model"))
     assert len(theirs) < len(ours)
-    scorer = handoff.load_reward_model(context(other), resolve_source(given["reward"], "reward"), theirs)
+    scorer = loader_of(other).load_reward_model(resolve_source(given["reward"], "reward"), theirs)
     rows = []
     for record in records:
         prompt, response = Encoder(theirs).pair(record["prompt"], ours.decode(record["ids"], skip_special_tokens=True))
@@ -248,10 +246,10 @@ def test_the_best_policy_is_handed_on(kind: str, until_reward: Path, tmp_path: P
     metrics = artifact(run).manifest.metrics
     assert set(seen) == {0, 1, 2} and max(seen.values()) > min(seen.values()) + 1
     assert metrics["eval_objective"] == max(seen.values()) == seen[0] and metrics["best_update"] == 0
-    ctx = context(run)
+    loader = loader_of(run)
     policy, base = (
-        handoff.load_policy(ctx, Source.of(artifact(run))),
-        handoff.load_base(ctx, artifact(run).parent("base")),
+        loader.load_base(Source.of(artifact(run))),
+        loader.load_base(artifact(run).parent("base")),
     )
     pad = base.tokenizer.pad_token_id
     for a, b in zip(*(scoring.sequence_logprobs(m.model, ROWS, pad) for m in (policy, base)), strict=True):

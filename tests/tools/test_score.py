@@ -32,14 +32,12 @@ def rows_of(path: Path, rows: list[dict[str, Any]]) -> Path:
 def expected_scores(run: Path, pairs: list[tuple[str, str]]) -> list[float]:
     """By the merged model and the encoder, without the tool."""
     from rlhfctl.artifacts import Source, load_artifact
-    from rlhfctl.paths import RunPaths
     from rlhfctl.recipe.load import load_recipe
-    from rlhfctl.stages import handoff
-    from rlhfctl.stages.context import Context
+    from rlhfctl.stages.loader import Loader
 
     tokenizer = tokenizing.load_tokenizer(str(run / "reward" / "adapter"))
-    context = Context("t", load_recipe(run / "recipe.yaml").recipe, RunPaths(run), {}, {}, {}, lambda event: None)
-    model = handoff.load_reward_model(context, Source.of(load_artifact(run / "reward")), tokenizer)
+    loader = Loader.of(load_recipe(run / "recipe.yaml").recipe, note=[].append, warn=[].append)
+    model = loader.load_reward_model(Source.of(load_artifact(run / "reward")), tokenizer)
     encoder = Encoder(tokenizer)
     ids = [[*asked, *answered] for asked, answered in (encoder.pair(prompt, text) for prompt, text in pairs)]
     return scoring.score_rows(model, ids, tokenizer.pad_token_id)

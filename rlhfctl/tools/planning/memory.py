@@ -38,7 +38,6 @@ from rlhfctl.training.rl.roles import Critic, Roles
 BASE = "base*"
 _LOSS_TOKENS = 256  # TRL's SFT loss makes the logits of so many tokens at a time
 _KL_ROWS = 16  # rollout.exact_kl's batch
-_JUDGED_ROWS = 64  # rewards.ModelReward's batch
 # Bytes a weight of a linear layer takes, its scales included: int8 with a scale a row; NF4 with one for 64 weights.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 
@@ -502,7 +501,7 @@ def compare_outlook(
             needs = _held("reward model", judge, reward.quantization)
             copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(_language_model(shape))[0]}}
             moments.append(Moment("loading the judge", needs | copies))
-            sequences, _, _ = _rows(min(_JUDGED_ROWS, prompts * section.samples_per_prompt), prompt, length)
+            sequences, _, _ = _rows(min(section.batch_size, prompts * section.samples_per_prompt), prompt, length)
             meter = AllocationMeter(sides[0].vocabulary)
             meter.knows(judge)
             with torch.no_grad(), meter:

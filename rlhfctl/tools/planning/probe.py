@@ -33,7 +33,11 @@ def probed(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         finished = {event.stage: event for event in _finished(RunPaths(run).events)}
         if done.returncode and not finished:
-            raise RlhfctlError(f"the probe stopped:\n{(done.stderr or done.stdout).strip()[-1500:]}", where="--probe")
+            raise RlhfctlError(
+                f"the probe stopped:\n{(done.stderr or done.stdout).strip()[-1500:]}",
+                where="--probe",
+                fix="mend what stopped it, or leave out --probe: the plan is then an estimate",
+            )
         if done.returncode:
             say(f"probe: stopped after {', '.join(finished)}: {done.stderr.strip().splitlines()[-1]}")
     took = {name: event.peak_memory + beside for name, event in finished.items() if event.peak_memory is not None}

@@ -18,8 +18,8 @@ from trl import RewardConfig, SFTConfig
 
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import longest_prompt, longest_row
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows
+from rlhfctl.data.fitting import fit_lengths, longest_row
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
@@ -90,10 +90,10 @@ class Lengths:
             found["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
         if "preferences" in rows:
             split = cast(PreferenceSplit, rows["preferences"].split)
-            pairs = [encoder.preference(row) for row in split.train]
+            pairs = [pair for group in split.train for pair in encoder.preference(group).pairs]
             found["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
             found["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
-            found["heldout"] = len(split.heldout)
+            found["heldout"] = len(examples(split.heldout))
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
             found["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
@@ -182,7 +182,9 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
         pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= (limit or math.inf)
     ]  # longer ones are dropped
     if not pairs:
-        raise RlhfctlError(f"no pair fits into {name} tokens", where="reward.trainer.max_length")
+        raise RlhfctlError(
+            f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
+        )
     steps, epochs = _steps(len(pairs), config)
     training = _training(config, section.lora, 2 * config.per_device_train_batch_size, max(map(max, pairs)))
     outlook = memory.reward_outlook(_shape(recipe, lengths), training)
@@ -229,12 +231,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
 
 
 def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
-    limit = longest_prompt(recipe.data.max_prompt_length, context_of(lengths.config), response)
-    if limit is None:
-        return list(prompts)
-    fitting = [count for count in prompts if count <= limit]
-    if recipe.data.overlong_prompts == "truncate":
-        fitting += [limit] * (len(prompts) - len(fitting))
+    fitting = fit_lengths(prompts, context_of(lengths.config), response, recipe.data)
     if not fitting:
         raise RlhfctlError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower response_length")
     return fitting

@@ -41,7 +41,7 @@ from rlhfctl.models import build, loading
 from rlhfctl.models.fused import fused
 from rlhfctl.models.packing import Sequences, max_stable_rope_length, packed
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Reward, make_episode, part_means, parts_of
+from rlhfctl.rewards.episode import RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.training import checkpoints
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
@@ -78,7 +78,7 @@ class PpoLoop:
         self,
         section: Ppo,
         roles: Roles,
-        reward: Reward,
+        reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         prompts: Sequence[Sequence[int]],

@@ -25,7 +25,7 @@ from rlhfctl.events import Event
 from rlhfctl.metrics import trl_names
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.episode import Episode, Reward, make_episode
+from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode
 from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
 
 LAST_TRL = "1.12.0"
@@ -38,7 +38,7 @@ class Roles:
     policy: nn.Module
     reference: nn.Module | None
     critic: nn.Module
-    reward: Reward
+    reward: RewardFunction
 
 
 def require() -> Any:
@@ -196,14 +196,14 @@ class BridgedReward(nn.Module):
 
     base_model_prefix = "backbone"
 
-    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+    def __init__(self, reward: RewardFunction, rollouts: RolloutBatches) -> None:
         super().__init__()
         self.backbone = _ScoringBackbone(reward, rollouts)
         self.score = nn.Identity()
 
 
 class _ScoringBackbone(nn.Module):
-    def __init__(self, reward: Reward, rollouts: RolloutBatches) -> None:
+    def __init__(self, reward: RewardFunction, rollouts: RolloutBatches) -> None:
         super().__init__()
         self.reward = reward  # a plain attribute: its model, if any, is not ours to move or train
         self.rollouts = rollouts

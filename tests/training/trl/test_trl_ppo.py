@@ -21,7 +21,7 @@ from rlhfctl.events import Event, Metrics, Progress
 from rlhfctl.metrics import trl_names
 from rlhfctl.models import adapters, build, heads, special_tokens, tokenizing
 from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
-from rlhfctl.rewards.episode import Episode, Reward
+from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.training.trl.ppo import BridgedReward, Roles, config_for, require, train
@@ -73,7 +73,12 @@ def section(**changes: Any) -> Ppo:
 
 
 def play(
-    work: Path, ppo: Ppo, *, lora: bool, reward: Callable[[Any, Any], Reward], rows: Sequence[dict[str, Any]] = ROWS
+    work: Path,
+    ppo: Ppo,
+    *,
+    lora: bool,
+    reward: Callable[[Any, Any], RewardFunction],
+    rows: Sequence[dict[str, Any]] = ROWS,
 ) -> Played:
     tokenizer, base = words()
     critic = heads.scorer_on(base, seed=1)
@@ -104,7 +109,7 @@ def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
     return {name for name, value in module.named_parameters() if not torch.equal(before[name], value)}
 
 
-def by_model(tokenizer: Any, base: Any) -> Reward:
+def by_model(tokenizer: Any, base: Any) -> RewardFunction:
     return ModelReward(heads.scorer_on(base, seed=2), tokenizer.pad_token_id)
 
 
@@ -225,7 +230,7 @@ def test_rows_reach_trl_as_scores_of_their_own_episode(tmp_path: Path, monkeypat
     monkeypatch.setattr(trl_ppo, "get_reward", spying)
     recorders: list[Recorder] = []
 
-    def recorder(tokenizer: Any, _: Any) -> Reward:
+    def recorder(tokenizer: Any, _: Any) -> RewardFunction:
         recorders.append(Recorder(tokenizer))
         return recorders[-1]
 

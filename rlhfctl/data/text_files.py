@@ -1,0 +1,263 @@
+"""Read files of text: JSONL, JSON, CSV and TSV, plain lines; each row with its "file:line".
+
+JSONL and CSV are read line by line, so that a broken line is named. Checks that a file is readable text with columns,
+not what the columns mean (rows.py). Tables in binary files, folders and the Hub are read by sources.py, which chooses
+the reader by a file's ending.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhfctl.data.columns import INDEX_NOTE
+from rlhfctl.data.tally import Tally
+from rlhfctl.data.types import Row
+from rlhfctl.errors import DataError
+from rlhfctl.events import Work
+from rlhfctl.recipe.schema import DATA_SUFFIXES
+
+Found = tuple[list[Row], list[str]]  # rows, and the location of each: "file:line"
+
+PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
+_SHOWN_BAD_ROWS = 5
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_LARGEST_CELL = 1 << 27
+_NOT_UTF8 = "not UTF-8 text"
+_QUOTE = 'put cells that hold commas, quotes or line breaks in "double quotes"'
+_CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)"
+
+
+def is_file_name(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(DATA_SUFFIXES)
+
+
+def require_file(path: Path) -> None:
+    """DataError where there is no such file; it names the data files beside it."""
+    if not path.is_file():
+        there = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
+        near = [name for name in there if name.endswith(path.suffix)] or there
+        hint = (
+            f"in that folder: {', '.join(sorted(near)[:6])}"
+            if near
+            else "check the path; it is read relative to the recipe"
+        )
+        raise DataError("the data file does not exist", where=str(path), fix=hint)
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.name.endswith(".gz"):
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            "the file cannot be unpacked: it is truncated or no gzip file", where=str(path), fix="fetch it again"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"not UTF-8 text: byte {error.object[error.start]:#04x} in line {line}",
+            where=str(path),
+            fix=_CONVERT,
+        ) from error
+
+
+def first_of(bad: Sequence[str]) -> str:
+    """The first sentences about bad rows, a line each and indented, and how many more there are."""
+    more = len(bad) - _SHOWN_BAD_ROWS
+    shown = [*bad[:_SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
+    return "".join(f"\n    {sentence}" for sentence in shown)
+
+
+def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
+    """The error about lines that give no row: (file:line, why) each."""
+    told = [f"{place}: {why}" for place, why in bad]
+    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(told)}", fix=fix)
+
+
+def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
+    """Note lines that give no row in the tally; an error where there is none, or no other line gives one."""
+    if not bad:
+        return
+    if tally is None or not rows:
+        raise broken(bad, fix)
+    tally.unreadable += bad
+    tally.unreadable_fix = fix
+
+
+def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
+    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one.
+
+    With a `tally` such lines are noted there, for `bad_rows`.
+    """
+    require_file(path)
+    rows: list[Row] = []
+    places: list[str] = []
+    bad: list[tuple[str, str]] = []
+    torn = False
+    data = _bytes(path)
+    count = data.count(b"\n") + (not data.endswith(b"\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
+    for number, raw in enumerate(lines, 1):
+        place = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if not line.strip():
+                continue
+            value = json.loads(line)
+            _check_surrogates(line, value)
+        except UnicodeDecodeError:
+            bad.append((place, _NOT_UTF8))
+            continue
+        except UnicodeEncodeError as error:
+            bad.append((place, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
+            continue
+        except json.JSONDecodeError as error:
+            bad.append((place, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
+            torn = not raw.endswith(b"\n")
+            continue
+        except RecursionError:
+            bad.append((place, "nested too deeply"))
+            continue
+        if not isinstance(value, dict):
+            bad.append((place, f"expected a JSON object, got {type_name(value)}"))
+            continue
+        rows.append(value)
+        places.append(place)
+    fix = "one JSON object per line, in UTF-8"
+    if all(why == _NOT_UTF8 for _, why in bad):
+        fix = _CONVERT
+    elif torn:
+        fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
+    _keep(bad, fix, rows, tally)
+    if not rows:
+        raise DataError("the data file is empty", where=str(path), fix="one JSON object per line, in UTF-8")
+    return rows, places
+
+
+def _check_surrogates(text: str, value: object) -> None:
+    """UnicodeEncodeError for half a surrogate pair: JSON lets it pass, tokenizers do not."""
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+
+
+def read_json(path: Path) -> Found:
+    """A list of objects, or an object whose only list holds them."""
+    text = _text(path)
+    try:
+        value = json.loads(text)
+        _check_surrogates(text, value)
+    except json.JSONDecodeError as error:
+        fix = "correct it"
+        if error.msg == "Extra data":
+            fix = "one object a line is JSONL: name the file .jsonl"
+        raise DataError(
+            f"not JSON: {error.msg.removesuffix(' at')} in line {error.lineno}", where=str(path), fix=fix
+        ) from error
+    except UnicodeEncodeError as error:
+        fix = "write whole characters: a \\ud800 to \\udfff stands in a pair, as an emoji does, or is left out"
+        raise DataError("it holds half a surrogate pair, which is no character", where=str(path), fix=fix) from error
+    except RecursionError as error:
+        fix = "give a flat list of objects, one per row"
+        raise DataError("nested too deeply", where=str(path), fix=fix) from error
+    lists = [inner for inner in value.values() if isinstance(inner, list)] if isinstance(value, dict) else [value]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise DataError(
+            f"expected a list of objects, got {type_name(value)}", where=str(path), fix='like [{"prompt": "..."}, ...]'
+        )
+    for number, item in enumerate(lists[0], 1):
+        if not isinstance(item, dict):
+            fix = 'write each item as an object, like {"prompt": "..."}'
+            raise DataError(f"item {number} is {type_name(item)}, not an object", where=str(path), fix=fix)
+    return lists[0], [f"{path} item {number}" for number in range(1, len(lists[0]) + 1)]
+
+
+def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
+    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows.
+
+    A row's place is the line that it begins in.
+    """
+    tally = kept or Tally()
+    csv.field_size_limit(_LARGEST_CELL)
+    text = _text(path)
+    count = text.count("\n") + (not text.endswith("\n"))
+    lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
+    delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    places: list[str] = []
+    bad: list[tuple[str, str]] = []
+    header: list[str] = []
+    begins = ends = 0
+    try:
+        for cells in reader:
+            begins, ends = ends + 1, reader.line_num
+            if not any(cell.strip() for cell in cells):
+                tally.made["rows of empty cells are left out"] += bool(header and cells)
+                continue
+            if not header:
+                header = _header(cells, path)
+                continue
+            place = f"{path}:{begins}"
+            if len(cells) != len(header):
+                bad.append((place, f"{len(cells)} cells, but the first line names {len(header)} columns"))
+                continue
+            named = [(name, cell) for name, cell in zip(header, cells, strict=True) if name]
+            tally.made[INDEX_NOTE] += len(named) < len(header)
+            rows.append({name: cell if cell != "" else None for name, cell in named})
+            places.append(place)
+    except csv.Error as error:  # the rest of the file cannot be told apart
+        raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
+    tally.made += Counter()  # without what was counted 0 times
+    _keep(bad, _QUOTE, rows, kept)
+    return rows, places
+
+
+def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
+    """What sets the columns apart: the usual sign, or another where the first line has none of it."""
+    found = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
+    if found != usual:
+        tally.examples["columns are set apart by"] = _DELIMITERS[found]
+    return found
+
+
+def _header(cells: Sequence[str], path: Path) -> list[str]:
+    """The names of the columns; empty ones before the first named are an index as pandas writes it."""
+    header = [cell.strip() for cell in cells]
+    named = [name for name in header if name]
+    first = header.index(named[0])
+    if len(set(named)) < len(named) or not all(header[first:]):
+        raise DataError(
+            f"the first line names its columns badly: {', '.join(header)}",
+            where=str(path),
+            fix="give every column a name of its own in the first line",
+        )
+    return header
+
+
+def read_text(path: Path, column: str) -> Found:
+    """A row a line."""
+    if column == PAIR:
+        raise DataError(
+            "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
+        )
+    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [{column: line} for _, line in lines], [f"{path}:{number}" for number, _ in lines]
+
+
+def type_name(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {str: "a string", list: "a list", dict: "an object", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

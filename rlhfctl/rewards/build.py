@@ -1,0 +1,129 @@
+"""Build scorers from their names in a recipe: rewards of PPO and judges of the comparison alike.
+
+BUILDERS is the one table. To add a scorer: write it in a file beside this one as a RewardFunction, give its name a row
+here, and let the recipe accept the name (NAMED_JUDGES for compare.judges, the rule of ppo.rewards).
+A reward model arrives loaded (stages/loader.py), and gold is passed in by those who may read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.errors import HandoffError
+from rlhfctl.models.classifiers import Classifier
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.rewards.episode import RewardFunction
+from rlhfctl.rewards.function import FunctionReward, Say
+from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
+from rlhfctl.rewards.names import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.rewards.weighted import WeightedReward
+
+
+def _silent(sentence: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class LoadedRewardModel:
+    """A reward model in memory: a classifier of text, or a scalar head on a decoder.
+
+    The head reads text in its own `tokenizer`, or (None) the policy's ids, padded with `pad_token_id`.
+    """
+
+    model: nn.Module | Classifier
+    pad_token_id: int | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What scorers are built from. `folder`: functions are imported from there; `function`: the reward section's.
+
+    `batch_size`: responses that a reward model scores at a time; `function_batch_size`: that a function is given in one
+    call (None: all). `finite`: a function's score must be a finite number. `reward_model` loads it when it is needed.
+    """
+
+    folder: Path
+    function: str | None = None
+    retries: int = 0
+    finite: bool = True
+    batch_size: int = 64
+    function_batch_size: int | None = None
+    warn: Say = _silent
+    reward_model: Callable[[], LoadedRewardModel] | None = None
+    gold: RewardFunction | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Resources:
+        """Take from a recipe its folder, and what its reward section says of functions."""
+        section = recipe.reward
+        function, retries = (section.function, section.retries) if section is not None else (None, 0)
+        return cls(Path(recipe.folder or "."), function, retries)
+
+
+def build_scorer(name: str, resources: Resources) -> RewardFunction:
+    """Build the scorer that a recipe calls `name`."""
+    return BUILDERS[kind_of(name)](name, resources)
+
+
+def build_reward(weights: Mapping[str, float] | None, resources: Resources) -> RewardFunction:
+    """Build what PPO trains against: the reward section's scorer, or the weighted sum that `ppo.rewards` asks for."""
+    if weights is None:
+        return build_scorer(REWARD, resources)
+    scorers = {name: (build_scorer(name, resources), weight) for name, weight in weights.items()}
+    return WeightedReward(scorers, resources.warn)
+
+
+def build_function(name: str, resources: Resources) -> FunctionReward:
+    """Build the scorer that calls the Python function module:name."""
+    return FunctionReward(
+        name,
+        resources.folder,
+        finite=resources.finite,
+        retries=resources.retries,
+        batch_size=resources.function_batch_size,
+        say=resources.warn,
+    )
+
+
+def _reward_section(name: str, resources: Resources) -> RewardFunction:
+    build = _reward_model if resources.reward_model is not None else _reward_function
+    return build(name, resources)
+
+
+def _reward_function(name: str, resources: Resources) -> RewardFunction:
+    assert resources.function is not None  # the recipe's rules ask for it
+    return build_function(resources.function, resources)
+
+
+def _reward_model(name: str, resources: Resources) -> RewardFunction:
+    if resources.reward_model is None:
+        raise HandoffError(f"the judge {name} has no reward model to ask", fix="name one with --reward-model")
+    loaded, size, warn = resources.reward_model(), resources.batch_size, resources.warn
+    if isinstance(loaded.model, Classifier):
+        return ClassifierReward(loaded.model, size)
+    model = loaded.model.requires_grad_(False).eval()
+    if loaded.tokenizer is not None:
+        return TextModelReward(model, loaded.tokenizer, size, warn)
+    assert loaded.pad_token_id is not None
+    return ModelReward(model, loaded.pad_token_id, size, warn)
+
+
+def _gold(name: str, resources: Resources) -> RewardFunction:
+    assert resources.gold is not None  # the recipe's rules ask for the built-in task
+    return resources.gold
+
+
+BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
+    REWARD: _reward_section,
+    REWARD_MODEL: _reward_model,
+    REWARD_FUNCTION: _reward_function,
+    GOLD: _gold,
+    FUNCTION: build_function,
+}
+"""Kind of scorer (names.py) -> what builds it, from its name and from what there is to build it from."""

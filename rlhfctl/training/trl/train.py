@@ -1,0 +1,53 @@
+"""Train a model with one of TRL's trainers: resume from a checkpoint, report events, free the optimizer.
+
+Reads checkpoints in the stage's work folder and writes them there; saves no final model (the stages do). What the sft
+and the reward stage have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from rlhfctl.events import Event, StageStarted, Work
+from rlhfctl.models import build
+from rlhfctl.recipe.schema import Trained
+from rlhfctl.training.trl import options
+from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+
+
+def train(
+    make_trainer: Callable[..., Trainer],
+    model: Any,
+    section: Trained,
+    *,
+    stage: str,
+    work: Path,
+    emit: Callable[[Event], None],
+    warn: Callable[[str], None],
+    counts: Callable[[Trainer], Mapping[str, int]],
+    metrics: Sequence[str],
+) -> tuple[Any, dict[str, float]]:
+    """Train `model`, or go on training it; return it without its optimizer, with the last value of each of `metrics`.
+
+    `make_trainer` is given the model and the callbacks. `counts`: how many rows are trained on, for those who watch.
+    """
+    callback = EventCallback(stage, emit, work)
+    naming = options.naming_options(stage, section.trainer)
+    with build.preserve_dtypes(model), naming, Work("preparing the batches"):
+        trainer = make_trainer(model=model, callbacks=[callback])
+    resume = options.prepare(trainer, work, section.checkpoint_steps, warn)
+
+    trainable, total = build.count_parameters(trainer.model)
+    settings = options.effective_settings(trainer.args, section.trainer)
+    settings |= {**counts(trainer), "trainable_parameters": trainable, "parameters": total}
+    steps, step = options.planned_steps(trainer), resume.step if resume else None
+    emit(StageStarted(stage=stage, total_steps=steps, resumed_from=step, settings=settings))
+    with options.naming_options(stage, section.trainer, lambda: resume is not None or callback.stepped):
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    values = last_metrics(trainer.state.log_history, metrics)
+    values["steps"] = trainer.state.global_step
+    return trained_model(trainer), values
