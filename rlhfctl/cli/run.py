@@ -134,9 +134,9 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     paths = RunPaths(folder)
     with (
         fs.RunLock(paths.lock),
-        fs.naming_full_disk(folder),  # of events.jsonl
+        fs.report_full_disk(folder),  # of events.jsonl
         open_listeners(paths.events) as emit,
-        fs.naming_full_disk(folder),
+        fs.report_full_disk(folder),
         tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as tell,
     ):
         artifacts = pipeline.run(loaded, folder, request, tell)

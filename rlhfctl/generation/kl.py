@@ -51,7 +51,7 @@ def exact_kl(
             ]
             sums = torch.cat(terms).split([len(response) for _, response in pairs])
             result += [float(one.sum().clamp(min=0.0)) for one in sums]
-            work.at(len(result))
+            work.advance(len(result))
     ours.activate()  # the reference may have been the same model with its adapter off
     return result
 

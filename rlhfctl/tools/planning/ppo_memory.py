@@ -65,7 +65,7 @@ def ppo_outlook(
         modules = [*roles.modules(), *([] if own is None else [own])]
         with contextlib.ExitStack() as inside:
             for module in modules:
-                inside.enter_context(fused(module, shown=False))
+                inside.enter_context(fused(module, try_numbers=False))
             meter = AllocationMeter(roles.policy.vocabulary)
             meter.knows(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
             moments = _update(meter, section, roles, scorer, held, prompt)
@@ -208,9 +208,9 @@ def _longest(rows: int, prompt: int, length: int) -> Sequences:
         groups = tuple(
             dataclasses.replace(
                 group,
-                token_at=group.token_at.to("meta"),
-                place_of=group.place_of.to("meta"),
-                pads=group.pads.to("meta"),
+                token_of_cell=group.token_of_cell.to("meta"),
+                cell_of_token=group.cell_of_token.to("meta"),
+                pad_cells=group.pad_cells.to("meta"),
             )
             for group in real.groups
         )

@@ -44,7 +44,7 @@ def learn(
         for epoch in range(section.num_ppo_epochs):
             for indices in pieces(order(epoch), section.batch_size // section.num_mini_batches):
                 steps.append(algorithm.step(learner, experience, indices, epoch, algorithm.policy_loss, trace))
-                work.at(len(steps))
+                work.advance(len(steps))
             moved = statistics.fmean(step["approx_kl"] for step in steps[-section.num_mini_batches :])
             if section.target_kl is not None and moved > section.target_kl:
                 break

@@ -65,7 +65,7 @@ class EventCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         work, done = self._evaluating or (Work("evaluating", len(eval_dataloader), "batch"), 0)
-        work.at(done + 1)
+        work.advance(done + 1)
         self._evaluating = work, done + 1
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
