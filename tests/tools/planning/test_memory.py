@@ -206,7 +206,7 @@ def test_compare_holds_two_models_and_then_the_judge() -> None:
 
 def test_a_smaller_batch_size_of_compare_is_judged_in_less_memory() -> None:
     def judging(size: int) -> int:
-        estimate = memory.compare_outlook(shape(), Compare(max_new_tokens=16, batch_size=size), 64, 12, shape())
+        estimate = ppo_memory.compare_outlook(shape(), Compare(max_new_tokens=16, batch_size=size), 64, 12, shape())
         return next(moment for moment in estimate.moments if moment.what == "judging").total
 
     small, usual, large = judging(8), judging(64), judging(256)
