@@ -56,7 +56,7 @@ def plan(
     from rlhfctl.graph import Request
 
     loaded = load(recipe, overrides)  # a mistake is said before libraries load
-    from rlhfctl.tools.planning import plan as plans
+    from rlhfctl.planning import plan as plans
 
     found = plans.plan(
         lambda more: load(recipe, [*overrides, *more]) if more else loaded,
@@ -69,7 +69,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        from rlhfctl.tools.planning.view import view
+        from rlhfctl.planning.view import view
 
         console().print(view(found))
 

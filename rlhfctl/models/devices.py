@@ -1,7 +1,7 @@
 """Find the device, measure the peak memory of a stage, and release unused memory.
 
 Reads and resets the counters of torch and of Linux (/proc/self). Leaves out estimates of memory before a run
-(tools/planning).
+(planning).
 """
 
 from __future__ import annotations

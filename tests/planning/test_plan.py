@@ -20,12 +20,12 @@ from rlhfctl.graph import Request
 from rlhfctl.inputs import inputs_of
 from rlhfctl.models import devices
 from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.planning import probe
+from rlhfctl.planning.advice import fit
+from rlhfctl.planning.plan import Plan, plan
+from rlhfctl.planning.stages import Lengths, facts, optimizer_state
+from rlhfctl.planning.view import count, size, view
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.tools.planning import probe
-from rlhfctl.tools.planning.advice import fit
-from rlhfctl.tools.planning.plan import Plan, plan
-from rlhfctl.tools.planning.stages import Lengths, facts, optimizer_state
-from rlhfctl.tools.planning.view import count, size, view
 
 
 def planned(recipe: Path, run: Path, *settings: str, request: Request | None = None, **more: Any) -> Plan:

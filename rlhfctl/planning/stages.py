@@ -25,11 +25,11 @@ from rlhfctl.graph import STAGES, stages_of
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
+from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
+from rlhfctl.planning.meter import WEIGHTS
 from rlhfctl.recipe.made_data import made_data, source_stages
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning import memory, ppo_memory
-from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
-from rlhfctl.tools.planning.meter import WEIGHTS
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 

@@ -15,9 +15,9 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import StageFinished, from_record
 from rlhfctl.graph import STAGES, trainer_options
 from rlhfctl.paths import RunPaths
+from rlhfctl.planning.stages import StagePlan
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning.stages import StagePlan
 
 
 def probed(

@@ -26,8 +26,8 @@ from rlhfctl.models.adapters import POLICY, add_lora, is_adapter_parameter
 from rlhfctl.models.heads import new_scorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.tensors import at_least_float32
+from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.tools.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 
 BASE = "base*"
 _LOSS_TOKENS = 256  # TRL's SFT loss makes the logits of so many tokens at a time

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhfctl.recipe.schema import Compare, Lora, Ppo
-from rlhfctl.tools.planning import memory, ppo_memory
-from rlhfctl.tools.planning import meter as meters
-from rlhfctl.tools.planning.memory import BASE, ModelSpec, Training
-from rlhfctl.tools.planning.meter import (
+from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning import meter as meters
+from rlhfctl.planning.memory import BASE, ModelSpec, Training
+from rlhfctl.planning.meter import (
     ACTIVATIONS,
     ALLOCATOR,
     CACHE,
@@ -26,6 +25,7 @@ from rlhfctl.tools.planning.meter import (
     AllocationMeter,
     on_meta_device,
 )
+from rlhfctl.recipe.schema import Compare, Lora, Ppo
 
 VOCABULARY, WIDTH, LAYERS = 96, 32, 3
 

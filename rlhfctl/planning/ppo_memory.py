@@ -24,8 +24,7 @@ from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import PACKED, Sequences, has_full_attention
-from rlhfctl.recipe.schema import Compare, Lora, Ppo
-from rlhfctl.tools.planning.memory import (
+from rlhfctl.planning.memory import (
     BASE,
     MemoryEstimate,
     ModelSpec,
@@ -39,7 +38,8 @@ from rlhfctl.tools.planning.memory import (
     weight_bytes,
     with_seen,
 )
-from rlhfctl.tools.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
