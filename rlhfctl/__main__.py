@@ -1,7 +1,8 @@
-"""`rlhfctl` and `python -m rlhfctl`: starts the command line, and turns errors into exit codes.
+"""Start the command line (`rlhfctl` and `python -m rlhfctl`) and turn errors into exit codes.
 
-A plain `watch RUN` is drawn before the command line's libraries could load; the same command with options, and its
-help, are of cli/.
+`watch RUN` without options starts the dashboard directly, without the time to import the command line's libraries. The
+same command with options, and its help, are in cli/. Reads the arguments; prints one message per error to standard
+error.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from pathlib import Path
 
 from rlhfctl.errors import OutputClosed, RlhfctlError, out_of_memory
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # what the system does not let us open
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # the system does not open the file
 _SHOWN = 200  # characters of a path
 
 
 def main() -> None:
-    """One message and an exit code for what a user can cause; a traceback for our own defects.
+    """Run the command; print one message and set an exit code for errors that a user can cause.
 
-    Typer itself reports misspelt commands and options (exit code 2).
+    Other exceptions are defects of rlhfctl and show a traceback. Typer reports misspelt commands and options itself
+    (exit code 2).
     """
     with silent_imports():
         _main()
@@ -32,10 +34,10 @@ def main() -> None:
 
 @contextlib.contextmanager
 def silent_imports() -> Iterator[None]:
-    """Keep what libraries warn and log, above all while they are imported, from standard error in every command.
+    """Keep warnings and log records of libraries from standard error in every command, mainly during imports.
 
-    Python prints such records and warnings where no handler is set. A run's log still gets them (quiet_libraries adds
-    a handler of its own), and errors are raised, not logged.
+    Python prints them if no handler is set. A run's log still receives them: quiet_libraries adds a handler of its own.
+    Errors are raised, not logged.
     """
     nowhere, root, shown = logging.NullHandler(), logging.getLogger(), warnings.showwarning
     root.addHandler(nowhere)
@@ -61,23 +63,23 @@ def _main() -> None:
 
             app()
     except RlhfctlError as error:
-        if isinstance(error, OutputClosed):  # what is left in its buffer must not fail once more at exit
+        if isinstance(error, OutputClosed):  # the rest of the buffer must not fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _say(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # `rlhfctl watch RUN | head`: whoever read has read enough
+    except BrokenPipeError:  # `rlhfctl watch RUN | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(OutputClosed.exit_code)
     except Exception as error:
-        known = _of_the_system(error) or out_of_memory(error)
-        if known is None:  # a defect of ours: show where
+        known = _system_error(error) or out_of_memory(error)
+        if known is None:  # a defect of rlhfctl: show the traceback
             raise
         _say(known)
         sys.exit(known.exit_code)
 
 
-def _of_the_system(error: Exception) -> RlhfctlError | None:
-    """A full disk, or a file that the system does not let us have."""
+def _system_error(error: Exception) -> RlhfctlError | None:
+    """Turn a full disk, or a file that the system refuses to open, into RlhfctlError; None for other errors."""
     from rlhfctl.fs import disk_full, is_disk_full
 
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
@@ -90,7 +92,7 @@ def _of_the_system(error: Exception) -> RlhfctlError | None:
 def _say(error: RlhfctlError) -> None:
     encoding = sys.stderr.encoding or "utf-8"
     with contextlib.suppress(OSError):  # a terminal that was closed
-        print(f"error: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
+        print(f"{error.heading}: {error}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

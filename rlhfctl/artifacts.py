@@ -1,8 +1,10 @@
-"""What a stage hands over: a folder, and a manifest that is written last.
+"""Publish, load and verify artifacts: the folder of a complete stage with its manifest, which is written last.
 
-A manifest that is there means that the stage is complete. It records what went in (the resolved section and a
-fingerprint of every input), what came out (a hash of every file) and where it came from (its parents), so that the
-next stage can refuse what is incomplete or altered, and the pipeline can skip what is unchanged.
+If a manifest exists, its stage is complete. It records the inputs (the resolved section and a fingerprint of each
+input), the outputs (a hash of each file) and the parents. With it the next stage refuses an incomplete or altered
+artifact, and the pipeline skips an unchanged stage.
+
+Reads and writes `manifest.json`; reads all files of a stage to hash them. Leaves out loading weights (models).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError
-from rlhfctl.paths import relative_to_run
+from rlhfctl.paths import StageId, relative_to_run, stage_at
 
 MANIFEST = "manifest.json"
 WORK = "work"  # checkpoints of a stage that is not complete yet
@@ -29,7 +31,7 @@ RECORDED_PACKAGES = ("rlhfctl", "torch", "transformers", "trl", "peft", "acceler
 
 
 class ParentRef(BaseModel):
-    """Where an input artifact lies (relative to the run folder where it is inside) and what it was."""
+    """An input of a stage: its path, relative if it is inside the run folder, and its fingerprint then."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: str
@@ -47,13 +49,13 @@ class Manifest(BaseModel):
     outputs: dict[str, str]  # file relative to the stage's folder -> hash
     fingerprint: str  # over outputs
     section: dict[str, Any]
-    layout: dict[str, Any]  # what lies where: {"model": "model"} or {"adapter": "adapter"}, {"head": true}, ...
+    layout: dict[str, Any]  # name -> path inside: {"model": "model"} or {"adapter": "adapter"}, {"head": true}, ...
     tokenizer: str | None = None
     chat_template: str | None = None
     seed: int
     seconds: float
     metrics: dict[str, float]
-    notes: list[str] = []  # checks that could not be made, choices made for the user
+    notes: list[str] = []  # skipped checks, and choices made for the user
     versions: dict[str, str]
     git_commit: str | None = None
 
@@ -69,8 +71,17 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def stage(self) -> StageId:
+        return StageId.parse(self.manifest.stage)
+
+    @property
+    def run(self) -> Path:
+        """The run folder that the artifact lies in."""
+        return self.stage.run_of(self.path)
+
     def part(self, name: str) -> Path:
-        """The folder or file that `layout` records under `name`; HandoffError if this artifact has none."""
+        """Return the folder or file that `layout` records under `name`; raise HandoffError if there is none."""
         relative = self.manifest.layout.get(name)
         if not isinstance(relative, str):
             raise HandoffError(
@@ -81,16 +92,16 @@ class Artifact:
         return self.path / relative
 
     def has(self, name: str) -> bool:
-        """Whether `layout` records a part of that name."""
+        """Check whether `layout` records a part of this name."""
         return isinstance(self.manifest.layout.get(name), str)
 
     @property
     def weights(self) -> Path:
-        """The folder of what was trained, with its tokenizer: the adapter where there is one, else the model."""
+        """Return the folder of the trained weights and their tokenizer: the adapter if there is one, else the model."""
         return self.part("adapter" if self.has("adapter") else "model")
 
     def parent(self, role: str) -> Source:
-        """The source this artifact was made from; HandoffError if it has changed since or is gone."""
+        """Return the source that this artifact was made from; raise HandoffError if it is missing or has changed."""
         reference = self.manifest.parents.get(role)
         if reference is None:
             raise HandoffError(
@@ -100,7 +111,7 @@ class Artifact:
             )
         if reference.fingerprint == _hub_fingerprint(reference.path):
             return Source(reference.path, reference.fingerprint)
-        place = self.path.parent / reference.path  # an absolute path stays as it is
+        place = self.run / reference.path  # an absolute path stays as it is
         if not place.is_dir():
             raise HandoffError(
                 f"the {role} that {self.path} was made from is gone",
@@ -117,7 +128,7 @@ class Artifact:
         return source
 
     def verify(self) -> None:
-        """Raise HandoffError unless every recorded file is there with the recorded content."""
+        """Raise HandoffError unless every recorded file exists with the recorded content."""
         redo = f"run the stage again with --force, or restore the files of {self.path}"
         for name, expected in self.manifest.outputs.items():
             file = self.path / name
@@ -130,7 +141,7 @@ class Artifact:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """The artifact at `path`; HandoffError when there is none, it is incomplete, or its manifest cannot be read."""
+    """Load the artifact at `path`; raise HandoffError if it is missing or incomplete, or its manifest is unreadable."""
     file = path / MANIFEST
     if not file.is_file():
         state = "is incomplete: it has no manifest" if path.is_dir() else "does not exist"
@@ -148,18 +159,19 @@ def load_artifact(path: Path) -> Artifact:
 
 
 def _first(path: Path) -> str:
-    """How to have a stage that is not complete; a half-done one goes on where it stopped."""
-    return f"run that stage first: rlhfctl run RECIPE --run-dir {path.parent} --until {path.name}"
+    """Write the command that completes a stage; a stopped stage resumes."""
+    run, stage = stage_at(path)
+    return f"run that stage first: rlhfctl run RECIPE --run-dir {run} --until {stage}"
 
 
 def find_artifact(path: Path) -> Artifact | None:
-    """The artifact at `path`, or None while its manifest is missing."""
+    """Load the artifact at `path`; None if its manifest is missing."""
     return load_artifact(path) if (path / MANIFEST).is_file() else None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to be handed over: a run's artifact, or a folder or Hub id from elsewhere (no manifest to check)."""
+    """The source of a model: an artifact of a run, or another folder or Hub id, without a manifest to check."""
 
     name: str
     fingerprint: str
@@ -171,18 +183,18 @@ class Source:
 
 
 def resolve_source(text: str, role: str) -> Source:
-    """What a path or Hub id on the command line or in a recipe stands for.
+    """Resolve a path or Hub id from the command line or a recipe to its source.
 
-    A folder with a manifest is a run's stage; any other folder a model or adapter, known by the hashes of its files;
-    a text that is no folder is taken for a Hub id, known by its name alone.
+    A folder with a manifest is a stage of a run. Any other folder is a model or adapter, and its fingerprint is made
+    from the hashes of its files. A name without a folder is a Hub id, and its fingerprint is made from the name alone.
     """
     path = Path(text).expanduser()
-    under_way = (path / WORK).is_dir() and (path.parent / "recipe.yaml").is_file()
+    under_way = (path / WORK).is_dir() and (stage_at(path)[0] / "recipe.yaml").is_file()
     if (path / MANIFEST).is_file() or under_way:  # of a stage under way, loading says that it is incomplete
         return Source.of(load_artifact(path))
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
-            stages = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
+            stages = sorted(p.parent.relative_to(path).as_posix() for p in manifests_in(path))
             raise HandoffError(
                 f"{text} is a run; the {role} is one of its stages",
                 fix=f"name one: {', '.join(str(path / stage) for stage in stages) or 'none is complete yet'}",
@@ -201,6 +213,11 @@ def resolve_source(text: str, role: str) -> Source:
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise HandoffError(f"the {role} folder does not exist", where=text, fix="check the path")
     return Source(text, _hub_fingerprint(text))
+
+
+def manifests_in(run: Path) -> list[Path]:
+    """List the manifests of a run's complete stages, of all rounds."""
+    return [*run.glob(f"*/{MANIFEST}"), *run.glob(f"round-*/*/{MANIFEST}")]
 
 
 def _hub_fingerprint(text: str) -> str:
@@ -222,9 +239,9 @@ def publish_manifest(
     chat_template: str | None = None,
     notes: list[str] | None = None,
 ) -> Artifact:
-    """Hash what lies in the stage folder and write its manifest, last and atomically: the stage is complete.
+    """Hash the files of the stage folder and write the manifest last, atomically: then the stage is complete.
 
-    A metric that is no finite number is left out, and a note says so.
+    Metrics that are not finite are left out, with a note.
     """
     numbers = {name: float(value) for name, value in metrics.items()}
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -237,7 +254,7 @@ def publish_manifest(
         inputs=dict(inputs),
         parents={
             role: ParentRef(
-                path=_recorded_path(source, path.parent),
+                path=_recorded_path(source, StageId.parse(stage).run_of(path)),
                 fingerprint=source.fingerprint,
             )
             for role, source in parents.items()
@@ -260,18 +277,18 @@ def publish_manifest(
 
 
 def _recorded_path(source: Source, run: Path) -> str:
-    """Where `source` is found again from any working directory; a Hub id as it is."""
+    """Return a path of `source` that is valid from any working directory; a Hub id unchanged."""
     place = source.artifact.path if source.artifact is not None else Path(source.name)
     return relative_to_run(place, run) if place.is_dir() else source.name
 
 
 def changed_inputs(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """Names of the inputs whose fingerprint differs, appeared or went."""
+    """List the names of the inputs whose fingerprint changed, and of new and removed inputs."""
     return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
 
 
 def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
-    """Keys of a section that differ, with both values: `eval.every 10 -> 5`. Sections within sections are entered."""
+    """List the changed keys of a section with both values: `eval.every 10 -> 5`, also those of inner sections."""
     found = []
     for key in dict.fromkeys([*recorded, *current]):
         old, new = recorded.get(key), current.get(key)
@@ -287,7 +304,7 @@ def _shown(value: Any) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a result, and of Python."""
+    """Return the versions of Python and of the packages that affect results."""
     versions = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         try:
@@ -298,7 +315,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """The commit of the checkout that `folder` (default: here) lies in, or None."""
+    """Return the git commit of the checkout that contains `folder` (default: the current one); None without git."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
@@ -308,7 +325,7 @@ def git_commit(folder: Path | None = None) -> str | None:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON; HandoffError when the file is missing or broken."""
+    """Read a JSON file; raise HandoffError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

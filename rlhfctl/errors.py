@@ -1,7 +1,7 @@
-"""Every error a user can cause: what happened, where, and what to do about it.
+"""Define every error that a user can cause: what happened, where, and how to fix it.
 
-Only these are shown as one message without a traceback (__main__.py maps them to exit codes); any other exception is
-a defect of ours and propagates.
+Only these errors are printed as one message without a traceback (__main__.py maps them to exit codes). Any other
+exception is a defect of rlhfctl and propagates. Reads and writes no files; imports the standard library only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 
 class RlhfctlError(Exception):
-    """What happened, where (file, line, command), and the command or edit that fixes it."""
+    """Base class of the errors: what happened, where (file, line, command), and the command or edit that fixes it."""
 
     exit_code = 1
+    heading = "error"  # what the command line puts before the message
+    way_on = "fix"
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what = what
@@ -24,17 +26,17 @@ class RlhfctlError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.fix:
-            lines.append(f"  fix: {self.fix}")
+            lines.append(f"  {self.way_on}: {self.fix}")
         return "\n".join(lines)
 
     def place(self, places: Mapping[str, str]) -> None:
-        """Where the error names a key of the recipe, say where that stands: `places` by dotted key."""
+        """Add the file and line of the recipe key that the error names. `places`: location by dotted key."""
         if self.where is not None and (place := _place_of(self.where, places)) is not None:
             self.where = f"{place}: {self.where}"
 
 
 def _place_of(key: str, places: Mapping[str, str]) -> str | None:
-    """Where a key stands, or else the nearest section above it that the recipe has."""
+    """Find the location of a key, or of the nearest section above it that is in the recipe; None without either."""
     while key:
         if key in places:
             return places[key]
@@ -44,7 +46,7 @@ def _place_of(key: str, places: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a recipe: the key it is about, where it stands, and a way out."""
+    """One fault in a recipe: its key, its location, and a fix."""
 
     key: str
     what: str
@@ -58,7 +60,7 @@ class Problem:
 
 
 class RecipeError(RlhfctlError):
-    """All faults of a recipe at once."""
+    """The recipe has faults: the message lists all of them."""
 
     exit_code = 2
 
@@ -71,7 +73,7 @@ class RecipeError(RlhfctlError):
         RlhfctlError.__init__(self, f"the recipe has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
     def place(self, places: Mapping[str, str]) -> None:
-        """The same for each problem that has no place yet."""
+        """Add the location to each problem that has none yet."""
         self._say(
             [
                 problem if problem.where else replace(problem, where=_place_of(problem.key, places))
@@ -87,7 +89,7 @@ class DataError(RlhfctlError):
 
 
 class DataFaults(DataError):
-    """The faults of several data sets, each with its own place and way out."""
+    """Several data sets have faults: the message lists each with its location and fix."""
 
     def __init__(self, errors: Sequence[DataError]) -> None:
         self._say(errors)
@@ -98,20 +100,20 @@ class DataFaults(DataError):
         super().__init__(f"{len(errors)} faults in the data:\n" + "\n".join(f"  - {text}" for text in told))
 
     def place(self, places: Mapping[str, str]) -> None:
-        """The same for each of them."""
+        """Add the location to each of the errors."""
         for error in self.errors:
             error.place(places)
         self._say(self.errors)
 
 
 class HandoffError(RlhfctlError):
-    """What one stage left is not what the next one needs: incomplete, altered, of another tokenizer or base."""
+    """A stage cannot use the artifact of an earlier stage: incomplete, altered, or of another tokenizer or base."""
 
     exit_code = 3
 
 
 class RunBusyError(RlhfctlError):
-    """Another process works on the same run."""
+    """Another process is working on the same run."""
 
     exit_code = 4
 
@@ -123,20 +125,29 @@ class EngineError(RlhfctlError):
 
 
 class RewardFailed(RlhfctlError):
-    """A reward function raised, or returned what is no score. Once it is mended, the same command resumes."""
+    """A reward function raised an error or returned an invalid score. After a fix, the same command resumes."""
 
     exit_code = 6
 
 
+class WaitsForPeople(RlhfctlError):
+    """A stage cannot go on before people have done their part. Then the same command goes on."""
+
+    exit_code = 7
+    heading = "waiting"
+    way_on = "next"
+
+
 class OutputClosed(RlhfctlError):
-    """Nobody reads standard output any more: `rlhfctl run ... | head`."""
+    """The reader of standard output has closed it: `rlhfctl run ... | head`."""
 
     exit_code = 141  # what a shell reports for SIGPIPE
 
 
 def out_of_memory(error: BaseException) -> RlhfctlError | None:
-    """What to say where `error` is one of CUDA's (known by its name: torch stays unloaded), Python's, MPS's or the
-    CPU's for no memory; None for any other.
+    """Turn an out-of-memory error of CUDA, Python, MPS or the CPU into RlhfctlError; return None for other errors.
+
+    The error of CUDA is recognized by its name, so that torch need not be imported.
     """
     says = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory")
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

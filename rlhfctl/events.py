@@ -1,7 +1,8 @@
-"""What a stage says while it works: a few frozen records, and a fan-out to those who listen.
+"""Define the events that a stage emits while it works, send them to listeners, and report progress of long work.
 
-Stages emit; the terminal, the plain log and `events.jsonl` are readers. Standard library only, so that a run can be
-watched from a process that never loads torch.
+Events are frozen records. Stages emit them; the terminal, the plain log and `events.jsonl` receive them. Imports the
+standard library only, so that another process can watch a run without torch. Leaves out reading and writing
+`events.jsonl` and drawing (dashboard).
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 WORK_QUIET_S = 1.0
-"""Counted work that is done sooner is not worth a word."""
+"""Seconds: counted work that ends sooner emits no event."""
 
 WORK_EVERY_S = 0.25
-"""Seconds between two words about the same work."""
+"""Minimum seconds between two events about the same work."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Common to all: the stage that speaks ("run" for the pipeline itself) and when (Unix seconds)."""
+    """Base class of all events: the stage that emits it ("run" for the pipeline itself) and the time (Unix seconds)."""
 
     kind: ClassVar[str]
     stage: str
     time: float = field(default_factory=time.time)
 
     def to_record(self) -> dict[str, Any]:
-        """The event as one flat JSON-ready mapping, `event` first."""
+        """Convert the event to one flat mapping for JSON, `event` first."""
         return {"event": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """A command begins to bring `stages` up to date, in this order; `name` is the recipe's."""
+    """A command starts to run `stages`, in this order; `name` is the recipe's."""
 
     kind: ClassVar[str] = "run_started"
     name: str
@@ -48,7 +49,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunStopped(Event):
-    """The command ended before its stages were complete, for this reason. A kill leaves no such record."""
+    """A command ended before its stages were complete; `reason` says why. A killed command leaves no such record."""
 
     kind: ClassVar[str] = "run_stopped"
     reason: str
@@ -56,7 +57,7 @@ class RunStopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(Event):
-    """A stage begins. `settings` are the effective ones, after every default; `resumed_from` is a step or None."""
+    """A stage starts. `settings` are the effective ones, with defaults; `resumed_from`: a checkpoint's step or None."""
 
     kind: ClassVar[str] = "started"
     total_steps: int | None = None
@@ -66,7 +67,7 @@ class StageStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """`step` of `total` done (total None while unknown); `unit` says of what: step, update, prompt, row."""
+    """A stage has done `step` of `total` units (None if unknown); `unit` is step, update, prompt or row."""
 
     kind: ClassVar[str] = "progress"
     step: int
@@ -77,9 +78,10 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Working(Event):
-    """Work inside a stage beside its own steps (reading, encoding, loading, sampling), `seconds` after it began.
+    """Work inside a stage that is not one of its steps goes on: reading, encoding, loading, sampling.
 
-    `done` of `total` (None: it cannot be counted); `over` is said once, last.
+    `done` of `total` units are done (None: not countable), `seconds` after the work started. `over` is True in the last
+    event about it.
     """
 
     kind: ClassVar[str] = "working"
@@ -93,7 +95,7 @@ class Working(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Event):
-    """Named numbers at a step; `split` is train or eval."""
+    """A stage measured these named numbers at a step; `split` is train or eval."""
 
     kind: ClassVar[str] = "metrics"
     step: int
@@ -105,7 +107,7 @@ class Metrics(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Event):
-    """A response to read: by the policy and, where known, by the reference to the same prompt, each with its scores."""
+    """The policy wrote `response` to `prompt`; `reference`: the reference model's response, if known; with scores."""
 
     kind: ClassVar[str] = "sample"
     step: int
@@ -118,7 +120,7 @@ class Sample(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something the user should know that did not stop the run."""
+    """A stage found a problem that does not stop the run but that the user should know."""
 
     kind: ClassVar[str] = "warning"
     message: str
@@ -126,7 +128,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """A plain sentence about what was decided: skipped because unchanged, starts over, moved aside."""
+    """A stage or the pipeline explains a decision: skipped because unchanged, starts again, moved an old folder."""
 
     kind: ClassVar[str] = "note"
     message: str
@@ -134,7 +136,7 @@ class Note(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """Training can go on from here after a kill."""
+    """A stage saved a checkpoint, from which training can resume after a kill."""
 
     kind: ClassVar[str] = "checkpoint"
     step: int
@@ -143,9 +145,9 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageFinished(Event):
-    """A stage is complete; its artifact lies at `path`. `skipped` says nothing had to be done.
+    """A stage is complete, with its artifact at `path`. `skipped`: it was complete before, and nothing ran.
 
-    `peak_memory`: the most bytes that it held, of the GPU's memory or, without one, of the process's.
+    `peak_memory`: maximum bytes of GPU memory or, without a GPU, of the process's memory.
     """
 
     kind: ClassVar[str] = "finished"
@@ -157,8 +159,16 @@ class StageFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageWaiting(Event):
+    """A stage cannot go on before people have done their part. The command ends; the same command goes on later."""
+
+    kind: ClassVar[str] = "waiting"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerdictReached(Event):
-    """The comparison's result: one word (better, worse, undecided, mixed), and the sentence about it."""
+    """The comparison reached a verdict: one word (better, worse, undecided, mixed) and a sentence."""
 
     kind: ClassVar[str] = "verdict"
     verdict: str
@@ -166,13 +176,13 @@ class VerdictReached(Event):
 
 
 class Listener(Protocol):
-    """Anything that takes events one at a time."""
+    """A function that receives one event per call."""
 
     def __call__(self, event: Event, /) -> None: ...
 
 
 class FanOut:
-    """Hands each event to every listener in order."""
+    """Send each event to every listener in order."""
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self.listeners = list(listeners)
@@ -196,17 +206,18 @@ KINDS: dict[str, type[Event]] = {
         Note,
         CheckpointSaved,
         StageFinished,
+        StageWaiting,
         VerdictReached,
     )
 }
-"""What a record's `event` says -> the class that wrote it."""
+"""Map the `event` field of a record to its class."""
 
 
 def from_record(record: Mapping[str, Any]) -> Event | None:
-    """The event that `to_record` gave, read back from JSON; None for one that this version does not know.
+    """Rebuild an event from the record that `to_record` made; None for an event that this version does not have.
 
-    Numbers that were not finite come back as NaN: strict JSON holds null in their place. Fields that this version does
-    not have are passed over.
+    Numbers that were not finite become NaN: strict JSON has null instead. Fields that this version does not have are
+    ignored.
     """
     kind = KINDS.get(str(record.get("event")))
     if kind is None:
@@ -223,81 +234,83 @@ def from_record(record: Mapping[str, Any]) -> Event | None:
 
 
 def transcript(text: Any) -> str:
-    """A prompt or a response as one text: a string as it is, of messages their contents (with roles where several)."""
+    """Join a prompt or a response into one text: a string unchanged, messages by content, with roles if several."""
     if isinstance(text, str):
         return text
     if isinstance(text, Sequence) and all(isinstance(message, Mapping) for message in text):
         contents = [str(message.get("content", "")) for message in text]
         if len(contents) == 1:
             return contents[0]
-        return "\n".join(f"{message.get('role', '')}: {said}" for message, said in zip(text, contents, strict=True))
+        return "\n".join(
+            f"{message.get('role', '')}: {content}" for message, content in zip(text, contents, strict=True)
+        )
     return str(text)
 
 
-# ---------------------------------------------------------------- long work, wherever it is done
+# ---------------------------------------------------------------- progress of long work, in any part of the package
 
-_told: ContextVar[tuple[Callable[[Event], None], str] | None] = ContextVar("told", default=None)
+_reporter: ContextVar[tuple[Callable[[Event], None], str] | None] = ContextVar("reporter", default=None)
 
 
 @contextmanager
 def report_progress_to(emit: Callable[[Event], None], stage: str) -> Iterator[None]:
-    """Inside, long work says how far it is to `emit`, under the name of `stage`; outside it is silent."""
-    token = _told.set((emit, stage))
+    """Send progress of long work inside the block to `emit`, under the name of `stage`; outside it is not sent."""
+    token = _reporter.set((emit, stage))
     try:
         yield
     finally:
-        _told.reset(token)
+        _reporter.reset(token)
 
 
 class Work:
-    """A context manager around work that may take long: it says how far it is, seldom enough to cost nothing.
+    """Report the progress of work that may take long: a context manager that emits `Working` events, a few per second.
 
-    What is counted (`at`, `through`) is silent at first, and altogether where it is quick. What cannot be counted
-    (`total` None) says that it begins and that it is over: in between nobody could.
+    Counted work (`advance`, `through`) emits nothing in its first second, and nothing at all if it ends sooner.
+    Work that cannot be counted (`total` None) emits one event at its start and one at its end.
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "row") -> None:
         self.what = what
         self.total = total
         self.unit = unit if total is not None else ""
-        self._told = _told.get()
+        self._reporter = _reporter.get()
         self._began = time.monotonic()
-        self._due = math.inf if self._told is None else self._began + WORK_QUIET_S
+        self._due = math.inf if self._reporter is None else self._began + WORK_QUIET_S
         self._done = 0
-        self._said = False
+        self._emitted = False
 
-    def at(self, done: int) -> None:
-        """So many are done."""
+    def advance(self, done: int) -> None:
+        """Set the number of finished items, since the start; emit an event if one is due."""
         self._done = done
         if time.monotonic() >= self._due:
-            self._say()
+            self._emit()
 
     def through(self, items: Iterable[T]) -> Iterator[T]:
-        """The items one by one, each counted once the next is asked for."""
+        """Yield the items one by one; count an item when the next one is requested."""
         with self:
             for index, item in enumerate(items):
-                self.at(index)
+                self.advance(index)
                 yield item
             self._done += 1
 
     def __enter__(self) -> Work:
-        if self.total is None and self._told is not None:
-            self._say()
+        if self.total is None and self._reporter is not None:
+            self._emit()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """It is over."""
-        if self._said:
-            self._say(over=True)
+        """Report the end of the work, if any event about it was emitted."""
+        if self._emitted:
+            self._emit(over=True)
 
-    def _say(self, *, over: bool = False) -> None:
-        assert self._told is not None
-        emit, stage = self._told
+    def _emit(self, *, over: bool = False) -> None:
+        assert self._reporter is not None
+        emit, stage = self._reporter
         now = time.monotonic()
-        self._said, self._due = True, now + WORK_EVERY_S
+        self._emitted, self._due = True, now + WORK_EVERY_S
         emit(
             Working(
                 stage=stage,

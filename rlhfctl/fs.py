@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: atomic publication, content hashes, locks, moving aside.
+"""Write files and folders atomically, hash their content, lock a run, and move old folders aside.
 
-Everything a run hands over is written under a temporary name, flushed to disk and renamed, so a kill or a full disk
-at any instant leaves the old state or the new one. Standard library only.
+Every file of a run that other stages read is written under a temporary name, flushed to disk and renamed. A kill or a
+full disk at any moment leaves the old state or the new one. Imports the standard library only. Leaves out the manifest
+(artifacts.py) and the names of folders (paths.py).
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from typing import Any
 from rlhfctl.errors import RlhfctlError, RunBusyError
 
 _HASH_BLOCK_BYTES = 1 << 20
-_ATTEMPTS, _BETWEEN_ATTEMPTS_S = 10, 0.02  # to take a lock
+_ATTEMPTS, _BETWEEN_ATTEMPTS_S = 10, 0.02  # for taking a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Put `data` at `path` in one step: temporary file beside it, fsync, rename, fsync of the folder."""
+    """Write `data` to `path` atomically: temporary file in the same folder, fsync, rename, fsync of the folder."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     partial = path.with_name(f".{path.name}.partial")
-    with naming_full_disk(path):
+    with report_full_disk(path):
         with partial.open("wb") as handle:
             handle.write(raw)
             handle.flush()
@@ -43,12 +44,12 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of indented JSON with sorted keys; NaN and infinity are refused (ValueError)."""
+    """Write indented JSON with sorted keys atomically; raise ValueError for NaN and infinity."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def json_line(value: Any) -> str:
-    """`value` as strict JSON on one line: NaN and infinity, which JSON has not, as the strings "nan", "inf", "-inf"."""
+    """Convert `value` to strict JSON on one line; NaN and infinity become the strings "nan", "inf", "-inf"."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -56,18 +57,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def require_new(path: Path, *, fix: str) -> None:
-    """RlhfctlError where something is at `path`: to be told before the work whose result goes there."""
+    """Raise RlhfctlError if `path` exists already: to be called before the work whose result is written there."""
     if path.is_symlink() or path.exists():
         raise RlhfctlError("already exists and is not overwritten", where=str(path), fix=fix)
 
 
 def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
-    """`write_atomic` where nothing is yet, its folder made; RlhfctlError where something is, or cannot be written."""
+    """Write a new file atomically and make its folder; raise RlhfctlError if `path` exists or writing fails."""
     require_new(path, fix=fix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,14 +79,14 @@ def write_new(path: Path, data: str | bytes, *, fix: str) -> None:
 
 @contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; when the block ends well it becomes `final`, whole, in one rename.
+    """Yield an empty folder to fill; if the block ends without an error, rename it to `final` in one step.
 
-    What an earlier, killed attempt left under the temporary name is removed. If `final` exists it must belong to an
-    attempt that never got its manifest (the caller checks), and is replaced.
+    Removes what a killed attempt left under the temporary name. Replaces `final` if it exists: the caller checks that
+    it is an incomplete attempt without a manifest.
     """
     partial = final.with_name(f".{final.name}.partial")
     replaced = final.with_name(f".{final.name}.replaced")
-    with naming_full_disk(final):
+    with report_full_disk(final):
         for leftover in (partial, replaced):
             if leftover.exists():
                 shutil.rmtree(leftover)
@@ -102,7 +103,7 @@ def publish_folder(final: Path) -> Iterator[Path]:
 
 
 def _widen_modes(folder: Path) -> None:
-    """Let the files below `folder` be read by whom the umask allows: safetensors writes them for their owner alone."""
+    """Set the file modes below `folder` as the umask says: safetensors makes files that only their owner can read."""
     allowed = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
@@ -122,6 +123,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,8 +132,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Where writing at or below `path` fails because the disk is full, say so in place of what the library said."""
+def report_full_disk(path: Path) -> Iterator[None]:
+    """Replace a library's error by `disk_full` if writing at or below `path` fails because the disk is full."""
     try:
         yield
     except Exception as error:
@@ -141,8 +143,10 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def is_disk_full(error: Exception, path: Path | None = None) -> bool:
-    """Whether an error says that the disk is full: the system's own, a library's that quotes it (safetensors), or
-    torch.save's, which tells no reason: then the disk that holds `path` is tried.
+    """Check whether an error is due to a full disk.
+
+    It may be the system's own error or a library's that quotes it (safetensors). The errors of torch.save give no
+    reason: then a test file is written to the disk that holds `path`.
     """
     if isinstance(error, RlhfctlError):
         return False
@@ -150,12 +154,12 @@ def is_disk_full(error: Exception, path: Path | None = None) -> bool:
         return error.errno in _FULL
     if os.strerror(errno.ENOSPC) in str(error):
         return True
-    unsaid = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_CANNOT_WRITE)
-    return unsaid and path is not None and not _has_room(path)
+    no_reason = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_CANNOT_WRITE)
+    return no_reason and path is not None and not _has_room(path)
 
 
 def _has_room(path: Path) -> bool:
-    """Whether a little more can be written beside or below `path`."""
+    """Check whether one more MiB can be written beside or below `path`."""
     folder = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder) as trial:
@@ -166,7 +170,7 @@ def _has_room(path: Path) -> bool:
 
 
 def disk_full(path: Path) -> RlhfctlError:
-    """The one message for a full disk."""
+    """Make the error for a full disk."""
     return RlhfctlError(
         f"no space left on the disk that holds {path}",
         fix="free some space and give the same command again: it resumes from the last complete checkpoint",
@@ -174,7 +178,7 @@ def disk_full(path: Path) -> RlhfctlError:
 
 
 def move_aside(folder: Path, into: Path) -> Path:
-    """Rename `folder` to a new, dated name under `into`; nothing is deleted. Returns where it went."""
+    """Rename `folder` to a new, dated name under `into`; delete nothing. Returns the new path."""
     into.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
@@ -186,12 +190,12 @@ def move_aside(folder: Path, into: Path) -> Path:
 
 
 def hash_bytes(data: bytes) -> str:
-    """Hexadecimal SHA-256 of `data`."""
+    """Compute the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Compute the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(_HASH_BLOCK_BYTES):
@@ -200,12 +204,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 of a JSON-ready value in canonical form (sorted keys, no spaces)."""
+    """Compute the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
 
 
 def hash_tree(folder: Path, *, skip: Mapping[str, object] | frozenset[str] = frozenset()) -> dict[str, str]:
-    """{path relative to `folder`: SHA-256} of every file below; names at the top in `skip` or hidden are left out."""
+    """Hash every file below `folder`: {relative path: SHA-256}; leave out top-level names in `skip` and hidden ones."""
     hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -218,7 +222,7 @@ _held_locks: set[int] = set()  # descriptors
 
 
 def _drop_inherited_locks() -> None:
-    """In a forked child (a data loader's worker): it must not keep the run locked when its parent is killed."""
+    """Close the locks in a forked child (a data loader's worker): it must not keep the lock of a killed parent."""
     while _held_locks:
         os.close(_held_locks.pop())
 
@@ -227,7 +231,7 @@ os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
 class RunLock:
-    """An exclusive flock on a file; the operating system frees it when the process dies, however it dies."""
+    """Hold an exclusive flock on a file. The operating system frees it when the process ends, also after a kill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -235,7 +239,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         try:
-            with naming_full_disk(self.path.parent):
+            with report_full_disk(self.path.parent):
                 self._take()
         except OSError as error:
             raise RlhfctlError(
@@ -246,6 +250,7 @@ class RunLock:
         return self
 
     def _take(self) -> None:
+        """Take the lock and write the name of this process into the file; raise RunBusyError if it is taken."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         for attempt in range(_ATTEMPTS):
@@ -253,7 +258,7 @@ class RunLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if attempt + 1 < _ATTEMPTS:  # it may be one who only looks (is_locked)
+                if attempt + 1 < _ATTEMPTS:  # it may be a short check by is_locked
                     time.sleep(_BETWEEN_ATTEMPTS_S)
                     continue
                 holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
@@ -276,10 +281,10 @@ class RunLock:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a running process holds the `RunLock` on a file; None if that cannot be told from here.
+    """Check whether a running process holds the `RunLock` on a file; None if this machine cannot tell.
 
-    Changes nothing. It takes a shared lock for an instant: several may ask at once, and one who takes the lock just
-    then tries again.
+    Changes nothing. Takes a shared lock for a moment, so several processes may check at once. A process that tries to
+    take the lock at that moment tries again.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -290,10 +295,10 @@ def is_locked(path: Path) -> bool | None:
         words = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").split()  # process 123 on host, since ...
     except BlockingIOError:
         return True
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         return None
     finally:
         os.close(descriptor)
-    # Some file systems do not pass locks on to other machines.
+    # On some file systems a lock is not visible on other machines.
     elsewhere = len(words) > 3 and words[3].rstrip(",") != os.uname().nodename
     return None if elsewhere else False

@@ -122,9 +122,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("entropy", "nats per response", "-log p of the sampled response, on average.", finite=True,
                trl="objective/entropy"),
         Metric("token_entropy", "nats per token",
-               "The same per token; the screen and plain lines show this one. With `entropy_coef` above 0 it is "
-               "computed from whole distributions, else from the sampled tokens; both estimate one quantity.", NEITHER,
+               "Mean of -log p over the sampled tokens; the screen and plain lines show this one. TRL's engine gives "
+               "the entropy of whole distributions instead.", NEITHER,
                "entropy", "how freely it picks tokens, in nats", screen=6, log=3, trl="policy/entropy_avg"),
+        Metric("policy_entropy", "nats per token",
+               "With `entropy_coef` above 0: entropy of the whole distribution at each token, over the PPO epochs."),
         Metric("approx_kl", "nats per token",
                "Half the squared log-ratio between the policy that sampled and the policy now.", log=9,
                trl="policy/approxkl_avg"),

@@ -1,17 +1,53 @@
-"""Name the files of a run folder, and the stages in it. Standard library alone, so that `watch` starts quickly."""
+"""Name the stages of a run and the files of a run folder. Standard library alone, so that `watch` starts quickly."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-EVENTS, LOCK = "events.jsonl", ".lock"
+EVENTS, LOCK, RECIPE = "events.jsonl", ".lock", "recipe.yaml"
+_ROUND = re.compile(r"round-([1-9][0-9]*)")
 
 
 def relative_to_run(path: Path, run: Path) -> str:
     """`path` relative to the run folder where it lies inside it (a moved run stays whole), else absolute."""
     resolved, base = path.resolve(), run.resolve()
     return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else resolved.as_posix()
+
+
+@dataclass(frozen=True, order=True)
+class StageId:
+    """Identify a stage of a run: its name, and the round that it belongs to (1 is the first).
+
+    Its text is its folder inside the run and its name in events: `sft` in round 1, `round-2/sft` in round 2.
+    """
+
+    round: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.round < 1 or not self.name or "/" in self.name or _ROUND.fullmatch(self.name):
+            raise ValueError(f"not a stage: round {self.round}, name {self.name!r}")
+
+    def __str__(self) -> str:
+        return self.name if self.round == 1 else f"round-{self.round}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> StageId:
+        """Read the text that `str` gives; ValueError for any other."""
+        folder, slash, name = text.rpartition("/")
+        if not slash:
+            return cls(1, name)
+        found = _ROUND.fullmatch(folder)
+        if found is None or found[1] == "1":
+            raise ValueError(f"not a stage: {text!r}")
+        return cls(int(found[1]), name)
+
+    def run_of(self, folder: Path) -> Path:
+        """Return the run folder that holds this stage's `folder`."""
+        return folder.parent if self.round == 1 else folder.parent.parent
 
 
 @dataclass(frozen=True)
@@ -22,7 +58,7 @@ class RunPaths:
 
     @property
     def recipe(self) -> Path:
-        return self.root / "recipe.yaml"
+        return self.root / RECIPE
 
     @property
     def events(self) -> Path:
@@ -40,5 +76,32 @@ class RunPaths:
     def superseded(self) -> Path:
         return self.root / "superseded"
 
-    def stage(self, name: str) -> Path:
-        return self.root / name
+    def stage(self, stage: StageId | str) -> Path:
+        """Return the folder of a stage."""
+        return self.root / str(stage)
+
+    def superseded_stages(self, stage: StageId) -> Path:
+        """Return the folder that earlier attempts of a stage are moved to."""
+        return self.superseded if stage.round == 1 else self.superseded / f"round-{stage.round}"
+
+    def later_rounds(self) -> Iterator[StageId]:
+        """List the stages after round 1 that have a folder, by round and name."""
+        folders = [path for path in self.root.glob("round-*/*") if path.is_dir()]
+        yield from sorted(StageId.parse(f"{path.parent.name}/{path.name}") for path in folders if _is_later(path))
+
+
+def _is_later(folder: Path) -> bool:
+    found = _ROUND.fullmatch(folder.parent.name)
+    is_stage = not folder.name.startswith(".") and _ROUND.fullmatch(folder.name) is None
+    return found is not None and found[1] != "1" and is_stage
+
+
+def stage_at(folder: Path) -> tuple[Path, StageId]:
+    """Tell from a stage's folder which run it lies in, and which stage it is.
+
+    A run may itself be called `round-2`. The folder above counts as a round only where the run's recipe lies above it.
+    """
+    above = folder.parent
+    if _is_later(folder) and not (above / RECIPE).is_file() and (above.parent / RECIPE).is_file():
+        return above.parent, StageId.parse(f"{above.name}/{folder.name}")
+    return above, StageId(1, folder.name)

@@ -1,8 +1,8 @@
-"""How far a difference can be trusted: intervals, an exact test, win rates, and the verdict that rests on them.
+"""Compute confidence intervals, an exact sign test, win rates, and the verdict that is based on them.
 
-Reads arrays of one number per prompt, writes nothing. Pure functions on NumPy arrays; everything random takes a seed.
-The unit of resampling is the prompt, never the sample: samples of one prompt are not independent, so callers average
-them first. Left out: corrections for several judges (the primary judge is named before the run) and any plotting.
+Reads arrays of one number per prompt; reads and writes no files. Pure functions on NumPy arrays; random ones take a
+seed. The unit of resampling is the prompt, not the sample: samples of one prompt are not independent, so callers
+average them first. Leaves out corrections for several judges (the primary judge is set before the run) and plots.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "undecided"]
 
 TIE_TOLERANCE = 1e-12
-"""Two values are tied when they differ by at most this, relative to the larger: means of the same numbers summed in
-another order differ by rounding alone."""
+"""Two values are a tie if they differ by at most this, relative to the larger one. Rounding alone makes means differ
+if the same numbers are summed in another order."""
 
 MIN_DECIDED_PROMPTS = 6
-"""Fewer prompts that are not ties decide nothing: even when all n agree, the exact two-sided sign test gives 2 / 2**n,
-which first falls below 0.05 at n = 6. The percentile bootstrap cannot see this (one prompt gives an interval of
-width 0)."""
+"""Minimum number of prompts that are not ties for a decision. If all n agree, the exact two-sided sign test gives
+2 / 2**n, which is below 0.05 from n = 6 on. The percentile bootstrap does not show this: one prompt gives an interval
+of width 0."""
 
-_CHUNK_CELLS = 1_000_000  # resamples x units held at once: about 24 MB, whatever n and samples are
+_CHUNK_CELLS = 1_000_000  # resamples x units in memory at a time: about 24 MB for any n and samples
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval, both ends included, in the unit of what it is about."""
+    """A confidence interval, both ends included, in the unit of the estimated number."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Counts of differences above, below and at 0, and the exact two-sided p-value of the first two."""
+    """The result of a sign test: counts of differences above, below and at 0, and the exact two-sided p-value."""
 
     wins: int
     losses: int
@@ -51,7 +51,7 @@ class SignTest:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Policy against reference on the same `n` prompts; scores in the judge's unit, win rates in 0..1."""
+    """The comparison of policy and reference on the same `n` prompts; scores in the judge's unit, win rates in 0..1."""
 
     n: int
     policy_mean: float
@@ -67,19 +67,20 @@ class PairedComparison:
 
 
 def bootstrap_mean_ci(values: ArrayLike, *, confidence: float = 0.95, samples: int = 10_000, seed: int) -> Interval:
-    """Interval for the mean of `values` (n,), in their unit, by the percentile bootstrap over units (prompts).
+    """Compute a confidence interval for the mean of `values` (n,), in their unit, by the percentile bootstrap.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: draw n units with replacement, take the
-    mean, and read the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of `samples` such means.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: draw n units (prompts) with replacement,
+    take the mean, and read the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of `samples` such means.
     """
     array = _checked(values, "values")
     return _bootstrap_columns(array[:, None], confidence=confidence, samples=samples, seed=seed)[0]
 
 
 def sign_test(differences: ArrayLike) -> SignTest:
-    """Exact two-sided sign test of `differences` (n,): is a win as likely as a loss? Ties (exact zeros) are dropped.
+    """Compute the exact two-sided sign test of `differences` (n,): is a win as likely as a loss?
 
-    p = min(1, 2 P[X <= min(wins, losses)]), X ~ Binomial(wins + losses, 1/2); 1.0 when nothing but ties is left.
+    p = min(1, 2 P[X <= min(wins, losses)]), X ~ Binomial(wins + losses, 1/2). Ties (exact zeros) are dropped; with ties
+    only, p is 1.0.
     Dixon and Mood, The statistical sign test, JASA 41 (1946). Integer arithmetic, so exact for any n.
     """
     array = _checked(differences, "differences")
@@ -95,39 +96,44 @@ def sign_test(differences: ArrayLike) -> SignTest:
 
 
 def win_rate(differences: ArrayLike) -> float:
-    """Share (0..1) of `differences` (n,) above 0; a tie (exact zero) counts half."""
+    """Compute the share (0..1) of `differences` (n,) above 0; a tie (exact zero) counts half."""
     return _mean(_win_values(_checked(differences, "differences")))
 
 
 def paired_differences(policy: ArrayLike, reference: ArrayLike) -> Floats:
-    """policy - reference (n,), in the judge's unit, with ties (see TIE_TOLERANCE) set to exactly 0."""
-    ours, theirs = _checked(policy, "policy"), _checked(reference, "reference")
-    if ours.size != theirs.size:
-        raise ValueError(f"policy has {ours.size} values and reference {theirs.size}: one of each per prompt is needed")
-    differences = ours - theirs
-    scale = np.maximum(np.abs(ours), np.abs(theirs))
+    """Compute policy - reference (n,), in the judge's unit, with ties (see TIE_TOLERANCE) set to exactly 0."""
+    first, second = _checked(policy, "policy"), _checked(reference, "reference")
+    if first.size != second.size:
+        raise ValueError(
+            f"policy has {first.size} values and reference {second.size}: one of each per prompt is needed"
+        )
+    differences = first - second
+    scale = np.maximum(np.abs(first), np.abs(second))
     return np.where(np.abs(differences) <= TIE_TOLERANCE * scale, 0.0, differences)
 
 
 def compare_paired(policy: ArrayLike, reference: ArrayLike, *, seed: int, samples: int = 10_000) -> PairedComparison:
     """Compare `policy` (n,) with `reference` (n,): one value per prompt each, the mean over that prompt's samples.
 
-    All four 95% intervals are percentile bootstraps over prompts on the same resamples, so they tell one story;
-    resampling prompts whole keeps the pairing. The p-value is the exact sign test's (ties dropped), the win rate
-    counts ties half.
+    All four 95% intervals are percentile bootstraps over prompts on the same resamples, so they are consistent. Whole
+    prompts are resampled, which keeps the pairing. The p-value is that of the exact sign test (ties dropped); the win
+    rate counts ties half.
     """
     differences = paired_differences(policy, reference)
-    ours, theirs = _checked(policy, "policy"), _checked(reference, "reference")
+    policy_values, reference_values = _checked(policy, "policy"), _checked(reference, "reference")
     wins = _win_values(differences)
     policy_ci, reference_ci, delta_ci, win_ci = _bootstrap_columns(
-        np.stack([ours, theirs, differences, wins], axis=1), confidence=0.95, samples=samples, seed=seed
+        np.stack([policy_values, reference_values, differences, wins], axis=1),
+        confidence=0.95,
+        samples=samples,
+        seed=seed,
     )
     test = sign_test(differences)
     return PairedComparison(
-        n=ours.size,
-        policy_mean=_mean(ours),
+        n=policy_values.size,
+        policy_mean=_mean(policy_values),
         policy_ci95=policy_ci,
-        reference_mean=_mean(theirs),
+        reference_mean=_mean(reference_values),
         reference_ci95=reference_ci,
         delta=_mean(differences),
         delta_ci95=delta_ci,
@@ -139,10 +145,12 @@ def compare_paired(policy: ArrayLike, reference: ArrayLike, *, seed: int, sample
 
 
 def verdict(c: PairedComparison) -> Verdict:
-    """better: the mean difference and the win rate both lie above chance with their whole 95% intervals.
+    """Decide one comparison by its 95% intervals: better, worse or undecided.
 
-    worse is the mirror image; anything else, and fewer than MIN_DECIDED_PROMPTS untied prompts, is undecided. Both
-    are asked for because either alone misleads: a few huge scores move the mean, many tiny ones the win rate.
+    better: the interval of the mean difference is above 0, and that of the win rate is above 0.5. worse: both are
+    below. undecided: all other results, and fewer than MIN_DECIDED_PROMPTS prompts that are not ties. Both numbers are
+    needed because each alone can mislead: a few very large scores move the mean, many tiny differences move the win
+    rate.
     """
     if c.n - c.ties < MIN_DECIDED_PROMPTS:
         return "undecided"
@@ -154,7 +162,7 @@ def verdict(c: PairedComparison) -> Verdict:
 
 
 def wilson_ci(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval for a share (0..1) of `successes` in `n` trials: for accuracies.
+    """Compute the Wilson score interval for a share (0..1) of `successes` in `n` trials, e.g. an accuracy.
 
     Wilson, Probable inference, JASA 22 (1927), without continuity correction:
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
@@ -168,17 +176,17 @@ def wilson_ci(successes: int, n: int, confidence: float = 0.95) -> Interval:
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     shrink = 1 + z * z / n
-    return Interval(  # the ends are exactly 0 and 1 there: rounding must not say otherwise
+    return Interval(  # for no and for all successes one end is exactly 0 or 1: rounding must not change it
         low=0.0 if successes == 0 else (centre - spread) / shrink,
         high=1.0 if successes == n else (centre + spread) / shrink,
     )
 
 
 def distinct_n(token_lists: Sequence[Sequence[str | int]], n: int) -> float:
-    """Distinct n-grams over all n-grams (0..1) of the whole set of responses; 0.0 when there are none.
+    """Compute distinct n-grams / all n-grams (0..1) over the whole set of responses; 0.0 without n-grams.
 
-    Li et al., A Diversity-Promoting Objective Function (2016). No n-gram crosses from one response to the next. The
-    share falls as the set grows, so compare sets of like size only.
+    Li et al., A Diversity-Promoting Objective Function (2016). An n-gram never spans two responses. The share decreases
+    as the set grows, so compare sets of equal size only.
     """
     if n < 1:
         raise ValueError(f"n is {n}: an n-gram has at least one token")
@@ -192,7 +200,7 @@ def distinct_n(token_lists: Sequence[Sequence[str | int]], n: int) -> float:
 
 
 def _checked(values: ArrayLike, name: str) -> Floats:
-    """`values` as float64 (n,), n >= 1, all finite; ValueError otherwise."""
+    """Convert `values` to float64 (n,); raise ValueError unless n >= 1 and all are finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}: one number per prompt is needed")
@@ -212,21 +220,21 @@ def _checked_confidence(confidence: float) -> float:
 
 
 def _win_values(differences: Floats) -> Floats:
-    """1 for a win, 0.5 for a tie, 0 for a loss."""
+    """Map each difference to 1 for a win, 0.5 for a tie, 0 for a loss."""
     return (np.sign(differences) + 1) / 2
 
 
 def _mean(array: Floats) -> float:
-    """The mean, taken about the first value: exact when all are equal, so that it never leaves its own interval."""
+    """Compute the mean relative to the first value: exact if all are equal, so it is always inside its interval."""
     return float(array[0] + np.mean(array - array[0]))
 
 
 def _bootstrap_columns(columns: Floats, *, confidence: float, samples: int, seed: int) -> list[Interval]:
-    """Percentile intervals of the column means of `columns` (n, k), all on the same resamples of its rows."""
+    """Compute percentile intervals of the column means of `columns` (n, k), all on the same resamples of its rows."""
     _checked_confidence(confidence)
     if samples < 1:
         raise ValueError(f"samples is {samples}: at least one resample is needed")
-    origin = columns[0]  # about the first row, so that a column of equal values has an interval of width exactly 0
+    origin = columns[0]  # relative to the first row, so that a column of equal values has an interval of width 0
     centred = columns - origin
     means = np.concatenate([counts @ centred for counts in _resample_counts(len(columns), samples, seed)])
     means = means / len(columns) + origin
@@ -236,7 +244,7 @@ def _bootstrap_columns(columns: Floats, *, confidence: float, samples: int, seed
 
 
 def _resample_counts(n: int, samples: int, seed: int) -> Iterator[Floats]:
-    """How often each of n units is drawn in each resample, (chunk, n) at a time; every row sums to n."""
+    """Draw resamples and count each of n units in each: yields (chunk, n); every row sums to n."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_CELLS // n)
     for start in range(0, samples, chunk):

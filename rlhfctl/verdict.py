@@ -1,11 +1,14 @@
-"""The verdict over all controls: which comparisons it rests on, the word for them together, and the sentence about it.
+"""Combine the main comparison and its controls into one verdict: a word and a sentence.
 
-A policy can win at temperature 1 for a reason that costs nothing: its samples are less random. So the policy is also
-compared with the reference at equal lower temperatures, at matched entropy, and greedily, and with a reference that
-alone is sampled colder. Reads the rows of `compare.json`; pure, standard library and stats.py only.
+A policy can win at temperature 1 only because its samples are less random. Therefore compare also runs controls: both
+sides at equal lower temperatures, at matched entropy, and greedy, and the policy against a reference that alone is
+sampled at a lower temperature.
 
-What is corrected for several comparisons: *better* asks for every fair control at once, so it is no more likely by
-chance than a single comparison. *worse* in one row of several is not corrected: it only takes the word better away.
+*better* needs a win in every fair control, so several comparisons make it no more likely by chance than one. *worse* in
+one of several controls is not corrected for their number: its only effect is that the verdict is not better.
+
+Reads the content of `compare.json`; reads and writes no files itself. Pure functions; imports the standard library and
+stats.py only. Leaves out sampling and judging (stages/compare.py).
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ Overall = Literal["better", "worse", "undecided", "mixed"]
 Row = Mapping[str, Any]
 
 EQUAL, MATCHED, COLDER, BEST_OF_N = "equal_temperature", "matched_entropy", "colder_reference", "best_of_n"
-"""Kinds of controls. The first two are fair: both sides give up the same randomness. The others handicap the policy."""
+"""Kinds of controls. The first two are fair: both sides lose the same randomness. The others favour the reference."""
 
 FAIR = (EQUAL, MATCHED)
-MAIN = "main"  # in `verdict_basis`: the comparison at compare.temperature, which stands under `judges`
+MAIN = "main"  # the name in `verdict_basis` of the comparison at compare.temperature (its numbers: `judges`)
 
 
 def overall(main: Verdict, fair: Sequence[Verdict], colder: Sequence[Verdict]) -> Overall:
-    """One word for the main comparison, the fair controls, and those with a colder reference.
+    """Combine the results of the main comparison, the fair controls and the colder references into one word.
 
-    better: the policy wins the main comparison and every fair control, and no colder reference beats it. worse: it wins
-    none and loses the main comparison. undecided: nothing is won or lost. mixed: all else.
+    better: the policy wins the main comparison and every fair control, and no colder reference beats it. worse: it
+    loses the main comparison and wins no fair control. undecided: every result is undecided. mixed: all other cases.
     """
     basis = [main, *fair]
     if all(one == "better" for one in basis) and "worse" not in colder:
@@ -40,18 +43,18 @@ def overall(main: Verdict, fair: Sequence[Verdict], colder: Sequence[Verdict]) -
 
 
 def basis(controls: Sequence[Row]) -> list[str]:
-    """Names of the comparisons that the word rests on, the main one first."""
+    """List the names of the comparisons that decide the verdict, the main one first."""
     return [MAIN, *(row["name"] for row in controls if row["kind"] in (*FAIR, COLDER))]
 
 
 def lowest_control(report: Row) -> float | None:
-    """The policy's win rate, by the primary judge, in the fair control that it won least; None without one."""
+    """Return the policy's lowest win rate in the fair controls, by the primary judge; None without fair controls."""
     fair = (row for row in report.get("controls") or () if row["kind"] in FAIR)
     return min((row["judges"][report["primary_judge"]]["win_rate"] for row in fair), default=None)
 
 
 def sentence(report: Mapping[str, Any]) -> str:
-    """What was found, the strongest fair control first. `report`: the content of `compare.json`."""
+    """Write the verdict as a sentence, the strongest fair control first. `report`: the content of `compare.json`."""
     judge, controls = report["primary_judge"], report.get("controls") or []
     word, main = report["verdict"], report["judges"][judge]
     fair = [(_where(row), row["judges"][judge]) for row in controls if row["kind"] in FAIR]
@@ -61,7 +64,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     weakest = min([at_main, *fair], key=lambda pair: (pair[1]["win_rate"], pair[1]["delta"]))
     if word == "better":
         others = [pair for pair in (at_main, *fair) if pair is not weakest]
-        rest = ", ".join(f"{share(values['win_rate'])} {place}" for place, values in others)
+        rest = ", ".join(f"{share(values['win_rate'])} {condition}" for condition, values in others)
         return f"better: {_prefers(judge, report, *weakest)}, its strongest fair control; {rest}"
     if word == "worse":
         return f"worse: {_prefers(judge, report, *weakest, side=word)}"
@@ -73,14 +76,14 @@ def sentence(report: Mapping[str, Any]) -> str:
 def _claims(
     judge: str, at_main: tuple[str, Row], fair: Sequence[tuple[str, Row]], controls: Sequence[Row]
 ) -> Iterator[str]:
-    """What holds and what does not, in clauses: fair comparisons by result, then colder references not beaten."""
+    """Write the clauses of a mixed verdict: fair comparisons by result, then colder references that are not beaten."""
     words = {"better": "better", "undecided": "no better", "worse": "worse"}
     groups: dict[str, list[str]] = {name: [] for name in words}
-    for place, values in (at_main, *fair):
-        groups[values["verdict"]].append(f"{place} ({share(values['win_rate'])})")
-    for result, places in groups.items():
-        if places:
-            yield f"{words[result]} {_listed(places)}" + (f", by {judge}" if result == "better" else "")
+    for condition, values in (at_main, *fair):
+        groups[values["verdict"]].append(f"{condition} ({share(values['win_rate'])})")
+    for result, conditions in groups.items():
+        if conditions:
+            yield f"{words[result]} {_listed(conditions)}" + (f", by {judge}" if result == "better" else "")
     for row in controls:
         values = row["judges"][judge]
         if row["kind"] == COLDER and values["verdict"] == "worse":
@@ -91,13 +94,14 @@ def _claims(
         yield f"no better than the reference {_sampled(warmest['temperature'])}"
 
 
-def _prefers(judge: str, report: Mapping[str, Any], place: str, values: Row, side: str = "better") -> str:
+def _prefers(judge: str, report: Mapping[str, Any], condition: str, values: Row, side: str = "better") -> str:
+    """Write how often the judge prefers the policy under a condition; the reference if `side` is worse."""
     rate, (low, high) = values["win_rate"], values["win_rate_ci95"]
-    who = "policy"
+    winner = "policy"
     if side == "worse":
-        rate, low, high, who = 1 - rate, 1 - high, 1 - low, "reference"
+        rate, low, high, winner = 1 - rate, 1 - high, 1 - low, "reference"
     return (
-        f"{judge} prefers the {who} on {share(rate)} of {report['prompts']} prompts {place} "
+        f"{judge} prefers the {winner} on {share(rate)} of {report['prompts']} prompts {condition} "
         f"(95% interval {share(low)} to {share(high)})"
     )
 
@@ -114,7 +118,7 @@ def _main(report: Mapping[str, Any]) -> str:
 
 
 def _where(row: Row) -> str:
-    """Where a fair control was made: `at temperature 0.8`, `when both are greedy`, `at matched entropy (...)`."""
+    """Describe a fair control's sampling: `at temperature 0.8`, `when both are greedy`, `at matched entropy (...)`."""
     if row["kind"] == MATCHED:
         return f"at matched entropy (reference at temperature {row['temperature']:.2g})"
     return f"at temperature {row['temperature']:g}" if row["temperature"] else "when both are greedy"
@@ -129,7 +133,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def share(value: float) -> str:
-    """78%; one decimal where rounding would hide on which side of 0, a half or 1 it lies."""
+    """Format a share as 78%, with one decimal if rounding would hide the side of 0, a half or 1."""
     percent = 100 * value
     whole = round(percent)
     return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"

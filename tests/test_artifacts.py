@@ -1,54 +1,25 @@
-"""Manifests: published, loaded, verified; parents found again; what a path stands for; what a plan depends on."""
+"""Manifests: published, loaded, verified; parents found again; what a path stands for."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stages_of_a_run import publish
 
-from rlhfctl import fs, pipeline
+from rlhfctl import fs
 from rlhfctl.artifacts import (
-    Artifact,
     Source,
     changed_inputs,
     find_artifact,
     load_artifact,
-    publish_manifest,
     read_json,
     resolve_source,
 )
-from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.paths import RunPaths
-from rlhfctl.pipeline import Request, stages_of
-from rlhfctl.recipe.load import LoadedRecipe, load_recipe
-
-
-def publish(
-    folder: Path, *, parents: Mapping[str, Source] | None = None, text: str = "weights", **changes: Any
-) -> Artifact:
-    """A complete stage with two files, its checkpoints and a leftover of a kill."""
-    (folder / "model").mkdir(parents=True, exist_ok=True)
-    (folder / "model" / "config.json").write_text("{}")
-    (folder / "model" / "weights").write_text(text)
-    (folder / "work").mkdir(exist_ok=True)
-    (folder / "work" / "checkpoint").write_text("not handed over")
-    (folder / ".model.partial").write_text("torn")
-    given: dict[str, Any] = {
-        "stage": folder.name,
-        "inputs": {"section": "1", "seed": "0"},
-        "parents": parents or {},
-        "section": {"lora": None},
-        "layout": {"model": "model", "head": True},
-        "seed": 0,
-        "seconds": 1.5,
-        "metrics": {"loss": 0.25},
-    }
-    return publish_manifest(folder, **given | changes)
+from rlhfctl.errors import HandoffError
 
 
 def run_folder(root: Path) -> Path:
@@ -309,85 +280,6 @@ def test_a_path_that_is_not_there_is_no_hub_id(text: str, tmp_path: Path, monkey
     assert caught.value.where == text
 
 
-# ---------------------------------------------------------------- planning: which stages, and what each depends on
-
-RECIPE = """\
-name: plan
-model: {init: {hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, vocab_size: 300}}
-data:
-  demonstrations: {source: "builtin:reviews", rows: 20}
-  preferences: {source: "builtin:reviews", rows: 20}
-  prompts: {source: "builtin:reviews", rows: 100, eval: 5, test: 10}
-sft: {}
-reward: {}
-ppo: {per_device_train_batch_size: 16}
-compare: {judges: [gold, "scores:length"], primary_judge: gold}
-"""
-STAGES = ["sft", "reward", "ppo", "compare"]
-
-
-def recipe_at(folder: Path, *changes: str, text: str = RECIPE) -> LoadedRecipe:
-    (folder / "plan.yaml").write_text(text)
-    if not (folder / "scores.py").exists():
-        (folder / "scores.py").write_text("def length(prompts, completions): return [len(c) for c in completions]\n")
-    return load_recipe(folder / "plan.yaml", changes)
-
-
-@pytest.mark.parametrize(
-    ("without", "expected"),
-    [
-        ((), ["sft", "reward", "ppo", "compare"]),
-        (("sft:",), ["base", "reward", "ppo", "compare"]),
-        (("compare:",), ["sft", "reward", "ppo"]),
-        (("compare:", "ppo:"), ["sft", "reward"]),
-        (("sft:", "ppo:", "reward:"), ["base", "compare"]),
-    ],
-)
-def test_the_stages_are_the_sections_in_order(tmp_path: Path, without: tuple[str, ...], expected: list[str]) -> None:
-    lines = [line for line in RECIPE.splitlines(keepends=True) if not line.startswith(without)]
-    assert stages_of(recipe_at(tmp_path, text="".join(lines)).recipe) == expected
-
-
-@pytest.mark.parametrize("scorer", ['{function: "scores:length"}', "{model: org/scorer}"])
-def test_a_ready_reward_is_no_stage(tmp_path: Path, scorer: str) -> None:
-    recipe = recipe_at(tmp_path, text=RECIPE.replace("reward: {}", f"reward: {scorer}")).recipe
-    assert stages_of(recipe) == ["sft", "ppo", "compare"]
-
-
-@pytest.mark.parametrize(
-    ("request_", "expected"),
-    [
-        (Request(), STAGES),
-        (Request(only="reward"), ["reward"]),
-        (Request(start="reward"), ["reward", "ppo", "compare"]),
-        (Request(until="reward"), ["sft", "reward"]),
-        (Request(start="reward", until="ppo"), ["reward", "ppo"]),
-        (Request(start="ppo", until="ppo"), ["ppo"]),
-    ],
-)
-def test_a_command_chooses_among_the_stages(request_: Request, expected: list[str]) -> None:
-    assert pipeline._chosen(STAGES, request_) == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "request_", "said", "fix"),
-    [
-        (["sft"], Request(only="ppo"), "ppo: the recipe has no such stage", "its stages are sft; add a `ppo:` section"),
-        (["sft", "ppo"], Request(start="reward"), "--from reward: ", "add a `reward:` section that trains a model"),
-        (["sft"], Request(until="base"), "--until base: ", "its stages are sft; base is there where `sft:` is not"),
-        (["sft"], Request(until="pppo"), "--until pppo: ", "its stages are sft"),
-        (STAGES, Request(start="ppo", until="sft"), "--from ppo comes after --until sft", "swap them"),
-    ],
-)
-def test_a_stage_that_is_not_there_is_named_with_a_way_out(
-    names: list[str], request_: Request, said: str, fix: str
-) -> None:
-    with pytest.raises(RlhfctlError) as caught:
-        pipeline._chosen(names, request_)
-    assert said in str(caught.value) and fix in str(caught.value)
-    assert "pppo:` section" not in str(caught.value)
-
-
 def test_changed_inputs_are_those_that_differ_came_or_went() -> None:
     assert changed_inputs({"a": "1", "b": "2"}, {"b": "2", "a": "1"}) == []
     assert changed_inputs({"same": "1", "gone": "2", "old": "3"}, {"same": "1", "old": "4", "came": "5"}) == [
@@ -395,92 +287,6 @@ def test_changed_inputs_are_those_that_differ_came_or_went() -> None:
         "gone",
         "old",
     ]
-
-
-def plan(loaded: LoadedRecipe, run: Path, content: str = "") -> dict[str, dict[str, str]]:
-    """stage -> its inputs, with what the earlier stages left as it is."""
-    recipe = loaded.recipe
-    data: dict[str, Any] = {
-        name: SimpleNamespace(fingerprint=f"{name} {section.rows} {recipe.seed} {content}")
-        for name in ("demonstrations", "preferences", "prompts")
-        if (section := getattr(recipe.data, name)) is not None
-    }
-    return {name: pipeline._inputs(name, recipe, RunPaths(run), data, Request()) for name in stages_of(recipe)}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ("sft.trainer.learning_rate=0.1", {"sft": ["section"]}),
-        ("reward.trainer.learning_rate=0.1", {"reward": ["section"]}),
-        ("ppo.kl_coef=0.2", {"ppo": ["section"]}),
-        ("compare.samples_per_prompt=7", {"compare": ["section"]}),
-        ("data.demonstrations.rows=21", {"sft": ["data.demonstrations"]}),
-        ("data.preferences.heldout=0.3", {"reward": ["data.preferences"]}),
-        ("data.preferences.label_noise=0.3", {"reward": ["data.preferences"]}),
-        ("data.prompts.test=11", {"ppo": ["data.prompts"], "compare": ["data.prompts"]}),
-        (
-            "data_seed=1",
-            {
-                "sft": ["data.demonstrations"],
-                "reward": ["data.preferences"],
-                "ppo": ["data.prompts"],
-                "compare": ["data.prompts"],
-            },
-        ),
-        ("data.max_prompt_length=20", {"ppo": ["data.prompt_lengths"], "compare": ["data.prompt_lengths"]}),
-        ("ppo.stop_strings=[x]", {"ppo": ["section"], "compare": ["sampling"]}),
-        ("model.init.hidden_size=16", {"sft": ["model"]}),
-        ("name=other", {}),
-        ("report_to=[wandb]", {}),
-    ],
-)
-def test_a_change_reaches_the_stages_that_depend_on_it_and_no_other(
-    tmp_path: Path, change: str, expected: dict[str, list[str]]
-) -> None:
-    run = tmp_path / "run"
-    for name in STAGES:
-        publish(run / name)
-    before, after = plan(recipe_at(tmp_path), run), plan(recipe_at(tmp_path, change), run)
-    changed = {name: changed_inputs(before[name], after[name]) for name in STAGES}
-    assert {name: inputs for name, inputs in changed.items() if inputs} == expected
-
-
-def test_the_seed_edited_data_the_parents_and_an_edited_function_reach_their_stages(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    for name in STAGES:
-        publish(run / name)
-    before = plan(recipe_at(tmp_path), run)
-    assert plan(recipe_at(tmp_path), run) == before
-    seeded = plan(recipe_at(tmp_path, "seed=1"), run)
-    assert all("seed" in changed_inputs(before[name], seeded[name]) for name in STAGES)
-    dtype = plan(recipe_at(tmp_path, "model.dtype=bfloat16"), run)
-    assert all(changed_inputs(before[name], dtype[name]) == ["model"] for name in STAGES)
-
-    other_rows = plan(recipe_at(tmp_path), run, "edited")
-    assert {name: changed_inputs(before[name], other_rows[name]) for name in STAGES} == {
-        "sft": ["data.demonstrations"],
-        "reward": ["data.preferences"],
-        "ppo": ["data.prompts"],
-        "compare": ["data.prompts"],
-    }
-
-    publish(run / "sft", text="trained again")
-    retrained = plan(recipe_at(tmp_path), run)
-    assert {name: changed_inputs(before[name], retrained[name]) for name in STAGES} == {
-        "sft": [],
-        "reward": ["base"],
-        "ppo": ["base"],
-        "compare": ["reference"],
-    }
-    (tmp_path / "scores.py").write_text("def length(prompts, completions): return [0.0 for c in completions]\n")
-    edited = plan(recipe_at(tmp_path), run)
-    assert {name: changed_inputs(retrained[name], edited[name]) for name in STAGES} == {
-        "sft": [],
-        "reward": [],
-        "ppo": [],
-        "compare": ["functions"],
-    }
 
 
 def test_a_stage_took_the_same_time_wherever_it_is_told(tiny_run: Path) -> None:

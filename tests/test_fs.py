@@ -132,7 +132,7 @@ def test_a_full_disk_that_a_library_reports_in_its_own_error(tmp_path: Path) -> 
 def test_a_full_disk_that_torch_does_not_name_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.save says only that it could not write; whether the disk is full has to be asked."""
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-    with pytest.raises(RuntimeError, match="unexpected pos"), fs.naming_full_disk(tmp_path / "not" / "there"):
+    with pytest.raises(RuntimeError, match="unexpected pos"), fs.report_full_disk(tmp_path / "not" / "there"):
         raise error
     assert not fs.is_disk_full(error, tmp_path)
 

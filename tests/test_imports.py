@@ -189,6 +189,10 @@ def test_light_commands_load_nothing_heavy(command: str) -> None:
     assert not loaded_by(CALL.format(arguments=command.split())) & HEAVY
 
 
+def test_deciding_what_to_run_loads_nothing_heavy() -> None:
+    assert not loaded_by("import rlhfctl.pipeline, rlhfctl.stage_process, rlhfctl.tools.show") & HEAVY
+
+
 @pytest.mark.parametrize("command", ["show", "watch"])
 def test_reading_a_run_loads_nothing_heavy(command: str, tiny_run: Path) -> None:
     assert not loaded_by(CALL.format(arguments=[command, str(tiny_run)])) & HEAVY

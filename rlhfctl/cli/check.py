@@ -22,9 +22,11 @@ def validate(
     overrides: SetOption = [],
 ) -> None:
     """Check a recipe: every problem at once, with its line."""
-    from rlhfctl.pipeline import stages_of
+    from rlhfctl.graph import require_sources, stages_of
 
     loaded = load(recipe, overrides)
+    with loaded.locating():
+        require_sources(loaded.recipe)
     names = ", ".join(stages_of(loaded.recipe))
     if deep:
         from rlhfctl.tools.validate import check
@@ -56,10 +58,10 @@ def plan(
 ) -> None:
     """Predict a run: which stages would run, with how many steps, and whether memory and disk suffice."""
     from rlhfctl.dashboard.terminal.console import console
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     loaded = load(recipe, overrides)  # a mistake is reported before libraries load
-    from rlhfctl.tools.planning import plan as plans
+    from rlhfctl.planning import plan as plans
 
     found = plans.plan(
         lambda more: load(recipe, [*overrides, *more]) if more else loaded,
@@ -72,7 +74,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        from rlhfctl.tools.planning.view import view
+        from rlhfctl.planning.view import view
 
         console().print(view(found))
 

@@ -24,7 +24,7 @@ from rlhfctl.cli.options import (
 from rlhfctl.errors import RlhfctlError
 
 if TYPE_CHECKING:
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
 
@@ -48,7 +48,7 @@ def sft(
     recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
 
@@ -61,7 +61,7 @@ def reward(
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_models_by_role(base=policy)))
 
@@ -75,7 +75,7 @@ def ppo(
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     external = _models_by_role(base=policy, reward=reward_model)
     _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
@@ -107,7 +107,7 @@ def compare(
     ] = False,
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
-    from rlhfctl.pipeline import Request
+    from rlhfctl.graph import Request
 
     if all((Path(name) / "recipe.yaml").is_file() for name in what):
         from rlhfctl.dashboard.terminal.run_view import print_run_comparison
@@ -140,9 +140,9 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     paths = RunPaths(folder)
     with (
         fs.RunLock(paths.lock),
-        fs.naming_full_disk(folder),  # of events.jsonl
+        fs.report_full_disk(folder),  # of events.jsonl
         open_listeners(paths.events) as emit,
-        fs.naming_full_disk(folder),
+        fs.report_full_disk(folder),
         tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
     ):
         artifacts = pipeline.run(loaded, folder, request, emit_to_all)

@@ -34,7 +34,7 @@ class Stage:
     """The state of one stage."""
 
     name: str
-    state: str = "next"  # next, now, done, skipped
+    state: str = "next"  # next, now, done, skipped, waiting (for people)
     started: bool = False  # False while the stage at work still prepares its first step
     step: int = 0
     total: int | None = None
@@ -120,6 +120,9 @@ class RunState:
                 self.verdict = (str(record.get("verdict")), str(record.get("sentence")))
             case "note":
                 self.note = str(record.get("message"))
+            case "waiting":
+                self._stage(name).state = "waiting"
+                self.stopped = f"waiting: {record.get('message')}"
             case "finished":
                 self._finished(self._stage(name), record)
             case _:

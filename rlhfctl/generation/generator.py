@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.chat import written_turn_end
 from rlhfctl.data.encoding import stop_token_id
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
 
 
@@ -72,6 +75,27 @@ class Response:
     logprobs: list[float] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)  # of each state, and of the one after an end, if asked for
+
+
+class Generator(Protocol):
+    """Samples one response for each prompt, in order: local.sample here, another engine elsewhere.
+
+    `episodes` numbers the prompts for the counted noise (None: 0, 1, 2, ...). `value_head` reads the hidden states
+    (N, H) as they pass, for `Response.values`. `on_batch` is told how many responses are done, `what` names the work.
+    """
+
+    def __call__(
+        self,
+        policy: LanguageModel | nn.Module,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        /,
+        on_batch: Callable[[int], None] = ...,
+        episodes: Sequence[int] | None = None,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+        what: str = ...,
+    ) -> list[Response]: ...
 
 
 def uniforms(seed: int, stream: int, episode: int, count: int) -> np.ndarray:

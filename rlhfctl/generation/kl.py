@@ -12,6 +12,7 @@ from rlhfctl.models.language_model import LanguageModel, as_language_model
 from rlhfctl.models.scoring import evaluating
 from rlhfctl.models.tensors import pad_right
 
+ROWS_AT_ONCE = 16  # responses whose hidden states are held at a time
 KL_ELEMENTS = 1 << 21  # logits of each side compared at a time: 8 MB in float32, of which six are held
 
 
@@ -23,7 +24,7 @@ def exact_kl(
     pad_token_id: int,
     *,
     temperature: float,
-    batch_size: int = 16,
+    batch_size: int = ROWS_AT_ONCE,
 ) -> list[float]:
     """KL(policy || reference) in nats for each response sampled from the policy.
 
@@ -50,7 +51,7 @@ def exact_kl(
             ]
             sums = torch.cat(terms).split([len(response) for _, response in pairs])
             result += [float(one.sum().clamp(min=0.0)) for one in sums]
-            work.at(len(result))
+            work.advance(len(result))
     ours.activate()  # the reference may have been the same model with its adapter off
     return result
 

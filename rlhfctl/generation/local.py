@@ -32,7 +32,7 @@ SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are s
 
 
 def sample(
-    model: nn.Module | LanguageModel,
+    model: LanguageModel | nn.Module,
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
@@ -65,7 +65,7 @@ def sample(
             ids = ids.masked_fill(mask == 0, 0)
             drawn = _sample_batch(policy, begin(ids, mask, room), tokenizer, sampling, counted, value_head, work, start)
             responses |= dict(zip(rows, drawn, strict=True))
-            work.at(start + len(rows))
+            work.advance(start + len(rows))
             on_batch(start + len(rows))
     return [responses[index] for index in range(len(prompts))]
 
@@ -129,7 +129,7 @@ def _sample_batch(
         alive = ~ended_before if value_head is not None else ~ended[going]
         left = int(alive.sum())
         # Those under way count by their share of the longest length: else the bar of a single batch would stand still.
-        work.at(before + len(episodes) - left + left * (t + 1) // longest)
+        work.advance(before + len(episodes) - left + left * (t + 1) // longest)
         if left == 0:
             break
         if left <= SHRINK_BELOW * len(going):

@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlhfctl.models.fused import lora_acts
+from rlhfctl.models.fused import has_one_plain_adapter
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import PACKED, has_full_attention
 
@@ -243,7 +243,7 @@ def _is_linear(projection: nn.Module) -> bool:
         return False
     if not isinstance(projection, LoraLinear) or projection.disable_adapters:
         return True
-    return lora_acts(projection)
+    return has_one_plain_adapter(projection)
 
 
 def _small_head(policy: LanguageModel) -> bool:

@@ -1,7 +1,8 @@
-"""Adapter folders as peft saves them: what their files say of the base, the task and the kind of adapter.
+"""Read adapter folders as peft saves them: the base model, the task and the kind of adapter.
 
-Reads adapter_config.json alone and loads no torch, so that a run's inputs can be told without it. Merging is in
-adapters.py.
+Reads adapter_config.json only and never loads torch: the pipeline needs these facts to fingerprint a run's inputs
+before torch is imported. Downloads an adapter from the Hub if its folder is not local. Leaves out merging (merging.py)
+and training (adapters.py).
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Any
 from rlhfctl.errors import HandoffError, RlhfctlError
 
 CONFIG = "adapter_config.json"
-# Kinds that put tokens or states before the text in place of changing weights: there is nothing to merge.
+# These kinds add tokens or states before the text and change no weights, so they cannot be merged.
 _NO_WEIGHTS = {
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"
 }  # fmt: skip
 
 
 def fetched(path: str, revision: str | None = None) -> str:
-    """A local folder for an adapter on the Hub; `path` itself for folders and for whole models."""
+    """Download an adapter from the Hub, return its local folder; return `path` for local folders and whole models."""
     if Path(path).is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -30,35 +31,35 @@ def fetched(path: str, revision: str | None = None) -> str:
         if find_adapter_config_file(path, revision=revision) is None:
             return path
         folder = snapshot_download(path, revision=revision)
-    except (OSError, ValueError):  # not to be reached, or no name: loading it says what is wrong
+    except (OSError, ValueError):  # the Hub is unreachable, or the name is invalid: loading reports it
         return path
     return str(folder) if is_adapter(folder) else path
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a folder holds an adapter and no weights of a whole model."""
+    """Check whether a folder holds an adapter and no weights of a whole model."""
     folder = Path(path)
     return (folder / CONFIG).is_file() and not any(folder.glob("model*.safetensors"))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter's configuration; RlhfctlError where the file is not whole."""
+    """Read the adapter's configuration; raise RlhfctlError if the file is missing or damaged."""
     file = Path(folder) / CONFIG
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RlhfctlError(
             f"the adapter cannot be loaded: {CONFIG} is not whole: {error}",
             where=str(folder),
             fix="fetch or save the folder again",
         ) from error
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def base_of(folder: str | Path) -> str:
-    """The base model that the adapter was trained on: a folder that is there, else a Hub id.
+    """Find the base model that the adapter was trained on: an existing folder, or else a Hub id.
 
-    A relative name is looked for inside the adapter's folder, beside it and from where the command runs.
+    A relative name is searched inside the adapter's folder, beside it, and in the current directory, in this order.
     """
     name = read_config(folder).get("base_model_name_or_path")
     if not name:
@@ -67,10 +68,10 @@ def base_of(folder: str | Path) -> str:
             where=str(folder),
             fix=f"write it into {CONFIG} as base_model_name_or_path, or name a folder with merged weights",
         )
-    places = [Path(folder) / name, Path(folder).parent / name, Path(name).expanduser()]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is not None:
-        return str(found)
+    candidates = [Path(folder) / name, Path(folder).parent / name, Path(name).expanduser()]
+    base = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if base is not None:
+        return str(base)
     if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         raise HandoffError(
             f"the base model of the adapter is not there: {name}",
@@ -82,18 +83,18 @@ def base_of(folder: str | Path) -> str:
 
 
 def bases_of(path: str | Path) -> list[str]:
-    """The base of the adapter folder, and the base's own where that is an adapter too; [] for a model folder."""
-    found: list[str] = []
+    """List the bases of an adapter folder, nearest first: a base may be an adapter itself. [] for a model folder."""
+    bases: list[str] = []
     while is_adapter(path):
         path = base_of(path)
-        if path in found:
+        if path in bases:
             raise HandoffError("the adapters name each other as their bases", where=path, fix=f"correct {CONFIG}")
-        found.append(str(path))
-    return found
+        bases.append(str(path))
+    return bases
 
 
 def tokenizer_folder(path: str) -> str:
-    """Where the tokenizer of a model or adapter folder is: an adapter may leave it with its base."""
+    """Find the folder that holds the tokenizer of a model or adapter: an adapter may rely on that of its base."""
     for folder in [path, *bases_of(path)]:
         if not is_adapter(folder) or (Path(folder) / "tokenizer_config.json").is_file():
             return folder
@@ -101,7 +102,7 @@ def tokenizer_folder(path: str) -> str:
 
 
 def require_policy_adapter(folder: str | Path) -> None:
-    """HandoffError unless the adapter is one of a language model that can be merged into its base."""
+    """Raise HandoffError unless the adapter belongs to a language model and can be merged into its base."""
     task = read_config(folder).get("task_type")
     if task not in (None, "CAUSAL_LM"):
         scores = task == "SEQ_CLS"
@@ -116,7 +117,7 @@ def require_policy_adapter(folder: str | Path) -> None:
 
 
 def require_mergeable(folder: str | Path) -> None:
-    """HandoffError where peft cannot add such an adapter into the weights of its base."""
+    """Raise HandoffError if peft cannot add this kind of adapter to the weights of its base."""
     kind = read_config(folder).get("peft_type")
     if kind in _NO_WEIGHTS:
         raise HandoffError(

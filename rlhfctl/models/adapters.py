@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -22,6 +21,7 @@ from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
+_LOW_RANK = ".lora_"  # stands in the name of each of their parameters
 # Their fused kernels read the weights of these layers without calling them: peft refuses adapters there.
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
@@ -119,6 +119,16 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, t
     return peft_model
 
 
+def is_adapter_parameter(name: str, adapter: str | None = None) -> bool:
+    """Whether the parameter or tensor of that name belongs to an adapter: to the one named, or to any."""
+    return _LOW_RANK in name and (adapter is None or f".{adapter}." in name)
+
+
+def is_output_factor(name: str) -> bool:
+    """Whether the parameter of that name is the second factor of an adapter (B, which is zero in a fresh one)."""
+    return f"{_LOW_RANK}B." in name
+
+
 def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> None:
     """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
     for config in model.peft_config.values():
@@ -149,27 +159,33 @@ def adapter_has_head(folder: Path) -> bool:
 
 
 class AdapterSwitch:
-    """Which adapter of a peft model acts. What may be trained is stated after each switch, because peft's undoes it."""
+    """Choose which adapter of a peft model acts. What may be trained is stated after each switch: peft's undoes it.
+
+    All roles on one model share one switch (LanguageModel.with_adapter, Roles).
+    """
 
     def __init__(self, model: PeftModel) -> None:
-        self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.model = model
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.active: str | None = "?"  # anything may be active before the first switch
+        self._layers: list[BaseTunerLayer] = []
+        self._adapters: set[str] = set()
 
-    @classmethod
-    def of(cls, model: Any) -> AdapterSwitch | None:
-        if not isinstance(model, PeftModel):
-            return None
-        found: AdapterSwitch | None = model.__dict__.get("_rlhfctl_switch")
-        if found is None:
-            found = cls(model)
-            model.__dict__["_rlhfctl_switch"] = found
-        return found
+    @property
+    def layers(self) -> list[BaseTunerLayer]:
+        """Every layer that carries an adapter; one more adapter may have brought more layers."""
+        if self._adapters != self.model.peft_config.keys():
+            self._layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+            self._adapters = set(self.model.peft_config)
+            self.active = "?"
+        return self._layers
 
     def to(self, adapter: str | None) -> None:
+        """Let this adapter act alone; None: no adapter."""
+        layers = self.layers
         if adapter == self.active and self._as_left(adapter):
             return
-        for layer in self.layers:
+        for layer in layers:
             if adapter is None:
                 layer.enable_adapters(False)
             else:

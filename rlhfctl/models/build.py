@@ -1,4 +1,8 @@
-"""Build models from a recipe, prepare the base model, copy, save and reload weights."""
+"""Build models from a recipe, prepare the base model, copy, save and reload weights.
+
+Reads the recipe's `model` section; writes model folders. Leaves out adapters (adapters.py), scalar heads (heads.py) and
+the rules of loading (loading.py).
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,20 @@ from transformers import (
 
 from rlhfctl.events import Work
 from rlhfctl.models import devices, loading, merging, tokenizing
-from rlhfctl.models.special_tokens import also_ends, ensure_pad, set_token_ids
+from rlhfctl.models.special_tokens import add_end_token, ensure_pad, set_token_ids
 from rlhfctl.recipe.schema import Init, Model
 
-# A gated feed-forward has three matrices: at 8/3 x hidden it costs what a plain one costs at 4 x hidden.
+# A gated feed-forward layer has three matrices: 8/3 x hidden costs the same as 4 x hidden in a plain layer.
 _GATED_FEED_FORWARD = 8 / 3
 _ROUND_TO = 16
-_TOO_MANY = 0.1  # of the trained weights, that a step leaves as they were
+_TOO_MANY = 0.1  # share of the trained weights that one step does not change
 
 
 # ---------------------------------------------------------------- models
 
 
 def new_config(init: Init, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of a model of the given shape for `tokenizer`, without dropout."""
+    """Make the configuration of a new model: the shape of `init`, the vocabulary of `tokenizer`, no dropout."""
     intermediate = init.intermediate_size
     if intermediate is None and init.architecture in ("llama", "mistral", "qwen2"):
         intermediate = _ROUND_TO * round(init.hidden_size * _GATED_FEED_FORWARD / _ROUND_TO)
@@ -77,7 +81,7 @@ def build_model(
     dtype: torch.dtype,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model with new weights, drawn from `seed`."""
+    """Build a causal language model with new random weights, drawn with `seed`."""
     config = new_config(init, tokenizer)
     set_seed(seed)
     with Work("making new weights"), loading.loadable(init.architecture, "model", attn_implementation):
@@ -87,14 +91,16 @@ def build_model(
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` where it computes; a quantized one was loaded there."""
+    """Move `model` to the device that computes. A quantized model is loaded there already."""
     return model if loading.is_quantized(model) else model.to(devices.device())
 
 
 @contextlib.contextmanager
 def preserve_dtypes(model: nn.Module) -> Iterator[None]:
-    """What is trained keeps its number format: TRL's trainers turn adapters on a quantized base into bfloat16, and with
-    them the scalar head, which then meets float32 states.
+    """Restore the dtype of the trained parameters at the end of the block.
+
+    TRL's trainers turn adapters on a quantized base into bfloat16, and the scalar head too. That head then receives
+    float32 states, and the dtypes do not match.
     """
     before = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
     yield
@@ -106,15 +112,16 @@ def preserve_dtypes(model: nn.Module) -> Iterator[None]:
 def base_from_recipe(
     section: Model, prepared: tokenizing.Prepared, *, seed: int, dtype: torch.dtype, quantization: str | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The recipe's `model`, ready to train, with a row of embeddings for each token of its tokenizer.
+    """Build or load the recipe's `model`, ready to train, with one row of embeddings per token of its tokenizer.
 
-    Returns the model and sentences about what was done to it and to its tokenizer.
+    Returns the model and sentences about the changes to it and to its tokenizer.
     """
     tokenizer = prepared.tokenizer
     notes: list[str] = []
     if section.init is not None:
-        how = section.attn_implementation
-        model = build_model(section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=how)
+        model = build_model(
+            section.init, tokenizer, seed=seed, dtype=dtype, attn_implementation=section.attn_implementation
+        )
     else:
         assert section.path is not None
         model, notes = merging.load_causal_lm(
@@ -125,42 +132,45 @@ def base_from_recipe(
             attn_implementation=section.attn_implementation,
             quantization=quantization,
         )
-    if prepared.replaced_end is not None:  # a base that ends its texts with it goes on doing so
-        also_ends(model, prepared.replaced_end)
+    if prepared.replaced_end is not None:  # the base may still end its texts with the old token
+        add_end_token(model, prepared.replaced_end)
     notes += [*prepared.notes, *ensure_pad(model, tokenizer)]
-    _start_rows(model, prepared)
+    _initialize_added_rows(model, prepared)
     tokenizer.padding_side = "left"
     return model, notes
 
 
-def _start_rows(model: PreTrainedModel, prepared: tokenizing.Prepared) -> None:
-    """Where the rows of added marks start: at the mean of the others, what ends a turn at what ended a sequence."""
+def _initialize_added_rows(model: PreTrainedModel, prepared: tokenizing.Prepared) -> None:
+    """Initialize the embedding rows of added tokens with the mean of the other rows.
+
+    A new end-of-turn token starts with the row of the end-of-sequence token that it replaces.
+    """
     if not prepared.added:
         return
-    end, was = prepared.tokenizer.eos_token_id, prepared.replaced_end
+    end, old_end = prepared.tokenizer.eos_token_id, prepared.replaced_end
     with torch.no_grad():
-        for weight in {id(one): one for one in _embeddings(model)}.values():
+        for weight in {id(weight): weight for weight in _embeddings(model)}.values():
             others = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
             others[list(prepared.added)] = False
             weight[list(prepared.added)] = weight[others].mean(0)
-            if was is not None and end in prepared.added:
-                weight[end] = weight[was]
+            if old_end is not None and end in prepared.added:
+                weight[end] = weight[old_end]
 
 
 def _embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The weights of the input embeddings and of the output layer, which may be one."""
+    """Return the weights of the input embeddings and of the output layer, which may be the same tensor."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer.weight for layer in layers if layer is not None]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
+    """Save a plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
     model.save_pretrained(folder)
     tokenizing.save_tokenizer(tokenizer, folder)
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """The weights of a model, or of a peft model's `default` adapter, for `load_weights`."""
+    """Save the weights of a model, or of a peft model's `default` adapter, for `load_weights`."""
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, selected_adapters=["default"])
     else:
@@ -168,7 +178,7 @@ def save_weights(model: Any, folder: Path) -> None:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Put the weights that `save_weights` left in `folder` back into the same model or adapter."""
+    """Load the weights that `save_weights` wrote to `folder` into the same model or adapter."""
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     else:
@@ -176,33 +186,33 @@ def load_weights(model: Any, folder: Path) -> None:
 
 
 def copy_frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """A separate, frozen copy in eval mode."""
+    """Make a separate, frozen copy of a model in eval mode."""
     twin = copy.deepcopy(model)
     twin.requires_grad_(False)
     return twin.eval()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters."""
+    """Count parameters: (trainable, all)."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters())
 
 
 def updates_lost_to_rounding(weights: Iterable[nn.Parameter], learning_rate: float) -> str | None:
-    """A sentence where a step of `learning_rate`, what AdamW takes at most, leaves many of `weights` as they were.
+    """Return a warning if 16-bit rounding cancels a step of `learning_rate` on many of `weights`; None if not.
 
-    Half-width numbers do so: bfloat16 keeps 8 binary digits, so 0.1 moves by 0.0005 or not at all. None where fewer
-    than a tenth of the weights are concerned.
+    `learning_rate` is about the largest step that AdamW takes per weight. bfloat16 keeps 8 binary digits, so the value
+    0.1 changes by at least 0.0005 or does not change. The warning is given from a tenth of the weights on.
     """
-    still = every = 0
+    unmoved = total = 0
     with torch.no_grad():
         for weight in weights:
-            every += weight.numel()
+            total += weight.numel()
             if weight.dtype.itemsize < 4:
-                still += int(((weight.float() - learning_rate).to(weight.dtype) == weight).sum())
-    if every == 0 or still / every < _TOO_MANY:
+                unmoved += int(((weight.float() - learning_rate).to(weight.dtype) == weight).sum())
+    if total == 0 or unmoved / total < _TOO_MANY:
         return None
     return (
-        f"{still / every:.0%} of the trained weights cannot move by a step of learning_rate {learning_rate:g}: their "
+        f"{unmoved / total:.0%} of the trained weights cannot move by a step of learning_rate {learning_rate:g}: their "
         "number format rounds it away; set model.dtype: float32 (with bf16: true on a GPU), or train adapters (lora)"
     )

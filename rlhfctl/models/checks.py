@@ -1,9 +1,9 @@
-"""What models tell before anything trains: may they be trained, can the reward be read, do prompts and responses fit.
+"""Check models before training: can they be trained, can the reward be read, do prompts and responses fit.
 
-    check_base, check_reward    from configurations and tokenizers: `validate --deep`, and `run` before its first stage
-    check_loaded                from the loaded model, on a few tokens: what its configuration did not tell
+    check_base, check_reward    read configurations and tokenizers: `validate --deep`, and `run` before its first stage
+    check_loaded                runs the loaded model on a few tokens, for faults that no configuration shows
 
-Trains nothing, keeps nothing. What the rows and the tokenizer tell is in preflight.py.
+Reads model folders; writes nothing. Leaves out the checks of rows and tokenizer (data/preflight.py).
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from rlhfctl.models import adapter_folders, architecture, classifiers, language_
 from rlhfctl.recipe.schema import Recipe
 
 _CHECK_TOKENS = 8
-_TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-4, 5e-2  # of the largest logit
+_TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-4, 5e-2  # relative to the largest logit
 
 
 def check_reward(
     recipe: Recipe, data: Mapping[str, Rows], stages: Collection[str], reward: str | None = None
 ) -> list[str]:
-    """Raise what a reward model from elsewhere would make the stages to come raise; return sentences about its context.
+    """Check a reward model that no run made; raise the errors now that its stages would raise later.
 
-    `reward`: one that the command names in place of the recipe's.
+    Returns sentences about texts that are longer than its context. `reward`: a reward model named by the command, which
+    replaces the recipe's.
     """
-    place = reward or (recipe.reward.model if recipe.reward is not None else None)
+    path = reward or (recipe.reward.model if recipe.reward is not None else None)
     judged = recipe.compare is not None and "compare" in stages and "reward_model" in recipe.compare.judges
-    if place is None or not ("ppo" in stages or judged) or (Path(place) / "manifest.json").is_file():
+    if path is None or not ("ppo" in stages or judged) or (Path(path) / "manifest.json").is_file():
         return []
-    return _check_reward(recipe, place, data, by_ppo="ppo" in stages)
+    return _check_reward(recipe, path, data, by_ppo="ppo" in stages)
 
 
 def check_base(recipe: Recipe, stages: Collection[str]) -> None:
-    """RlhfctlError where the recipe's pretrained model cannot go through its stages, with the reason."""
+    """Raise RlhfctlError, with the reason, if the stages cannot train the recipe's pretrained model."""
     section = recipe.model
     if section.path is None:
         return
@@ -53,8 +54,11 @@ def check_base(recipe: Recipe, stages: Collection[str]) -> None:
         architecture.require_known_logits(config, section.path)
 
 
-def check_loaded(model: PreTrainedModel, recipe: Recipe, place: str) -> None:
-    """RlhfctlError unless the model writes from left to right and gives the logits that our PPO engine computes."""
+def check_loaded(model: PreTrainedModel, recipe: Recipe, name: str) -> None:
+    """Raise RlhfctlError unless the model is causal and `engine: rlhfctl` computes the same logits.
+
+    `name`: where the model is from, for the message.
+    """
     count = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(_CHECK_TOKENS, device=model.device) * 3 + 2)[None] % count
     other = ids.clone()
@@ -66,7 +70,7 @@ def check_loaded(model: PreTrainedModel, recipe: Recipe, place: str) -> None:
     if not gap <= tolerance * float(first.abs().max()):
         raise RlhfctlError(
             f"{type(model).__name__} is no causal language model: the last token changes what is said before it",
-            where=place,
+            where=name,
             fix="name a causal language model (a decoder)",
         )
     if recipe.ppo is not None and recipe.ppo.engine == "rlhfctl":
@@ -75,27 +79,30 @@ def check_loaded(model: PreTrainedModel, recipe: Recipe, place: str) -> None:
             language_model.LanguageModel(model, pad).check_head(ids.tolist(), tolerance)
 
 
-# ---------------------------------------------------------------- reward models from elsewhere
+# ---------------------------------------------------------------- reward models that no run made
 
 
-def _check_reward(recipe: Recipe, place: str, data: Mapping[str, Rows], *, by_ppo: bool) -> list[str]:
-    """Whether the reward model's labels, task and context fit; sentences about texts that it cannot read whole."""
+def _check_reward(recipe: Recipe, name: str, data: Mapping[str, Rows], *, by_ppo: bool) -> list[str]:
+    """Check the reward model's labels, task and context; return sentences about texts that are too long for it.
+
+    `name`: a folder or Hub id.
+    """
     trust = recipe.model.trust_remote_code
-    path = adapter_folders.fetched(place)
+    path = adapter_folders.fetched(name)
     label, reads = (recipe.reward.label, recipe.reward.reads) if recipe.reward is not None else (None, None)
     config = classifiers.config_of(path, trust_remote_code=trust)
     own = tokenizing.load_for(recipe.model, adapter_folders.tokenizer_folder(path))
     if classifiers.is_classifier(config):
-        classifiers.label_index(config, label, place)
-        reading = classifiers.reading(config, reads)
+        classifiers.label_index(config, label, name)
+        form = classifiers.text_to_read(config, reads)
         limit = architecture.context_of(config, own)
 
         def length(prompt: Prompt) -> int:
             empty: Any = "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
-            return len(classifiers.encoded(own, prompt, empty, reading)["input_ids"])
+            return len(classifiers.encoded(own, prompt, empty, form)["input_ids"])
     else:
-        classifiers.refuse_options(label, reads, place)
-        _require_head(config, path, place)
+        classifiers.refuse_options(label, reads, name)
+        _require_head(config, path, name)
         limit, encoder = architecture.context_of(config), Encoder(own)
 
         def length(prompt: Prompt) -> int:
@@ -108,15 +115,15 @@ def _check_reward(recipe: Recipe, place: str, data: Mapping[str, Rows], *, by_pp
     assert isinstance(split, PromptSplit)
     rows = [*(split.train if by_ppo else []), *(split.eval if by_ppo else []), *split.test]
     lengths = [length(row["prompt"]) + new for row in rows]
-    return _about_context(lengths, new, limit, place, key="ppo.response_length" if by_ppo else "compare.max_new_tokens")
+    return _about_context(lengths, new, limit, name, key="ppo.response_length" if by_ppo else "compare.max_new_tokens")
 
 
-def _require_head(config: Any, path: str, place: str) -> None:
+def _require_head(config: Any, path: str, name: str) -> None:
     saved = next(iter(config.architectures or []), "")
     if not saved.endswith("ForSequenceClassification") and not adapter_folders.is_adapter(path):
         raise HandoffError(
             f"the reward model is saved as {saved or config.model_type}, which has no head that gives a score",
-            where=place,
+            where=name,
             fix="name a sequence classifier with its head, or train one: a reward section without `model`",
         )
 
@@ -127,15 +134,15 @@ def _response_tokens(recipe: Recipe, *, by_ppo: bool) -> int:
     return (recipe.compare.max_new_tokens if recipe.compare is not None else None) or 0
 
 
-def _about_context(lengths: list[int], new: int, limit: int, place: str, *, key: str) -> list[str]:
+def _about_context(lengths: list[int], new: int, limit: int, name: str, *, key: str) -> list[str]:
     if new >= limit:
-        what = f"a response of {new} tokens is longer than the {limit} tokens that the reward model {place} reads"
+        what = f"a response of {new} tokens is longer than the {limit} tokens that the reward model {name} reads"
         raise RecipeError([Problem(key, what, fix=f"lower it, below {limit}, or name a reward model that reads more")])
     long = [length for length in lengths if length > limit]
     if not long:
         return []
     return [
-        f"the reward model {place} reads {limit} tokens: {len(long)} of {len(lengths)} prompts with a response of "
+        f"the reward model {name} reads {limit} tokens: {len(long)} of {len(lengths)} prompts with a response of "
         f"{new} tokens are longer (longest: {max(long)}), and the beginning of these is cut. Give shorter prompts "
         "(data.max_prompt_length), lower the response's length or name a reward model that reads more"
     ]

@@ -1,4 +1,8 @@
-"""Find the device, measure how much memory a stage needs at most, and release what it leaves."""
+"""Find the device, measure the peak memory of a stage, and release unused memory.
+
+Reads and resets the counters of torch and of Linux (/proc/self). Leaves out estimates of memory before a run
+(planning).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import torch
 
 
 def device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """Return the GPU (CUDA or MPS) if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -22,11 +26,14 @@ def device() -> torch.device:
 
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # what Linux takes for "forget the highest resident size"
+_RESET_PEAK = "5"  # written to clear_refs, it makes Linux reset the highest resident size
 
 
 def restart_peak() -> None:
-    """Look for the peak from here on (on a CPU only where Linux lets a process do that; else it is the process's)."""
+    """Reset the peak memory to the present use.
+
+    Without a GPU only Linux can do that. Elsewhere the peak stays that of the whole process.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -34,8 +41,10 @@ def restart_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Highest since `restart`: of the GPU's memory that torch has reserved, without a GPU of this process's resident
-    size, libraries included.
+    """Return the peak memory in bytes since `restart_peak`.
+
+    With a GPU it is the memory that torch reserved there. Without one it is the resident size of this process,
+    libraries included.
     """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
@@ -43,9 +52,9 @@ def peak_bytes() -> int:
 
 
 def highest_resident_bytes() -> int:
-    """This process's highest resident size since `restart`, or its start.
+    """Return this process's highest resident size in bytes since `restart_peak`, or since its start.
 
-    From VmHWM where there is one: Linux lets a child's ru_maxrss begin at its parent's, whatever it runs.
+    VmHWM is preferred to ru_maxrss: in Linux the ru_maxrss of a child process starts at that of its parent.
     """
     with contextlib.suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -55,7 +64,7 @@ def highest_resident_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """This process's resident size now; where the system does not say, the highest it was."""
+    """Return this process's resident size in bytes; the highest one if the system does not report the present one."""
     with contextlib.suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
@@ -63,10 +72,10 @@ def resident_bytes() -> int:
 
 
 def release_memory() -> None:
-    """What is not used any more goes back to the system: the next stage needs it."""
+    """Return unused memory to the system: the next stage needs it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        with contextlib.suppress(OSError, AttributeError):  # this C library has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)

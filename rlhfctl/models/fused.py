@@ -1,11 +1,12 @@
-"""Layers that give what peft's and transformers' give, in fewer passes over memory. Their weights stay where they are.
+"""Compute LoRA layers and RMSNorm in fewer passes over memory, with the same results.
 
-    LoRA linear    y = W x + (alpha / r) B (A x): the product with B accumulates straight into W x, and in the backward
-                   that with A into W' g. peft multiplies, scales and adds one after the other.
+    LoRA linear    y = W x + (alpha / r) B (A x): the product with B is added directly to W x; in the backward pass the
+                   product with A is added directly to W' g. peft multiplies, scales and adds in separate passes.
     RMSNorm        y = w x / sqrt(mean(x^2) + eps) with its gradient written out: about half the passes.
 
-Where layers are narrow these passes cost as much as the matrix products. Only plain layers in one number format take
-part (linear layers with one plain adapter, frozen float32 norms); all others compute as they always did.
+In narrow layers these passes cost as much as the matrix products. Only plain layers in one number format are fused:
+linear layers with one plain adapter, and frozen float32 norms. All other layers stay unchanged. The weights are not
+moved or copied. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 
 
 class FusedLinear(Linear):
-    """peft's LoRA linear layer with the sum fused; the same state, so that its class can be swapped for peft's."""
+    """Replace peft's LoRA linear layer by one with a fused sum. Both have the same state, so classes can be swapped."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or self.disable_adapters or not lora_acts(self, x):
+        if args or kwargs or self.disable_adapters or not has_one_plain_adapter(self, x):
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         flat = x.reshape(-1, x.shape[-1])
@@ -36,24 +37,27 @@ class FusedLinear(Linear):
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def lora_acts(layer: Linear, x: Tensor | None = None) -> bool:
-    """Whether one plain adapter is active on a frozen layer, all (and `x`) in one number format."""
+def has_one_plain_adapter(layer: Linear, x: Tensor | None = None) -> bool:
+    """Check whether one plain adapter is active on a frozen layer, and weights (and `x`) have the same dtype."""
     active, base = layer.active_adapters, layer.base_layer
     if layer.merged or len(active) != 1 or active[0] not in layer.lora_A or active[0] in layer.lora_variant:
         return False
     if layer.fan_in_fan_out or type(base) is not nn.Linear or layer.lora_bias.get(active[0]):
         return False
     down, up = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
-    given = base.weight if x is None else x
+    inputs = base.weight if x is None else x
     return (
-        given.dtype == base.weight.dtype == down.dtype == up.dtype
+        inputs.dtype == base.weight.dtype == down.dtype == up.dtype
         and not base.weight.requires_grad
-        and not torch.is_autocast_enabled(given.device.type)
+        and not torch.is_autocast_enabled(inputs.device.type)
     )
 
 
 class _LoraProduct(torch.autograd.Function):
-    """(N, in), (out, in), (out) or None, (r, in), (out, r), scale -> (N, out). The base weights are not trained."""
+    """Compute the LoRA product: (N, in), (out, in), (out,) or None, (r, in), (out, r), scale -> (N, out).
+
+    The base weights get no gradient.
+    """
 
     @staticmethod
     def forward(
@@ -69,23 +73,23 @@ class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, inner, weight, down, up = ctx.saved_tensors
-        of_x = of_down = of_up = None
-        of_inner = (gradient @ up).mul_(ctx.scale)
+        grad_x = grad_down = grad_up = None
+        grad_inner = (gradient @ up).mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ weight
-            of_x.addmm_(of_inner, down)
+            grad_x = gradient @ weight
+            grad_x.addmm_(grad_inner, down)
         if ctx.needs_input_grad[3]:
-            of_down = of_inner.t() @ x
+            grad_down = grad_inner.t() @ x
         if ctx.needs_input_grad[4]:
-            of_up = (inner.t() @ gradient).mul_(ctx.scale).t()  # (r, N) times (N, out) is the faster way round
-        return of_x, None, None, of_down, of_up, None
+            grad_up = (inner.t() @ gradient).mul_(ctx.scale).t()  # (r, N) @ (N, out) is faster than its transpose
+        return grad_x, None, None, grad_down, grad_up, None
 
 
 # ---------------------------------------------------------------- RMSNorm
 
 
 class _RmsNorm(torch.autograd.Function):
-    """(..., H), (H,), eps -> (..., H). The weight is not trained."""
+    """Compute RMSNorm: (..., H), (H,), eps -> (..., H). The weight gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -111,15 +115,15 @@ def _fused_norm(self: Any, x: Tensor) -> Tensor:
     return normed
 
 
-def _is_rms_norm(module: nn.Module, *, shown: bool) -> bool:
-    """Whether it computes what `_RmsNorm` does: known by its name and parts and, where `shown`, shown on numbers."""
+def _is_rms_norm(module: nn.Module, *, try_numbers: bool) -> bool:
+    """Check whether a module computes RMSNorm: by its name and parts and, if `try_numbers`, by its output."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     named = type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
     if not (named and isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(eps, float)):
         return False
     if weight.dtype != torch.float32 or len(list(module.parameters())) != 1:
         return False
-    if not shown:
+    if not try_numbers:
         return True
     x = torch.linspace(-2.0, 3.0, 2 * len(weight), device=weight.device).view(2, -1)
     with torch.no_grad():
@@ -130,13 +134,13 @@ def _is_rms_norm(module: nn.Module, *, shown: bool) -> bool:
 
 
 @contextmanager
-def fused(model: nn.Module, *, shown: bool = True) -> Iterator[int]:
-    """Compute `model`'s layers so while inside. Yields how many take part.
+def fused(model: nn.Module, *, try_numbers: bool = True) -> Iterator[int]:
+    """Use the fused layers of this file in `model` inside the block. Yields how many layers are fused.
 
-    `shown` False: nothing is tried on numbers, for weights that have none.
+    `try_numbers`: compare each norm's output with the fused one first. Meta tensors hold no numbers and need False.
     """
     linears = [module for module in model.modules() if _is_plain(module)]
-    norms = [module for module in model.modules() if _is_rms_norm(module, shown=shown)]
+    norms = [module for module in model.modules() if _is_rms_norm(module, try_numbers=try_numbers)]
     for linear in linears:
         linear.__class__ = FusedLinear
     for norm in norms:

@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhfctl.errors import HandoffError
 from rlhfctl.models import architecture, loading, tokenizing
+from rlhfctl.models.adapters import is_adapter_parameter
 from rlhfctl.models.architecture import backbone
 from rlhfctl.models.language_model import LanguageModel
 
@@ -105,7 +106,7 @@ def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder:
     tensors = {
         name.replace(marker, ".weight"): value.detach().to("cpu").contiguous()
         for name, value in model.state_dict().items()
-        if name.endswith(marker) and ".lora_" in name
+        if name.endswith(marker) and is_adapter_parameter(name)
     }
     tensors["base_model.model.score.weight"] = head.weight.detach().to("cpu").contiguous()
     config = copy.deepcopy(model.peft_config[adapter])
@@ -145,7 +146,11 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
             where=str(folder),
             fix="use the base model that the adapter was trained on",
         ) from error
-    wanted = {key: value for key, value in model.state_dict().items() if f".{name}.weight" in key and ".lora_" in key}
+    wanted = {
+        key: value
+        for key, value in model.state_dict().items()
+        if f".{name}.weight" in key and is_adapter_parameter(key)
+    }
     given = {key.removesuffix(".weight") + f".{name}.weight": value for key, value in tensors.items()}
     if wanted.keys() != given.keys() or any(wanted[key].shape != given[key].shape for key in wanted):
         odd = sorted(wanted.keys() ^ given.keys())

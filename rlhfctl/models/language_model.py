@@ -15,9 +15,8 @@ from rlhfctl.models import architecture, scoring
 from rlhfctl.models.adapters import AdapterSwitch
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.special_tokens import PAD_LOGIT
-from rlhfctl.models.tensors import at_least_float32, entropy, pad_right
+from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, entropy, pad_right
 
-HEAD_ELEMENTS = 1 << 24  # logits worked on at a time: 64 MB in float32
 _CHECK_TOLERANCE = 1e-4
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
@@ -28,14 +27,17 @@ _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_c
 class LanguageModel:
     """A causal language model as trunk and head, so that the head runs only where it is needed.
 
-    `adapter`: the name of the adapter that acts, None for none (the plain weights).
+    `adapter`: the name of the adapter that acts, None for none (the plain weights). `switch`: what makes it act; roles
+    on one peft model share it.
     """
 
-    def __init__(self, model: Any, pad_token_id: int, adapter: str | None = None) -> None:
+    def __init__(
+        self, model: Any, pad_token_id: int, adapter: str | None = None, switch: AdapterSwitch | None = None
+    ) -> None:
         self.model = model
         self.pad_token_id = pad_token_id
         self.adapter = adapter
-        self._switch = AdapterSwitch.of(model)
+        self.switch = switch or (AdapterSwitch(model) if isinstance(model, PeftModel) else None)
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         self.trunk = architecture.backbone(inner)
         self.head = inner.get_output_embeddings()
@@ -52,8 +54,12 @@ class LanguageModel:
 
     def activate(self) -> None:
         """Let this role's adapter act, until another role is activated."""
-        if self._switch is not None:
-            self._switch.to(self.adapter)
+        if self.switch is not None:
+            self.switch.to(self.adapter)
+
+    def with_adapter(self, adapter: str | None) -> LanguageModel:
+        """Another role on the same model, in which this adapter acts."""
+        return LanguageModel(self.model, self.pad_token_id, adapter, self.switch)
 
     def hidden(self, ids: Tensor, **inputs: Any) -> Tensor:
         """(B, L, H) last hidden states of `ids` (B, L)."""
@@ -84,6 +90,11 @@ class LanguageModel:
             self._pad_mask[self.pad_token_id] = True
         return logits.masked_fill(self._pad_mask, PAD_LOGIT)
 
+    def response_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
+        """(N,) log-probabilities of the response tokens of `sequences`, row after row."""
+        states = self.states(sequences)[sequences.before_tokens()]
+        return self.token_logprobs(states, sequences.tokens(), temperature)[0]
+
     def token_logprobs(
         self, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -102,7 +113,7 @@ class LanguageModel:
             spread = entropy(logits) if with_entropy else taken.detach()
             return taken, spread
 
-        rows = max(1, HEAD_ELEMENTS // self.vocabulary)
+        rows = max(1, LOGITS_AT_ONCE // self.vocabulary)
         parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and hidden.requires_grad:
             done = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
@@ -163,7 +174,7 @@ class _FrozenHead(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         logprobs = torch.empty_like(hidden[:, 0])
         directions = torch.empty_like(hidden) if needed else None
-        rows = max(1, HEAD_ELEMENTS // weight.shape[0])
+        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
         for start in range(0, len(tokens), rows):
             piece = slice(start, start + rows)
             logits = nn.functional.linear(hidden[piece], weight, head.bias)

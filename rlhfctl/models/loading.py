@@ -1,6 +1,7 @@
-"""Models from folders and the Hub: how the recipe has them loaded, and what is said where one cannot be.
+"""Load models from folders and the Hub as the recipe says, and explain failures.
 
-Safetensors only; weights that are missing or of another shape are refused, where transformers would draw new ones.
+Reads safetensors files only. Refuses missing weights and weights of another shape: transformers would replace them by
+random ones. Writes nothing. Leaves out adapter folders (merging.py) and new models (build.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.models import adapter_folders, architecture
-from rlhfctl.models import quantization as few_bits
+from rlhfctl.models import quantization as quantized_layers
 from rlhfctl.models.devices import device
 from rlhfctl.recipe.schema import Model
 
@@ -39,7 +40,7 @@ _VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "te
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Without the libraries' remarks about each other, where there is no log to keep them: only errors are told."""
+    """Silence warnings and progress bars of libraries inside the block, for commands that keep no log; show errors."""
     before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -54,7 +55,7 @@ def silence_libraries() -> Iterator[None]:
 
 
 def options(section: Model) -> dict[str, Any]:
-    """How the recipe has models loaded, wherever they come from: what the functions below take."""
+    """Return the loading options of the recipe's `model` section, as keyword arguments of the functions below."""
     return {
         "dtype": torch_dtype(section.dtype),
         "trust_remote_code": section.trust_remote_code,
@@ -63,7 +64,7 @@ def options(section: Model) -> dict[str, Any]:
 
 
 def load_config(section: Model) -> PretrainedConfig:
-    """The configuration of the recipe's pretrained model, or of the base of an adapter, without its weights."""
+    """Load the configuration of the recipe's pretrained model without its weights; for an adapter, that of its base."""
     assert section.path is not None
     path = adapter_folders.fetched(section.path, section.revision)
     base = next(reversed(adapter_folders.bases_of(path)), None)
@@ -74,7 +75,7 @@ def load_config(section: Model) -> PretrainedConfig:
 def read_config(
     path: str, what: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration of a model folder or Hub id; RlhfctlError where it cannot be read."""
+    """Read the configuration of a model folder or Hub id; raise RlhfctlError if it cannot be read."""
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -90,9 +91,9 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None.
+    """Load a causal language model from a folder or Hub id; safetensors only. `quantization`: 8bit, 4bit or None.
 
-    A folder that lacks weights is refused: transformers would draw new ones and go on.
+    Raises RlhfctlError if weights are missing: transformers would replace them by random ones without an error.
     """
     model, missing = _pretrained(
         AutoModelForCausalLM,
@@ -102,7 +103,7 @@ def load_causal_lm(
         revision=revision,
         trust_remote_code=trust_remote_code,
         attn_implementation=attn_implementation,
-        **few_bits.load_options(quantization, dtype, device()),
+        **quantized_layers.load_options(quantization, dtype, device()),
     )
     if missing:
         raise RlhfctlError(
@@ -110,20 +111,20 @@ def load_causal_lm(
             where=path,
             fix="name a folder saved from a whole causal language model",
         )
-    few_bits.use_portable_products(model)
+    quantized_layers.use_portable_products(model)
     return model
 
 
 def load_scorer(
     path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """A sequence-classification model with one output from a folder or Hub id.
+    """Load a reward model from a folder or Hub id: a sequence classifier with one output at the last token.
 
-    A folder whose head is missing is refused: transformers would draw a new one and the scores would be noise.
+    Raises HandoffError if the head is missing: transformers would make a random one, and the scores would be noise.
     """
     config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
-    saved, theirs = next(iter(config.architectures or []), ""), architecture.classifier_class(config)
-    if theirs is not None and saved == theirs.__name__ and not architecture.has_linear_head(theirs):
+    saved, known = next(iter(config.architectures or []), ""), architecture.classifier_class(config)
+    if known is not None and saved == known.__name__ and not architecture.has_linear_head(known):
         raise _no_head(saved, path)
     made = not trust_remote_code or architecture.causal_class(config) is not None
     model, missing = _pretrained(
@@ -161,7 +162,7 @@ def _require_weights(missing: Sequence[str], path: str) -> None:
 def load_classifier(
     path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """A sequence classifier with all its labels from a folder or Hub id, encoder or decoder; its head must be there."""
+    """Load a sequence classifier, encoder or decoder, with all labels; raise HandoffError if its head is missing."""
     model, missing = _pretrained(
         _classifier_auto(path, trust_remote_code=trust_remote_code),
         path,
@@ -177,7 +178,7 @@ def load_classifier(
 def load_headless_classifier(
     path: str, outputs: int, *, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None
 ) -> PreTrainedModel:
-    """A sequence classifier on the weights of `path` whose head, with so many outputs, is still to be loaded."""
+    """Load the weights of `path` into a sequence classifier; the caller loads its head, of `outputs` outputs, later."""
     model, _ = _pretrained(
         _classifier_auto(path, trust_remote_code=trust_remote_code),
         path,
@@ -192,7 +193,7 @@ def load_headless_classifier(
 
 
 def _classifier_auto(path: str, *, trust_remote_code: bool) -> Any:
-    """What loads a classifier: transformers' own class, the model's code where that is trusted, or a head made here."""
+    """Choose the class that loads a classifier: transformers' own, the model's code if trusted, or one made here."""
     config = read_config(path, "reward model", trust_remote_code=trust_remote_code)
     if architecture.classifier_class(config) is not None or trust_remote_code:
         return AutoModelForSequenceClassification
@@ -202,9 +203,9 @@ def _classifier_auto(path: str, *, trust_remote_code: bool) -> Any:
 def _pretrained(
     auto: Any, path: str, what: str, *, attn_implementation: str | None, new_head: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """(model, names of the weights that its files lack); RlhfctlError where it cannot be loaded.
+    """Load (model, names of the weights that its files lack); raise RlhfctlError if loading fails.
 
-    `new_head`: the head in the files, if any, is not the one that is wanted, and may have another shape.
+    `new_head`: the caller needs another head than the one in the files, so that one may have another shape.
     """
     with Work(f"loading {path}"), loadable(path, what, attn_implementation):
         model, info = auto.from_pretrained(
@@ -215,8 +216,8 @@ def _pretrained(
             attn_implementation=attn_implementation,
             **options,
         )
-    unlike = [found for found in info["mismatched_keys"] if not (new_head and found[0].startswith(_HEADS))]
-    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in unlike]:
+    mismatched = [entry for entry in info["mismatched_keys"] if not (new_head and entry[0].startswith(_HEADS))]
+    if other := [f"{name} {tuple(kept)} for {tuple(wanted)}" for name, kept, wanted in mismatched]:
         heads = what == "reward model" and all(name.startswith("score.") for name in other)
         raise RlhfctlError(
             f"weights of the {what} have another shape than {'one score needs' if heads else 'its config.json says'}: "
@@ -236,7 +237,7 @@ def _some(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def loadable(path: str, what: str, attn_implementation: str | None) -> Iterator[None]:
-    """RlhfctlError, in place of what transformers raises, where `path` is no such model or has no such attention."""
+    """Turn the errors of loading `path` into RlhfctlError: not a model, or an unsupported attention."""
     if attn_implementation == "flash_attention_2":
         _check_flash_attention()
     try:
@@ -265,20 +266,21 @@ def _check_flash_attention() -> None:
 
 
 def check_quantization(section: Model) -> str | None:
-    """Try a tiny quantized product as wide as the recipe's model before anything trains; a sentence or an error."""
+    """Test a tiny quantized product as wide as the recipe's model before training; return a sentence or raise."""
     if section.quantization is None or section.path is None:
         return None
     width = int(load_config(section).get_text_config().hidden_size)
-    few_bits.try_product(section.quantization, width, torch_dtype(section.dtype), device())
+    quantized_layers.try_product(section.quantization, width, torch_dtype(section.dtype), device())
     return f"model.quantization {section.quantization}: a product of width {width} is right on this machine"
 
 
 def is_quantized(model: Any) -> bool:
+    """Check whether a model holds 8-bit or 4-bit weights."""
     return bool(getattr(model, "is_quantized", False))
 
 
 def float32_head(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with its scalar head in float32: in 16 bits small steps are rounded away, and gradients' squares to 0."""
+    """Convert the scalar head of `model` to float32: 16 bits would round small steps and squared gradients to 0."""
     if model.score.weight.dtype.itemsize < 4:
         model.score.float()
         model.score.register_forward_pre_hook(_in_head_dtype)
@@ -290,6 +292,7 @@ def _in_head_dtype(head: nn.Linear, given: tuple[torch.Tensor, ...]) -> tuple[to
 
 
 def cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
+    """Make the RlhfctlError for a model or tokenizer (`what`) that failed to load: the likely reason and a fix."""
     reason = str(error).strip().splitlines()[0].rstrip() if str(error).strip() else type(error).__name__
     fix = "name a Hugging Face model folder or a Hub id that can be reached"
     names = {file.name for file in Path(path).iterdir()} if Path(path).is_dir() else set()
@@ -316,7 +319,7 @@ def cannot_load(path: str, what: str, error: Exception) -> RlhfctlError:
 
 
 def _broken_file(folder: Path) -> str | None:
-    """Which file of a model folder is not whole; what the libraries say of one rarely names it."""
+    """Find the damaged file of a model folder: the libraries' messages rarely name it. None if all can be read."""
     for file in sorted(folder.iterdir()):
         try:
             if file.suffix == ".json":
@@ -330,5 +333,5 @@ def _broken_file(folder: Path) -> str | None:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a recipe's name for it."""
+    """Return the torch dtype for its name in the recipe."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

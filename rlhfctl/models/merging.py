@@ -1,6 +1,7 @@
-"""Models that are adapter folders: the base is loaded, the adapter merged into it, and what it computes compared.
+"""Load an adapter folder as a whole model: load the base, merge the adapter, and compare the outputs before and after.
 
-Reads what adapter_folders.py finds. Adapters that are trained here are made and saved in adapters.py.
+Reads adapter folders (adapter_folders.py finds their bases). Writes nothing. Leaves out making, training and saving
+adapters (adapters.py).
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from rlhfctl.events import Work
 from rlhfctl.models import adapter_folders, loading
 
 _WEIGHTS = "adapter_model.safetensors"
-_HEADS = {"score", "classifier"}  # as peft saves them with a SEQ_CLS adapter
+_HEADS = {"score", "classifier"}  # names of the heads that peft saves with a SEQ_CLS adapter
 _EMBEDDINGS = {"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"}
-_CHECK_TOKENS, _CHECK_TOLERANCE = 12, {4: 1e-4, 8: 1e-6}  # of the largest logit, by the bytes of a number
+_CHECK_TOKENS, _CHECK_TOLERANCE = 12, {4: 1e-4, 8: 1e-6}  # relative to the largest logit; keys: bytes per number
 _LOW_PRECISION_TOLERANCE = 5e-2
 
 
 def load_causal_lm(
     path: str, *, revision: str | None = None, quantization: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A causal language model from a model folder, an adapter folder or a Hub id, and sentences about what was done.
+    """Load a causal language model from a model folder, an adapter folder or a Hub id; return it and notes on merging.
 
     An adapter is merged into its base, which may be an adapter itself. `options` are those of loading.load_causal_lm.
     """
@@ -50,7 +51,7 @@ def load_causal_lm(
 
 
 def head_outputs(folder: str | Path) -> int | None:
-    """How many outputs the head in an adapter's file has; None: it holds none."""
+    """Return the number of outputs of the head in an adapter's file; None if the file holds no head."""
     file = Path(folder) / _WEIGHTS
     if not file.is_file():
         return None
@@ -61,7 +62,7 @@ def head_outputs(folder: str | Path) -> int | None:
 
 
 def load_classifier(folder: Path, **options: Any) -> PreTrainedModel:
-    """A sequence classifier that is an adapter with its head, merged into its base. `options`: of from_pretrained."""
+    """Load a sequence classifier from an adapter with a head, merged into its base. `options`: for from_pretrained."""
     outputs = head_outputs(folder)
     if outputs is None:
         raise HandoffError(
@@ -75,17 +76,17 @@ def load_classifier(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`base` with the adapter of `folder` in its weights; HandoffError unless that computes what both computed."""
+    """Merge the adapter of `folder` into the weights of `base`; raise HandoffError if the outputs change."""
     names = _prepare_embeddings(base, folder)
     if any("lora" in name for name in names) and not adapter_folders.read_config(folder).get("ensure_weight_tying"):
-        _untie(base)  # what is added to one of two tied matrices must not reach the other
+        _untie(base)  # an update of one of two tied matrices must not change the other
     adapted = load_adapter(base, folder)
     ids = torch.arange(_CHECK_TOKENS)[None] % base.get_input_embeddings().weight.shape[0]
     before = _output(adapted, ids)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft speaks of tied embeddings, which are looked at here
+        warnings.simplefilter("ignore")  # peft warns about tied embeddings, which are handled here
         model = merged(adapted)
-    _say_whether_tied(model)
+    _tie_if_equal(model)
     gap = float((_output(model, ids) - before).abs().max())
     allowed = _CHECK_TOLERANCE.get(model.dtype.itemsize, _LOW_PRECISION_TOLERANCE)
     if not gap <= allowed * max(1.0, float(before.abs().max())):
@@ -98,7 +99,7 @@ def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """`model` with the adapter of `folder`, frozen."""
+    """Put the adapter of `folder`, frozen, on `model`; raise HandoffError if it does not fit."""
     try:
         return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -110,29 +111,30 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _misfit(error: Exception) -> str:
-    """The first thing that torch found not to fit, in one line: its own first line only says that there is one."""
+    """Return the first mismatch that torch reports, in one line: the first line of its message names none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
     return f"{first[:-1]} (and {len(lines) - 2} more)" if first.endswith(".") and len(lines) > 2 else first
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapter's update added into its weights, which must not be quantized: that rounds it."""
+    """Return the plain model with the adapter's update added to its weights; quantized weights would round it."""
     assert not loading.is_quantized(model.get_base_model())
     with Work("merging the adapter"):
         return model.merge_and_unload()
 
 
 def _output(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Compute the logits of `ids` in eval mode, as float32."""
     with torch.no_grad():
         out: torch.Tensor = model.eval()(input_ids=ids.to(model.device)).logits.float()
     return out
 
 
 def _prepare_embeddings(base: PreTrainedModel, folder: Path) -> list[str]:
-    """Give the base as many rows of embeddings as the adapter's file holds, where tokens were added for it.
+    """Resize the base's embeddings to those of the adapter, which may have been trained with added tokens.
 
-    Returns the names of the tensors in that file that change embeddings or the output layer.
+    Returns the names of the tensors in the adapter's file that change embeddings or the output layer.
     """
     file = folder / _WEIGHTS
     if not file.is_file():
@@ -142,7 +144,7 @@ def _prepare_embeddings(base: PreTrainedModel, folder: Path) -> list[str]:
         names = [name for name in weights.keys() if _EMBEDDINGS & set(name.split("."))]  # noqa: SIM118
         whole = [name for name in names if "lora" not in name and name.endswith(".weight")]
         kept = max((weights.get_slice(name).get_shape()[0] for name in whole), default=rows)
-    if trained := adapter_folders.read_config(folder).get("trainable_token_indices"):  # of all, or by layer
+    if trained := adapter_folders.read_config(folder).get("trainable_token_indices"):  # one list, or one per layer
         listed = trained.values() if isinstance(trained, dict) else [trained]
         kept = max(kept, *(1 + max(tokens) for tokens in listed))
     if kept > rows:
@@ -151,19 +153,20 @@ def _prepare_embeddings(base: PreTrainedModel, folder: Path) -> list[str]:
 
 
 def _untie(base: PreTrainedModel) -> None:
+    """Give the output layer a matrix of its own if it shares that of the input embeddings."""
     output = base.get_output_embeddings()
     if output is not None and output.weight is base.get_input_embeddings().weight:
         output.weight = torch.nn.Parameter(output.weight.detach().clone())
         _set_tied(base, False)
 
 
-def _say_whether_tied(model: PreTrainedModel) -> None:
-    """Share one matrix for input and output where both are alike, and say in the configuration whether they are."""
-    output, given = model.get_output_embeddings(), model.get_input_embeddings()
+def _tie_if_equal(model: PreTrainedModel) -> None:
+    """Share one matrix for input and output embeddings if both are equal, and record this in the configuration."""
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     if output is None:
         return
-    if output.weight.shape == given.weight.shape and torch.equal(output.weight, given.weight):
-        output.weight = given.weight
+    if output.weight.shape == inputs.weight.shape and torch.equal(output.weight, inputs.weight):
+        output.weight = inputs.weight
         _set_tied(model, True)
     else:
         _set_tied(model, False)

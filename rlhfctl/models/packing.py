@@ -1,13 +1,13 @@
-"""Rows of unlike lengths laid end to end, so that no layer computes padding.
+"""Pack sequences of different lengths into one row, so that no layer computes padding.
 
-    rows            [p p p r r]  [p r r r r r r]  [p p r]
-    laid out        longest first, T tokens in one row:  p r r r r r r  p p p r r  p p r
+    sequences       [p p p r r]  [p r r r r r r]  [p p r]
+    packed          longest first, T tokens in one row:  p r r r r r r  p p p r r  p p r
     most layers     work token by token: they see one row of T tokens
-    attention       sees rows apart: groups of like length, each padded on the right for itself, and the pads dropped
+    attention       separates sequences: groups of similar length, each padded on the right, then the pads are dropped
 
-`packed` lets a model's attention do this (transformers' AttentionInterface; the kernel stays its `sdpa`) where it shows
-that it then computes what it did. Other models get each group as a padded batch of its own: the same numbers, slower.
-Leaves out sampling, which has a cache and lengths of its own (generation/local.py).
+`packed` makes a model's attention do this (transformers' AttentionInterface; the kernel stays `sdpa`), if a test shows
+the same hidden states. Other models get each group as a padded batch: the same numbers, slower. Reads and writes no
+files. Leaves out sampling, which has a cache and lengths of its own (generation/local.py).
 """
 
 from __future__ import annotations
@@ -25,59 +25,67 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-PACKED = "rlhfctl_packed"  # the name of our attention in transformers' registry
-_LEAST_ROWS, _MOST_PADDING = 8, 1.15  # a group is cut rather than padded by more than 15%
-_CHECK_LENGTHS, _CHECK_TOLERANCE = (7, 3, 1), {4: 1e-4, 8: 1e-6}  # relative, by the bytes of a number
+PACKED = "rlhfctl_packed"  # name of this attention in transformers' registry
+_LEAST_ROWS, _MOST_PADDING = 8, 1.15  # a new group begins before padding exceeds 15%
+_CHECK_LENGTHS, _CHECK_TOLERANCE = (7, 3, 1), {4: 1e-4, 8: 1e-6}  # relative; keys: bytes per number
 _LOW_PRECISION_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
 class Group:
-    """`rows` next to each other, as a table of rows x `width` places. Tokens are counted from the group's first."""
+    """Lay out the sequences of a group as a padded table of `rows` x `width` cells, one sequence per row.
+
+    Cells are numbered row by row, tokens from the group's first.
+    """
 
     rows: int
     width: int
-    token_at: Tensor  # (rows * width,) the token at each place; at a pad, the row's last token
-    place_of: Tensor  # (tokens,) the place of each token
-    pads: Tensor  # the places that are pads
+    token_of_cell: Tensor  # (rows * width,) the token in each cell; in a pad cell, the row's last token
+    cell_of_token: Tensor  # (tokens,) the cell of each token
+    pad_cells: Tensor  # the cells that are padding
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompt + response rows, laid end to end, the longest first.
+    """Hold prompt + response sequences, packed into one row of T tokens, the longest first.
 
-    `ids` (T,); `starts` (B,): where each row begins; `prompt_lengths`, `lengths` (B,): tokens of prompt and response.
+    `ids` (T,); `starts` (B,): index in `ids` of the first token; `prompt_lengths`, `lengths` (B,): number of tokens of
+    prompt and response. The (B,) tensors keep the caller's order of sequences.
     """
 
     ids: Tensor
     starts: Tensor
     prompt_lengths: Tensor
     lengths: Tensor
-    totals: tuple[int, ...]  # lengths of the rows as they lie
+    totals: tuple[int, ...]  # lengths of whole sequences, in packed order
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], at: Any) -> Sequences:
-        rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-        order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), row))
-        totals = [len(rows[row]) for row in order]
+    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: Any) -> Sequences:
+        """Pack each prompt with its response. `device`: where the tensors are made."""
+        wholes = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        order = sorted(range(len(wholes)), key=lambda index: (-len(wholes[index]), index))
+        totals = [len(wholes[index]) for index in order]
         starts = dict(zip(order, accumulate(totals, initial=0), strict=False))
-        ids = [token for row in order for token in rows[row]]
-        counts = torch.tensor([[starts[i], len(prompts[i]), len(responses[i])] for i in range(len(rows))], device=at)
+        ids = [token for index in order for token in wholes[index]]
+        counts = [[starts[i], len(prompts[i]), len(responses[i])] for i in range(len(wholes))]
+        columns = torch.tensor(counts, device=device)
         return cls(
-            torch.tensor(ids, dtype=torch.long, device=at),
-            counts[:, 0],
-            counts[:, 1],
-            counts[:, 2],
+            torch.tensor(ids, dtype=torch.long, device=device),
+            columns[:, 0],
+            columns[:, 1],
+            columns[:, 2],
             tuple(totals),
         )
 
     def before_tokens(self) -> Tensor:
-        """(N,) the places in `ids` whose hidden states the response's tokens are drawn from, row after row."""
+        """Return the indices (N,) into `ids` of the tokens before each response token: their states predict it."""
         return self._response_states(0)
 
     def states(self, response_length: int) -> Tensor:
-        """(M,) the places whose hidden states have a value: as above, and the one after a response's last token where
-        it is shorter than the longest allowed.
+        """Return the indices (M,) into `ids` of the tokens whose hidden states get a value.
+
+        These are the tokens of `before_tokens`, and also the last token of a response that is shorter than
+        `response_length`.
         """
         return self._response_states((self.lengths < response_length).long())
 
@@ -89,20 +97,21 @@ class Sequences:
         return steps + torch.repeat_interleave(first, counts)
 
     def tokens(self) -> Tensor:
-        """(N,) the response tokens, row after row."""
+        """Return the response tokens (N,), one response after the other."""
         return self.ids[self.before_tokens() + 1]
 
     def last(self) -> Tensor:
-        """(B,) the place of each row's last token."""
+        """Return the index (B,) into `ids` of each sequence's last token."""
         return self.starts + self.prompt_lengths + self.lengths - 1
 
     @cached_property
     def positions(self) -> Tensor:
-        """(T,) of each token in its row."""
+        """Return the position (T,) of each token in its sequence."""
         return torch.cat([torch.arange(total) for total in self.totals]).to(self.ids.device)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
+        """Cut the packed sequences into groups of similar length."""
         cuts: list[list[int]] = []
         for total in self.totals:
             now = cuts[-1] if cuts else []
@@ -114,21 +123,21 @@ class Sequences:
         return tuple(_group(cut, self.ids.device) for cut in cuts)
 
 
-def _group(totals: Sequence[int], at: Any) -> Group:
+def _group(totals: Sequence[int], device: Any) -> Group:
     lengths, width = torch.tensor(totals), max(totals)
     within = torch.arange(width)[None, :]
     is_token = (within < lengths[:, None]).flatten()
     starts = lengths.cumsum(0) - lengths
-    token_at = (starts[:, None] + torch.minimum(within, lengths[:, None] - 1)).flatten()
-    places = torch.arange(len(token_at))
-    return Group(len(totals), width, token_at.to(at), places[is_token].to(at), places[~is_token].to(at))
+    token_of_cell = (starts[:, None] + torch.minimum(within, lengths[:, None] - 1)).flatten()
+    cells = torch.arange(len(token_of_cell))
+    return Group(len(totals), width, token_of_cell.to(device), cells[is_token].to(device), cells[~is_token].to(device))
 
 
 # ---------------------------------------------------------------- forwards
 
 
 def hidden_states(trunk: Any, sequences: Sequences) -> Tensor:
-    """(T, H) the last hidden states of all tokens, as they lie. `trunk` is a causal transformer without its head."""
+    """Compute the last hidden states (T, H) in packed order. `trunk` is a causal transformer without its head."""
     if trunk.config._attn_implementation == PACKED:
         states: Tensor = trunk(
             input_ids=sequences.ids[None],
@@ -140,45 +149,49 @@ def hidden_states(trunk: Any, sequences: Sequences) -> Tensor:
         return states
     parts = []
     for group, ids in _by_group(sequences.groups, sequences.ids):
-        table = ids[group.token_at].view(group.rows, group.width)  # what stands at a pad is seen by no token
+        table = ids[group.token_of_cell].view(group.rows, group.width)  # no token attends to a pad cell
         hidden = trunk(input_ids=table, use_cache=False).last_hidden_state
-        parts.append(hidden.flatten(0, 1)[group.place_of])
+        parts.append(hidden.flatten(0, 1)[group.cell_of_token])
     return torch.cat(parts)
 
 
 def _no_mask(ids: Tensor) -> Tensor:
-    """A mask of four dimensions is handed to attention as it is, where none would make transformers build one."""
+    """Make a dummy mask: transformers passes a 4-dimensional mask on as it is, but builds one if it gets None."""
     return ids.new_zeros((1, 1, 1, 1), dtype=torch.bool)
 
 
 def _by_group(groups: Sequence[Group], tokens: Tensor) -> list[tuple[Group, Tensor]]:
-    return list(zip(groups, tokens.split([len(group.place_of) for group in groups]), strict=True))
+    """Split the first dimension of `tokens` (T, ...) into the groups."""
+    return list(zip(groups, tokens.split([len(group.cell_of_token) for group in groups]), strict=True))
 
 
-class _ToPlaces(torch.autograd.Function):
-    """(tokens, W) to (places, W). Nothing that is kept depends on a pad, so its gradient is zero and not looked at."""
+class _PadTokens(torch.autograd.Function):
+    """Copy packed tokens (tokens, W) into the padded table (cells, W).
+
+    No kept number depends on a pad cell. Its gradient is 0, so the backward pass does not read it.
+    """
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return tokens.index_select(0, group.token_at)
+        return tokens.index_select(0, group.token_of_cell)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient.index_select(0, ctx.group.place_of), None
+        return gradient.index_select(0, ctx.group.cell_of_token), None
 
 
-class _FromPlaces(torch.autograd.Function):
-    """(places, W) to (tokens, W): pads are dropped."""
+class _UnpadTokens(torch.autograd.Function):
+    """Copy the tokens of the padded table (cells, W) back into packed order (tokens, W); drop the pad cells."""
 
     @staticmethod
-    def forward(ctx: Any, places: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, cells: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return places.index_select(0, group.place_of)
+        return cells.index_select(0, group.cell_of_token)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient.index_select(0, ctx.group.token_at).index_fill_(0, ctx.group.pads, 0.0), None
+        return gradient.index_select(0, ctx.group.token_of_cell).index_fill_(0, ctx.group.pad_cells, 0.0), None
 
 
 def _attention(
@@ -190,7 +203,7 @@ def _attention(
     packing: Sequence[Group] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa attention, of each group for itself where there are any.
+    """Run transformers' sdpa attention, separately on each group of `packing`; on the whole batch without `packing`.
 
     `query`, `key`, `value` (1, heads, T, width) to (1, T, heads, width).
     """
@@ -202,11 +215,11 @@ def _attention(
     parts = []
     for (group, q), (_, k), (_, v) in zip(*(_by_group(packing, part) for part in flat), strict=True):
         tables = [
-            _ToPlaces.apply(part, group).view(group.rows, group.width, count, -1).transpose(1, 2)
+            _PadTokens.apply(part, group).view(group.rows, group.width, count, -1).transpose(1, 2)
             for part, count in zip((q, k, v), heads, strict=True)
         ]
         out, _ = sdpa_attention_forward(module, *tables, None, **(settings | {"is_causal": True}))
-        parts.append(_FromPlaces.apply(out.reshape(group.rows * group.width, -1), group))
+        parts.append(_UnpadTokens.apply(out.reshape(group.rows * group.width, -1), group))
     return torch.cat(parts).view(1, len(flat[0]), heads[0], -1), None
 
 
@@ -214,22 +227,24 @@ AttentionInterface.register(PACKED, _attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
-# ---------------------------------------------------------------- who may
+# ---------------------------------------------------------------- which models support packing
 
 
 def has_full_attention(config: Any) -> bool:
-    """Whether every layer's attention reaches back to the first token: no window, no kind of its own."""
+    """Check whether the attention of every layer reaches back to the first token: no window, no special layer types."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return getattr(config, "sliding_window", None) is None and kinds == {"full_attention"}
 
 
 def max_stable_rope_length(config: Any) -> int | None:
-    """Up to how many tokens a position is turned by the same angle whatever the length of its sequence; None: always.
+    """Return the sequence length up to which rotary angles depend on the position alone; None without a limit.
 
-    Beyond them `dynamic` and `longrope` embeddings turn all tokens anew, those in a cache too late.
+    In longer sequences `dynamic` and `longrope` embeddings change the angles of all positions. Tokens in a cache would
+    keep their old angles.
     """
-    given = getattr(config, "rope_parameters", None) or {}
-    every = [kind for kind in given.values() if isinstance(kind, dict)] or [given]  # one, or one for each kind of layer
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [kind for kind in parameters.values() if isinstance(kind, dict)]
+    every = by_layer_type or [parameters]
     limits = [
         kind.get("original_max_position_embeddings") or config.max_position_embeddings
         for kind in every
@@ -240,35 +255,36 @@ def max_stable_rope_length(config: Any) -> int | None:
 
 @contextmanager
 def packed(trunk: Any) -> Iterator[bool]:
-    """`trunk` takes rows laid end to end while inside, if it can. Yields whether it does.
+    """Make `trunk` accept packed sequences inside the block, if it supports them. Yields whether it does.
 
-    It can where its attention is plain causal `sdpa`, and a few rows show the same hidden states either way.
+    Its attention must be plain causal `sdpa`, and a few test sequences must give the same hidden states packed and
+    apart.
     """
     config = trunk.config
     if not has_full_attention(config) or config._attn_implementation != "sdpa":
         yield config._attn_implementation == PACKED
         return
-    inside = _agrees(trunk)
+    supported = _agrees(trunk)
     try:
-        if inside:
+        if supported:
             config._attn_implementation = PACKED
-        yield inside
+        yield supported
     finally:
         config._attn_implementation = "sdpa"
 
 
 def _agrees(trunk: Any) -> bool:
-    """Whether `trunk` gives the same hidden states for rows laid end to end as for each row."""
+    """Check that `trunk` gives the same hidden states for packed sequences as for each sequence by itself."""
     config, weight = trunk.config, next(trunk.parameters())
     count = config.vocab_size
-    rows = [[(5 * row + 3 * place + 2) % count for place in range(n)] for row, n in enumerate(_CHECK_LENGTHS)]
-    sequences = Sequences.of(rows, [[] for _ in rows], weight.device)
+    prompts = [[(5 * i + 3 * position + 2) % count for position in range(n)] for i, n in enumerate(_CHECK_LENGTHS)]
+    sequences = Sequences.of(prompts, [[] for _ in prompts], weight.device)
     try:
         with torch.no_grad():
             apart = hidden_states(trunk, sequences)
             config._attn_implementation = PACKED
             together = hidden_states(trunk, sequences)
-    except (TypeError, ValueError, RuntimeError):  # an architecture that takes no such arguments
+    except (TypeError, ValueError, RuntimeError):  # an architecture that does not accept these arguments
         return False
     finally:
         config._attn_implementation = "sdpa"

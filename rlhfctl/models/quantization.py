@@ -1,7 +1,7 @@
-"""Hold linear layers in 8 or 4 bits through bitsandbytes, by products that every processor computes alike.
+"""Hold linear layers in 8 or 4 bits through bitsandbytes, with products that are the same on every processor.
 
-bitsandbytes is imported here and only where `model.quantization` asks for it. Reads nothing, writes nothing. Loading
-the weights is loading.py's; merging adapters is adapters.py's.
+Imports bitsandbytes only if `model.quantization` is set. Reads and writes no files. Leaves out loading weights
+(loading.py) and merging adapters (merging.py).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from transformers import BitsAndBytesConfig
 
 from rlhfctl.errors import RlhfctlError
 
-_ROWS = 3  # of the product that is tried
-_LARGEST_GAP = {"4bit": 1e-2, "8bit": 0.1}  # relative, from the product with the same weights in full precision
-_LARGEST_WIDTH = 512  # whole blocks, as any wider layer has
+_ROWS = 3  # rows of the matrix in the tested product
+_LARGEST_GAP = {"4bit": 1e-2, "8bit": 0.1}  # relative difference from the product in full precision
+_LARGEST_WIDTH = 512  # holds whole quantization blocks, as wider layers do
 _FIX = "take model.quantization out, use the other number of bits, or install another bitsandbytes"
 
 
 def load_options(quantization: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Give what from_pretrained needs to hold linear layers in few bits (NF4, Dettmers et al. 2023); heads stay whole.
+    """Return the arguments of from_pretrained for 8 or 4 bits (NF4, Dettmers et al. 2023); heads keep full precision.
 
-    RlhfctlError where bitsandbytes is not installed.
+    Raises RlhfctlError if bitsandbytes is not installed.
     """
     if quantization is None:
         return {}
@@ -41,8 +41,8 @@ def load_options(quantization: str | None, dtype: torch.dtype, device: torch.dev
 def use_portable_products(model: nn.Module) -> None:
     """Turn off the 4-bit kernel for processors with AVX512-BF16, in place.
 
-    That kernel rounds states to bfloat16, moves the weights to another layout while a model is evaluated, and fails on
-    layers narrower than 64. Without it the numbers are the same on every processor.
+    That kernel rounds states to bfloat16, changes the layout of the weights in eval mode, and fails on layers narrower
+    than 64. Without it the numbers are the same on every processor.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
@@ -52,7 +52,7 @@ def use_portable_products(model: nn.Module) -> None:
 def try_product(quantization: str, width: int, dtype: torch.dtype, device: torch.device) -> None:
     """Compare a quantized layer (width, width), and its gradient, with the same weights in full precision.
 
-    A layer of more than 512 is tried at 512. RlhfctlError where the product fails, or is off by more than rounding.
+    A wider layer than 512 is tested at 512. Raises RlhfctlError if the product fails or differs by more than rounding.
     """
     _require()
     width = min(width, _LARGEST_WIDTH)
@@ -60,15 +60,15 @@ def try_product(quantization: str, width: int, dtype: torch.dtype, device: torch
     weight = torch.randn((width, width), generator=generator) / width**0.5
     states = torch.randn((_ROWS, width), generator=generator).to(device, dtype)
     try:
-        layer, kept = _layer(quantization, weight.to(device), dtype)
-        wanted = states.float() @ kept.float().T
+        layer, full_precision = _layer(quantization, weight.to(device), dtype)
+        expected = states.float() @ full_precision.float().T
         with torch.no_grad():
-            gap = _gap(layer.eval()(states), wanted)
-        given = states.clone().requires_grad_()
-        layer.train()(given).float().sum().backward()
-        assert given.grad is not None
-        gap = max(gap, _gap(given.grad, kept.float().sum(0).expand_as(given)))
-    except Exception as error:  # whatever a library's kernel makes of it
+            gap = _gap(layer.eval()(states), expected)
+        inputs = states.clone().requires_grad_()
+        layer.train()(inputs).float().sum().backward()
+        assert inputs.grad is not None
+        gap = max(gap, _gap(inputs.grad, full_precision.float().sum(0).expand_as(inputs)))
+    except Exception as error:  # a library's kernel may raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RlhfctlError(
             f"{quantization} products of width {width} fail on this machine: {first}",
@@ -85,8 +85,8 @@ def try_product(quantization: str, width: int, dtype: torch.dtype, device: torch
 
 
 def _layer(quantization: str, weight: torch.Tensor, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor]:
-    """A quantized layer, and the weights that it holds, in full precision."""
-    import bitsandbytes  # only where a recipe asks for few bits
+    """Make a quantized layer; return it and its weights in full precision."""
+    import bitsandbytes  # only if a recipe sets model.quantization
 
     width = len(weight)
     if quantization == "4bit":
@@ -101,9 +101,9 @@ def _layer(quantization: str, weight: torch.Tensor, dtype: torch.dtype) -> tuple
     return layer, bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def _gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference, relative to the root mean square of what is wanted."""
-    return float((found.detach().float() - wanted).abs().max() / wanted.square().mean().sqrt())
+def _gap(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Compute the largest difference from `expected`, relative to the root mean square of `expected`."""
+    return float((result.detach().float() - expected).abs().max() / expected.square().mean().sqrt())
 
 
 def _require() -> None:

@@ -1,9 +1,9 @@
-"""A scalar head on the backbone of a causal language model, for families without a sequence classifier in transformers.
+"""Put a scalar head on the backbone of a causal language model, where transformers has no sequence classifier.
 
     sequence_classifier(GraniteForCausalLM)     makes GraniteForSequenceClassification, which transformers lacks
 
-Needs torch and transformers alone: `rlhfctl export` copies this file beside the weights of a reward model, so that they
-load where rlhfctl is not installed. Leaves out loading and saving, which are transformers' own.
+Imports torch and transformers only: `rlhfctl export` copies this file beside the weights of a reward model, so that it
+loads without rlhfctl installed. Reads and writes no files. Leaves out loading and saving, which transformers does.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 def last_token(hidden: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
-    """Each row's hidden state (B, H) at its last token that is read, of `hidden` (B, L, H) and `read` (B, L)."""
+    """Select each row's hidden state at its last token with `read` True: (B, L, H), (B, L) -> (B, H)."""
     rows, length = hidden.shape[:2]
     if read is None:
         return hidden[:, -1]
-    places = torch.arange(length, device=hidden.device) * read.to(hidden.device, torch.long)
-    return hidden[torch.arange(rows, device=hidden.device), places.argmax(-1)]
+    positions = torch.arange(length, device=hidden.device) * read.to(hidden.device, torch.long)
+    return hidden[torch.arange(rows, device=hidden.device), positions.argmax(-1)]
 
 
 def trunk_name(causal: type[PreTrainedModel]) -> str:
-    """The attribute that holds the backbone: base_model_prefix, but for Llama 4, where that names something else."""
+    """Return the name of the attribute that holds the backbone: base_model_prefix, except for Llama 4 (`model`)."""
     initializer: Any = causal.__init__
     names = initializer.__code__.co_names
     return "model" if causal.base_model_prefix not in names and "model" in names else causal.base_model_prefix
 
 
 def stem(causal: type[PreTrainedModel]) -> str:
-    """The name of the family in its classes' names: Granite of GraniteForCausalLM."""
+    """Return the family's part of a class name: Granite for GraniteForCausalLM."""
     return causal.__name__.partition("For")[0].removesuffix("LMHeadModel")
 
 
@@ -42,7 +42,7 @@ def stem(causal: type[PreTrainedModel]) -> str:
 def sequence_classifier(causal: type[PreTrainedModel], name: str | None = None) -> type[PreTrainedModel]:
     """Return the class NAMEForSequenceClassification for NAMEForCausalLM: its backbone, and `score`, a linear head.
 
-    `name`: another name, where transformers has a class of that one which is no such head.
+    `name`: another name for the class, needed if transformers uses that name for a class with another head.
     """
     family: Any = next(kind for kind in causal.__mro__ if kind.__name__.endswith("PreTrainedModel"))
 
@@ -57,12 +57,12 @@ def sequence_classifier(causal: type[PreTrainedModel], name: str | None = None) 
             self.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
             self.post_init()
 
-        # Its layers are transformers' own. As custom code, buffers that a parent fills in them would stay unfilled.
+        # All layers are transformers' own. For custom code transformers would leave the buffers of the layers unfilled.
         @classmethod
         def is_custom_code(cls) -> bool:
             return False
 
-        # transformers looks into the source of a class's file for these two: the family's file is meant.
+        # transformers searches the source file of the class for these two. The answer is in the file of the family.
         @classmethod
         def _can_set_experts_implementation(cls) -> bool:
             return bool(causal._can_set_experts_implementation())
@@ -79,7 +79,7 @@ def sequence_classifier(causal: type[PreTrainedModel], name: str | None = None) 
             labels: torch.Tensor | None = None,
             **inputs: Any,
         ) -> SequenceClassifierOutput:
-            """Scores (B, num_labels) of rows (B, L), read at the last token that is no padding."""
+            """Compute scores (B, num_labels) of ids (B, L) at the last token that is not padding."""
             inputs.pop("return_dict", None)
             given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
             backbone = getattr(self, self.base_model_prefix)

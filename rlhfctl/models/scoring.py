@@ -1,4 +1,7 @@
-"""Compute log-probabilities and reward scores of rows of token ids, a batch at a time."""
+"""Compute log-probabilities and reward scores of rows of token ids, one batch at a time.
+
+Reads and writes no files. Leaves out classifiers, which read text (classifiers.py).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,12 @@ from torch import nn
 from rlhfctl.events import Work
 from rlhfctl.models.architecture import backbone
 from rlhfctl.models.packing import Sequences, hidden_states
-from rlhfctl.models.tensors import at_least_float32, pad_right
-
-_LOGITS_AT_ONCE = 1 << 24
+from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, pad_right
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; the modes of all submodules as they were afterwards."""
+    """Set eval mode and disable gradients inside the block; restore the mode of every submodule afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -30,43 +31,43 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-# ---------------------------------------------------------------- numbers that a hand-over is checked with
+# ---------------------------------------------------------------- numbers that verify a reloaded model
 
-PROBE_ROWS, PROBE_TOKENS = 8, 128  # of the rows kept with what a language model gives for them
+PROBE_ROWS, PROBE_TOKENS = 8, 128  # rows, and tokens per row, kept with their log-probabilities
 
 
 def sequence_logprobs(
     model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 16
 ) -> list[list[float]]:
-    """Log-probability of every token of each row after its first, given those before it (natural log).
+    """Compute the log-probability of each token given the tokens before it; the first token of a row has none.
 
-    Fewer than `batch_size` rows at a time where the logits of so many would be large.
+    Natural logarithms. A batch has fewer than `batch_size` rows if their logits would need too much memory.
     """
-    at = next(model.parameters()).device
+    device = next(model.parameters()).device
     batch_size = rows_at_once(model, batch_size, max((len(row) for row in rows), default=1))
     result: list[list[float]] = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            ids, mask = pad_right(batch, pad_token_id, at)
-            everything = torch.log_softmax(at_least_float32(model(input_ids=ids, attention_mask=mask).logits), -1)
-            logprobs = everything[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+            ids, mask = pad_right(batch, pad_token_id, device)
+            all_logprobs = torch.log_softmax(at_least_float32(model(input_ids=ids, attention_mask=mask).logits), -1)
+            logprobs = all_logprobs[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
             result += [logprobs[index, : len(row) - 1].tolist() for index, row in enumerate(batch)]
-            del everything  # the next batch's is as large
+            del all_logprobs  # free it before the next batch, which needs as much
     return result
 
 
 def rows_at_once(model: Any, most: int, length: int) -> int:
-    """How many rows of `length` tokens have logits of 64 MB or less in float32; at least one, at most `most`."""
+    """Return how many rows of `length` tokens have logits of 64 MB or less in float32: at least 1, at most `most`."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    return max(1, min(most, _LOGITS_AT_ONCE // (length * vocabulary)))
+    return max(1, min(most, LOGITS_AT_ONCE // (length * vocabulary)))
 
 
 def score_rows(
     model: nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, *, batch_size: int = 64, what: str = "scoring"
 ) -> list[float]:
-    """The scalar head's value at the last token of each row; `what` names the work to those who watch."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little padding
+    """Compute the scalar head's score at the last token of each row. `what`: name of the work in progress events."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # similar lengths together: less padding
     result = [0.0] * len(rows)
     with evaluating(model), Work(what, len(rows), "response") as work:
         for start in range(0, len(rows), batch_size):
@@ -74,14 +75,17 @@ def score_rows(
             scores = at_least_float32(head_outputs(model, [rows[index] for index in chosen]).squeeze(-1))
             for index, score in zip(chosen, scores.tolist(), strict=True):
                 result[index] = score
-            work.at(start + len(chosen))
+            work.advance(start + len(chosen))
     return result
 
 
 def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """(B, outputs) of a linear head at the last token of each row of ids, in one forward."""
-    device = next(model.parameters()).device
-    sequences = Sequences.of(rows, [[] for _ in rows], device)
+    return outputs_at_end(model, Sequences.of(rows, [[] for _ in rows], next(model.parameters()).device))
+
+
+def outputs_at_end(model: nn.Module, sequences: Sequences) -> torch.Tensor:
+    """(B, outputs) of a linear head at the last token of each sequence, in one forward."""
     last = hidden_states(backbone(model), sequences)[sequences.last()]
     outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
     return outputs

@@ -1,6 +1,7 @@
-"""Tokenizers: learned for new weights, loaded, given a template and the tokens that it needs, saved, fingerprinted.
+"""Train, load, prepare, save and fingerprint tokenizers: pad token, chat template, and the tokens that it needs.
 
-Reads the recipe's `model` section and tokenizer folders. Rows for added tokens are made with the weights (build.py).
+Reads the recipe's `model` section and tokenizer folders; writes tokenizer folders. Leaves out the embedding rows of
+added tokens (build.py) and what a template does with a conversation (data/chat.py).
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from rlhfctl.recipe.schema import Init, Model, Recipe, Sft
 
 PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|endoftext|>"
-_NO_TOKEN = "<|none|>"  # not in any vocabulary: the tokenizers library raises where it would be used
+_NO_TOKEN = "<|none|>"  # in no vocabulary: the tokenizers library raises an error if it needs this token
 _SHOWN_UNKNOWN = 8
 
 
 def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer for new weights: byte-level BPE of `init.vocab_size` learned from `texts`, or just `init.tokens`.
+    """Train a tokenizer for new weights: byte-level BPE of `init.vocab_size` from `texts`, or the words `init.tokens`.
 
-    End-of-sequence and pad are two tokens of their own, ids 0 and 1.
+    End-of-sequence is id 0 and pad is id 1.
     """
     special = [EOS_TOKEN, PAD_TOKEN]
     if init.tokens is not None:
         vocabulary = {token: index for index, token in enumerate([*special, *init.tokens])}
-        # No unknown token: other text has no ids, and what stood in for it would be learned as if it were text.
+        # There is no unknown token: the model would learn to write it like text. Text outside the list is an error.
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NO_TOKEN))
         longest_first = sorted(init.tokens, key=len, reverse=True)
         pattern = Regex("|".join(_escape(token) for token in longest_first))
@@ -70,6 +71,7 @@ def train_tokenizer(init: Init, texts: Iterable[str]) -> PreTrainedTokenizerBase
 
 
 def _check_covered(backend: Tokenizer, tokens: Sequence[str], texts: Iterable[str]) -> None:
+    """Raise RlhfctlError if `texts` hold a piece that is not in `tokens`."""
     known = {*tokens, EOS_TOKEN, PAD_TOKEN}
     unknown = {piece for text in texts for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)} - known
     if unknown:
@@ -89,19 +91,18 @@ def _escape(token: str) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A tokenizer as the stages of a recipe use it."""
+    """A tokenizer as the stages of a recipe use it, and what was changed in it."""
 
     tokenizer: PreTrainedTokenizerBase
-    notes: tuple[str, ...] = ()  # sentences about what was done to it
-    added: tuple[int, ...] = ()  # ids of the chat template's marks that it lacked: their rows are to be trained
-    replaced_end: int | None = None  # the end-of-sequence that the template's end of turn stands in for
+    notes: tuple[str, ...] = ()  # sentences about the changes
+    added: tuple[int, ...] = ()  # ids of marks of the chat template that were no tokens: sft trains their rows
+    replaced_end: int | None = None  # the old end-of-sequence id, which the template's end of turn replaces
 
 
 def prepare(recipe: Recipe, data: Mapping[str, Rows]) -> Prepared:
-    """The tokenizer of `recipe`, fit for the demonstrations that sft reads.
+    """Make the tokenizer of `recipe`, ready for the demonstrations of sft.
 
-    Without sft it is made ready for conversations where it has a template: it does not depend on which data a command
-    reads.
+    Without sft it is always made ready for conversations, so that it does not depend on the data that a command reads.
     """
     demonstrations = data["demonstrations"].rows if "demonstrations" in data else []
     conversations = recipe.sft is None or any(is_conversation(row) for row in demonstrations)
@@ -111,11 +112,11 @@ def prepare(recipe: Recipe, data: Mapping[str, Rows]) -> Prepared:
 def tokenizer_from_recipe(
     section: Model, demonstrations: Sequence[Row] = (), *, conversations: bool = False, sft: Sft | None = None
 ) -> Prepared:
-    """The tokenizer of the recipe's `model`, with pad token and template.
+    """Make the tokenizer of the recipe's `model`, with pad token and chat template.
 
-    With `conversations` the template is made fit for them: what closes the assistant's turn becomes end-of-sequence,
-    marks that are no tokens are added where `sft` is there to train their rows, and a template that renders earlier
-    turns differently gives way to TRL's training variant where the rows need it.
+    With `conversations` it is made ready for them. The mark that closes the assistant's turn becomes end-of-sequence.
+    Marks that are no tokens are added if `sft` can train their rows. A template that renders earlier turns differently
+    is replaced by TRL's training variant if `sft` needs that for its rows.
     """
     notes: list[str] = []
     if section.init is not None:
@@ -148,7 +149,7 @@ def tokenizer_from_recipe(
             where=section.path,
             fix='give it one: tokenizer.eos_token = "..." and tokenizer.save_pretrained(FOLDER)',
         )
-    notes += [sentence for sentence in (stop_clock(tokenizer, section), ensure_pad_token(tokenizer)) if sentence]
+    notes += [sentence for sentence in (fix_template_date(tokenizer, section), ensure_pad_token(tokenizer)) if sentence]
     if not conversations or tokenizer.chat_template is None:
         return Prepared(tokenizer, tuple(notes))
     marks: list[str] = []
@@ -170,8 +171,8 @@ def tokenizer_from_recipe(
     )
 
 
-def stop_clock(tokenizer: PreTrainedTokenizerBase, section: Model) -> str | None:
-    """Fix the day in a chat template that reads the clock. Returns a sentence when something changed."""
+def fix_template_date(tokenizer: PreTrainedTokenizerBase, section: Model) -> str | None:
+    """Fix the date in a chat template that reads the clock. Returns a sentence if the template changed."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or not templates.reads_clock(template):
         return None
@@ -180,40 +181,40 @@ def stop_clock(tokenizer: PreTrainedTokenizerBase, section: Model) -> str | None
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give the tokenizer a pad token of its own. Returns a sentence when something changed."""
+    """Give the tokenizer a pad token of its own. Returns a sentence if the tokenizer changed."""
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return None
-    was = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
+    before = "had no pad token" if tokenizer.pad_token_id is None else "padded with end-of-sequence"
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    return f"the tokenizer {was}; it got {PAD_TOKEN} (id {tokenizer.pad_token_id})"
+    return f"the tokenizer {before}; it got {PAD_TOKEN} (id {tokenizer.pad_token_id})"
 
 
 def adopt_where_asked(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Rows]) -> str | None:
-    """As adopt_end_of_turn, for a model from elsewhere, where any of `data` holds conversations."""
+    """Apply use_template_eos to a model that no run made, if any of `data` holds conversations."""
     return use_template_eos(tokenizer) if any_conversation(data) else None
 
 
 def load_tokenizer(
     path: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id, padding on the left (prompts end where responses begin)."""
+    """Load the tokenizer of a model folder or Hub id; it pads on the left, because responses follow prompts."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever the tokenizers library makes of a broken file
+    except Exception as error:  # the tokenizers library may raise anything for a broken file
         raise cannot_load(path, "tokenizer", error) from error
     tokenizer.padding_side = "left"
     return tokenizer
 
 
 def load_for(section: Model, path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model from elsewhere, or of a stage, as a recipe with this `model` has it loaded."""
+    """Load the tokenizer of a stage, or of a model that no run made, with the settings of the recipe's `model`."""
     tokenizer = load_tokenizer(path, trust_remote_code=section.trust_remote_code)
-    stop_clock(tokenizer, section)
+    fix_template_date(tokenizer, section)
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The tokenizer without the padding and truncation that its last use left in it."""
+    """Save the tokenizer without the padding and truncation settings of its last use."""
     copied = copy.deepcopy(tokenizer)
     backend = getattr(copied, "backend_tokenizer", None)
     if backend is not None:
@@ -223,11 +224,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what turns text into ids: vocabulary, merges, normaliser and special tokens; not the chat template."""
+    """Hash the parts that turn text into ids: vocabulary, merges, normaliser, special tokens; not the chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())
-        state.pop("padding", None)  # set and unset by use, not part of the tokenizer's identity
+        state.pop("padding", None)  # a setting of the last use, not part of the tokenizer's identity
         state.pop("truncation", None)
     else:
         state = sorted(tokenizer.get_vocab().items())
@@ -240,6 +241,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Hash of the chat template, or None without one."""
+    """Hash the chat template; None without one."""
     template = tokenizer.chat_template
     return None if template is None else fs.hash_json(template)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rlhfctl.recipe.layers import DATA_SETS, Layer, Origin, Problems
 from rlhfctl.recipe.sections.base import Key
-from rlhfctl.recipe.sections.data import looks_like_id
+from rlhfctl.recipe.sections.data import STAGE_SOURCE, looks_like_id
 from rlhfctl.recipe.words import did_you_mean, shortened
 
+_NO_PATH = ("builtin:", STAGE_SOURCE)  # a source that begins with one of these is no path
 _MODELS = (("model", "path"), ("reward", "model"))
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -24,7 +25,7 @@ def resolve_paths(layer: Layer, problems: Problems) -> None:
     sources = list(_source_keys(layer))
     for key in (("folder",), *sources, *_MODELS, ("model", "chat_template")):
         text = layer.get(key)
-        if not isinstance(text, str) or not text or (key in sources and text.startswith("builtin:")):
+        if not isinstance(text, str) or not text or (key in sources and text.startswith(_NO_PATH)):
             continue
         if key[-1] == "chat_template" and not text.endswith((".jinja", ".j2")):
             continue  # the template itself

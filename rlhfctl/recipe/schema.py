@@ -26,6 +26,7 @@ from rlhfctl.recipe.sections.data import (
     DATA_SUFFIXES,
     ONE_SOURCE_KEYS,
     OWN_DATA_KEYS,
+    STAGE_SOURCE,
     Answered,
     Compared,
     Data,
@@ -47,7 +48,8 @@ from rlhfctl.recipe.sections.training import OWNED_TRAINER_KEYS, Lora, Trained, 
 
 __all__ = [
     "BUILTIN_DATA_KEYS", "DATA_SUFFIXES", "FUNCTION", "NAME", "NAMED_JUDGES", "ONE_SOURCE_KEYS", "OWNED_TRAINER_KEYS",
-    "OWN_DATA_KEYS", "OWN_ENGINE_KEYS", "REFUSED_PPO_KEYS", "Answered", "Compare", "Compared", "Conflict", "Controls",
+    "OWN_DATA_KEYS", "OWN_ENGINE_KEYS", "REFUSED_PPO_KEYS", "STAGE_SOURCE", "Answered", "Compare", "Compared",
+    "Conflict", "Controls",
     "Data", "Demonstrations", "DemonstrationsPart", "Init", "Key", "Lora", "Model", "Ppo", "PpoEval", "Preferences",
     "PreferencesPart", "Prompts", "PromptsPart", "Recipe", "Reward", "RewardText", "Rule", "Section", "Sft", "Source",
     "Stage", "Trained", "Turns", "looks_like_id", "owned_trainer_key",

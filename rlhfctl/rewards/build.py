@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
-from rlhfctl.rewards.names import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.weighted import WeightedReward
 
 
@@ -126,4 +126,4 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     GOLD: _gold,
     FUNCTION: build_function,
 }
-"""Kind of scorer (names.py) -> what builds it, from its name and from what there is to build it from."""
+"""Kind of scorer (recipe/scorers.py) -> what builds it, from its name and from what there is to build it from."""

@@ -23,6 +23,7 @@ from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted
 from rlhfctl.generation import generator, local
+from rlhfctl.generation.generator import Generator
 from rlhfctl.generation.kl import exact_kl
 from rlhfctl.models import devices, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
@@ -70,8 +71,10 @@ class Answers:
 class _Side:
     """A model that answers all test prompts at a temperature."""
 
-    def __init__(self, name: str, base: Base, rows: list[Row], section: Compare, ctx: Context) -> None:
-        self.name, self.model, self.tokenizer = name, base.model, base.tokenizer
+    def __init__(
+        self, name: str, base: Base, rows: list[Row], section: Compare, ctx: Context, generate: Generator
+    ) -> None:
+        self.name, self.model, self.tokenizer, self.generate = name, base.model, base.tokenizer, generate
         self.rows, self.section, self.ctx = rows, section, ctx
         encoder = Encoder(base.tokenizer)
         self.prompts = [encoder.prompt(row["prompt"], row.get("tools")) for row in rows]
@@ -84,7 +87,7 @@ class _Side:
         for index in range(1 if temperature == GREEDY else samples):
             what = f"sampling the {self.name}"
             sampling = self._sampling(temperature, index)
-            drawn.append(local.sample(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
+            drawn.append(self.generate(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
             progress.pass_done()
         stops = self._sampling(temperature, 0).stop_strings
         logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
@@ -129,7 +132,7 @@ class _Progress:
         self.before += self.prompts
 
 
-def from_models(section: Compare, ctx: Context) -> Answers:
+def from_models(section: Compare, ctx: Context, generate: Generator = local.sample) -> Answers:
     """Sample both policies on the test prompts: the same batches and the same random numbers for both."""
     policy = ctx.loader.load_base(ctx.parents["policy"])
     reference = ctx.loader.load_base(ctx.parents["reference"])
@@ -149,7 +152,8 @@ def from_models(section: Compare, ctx: Context) -> Answers:
         one: controls.samples_per_prompt for one in colder if controls is not None
     }
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
-    sides = [_Side(name, base, rows, section, ctx) for name, base in (("policy", policy), ("reference", reference))]
+    bases = (("policy", policy), ("reference", reference))
+    sides = [_Side(name, base, rows, section, ctx, generate) for name, base in bases]
     drawn: dict[str, dict[float | None, Drawn]] = {}
     responses: list[list[generator.Response]] = []  # the policy's in the main comparison
     matched = None

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from rlhfctl.stages.loader import Loader
 
 
+class PublishedByFirst(Exception):
+    """End the stage in a process beside the first: what is left to do is to publish."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """One stage of one run. `parents` are named by role: base, reward, policy, reference."""
+    """One stage of one run. `name` is the text of its StageId; `parents` are named by role: base, reward, policy."""
 
     name: str
     recipe: Recipe
@@ -32,6 +36,7 @@ class Context:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
     notes: list[str] = field(default_factory=list)  # end up in the manifest
     began: float = field(default_factory=time.monotonic)
+    first: bool = True  # of several processes that run the stage together: the one that publishes
 
     @property
     def folder(self) -> Path:
@@ -69,7 +74,9 @@ class Context:
         tokenizer: str | None = None,
         chat_template: str | None = None,
     ) -> Artifact:
-        """Write the manifest: from now on the stage is complete."""
+        """Write the manifest: from now on the stage is complete. Only the first of several processes comes back."""
+        if not self.first:
+            raise PublishedByFirst
         with Work("hashing what was made"):
             return publish_manifest(
                 self.folder,

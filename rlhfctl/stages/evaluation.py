@@ -13,53 +13,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from rlhfctl import fs
-from rlhfctl.data.types import Row
 from rlhfctl.errors import RewardFailed
 from rlhfctl.events import Metrics, Sample, transcript
-from rlhfctl.generation import generator, local
+from rlhfctl.generation.generator import Generator, sampling_for
 from rlhfctl.generation.kl import exact_kl
+from rlhfctl.generation.local import sample
 from rlhfctl.models import build
-from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.stages.context import Context
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.roles import Roles
 
 _SAMPLES_SHOWN = 1
 _STREAM = 1 << 32  # its draws are apart from those of training
 
 
 class Evaluation:
-    """Called after every update. `reference` None: the policy with its adapter off."""
+    """Called after every update with the policy as it then is; `data` holds the eval prompts."""
 
     def __init__(
         self,
         section: Ppo,
         ctx: Context,
-        policy: LanguageModel,
-        reference: Any,
+        roles: Roles,
         reward: RewardFunction,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[Row],
-        prompts: Sequence[list[int]],
+        data: PromptData,
+        generator: Generator = sample,
     ) -> None:
         self.section = section
         self.ctx = ctx
-        self.policy = policy
-        self.reference = reference
+        self.policy = roles.policy
+        self.reference = roles.reference
         self.reward = reward
-        self.tokenizer = tokenizer
-        self.rows = rows
-        self.prompts = prompts
+        self.tokenizer = data.tokenizer
+        self.rows = data.rows
+        self.prompts = data.prompts
+        self.generator = generator
         self.closing: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         self.best_values: dict[str, float] = {}
         self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
         self._references: list[str] = []  # what the reference answers, for the samples shown
         self._reference_scores: list[float] = []
-        self._sampling = generator.sampling_for(section, tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
+        self._sampling = sampling_for(section, data.tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
     def __call__(self, update: int, total: int) -> None:
         section = self.section
@@ -67,7 +65,7 @@ class Evaluation:
         if not every or not self.prompts or (update % every and update != total):
             return
         what = "answering the eval prompts"
-        responses = local.sample(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
+        responses = self.generator(self.policy, self.prompts, self.tokenizer, self._sampling, what=what)
         ids = [response.ids for response in responses]
         episodes = [
             make_episode(self.tokenizer, row, prompt, response, self._sampling.stop_strings)
@@ -135,9 +133,8 @@ class Evaluation:
         return [score if math.isfinite(score) else statistics.fmean(good) for score in scores]
 
     def _kl(self, responses: list[list[int]]) -> list[float]:
-        pad, section = self.tokenizer.pad_token_id, self.section
-        reference = LanguageModel(self.policy.model if self.reference is None else self.reference, pad)
-        return exact_kl(self.policy, reference, self.prompts, responses, pad, temperature=section.temperature)
+        pad, temperature = self.tokenizer.pad_token_id, self.section.temperature
+        return exact_kl(self.policy, self.reference, self.prompts, responses, pad, temperature=temperature)
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts

@@ -13,14 +13,12 @@ adapter/ or model/ (the policy), critic/, traces/, probes.json. The loop itself 
 from __future__ import annotations
 
 import gc
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, TaskType
-from torch import nn
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
@@ -33,109 +31,59 @@ from rlhfctl.models import adapters, build, devices, heads, scoring, special_tok
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
-from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
-from rlhfctl.training.rl.loop import PpoLoop
-from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.rl.algorithms import ALGORITHMS
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.loop import PpoLoop, Run
+from rlhfctl.training.rl.roles import Roles, build_roles
 from rlhfctl.training.trl import ppo
 
 _STEP0_TOLERANCE = 1e-6  # nats a token, in float32: policy and reference are the same weights
 
 
-@dataclass(frozen=True)
-class Cast:
-    """The roles as modules, whatever the engine. `reference` None: the policy with its adapter off."""
-
-    policy: Any
-    reference: PreTrainedModel | None
-    critic: Critic
-    reward: RewardFunction
-
-
 def run(section: Ppo, ctx: Context) -> Artifact:
     """Train (or, with our engine, go on training) and publish the policy and its critic."""
-    recipe, ours = ctx.recipe, section.engine == "rlhfctl"
-    trl_config = None if ours else ppo.config_for(section, ctx.work, seed=recipe.seed)
-    if ctx.options.get("restarted") and not ours:
-        ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
+    recipe = ctx.recipe
+    if section.engine == "trl":
+        ppo.require()
+        if ctx.options.get("restarted"):
+            ctx.note("TRL's PPOTrainer cannot resume: PPO starts over from base*")
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
     build.to_device(base.model)
-    tokenizer = base.tokenizer
-    cast = _cast(base, section, ctx)
-    policy = LanguageModel(cast.policy, tokenizer.pad_token_id, adapters.POLICY if section.lora else None)
+    tokenizer, pad = base.tokenizer, base.tokenizer.pad_token_id
+    parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.algorithm].needs_critic
+    roles, model = build_roles(section, base.model, pad, parents, seed=recipe.seed, needs_critic=needs_critic)
+    reward = _reward(model.scorer, model.tokenizer, model.classifier, tokenizer, section, ctx)
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
     room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, ctx.warn)
     rows, prompts = encode_prompts(split.train, *room)
     require_a_batch(len(prompts), section)
-    _check_step_zero(policy, cast.reference, prompts, ctx)
+    _check_step_zero(roles, prompts, ctx)
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
-    evaluation = Evaluation(section, ctx, policy, cast.reference, cast.reward, tokenizer, eval_rows, eval_prompts)
-    updates = math.ceil(section.total_episodes / section.batch_size)
-    settings = section.model_dump(mode="json", exclude={"lora", "eval"}) | {"updates": updates, "prompts": len(prompts)}
-    if ours:
-        reference = (
-            LanguageModel(cast.policy, tokenizer.pad_token_id, None)
-            if cast.reference is None
-            else LanguageModel(cast.reference, tokenizer.pad_token_id)
-        )
-        everyone = Roles(policy, reference, cast.critic)
-        loop = PpoLoop(
-            section,
-            everyone,
-            cast.reward,
-            tokenizer,
-            rows,
-            prompts,
-            seed=recipe.seed,
-            work=ctx.work,
-            emit=ctx.emit,
-            say=ctx.warn,
-            watcher=evaluation,
-            settings=settings | {"critic": section.critic_kind} | everyone.sizes(),
-        )
-        policy.check_head([row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1])
-        metrics = loop.train()
-    else:
-        trainable, total = build.count_parameters(cast.policy)
-        settings |= {"policy_trainable": trainable, "policy_parameters": total}
-        settings |= {"critic_trainable": build.count_parameters(cast.critic.scorer)[0]}
-        ctx.emit(StageStarted(stage=ctx.name, total_steps=updates, settings=settings))
-        if base.model.dtype.itemsize < 4:
-            ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {recipe.model.dtype}")
-        trained = [w for w in (*cast.policy.parameters(), *cast.critic.scorer.parameters()) if w.requires_grad]
-        if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
-            ctx.warn(sentence)
-        evaluation(0, updates)
-        gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
-        metrics = ppo.train(
-            trl_config,
-            ppo.Roles(cast.policy, cast.reference, cast.critic.scorer, cast.reward),
-            rows,
-            prompts,
-            tokenizer,
-            emit=ctx.emit,
-            after_update=evaluation,
-        )
-        gc.unfreeze()
-    metrics["updates"] = updates
+    evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts))
+    settings = section.model_dump(mode="json", exclude={"lora", "eval"})
+    settings |= {"updates": section.updates, "prompts": len(prompts)}
+    train = _train if section.engine == "rlhfctl" else _train_with_trl
+    metrics = train(section, roles, reward, PromptData(tokenizer, rows, prompts), evaluation, settings, ctx)
+    metrics["updates"] = section.updates
     if section.use == "best":
         metrics["best_update"] = evaluation.restore_best()
     metrics |= evaluation.closing
 
     # 4. Save both, and what the policy gives, for those who load it.
-    policy.activate()
-    layout = _publish(cast, tokenizer, base, [list(p) for p in prompts[: scoring.PROBE_ROWS]], ctx)
+    roles.policy.activate()
+    layout = _publish(roles, tokenizer, base, [list(p) for p in prompts[: scoring.PROBE_ROWS]], ctx)
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -145,95 +93,96 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     )
 
 
-# ---------------------------------------------------------------- who plays
+# ---------------------------------------------------------------- the engines
 
 
-def _cast(base: loader.Base, section: Ppo, ctx: Context) -> Cast:
-    """Every role, on as few copies of base* as the recipe allows."""
-    pad = base.tokenizer.pad_token_id
-    # The reward model first: where it is a model of its own, and the critic a copy of it.
-    shared = None
-    if section.lora and section.critic_kind != "model":
-        shared = loader.shared_reward_adapter(ctx.parents["base"], ctx.parents.get("reward"))
-    classifier = ctx.loader.load_classifier(ctx.parents["reward"]) if "reward" in ctx.parents else None
-    scorer, theirs = (None, None) if shared or classifier else _own_scorer(base, ctx)
-    model_critic = _model_critic(base, scorer, theirs, ctx) if section.critic_kind == "model" else None
-
-    policy, reference = _policy_and_reference(base.model, section, ctx)
-    ours = LanguageModel(policy, pad, adapters.POLICY if section.lora else None)
-    if shared is not None:
-        head = heads.load_scorer_adapter(policy, adapters.REWARD, shared)
-        scorer = AdapterScorer(LanguageModel(policy, pad, adapters.REWARD), head)
-        ctx.loader.check_shared_scores(scorer, pad, ctx.parents["reward"])
-
-    if model_critic is not None:
-        critic = Critic(model_critic)
-    elif section.critic_kind == "head":
-        scores = AdapterScorer(ours, heads.new_head(policy))
-        critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
-    else:
-        critic = Critic(
-            AdapterScorer(LanguageModel(policy, pad, adapters.CRITIC), _critic_adapter(policy, shared, ctx))
-        )
-    return Cast(policy, reference, critic, _reward(scorer, theirs, classifier, base.tokenizer, section, ctx))
+def _train(
+    section: Ppo,
+    roles: Roles,
+    reward: RewardFunction,
+    data: PromptData,
+    evaluation: Evaluation,
+    settings: dict[str, Any],
+    ctx: Context,
+) -> dict[str, float]:
+    """Train by our own loop, which goes on from its checkpoints."""
+    settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
+    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, settings=settings)
+    loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
+    roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
+    return loop.train()
 
 
-def _policy_and_reference(base: PreTrainedModel, section: Ppo, ctx: Context) -> tuple[Any, PreTrainedModel | None]:
-    """The policy with pad masked, and the reference: None means the policy with its adapter off."""
-    pad = base.config.pad_token_id
-    if section.lora is None:
-        reference = build.copy_frozen(base)
-        special_tokens.mask_pad(reference, pad)
-        special_tokens.mask_pad(base, pad)
-        return base, reference
-    lora = section.lora
-    if lora.lora_dropout:
-        lora = lora.model_copy(update={"lora_dropout": 0.0})
-        ctx.note("PPO runs without dropout: lora_dropout is 0 in this stage")
-    policy = adapters.add_lora(base, lora, TaskType.CAUSAL_LM, seed=ctx.recipe.seed)
-    special_tokens.mask_pad(policy, pad)
-    return policy, None
+def _train_with_trl(
+    section: Ppo,
+    roles: Roles,
+    reward: RewardFunction,
+    data: PromptData,
+    evaluation: Evaluation,
+    settings: dict[str, Any],
+    ctx: Context,
+) -> dict[str, float]:
+    """Train by TRL's PPOTrainer, from the start."""
+    assert roles.critic is not None
+    policy, critic = roles.policy.model, roles.critic.scorer
+    trainable, total = build.count_parameters(policy)
+    settings = settings | {"policy_trainable": trainable, "policy_parameters": total}
+    settings |= {"critic_trainable": build.count_parameters(critic)[0]}
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=section.updates, settings=settings))
+    if roles.policy.head.weight.dtype.itemsize < 4:
+        ctx.warn(f"TRL's PPOTrainer has no mixed precision: everything runs in {ctx.recipe.model.dtype}")
+    trained = [w for w in (*policy.parameters(), *critic.parameters()) if w.requires_grad]
+    if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
+        ctx.warn(sentence)
+    evaluation(0, section.updates)
+    gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
+    config = ppo.config_for(section, ctx.work, seed=ctx.recipe.seed)
+    metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, after_update=evaluation)
+    gc.unfreeze()
+    return metrics
 
 
-def _own_scorer(base: loader.Base, ctx: Context) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
-    """The reward model as a model of its own (None: the reward is a function), and its tokenizer if it is another."""
-    if "reward" not in ctx.parents:
-        return None, None
-    source = ctx.parents["reward"]
-    assert ctx.recipe.ppo is not None
-    if ctx.recipe.ppo.engine == "rlhfctl" and (theirs := ctx.loader.other_tokenizer(source, base.tokenizer)):
-        ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return build.to_device(ctx.loader.load_reward_model(source, theirs)), theirs
-    return build.to_device(ctx.loader.load_reward_model(source, base.tokenizer)), None
+# ---------------------------------------------------------------- models and the reward
 
 
-def _model_critic(base: loader.Base, scorer: PreTrainedModel | None, theirs: Any, ctx: Context) -> PreTrainedModel:
-    """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
-    if "critic" in ctx.parents:
-        critic = ctx.loader.load_critic(ctx.parents["critic"]).to(devices.device())
-    elif scorer is not None and theirs is None:
-        critic = build.copy_frozen(scorer)
-    else:
-        if scorer is not None:
-            ctx.note(
-                "the reward model reads other tokens than the policy: the critic starts from base* with a zero head"
-            )
-        return heads.scorer_on(base.model, seed=ctx.recipe.seed, zero_head=True)
-    critic.requires_grad_(True)
-    return critic
+@dataclass(frozen=True)
+class ParentModels:
+    """Loads what PPO's roles start from: the stage's parents, or what the recipe names in their place."""
 
+    ctx: Context
+    section: Ppo
+    tokenizer: PreTrainedTokenizerBase
 
-def _critic_adapter(policy: PeftModel, shared: Path | None, ctx: Context) -> nn.Module:
-    """Put the critic's adapter on `policy`: the one named, the reward model's, or a fresh one. Returns its head."""
-    section = ctx.recipe.ppo
-    assert section is not None and section.lora is not None
-    start = loader.critic_adapter(ctx.parents["critic"]) if "critic" in ctx.parents else shared
-    if start is not None:
-        return heads.load_scorer_adapter(policy, adapters.CRITIC, start)
-    if "reward" in ctx.parents:
-        ctx.note("the reward model is no adapter on this base*: the critic starts as a fresh adapter with a zero head")
-    adapters.add_adapter(policy, adapters.CRITIC, section.lora, seed=ctx.recipe.seed + 1)
-    return heads.new_head(policy)
+    @property
+    def has_reward(self) -> bool:
+        return "reward" in self.ctx.parents
+
+    def shared_reward_adapter(self) -> Path | None:
+        return loader.shared_reward_adapter(self.ctx.parents["base"], self.ctx.parents.get("reward"))
+
+    def check_shared_reward(self, scorer: AdapterScorer) -> None:
+        self.ctx.loader.check_shared_scores(scorer, self.tokenizer.pad_token_id, self.ctx.parents["reward"])
+
+    def classifier(self) -> Classifier | None:
+        return self.ctx.loader.load_classifier(self.ctx.parents["reward"])
+
+    def reward_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        ctx, source = self.ctx, self.ctx.parents["reward"]
+        own = ctx.loader.other_tokenizer(source, self.tokenizer) if self.section.engine == "rlhfctl" else None
+        if own is not None:
+            ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
+        return build.to_device(ctx.loader.load_reward_model(source, own or self.tokenizer)), own
+
+    def critic_model(self) -> PreTrainedModel | None:
+        if "critic" not in self.ctx.parents:
+            return None
+        return self.ctx.loader.load_critic(self.ctx.parents["critic"]).to(devices.device())
+
+    def critic_adapter(self) -> Path | None:
+        return loader.critic_adapter(self.ctx.parents["critic"]) if "critic" in self.ctx.parents else None
+
+    def note(self, message: str, /) -> None:
+        self.ctx.note(message)
 
 
 def _reward(
@@ -258,19 +207,14 @@ def _reward(
     return build_reward(section.rewards, resources)
 
 
-def _check_step_zero(
-    policy: LanguageModel, reference: PreTrainedModel | None, prompts: list[list[int]], ctx: Context
-) -> None:
+def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:
     """Before the first update policy and reference must give the same log-probabilities."""
     rows = [row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1]
-    policy.activate()
-    ours = scoring.sequence_logprobs(policy.model, rows, policy.pad_token_id)
-    if reference is None:
-        with policy.model.disable_adapter():
-            theirs = scoring.sequence_logprobs(policy.model, rows, policy.pad_token_id)
-    else:
-        theirs = scoring.sequence_logprobs(reference, rows, policy.pad_token_id)
-    gap = max((abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
+    given = []
+    for role in (roles.reference, roles.policy):
+        role.activate()
+        given.append(scoring.sequence_logprobs(role.model, rows, role.pad_token_id))
+    gap = max((abs(a - b) for x, y in zip(*given, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
     if not gap <= _STEP0_TOLERANCE:
         raise HandoffError(
             f"policy and reference differ by {gap:.3g} nats a token before the first update: every KL would be wrong",
@@ -283,9 +227,10 @@ def _check_step_zero(
 
 
 def _publish(
-    cast: Cast, tokenizer: PreTrainedTokenizerBase, base: loader.Base, rows: list[list[int]], ctx: Context
+    roles: Roles, tokenizer: PreTrainedTokenizerBase, base: loader.Base, rows: list[list[int]], ctx: Context
 ) -> dict[str, Any]:
-    policy = cast.policy
+    """Write the policy, its critic and what the policy gives for kept rows; the layout of these parts."""
+    policy = roles.policy.model
     special_tokens.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
@@ -300,7 +245,10 @@ def _publish(
         name = "model"
         with fs.publish_folder(ctx.folder / name) as folder:
             build.save_model(policy, tokenizer, folder)
-    scorer = cast.critic.scorer
+    layout = {name: name, "probes": probes.PROBES}
+    if roles.critic is None:
+        return layout
+    scorer = roles.critic.scorer
     with fs.publish_folder(ctx.folder / "critic") as folder:
         if isinstance(scorer, AdapterScorer) and isinstance(policy, PeftModel):
             scorer.save(folder, tokenizer, recorded)
@@ -310,4 +258,4 @@ def _publish(
             build.save_model(whole, tokenizer, folder)
         else:
             build.save_model(scorer, tokenizer, folder)
-    return {name: name, "critic": "critic", "probes": probes.PROBES}
+    return layout | {"critic": "critic"}

@@ -108,10 +108,10 @@ def _encode(
     done, total = 0, len(examples(groups))
     with Work("encoding pairs", total, "pair") as work:
         for group in groups:
-            work.at(done)
+            work.advance(done)
             encoded.append(encoder.preference(group))
             done += len(group.comparisons)
-        work.at(done)
+        work.advance(done)
     limit, name = longest_row(config.max_length, context_of(model.config))
     kept = encoded if limit is None else [short for one in encoded for short in one.within(limit)]
     count = sum(len(one.group.comparisons) for one in kept)

@@ -26,9 +26,10 @@ from rlhfctl.data.fitting import longest_prompt, longest_row
 from rlhfctl.data.leaks import find_leaks, mixed_kinds
 from rlhfctl.data.splits import prompt_key
 from rlhfctl.data.types import Row, Rows
+from rlhfctl.graph import require_sources, stages_of
 from rlhfctl.models import loading, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.pipeline import stages_of
+from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
 
 _BINS = 24
@@ -120,7 +121,8 @@ class Report:
 @loading.silence_libraries()
 def examine(recipe: Recipe) -> Report:
     """Load and measure all data sets of `recipe`."""
-    loaded = load.check_all(recipe.data, recipe.data_seed)
+    require_sources(recipe)
+    loaded = load.check_all(data_at_start(recipe.data), recipe.data_seed)
     prepared = tokenizing.prepare(recipe, loaded)
     tokenizer = prepared.tokenizer
     loaded = preflight.check(recipe, loaded, (), tokenizer)

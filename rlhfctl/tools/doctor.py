@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhfctl
+from rlhfctl.training.trl import LAST_TRL
 
 # Oldest releases that work, the same as in pyproject.toml (a test compares the two).
 NEEDED = {
@@ -39,7 +40,6 @@ NEEDED = {
     "pyarrow": "15",
     "scipy": "1.11",
 }
-LAST_TRL = "1.12.0"  # the last with a PPOTrainer; repeated here because training/trl/ppo.py loads torch
 EXTRAS = {  # library -> (extra of rlhfctl that installs it, the recipe key that needs it)
     "tensorboard": ("tensorboard", "report_to: [tensorboard]"),
     "wandb": ("wandb", "report_to: [wandb]"),

@@ -15,6 +15,7 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import STAGES, makers_of, stages_of
 from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
@@ -23,7 +24,8 @@ from rlhfctl.stages.loader import Loader
 from rlhfctl.stages.probes import PROBES
 from rlhfctl.training.trl.quiet import quiet_libraries
 
-STAGES = ("sft", "reward", "ppo", "critic")
+_MODELS = ("base", "reward", "policy")  # what a stage makes that can be exported
+NAMES = (*(name for name, stage in STAGES.items() if stage.makes in _MODELS and name != "base"), "critic")
 _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 _LOAD = """from transformers import {auto}, AutoTokenizer
@@ -74,8 +76,8 @@ text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token"""
 
 def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
     """Write the model of `stage` to the new folder `to`; returns lines that say what is there and how to load it."""
-    if stage not in STAGES:
-        raise RlhfctlError(f"there is no stage {stage!r} to export", fix=f"one of {', '.join(STAGES)}")
+    if stage not in NAMES:
+        raise RlhfctlError(f"there is no stage {stage!r} to export", fix=f"one of {', '.join(NAMES)}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RlhfctlError(
             "the folder to export to is not empty", where=str(to), fix="name a folder that does not exist yet"
@@ -84,7 +86,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
     if not paths.recipe.is_file():
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
     recipe = load_recipe(paths.recipe).recipe
-    folder = {"critic": "ppo", "sft": "sft" if recipe.sft is not None else "base"}.get(stage, stage)
+    folder = _stage_of(stage, recipe)
     artifact = load_artifact(paths.stage(folder))
     messages: list[str] = []
     loader = Loader.of(recipe, note=messages.append, warn=messages.append)
@@ -96,6 +98,14 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
             _export_merged(stage, artifact, loader, to)
     snippet = _snippet(stage, to, json.dumps(str(to)), adapter=adapter)
     return [*messages, f"exported {stage} to {to}", "load it with:", "", *snippet.splitlines()]
+
+
+def _stage_of(name: str, recipe: Recipe) -> str:
+    """Return the stage that makes what is called `name`: the critic is the policy stage's; without sft, base is its."""
+    if name in stages_of(recipe):
+        return name
+    product = "policy" if name == "critic" else STAGES[name].makes
+    return next((stage for stage in stages_of(recipe) if stage in makers_of(product)), name)
 
 
 def _export_merged(stage: str, artifact: Artifact, loader: Loader, to: Path) -> None:

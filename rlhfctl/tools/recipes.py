@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.pipeline import stages_of
+from rlhfctl.graph import stages_of
 from rlhfctl.recipe.load import outline
 from rlhfctl.recipe.schema import NAME, Model
 from rlhfctl.recipe.shipped import shipped_recipes

@@ -17,15 +17,21 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl import fs
-from rlhfctl.artifacts import MANIFEST, Artifact
+from rlhfctl.artifacts import Artifact, manifests_in
 from rlhfctl.dashboard.text import number, visible
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import ELSEWHERE, read_stages, stages_in
 from rlhfctl.metrics import ranked
-from rlhfctl.paths import RunPaths
-from rlhfctl.pipeline import ELSEWHERE, STAGES, read_stages, stages_of
+from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
 
-_STYLES = {"running": "bold cyan", "complete": "green", "unfinished": "yellow", "unreadable": "red"}
+_STYLES = {
+    "running": "bold cyan",
+    "complete": "green",
+    "waiting": "magenta",
+    "unfinished": "yellow",
+    "unreadable": "red",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -34,8 +40,8 @@ class Run:
     """Summary of one run folder: one row of the table."""
 
     name: str
-    state: str  # running, complete, unfinished or unreadable
-    stages: dict[str, str]  # stage's name -> complete, under way, not started, or from elsewhere
+    state: str  # running, complete, waiting (for people), unfinished or unreadable
+    stages: dict[str, str]  # stage -> complete, waiting, under way, not started, or from elsewhere
     result: str
     active: float  # time of the last activity, Unix seconds
     size: int  # bytes
@@ -73,16 +79,17 @@ def table(runs: list[Run]) -> Table:
 
 
 def _read(paths: RunPaths) -> Run:
-    artifacts: dict[str, Artifact] = {}
+    artifacts: dict[StageId, Artifact] = {}
     stages: dict[str, str] = {}
     result, readable = "", True
     try:
-        stages, artifacts = read_stages(paths, stages_of(outline(paths.recipe)))
+        states, artifacts = read_stages(paths, stages_in(outline(paths.recipe), paths))
+        stages = {str(stage): state for stage, state in states.items()}
         result = _result(artifacts)
     except (RlhfctlError, OSError, KeyError, TypeError, ValueError):  # `rlhfctl show` prints the full error
         result, readable = f"cannot be read; why: rlhfctl show {visible(str(paths.root))}", False
     complete = bool(artifacts) and all(state in ("complete", ELSEWHERE) for state in stages.values())
-    state = "complete" if complete else "unfinished"
+    state = "complete" if complete else "waiting" if "waiting" in stages.values() else "unfinished"
     if not readable:
         state = "unreadable"
     if fs.is_locked(paths.lock):
@@ -90,11 +97,11 @@ def _read(paths: RunPaths) -> Run:
     return Run(paths.root.name, state, stages, result, _active(paths), _bytes(paths.root))
 
 
-def _result(artifacts: dict[str, Artifact]) -> str:
+def _result(artifacts: dict[StageId, Artifact]) -> str:
     """Describe the result: the verdict if there is one, else the first-ranked metric of the last complete stage."""
     if not artifacts:
         return ""
-    last = max(artifacts, key=STAGES.index)
+    last = list(artifacts)[-1]
     artifact = artifacts[last]
     if artifact.has("compare"):
         report = json.loads(artifact.part("compare").read_text(encoding="utf-8"))
@@ -104,7 +111,7 @@ def _result(artifacts: dict[str, Artifact]) -> str:
         more = f", greedily on {greedy['win_rate']:.0%}" if greedy else ""
         return f"{report['verdict']}: {visible(judge)} prefers it on {rate:.0%}{more}"
     metrics = artifact.manifest.metrics
-    first = next((metric.name for metric in ranked(last, "show")), "")
+    first = next((metric.name for metric in ranked(str(last), "show")), "")
     return f"{last}: {first} {number(metrics[first])}" if first in metrics else ""
 
 
@@ -116,7 +123,7 @@ def _progress(stages: dict[str, str]) -> str:
 
 def _active(paths: RunPaths) -> float:
     """Return the time of the last event, else the last change of the recipe or a manifest (Unix seconds)."""
-    files = [paths.events] if paths.events.is_file() else [paths.recipe, *paths.root.glob(f"*/{MANIFEST}")]
+    files = [paths.events] if paths.events.is_file() else [paths.recipe, *manifests_in(paths.root)]
     return max(file.stat().st_mtime for file in files)
 
 

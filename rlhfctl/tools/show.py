@@ -19,35 +19,38 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import STAGES, read_stages, section_of, stages_in, waiting_at
 from rlhfctl.metrics import ranked
-from rlhfctl.paths import RunPaths
-from rlhfctl.pipeline import STAGES, read_stages, section_of, stages_of
+from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 
 _HASH_SHOWN = 12
+_OTHER_METRICS = 4  # of a stage without a row of its own in metrics.py
 
 
 def describe(run: Path) -> Iterator[RenderableType]:
     """Yield a table of the stages, the verdict, the lineage of the last complete stage, and notes."""
     recipe, states, artifacts = _read(run)
     table = Table("stage", "state", "time", "metrics", box=None, pad_edge=False, header_style="bold")
-    for name, state in states.items():
-        artifact = artifacts.get(name)
+    for stage, state in states.items():
+        artifact = artifacts.get(stage)
         if artifact is None:
-            table.add_row(name, state, "", "")
+            waiting = waiting_at(RunPaths(run).stage(stage))
+            table.add_row(str(stage), state, "", Text(str(waiting or "")))
             continue
         metrics = artifact.manifest.metrics
-        shown = "  ".join(f"{m.name} {number(metrics[m.name])}" for m in ranked(name, "show") if m.name in metrics)
-        table.add_row(name, state, duration(artifact.manifest.seconds), Text(shown))
+        known = [metric.name for metric in ranked(str(stage), "show")] or list(metrics)[:_OTHER_METRICS]
+        shown = "  ".join(f"{name} {number(metrics[name])}" for name in known if name in metrics)
+        table.add_row(str(stage), state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table
-    if "compare" in artifacts:
+    if verdicts := [artifact for artifact in artifacts.values() if artifact.has("compare")]:
         yield Text("")
-        report = read_json(artifacts["compare"].part("compare"))
+        report = read_json(verdicts[-1].part("compare"))
         yield Text(str(report.get("sentence") or report["verdict"]), style="bold")
     if artifacts:
-        last = max(artifacts, key=STAGES.index)
+        last = list(artifacts)[-1]
         yield Text("")
         yield Text("lineage", style="bold")
         tree = Tree(_label(artifacts[last]))
@@ -66,12 +69,12 @@ def describe(run: Path) -> Iterator[RenderableType]:
 def to_json(run: Path) -> dict[str, Any]:
     """Build the JSON that `show --json` prints: each stage's state and, once it is complete, its manifest."""
     recipe, states, artifacts = _read(run)
-    manifests = {name: made.manifest.model_dump(mode="json") for name, made in artifacts.items()}
-    stages = {name: {"state": state, "manifest": manifests.get(name)} for name, state in states.items()}
+    manifests = {stage: made.manifest.model_dump(mode="json") for stage, made in artifacts.items()}
+    stages = {str(stage): {"state": state, "manifest": manifests.get(stage)} for stage, state in states.items()}
     return {"name": recipe.name, "run": str(run), "stages": stages}
 
 
-def _read(run: Path) -> tuple[Recipe, dict[str, str], dict[str, Artifact]]:
+def _read(run: Path) -> tuple[Recipe, dict[StageId, str], dict[StageId, Artifact]]:
     """Read the run's recipe, the state of each stage and the artifacts of complete stages, in stage order."""
     paths = RunPaths(run)
     if not paths.recipe.is_file():
@@ -82,13 +85,13 @@ def _read(run: Path) -> tuple[Recipe, dict[str, str], dict[str, Artifact]]:
             fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
         )
     recipe = load_recipe(paths.recipe).recipe
-    return recipe, *read_stages(paths, stages_of(recipe))
+    return recipe, *read_stages(paths, stages_in(recipe, paths))
 
 
 def _setting_differences(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
     """Name the keys whose values differ between a stage's manifest and recipe.yaml, which a later command rewrote."""
     manifest = artifact.manifest
-    section = section_of(manifest.stage, recipe).model_dump(mode="json")
+    section = section_of(artifact.stage.name, recipe).model_dump(mode="json")
     keys = changed_keys(section, manifest.section)
     if keys and manifest.inputs.get("section") not in (None, fs.hash_json(section)):
         yield f"was made with other settings than recipe.yaml states now (stated -> used): {', '.join(keys)}"
@@ -113,10 +116,10 @@ def _add_lineage(tree: Tree, artifact: Artifact, model_path: str | None) -> None
     for name, fingerprint in sorted(artifact.manifest.inputs.items()):
         if name.startswith("data."):
             tree.add(Text(f"{name}  {fingerprint[:_HASH_SHOWN]}"))
-        elif name == "model" and artifact.manifest.stage in ("base", "sft"):
+        elif name == "model" and STAGES[artifact.stage.name].model == "weights":
             tree.add(Text(f"base model {model_path or '(new weights)'}  {fingerprint[:_HASH_SHOWN]}"))
     for role, reference in sorted(artifact.manifest.parents.items()):
-        parent = find_artifact(artifact.path.parent / reference.path) or find_artifact(Path(reference.path))
+        parent = find_artifact(artifact.run / reference.path) or find_artifact(Path(reference.path))
         if parent is None:
             tree.add(Text(f"{role}: {reference.path}  {reference.fingerprint[:_HASH_SHOWN]}"))
         elif parent.fingerprint != reference.fingerprint:

@@ -16,14 +16,14 @@ from rlhfctl.data import load, preflight, types
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder, any_conversation
 from rlhfctl.data.leaks import find_leaks, mixed_kinds
+from rlhfctl.graph import functions_of, require_sources, stages_of, trainer_options
 from rlhfctl.models import checks, loading, tokenizing
-from rlhfctl.pipeline import stages_of
 from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.recipe.made_data import data_at_start, made_data, source_stages
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.rewards.build import Resources, build_function
 from rlhfctl.rewards.episode import make_episode
 from rlhfctl.rewards.function import load_function
-from rlhfctl.rewards.names import functions_of
 from rlhfctl.tools import trackers
 from rlhfctl.training.trl import options, ppo
 
@@ -37,18 +37,18 @@ def check(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def _check(recipe: Recipe) -> Iterator[str]:
-    trained = {"sft": recipe.sft, "reward": recipe.reward}
-    options.check_trainers(
-        {key: value.trainer for key, value in trained.items() if value is not None}, recipe.model.dtype
-    )
+    require_sources(recipe)
+    options.check_trainers(trainer_options(recipe), recipe.model.dtype)
     yield "trainer options: known to the installed TRL"
     trackers.require(recipe.report_to)
-    rows_of = load.check_all(recipe.data, recipe.data_seed)
+    rows_of = load.check_all(data_at_start(recipe.data), recipe.data_seed)
     for name, rows in rows_of.items():
         yield f"data.{name}: {len(rows.rows)} rows (fingerprint {rows.fingerprint[:12]})"
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
+    for name in made_data(recipe.data):
+        yield f"data.{name}: checked when {', '.join(source_stages([name], recipe.data))} has made it"
     yield from (f"warning: {sentence}" for sentence in (*mixed_kinds(rows_of), *find_leaks(rows_of)))
-    functions = list(dict.fromkeys([*functions_of("ppo", recipe), *functions_of("compare", recipe)]))
+    functions = functions_of(recipe)
     for spec in functions:
         load_function(spec, Path(recipe.folder or "."))
         yield f"function {spec}: found"

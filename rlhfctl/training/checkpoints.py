@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 
 from rlhfctl import fs
 
+PER_STAGE = 10  # how many are written where the recipe names no checkpoint_steps
 MARK = "complete.json"
 PREFIX = "checkpoint-"
 REQUIRED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -31,6 +33,11 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.s
 class Checkpoint:
     path: Path
     step: int
+
+
+def interval(steps: int) -> int:
+    """Steps between two checkpoints where the recipe names none: about ten checkpoints per stage."""
+    return max(1, math.ceil(steps / PER_STAGE))
 
 
 def mark_complete(folder: Path) -> None:
@@ -117,6 +124,11 @@ def set_random_states(states: dict[str, Any]) -> None:
     if "cuda" in states:
         with contextlib.suppress(RuntimeError):  # another number of devices than then
             torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save(state: Any, path: Path) -> None:
+    """Write a state of tensors and plain values with torch.save."""
+    torch.save(state, path)
 
 
 def loaded(path: Path) -> Any:

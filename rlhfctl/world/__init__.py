@@ -1,7 +1,7 @@
-"""The built-in task `builtin:reviews`: short reviews of cafes, cameras, novels and the like, made by a program.
+"""Generate the built-in task `builtin:reviews`: short reviews of cafes, cameras, novels and other things.
 
-It exists so that the whole pipeline runs offline on a CPU with a model of a million parameters, and so that "better"
-has a known meaning. `reviews` writes the three data sets, `gold` knows the true preference, `lexicon` holds the words
-both share. Nothing is imported here: a stage that only reads data must not pull in the gold scorer, which belongs to
-the comparison and to evaluation logging.
+With this task the whole pipeline runs offline on a CPU with a model of a million parameters, and "better" has a known
+meaning. `reviews` generates the three data sets, `gold` computes the true preference, `lexicon` holds the words that
+both share. This file imports nothing: a stage that only reads data must not import the gold scorer, which only compare
+and evaluation logging may use.
 """

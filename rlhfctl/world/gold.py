@@ -1,14 +1,14 @@
-"""The true preference of the review world: how good a completion is for its prompt, in [0, 1].
+"""Compute the true preference of the review world: how good a completion is for its prompt, in [0, 1].
 
     score = product over the parts of  floor + (1 - floor) * part
 
-Each part lies in [0, 1] (see `explain`), so one failing part cannot be bought back with another: kind words in no
-order score 0, and so does a well-formed review with nothing kind in it; a kind one about the wrong things scores
-little. FLOORS says how much of the score is left when a part is 0.
+Each part is in [0, 1] (see `explain`). A good part cannot make up for a bad one: kind words in random order score 0, a
+well-formed review without kind words scores 0, and a kind review about the wrong things scores little. FLOORS is the
+share of the score that is left if a part is 0.
 
-Reads the prompt and the completion and nothing else. Leaves out: style beyond the world's grammar; a sentence outside
-of it counts as ill-formed, however good its English. Imported only by code that evaluates (compare, evaluation logging)
-and by the writer of preference pairs, whose labels are this score with noise.
+Reads the prompt and the completion only, and no files. Leaves out style beyond the grammar of this world: a sentence
+outside of the grammar counts as ill-formed, even in good English. Only compare, evaluation logging and the generator of
+preference pairs import this file; the labels of those pairs are this score with noise.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ FLOORS = {
     "specific": 0.4,
     "coherent": 0.6,
 }
-"""What is left of the score when the part is 0. A part with floor 0 (form, kind) is indispensable."""
+"""The share of the score that is left if the part is 0. If a part with floor 0 (form, kind) is 0, the score is 0."""
 
 FULL_DETAIL = 2.0
-"""Credits that make `specific` 1: two aspects, each with an adjective of its own."""
+"""Sum of credits that makes `specific` 1: two aspects, each with an adjective of its own."""
 OWN_CREDIT, GENERAL_CREDIT = 1.0, 0.5
-"""Credit of a fitting aspect with an adjective of its own; with a general one, or liked without any."""
+"""Credits of a fitting aspect: with an adjective of its own, and with a general adjective or none."""
 REPEATED_ADJECTIVE = 0.5
-"""A repeated adjective counts as half a repeated statement."""
+"""Weight of a repeated adjective: half a repeated statement."""
 NO_VERDICT = 0.5
-"""`coherent` of a text that never says whether to come back, before its likings are looked at."""
+"""Agreement (see `coherent`) of a text without a verdict."""
 SHORTEST, LONGEST, TOO_LONG = 9, 24, 40
-"""Words: `length` rises to 1 at SHORTEST, stays there to LONGEST, and falls to 0 at TOO_LONG."""
+"""Numbers of words: `length` rises to 1 at SHORTEST, stays 1 up to LONGEST, and falls to 0 at TOO_LONG."""
 
 _VERDICTS = {name: verdicts(category) for name, category in CATEGORIES.items()}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of opinion: about an aspect, or about the subject as a whole (topic `it`)."""
+    """One statement of opinion about an aspect, or about the whole subject (topic `it`)."""
 
     topic: str
     adjective: str | None
@@ -75,7 +75,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One parsed sentence; `consistent` is of a liking: does the adjective, where there is one, agree with it?"""
+    """One parsed sentence. `consistent`: whether the adjective of a liking agrees with it; None without either."""
 
     claims: tuple[Claim, ...] = ()
     consistent: bool | None = None
@@ -84,7 +84,7 @@ class Sentence:
 
 
 def _aspect_claim(subject: Subject, name: str, adjective: str | None, liking: float | None = None) -> Claim:
-    """A claim about an aspect; its polarity is the liking's where there is one, else the adjective's."""
+    """Make a claim about an aspect, with the polarity of the liking if given, else of the adjective."""
     polarity = MIDDLING if adjective is None else polarity_of(ASPECTS[name], adjective)
     belongs = name in CATEGORIES[NOUN_CATEGORY[subject.noun]].aspects
     fits = belongs and polarity is not None
@@ -95,7 +95,7 @@ def _aspect_claim(subject: Subject, name: str, adjective: str | None, liking: fl
 
 
 def _read_claim(subject: Subject, words: Sequence[str]) -> Claim | None:
-    """the ASPECT was|were [very] ADJECTIVE."""
+    """Parse a claim: `the ASPECT was|were [very] ADJECTIVE`."""
     if len(words) == 5 and words[3] == INTENSIFIER:
         words = [*words[:3], words[4]]
     if len(words) != 4 or words[0] != "the" or words[1] not in ASPECTS or words[3] not in ADJECTIVES:
@@ -104,7 +104,7 @@ def _read_claim(subject: Subject, words: Sequence[str]) -> Claim | None:
 
 
 def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """CLAIM | CLAIM and CLAIM | CLAIM, CLAIM and CLAIM, of any polarity each."""
+    """Parse one to three claims of any polarity: `CLAIM | CLAIM and CLAIM | CLAIM, CLAIM and CLAIM`."""
     links = [word for word in words if word in {",", "and"}]
     if links not in ([], ["and"], [",", "and"]):
         return None
@@ -119,10 +119,10 @@ def _read_claims(subject: Subject, words: Sequence[str]) -> Sentence | None:
 
 
 def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """WHO liked|loved|disliked|hated the [ADJECTIVE] ASPECT."""
-    for company, who in COMPANIES.items():
-        start = len(who)
-        if tuple(words[:start]) != who or len(words) - start not in {3, 4} or words[start + 1] != "the":
+    """Parse a liking: `PERSON liked|loved|disliked|hated the [ADJECTIVE] ASPECT`."""
+    for company, person in COMPANIES.items():
+        start = len(person)
+        if tuple(words[:start]) != person or len(words) - start not in {3, 4} or words[start + 1] != "the":
             continue
         liking, adjective, name = LIKINGS.get(words[start]), None, words[-1]
         if len(words) - start == 4:
@@ -130,7 +130,7 @@ def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:
         if liking is None or name not in ASPECTS or (adjective is not None and adjective not in ADJECTIVES):
             return None
         claim = _aspect_claim(subject, name, adjective, liking)
-        if who != ("i",) and company != subject.company:
+        if person != ("i",) and company != subject.company:
             claim = Claim(name, adjective, liking, False, 0.0)
         described = None if adjective is None else polarity_of(ASPECTS[name], adjective)
         return Sentence((claim,), consistent=None if described is None else described == liking)
@@ -138,7 +138,7 @@ def _read_liking(subject: Subject, words: Sequence[str]) -> Sentence | None:
 
 
 def _read_impression(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """it was GENERAL | it was a|an GENERAL NOUN."""
+    """Parse an impression: `it was GENERAL | it was a|an GENERAL NOUN`."""
     if tuple(words[:2]) != ("it", "was"):
         return None
     rest = words[2:]
@@ -150,7 +150,7 @@ def _read_impression(subject: Subject, words: Sequence[str]) -> Sentence | None:
 
 
 def _read_verdict(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """i would [not] | might AGAIN; i can|cannot recommend it."""
+    """Parse a verdict: `i would [not] AGAIN | i might AGAIN | i can|cannot recommend it`."""
     own = _VERDICTS[NOUN_CATEGORY[subject.noun]]
     for table in (own, *_VERDICTS.values()):
         polarity = table.get(tuple(words))
@@ -160,7 +160,7 @@ def _read_verdict(subject: Subject, words: Sequence[str]) -> Sentence | None:
 
 
 def _read_sentence(subject: Subject, words: Sequence[str]) -> Sentence | None:
-    """The one reading of a sentence, or None where the grammar has none."""
+    """Parse a sentence; None if it is outside of the grammar."""
     for read in (_read_claims, _read_liking, _read_impression, _read_verdict):
         sentence = read(subject, words)
         if sentence is not None:
@@ -173,7 +173,11 @@ def _mean(values: Sequence[float], empty: float) -> float:
 
 
 def _freshness(claims: Sequence[Claim], verdict_count: int) -> float:
-    """(1 - repeats / statements)^2: old topics, second verdicts and, for half each, old adjectives of new topics."""
+    """Compute `fresh`: (1 - repeats / statements)^2.
+
+    Repeats are topics mentioned before, verdicts after the first, and, at half weight, adjectives used before on new
+    topics.
+    """
     statements = len(claims) + verdict_count
     if not statements:
         return 0.0
@@ -185,27 +189,28 @@ def _freshness(claims: Sequence[Claim], verdict_count: int) -> float:
 
 
 def _length(words: int) -> float:
-    """min(1, words / SHORTEST) up to LONGEST, then a straight fall to 0 at TOO_LONG."""
+    """Compute `length`: min(1, words / SHORTEST) up to LONGEST, then linear down to 0 at TOO_LONG."""
     if words <= LONGEST:
         return min(1.0, words / SHORTEST)
     return max(0.0, (TOO_LONG - words) / (TOO_LONG - LONGEST))
 
 
 def explain(prompt: str, completion: str) -> dict[str, float]:
-    """The parts of the score, each in [0, 1], and `score` itself.
+    """Compute the parts of the score, each in [0, 1], and `score` itself.
 
     form      (words in sentences that parse / all words)^2
-    fresh     (1 - repeats / statements)^2, where a topic, a verdict or (for half) an adjective comes again
+    fresh     (1 - repeats / statements)^2; repeated topics and verdicts count 1, repeated adjectives count half
     length    1 from SHORTEST to LONGEST words, less outside
-    ended     1 if the text stops with a full stop
-    fitting   share of statements that suit this subject: its aspects, its noun, its company, its verdict, and
-              adjectives that can be said of the aspect
-    kind      (mean polarity of the claims)^2: what is merely fine counts a quarter
+    ended     1 if the text ends with a full stop
+    fitting   share of statements that fit this subject: its aspects, its noun, its company, its verdict, and
+              adjectives that fit the aspect
+    kind      (mean polarity of the claims)^2: a middling claim counts a quarter
     specific  credits of distinct fitting aspects / FULL_DETAIL, at most 1
-    coherent  (1 - |mean verdict - kind|, or NO_VERDICT without one) * share of likings that agree with their
-              adjective (i loved the cold soup does not), of those that have a fitting one
+    coherent  agreement * share of likings that agree with their adjective ("i loved the cold soup" does not); likings
+              without a fitting adjective are not counted; agreement = 1 - |mean verdict - mean polarity of the
+              claims|, or NO_VERDICT without a verdict
 
-    A prompt that is not of this world raises DataError, since no completion of it can be judged.
+    Raises DataError for a prompt that is not of this world: its completions cannot be scored.
     """
     subject = read_prompt(prompt)
     if subject is None:
@@ -215,9 +220,9 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
         )
     words = to_words(completion)
     sentences, ended = split_sentences(words)
-    read = [(len([w for w in s if w != ","]), _read_sentence(subject, s)) for s in sentences]
-    word_count = sum(count for count, _ in read)
-    parsed = [sentence for _, sentence in read if sentence is not None]
+    readings = [(len([w for w in s if w != ","]), _read_sentence(subject, s)) for s in sentences]
+    word_count = sum(count for count, _ in readings)
+    parsed = [sentence for _, sentence in readings if sentence is not None]
     claims = [claim for sentence in parsed for claim in sentence.claims]
     judged = [(s.verdict, s.verdict_fits) for s in parsed if s.verdict is not None]
     kind = _mean([claim.polarity for claim in claims], empty=0.0)
@@ -226,7 +231,7 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
     for claim in claims:
         detail[claim.topic] = max(claim.credit, detail.get(claim.topic, 0.0))
     parts = {
-        "form": (sum(n for n, s in read if s is not None) / word_count) ** 2 if word_count else 0.0,
+        "form": (sum(n for n, s in readings if s is not None) / word_count) ** 2 if word_count else 0.0,
         "fresh": _freshness(claims, len(judged)),
         "length": _length(word_count),
         "ended": float(ended),
@@ -242,5 +247,5 @@ def explain(prompt: str, completion: str) -> dict[str, float]:
 
 
 def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """The gold score of each completion for the prompt beside it."""
+    """Compute the gold score of each completion for the prompt of the same index."""
     return [explain(prompt, completion)["score"] for prompt, completion in zip(prompts, completions, strict=True)]

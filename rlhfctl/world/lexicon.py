@@ -1,8 +1,8 @@
-"""The words of the review world and the few facts about them that both the writer and the scorer need.
+"""Define the words of the review world and the facts about them that generator and scorer share.
 
-Holds: subjects (what a prompt names), the aspects each category has, the adjectives each aspect can carry, verdicts,
-and the one way in which words become text and text becomes words. Leaves out: which texts are good (gold.py) and how
-often which text is written (reviews.py). Reads and writes no files; standard library only.
+Holds subjects (named by prompts), the aspects of each category, the adjectives of each aspect, verdicts, and the one
+conversion between words and text. Leaves out how good a text is (gold.py) and how often a text is generated
+(reviews.py). Reads and writes no files; imports the standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GOOD, MIDDLING, BAD = 1.0, 0.5, 0.0
 
 @dataclass(frozen=True)
 class Aspect:
-    """A part of a subject, with the adjectives that can be said of it: `soup` can be warm, never sharp."""
+    """A part of a subject with the adjectives that fit it: `soup` can be warm but not sharp."""
 
     name: str
     plural: bool
@@ -26,26 +26,26 @@ class Aspect:
 
     @property
     def verb(self) -> str:
-        """The form of `be` that agrees with the name."""
+        """Return the form of `be` for the name: `was` or `were`."""
         return "were" if self.plural else "was"
 
 
 @dataclass(frozen=True)
 class Category:
-    """Subjects of one kind: their nouns, the words that may stand before them, what one does with them."""
+    """Subjects of one kind: their nouns, the words that may stand before them, the activity and the aspects."""
 
     nouns: tuple[str, ...]
     modifiers: tuple[str, ...]
     done: str
-    """How the prompt puts the experience: visited, used, seen, read."""
+    """The verb for the experience in the prompt: visited, used, seen, read."""
     again: str
-    """What a satisfied person would do: come back, buy it again."""
+    """The action of a satisfied person: come back, buy it again."""
     aspects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a completion has to be about: the part of a prompt that decides which words fit."""
+    """The subject of a review: the part of a prompt that decides which words fit."""
 
     noun: str
     company: str
@@ -107,14 +107,14 @@ COMPANIES: dict[str, tuple[str, ...]] = {
     "with children": ("the", "children"),
     "with colleagues": ("my", "colleagues"),
 }
-"""How the prompt names the company, and the words by which a completion may speak of it."""
+"""The company in the prompt, and the words for it in a completion."""
 
 GENERAL: dict[float, tuple[str, ...]] = {
     GOOD: ("lovely", "great", "excellent"),
     MIDDLING: ("fine", "ordinary"),
     BAD: ("poor", "awful"),
 }
-"""Adjectives that can be said of anything, and so say little."""
+"""Adjectives that fit everything and give little information."""
 
 GENERAL_POLARITY: dict[str, float] = {word: polarity for polarity, words in GENERAL.items() for word in words}
 ADJECTIVES: frozenset[str] = frozenset(GENERAL_POLARITY) | {
@@ -125,12 +125,12 @@ INTENSIFIER = "very"
 
 
 def article(word: str) -> str:
-    """`a` or `an`, as the word after it asks."""
+    """Return `a` or `an`, depending on the next word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def verdicts(category: Category) -> dict[tuple[str, ...], float]:
-    """Every closing recommendation that suits the category, as words -> polarity."""
+    """List every closing recommendation that fits the category: words -> polarity."""
     phrases = {
         "i can recommend it": GOOD,
         "i cannot recommend it": BAD,
@@ -142,7 +142,7 @@ def verdicts(category: Category) -> dict[tuple[str, ...], float]:
 
 
 def polarity_of(aspect: Aspect, adjective: str) -> float | None:
-    """Polarity of an adjective said of an aspect; None where it cannot be said of it."""
+    """Return the polarity of an adjective for an aspect; None if the adjective does not fit it."""
     if adjective in aspect.good:
         return GOOD
     if adjective in aspect.bad:
@@ -151,13 +151,13 @@ def polarity_of(aspect: Aspect, adjective: str) -> float | None:
 
 
 def prompt_count() -> int:
-    """How many distinct prompts there are."""
+    """Count the distinct prompts."""
     subjects = sum(len(category.nouns) * len(category.modifiers) for category in CATEGORIES.values())
     return subjects * len(WEATHERS) * len(DAYS) * len(COMPANIES)
 
 
 def prompt_at(index: int) -> str:
-    """The prompt with this number, 0 <= index < prompt_count(): a mixed-radix reading of the index."""
+    """Return the prompt of this index, 0 <= index < prompt_count(): its digits in mixed radix choose the words."""
     index, company = divmod(index, len(COMPANIES))
     index, day = divmod(index, len(DAYS))
     index, weather = divmod(index, len(WEATHERS))
@@ -179,23 +179,26 @@ _PROMPT = re.compile(
 
 
 def read_prompt(prompt: str) -> Subject | None:
-    """What a prompt asks about, wherever it stands in the text (a chat template may surround it); None if nothing."""
-    found = _PROMPT.search(prompt)
-    return Subject(found[1].lower(), found[2].lower()) if found else None
+    """Find the subject of a prompt, also inside other text such as a chat template; None if there is none."""
+    match = _PROMPT.search(prompt)
+    return Subject(match[1].lower(), match[2].lower()) if match else None
 
 
 def to_text(words: Iterable[str]) -> str:
-    """Words and marks as a completion: it begins with a space, and marks cling to the word before them."""
+    """Join words and marks into a completion: it begins with a space, and no space stands before a mark."""
     return "".join(word if word in ".," else f" {word}" for word in words)
 
 
 def to_words(text: str) -> list[str]:
-    """The reverse of to_text for any text: lower-cased words, with each `.` and `,` on its own."""
+    """Split any text into lower-case words; each `.` and `,` is a word of its own. Reverses to_text."""
     return re.findall(r"[.,]|[^\s.,]+", text.lower())
 
 
 def split_sentences(words: Sequence[str]) -> tuple[list[list[str]], bool]:
-    """Cut at each `.` (which is dropped, as are empty sentences); the flag says whether the last one was ended."""
+    """Split words into sentences at each `.`; return them and whether the last one ended with `.`.
+
+    Full stops and empty sentences are dropped.
+    """
     sentences: list[list[str]] = [[]]
     for word in words:
         if word == ".":

@@ -1,14 +1,18 @@
-"""Writes the three data sets of `builtin:reviews`: demonstrations, preference pairs, prompts.
+"""Generate the three data sets of `builtin:reviews`: demonstrations, preference pairs, prompts.
 
-Each set has its own random stream, fixed by the seed, and its first n rows do not depend on how many are asked for.
-Demonstrations are what a crowd of reviewers might write: mostly lukewarm and vague, now and then kind and detailed,
-with or without a verdict, sometimes about the wrong thing. What people prefer is the rare kind, so a model that
-imitates them writes it rarely at temperature 1 and never at a low one: it must be learnt from preferences. Each set
-draws its prompts from a pool of its own. Preference pairs compare two such texts, some of them damaged in the
-ways a weak language model damages text, so that a reward model meets those too; they hold no text written to fool a
-reward model (strings of praise and the like), as no real set would.
+Each set has a random stream of its own, fixed by the seed. Its first n rows do not depend on the number of rows. Each
+set draws its prompts from a pool of its own.
 
-Reads and writes no files. Leaves out: what a text is worth, which gold.py alone knows.
+Demonstrations are reviews as many different people might write them: mostly middling and vague, sometimes kind and
+detailed, with or without a verdict, sometimes about the wrong thing. Kind and detailed reviews are preferred but rare.
+A model that imitates the demonstrations writes them rarely at temperature 1 and never at a low one, so it must learn
+them from preferences.
+
+Preference pairs compare two such texts. Some are damaged as a weak language model damages text, so that the reward
+model learns from such texts too. As in real data, no text is written to fool a reward model (e.g. long strings of
+praise).
+
+Reads and writes no files. Leaves out how good a text is (gold.py).
 """
 
 from __future__ import annotations
@@ -45,42 +49,42 @@ from rlhfctl.world.lexicon import (
 T = TypeVar("T")
 
 _DEMONSTRATIONS, _PREFERENCES, _LABELS, _PROMPTS = range(4)
-"""Numbers of the random streams; labels have their own, so the noise level never changes which pairs are drawn."""
+"""Numbers of the random streams. Labels have their own, so the noise level does not change the drawn pairs."""
 
 POOLS = {_DEMONSTRATIONS: (0.0, 0.5), _PREFERENCES: (0.5, 0.75), _PROMPTS: (0.75, 1.0)}
-"""Which share of all prompts each data set draws from, so that no stage is trained on a prompt of the verdict."""
+"""The range of all prompts, as shares, that each data set uses: no stage trains on a prompt of the verdict."""
 
 # The mixture. Each table maps an outcome to its probability.
 MOODS = {GOOD: 0.28, MIDDLING: 0.52, BAD: 0.20}
 DETAILS = {0: 0.20, 1: 0.45, 2: 0.27, 3: 0.08}
-"""How many aspects a review speaks of."""
+"""Number of aspects in a review."""
 CLAIM_POLARITY: dict[float, dict[float, float]] = {
     GOOD: {GOOD: 0.94, MIDDLING: 0.04, BAD: 0.02},
     MIDDLING: {GOOD: 0.12, MIDDLING: 0.76, BAD: 0.12},
     BAD: {GOOD: 0.05, MIDDLING: 0.05, BAD: 0.90},
 }
-"""The polarity of one claim, given the mood of the review."""
+"""Polarity of one claim, given the mood of the review."""
 VERDICTS = {"agreeing": 0.72, "absent": 0.22, "contrary": 0.06}
 GENERAL_RATE = 0.18
-"""An aspect gets an adjective that says little."""
+"""Probability that an aspect has a general adjective."""
 FOREIGN_RATE = 0.04
-"""A claim is about another category's aspect."""
+"""Probability that a claim is about an aspect of another category."""
 INTENSE_RATE = 0.12
-"""An aspect's own adjective has `very` before it."""
+"""Probability that `very` stands before an aspect's own adjective."""
 LIKING_RATE = 0.35
-"""A claim that stands alone and is not middling is put as a liking rather than as a description."""
+"""Probability that a single claim that is not middling is a liking and not a description."""
 BARE_LIKING_RATE = 0.2
-"""A liking has no adjective."""
+"""Probability that a liking has no adjective."""
 LIST_RATE = 0.5
-"""Three claims of one polarity are put as one sentence, rather than as two."""
+"""Probability that three claims of one polarity are one sentence and not two."""
 OPENING_RATE = 0.5
-"""A review of a single aspect opens with an impression of the whole."""
+"""Probability that a review of a single aspect begins with an impression of the whole."""
 NOUN_RATE = 0.5
-"""An impression names the subject: it was a lovely cafe, rather than it was lovely."""
+"""Probability that an impression names the subject: `it was a lovely cafe`, not `it was lovely`."""
 DAMAGE_RATE = 0.5
-"""A candidate of a preference pair is damaged; demonstrations never are."""
+"""Probability that a candidate of a preference pair is damaged; demonstrations are never damaged."""
 MIN_GAP = 0.10
-"""The gold scores of a pair differ at least by this much: people cannot rank what is alike."""
+"""Minimum difference of the gold scores in a pair: people cannot rank texts of nearly equal quality."""
 
 Words = list[str]
 
@@ -94,7 +98,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _draw(rng: np.random.Generator, table: Mapping[T, float]) -> T:
-    """One key of a table of probabilities."""
+    """Draw one key from a table of probabilities."""
     return list(table)[int(rng.choice(len(table), p=list(table.values())))]
 
 
@@ -103,60 +107,60 @@ def _category(subject: Subject) -> Category:
 
 
 def _adjective(rng: np.random.Generator, aspect: str, polarity: float) -> str:
-    """An adjective for the aspect: its own, or a general one (always, where the polarity is middling)."""
+    """Draw an adjective for the aspect: its own or a general one; middling ones are always general."""
     if polarity == MIDDLING or rng.random() < GENERAL_RATE:
         return _pick(rng, GENERAL[polarity])
     return _pick(rng, ASPECTS[aspect].good if polarity == GOOD else ASPECTS[aspect].bad)
 
 
 def _claim(rng: np.random.Generator, aspect: str, polarity: float) -> Words:
-    """the ASPECT was|were [very] ADJECTIVE."""
+    """Write a claim: `the ASPECT was|were [very] ADJECTIVE`."""
     adjective = _adjective(rng, aspect, polarity)
     intense = adjective not in GENERAL_POLARITY and rng.random() < INTENSE_RATE
     return ["the", aspect, ASPECTS[aspect].verb, *([INTENSIFIER] if intense else []), adjective]
 
 
 def _liking(rng: np.random.Generator, subject: Subject, aspect: str, polarity: float) -> Words:
-    """WHO liked|loved|disliked|hated the [ADJECTIVE] ASPECT."""
-    who = _pick(rng, (COMPANIES["alone"], COMPANIES[subject.company]))
+    """Write a liking: `PERSON liked|loved|disliked|hated the [ADJECTIVE] ASPECT`."""
+    person = _pick(rng, (COMPANIES["alone"], COMPANIES[subject.company]))
     verb = _pick(rng, [verb for verb, liked in LIKINGS.items() if liked == polarity])
     adjective = [] if rng.random() < BARE_LIKING_RATE else [_adjective(rng, aspect, polarity)]
-    return [*who, verb, "the", *adjective, aspect]
+    return [*person, verb, "the", *adjective, aspect]
 
 
 def _impression(rng: np.random.Generator, subject: Subject, mood: float) -> Words:
-    """it was GENERAL | it was a|an GENERAL NOUN."""
+    """Write an impression: `it was GENERAL | it was a|an GENERAL NOUN`."""
     word = _pick(rng, GENERAL[mood])
     return ["it", "was", article(word), word, subject.noun] if rng.random() < NOUN_RATE else ["it", "was", word]
 
 
 def _detail(rng: np.random.Generator, subject: Subject, mood: float, count: int) -> list[Words]:
-    """The sentences that speak of `count` aspects, at most three.
+    """Write the sentences about `count` aspects, at most three.
 
-    Three of one polarity may be a list: CLAIM, CLAIM and CLAIM. Otherwise the first two are joined whatever their
-    polarities, CLAIM and CLAIM, and a single or third aspect has a sentence of its own: CLAIM | LIKING.
+    Three claims of one polarity may be a list: `CLAIM, CLAIM and CLAIM`. Otherwise the first two are joined, with any
+    polarities: `CLAIM and CLAIM`. A single or third aspect has a sentence of its own: `CLAIM | LIKING`.
     """
     own = _category(subject).aspects
     aspects = [own[int(i)] for i in rng.permutation(len(own))[:count]]
     foreign = [name for name in ASPECTS if name not in own]
     aspects = [_pick(rng, foreign) if rng.random() < FOREIGN_RATE else name for name in aspects]
     polarities = [_draw(rng, CLAIM_POLARITY[mood]) for _ in aspects]
-    said = list(zip(aspects, polarities, strict=True))
+    opinions = list(zip(aspects, polarities, strict=True))
     if count == 3 and len(set(polarities)) == 1 and rng.random() < LIST_RATE:
-        first, second, third = (_claim(rng, *pair) for pair in said)
+        first, second, third = (_claim(rng, *pair) for pair in opinions)
         return [[*first, ",", *second, "and", *third]]
     sentences: list[Words] = []
     if count >= 2:
-        sentences.append([*_claim(rng, *said[0]), "and", *_claim(rng, *said[1])])
-        said = said[2:]
-    for aspect, polarity in said:
+        sentences.append([*_claim(rng, *opinions[0]), "and", *_claim(rng, *opinions[1])])
+        opinions = opinions[2:]
+    for aspect, polarity in opinions:
         liked = polarity != MIDDLING and rng.random() < LIKING_RATE
         sentences.append(_liking(rng, subject, aspect, polarity) if liked else _claim(rng, aspect, polarity))
     return sentences
 
 
 def _review(rng: np.random.Generator, subject: Subject) -> list[Words]:
-    """One reviewer's text as sentences."""
+    """Write one review, as sentences."""
     mood = _draw(rng, MOODS)
     count = _draw(rng, DETAILS)
     opens = count == 0 or (count == 1 and rng.random() < OPENING_RATE)
@@ -174,7 +178,7 @@ def _flat(sentences: Sequence[Sequence[str]]) -> Words:
     return [word for sentence in sentences for word in (*sentence, ".")]
 
 
-# Damage: what a weak language model does to a review. Each takes and returns words with their full stops.
+# Damage that a weak language model does to a review. Each function takes and returns words with full stops.
 
 
 def _repeat_sentence(rng: np.random.Generator, words: Words) -> Words:
@@ -184,19 +188,19 @@ def _repeat_sentence(rng: np.random.Generator, words: Words) -> Words:
 
 
 def _repeat_word(rng: np.random.Generator, words: Words) -> Words:
-    at = int(rng.integers(len(words) - 1))
-    return [*words[: at + 1], *words[at:]]
+    index = int(rng.integers(len(words) - 1))
+    return [*words[: index + 1], *words[index:]]
 
 
 def _drop_word(rng: np.random.Generator, words: Words) -> Words:
-    at = int(rng.integers(len(words) - 1))
-    return [*words[:at], *words[at + 1 :]]
+    index = int(rng.integers(len(words) - 1))
+    return [*words[:index], *words[index + 1 :]]
 
 
 def _shuffle_sentence(rng: np.random.Generator, words: Words) -> Words:
     sentences, _ = split_sentences(words)
-    at = int(rng.integers(len(sentences)))
-    sentences[at] = [sentences[at][int(i)] for i in rng.permutation(len(sentences[at]))]
+    index = int(rng.integers(len(sentences)))
+    sentences[index] = [sentences[index][int(i)] for i in rng.permutation(len(sentences[index]))]
     return _flat(sentences)
 
 
@@ -205,17 +209,17 @@ def _cut_end(rng: np.random.Generator, words: Words) -> Words:
 
 
 def _swap_aspect(rng: np.random.Generator, words: Words) -> Words:
-    """Every aspect becomes some other one, so adjectives, agreement and topic may all break."""
+    """Replace every aspect by a random other one: adjectives, agreement and topic may then be wrong."""
     return [_pick(rng, [name for name in ASPECTS if name != word]) if word in ASPECTS else word for word in words]
 
 
 def _repeat_aspect(rng: np.random.Generator, words: Words) -> Words:
-    """One aspect takes another's place, whatever was said of that one; with fewer than two, a sentence comes twice."""
-    at = [index for index, word in enumerate(words) if word in ASPECTS]
-    if len(at) < 2:
+    """Replace one aspect by another one of the review; repeat a sentence if there are fewer than two aspects."""
+    aspects = [index for index, word in enumerate(words) if word in ASPECTS]
+    if len(aspects) < 2:
         return _repeat_sentence(rng, words)
-    kept, lost = (int(i) for i in rng.permutation(len(at))[:2])
-    return [words[at[kept]] if index == at[lost] else word for index, word in enumerate(words)]
+    kept, lost = (int(i) for i in rng.permutation(len(aspects))[:2])
+    return [words[aspects[kept]] if index == aspects[lost] else word for index, word in enumerate(words)]
 
 
 DAMAGES: tuple[Callable[[np.random.Generator, Words], Words], ...] = (
@@ -236,7 +240,7 @@ def _subject(prompt: str) -> Subject:
 
 
 def _pool(number: int) -> list[int]:
-    """The indices of the prompts that a data set may use: no prompt is in two of the three."""
+    """List the indices of the prompts that a data set may use: no prompt is in two sets."""
     order = np.random.default_rng(0).permutation(prompt_count())
     start, end = (round(share * prompt_count()) for share in POOLS[number])
     indices: list[int] = order[start:end].tolist()
@@ -248,7 +252,7 @@ def _random_prompt(rng: np.random.Generator, pool: Sequence[int]) -> str:
 
 
 def _candidate(rng: np.random.Generator, subject: Subject) -> str:
-    """A text for a preference pair: a review of the demonstrations' mixture, sometimes damaged."""
+    """Write a text for a preference pair: a review as in the demonstrations, sometimes damaged."""
     words = _flat(_review(rng, subject))
     if rng.random() < DAMAGE_RATE:
         words = _pick(rng, DAMAGES)(rng, words)
@@ -256,7 +260,7 @@ def _candidate(rng: np.random.Generator, subject: Subject) -> str:
 
 
 def demonstrations(rows: int, seed: int) -> list[dict[str, str]]:
-    """Reviews of mixed quality: rows of prompt and completion, the completion beginning with a space."""
+    """Generate reviews of mixed quality: rows of prompt and completion; a completion begins with a space."""
     rng = _stream(seed, _DEMONSTRATIONS)
     pool, result = _pool(_DEMONSTRATIONS), []
     for _ in range(rows):
@@ -266,12 +270,12 @@ def demonstrations(rows: int, seed: int) -> list[dict[str, str]]:
 
 
 def preferences(rows: int, seed: int, label_noise: float = 0.1) -> list[dict[str, str]]:
-    """Pairs of completions to one prompt, the one with the higher gold score chosen.
+    """Generate pairs of completions to one prompt; the one with the higher gold score is chosen.
 
     The scores differ by at least MIN_GAP. Each label is flipped independently with probability label_noise; at 0.5
-    the labels say nothing. The pairs are the same at every noise level.
+    the labels carry no information. The pairs are the same at every noise level.
     """
-    # Here and not at the top: the labels are gold with noise, but reading prompts must not load the gold scorer.
+    # Imported here and not at the top: code that only reads prompts must not load the gold scorer.
     from rlhfctl.world import gold
 
     if not 0.0 <= label_noise <= 1.0:
@@ -293,7 +297,7 @@ def preferences(rows: int, seed: int, label_noise: float = 0.1) -> list[dict[str
 
 
 def prompts(rows: int, seed: int) -> list[dict[str, str]]:
-    """Distinct prompts in random order; asking for more than there are raises DataError."""
+    """Generate distinct prompts in random order; raise DataError if `rows` is more than there are."""
     pool = _pool(_PROMPTS)
     if not 0 <= rows <= len(pool):
         raise DataError(

@@ -2,10 +2,10 @@
 
     python tests/campaigns/mutations.py [--only SUBSTRING] [--jobs 1]
 
-Copies rlhfctl/ and tests/ to a temporary folder, where ppo_math.py, loop.py and packing.py lose a sign, a mask, a
-clip. Each mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not,
-against the arithmetic's own tests. The unbroken copy has to pass all first. Prints a line a mutation; exit code 1 if
-one survives.
+Copies rlhfctl/ and tests/ to a temporary folder, where training/rl and packing.py lose a sign, a mask, a clip. Each
+mutation runs against the case of the parity with TRL that shows it, and if none can, or that one does not, against the
+arithmetic's own tests. The unbroken copy has to pass all first. Prints one line per mutation; exit code 1 if one
+survives.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COPIED = ("rlhfctl", "tests", "recipes")
-MATH, LOOP = "rlhfctl/training/rl/ppo_math.py", "rlhfctl/training/rl/loop.py"
-SEQUENCES = "rlhfctl/models/packing.py"
+RL = "rlhfctl/training/rl"
+MATH, LOOP = f"{RL}/ppo_math.py", f"{RL}/loop.py"
+ALGORITHMS, COLLECT, LEARN, STEP = (f"{RL}/{name}.py" for name in ("algorithms", "collect", "learn", "minibatch"))
+SEQUENCES, TENSORS = "rlhfctl/models/packing.py", "rlhfctl/models/tensors.py"
 PARITY, ARITHMETIC = "tests/training/rl/test_ppo_parity.py", "tests/training/rl/test_ppo_math.py"
 PARITY_TEST = "test_the_same_numbers_as_trl"
 TESTS_FAILED = 1  # pytest's exit code; others are about the tests themselves
@@ -99,9 +101,9 @@ MUTATIONS = [
     Mutation("whitening by n", MATH, "/ (count - 1).clamp(min=1)", "/ count"),
     Mutation(
         "advantages whitened over states",
-        LOOP,
-        "whiten(advantages, batch.mask)",
-        "whiten(advantages, batch.value_mask)",
+        ALGORITHMS,
+        "whiten(advantages, mask)",
+        "whiten(advantages, experience.value_mask)",
     ),
     # rewards and advantages
     Mutation("score one column early", MATH, "end = lengths.clamp(", "end = (lengths - 1).clamp("),
@@ -113,9 +115,9 @@ MUTATIONS = [
     ),
     Mutation(
         "gamma and lambda swapped",
-        LOOP,
-        "batch.value_mask, section.gamma, section.lam",
-        "batch.value_mask, section.lam, section.gamma",
+        ALGORITHMS,
+        "experience.value_mask, section.gamma, section.lam",
+        "experience.value_mask, section.lam, section.gamma",
     ),
     Mutation("lambda dropped", MATH, "gamma * lam * running", "gamma * running"),
     Mutation(
@@ -130,15 +132,15 @@ MUTATIONS = [
     ),
     Mutation(
         "advantages scaled, not centred",
-        LOOP,
-        "whiten(advantages, batch.mask)",
-        "whiten(advantages, batch.mask, centre=False)",
+        ALGORITHMS,
+        "whiten(advantages, mask)",
+        "whiten(advantages, mask, centre=False)",
     ),
     Mutation(
         "rewards centred",
-        LOOP,
-        "whiten(batch.rewards, batch.value_mask, centre=False)",
-        "whiten(batch.rewards, batch.value_mask)",
+        COLLECT,
+        "whiten(rewards, experience.value_mask, centre=False)",
+        "whiten(rewards, experience.value_mask)",
         case="whitened rewards",
     ),
     # clipping
@@ -158,39 +160,42 @@ MUTATIONS = [
         "torch.maximum(values, old_values - cliprange)",
         "torch.maximum(values, -cliprange + 0 * old_values)",
     ),
-    Mutation("value clip range of the policy", LOOP, "section.cliprange_value,", "section.cliprange,"),
+    Mutation("value clip range of the policy", STEP, "section.cliprange_value,", "section.cliprange,"),
     # the step
-    Mutation("value loss divided by tokens", LOOP, "            states,\n", "            tokens,\n"),
     Mutation(
-        "policy loss divided by states", LOOP, "mask, section.cliprange, tokens", "mask, section.cliprange, states"
+        "value loss divided by tokens",
+        STEP,
+        "        section.cliprange_value,\n        states,\n",
+        "        section.cliprange_value,\n        experience.response_mask.sum(),\n",
     ),
+    Mutation("policy loss divided by states", STEP, "width], mask, tokens, section", "width], mask, states, section"),
     Mutation("value loss not halved", MATH, "clipped_error), mask) / 2 / count", "clipped_error), mask) / count"),
-    Mutation("vf_coef ignored", LOOP, "section.vf_coef * errors.loss", "errors.loss"),
+    Mutation("vf_coef ignored", STEP, "section.vf_coef * terms.loss", "terms.loss"),
     Mutation(
         "temperature ignored in the update",
-        LOOP,
-        "sequences.tokens(),\n                section.temperature,",
-        "sequences.tokens(),\n                1.0,",
+        STEP,
+        "sequences.tokens(),\n        section.temperature,",
+        "sequences.tokens(),\n        1.0,",
         case="temperature",
     ),
     Mutation(
         "gradients kept from step to step",
-        LOOP,
-        "        self.optimizer.step()\n        self.optimizer.zero_grad()",
-        "        self.optimizer.step()",
+        STEP,
+        "    optimizer.step()\n    optimizer.zero_grad()",
+        "    optimizer.step()",
     ),
     Mutation("learning rate never scheduled", LOOP, "        self.scheduler.step()\n", ""),
     Mutation(
         "norms and biases decayed",
-        LOOP,
+        LEARN,
         '"params": others, "weight_decay": 0.0',
         '"params": others, "weight_decay": section.weight_decay',
         case="weight decay, cosine, warm-up",
     ),
-    Mutation("one PPO epoch", LOOP, "in range(section.num_ppo_epochs)", "in range(1)"),
+    Mutation("one PPO epoch", LEARN, "in range(section.num_ppo_epochs)", "in range(1)"),
     Mutation(
         "weights not decayed",
-        LOOP,
+        LEARN,
         '"weight_decay": section.weight_decay}',
         '"weight_decay": 0.0}',
         case="weight decay, cosine, warm-up",
@@ -212,7 +217,7 @@ MUTATIONS = [
         "masked_sum(log_ratio**2, mask) / count",
         case=None,
     ),
-    Mutation("entropy has its sign flipped", MATH, "return -(logprobs.exp()", "return (logprobs.exp()", case=None),
+    Mutation("entropy has its sign flipped", TENSORS, "return -(logprobs.exp()", "return (logprobs.exp()", case=None),
     Mutation("explained variance of the values", MATH, "(returns - values)[mask]", "values[mask]", case=None),
 ]
 
@@ -229,7 +234,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def check_import(folder: Path) -> None:
     """Exit unless Python started in `folder` imports the copy: the checkout is installed editable as well."""
-    code = "import rlhfctl.training.ppo_math as m; print(m.__file__)"
+    code = "import rlhfctl.training.rl.ppo_math as m; print(m.__file__)"
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(folder), capture_output=True, text=True, check=True
     )

@@ -26,7 +26,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, Metrics, Note, StageFinished
 from rlhfctl.models.special_tokens import PAD_LOGIT
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.training.rl.loop import AGREEMENT
+from rlhfctl.training.rl.collect import AGREEMENT
 from rlhfctl.world import reviews
 
 RECIPE = """\

@@ -22,7 +22,7 @@ from rlhfctl.errors import HandoffError, RecipeError, RlhfctlError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.models import architecture, build, devices, loading, scoring, tokenizing
 from rlhfctl.models.heads import scorer_on
-from rlhfctl.training.rl.loop import AGREEMENT
+from rlhfctl.training.rl.collect import AGREEMENT
 
 ALL = ("sft", "reward", "ppo")
 

@@ -167,7 +167,7 @@ def test_ppo_and_the_verdict_score_with_a_label(tmp_path: Path) -> None:
     # Another label is another reward: what was made with the first is made again.
     loaded = load_recipe(path, ["reward.label=LABEL_0"])
     data = check_all(loaded.recipe.data, loaded.recipe.data_seed)
-    plans = {plan.stage: plan for plan in pipeline.forecast(loaded, tmp_path / "run", data, pipeline.Request())}
+    plans = {plan.stage.name: plan for plan in pipeline.forecast(loaded, tmp_path / "run", data, pipeline.Request())}
     assert (plans["base"].action, plans["ppo"].action, plans["compare"].action) == ("skip", "run", "run")
     assert plans["ppo"].why == "changed: reward.label"
 

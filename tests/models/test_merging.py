@@ -238,7 +238,7 @@ def test_an_adapter_on_the_hub_is_fetched_whole(tmp_path: Path, monkeypatch: pyt
 
 
 def test_weights_of_the_base_are_part_of_what_a_run_depends_on(tmp_path: Path) -> None:
-    from rlhfctl import pipeline
+    from rlhfctl.inputs import model_fingerprint
 
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "adapter")
@@ -247,8 +247,8 @@ def test_weights_of_the_base_are_part_of_what_a_run_depends_on(tmp_path: Path) -
         "name: r\nmodel: {path: adapter}\ndata: {demonstrations: {source: rows.jsonl}}\nsft: {lora: null}\n"
     )
     recipe = load_recipe(tmp_path / "r.yaml").recipe
-    before = pipeline._model_fingerprint(recipe)
-    assert pipeline._model_fingerprint(recipe) == before
+    before = model_fingerprint(recipe)
+    assert model_fingerprint(recipe) == before
     shutil.rmtree(base)
     write_base(base, seed=1)
-    assert pipeline._model_fingerprint(recipe) != before
+    assert model_fingerprint(recipe) != before

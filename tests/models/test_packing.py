@@ -87,7 +87,7 @@ def test_where_states_and_tokens_stand() -> None:
         assert given.before_tokens().tolist() == before
         assert given.states(5).tolist() == states
         assert given.tokens().tolist() == [token for response in responses for token in response]
-        assert [ids[place] for place in given.last().tolist()] == [whole[-1] for whole in wholes]
+        assert [ids[index] for index in given.last().tolist()] == [whole[-1] for whole in wholes]
         positions = given.positions.tolist()
         assert [positions[start : start + len(w)] for start, w in zip(starts, wholes, strict=True)] == [
             list(range(len(whole))) for whole in wholes
@@ -96,14 +96,14 @@ def test_where_states_and_tokens_stand() -> None:
 
 def test_groups_are_of_like_length_and_hold_each_token_once() -> None:
     given = laid_out(rows((64,) * 9 + (40,) * 9 + (8,) * 9))
-    # 13 x 64 places for 9 x 64 + 4 x 40 tokens are 13% more; a row more would be 15.5%. 8 rows are never cut.
+    # 13 x 64 cells for 9 x 64 + 4 x 40 tokens are 13% more; a row more would be 15.5%. 8 rows are never cut.
     assert [(group.rows, group.width) for group in given.groups] == [(13, 64), (8, 40), (6, 8)]
     few = laid_out(rows((64, 1, 1)))
     assert [(group.rows, group.width) for group in few.groups] == [(3, 64)]  # too few to be worth a cut
     group = laid_out([[4, 5, 6], [7], [8, 9]]).groups[0]
-    table = torch.tensor([4, 5, 6, 8, 9, 7])[group.token_at].view(3, 3)
+    table = torch.tensor([4, 5, 6, 8, 9, 7])[group.token_of_cell].view(3, 3)
     assert table.tolist() == [[4, 5, 6], [8, 9, 9], [7, 7, 7]]
-    assert group.place_of.tolist() == [0, 1, 2, 3, 4, 6] and group.pads.tolist() == [5, 7, 8]
+    assert group.cell_of_token.tolist() == [0, 1, 2, 3, 4, 6] and group.pad_cells.tolist() == [5, 7, 8]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -191,5 +191,5 @@ def test_a_group_alone_needs_no_padding_but_many_cost_little() -> None:
     for _ in range(5):
         lengths = tuple(torch.randint(20, 128, (64,), generator=generator).tolist())
         groups = under_test.Sequences.of(rows(lengths), [[] for _ in lengths], CPU).groups
-        places = sum(group.rows * group.width for group in groups)
-        assert places < 1.2 * sum(lengths) and len(groups) <= 8
+        cells = sum(group.rows * group.width for group in groups)
+        assert cells < 1.2 * sum(lengths) and len(groups) <= 8

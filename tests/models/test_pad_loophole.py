@@ -20,7 +20,8 @@ from rlhfctl.models import build, heads, tokenizing
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.episode import Episode
-from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
 
@@ -81,11 +82,13 @@ def test_trls_policy_learns_to_pad(tmp_path: Path) -> None:
 
     assert second_pad(logits, pad) < 0.15  # one token of eight
     config = ppo.config_for(Ppo(engine="trl", **SECTION), tmp_path, seed=0)
-    everyone = ppo.Roles(policy, build.copy_frozen(policy), critic, short)
+    frozen = LanguageModel(build.copy_frozen(policy), pad)
+    everyone = Roles(LanguageModel(policy, pad), frozen, Critic(critic))
     gc.freeze()  # TRL collects garbage twice an update
     try:
         rows = [{"prompt": ""}] * len(PROMPTS)
-        means = ppo.train(config, everyone, rows, PROMPTS, tokenizer, emit=lambda event: None)
+        data = PromptData(tokenizer, rows, PROMPTS)
+        means = ppo.train(config, everyone, short, data, emit=lambda event: None)
     finally:
         gc.unfreeze()
     assert second_pad(logits, pad) > 0.5
@@ -106,7 +109,9 @@ def test_our_policy_cannot_pad(tmp_path: Path) -> None:
 
     section = Ppo(engine="rlhfctl", trace_every=0, **SECTION)
     rows = [{"prompt": ""}] * len(PROMPTS)
-    loop = PpoLoop(section, everyone, watched, tokenizer, rows, PROMPTS, seed=0, work=tmp_path / "work")
+    loop = PpoLoop(
+        section, everyone, watched, PromptData(tokenizer, rows, PROMPTS), Run(seed=0, work=tmp_path / "work")
+    )
     means = loop.train()
     assert second_pad(lambda ids: acting.logits(acting.hidden(ids)[:, -1]), pad) == 0.0
     assert len(seen) == UPDATES * BATCH and all(len(ids) == LENGTH and pad not in ids for ids in seen)

@@ -325,6 +325,8 @@ def test_our_own_engine_is_the_default_and_its_critic_follows_lora() -> None:
     assert whole is not None and whole.critic_kind == "head"
     assert recipe("ppo={engine: rlhfctl, stop_token: null, stop_strings: [END], missing_eos_penalty: 1.0}").ppo
     assert recipe("ppo={engine: rlhfctl, gradient_accumulation_steps: 2}").ppo.batch_size == 128  # type: ignore[union-attr]
+    uneven = recipe("ppo={engine: rlhfctl, total_episodes: 100, per_device_train_batch_size: 32}").ppo
+    assert uneven is not None and uneven.updates == 4
 
 
 @pytest.mark.parametrize("engine", ["trl", "rlhfctl"])

@@ -11,11 +11,11 @@ import torch
 from rlhfctl.errors import HandoffError
 from rlhfctl.models import build, heads, scoring, tokenizing
 from rlhfctl.recipe.schema import NAMED_JUDGES, Compare, Init, Model, Ppo, Recipe, Reward
+from rlhfctl.recipe.scorers import FUNCTION, REWARD, functions_of, kind_of
 from rlhfctl.rewards.build import BUILDERS, LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import Episode, parts_of
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward, TextModelReward
-from rlhfctl.rewards.names import FUNCTION, REWARD, functions_of, kind_of
 
 EPISODES = [Episode([4, 5], [6], "a b", "c", {}), Episode([4], [7, 8], "a", "d e", {})]
 SCORES = """

@@ -5,6 +5,7 @@ One run up to the reward stage is shared; each test trains for an update or two 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import pytest
 from conftest import TINY
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -25,7 +27,10 @@ from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
 from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.schema import Ppo
 from rlhfctl.stages.loader import Loader
+from rlhfctl.training.rl.algorithms import ALGORITHMS
+from rlhfctl.training.rl.experience import Experience
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
 ONE_UPDATE = ("ppo.total_episodes=16",)
@@ -154,6 +159,26 @@ def test_the_critic_is_exported_merged_or_with_its_base(kind: str, trained: dict
     assert result.exit_code == 0, result.output
     base = AutoModelForSequenceClassification.from_pretrained(to / "base", num_labels=1)
     assert scoring.score_rows(PeftModel.from_pretrained(base, to), ROWS, pad) == pytest.approx(scores, abs=1e-5)
+
+
+def test_an_algorithm_without_a_critic_makes_none(
+    until_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One entry in the table and the recipe's choice are all that it takes."""
+
+    def reward_to_go(experience: Experience, section: Ppo) -> tuple[Tensor, None]:
+        total = experience.rewards.sum(1)
+        advantages = (total - total.mean())[:, None].expand_as(experience.rewards)
+        return advantages.masked_fill(~experience.response_mask, 0.0), None
+
+    entry = dataclasses.replace(ALGORITHMS["ppo"], advantages=reward_to_go, needs_critic=False)
+    monkeypatch.setitem(ALGORITHMS, "baseline", entry)
+    monkeypatch.setattr(Ppo, "algorithm", property(lambda section: "baseline"))
+    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE)
+    made = artifact(run)
+    assert set(made.manifest.layout) == {"adapter", "probes"} and not (run / "ppo" / "critic").exists()
+    adapter = load_file(run / "ppo" / "adapter" / "adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)  # it has moved
 
 
 # ---------------------------------------------------------------- a critic to start from

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
-from rlhfctl.pipeline import stages_of
+from rlhfctl.graph import stages_of
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 

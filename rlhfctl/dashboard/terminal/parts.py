@@ -93,6 +93,7 @@ def _mark(state: str, signs: Signs) -> tuple[str, str]:
         "next": (signs.next, "dim"),
         "skipped": (signs.skipped, "green"),
         "stopped": (signs.stopped, "bold red"),
+        "waiting": (signs.stopped, "bold yellow"),
     }[state]
 
 

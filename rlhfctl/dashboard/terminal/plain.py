@@ -22,6 +22,7 @@ from rlhfctl.events import (
     Sample,
     StageFinished,
     StageStarted,
+    StageWaiting,
     VerdictReached,
     Warned,
     Working,
@@ -76,6 +77,8 @@ class PlainPrinter:
             case StageFinished():
                 shown = assignments(event.stage, event.metrics)
                 self._line(event, f"finished in {duration(event.seconds)}{f' ({shown})' if shown else ''} {event.path}")
+            case StageWaiting():
+                self._line(event, f"waiting: {one_line(event.message)}")
             case VerdictReached():
                 self._line(event, f"verdict {one_line(event.sentence)}")
             case RunStarted() | RunStopped():

@@ -24,6 +24,7 @@ from rlhfctl.dashboard.terminal.plain import PlainPrinter
 from rlhfctl.dashboard.terminal.tables import comparison_table, runs_table, samples_view
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
+from rlhfctl.graph import STAGES
 from rlhfctl.verdict import lowest_control
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
@@ -202,7 +203,9 @@ def _comparability_notes(
         yield "these runs had different controls"
     first, *others = artifacts
     for path in others:
-        keys = [key for name in ("sft", "base", "reward", "ppo") for key in _differences(name, first, path)]
+        keys = [
+            key for name, stage in STAGES.items() if stage.makes != "verdict" for key in _differences(name, first, path)
+        ]
         if keys:
             yield f"{path} differs from {first}: {', '.join(dict.fromkeys(keys))}"
 

@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from rlhfctl.recipe.sections.base import Rule, Section, without
 
 BUILTIN_SOURCES = ("builtin:reviews",)
+STAGE_SOURCE = "stage:"  # before the name of a stage whose artifact holds the rows
 OWN_DATA_KEYS = (
     "columns", "label", "subset", "split", "revision", "turns", "as_conversations", "response_prefix", "bad_rows",
     "deduplicate", "max_chars",
@@ -42,7 +43,8 @@ class Turns(Section):
 
 _SOURCE = (
     "A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one saved by "
-    "datasets, an id on the Hub, or builtin:reviews for the built-in task."
+    "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or builtin:reviews for the "
+    "built-in task."
 )
 _SOURCES = "Several sources instead of one, each with its weight."
 LabelValue = str | int | float | bool

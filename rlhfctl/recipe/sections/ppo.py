@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -143,6 +144,16 @@ class Ppo(Stage):
     def batch_size(self) -> int:
         """Responses sampled for each update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name in the table of training/rl/algorithms.py."""
+        return "ppo"
+
+    @property
+    def updates(self) -> int:
+        """How many updates the stage makes in all."""
+        return math.ceil(self.total_episodes / self.batch_size)
 
     @property
     def mini_batch_size(self) -> int:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rlhfctl.models import devices
+from rlhfctl.models.adapters import POLICY, is_adapter_parameter
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Matrices:
         head = inner.get_output_embeddings().weight
         trunk = adapter = 0
         for name, parameter in inner.named_parameters():
-            if ".lora_" in name:
-                adapter += parameter.numel() if ".default." in name else 0
+            if is_adapter_parameter(name):
+                adapter += parameter.numel() if is_adapter_parameter(name, POLICY) else 0
             elif parameter.dim() >= 2 and parameter is not head and id(parameter) not in embedded:
                 trunk += parameter.numel()
         return cls(trunk, head.numel(), adapter)

@@ -72,7 +72,7 @@ def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora
     head = heads.new_head(adapted)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if ".lora_B." in name:
+            if adapters.is_output_factor(name):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.weight.shape[1] ** -0.5)
     heads.save_scorer_adapter(adapted, "default", head, folder / "reward", str(folder / "base"))

@@ -31,7 +31,8 @@ from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, wait, weights_bytes
 from rlhfctl.tools.bench.workload import MB, OURS, SEED, THEIRS
-from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
 
@@ -134,8 +135,8 @@ def run_ours(job: Job) -> dict[str, Any]:
     everyone = Roles(acting, reference, critic)
     rows = [{"prompt": ""} for _ in job.prompts]
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
-        work = Path(fresh) / "ppo"
-        loop = PpoLoop(section, everyone, reward, job.tokenizer, rows, job.prompts, seed=SEED, work=work, emit=emit)
+        run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit)
+        loop = PpoLoop(section, everyone, reward, PromptData(job.tokenizer, rows, job.prompts), run)
         before = devices.resident_bytes() / MB
         loop.train()
     modules = [*everyone.modules(), scorer]
@@ -221,7 +222,7 @@ def _result(
             entry["prompt_tokens"], entry["response_tokens"], sizes, job.section.num_ppo_epochs, critic
         )
     weights = weights_bytes(modules, optimizer)
-    base = tensor_bytes([p for name, p in job.base.named_parameters() if ".lora_" not in name])
+    base = tensor_bytes([p for name, p in job.base.named_parameters() if not adapters.is_adapter_parameter(name)])
     return {
         "updates": meter.entries,
         "lengths": meter.lengths,

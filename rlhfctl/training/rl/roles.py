@@ -1,4 +1,4 @@
-"""Who plays in PPO, and what they share: policy, reference, critic and reward model on one copy of base*.
+"""The roles of PPO and how they share one copy of base*: policy, reference, critic and reward model.
 
     critic: adapter     base* has the adapters `default` (policy), `critic` and `reward`; the reference is base* with
                         all of them off. Two scalar heads stand beside it.
@@ -7,7 +7,7 @@
 
 A role is made active before each of its forwards, and stays so until its backward is done: peft's switch freezes the
 other adapters, and a recomputation under gradient checkpointing runs with whatever adapter is active *then*. Leaves
-out the PPO steps (loop.py) and sampling (generation/).
+out the steps (collect.py, learn.py), sampling (generation/), and where models come from: what loads them is given.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
-from rlhfctl.models import architecture
-from rlhfctl.models.adapters import CRITIC, POLICY, AdapterSwitch
+from rlhfctl.models import adapters, architecture, build, heads, special_tokens
+from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, is_adapter_parameter
+from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.tensors import at_least_float32
+from rlhfctl.recipe.schema import Ppo
 
 
 class Critic:
@@ -40,6 +44,11 @@ class Critic:
         self.scorer = scorer
         self.shares_policy = shares_policy
         self.trains_trunk = trains_trunk
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a head on the policy's model, with or without an adapter, and not a model of its own."""
+        return isinstance(self.scorer, AdapterScorer)
 
     def states(self, sequences: Sequences) -> Tensor:
         """(T, H) of its own trunk."""
@@ -53,7 +62,7 @@ class Critic:
         return at_least_float32(values)
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all roles
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -65,34 +74,50 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @dataclass
 class Roles:
-    """Policy, reference, critic. `policy.model` is the module that is handed on."""
+    """Policy, reference, critic. `policy.model` is the module that is handed on; an algorithm may need no critic."""
 
     policy: LanguageModel
     reference: LanguageModel
-    critic: Critic
+    critic: Critic | None
+
+    def __post_init__(self) -> None:
+        """Roles on one model switch its adapters by one object, which knows what is trained."""
+        every = [self.reference]
+        if self.critic is not None and isinstance(self.critic.scorer, AdapterScorer):
+            every.append(self.critic.scorer.backbone.shared)
+        for role in every:
+            if role.model is self.policy.model:
+                role.switch = self.policy.switch
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """name -> parameter of all that is trained, each once."""
         found: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
-            names = {POLICY}
-            if isinstance(self.critic.scorer, AdapterScorer) and not self.critic.shares_policy:
-                names.add(CRITIC)
+            names = [POLICY]
+            if self.critic is not None and self.critic.is_adapter and not self.critic.shares_policy:
+                names.append(CRITIC)
             for name, parameter in self.policy.model.named_parameters():
-                if ".lora_" in name and any(f".{adapter}." in name for adapter in names):
+                if any(is_adapter_parameter(name, adapter) for adapter in names):
                     found[f"policy.{name}"] = parameter
         else:
             found |= {f"policy.{name}": parameter for name, parameter in self.policy.model.named_parameters()}
-        if isinstance(self.critic.scorer, AdapterScorer):
+        if self.critic is None:
+            return found
+        if self.critic.is_adapter:
             found["critic.score.weight"] = self.critic.scorer.score.weight
         else:
             found |= {f"critic.{name}": parameter for name, parameter in self.critic.scorer.named_parameters()}
         return found
 
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """name -> parameter of the critic's part of `trainable()`."""
+        found = self.trainable()
+        return {n: p for n, p in found.items() if n.startswith("critic.") or is_adapter_parameter(n, CRITIC)}
+
     def sizes(self) -> dict[str, int]:
         """Parameters trained by role, and those of all models together (a shared one counts once)."""
         trained = self.trainable()
-        critic = [name for name in trained if name.startswith("critic.") or f".{CRITIC}." in name]
+        critic = self.critic_parameters()
         every = {id(p): p.numel() for module in self.modules() for p in module.parameters()}
         return {
             "policy_trainable": sum(p.numel() for name, p in trained.items() if name not in critic),
@@ -108,20 +133,19 @@ class Roles:
         trained = self.trainable()
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        switch = AdapterSwitch.of(self.policy.model)
-        if switch is not None:
-            switch.trains(list(trained.values()))
+        if self.policy.switch is not None:
+            self.policy.switch.trains(list(trained.values()))
         self.policy.activate()
         return trained
 
     def modules(self) -> list[nn.Module]:
         """Each model once."""
-        every = [self.policy.model, self.reference.model, self.critic.scorer]
+        every = [self.policy.model, self.reference.model, *([] if self.critic is None else [self.critic.scorer])]
         return list({id(module): module for module in every}.values())
 
     def trunks(self) -> list[Any]:
         """What gives hidden states, each model once."""
-        own = [] if isinstance(self.critic.scorer, AdapterScorer) else [architecture.backbone(self.critic.scorer)]
+        own = [] if self.critic is None or self.critic.is_adapter else [architecture.backbone(self.critic.scorer)]
         every = [self.policy.trunk, self.reference.trunk, *own]
         return list({id(trunk): trunk for trunk in every}.values())
 
@@ -162,3 +186,126 @@ class Roles:
         with torch.no_grad():
             for name, value in state.items():
                 trained[name].copy_(value)
+
+
+# ---------------------------------------------------------------- making them
+
+
+class RoleModels(Protocol):
+    """Loads what PPO's roles start from, as earlier stages or folders from elsewhere have it."""
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether the reward is a model; else it is a function."""
+
+    def shared_reward_adapter(self) -> Path | None:
+        """The reward model's adapter where it stands on the very base* that PPO starts from."""
+
+    def check_shared_reward(self, scorer: AdapterScorer) -> None:
+        """Raise unless the reward model scores on the shared base* as it did when it was saved."""
+
+    def classifier(self) -> Classifier | None:
+        """The reward model where it is a classifier of text."""
+
+    def reward_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """The reward model as a model of its own, and its tokenizer where it is not the policy's."""
+
+    def critic_model(self) -> PreTrainedModel | None:
+        """The critic to start from, as a model of its own, where the recipe names one."""
+
+    def critic_adapter(self) -> Path | None:
+        """The critic to start from, as an adapter with a head, where the recipe names one."""
+
+    def note(self, message: str, /) -> None:
+        """Say something and keep it with what is made."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """What scores the responses, where the reward is a model. `tokenizer`: its own, where it is not the policy's."""
+
+    scorer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    classifier: Classifier | None = None
+
+
+def build_roles(
+    section: Ppo, base: PreTrainedModel, pad_token_id: int, models: RoleModels, *, seed: int, needs_critic: bool = True
+) -> tuple[Roles, RewardModel]:
+    """Make every role, on as few copies of base* as the recipe allows; the critic only if the algorithm needs one."""
+    kind = section.critic_kind if needs_critic else None
+    # The reward model first: where it is a model of its own, and the critic a copy of it.
+    shared = models.shared_reward_adapter() if section.lora and kind != "model" else None
+    classifier = models.classifier() if models.has_reward else None
+    scorer: Any = None
+    own_tokenizer = None
+    if models.has_reward and shared is None and classifier is None:
+        scorer, own_tokenizer = models.reward_model()
+    critic = None
+    if kind == "model":
+        critic = Critic(_critic_model(base, scorer, own_tokenizer, models, seed=seed))
+
+    policy, reference = _policy_and_reference(base, pad_token_id, section, models, seed=seed)
+    if shared is not None:
+        head = heads.load_scorer_adapter(policy.model, REWARD, shared)
+        scorer = AdapterScorer(policy.with_adapter(REWARD), head)
+        models.check_shared_reward(scorer)
+    if kind == "head":
+        scores = AdapterScorer(policy, heads.new_head(policy.model))
+        critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
+    elif kind == "adapter":
+        head = _critic_adapter(policy.model, shared, section, models, seed=seed + 1)
+        critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
+    return Roles(policy, reference, critic), RewardModel(scorer, own_tokenizer, classifier)
+
+
+def _policy_and_reference(
+    base: PreTrainedModel, pad: int, section: Ppo, models: RoleModels, *, seed: int
+) -> tuple[LanguageModel, LanguageModel]:
+    """The policy with pad masked, and the reference: a frozen copy, or the policy's model with its adapter off."""
+    if section.lora is None:
+        reference = build.copy_frozen(base)
+        special_tokens.mask_pad(reference, pad)
+        special_tokens.mask_pad(base, pad)
+        return LanguageModel(base, pad), LanguageModel(reference, pad)
+    lora = section.lora
+    if lora.lora_dropout:
+        lora = lora.model_copy(update={"lora_dropout": 0.0})
+        models.note("PPO runs without dropout: lora_dropout is 0 in this stage")
+    model = adapters.add_lora(base, lora, TaskType.CAUSAL_LM, seed=seed)
+    special_tokens.mask_pad(model, pad)
+    policy = LanguageModel(model, pad, POLICY)
+    return policy, policy.with_adapter(None)
+
+
+def _critic_model(
+    base: PreTrainedModel, scorer: PreTrainedModel | None, own_tokenizer: Any, models: RoleModels, *, seed: int
+) -> PreTrainedModel:
+    """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
+    critic = models.critic_model()
+    if critic is None and scorer is not None and own_tokenizer is None:
+        critic = build.copy_frozen(scorer)
+    if critic is None:
+        if scorer is not None:
+            models.note(
+                "the reward model reads other tokens than the policy: the critic starts from base* with a zero head"
+            )
+        return heads.scorer_on(base, seed=seed, zero_head=True)
+    critic.requires_grad_(True)
+    return critic
+
+
+def _critic_adapter(
+    policy: PeftModel, shared: Path | None, section: Ppo, models: RoleModels, *, seed: int
+) -> nn.Linear:
+    """Put the critic's adapter on `policy`: the one named, the reward model's, or a fresh one. Returns its head."""
+    start = models.critic_adapter() or shared
+    if start is not None:
+        return heads.load_scorer_adapter(policy, CRITIC, start)
+    if models.has_reward:
+        models.note(
+            "the reward model is no adapter on this base*: the critic starts as a fresh adapter with a zero head"
+        )
+    assert section.lora is not None
+    adapters.add_adapter(policy, CRITIC, section.lora, seed=seed)
+    return heads.new_head(policy)

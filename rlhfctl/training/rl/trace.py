@@ -20,50 +20,56 @@ class Trace:
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes
-        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # row -> epoch -> name -> one entry a position
+        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # episode -> epoch -> name -> one entry per column
 
-    def add(self, epoch: int, rows: Sequence[int], numbers: Mapping[str, Tensor]) -> None:
-        """What an epoch gave for a micro-batch before its step: tensors (B, W) by name."""
-        for place, row in enumerate(rows):
-            if row < self.episodes:
-                entry = self.epochs.setdefault(row, {}).setdefault(epoch, {})
-                entry.update({name: table[place].tolist() for name, table in numbers.items()})
+    def add(self, epoch: int, indices: Sequence[int], numbers: Mapping[str, Tensor]) -> None:
+        """Note what an epoch gave for the episodes of a micro-batch before its step: tensors (b, w) by name."""
+        for position, index in enumerate(indices):
+            if index < self.episodes:
+                entry = self.epochs.setdefault(index, {}).setdefault(epoch, {})
+                entry.update({name: table[position].tolist() for name, table in numbers.items()})
 
     def write(
-        self, folder: Path, number: int, batch: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
+        self, folder: Path, number: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
     ) -> None:
-        """One JSON line an episode: `update-NNNNNN.jsonl`."""
-        lines = []
-        for row in range(self.episodes):
-            ids = batch.responses[row].ids
-            tokens, states = len(ids), int(batch.value_mask[row].sum())
-            values, rewards = batch.values[row, :states], batch.rewards[row, :states]
-            deltas = (rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values).tolist()
-            epochs = []
-            for _, numbers in sorted(self.epochs[row].items()):
-                cut = {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
-                epochs.append(cut | {"values": numbers["values"][:states]})
-            record = {
-                "update": number,
-                "episode": row,
-                "prompt": tokenizer.decode(batch.prompts[row]),
-                "response": tokenizer.decode(ids),
-                "tokens": tokenizer.convert_ids_to_tokens(ids),
-                "ids": ids,
-                "ended": bool(batch.ended[row]),
-                "raw_score": float(batch.raw_scores[row]),
-                "score": float(batch.scores[row]),
-                "reward_parts": {name: part[row] for name, part in batch.parts.items()},
-                "policy_logprobs": batch.logprobs[row, :tokens].tolist(),
-                "reference_logprobs": batch.ref_logprobs[row, :tokens].tolist(),
-                "kl": batch.kl[row, :tokens].tolist(),
-                "rewards": rewards.tolist(),
-                "values": values.tolist(),
-                "deltas": deltas,
-                "advantages": batch.advantages[row, :tokens].tolist(),
-                "returns": batch.returns[row, :states].tolist(),
-                "epochs": epochs,
-            }
-            lines.append(json.dumps(record))
+        """Write one JSON line per episode to `update-NNNNNN.jsonl`."""
+        lines = [
+            json.dumps({"update": number, "episode": index} | self._record(index, experience, tokenizer, gamma))
+            for index in range(self.episodes)
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         fs.write_atomic(folder / f"update-{number:06d}.jsonl", "\n".join(lines) + "\n")
+
+    def _record(
+        self, index: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
+    ) -> dict[str, Any]:
+        """One episode. The numbers of a critic are left out where there is none."""
+        ids = experience.responses[index].ids
+        tokens, states = len(ids), int(experience.value_mask[index].sum())
+        rewards = experience.rewards[index, :states]
+        epochs = []
+        for _, numbers in sorted(self.epochs[index].items()):
+            cut = {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
+            epochs.append(cut | ({"values": numbers["values"][:states]} if "values" in numbers else {}))
+        record: dict[str, Any] = {
+            "prompt": tokenizer.decode(experience.prompts[index]),
+            "response": tokenizer.decode(ids),
+            "tokens": tokenizer.convert_ids_to_tokens(ids),
+            "ids": ids,
+            "ended": bool(experience.ended[index]),
+            "raw_score": float(experience.raw_scores[index]),
+            "score": float(experience.scores[index]),
+            "reward_parts": {name: part[index] for name, part in experience.parts.items()},
+            "policy_logprobs": experience.logprobs[index, :tokens].tolist(),
+            "reference_logprobs": experience.ref_logprobs[index, :tokens].tolist(),
+            "kl": experience.kl[index, :tokens].tolist(),
+            "rewards": rewards.tolist(),
+        }
+        if experience.values.numel():
+            values = experience.values[index, :states]
+            deltas = rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values
+            record |= {"values": values.tolist(), "deltas": deltas.tolist()}
+        record["advantages"] = experience.advantages[index, :tokens].tolist()
+        if experience.returns.numel():
+            record["returns"] = experience.returns[index, :states].tolist()
+        return record | {"epochs": epochs}

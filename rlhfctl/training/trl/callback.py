@@ -17,7 +17,6 @@ from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
 from rlhfctl.models import devices
 from rlhfctl.training import checkpoints
 
-CHECKPOINTS_PER_STAGE = 10  # where the recipe names no checkpoint_steps
 KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
 # transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
 NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
@@ -66,7 +65,7 @@ class EventCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         work, done = self._evaluating or (Work("evaluating", len(eval_dataloader), "batch"), 0)
-        work.at(done + 1)
+        work.advance(done + 1)
         self._evaluating = work, done + 1
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

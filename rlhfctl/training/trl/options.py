@@ -20,7 +20,7 @@ from rlhfctl.errors import Problem, RecipeError
 from rlhfctl.models import build, devices
 from rlhfctl.recipe.words import describe, did_you_mean
 from rlhfctl.training import checkpoints
-from rlhfctl.training.trl.callback import CHECKPOINTS_PER_STAGE, KEPT_CHECKPOINTS
+from rlhfctl.training.trl.callback import KEPT_CHECKPOINTS
 
 # Numbers that the trainers take without a look and then divide by, count with or never end on: [lowest, below).
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -72,7 +72,7 @@ def prepare(
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     if sentence := build.updates_lost_to_rounding(trained, trainer.args.learning_rate):
         warn(sentence)
-    trainer.args.save_steps = checkpoint_steps or max(1, math.ceil(planned_steps(trainer) / CHECKPOINTS_PER_STAGE))
+    trainer.args.save_steps = checkpoint_steps or checkpoints.interval(planned_steps(trainer))
     resume, passed_over = checkpoints.newest_complete(work)
     for sentence in passed_over:
         warn(sentence)

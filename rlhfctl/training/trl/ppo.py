@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,19 +25,11 @@ from rlhfctl.metrics import trl_names
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode
+from rlhfctl.training.history import closing_means
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.roles import Roles
+from rlhfctl.training.trl import LAST_TRL
 from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
-
-LAST_TRL = "1.12.0"
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Who plays in PPO. `reference` None: the policy with its adapter off."""
-
-    policy: nn.Module
-    reference: nn.Module | None
-    critic: nn.Module
-    reward: RewardFunction
 
 
 def require() -> Any:
@@ -97,28 +88,29 @@ def config_for(section: Ppo, work: Path, *, seed: int) -> Any:
 def train(
     config: Any,
     roles: Roles,
-    rows: Sequence[Row],
-    prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    reward: RewardFunction,
+    data: PromptData,
     *,
     emit: Callable[[Event], None],
     after_update: Callable[[int, int], None] = lambda update, total: None,
 ) -> dict[str, float]:
-    """Run TRL's PPOTrainer over `prompts`; the modules in `roles` are trained in place.
+    """Run TRL's PPOTrainer over the prompts of `data`; policy and critic of `roles` are trained in place.
 
     `after_update(update, total)` is called after every update, with the policy as it then is. Returns the mean
     of each metric over the last tenth of the updates.
     """
     trainer_class, _ = require()
-    rollouts = RolloutBatches(rows, tokenizer)
+    assert roles.critic is not None
+    tokenizer, prompts = data.tokenizer, data.prompts
+    rollouts = RolloutBatches(data.rows, tokenizer)
     callback = PpoCallback(emit, Path(config.output_dir), rollouts, after_update)
     trainer = trainer_class(
         args=config,
         processing_class=tokenizer,
-        model=roles.policy,
-        ref_model=roles.reference,
-        reward_model=BridgedReward(roles.reward, rollouts),
-        value_model=roles.critic,
+        model=roles.policy.model,
+        ref_model=None if roles.reference.model is roles.policy.model else roles.reference.model,
+        reward_model=BridgedReward(reward, rollouts),
+        value_model=roles.critic.scorer,
         train_dataset=Dataset.from_dict(
             {"input_ids": [list(ids) for ids in prompts], "row": list(range(len(prompts)))}
         ),
@@ -257,9 +249,4 @@ class PpoCallback(EventCallback):
 
     def closing_means(self) -> dict[str, float]:
         """Mean of each metric over the last tenth of the updates (at least one)."""
-        last = self.history[-max(1, len(self.history) // 10) :]
-        return (
-            {name: statistics.fmean(entry[name] for entry in last if name in entry) for name in last[-1]}
-            if last
-            else {}
-        )
+        return closing_means(self.history)

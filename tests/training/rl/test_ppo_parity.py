@@ -9,6 +9,7 @@ itself by 1e-2 when the padding changes.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,9 @@ from rlhfctl.models import build, heads, special_tokens, tokenizing
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training.rl.experience import Experience
-from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.loop import PpoLoop, Run
+from rlhfctl.training.rl.orders import Orders
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.trl import ppo
 
@@ -179,43 +181,47 @@ def run_trl(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes
     return logs
 
 
-class Fixed(PpoLoop):
-    """Our loop on given responses and minibatch orders."""
+class GivenOrders(Orders):
+    """The orders of TRL: prompts one after the other, minibatches as it shuffled them."""
 
     given: World
+    epochs: int
 
-    def rollout(self, number: int) -> Experience:
-        prompts, responses = self.given.rounds[number - 1]
-        eos = self.tokenizer.eos_token_id
-        drawn = [generator.Response(ids=ids, ended=eos in ids) for ids in responses]
-        batch = self.batch_of([0] * len(prompts), prompts, drawn)
-        batch.logprobs = self._sampled_logprobs(batch)
-        return batch
+    def __init__(self, given: World, epochs: int) -> None:
+        super().__init__(seed=0)
+        vars(self).update(given=given, epochs=epochs)
 
-    def permutation(self, number: int, epoch: int) -> list[int]:
-        return self.given.orders[(number - 1) * self.section.num_ppo_epochs + epoch]
+    def prompts(self, number: int, batch_size: int, repeats: int, count: int) -> list[int]:
+        return list(range((number - 1) * batch_size, number * batch_size))
+
+    def minibatches(self, number: int, epoch: int, batch_size: int) -> list[int]:
+        return self.given.orders[(number - 1) * self.epochs + epoch]
 
 
-def run_ours(w: World, before: World, tmp_path: Path, **changes: Any) -> tuple[list[dict[str, float]], Fixed]:
+def run_ours(w: World, before: World, tmp_path: Path, **changes: Any) -> tuple[list[dict[str, float]], PpoLoop]:
     """Train the models of `before` on what TRL sampled in `w`."""
     section = Ppo(engine="rlhfctl", critic="model", max_grad_norm=None, trace_every=0, **{**SECTION, **changes})
-    pad = before.tokenizer.pad_token_id
+    pad, eos = before.tokenizer.pad_token_id, before.tokenizer.eos_token_id
     roles = Roles(
         LanguageModel(before.policy, pad),
         LanguageModel(build.copy_frozen(before.policy), pad),
         Critic(before.critic),
     )
-    loop = Fixed(
+    prompts = [prompt for given, _ in w.rounds for prompt in given]
+    answers = [ids for _, given in w.rounds for ids in given]
+
+    def given_responses(*_: Any, episodes: Any = None, **__: Any) -> list[generator.Response]:
+        return [generator.Response(ids=answers[index], ended=eos in answers[index]) for index in episodes]
+
+    loop = PpoLoop(
         section,
         roles,
         ModelReward(before.reward, pad),
-        before.tokenizer,
-        [{"prompt": ""}],
-        [[2]],
-        seed=0,
-        work=tmp_path / "work",
+        PromptData(before.tokenizer, [{"prompt": ""}] * len(prompts), prompts),
+        Run(seed=0, work=tmp_path / "work"),
+        generator=given_responses,
     )
-    loop.given = w
+    loop.collector = dataclasses.replace(loop.collector, orders=GivenOrders(w, section.num_ppo_epochs))
     loop.recomputes = True
     loop.train()
     return loop.history, loop

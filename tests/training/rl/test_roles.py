@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Sampling
 from rlhfctl.models import adapters, build, heads, language_model, merging, scoring, special_tokens, tensors, tokenizing
-from rlhfctl.models.adapters import POLICY, adapter_has_head, add_adapter, add_lora, lora_config, save_adapter
+from rlhfctl.models.adapters import (
+    POLICY,
+    adapter_has_head,
+    add_adapter,
+    add_lora,
+    is_adapter_parameter,
+    lora_config,
+    save_adapter,
+)
 from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
@@ -29,8 +38,10 @@ from rlhfctl.models.packing import Sequences, packed
 from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.collect import PromptData, collect
 from rlhfctl.training.rl.experience import Experience
-from rlhfctl.training.rl.loop import PpoLoop
+from rlhfctl.training.rl.loop import PpoLoop, Run
+from rlhfctl.training.rl.minibatch import gradient_step
 from rlhfctl.training.rl.roles import CRITIC, Critic, Roles
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral")
@@ -82,10 +93,6 @@ def counted(episodes: Sequence[Episode]) -> list[float]:
     return [float(sum(episode.response_ids)) / 10 for episode in episodes]
 
 
-class Stopped(Exception):
-    pass
-
-
 def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> PpoLoop:
     values = {
         "lora": LORA,
@@ -98,24 +105,22 @@ def loop_of(everyone: Roles, tokenizer: Any, work: Path, **changes: Any) -> PpoL
     }
     section = Ppo(**values | changes)
     rows = [{"prompt": ""}] * len(PROMPTS)
-    return PpoLoop(section, everyone, counted, tokenizer, rows, PROMPTS, seed=0, work=work / "work")
+    return PpoLoop(section, everyone, counted, PromptData(tokenizer, rows, PROMPTS), Run(seed=0, work=work / "work"))
 
 
-def batch_before_learning(loop: PpoLoop, monkeypatch: pytest.MonkeyPatch) -> Experience:
-    caught: list[Experience] = []
+def batch_before_learning(loop: PpoLoop) -> Experience:
+    """A batch whose values are there, and no part of the first step is taken yet."""
+    batch = collect(loop.collector, 1)
+    batch.value_step = None
+    return batch
 
-    def stop(batch: Experience, *_: Any, **__: Any) -> None:
-        with torch.no_grad():  # with one minibatch they would come from the critic's first forward
-            batch.values = loop._values(batch)
-            loop._set_advantages(batch)
-        caught.append(batch)
-        raise Stopped
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", stop)
-        with pytest.raises(Stopped):
-            loop.update(1)
-    return caught[0]
+class Still:
+    """Stands for an optimizer, and leaves the gradients where they are."""
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
 
 
 # ---------------------------------------------------------------- gradients on the shared model
@@ -159,7 +164,7 @@ def expected_gradients(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Those of policy, critic and head, each from a model of its own and the losses of ppo_math."""
     peft_model, pad, section = loop.roles.policy.model, loop.roles.policy.pad_token_id, loop.section
-    width = batch.mask.shape[1]
+    width = batch.response_mask.shape[1]
     ids, mask = tensors.pad_right(
         [[*p, *r.ids] for p, r in zip(batch.prompts, batch.responses, strict=True)], pad, torch.device("cpu")
     )
@@ -168,9 +173,9 @@ def expected_gradients(
     logits[..., pad] = special_tokens.PAD_LOGIT
     logp = torch.log_softmax(logits / section.temperature, -1)
     chosen = logp[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
-    logprobs = padded(table(loop, batch, chosen, 0), batch.mask)
+    logprobs = padded(table(loop, batch, chosen, 0), batch.response_mask)
     terms = ppo_math.policy_loss(
-        logprobs, batch.logprobs, batch.advantages, batch.mask, section.cliprange, batch.mask.sum()
+        logprobs, batch.logprobs, batch.advantages, batch.response_mask, section.cliprange, batch.response_mask.sum()
     )
     terms.loss.backward()
 
@@ -178,7 +183,7 @@ def expected_gradients(
     own_head = copy.deepcopy(head)
     own_head.weight.grad = None
     hidden = critic.get_base_model().model(input_ids=ids, attention_mask=mask).last_hidden_state
-    values = padded(table(loop, batch, own_head(hidden).squeeze(-1), 1), batch.mask)
+    values = padded(table(loop, batch, own_head(hidden).squeeze(-1), 1), batch.response_mask)
     errors = ppo_math.value_loss(
         values, batch.values, batch.returns, batch.value_mask, section.cliprange_value, batch.value_mask.sum()
     )
@@ -191,11 +196,11 @@ def expected_gradients(
 @pytest.mark.parametrize("fusing", [False, True])
 @pytest.mark.parametrize("recomputing", [False, True])
 def test_each_adapter_learns_what_it_would_learn_on_a_model_of_its_own(
-    recomputing: bool, fusing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recomputing: bool, fusing: bool, tmp_path: Path
 ) -> None:
     tokenizer, everyone, untouched = shared_roles(torch.float64)
-    loop = loop_of(everyone, tokenizer, tmp_path)
-    batch = batch_before_learning(loop, monkeypatch)
+    loop = loop_of(everyone, tokenizer, tmp_path, max_grad_norm=None)
+    batch = batch_before_learning(loop)
     stir(everyone.policy.model, by=0.02, seed=6)  # ratios away from 1, values away from the old
     head = everyone.critic.scorer.score
     policy, critic, of_head = expected_gradients(loop, batch, untouched, head)
@@ -208,8 +213,8 @@ def test_each_adapter_learns_what_it_would_learn_on_a_model_of_its_own(
             assert inside.enter_context(packed(everyone.policy.trunk))
         inside.enter_context(everyone.recomputing(recomputing))
         recomputed.clear()
-        loop._learn_values(batch, list(range(8)), batch.value_mask.sum(), 0)
-        loop._learn(batch, list(range(8)), batch.mask.sum(), batch.value_mask.sum(), 0)
+        learner: Any = dataclasses.replace(loop.learner, optimizer=Still())
+        gradient_step(learner, batch, list(range(8)), 0, loop.algorithm.policy_loss)
     watching.remove()
     assert len(recomputed) == (4 if recomputing else 2)  # policy and critic, each a second time in its backward
     shared = everyone.policy.model
@@ -270,8 +275,8 @@ def test_the_reference_is_the_base_exactly_however_the_policy_moves(tmp_path: Pa
         assert torch.equal(everyone.reference.hidden(ids), expected)
         assert not torch.allclose(everyone.policy.hidden(ids), before, atol=1e-3)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
-    adapters = {name for name in start if ".lora_" in name}
-    assert moved == adapters and any(f".{CRITIC}." in name for name in moved)
+    low_rank = {name for name in start if is_adapter_parameter(name)}
+    assert moved == low_rank and any(f".{CRITIC}." in name for name in moved)
     weights = untouched.state_dict()
     plain = {name.replace("base_model.model.", "").replace(".base_layer", ""): name for name in start}
     assert all(torch.equal(model.state_dict()[plain[name]], value) for name, value in weights.items())
@@ -283,7 +288,7 @@ def test_adapters_and_head_are_trained_and_nothing_else_whichever_role_acts(tmp_
     theirs = tmp_path / "reward"
     save_reward(untouched, tokenizer, theirs)
     heads.load_scorer_adapter(model, adapters.REWARD, theirs)
-    reward = LanguageModel(model, tokenizer.pad_token_id, adapters.REWARD)
+    reward = everyone.policy.with_adapter(adapters.REWARD)
     expected = {
         f"policy.base_model.model.model.layers.{layer}.{place}.lora_{matrix}.{adapter}.weight"
         for layer in range(2)
@@ -389,6 +394,35 @@ def test_an_adapter_without_a_head_or_of_another_base_is_refused(tmp_path: Path)
         heads.load_scorer_adapter(policy, "gpt2", tmp_path / "gpt2")
 
 
+def test_an_adapter_on_more_layers_than_the_policys_stays_out_of_the_policy(tmp_path: Path) -> None:
+    """A reward model may adapt layers that the policy's LoRA does not."""
+    tokenizer, model = base()
+    untouched, pad = build.copy_frozen(model), tokenizer.pad_token_id
+    expected = save_reward(untouched, tokenizer, tmp_path / "given")
+    model = add_lora(model, LORA.model_copy(update={"target_modules": ["q_proj"]}), TaskType.CAUSAL_LM, seed=0)
+    stir(model)
+    policy = LanguageModel(model, pad, POLICY)
+    ids, _ = tensors.pad_right(ROWS, pad, torch.device("cpu"))
+    with torch.no_grad():
+        before = policy.hidden(ids)
+        head = heads.load_scorer_adapter(model, adapters.REWARD, tmp_path / "given")
+        assert torch.equal(policy.hidden(ids), before)
+        assert torch.equal(policy.with_adapter(None).hidden(ids), untouched.model(input_ids=ids).last_hidden_state)
+        scorer = AdapterScorer(policy.with_adapter(adapters.REWARD), head)
+        assert scoring.score_rows(scorer, ROWS, pad) == pytest.approx(expected, abs=1e-5, rel=1e-5)
+        assert torch.equal(policy.hidden(ids), before)
+
+
+def test_roles_on_one_model_share_what_is_trained() -> None:
+    """Whoever acted last, policy and critic are trained; the switch is no attribute of the model."""
+    _, everyone, _ = shared_roles()
+    trained = everyone.prepare()
+    for role in (everyone.reference, everyone.critic.scorer.backbone.shared, everyone.policy.with_adapter(None)):
+        role.activate()
+        assert all(parameter.requires_grad for parameter in trained.values())
+    assert not [name for name in vars(everyone.policy.model) if "switch" in name]
+
+
 # ---------------------------------------------------------------- sequences and heads
 
 
@@ -425,9 +459,9 @@ def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.
     for frozen in (False, True):
         for with_entropy in (False, True):
             expected = naive(with_entropy)
-            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 1 << 24)
+            monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 1 << 24)
             one = given(frozen, with_entropy)
-            monkeypatch.setattr(language_model, "HEAD_ELEMENTS", 3 * policy.vocabulary)
+            monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 3 * policy.vocabulary)
             pieces = given(frozen, with_entropy)
             assert (one[3] is None) is frozen and (pieces[3] is None) is frozen
             for index, wanted in enumerate(expected):

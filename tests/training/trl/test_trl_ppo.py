@@ -20,11 +20,14 @@ from rlhfctl.errors import EngineError
 from rlhfctl.events import Event, Metrics, Progress
 from rlhfctl.metrics import trl_names
 from rlhfctl.models import adapters, build, heads, special_tokens, tokenizing
+from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import OWN_ENGINE_KEYS, Init, Lora, Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.training.trl.ppo import BridgedReward, Roles, config_for, require, train
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.roles import Critic, Roles
+from rlhfctl.training.trl.ppo import BridgedReward, config_for, require, train
 
 WORDS = ["a", "b", "c", "d", " "]
 PENALTY = 0.5
@@ -39,7 +42,9 @@ class Played:
     """One run of the bridge: its roles before and after, and everything that was emitted."""
 
     before: dict[str, dict[str, torch.Tensor]]
-    roles: Roles
+    policy: Any
+    critic: Any
+    reference: nn.Module | None
     events: list[Event]
     closing: dict[str, float]
     tokenizer: Any
@@ -94,15 +99,17 @@ def play(
     named = {"policy": policy, "critic": critic} | ({"reference": reference} if reference is not None else {})
     before = {name: copy.deepcopy(dict(module.named_parameters())) for name, module in named.items()}
     events: list[Event] = []
+    pad = tokenizer.pad_token_id
+    acting = LanguageModel(policy, pad, adapters.POLICY if lora else None)
+    kept = acting.with_adapter(None) if reference is None else LanguageModel(reference, pad)
     closing = train(
         config_for(ppo, work, seed=0),
-        Roles(policy, reference, critic, scorer),
-        rows,
-        [tokenizer(row["prompt"])["input_ids"] for row in rows],
-        tokenizer,
+        Roles(acting, kept, Critic(critic)),
+        scorer,
+        PromptData(tokenizer, rows, [tokenizer(row["prompt"])["input_ids"] for row in rows]),
         emit=events.append,
     )
-    return Played(before, Roles(policy, reference, critic, scorer), events, closing, tokenizer)
+    return Played(before, policy, critic, reference, events, closing, tokenizer)
 
 
 def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
@@ -121,15 +128,15 @@ def test_policy_is_the_reference_before_the_first_step_and_only_the_trained_move
     played = play(tmp_path, section(total_episodes=16), lora=lora, reward=by_model)
     assert abs(played.metrics(1)["kl"]) < 1e-6  # the rollout of update 1 comes before any training
     assert abs(played.metrics(2)["kl"]) > 1e-6  # and it is no constant
-    policy = moved(played.before["policy"], played.roles.policy)
+    policy = moved(played.before["policy"], played.policy)
     if lora:
         assert policy == {name for name in played.before["policy"] if ".lora_" in name}
     else:
         assert policy == set(played.before["policy"])
-        assert played.roles.reference is not None
-        assert moved(played.before["reference"], played.roles.reference) == set()
+        assert played.reference is not None
+        assert moved(played.before["reference"], played.reference) == set()
     critic = set(played.before["critic"])
-    assert moved(played.before["critic"], played.roles.critic) == critic
+    assert moved(played.before["critic"], played.critic) == critic
 
 
 def test_steps_and_names_of_what_is_emitted(tmp_path: Path) -> None:

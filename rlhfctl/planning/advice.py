@@ -9,9 +9,9 @@ from typing import Literal
 from trl import RewardConfig, SFTConfig
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.planning.stages import Lengths, StagePlan, facts, trainer_config
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning.stages import Lengths, StagePlan, facts, trainer_config
 
 TIGHT = 0.9  # of the memory: what an allocator wastes no figure here knows
 _SHORTEST = 64  # tokens: below this no advice cuts

@@ -14,15 +14,18 @@ from rich.console import Console
 from torch import nn
 
 from rlhfctl import pipeline
+from rlhfctl.artifacts import WORK
 from rlhfctl.data import load
+from rlhfctl.graph import Request
+from rlhfctl.inputs import inputs_of
 from rlhfctl.models import devices
-from rlhfctl.pipeline import Request
+from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.planning import probe
+from rlhfctl.planning.advice import fit
+from rlhfctl.planning.plan import Plan, plan
+from rlhfctl.planning.stages import Lengths, facts, optimizer_state
+from rlhfctl.planning.view import count, size, view
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.tools.planning import probe
-from rlhfctl.tools.planning.advice import fit
-from rlhfctl.tools.planning.plan import Plan, plan
-from rlhfctl.tools.planning.stages import Lengths, facts, optimizer_state
-from rlhfctl.tools.planning.view import count, size, view
 
 
 def planned(recipe: Path, run: Path, *settings: str, request: Request | None = None, **more: Any) -> Plan:
@@ -83,11 +86,11 @@ def test_what_was_begun_goes_on(recipe: Path, run: Path, tmp_path: Path) -> None
     (begun / "reward" / "manifest.json").unlink()
     loaded = load_recipe(recipe)
     rows = load.check_all(loaded.recipe.data, loaded.recipe.seed)
-    inputs = pipeline._inputs("reward", loaded.recipe, pipeline.RunPaths(begun), rows, Request())
-    (begun / "reward" / pipeline.WORK).mkdir()
-    (begun / "reward" / pipeline.WORK / "inputs.json").write_text(json.dumps(inputs))
+    inputs = inputs_of(StageId(1, "reward"), loaded.recipe, RunPaths(begun), rows, Request())
+    (begun / "reward" / WORK).mkdir()
+    (begun / "reward" / WORK / "inputs.json").write_text(json.dumps(inputs))
     found = pipeline.forecast(loaded, begun, rows, Request())
-    assert [(one.stage, one.action) for one in found] == [
+    assert [(str(one.stage), one.action) for one in found] == [
         ("sft", "skip"),
         ("reward", "continue"),
         ("ppo", "run"),

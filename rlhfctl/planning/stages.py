@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,13 +21,16 @@ from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import STAGES, stages_of
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.pipeline import Forecast, stages_of
+from rlhfctl.pipeline import Forecast
+from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
+from rlhfctl.planning.meter import WEIGHTS
+from rlhfctl.recipe.made_data import made_data, source_stages
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning import memory
-from rlhfctl.tools.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
-from rlhfctl.tools.planning.meter import WEIGHTS
+from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
 _SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
@@ -48,7 +51,7 @@ class StagePlan:
     """One stage. `outlook` None: its memory cannot be foreseen (`note` says why)."""
 
     name: str
-    action: Literal["run", "continue", "skip"]
+    action: Literal["run", "continue", "wait", "skip"]
     why: str
     rows: str
     steps: int
@@ -119,16 +122,32 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
 # ---------------------------------------------------------------- one stage
 
 
-def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """What the stage does and needs, and what the run would do about it; of one that is skipped only that."""
+def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Collection[str]) -> StagePlan:
+    """Tell what the stage does and needs, and what the run would do about it; of one that is skipped only that.
+
+    `read`: the data sets whose rows are there. Those that a stage has yet to make are not.
+    """
+    name = forecast.stage.name
+    unread = [data for data in STAGES[name].data if data in made_data(recipe.data) and data not in read]
     if forecast.action == "skip":
-        return StagePlan(forecast.stage, "skip", forecast.why, "", 0, 0, None, Disk(0, 0))
-    return replace(facts(forecast.stage, recipe, lengths), action=forecast.action, why=forecast.why)
+        found = _unknown(name)
+    elif unread:
+        made_by = ", ".join(source_stages(unread, recipe.data))
+        found = _unknown(name, f"not known before {made_by} has made data.{', data.'.join(unread)}")
+    else:
+        found = facts(name, recipe, lengths)
+    return replace(found, name=str(forecast.stage), action=forecast.action, why=forecast.why)
 
 
 def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """What a stage of `recipe` does and needs."""
+    """Tell what a stage of `recipe` does and needs."""
+    if name not in _FACTS:
+        return _unknown(name, "its memory is not modelled: --probe measures it")
     return _FACTS[name](recipe, lengths)
+
+
+def _unknown(name: str, note: str | None = None) -> StagePlan:
+    return StagePlan(name, "run", "", "", 0, 0, None, Disk(0, 0), note)
 
 
 def _shape(recipe: Recipe, lengths: Lengths) -> ModelSpec:
@@ -198,7 +217,7 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
 def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.ppo
     assert section is not None
-    updates = math.ceil(section.total_episodes / section.batch_size)
+    updates = section.updates
     prompts = _that_fit(lengths.prompts, recipe, lengths, section.response_length)
     what = f"{len(prompts)} prompts, {section.total_episodes} episodes"
     tokens = updates * section.batch_size * section.response_length
@@ -209,7 +228,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     elif recipe.reward is not None and recipe.reward.model is not None and scorer is None:
         note = "the reward model's config.json cannot be read here: --probe measures it"
     else:
-        outlook = memory.ppo_outlook(
+        outlook = ppo_memory.ppo_outlook(
             _shape(recipe, lengths), section, max(prompts), scorer, shared=shared, eval_prompts=lengths.eval
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
@@ -242,7 +261,7 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     assert section is not None and section.max_new_tokens is not None
     judge = _scorer(recipe, lengths)[0] if "reward_model" in section.judges else None
     answers = len(lengths.test) * section.responses_per_prompt
-    outlook = memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
+    outlook = ppo_memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
     plain = 2 * (section.samples_per_prompt + 1)
@@ -307,7 +326,7 @@ def _trainer_disk(
     kept: int, weights: int, outlook: MemoryEstimate, lengths: Lengths, steps: int, every: int | None
 ) -> Disk:
     """transformers keeps two checkpoints, and writes the third before it removes the first."""
-    each = every or max(1, math.ceil(steps / callback.CHECKPOINTS_PER_STAGE))
+    each = every or checkpoints.interval(steps)
     written = math.ceil(steps / each)
     optimizer = sum(kinds.get("optimizer", 0) for kinds in outlook.peak.needs.values())
     checkpoint = weights + optimizer + lengths.tokenizer_bytes + _SMALL_FILES
@@ -327,8 +346,8 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: MemoryEstimate | None) 
     policy = whole if BASE in needs else _first(needs, "policy")
     critic = _first(needs, "critic") or whole
     checkpoint = trained + optimizer + _SMALL_FILES
-    updates = math.ceil(section.total_episodes / section.batch_size)
-    each = section.checkpoint_steps or max(1, math.ceil(updates / callback.CHECKPOINTS_PER_STAGE))
+    updates = section.updates
+    each = section.checkpoint_steps or checkpoints.interval(updates)
     written, most = math.ceil(updates / each), section.keep_checkpoints
     first = trained + _SMALL_FILES if written <= most else 0  # before the first update there is no optimizer yet
     best = policy * 2 if section.use == "best" else 0

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhfctl.recipe.schema import Compare, Lora, Ppo
-from rlhfctl.tools.planning import memory
-from rlhfctl.tools.planning import meter as meters
-from rlhfctl.tools.planning.memory import BASE, ModelSpec, Training
-from rlhfctl.tools.planning.meter import (
+from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning import meter as meters
+from rlhfctl.planning.memory import BASE, ModelSpec, Training
+from rlhfctl.planning.meter import (
     ACTIVATIONS,
     ALLOCATOR,
     CACHE,
@@ -26,6 +25,7 @@ from rlhfctl.tools.planning.meter import (
     AllocationMeter,
     on_meta_device,
 )
+from rlhfctl.recipe.schema import Compare, Lora, Ppo
 
 VOCABULARY, WIDTH, LAYERS = 96, 32, 3
 
@@ -166,7 +166,7 @@ def test_what_saves_memory_is_seen_to() -> None:
 def ppo(reward: ModelSpec | None = None, *, shared: bool = True, **changes: Any) -> memory.MemoryEstimate:
     settings = {"lora": Lora(r=4), "per_device_train_batch_size": 8, "response_length": 24, "eval": {"every": 1}}
     section = Ppo(**(settings | changes))
-    return memory.ppo_outlook(shape(), section, 12, reward or shape(), shared=shared, eval_prompts=4)
+    return ppo_memory.ppo_outlook(shape(), section, 12, reward or shape(), shared=shared, eval_prompts=4)
 
 
 def test_roles_of_ppo() -> None:
@@ -192,7 +192,7 @@ def test_a_cache_has_room_for_prompt_and_response() -> None:
 
 def test_compare_holds_two_models_and_then_the_judge() -> None:
     section = Compare(max_new_tokens=16)
-    judged = memory.compare_outlook(shape(), section, 8, 12, shape())
+    judged = ppo_memory.compare_outlook(shape(), section, 8, 12, shape())
     assert [moment.what for moment in judged.moments] == [
         "checking what was loaded",
         "sampling",
@@ -200,13 +200,13 @@ def test_compare_holds_two_models_and_then_the_judge() -> None:
         "loading the judge",
         "judging",
     ]
-    assert len(memory.compare_outlook(shape(), section, 8, 12, None).moments) == 3
+    assert len(ppo_memory.compare_outlook(shape(), section, 8, 12, None).moments) == 3
     assert judged.trainable == 0
 
 
 def test_a_smaller_batch_size_of_compare_is_judged_in_less_memory() -> None:
     def judging(size: int) -> int:
-        estimate = memory.compare_outlook(shape(), Compare(max_new_tokens=16, batch_size=size), 64, 12, shape())
+        estimate = ppo_memory.compare_outlook(shape(), Compare(max_new_tokens=16, batch_size=size), 64, 12, shape())
         return next(moment for moment in estimate.moments if moment.what == "judging").total
 
     small, usual, large = judging(8), judging(64), judging(256)

@@ -13,10 +13,11 @@ from typing import Any
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import StageFinished, from_record
+from rlhfctl.graph import STAGES, trainer_options
 from rlhfctl.paths import RunPaths
+from rlhfctl.planning.stages import StagePlan
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.tools.planning.stages import StagePlan
 
 
 def probed(
@@ -55,8 +56,8 @@ def _finished(events: Path) -> Iterator[StageFinished]:
 def one_step(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe with a step of each stage: the same sizes, the same rows, no more of them than needed."""
     given = recipe.model_dump(mode="json")
-    for name in ("sft", "reward"):
-        if given.get(name) and "trainer" in given[name]:
+    for name in {STAGES[stage].section for stage in trainer_options(recipe)}:
+        if "trainer" in given[name]:  # a ready reward model has none
             given[name]["trainer"] = given[name]["trainer"] | {"max_steps": 1}
             given[name].pop("checkpoint_steps", None)
     if recipe.ppo is not None:

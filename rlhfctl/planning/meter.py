@@ -1,7 +1,7 @@
 """Tensors that have shapes and no numbers, and a meter of the bytes that they would take.
 
 Operations on torch's `meta` device compute shapes only, so a model of any size takes a step here in a second; the meter
-counts the storages that the step's operations make, for as long as they live. Used by memory.py.
+counts the storages that the step's operations make, for as long as they live. Used by memory.py and ppo_memory.py.
 """
 
 from __future__ import annotations

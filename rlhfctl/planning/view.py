@@ -8,13 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhfctl.tools.planning.advice import Fit
-from rlhfctl.tools.planning.meter import KINDS
-from rlhfctl.tools.planning.plan import Plan
-from rlhfctl.tools.planning.stages import StagePlan
+from rlhfctl.planning.advice import Fit
+from rlhfctl.planning.meter import KINDS
+from rlhfctl.planning.plan import Plan
+from rlhfctl.planning.stages import StagePlan
 
 _FIT_STYLES: dict[Fit, str] = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
-_ACTIONS = {"run": "runs", "continue": "resumes", "skip": "skipped"}
+_ACTIONS = {"run": "runs", "continue": "resumes", "wait": "waits", "skip": "skipped"}
 
 
 def view(plan: Plan) -> RenderableType:

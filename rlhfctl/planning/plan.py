@@ -18,15 +18,19 @@ from typing import Any
 
 import torch
 
-from rlhfctl import pipeline
-from rlhfctl.data.load import check_all
+from rlhfctl import graph, pipeline
+from rlhfctl.graph import Request
+from rlhfctl.inputs import read_made_data
 from rlhfctl.models import devices, loading
-from rlhfctl.pipeline import Request
+from rlhfctl.paths import RunPaths
+from rlhfctl.planning.advice import Advice, Fit, advise, fit
+from rlhfctl.planning.probe import probed
+from rlhfctl.planning.stages import Disk, Lengths, StagePlan, stage_plan
 from rlhfctl.recipe.load import LoadedRecipe
+from rlhfctl.recipe.made_data import data_at_start
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.stages import door
 from rlhfctl.tools.doctor import memory_bytes
-from rlhfctl.tools.planning.advice import Advice, Fit, advise, fit
-from rlhfctl.tools.planning.probe import probed
-from rlhfctl.tools.planning.stages import Disk, Lengths, StagePlan, stage_plan
 from rlhfctl.training.trl import options
 
 CUDA_BYTES = 500_000_000  # what CUDA and its kernels take beside tensors; a usual figure, not measured here
@@ -117,16 +121,15 @@ def _plan(
 ) -> Plan:
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
-    rows = check_all(recipe.data, recipe.data_seed)
+    graph.require_sources(recipe)
+    rows = _rows(recipe, RunPaths(folder))
     forecasts = pipeline.forecast(loaded, folder, rows, request)
-    options.check_trainers(
-        {name: section.trainer for name in ("sft", "reward") if (section := getattr(recipe, name)) is not None}
-    )
+    options.check_trainers(graph.trainer_options(recipe))
     lengths = Lengths.of(recipe, rows)
     overhead = CUDA_BYTES if torch.cuda.is_available() else devices.resident_bytes()
     device, here = _device()
     limit = limit if limit is not None else here
-    stages = [stage_plan(forecast, recipe, lengths) for forecast in forecasts]
+    stages = [stage_plan(forecast, recipe, lengths, rows) for forecast in forecasts]
     if probe:
         beside = overhead if torch.cuda.is_available() else 0  # a process's resident size holds its libraries
         stages = probed(stages, loaded, folder, beside, say)
@@ -147,6 +150,16 @@ def _plan(
         if limit is not None and found.fit(stage) == "does not fit"
     ]
     return replace(found, advice=tuple(one for one in advice if one is not None))
+
+
+def _rows(recipe: Recipe, paths: RunPaths) -> dict[str, Any]:
+    """Read the data sets, those that complete stages of the run have made included."""
+    stages = graph.first_round(recipe)
+    names = {name for kind in graph.STAGES.values() for name in kind.data}
+    rows = door.load_data(data_at_start(recipe.data), recipe.data_seed, names)
+    for stage in stages:
+        rows |= read_made_data(stage, recipe, paths, rows)
+    return rows
 
 
 def _device() -> tuple[str, int | None]:

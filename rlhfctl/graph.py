@@ -1,0 +1,363 @@
+"""Define the stages: what each is made from, reads, is handed and makes, in the order in which they run.
+
+`STAGES` is the one table of them. The pipeline, `plan`, `show`, `runs` and `export` read it; another stage is one more
+entry here, a module in stages/ and a section of the recipe. Also here, because it follows from the table: the stages of
+a recipe, those that a command chooses, which stage hands over to which, and the state of each stage of a run.
+
+Reads manifests. Loads no torch and resolves no model: inputs.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhfctl.artifacts import WORK, Artifact, Source, find_artifact, read_json
+from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
+from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.scorers import functions_among
+
+ELSEWHERE = "from elsewhere"  # a stage in whose place a command named a model
+WAITING = "waiting.json"  # in a stage's work folder: what it waits for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for beyond the recipe."""
+
+    only: str | None = None  # one stage, its parents complete
+    start: str | None = None  # --from
+    until: str | None = None
+    force: bool = False
+    external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, ...) -> path or Hub id
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A stage's result when it cannot go on before people have done their part: what it waits for, and how to do it.
+
+    The stage's work folder stays. The same command calls the stage again.
+    """
+
+    what: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.how}"
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a stage is handed in one role: what an earlier stage makes, or a model that is named in its place.
+
+    A command names one by the role (`Request.external`). Without `makes` there is only a model that the recipe names.
+    """
+
+    makes: str | None = None
+    used: Callable[[Recipe], bool] = lambda recipe: True
+    named: Callable[[Recipe], str | None] = lambda recipe: None  # a model that the recipe names
+    called: str = ""  # in messages (default: the role)
+    optional: bool = False  # the stage does without where the recipe has no stage that makes it
+    unless: str = ""  # an option of the command that replaces it
+    missing: tuple[str, str] = ("", "")  # no stage makes it: what to say, and the way out
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of stage. `section` is the part of the recipe that it is made from, `module` its file in stages/."""
+
+    module: str
+    section: str
+    makes: str
+    how_to_have: str  # what to write into a recipe that lacks it
+    asked: Callable[[Recipe], bool] | None = None  # whether a recipe has it (None: its section stands there)
+    data: tuple[str, ...] = ()  # the data sets that it reads
+    parents: Mapping[str, Parent] = field(default_factory=dict)  # by role
+    model: Literal["weights", "loading"] | None = "loading"  # what it depends on of `model`: all, or how models load
+    prompt_lengths: bool = False  # whether it depends on which prompts are too long
+    settings: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}  # keys of other sections that it goes by
+    functions: Callable[[Recipe], list[str]] = lambda recipe: []  # reward functions that it calls, "module:name"
+    files: tuple[str, ...] = ()  # options of the command that name files which it reads
+    gives_rows: bool = False  # its artifact holds rows (`data` in its layout), which `source: stage:NAME` reads
+
+
+def _ready_reward(recipe: Recipe) -> str | None:
+    return recipe.reward.model if recipe.reward is not None else None
+
+
+def _trains_reward(recipe: Recipe) -> bool:
+    return recipe.reward is not None and recipe.reward.kind == "trained"
+
+
+def _judged_by_reward(recipe: Recipe) -> bool:
+    return recipe.compare is not None and "reward_model" in recipe.compare.judges
+
+
+def _sampling(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys of ppo that say how responses end: compare samples as PPO does."""
+    keys = {"stop_token", "stop_strings", "top_k", "top_p"}
+    return {"sampling": recipe.ppo.model_dump(mode="json", include=keys)} if recipe.ppo is not None else {}
+
+
+def _classifier_reading(recipe: Recipe) -> dict[str, Any]:
+    """Return how a classifier that the recipe names as its reward is read."""
+    if recipe.reward is None or recipe.reward.kind != "model":
+        return {}
+    reading = [recipe.reward.label, recipe.reward.reads]
+    return {"reward.label": reading} if any(option is not None for option in reading) else {}
+
+
+STAGES: dict[str, Stage] = {
+    "base": Stage(
+        module="base",
+        section="model",
+        makes="base",
+        how_to_have="base is there where `sft:` is not",
+        asked=lambda recipe: recipe.sft is None,
+        data=("demonstrations", "prompts"),
+        model="weights",
+    ),
+    "sft": Stage(
+        module="sft",
+        section="sft",
+        makes="base",
+        how_to_have="add an `sft:` section",
+        data=("demonstrations",),
+        model="weights",
+    ),
+    "reward": Stage(
+        module="reward",
+        section="reward",
+        makes="reward",
+        how_to_have="add a `reward:` section that trains a model",
+        asked=_trains_reward,
+        data=("preferences",),
+        parents={"base": Parent("base")},
+    ),
+    "ppo": Stage(
+        module="ppo",
+        section="ppo",
+        makes="policy",
+        how_to_have="add a `ppo:` section",
+        data=("prompts",),
+        parents={
+            "base": Parent("base"),
+            "reward": Parent("reward", named=_ready_reward, called="reward model", optional=True),
+            "critic": Parent(named=lambda recipe: recipe.ppo.critic_from if recipe.ppo is not None else None),
+        },
+        prompt_lengths=True,
+        settings=_classifier_reading,
+        functions=lambda recipe: functions_among(
+            (recipe.ppo.rewards if recipe.ppo is not None else None) or (), recipe
+        ),
+    ),
+    "compare": Stage(
+        module="compare",
+        section="compare",
+        makes="verdict",
+        how_to_have="add a `compare:` section",
+        data=("prompts",),
+        parents={
+            "policy": Parent(
+                "policy",
+                unless="policy_samples",
+                missing=(
+                    "there is no policy to compare: the recipe has no ppo section",
+                    "add `ppo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
+                ),
+            ),
+            "reference": Parent("base", unless="reference_samples"),
+            "reward": Parent(
+                "reward", used=_judged_by_reward, named=_ready_reward, called="reward model", optional=True
+            ),
+        },
+        prompt_lengths=True,
+        settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe),
+        functions=lambda recipe: functions_among(recipe.compare.judges if recipe.compare is not None else (), recipe),
+        files=("policy_samples", "reference_samples"),
+    ),
+}
+"""The stages by name, in the order in which they run."""
+
+
+# ---------------------------------------------------------------- the stages of a recipe
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """List the stages that a recipe asks for, in order. Without `sft`, base* is the recipe's model as it is."""
+    return [name for name, stage in STAGES.items() if _is_asked(stage, recipe)]
+
+
+def _is_asked(stage: Stage, recipe: Recipe) -> bool:
+    return stage.asked(recipe) if stage.asked is not None else getattr(recipe, stage.section) is not None
+
+
+def section_of(name: str, recipe: Recipe) -> Any:
+    """Return the section of the recipe that a stage is made from."""
+    return getattr(recipe, STAGES[name].section)
+
+
+def trainer_options(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+    """Return what stands under `trainer:`, by stage."""
+    sections = {name: section_of(name, recipe) for name in STAGES}
+    return {name: section.trainer for name, section in sections.items() if hasattr(section, "trainer")}
+
+
+def functions_of(recipe: Recipe) -> list[str]:
+    """List the reward functions that any stage calls, each once."""
+    return list(dict.fromkeys(name for stage in STAGES.values() for name in stage.functions(recipe)))
+
+
+def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:
+    """Return the stages that a command asks for; RlhfctlError with a way out where the recipe has none of that name."""
+    by_text = {str(stage): stage for stage in stages}
+    for option, value in (("", request.only), ("--from ", request.start), ("--until ", request.until)):
+        if value is not None and value not in by_text:
+            raise RlhfctlError(
+                f"{option}{value}: the recipe has no such stage",
+                fix=f"its stages are {', '.join(by_text)}"
+                + (f"; {STAGES[value].how_to_have}" if value in STAGES else ""),
+            )
+    if request.only is not None:
+        return [by_text[request.only]]
+    names = list(by_text)
+    first = names.index(request.start) if request.start else 0
+    last = names.index(request.until) if request.until else len(names) - 1
+    if first > last:
+        raise RlhfctlError(f"--from {request.start} comes after --until {request.until}", fix="swap them")
+    return list(stages[first : last + 1])
+
+
+# ---------------------------------------------------------------- which stage hands over to which
+
+
+def makers_of(product: str) -> list[str]:
+    """List the stages that make `product`."""
+    return [name for name, stage in STAGES.items() if stage.makes == product]
+
+
+def latest_before(stage: StageId, names: Collection[str], known: Iterable[StageId]) -> StageId | None:
+    """Return the last of the `known` stages before `stage` that has one of `names`; None where there is none.
+
+    A stage of the same round counts where it stands above in the table, then those of the round before, and so on.
+    """
+    order = list(STAGES)
+
+    def position(one: StageId) -> tuple[int, int]:
+        return one.round, order.index(one.name)
+
+    earlier = [one for one in known if one.name in names and position(one) < position(stage)]
+    return max(earlier, key=position, default=None)
+
+
+def first_round(recipe: Recipe) -> list[StageId]:
+    """Return `stages_of` as stages of the first round."""
+    return [StageId(1, name) for name in stages_of(recipe)]
+
+
+def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
+    """List the stages of a run: those of its recipe, then those of later rounds that have a folder, in order."""
+    order = list(STAGES)
+    later = [stage for stage in paths.later_rounds() if stage.name in STAGES]
+    return first_round(recipe) + sorted(later, key=lambda stage: (stage.round, order.index(stage.name)))
+
+
+def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:
+    """List the `known` stages that `stage` reads where no model is named in their place, in order."""
+    kinds = [makers_of(parent.makes) for parent in STAGES[stage.name].parents.values() if parent.makes is not None]
+    kinds += [[name] for name in source_stages(STAGES[stage.name].data, recipe.data)]
+    found = {latest_before(stage, names, known) for names in kinds}
+    return [one for one in known if one in found]
+
+
+def base_among(name: str, parents: Mapping[str, Source]) -> Source | None:
+    """Return the base* among the parents of a stage; None where it is handed none."""
+    roles = (role for role, parent in STAGES[name].parents.items() if parent.makes == "base" and role in parents)
+    return next((parents[role] for role in roles), None)
+
+
+def require_parents(stages: Iterable[StageId], recipe: Recipe, request: Request) -> None:
+    """Raise HandoffError where a stage needs what no stage of the recipe makes and the command does not name."""
+    names = stages_of(recipe)
+    for stage in stages:
+        for role, parent in STAGES[stage.name].parents.items():
+            made = parent.makes is None or any(name in names for name in makers_of(parent.makes))
+            given = role in request.external or parent.unless in request.options
+            if not made and not given and not parent.optional:
+                what, fix = parent.missing
+                raise HandoffError(what, where=str(stage), fix=fix)
+
+
+def require_sources(recipe: Recipe) -> None:
+    """Raise RecipeError where a data set names a stage that the recipe lacks, or that cannot give it rows."""
+    names, problems = stages_of(recipe), []
+    givers = [name for name in names if STAGES[name].gives_rows]
+    for data_name in made_data(recipe.data):
+        for key, source in sources_of(getattr(recipe.data, data_name)):
+            name = stage_named(source)
+            if name is not None and (what := _unfit(name, data_name, names)) is not None:
+                givers_said = "a stage that makes rows: " + ", ".join(givers) if givers else "no stage here makes rows"
+                fix = f"name a file, a folder or an id on the Hub; {givers_said}"
+                problems.append(Problem(f"data.{data_name}.{key}", what, fix=fix))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
+    """Say why the stage `name` cannot make the data set `data_name` in a recipe with the stages `names`."""
+    if name not in names:
+        return f"the recipe has no stage {name!r}: its stages are {', '.join(names)}"
+    if not STAGES[name].gives_rows:
+        return f"the stage {name} makes no rows of data"
+    early = [reader for reader in names[: names.index(name) + 1] if data_name in STAGES[reader].data]
+    return f"the stage {early[0]} reads it before the stage {name} has made it" if early else None
+
+
+# ---------------------------------------------------------------- the stages of a run
+
+
+def read_stages(paths: RunPaths, stages: Sequence[StageId]) -> tuple[dict[StageId, str], dict[StageId, Artifact]]:
+    """Return the state of each stage, and the artifacts of those that are complete, in the order of `stages`.
+
+    A state is complete, waiting, under way, not started, or from elsewhere.
+    """
+    found = {stage: find_artifact(paths.stage(stage)) for stage in stages}
+    artifacts = {stage: made for stage, made in found.items() if made is not None}
+
+    def state(stage: StageId) -> str:
+        if stage in artifacts:
+            return "complete"
+        folder = paths.stage(stage)
+        if folder.is_dir():
+            return "under way" if waiting_at(folder) is None else "waiting"
+        return ELSEWHERE if _given_from_elsewhere(stage, artifacts) else "not started"
+
+    return {stage: state(stage) for stage in stages}, artifacts
+
+
+def waiting_at(folder: Path) -> Waiting | None:
+    """Return what the stage in `folder` waits for; None where it does not wait."""
+    file = folder / WORK / WAITING
+    return Waiting(**read_json(file)) if file.is_file() else None
+
+
+def _given_from_elsewhere(stage: StageId, artifacts: Mapping[StageId, Artifact]) -> bool:
+    """Tell whether a stage that the run lacks was named by a command instead (`--policy`, `--reward-model`).
+
+    `artifacts`: the run's complete stages. Their manifests record where each parent lies.
+    """
+    role = STAGES[stage.name].makes  # a stage that is trained on it calls it by that name
+    parents = [artifact.manifest.parents.get(role) for artifact in artifacts.values()]
+    return any(parent is not None and not _lies_in(parent.path, stage) for parent in parents)
+
+
+def _lies_in(path: str, stage: StageId) -> bool:
+    return path == str(stage) or path.startswith(f"{stage}/")

@@ -1,0 +1,181 @@
+"""Work out what a stage depends on: its parents, and a fingerprint of everything that its result comes from.
+
+Reads the recipe, manifests, and the files that the recipe names. Which inputs a stage has is in the table of graph.py.
+Loads no torch; what needs other libraries is asked of stages/door.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs, graph
+from rlhfctl.artifacts import Artifact, Source, changed_keys, find_artifact, load_artifact, resolve_source
+from rlhfctl.graph import STAGES, Parent, Request
+from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.recipe.made_data import made_data, source_stages, with_sources
+from rlhfctl.recipe.schema import Data, Recipe
+from rlhfctl.stages import door
+
+_NEWER_KEYS = ("attn_implementation", "chat_template_kwargs", "template_tokens", "template_date")  # of `model`
+_LOADING = {"dtype", "quantization", "trust_remote_code", "attn_implementation", "template_date"}  # of `model`
+
+
+def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request) -> dict[str, Source]:
+    """Return the sources that a stage is handed, by role: a stage of this run, or what the command or recipe names.
+
+    A stage that makes rows for this one stands under its own name.
+    """
+    found: dict[str, Source] = {}
+    for role, parent in STAGES[stage.name].parents.items():
+        if not parent.used(recipe) or parent.unless in request.options:
+            continue
+        named = request.external.get(role) or parent.named(recipe)
+        if named is not None:
+            found[role] = resolve_source(named, parent.called or role)
+        elif _has_maker(parent, recipe):
+            found[role] = _made_here(stage, parent, recipe, paths)
+    for name in source_stages(STAGES[stage.name].data, recipe.data):
+        found[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
+    return found
+
+
+def _has_maker(parent: Parent, recipe: Recipe) -> bool:
+    if parent.makes is None:
+        return False
+    return not parent.optional or any(name in graph.makers_of(parent.makes) for name in graph.stages_of(recipe))
+
+
+def _made_here(stage: StageId, parent: Parent, recipe: Recipe, paths: RunPaths) -> Source:
+    """Return what a stage of this run made; where the run lacks it, what the policy beside it was trained on."""
+    assert parent.makes is not None
+    maker = paths.stage(_maker(stage, graph.makers_of(parent.makes), recipe, paths))
+    if find_artifact(maker) is None and parent.makes != "policy":
+        given = _given_to_policy(stage, parent.makes, recipe, paths)
+        if given is not None:
+            return given
+    return Source.of(load_artifact(maker))
+
+
+def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPaths) -> Source | None:
+    """Return the `product` that the policy which `stage` reads was trained on (`ppo --policy`, `--reward-model`)."""
+    if all(parent.makes != "policy" for parent in STAGES[stage.name].parents.values()):
+        return None
+    maker = _maker(stage, graph.makers_of("policy"), recipe, paths)
+    policy = find_artifact(paths.stage(maker))
+    roles = [role for role, parent in STAGES[maker.name].parents.items() if parent.makes == product]
+    recorded = [role for role in roles if policy is not None and role in policy.manifest.parents]
+    return policy.parent(recorded[0]) if policy is not None and recorded else None
+
+
+def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
+    """Return the stage of this run, with one of `names`, that hands over to `stage`: one to run where there is none."""
+    found = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
+    return found if found is not None else StageId(stage.round, names[-1])
+
+
+def inputs_of(
+    stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request
+) -> dict[str, str]:
+    """Return a fingerprint of everything that a stage's result depends on, by name. `data`: rows by data set."""
+    kind = STAGES[stage.name]
+    inputs = {"section": section_fingerprint(stage.name, recipe), "seed": str(recipe.seed)}
+    if kind.model == "loading":
+        loading = recipe.model.model_dump(mode="json", include=_LOADING - unused_newer_keys(recipe))
+        inputs["model"] = fs.hash_json(loading)
+    elif kind.model == "weights":
+        inputs["model"] = model_fingerprint(recipe)
+    for name in kind.data:
+        if name in data:
+            keys = section_without_places(getattr(recipe.data, name))
+            inputs[f"data.{name}"] = fs.hash_json([keys, data[name].fingerprint, recipe.data_seed])
+    if kind.prompt_lengths:
+        inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
+    for role, source in parents_of(stage, recipe, paths, request).items():
+        inputs[role] = source.fingerprint
+    for name, values in kind.settings(recipe).items():
+        inputs[name] = fs.hash_json(values)
+    if functions := kind.functions(recipe):
+        folder = Path(recipe.folder or ".")
+        inputs["functions"] = fs.hash_json([door.function_fingerprint(spec, folder) for spec in functions])
+    for option in kind.files:
+        if option in request.options:
+            inputs[option] = fs.hash_file(Path(request.options[option]))
+    return inputs
+
+
+def section_fingerprint(name: str, recipe: Recipe) -> str:
+    """Return the hash of the section that a stage is made from."""
+    return fs.hash_json(graph.section_of(name, recipe).model_dump(mode="json"))
+
+
+def section_without_places(section: Any) -> dict[str, Any]:
+    """Return a data set's keys without the names of its sources: what these hold counts, wherever it lies."""
+    names: dict[str, Any] = {"source": True, "sources": {"__all__": {"source"}}}
+    names |= {"eval_source": {"source"}, "test_source": {"source"}}
+    found: dict[str, Any] = section.model_dump(mode="json", exclude=names)
+    return found
+
+
+def model_fingerprint(recipe: Recipe) -> str:
+    """Return the hash of the recipe's `model`: its keys, and the content of the folders that it names."""
+    path = recipe.model.path
+    content: Any = None
+    if path is not None and Path(path).is_dir():
+        content = fs.hash_tree(Path(path))
+        bases = [fs.hash_tree(Path(base)) if Path(base).is_dir() else base for base in door.bases_of(path)]
+        content = [content, *bases] if bases else content
+    template = recipe.model.chat_template
+    template_text = None
+    if template is not None and template.endswith((".jinja", ".j2")):
+        template_text = fs.hash_file(Path(template))
+    exclude = unused_newer_keys(recipe) | ({"path"} if content else set())
+    return fs.hash_json([recipe.model.model_dump(mode="json", exclude=exclude), content, template_text])
+
+
+def unused_newer_keys(recipe: Recipe) -> set[str]:
+    """Return keys of `model` that are not used and that older recipes did not have: older stages stay as they are."""
+    fields = type(recipe.model).model_fields
+    return {key for key in _NEWER_KEYS if getattr(recipe.model, key) == fields[key].default}
+
+
+def describe_changes(changed: list[str], artifact: Artifact, name: str, recipe: Recipe) -> str:
+    """Name the inputs that changed; for the stage's section also the keys with both values."""
+    keys = changed_keys(artifact.manifest.section, graph.section_of(name, recipe).model_dump(mode="json"))
+    words = [f"{one} ({', '.join(keys)})" if one == "section" and keys else one for one in changed]
+    return ", ".join(words)
+
+
+# ---------------------------------------------------------------- data that stages make
+
+
+def made_data_of(stage: StageId, recipe: Recipe, paths: RunPaths) -> Data | None:
+    """Return the recipe's data with those of the stage's sets that other stages make, read from their artifacts.
+
+    Other sets that stages make are left out. None: the stage reads no such set, or one that is not complete.
+    """
+    own = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data]
+    makers = source_stages(own, recipe.data)
+    made = {name: find_artifact(paths.stage(_maker(stage, [name], recipe, paths))) for name in makers}
+    places = {name: str(artifact.part("data")) for name, artifact in made.items() if artifact is not None}
+    if not own or len(places) < len(made):
+        return None
+    left_out: dict[str, Any] = dict.fromkeys(made_data(recipe.data))
+    return recipe.data.model_copy(
+        update=left_out | {name: with_sources(getattr(recipe.data, name), places) for name in own}
+    )
+
+
+def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the stage's data sets that other stages have made and that are not in `data` yet.
+
+    Nothing where these stages are not complete. Their files are verified first.
+    """
+    section = made_data_of(stage, recipe, paths)
+    if section is None:
+        return {}
+    for name in source_stages(STAGES[stage.name].data, recipe.data):
+        load_artifact(paths.stage(_maker(stage, [name], recipe, paths))).verify()
+    made = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data and name not in data]
+    return door.load_data(section, recipe.data_seed, made) if made else {}

@@ -1,0 +1,295 @@
+"""Estimate the memory of ppo and compare: our engine's own forwards, on tensors that have shapes and no numbers.
+
+The steps are the functions that the engine itself calls (training/rl/minibatch.py, generation/local.py,
+models/scoring.py). What is done by hand here is what would need numbers: drawing tokens, choosing positions. TRL's PPO
+engine is not modelled. See memory.py for how an estimate is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import torch
+from peft import TaskType
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from rlhfctl.generation import generator, kl, local
+from rlhfctl.models import scoring
+from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
+from rlhfctl.models.fused import fused
+from rlhfctl.models.heads import AdapterScorer, new_head
+from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.packing import PACKED, Sequences, has_full_attention
+from rlhfctl.planning.memory import (
+    BASE,
+    MemoryEstimate,
+    ModelSpec,
+    Moment,
+    Needs,
+    checked,
+    counted,
+    held_by,
+    language_model,
+    scorer_model,
+    weight_bytes,
+    with_seen,
+)
+from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.recipe.schema import Compare, Lora, Ppo
+from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
+from rlhfctl.training.rl.roles import Critic, Roles
+
+_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: "reward model"}
+
+# ---------------------------------------------------------------- ppo
+
+
+def ppo_outlook(
+    spec: ModelSpec, section: Ppo, prompt: int, reward: ModelSpec | None, *, shared: bool, eval_prompts: int = 0
+) -> MemoryEstimate:
+    """Estimate our engine's memory, on prompts of `prompt` tokens.
+
+    `reward`: the reward model (None: a function); `shared`: it is an adapter on the same base*.
+    """
+    with on_meta_device(autocast=section.bf16):
+        roles, scorer, own = _skeleton(spec, section, reward, shared=shared)
+        trained = roles.prepare()
+        critic = None if roles.critic is None else roles.critic.scorer
+        for model in (roles.policy.model, roles.reference.model, own, critic):
+            _lay_end_to_end(model)
+        held = _weights_by_role(roles, own, spec, reward)
+        modules = [*roles.modules(), *([] if own is None else [own])]
+        with contextlib.ExitStack() as inside:
+            for module in modules:
+                inside.enter_context(fused(module, try_numbers=False))
+            meter = AllocationMeter(roles.policy.vocabulary)
+            meter.knows(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
+            moments = _update(meter, section, roles, scorer, held, prompt)
+            if eval_prompts and section.eval.every:
+                moments.append(_evaluation(meter, section, roles, held, prompt, eval_prompts))
+        copies = sum(parameter.nbytes for parameter in trained.values())
+        moments.append(Moment("writing a checkpoint", with_seen(held, "policy", {WEIGHTS: copies})))
+        counts = counted(*modules)
+    return MemoryEstimate(tuple(moments), *counts)
+
+
+def _skeleton(spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool) -> tuple[Roles, Any, Any]:
+    """The roles, the reward model (None: a function), and the same where it is a model of its own."""
+    lora = None if section.lora is None else section.lora.model_copy(update={"lora_dropout": 0.0})
+    model = language_model(spec)
+    reference = None if lora is not None else LanguageModel(language_model(spec), 0)
+    own = None if shared or reward is None else scorer_model(reward)
+    if lora is not None:
+        model = add_lora(model, lora, TaskType.CAUSAL_LM, seed=0)
+    policy = LanguageModel(model, 0, POLICY if lora is not None else None)
+    scorer = own
+    if shared and lora is not None:
+        add_adapter(model, REWARD, lora, seed=0)
+        scorer = AdapterScorer(policy.with_adapter(REWARD), new_head(model))
+    critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
+    return Roles(policy, reference or policy.with_adapter(None), critic), scorer, own
+
+
+def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: ModelSpec) -> Critic:
+    """`scorer`: the shape of a critic that is a model of its own."""
+    if section.critic_kind == "model":
+        return Critic(scorer_model(scorer))
+    if section.critic_kind == "head":
+        head = AdapterScorer(policy, new_head(policy.model))
+        return Critic(head, shares_policy=True, trains_trunk=section.critic_trains_trunk)
+    assert lora is not None
+    add_adapter(policy.model, CRITIC, lora, seed=0)
+    return Critic(AdapterScorer(policy.with_adapter(CRITIC), new_head(policy.model)))
+
+
+def _lay_end_to_end(model: Any) -> None:
+    """Let attention take packed sequences, as packing.packed does where a model's numbers allow it."""
+    config = getattr(model, "config", None)
+    if isinstance(config, PretrainedConfig) and has_full_attention(config) and config._attn_implementation == "sdpa":
+        config._attn_implementation = PACKED
+
+
+def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None) -> Needs:
+    """Weights and optimizer by role; a shared base* is a role of its own."""
+    needs: dict[str, dict[str, int]] = {}
+    base, _ = weight_bytes(roles.policy.model, spec.quantization)
+    low_rank: Counter[str] = Counter()
+    for name, parameter in roles.policy.model.named_parameters():
+        for adapter, role in _ROLE_OF_ADAPTER.items():
+            if is_adapter_parameter(name, adapter):
+                low_rank[role] += parameter.nbytes
+    if low_rank:
+        needs = {BASE: {WEIGHTS: base}, **{role: {WEIGHTS: size} for role, size in low_rank.items()}}
+    else:
+        needs = {"policy": {WEIGHTS: base}, "reference": {WEIGHTS: weight_bytes(roles.reference.model)[0]}}
+    if own is not None and reward is not None:
+        needs["reward model"] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
+    if roles.critic is not None and not roles.critic.is_adapter:
+        needs["critic"] = {WEIGHTS: weight_bytes(roles.critic.scorer)[0]}
+    of_critic = roles.critic_parameters()
+    for name, parameter in roles.trainable().items():
+        kinds = needs.setdefault("critic" if name in of_critic else "policy", {})
+        kinds[OPTIMIZER] = kinds.get(OPTIMIZER, 0) + 2 * parameter.nbytes
+    return needs
+
+
+def _update(meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int) -> list[Moment]:
+    """The moments of an update: sampling, log-probabilities, scoring, a step of the critic and of the policy."""
+    policy, critic, length = roles.policy, roles.critic, section.response_length
+    moments: list[Moment] = []
+    at_once = min(section.local_rollout_forward_batch_size, section.batch_size)
+    asked, learned = _longest(at_once, prompt, length), _longest(section.per_device_train_batch_size, prompt, length)
+
+    def moment(what: str, role: str) -> None:
+        moments.append(Moment(what, with_seen(held, role, meter.peak)))
+        meter.restart()
+
+    with meter:
+        with torch.no_grad():
+            _sample(meter, policy, at_once, prompt, length)
+            moment("sampling", "policy")
+            policy.response_logprobs(asked, section.temperature)
+            moment("log-probabilities", "policy")
+            if scorer is not None:
+                scoring.outputs_at_end(scorer, asked)
+                moment("scoring", "reward model")
+        with roles.recomputing(section.gradient_checkpointing):
+            if critic is not None and not critic.shares_policy:
+                value = critic_forward(critic, learned, length).sum()
+                value.backward()
+                del value
+                moment("the critic's step", "critic")
+            given = policy_forward(roles, learned, section)
+            loss = sum(part.sum() for part in given if part is not None)
+            assert isinstance(loss, Tensor)
+            loss.backward()
+            del loss, given
+            moment("the policy's step", "policy")
+    for module in roles.modules():
+        module.zero_grad(set_to_none=True)
+    return moments
+
+
+def _evaluation(
+    meter: AllocationMeter, section: Ppo, roles: Roles, held: Needs, prompt: int, eval_prompts: int
+) -> Moment:
+    """The exact KL on the eval prompts."""
+    with torch.no_grad(), meter:
+        meter.restart()
+        _kl(roles.policy, roles.reference, min(kl.ROWS_AT_ONCE, eval_prompts), prompt, section.response_length)
+    return Moment("evaluation", with_seen(held, "policy", meter.peak))
+
+
+class _LongSequences(Sequences):
+    """Sequences without numbers: which positions are response tokens was worked out where there were numbers."""
+
+    chosen: Tensor  # (N,) positions before each token; with responses of full length also those that have values
+    targets: Tensor  # (N,)
+
+    def before_tokens(self) -> Tensor:
+        return self.chosen
+
+    def states(self, response_length: int) -> Tensor:
+        return self.chosen
+
+    def tokens(self) -> Tensor:
+        return self.targets
+
+
+def _longest(rows: int, prompt: int, length: int) -> Sequences:
+    """`rows` sequences as long as can be: the shapes of real ones."""
+    with torch.device("cpu"):
+        real = Sequences.of([[0] * prompt] * rows, [[0] * length] * rows, "cpu")
+        chosen, targets = real.before_tokens(), real.tokens()
+        groups = tuple(
+            dataclasses.replace(
+                group,
+                token_of_cell=group.token_of_cell.to("meta"),
+                cell_of_token=group.cell_of_token.to("meta"),
+                pad_cells=group.pad_cells.to("meta"),
+            )
+            for group in real.groups
+        )
+        positions = real.positions.to("meta")
+    tensors = {name: getattr(real, name).to("meta") for name in ("ids", "starts", "prompt_lengths", "lengths")}
+    shapes = _LongSequences(**tensors, totals=real.totals)
+    vars(shapes).update(groups=groups, positions=positions, chosen=chosen.to("meta"), targets=targets.to("meta"))
+    return shapes
+
+
+def _sample(meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int) -> None:
+    """How a batch begins, its second token, and how it shrinks."""
+    meter.room = prompt + length
+    policy.decodes = True  # where its shape allows it; there are no numbers to try it on
+    ids = torch.zeros((rows, prompt), dtype=torch.long)
+    batch = local.make_forward(policy)(ids, torch.ones_like(ids), prompt + length)
+    _draw(batch, rows)
+    token = torch.zeros(rows, dtype=torch.long)
+    batch.step(token)
+    batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
+    meter.room = 0
+
+
+def _draw(batch: Any, rows: int) -> None:
+    logp = torch.log_softmax(batch.logits(), dim=-1)
+    probabilities = logp.exp()
+    generator.inverse_cdf(probabilities, torch.zeros(rows))
+
+
+def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int, length: int) -> None:
+    """What kl.exact_kl takes, with its largest piece of logits."""
+    ids = torch.zeros((rows, prompt + length), dtype=torch.long)
+    mask = torch.ones_like(ids)
+    p, q = (
+        side.hidden(ids, attention_mask=mask)[:, :length].reshape(rows * length, -1) for side in (policy, reference)
+    )
+    piece = max(1, kl.KL_ELEMENTS // policy.vocabulary)
+    kl.kl_terms(policy.logits(p[:piece]), reference.logits(q[:piece]))
+
+
+# ---------------------------------------------------------------- compare
+
+
+def compare_outlook(
+    spec: ModelSpec, section: Compare, prompts: int, prompt: int, reward: ModelSpec | None
+) -> MemoryEstimate:
+    """Estimate compare: two policies answer, are compared token by token, and a reward model (None: none) judges."""
+    assert section.max_new_tokens is not None
+    length = section.max_new_tokens
+    whole = dataclasses.replace(spec, quantization=None)  # both are loaded in full precision
+    with on_meta_device():
+        sides = [LanguageModel(language_model(whole), 0) for _ in range(2)]
+        held: Needs = {
+            role: {WEIGHTS: weight_bytes(side.model)[0]}
+            for role, side in zip(("policy", "reference"), sides, strict=True)
+        }
+        counts = counted(*(side.model for side in sides))
+        probed = checked(
+            held, "reference", sides[1].model, scoring.PROBE_ROWS, min(scoring.PROBE_TOKENS, prompt + length)
+        )
+        moments = [Moment("checking what was loaded", probed)]
+        meter = AllocationMeter(sides[0].vocabulary)
+        meter.knows(*(side.model for side in sides))
+        with torch.no_grad(), meter:
+            _sample(meter, sides[0], min(section.batch_size, prompts), prompt, length)
+            moments.append(Moment("sampling", with_seen(held, "policy", meter.peak)))
+            meter.restart()
+            _kl(sides[0], sides[1], min(kl.ROWS_AT_ONCE, prompts), prompt, length)
+            moments.append(Moment("comparing distributions", with_seen(held, "policy", meter.peak)))
+        if reward is not None:
+            judge = scorer_model(reward)
+            _lay_end_to_end(judge)
+            needs = held_by("reward model", judge, reward.quantization)
+            copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
+            moments.append(Moment("loading the judge", needs | copies))
+            sequences = _longest(min(section.batch_size, prompts * section.samples_per_prompt), prompt, length)
+            meter = AllocationMeter(sides[0].vocabulary)
+            meter.knows(judge)
+            with torch.no_grad(), meter:
+                scoring.outputs_at_end(judge, sequences)
+            moments.append(Moment("judging", with_seen(needs, "reward model", meter.peak)))
+    return MemoryEstimate(tuple(moments), 0, counts[1])

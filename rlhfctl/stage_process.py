@@ -1,0 +1,256 @@
+"""Run one stage in a process of its own, or in several that work together: `python -m rlhfctl.stage_process RUN STAGE`.
+
+    pipeline ── task.json ──▶ process(es) of the stage ── events.jsonl, result.json ──▶ pipeline
+
+The pipeline decides and writes what it decided (inputs, parents, options) into the stage's work folder; the process
+reads it, loads recipe, rows and models itself, and runs the stage as the pipeline would. The pipeline passes the
+process's events on, and raises its error as if it were its own. Of several processes (RANK, as accelerate and torchrun
+set it) only the first writes events, the result and the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlhfctl import errors, fs, graph
+from rlhfctl.artifacts import WORK, Source, load_artifact, read_json
+from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError, RlhfctlError
+from rlhfctl.events import Event, from_record
+from rlhfctl.graph import STAGES, Waiting
+from rlhfctl.inputs import made_data_of
+from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.made_data import data_at_start
+from rlhfctl.recipe.schema import Recipe
+from rlhfctl.stages import door
+from rlhfctl.stages.context import Context, PublishedByFirst
+from rlhfctl.stages.door import Outcome
+
+_FOLDER, _TASK, _EVENTS, _RESULT = "process", "task.json", "events.jsonl", "result.json"
+_LOOK_EVERY_S = 0.1
+_END_S = 10.0  # for a process that is asked to end
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is put behind it.
+
+    For example ("accelerate", "launch", "--num_processes", "2").
+    """
+
+    command: tuple[str, ...] = (sys.executable,)
+
+
+# ---------------------------------------------------------------- in the pipeline's process
+
+
+def launch(launcher: Launcher, context: Context) -> Outcome:
+    """Run the stage of `context` in a process of its own, and give what `door.run_stage` would."""
+    folder = context.work / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (_EVENTS, _RESULT):
+        (folder / name).unlink(missing_ok=True)
+    fs.write_json(folder / _TASK, _task(context))
+    command = [*launcher.command, "-m", "rlhfctl.stage_process", str(context.run.root), context.name]
+    with context.run.log.open("a", encoding="utf-8") as log:
+        # A session of its own: Ctrl-C is the pipeline's, which then ends the process.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _pass_on(folder / _EVENTS, process, context.emit)
+    finally:
+        _end(process)
+    return _result(folder / _RESULT, context, process.returncode)
+
+
+def _task(context: Context) -> dict[str, Any]:
+    """Return what the pipeline decided, as JSON for the process."""
+    parents = {
+        role: {"name": source.name, "fingerprint": source.fingerprint, "complete": source.artifact is not None}
+        for role, source in context.parents.items()
+    }
+    return {
+        "inputs": dict(context.inputs),
+        "parents": parents,
+        "options": dict(context.options),
+        "notes": context.notes,
+        "seconds": time.monotonic() - context.began,
+    }
+
+
+def _pass_on(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
+    """Emit the events that the process writes, until it has ended."""
+    offset, ended = 0, False
+    while not ended:
+        ended = process.poll() is not None  # what it wrote before is read below
+        if file.is_file():
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                whole, _, _ = stream.read().rpartition(b"\n")
+            offset += len(whole) + 1 if whole else 0
+            for line in whole.splitlines():
+                if (event := from_record(json.loads(line))) is not None:
+                    emit(event)
+        if not ended:
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process where it still runs: an exception has left the pipeline."""
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _result(file: Path, context: Context, code: int) -> Outcome:
+    """Return what the process left; raise its error where it left one."""
+    if not file.is_file():
+        raise RlhfctlError(
+            f"the process of the stage {context.name} ended (exit code {code}) before it said why",
+            where=str(context.run.log),
+            fix="see the end of that file; the same command resumes from the last complete checkpoint",
+        )
+    found = read_json(file)
+    if "error" in found:
+        raise _error_of(found["error"])
+    if "waiting" in found:
+        return Outcome(Waiting(**found["waiting"]), found["peak_memory"])
+    return Outcome(load_artifact(context.folder), found["peak_memory"])
+
+
+# ---------------------------------------------------------------- in the stage's process
+
+
+def main(run: Path, stage: StageId) -> None:
+    """Run the stage as its task says. Errors are written for the pipeline to raise."""
+    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    folder = RunPaths(run).stage(stage) / WORK / _FOLDER
+    try:
+        if first:
+            with (folder / _EVENTS).open("a", encoding="utf-8", buffering=1) as stream:
+                outcome = _run(run, stage, read_json(folder / _TASK), _writer(stream), first=True)
+        else:
+            outcome = _run(run, stage, read_json(folder / _TASK), lambda event: None, first=False)
+        result: dict[str, Any] = {"peak_memory": outcome.peak_memory}
+        if isinstance(outcome.made, Waiting):
+            result["waiting"] = asdict(outcome.made)
+    except PublishedByFirst:
+        return
+    except Exception as error:
+        if first:
+            fs.write_json(folder / _RESULT, {"error": _error_record(error)})
+        raise
+    if first:
+        fs.write_json(folder / _RESULT, result)
+
+
+def _writer(stream: TextIO) -> Callable[[Event], None]:
+    lock = threading.Lock()  # a library may call listeners from a thread of its own
+
+    def write(event: Event) -> None:
+        with lock:
+            stream.write(json.dumps(event.to_record(), default=str) + "\n")
+
+    return write
+
+
+def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Event], None], *, first: bool) -> Outcome:
+    paths = RunPaths(run)
+    recipe = load_recipe(paths.recipe).recipe
+    parents = {role: _source(given) for role, given in task["parents"].items()}
+    data = _rows(stage, recipe, paths, parents)
+    began = time.monotonic() - task["seconds"]
+    context = Context(
+        str(stage),
+        recipe,
+        paths,
+        parents,
+        task["inputs"],
+        data,
+        emit,
+        task["options"],
+        list(task["notes"]),
+        began,
+        first,
+    )
+    return door.run_stage(stage.name, graph.section_of(stage.name, recipe), context)
+
+
+def _source(given: Mapping[str, Any]) -> Source:
+    artifact = load_artifact(Path(given["name"])) if given["complete"] else None
+    return Source(given["name"], given["fingerprint"], artifact)
+
+
+def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:
+    """Read the rows of the stage, without those that the chat template refuses: the pipeline has told of them."""
+    section = made_data_of(stage, recipe, paths) or data_at_start(recipe.data)
+    data = door.load_data(section, recipe.data_seed, STAGES[stage.name].data)
+    kept, _ = door.check_rows(recipe, stage.name, graph.base_among(stage.name, parents), data, paths.log)
+    return kept
+
+
+def _end_with_pipeline() -> None:
+    """End at once when the pipeline's process is gone: it holds the run's lock, and another may hold it soon."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# ---------------------------------------------------------------- errors from one process to the other
+
+
+def _error_record(error: Exception) -> dict[str, Any]:
+    """Return an error as JSON, for `_error_of`."""
+    known = errors.out_of_memory(error) or error
+    if isinstance(known, RlhfctlError):
+        return {
+            "kind": type(known).__name__,
+            "what": known.what,
+            "where": known.where,
+            "fix": known.fix,
+            "problems": [asdict(problem) for problem in getattr(known, "problems", ())],
+            "errors": [_error_record(one) for one in getattr(known, "errors", ())],
+        }
+    if isinstance(known, OSError) and known.errno is not None:
+        return {"errno": known.errno, "what": known.strerror, "where": known.filename}
+    return {"traceback": "".join(traceback.format_exception(error))}
+
+
+def _error_of(record: Mapping[str, Any]) -> Exception:
+    """Return the error that `_error_record` wrote."""
+    if "traceback" in record:
+        return RuntimeError(f"in the stage's process:\n{record['traceback']}")
+    if "errno" in record:
+        return OSError(record["errno"], record["what"], record["where"])
+    if record["problems"]:
+        return RecipeError([Problem(**problem) for problem in record["problems"]])
+    if record["errors"]:
+        return DataFaults([one for one in map(_error_of, record["errors"]) if isinstance(one, DataError)])
+    kind: type[RlhfctlError] = getattr(errors, record["kind"], RlhfctlError)
+    return kind(record["what"], where=record["where"], fix=record["fix"])
+
+
+if __name__ == "__main__":
+    _end_with_pipeline()
+    main(Path(sys.argv[1]), StageId.parse(sys.argv[2]))

@@ -1,0 +1,177 @@
+"""The one way from the pipeline to the libraries: read the data, look ahead, run a stage.
+
+Each function imports what it needs when it is called, so that deciding what to run loads no torch. Decides nothing
+itself: the pipeline says which data, which stage and with which parents.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from rlhfctl.artifacts import Artifact, Source
+from rlhfctl.events import report_progress_to
+from rlhfctl.graph import STAGES, Waiting, trainer_options
+from rlhfctl.recipe.schema import Data, Recipe
+from rlhfctl.stages.context import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhfctl.data.types import Rows
+
+_TOKENIZER = "tokenizer_config.json"
+
+
+# ---------------------------------------------------------------- without torch
+
+
+def load_data_libraries() -> None:
+    """Import what reads data."""
+    importlib.import_module("rlhfctl.data.load")
+
+
+def load_data(data: Data, seed: int, names: Collection[str]) -> dict[str, Rows]:
+    """Load, check and split the data sets of `names`; DataError with the faults of all of them."""
+    from rlhfctl.data.load import check_all
+
+    return check_all(data, seed, names)
+
+
+def data_warnings(data: Mapping[str, Rows]) -> list[str]:
+    """Return sentences about what only a look across the data sets shows: mixed kinds, leaked test prompts."""
+    from rlhfctl.data.leaks import find_leaks, mixed_kinds
+
+    fix = "the verdict would measure memory; leave these rows out with data.leaks: drop, or use other test prompts"
+    return [*mixed_kinds(data), *(f"{sentence}: {fix}" for sentence in find_leaks(data))]
+
+
+def function_fingerprint(spec: str, folder: Path) -> str:
+    """Return the fingerprint of a reward function "module:name" that is imported from `folder`."""
+    from rlhfctl.rewards import function
+
+    return function.function_fingerprint(spec, folder)
+
+
+def bases_of(path: str) -> list[str]:
+    """Return the base models beneath an adapter folder; none for a model folder."""
+    from rlhfctl.models import adapter_folders
+
+    return adapter_folders.bases_of(path)
+
+
+# ---------------------------------------------------------------- with torch
+
+
+class Checked(NamedTuple):
+    """What a look ahead found: the rows that the stages read, sentences to warn with, and whether rows were encoded."""
+
+    data: dict[str, Rows]
+    warnings: list[str]
+    encoded: bool
+
+
+def look_ahead(
+    recipe: Recipe,
+    stages: Sequence[str],
+    base: Source | None,
+    data: Mapping[str, Rows],
+    log: Path,
+    reward: str | None = None,
+) -> Checked:
+    """Raise what `stages`, which are to run in this order, would raise hours later.
+
+    Checks the trainers' options, the model's configuration, the reward model, and each row with the tokenizer: that of
+    `base`, or the one that the first stage will make. Without either, rows are not encoded. `reward`: a reward model
+    that the command names.
+    """
+    from rlhfctl.models import checks, loading
+    from rlhfctl.training.trl import options, quiet
+
+    with quiet.quiet_libraries(log):
+        options.check_trainers(trainer_options(recipe), recipe.model.dtype)
+        loading.check_quantization(recipe.model)
+        if STAGES[stages[0]].model == "weights":
+            checks.check_base(recipe, stages)
+        kept, refused, encoded = _fitting(recipe, stages, base, data)
+        return Checked(kept, [*refused, *checks.check_reward(recipe, kept, stages, reward)], encoded)
+
+
+def check_rows(
+    recipe: Recipe, stage: str, base: Source | None, data: Mapping[str, Rows], log: Path
+) -> tuple[dict[str, Rows], list[str]]:
+    """Encode rows that came after the look ahead; return those that the stage reads, and sentences to warn with."""
+    from rlhfctl.training.trl import quiet
+
+    with quiet.quiet_libraries(log):
+        kept, refused, _ = _fitting(recipe, [stage], base, data)
+    return kept, refused
+
+
+def _fitting(
+    recipe: Recipe, stages: Sequence[str], base: Source | None, data: Mapping[str, Rows]
+) -> tuple[dict[str, Rows], list[str], bool]:
+    """Return the rows that the chat template takes, sentences about the others, and whether there was a tokenizer."""
+    from rlhfctl.data import preflight
+
+    tokenizer = _tokenizer(recipe, stages[0], base, data)
+    read = {name: rows for name, rows in data.items() if any(name in STAGES[stage].data for stage in stages)}
+    kept = preflight.check(recipe, read, stages, tokenizer)
+    return kept, preflight.new_notes(read, kept), tokenizer is not None
+
+
+def _tokenizer(
+    recipe: Recipe, first: str, base: Source | None, data: Mapping[str, Rows]
+) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that the stages from `first` on read with; None where it cannot be told yet."""
+    from rlhfctl.models import tokenizing
+
+    if STAGES[first].model == "weights":
+        return tokenizing.prepare(recipe, data).tokenizer
+    if base is None:
+        return None
+    folder = base.artifact.path if base.artifact is not None else Path(base.name)
+    places = (folder / "model", folder / "adapter", folder)
+    found = next((place for place in places if (place / _TOKENIZER).is_file()), None)
+    if found is None:
+        return None
+    tokenizer = tokenizing.load_for(recipe.model, str(found))
+    if base.artifact is None:
+        tokenizing.adopt_where_asked(tokenizer, data)
+    return tokenizer
+
+
+def load_libraries(stage: str) -> None:
+    """Import the module of a stage, with all that it needs."""
+    _module(stage)
+
+
+def _module(stage: str) -> Any:
+    return importlib.import_module(f"rlhfctl.stages.{STAGES[stage].module}")
+
+
+class Outcome(NamedTuple):
+    """What a stage that ran left: its artifact, or what it waits for; and the most memory that it held, in bytes."""
+
+    made: Artifact | Waiting
+    peak_memory: int | None
+
+
+def run_stage(stage: str, section: Any, context: Context) -> Outcome:
+    """Run the module of a stage in this process, with what libraries print kept in the run's log."""
+    from rlhfctl.models import devices
+    from rlhfctl.training.trl import quiet
+
+    module = _module(stage)
+    devices.restart_peak()
+    with (
+        quiet.quiet_libraries(context.run.log),
+        report_progress_to(context.emit, context.name),
+        quiet.forward_library_progress(),
+    ):
+        made = cast("Artifact | Waiting", module.run(section, context))
+    outcome = Outcome(made, devices.peak_bytes())
+    devices.release_memory()
+    return outcome

@@ -1,1 +1,0 @@
-"""`rlhfctl plan`: what a run would do and need, before it does."""

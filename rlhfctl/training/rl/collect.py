@@ -1,0 +1,192 @@
+"""Collect the experience of one update: sample, score, KL and rewards, values, advantages (steps 1 to 5).
+
+Every random choice is a function of (seed, update, episode, position). Nothing is trained here: the critic's gradients
+that step 4 may leave are kept beside the batch, not on the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl.data.types import Row
+from rlhfctl.errors import EngineError
+from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
+from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
+from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.algorithms import Algorithm
+from rlhfctl.training.rl.experience import Experience, forwards, spread
+from rlhfctl.training.rl.orders import Orders
+from rlhfctl.training.rl.roles import Roles
+from rlhfctl.training.rl.values import critic_values
+
+AGREEMENT = 1e-5  # nats: sampling and learning in float32
+DISAGREEMENT = 1e-2  # nats: beyond rounding, one of them computes something else
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """The prompts to answer: ids, one list each, the rows that they came from, and their tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Row]
+    prompts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """What collect() reads, the same in every update."""
+
+    section: Ppo
+    algorithm: Algorithm
+    roles: Roles
+    reward: RewardFunction
+    data: PromptData
+    orders: Orders
+    generator: Generator
+    accelerator: Accelerator
+
+
+def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False) -> Experience:
+    """The experience of update `number`. `stream` separates the draws of attempts at the same update.
+
+    With `recomputes` the log-probabilities of the sampled tokens come from the training forward, not from sampling.
+    """
+    section, roles, accelerator = collector.section, collector.roles, collector.accelerator
+    began = time.monotonic()
+    with torch.no_grad(), accelerator.autocast():
+        # 1. Sample: a response to each prompt, with the log-probabilities it was drawn with.
+        experience = sample_responses(collector, number, stream, recomputes)
+        set_sampled_logprobs(experience, roles.policy, section, first=number == 1, recomputes=recomputes)
+        sampled = time.monotonic()
+
+        # 2. Score: the reward of each whole response, less the penalty where it did not end.
+        set_scores(experience, section, collector.reward, collector.data)
+
+        # 3. KL and rewards: -kl_coef x KL at each token, the score at the end.
+        experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
+        set_rewards(experience, section)
+    scored = time.monotonic()
+
+    # 4. Values: of the state before each token, and of the one after the end.
+    if collector.algorithm.needs_critic:
+        order = collector.orders.minibatches(number, 0, len(experience.responses))
+        experience.values = critic_values(
+            experience, section, roles, collector.algorithm.advantages, order, accelerator
+        )
+        scored = time.monotonic() if experience.value_step is None else scored  # else it is a part of learning
+
+    # 5. Advantages, and returns where there is a critic.
+    with torch.no_grad():
+        experience.advantages, returns = collector.algorithm.advantages(experience, section)
+    if returns is not None:
+        experience.returns = returns
+    experience.rollout_s, experience.score_s = sampled - began, scored - sampled
+    return experience
+
+
+# ---------------------------------------------------------------- 1. sample
+
+
+def sample_responses(collector: Collector, number: int, stream: int, recomputes: bool) -> Experience:
+    """The episodes of update `number`: the update alone decides which prompts, (seed, episode) what is drawn."""
+    section, data, critic = collector.section, collector.data, collector.roles.critic
+    size = section.batch_size
+    indices = collector.orders.prompts(number, size, section.num_generations, len(data.prompts))
+    prompts = [list(data.prompts[index]) for index in indices]
+    first = (number - 1) * size
+    responses = collector.generator(
+        collector.roles.policy,
+        prompts,
+        data.tokenizer,
+        sampling_for(section, data.tokenizer, seed=collector.orders.seed, stream=stream),
+        episodes=range(first, first + len(prompts)),
+        value_head=critic.values if critic is not None and critic.shares_policy and not recomputes else None,
+    )
+    device = collector.roles.policy.device
+    return Experience.of(indices, prompts, responses, section.response_length, device)
+
+
+def set_sampled_logprobs(
+    experience: Experience, policy: LanguageModel, section: Ppo, *, first: bool, recomputes: bool
+) -> None:
+    """Set `logprobs` (B, W): those of sampling if the training forward gives the same on the first update, otherwise
+    those of the training forward.
+
+    Where both are computed, `rollout_gap` is their largest difference.
+    """
+    exact = torch.promote_types(policy.head.weight.dtype, torch.float32)
+    sampled = experience.table([response.logprobs for response in experience.responses], exact)
+    experience.logprobs, experience.recomputed = sampled, recomputes
+    if not first and not recomputes:
+        return
+    computed = token_logprobs(experience, policy, section)
+    gap = float((computed - sampled).abs().masked_fill(~experience.response_mask, 0.0).max())
+    experience.rollout_gap = gap
+    if not recomputes and not gap <= DISAGREEMENT:
+        raise EngineError(
+            f"rollout and update give log-probabilities that differ by {gap:.3g} nats",
+            where="ppo.engine: rlhfctl",
+            fix="this is a defect of the engine with this architecture: please report it, and use engine: trl",
+        )
+    experience.recomputed = recomputes or gap > AGREEMENT
+    if experience.recomputed:
+        experience.logprobs = computed
+
+
+# ---------------------------------------------------------------- 2. and 3. scores and rewards
+
+
+def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData) -> None:
+    """Set `raw_scores`, their `parts`, and `scores` after the penalty for a missing end."""
+    stops = stop_strings(section, data.tokenizer)
+    episodes = [
+        make_episode(data.tokenizer, data.rows[index], prompt, response.ids, stops)
+        for index, prompt, response in zip(
+            experience.prompt_indices, experience.prompts, experience.responses, strict=True
+        )
+    ]
+    scores = reward(episodes)
+    experience.parts = parts_of(reward)
+    experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
+    experience.scores = ppo_math.apply_missing_eos(
+        experience.raw_scores,
+        experience.ended,
+        penalty=section.missing_eos_penalty,
+        score=section.missing_eos_score,
+    )
+
+
+def set_rewards(experience: Experience, section: Ppo) -> None:
+    """Set `kl` and `rewards` (B, W) from both models' log-probabilities and the scores."""
+    mask = experience.response_mask
+    # With top-k or top-p the tokens come from p / p(kept): that is the distribution whose KL is estimated.
+    kept = experience.table([response.kept for response in experience.responses], experience.logprobs.dtype)
+    kl = ppo_math.kl_estimate(experience.logprobs - kept, experience.ref_logprobs, section.kl_estimator)
+    experience.kl = kl.masked_fill(~mask, 0.0)
+    rewards = ppo_math.token_rewards(experience.kl, experience.scores, experience.lengths, section.kl_coef, mask)
+    if section.whiten_rewards:
+        rewards = ppo_math.whiten(rewards, experience.value_mask, centre=False)
+    experience.rewards = rewards
+
+
+def token_logprobs(
+    experience: Experience, model: LanguageModel, section: Ppo, what: str = "asking the policy"
+) -> Tensor:
+    """(B, W) log-probabilities of the sampled tokens under `model`, by full forwards."""
+    result: Tensor | None = None
+    for part in forwards(experience, section, what):
+        logprobs = model.response_logprobs(experience.sequences(part), section.temperature)
+        if result is None:
+            result = torch.zeros(experience.response_mask.shape, dtype=logprobs.dtype, device=logprobs.device)
+        result[part] = spread(logprobs, experience.response_mask[part])
+    assert result is not None
+    return result

@@ -1,0 +1,51 @@
+"""Learn from a batch of experience: PPO epochs over minibatches, an optimizer step for each (step 6 of an update)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from rlhfctl.events import Work
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.training.rl.algorithms import Algorithm
+from rlhfctl.training.rl.experience import Experience, pieces
+from rlhfctl.training.rl.minibatch import Learner
+from rlhfctl.training.rl.trace import Trace
+
+_NO_DECAY_BELOW = 2  # norms and biases are vectors: like transformers, they are not decayed
+
+
+def build_optimizer(section: Ppo, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over all trained parameters; matrices are decayed, vectors are not."""
+    decayed = [p for p in trained.values() if p.dim() >= _NO_DECAY_BELOW]
+    others = [p for p in trained.values() if p.dim() < _NO_DECAY_BELOW]
+    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.learning_rate, fused=True)
+
+
+def learn(
+    experience: Experience,
+    learner: Learner,
+    algorithm: Algorithm,
+    order: Callable[[int], Sequence[int]],
+    trace: Trace | None = None,
+) -> list[dict[str, float]]:
+    """Train the roles on `experience`, in place. `order(epoch)` says in which order an epoch visits the episodes.
+
+    Returns the means of each optimizer step. NonFiniteError before anything that is not finite is applied.
+    """
+    section = learner.section
+    steps: list[dict[str, float]] = []
+    work = Work("learning", section.num_ppo_epochs * section.num_mini_batches, "minibatch")
+    with learner.roles.recomputing(section.gradient_checkpointing), work:
+        for epoch in range(section.num_ppo_epochs):
+            for indices in pieces(order(epoch), section.batch_size // section.num_mini_batches):
+                steps.append(algorithm.step(learner, experience, indices, epoch, algorithm.policy_loss, trace))
+                work.advance(len(steps))
+            moved = statistics.fmean(step["approx_kl"] for step in steps[-section.num_mini_batches :])
+            if section.target_kl is not None and moved > section.target_kl:
+                break
+    return steps

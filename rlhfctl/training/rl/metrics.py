@@ -1,0 +1,41 @@
+"""Compute the metrics of one update from its experience and its optimizer steps (docs/metrics.md explains each)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards.episode import part_means
+from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.experience import Experience
+
+
+def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], section: Ppo) -> dict[str, float]:
+    """The metrics of an update by name; what a critic gives is left out where there is none."""
+    mask = experience.response_mask
+    kl, score = float(experience.kl.sum(1).mean()), float(experience.scores.mean())
+    found = {
+        "score": score,
+        "kl": kl,
+        "entropy": -float(experience.logprobs.masked_fill(~mask, 0.0).sum(1).mean()),
+        "length": float(experience.lengths.double().mean()),
+        "eos_rate": float(experience.ended.double().mean()),
+        "non_score_reward": -section.kl_coef * kl,
+        "rlhf_reward": score - section.kl_coef * kl,
+        "raw_score": float(experience.raw_scores.mean()),
+        "raw_score_std": float(experience.raw_scores.std(unbiased=False)),
+    }
+    if experience.values.numel():
+        states = experience.value_mask
+        explained = ppo_math.explained_variance(experience.values, experience.returns, states)
+        found |= {
+            "value_mean": float(ppo_math.masked_mean(experience.values, states)),
+            "explained_variance": float(explained),
+        }
+    found |= {
+        "token_entropy": -float(ppo_math.masked_mean(experience.logprobs, mask)),
+        "optimizer_steps": float(len(steps)),
+    }
+    found |= part_means(experience.parts) | {name: statistics.fmean(s[name] for s in steps) for name in steps[0]}
+    return found if experience.rollout_gap is None else found | {"rollout_gap": experience.rollout_gap}

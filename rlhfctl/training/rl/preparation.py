@@ -1,0 +1,45 @@
+"""Check what a loop is given before it starts: one process, its precision, positions that do not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from rlhfctl.errors import EngineError
+from rlhfctl.models import loading
+from rlhfctl.models.packing import max_stable_rope_length
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.roles import Roles
+
+
+def make_accelerator(section: Ppo) -> Accelerator:
+    """A new accelerator in the section's precision; EngineError under a launcher of several processes."""
+    # A process keeps the precision of its first accelerator: that of the sft stage's trainer, if it ran just now.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="bf16" if section.bf16 else "no")
+    if accelerator.num_processes > 1:
+        raise EngineError(
+            "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
+        )
+    return accelerator
+
+
+def require_steady_positions(section: Ppo, roles: Roles, data: PromptData) -> None:
+    """EngineError where sampling would see other rotary angles than the update."""
+    steady, longest = max_stable_rope_length(roles.policy.config), max(map(len, data.prompts), default=0)
+    if steady is not None and longest + section.response_length > steady:
+        raise EngineError(
+            f"this model's rotary embeddings change when a sequence grows beyond {steady} tokens: what was sampled "
+            "before would no longer be what the policy gives",
+            where="ppo.engine: rlhfctl",
+            fix=f"keep data.max_prompt_length + ppo.response_length at {steady} or less",
+        )
+
+
+def has_low_precision(section: Ppo, roles: Roles, trained: dict[str, Any]) -> bool:
+    """Whether sampling and learning may round differently: half-width numbers, or quantized weights."""
+    widths = (roles.policy.head.weight.dtype.itemsize, next(iter(trained.values())).dtype.itemsize)
+    return section.bf16 or min(widths) < 4 or loading.is_quantized(roles.policy.model)

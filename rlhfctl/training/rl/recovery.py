@@ -1,0 +1,83 @@
+"""Recover from an update that fails: keep the batch that was not finite, and stop after three failures in a row.
+
+The loop itself goes back to its last checkpoint and samples with other noise. A reward that fails keeps the updates
+that are done: the loop saves them before it stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhfctl import fs
+from rlhfctl.errors import EngineError
+from rlhfctl.training.rl.experience import Experience
+
+FAILURES_IN_A_ROW = 3
+_CHECKED = ("raw_scores", "logprobs", "ref_logprobs", "values", "advantages")
+_KEPT = ("raw_scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+
+
+class NonFiniteError(Exception):
+    """A reward, a loss or a gradient is NaN or infinite."""
+
+
+def require_finite(experience: Experience) -> None:
+    """NonFiniteError that names the first table with a number that is not finite."""
+    for name in _CHECKED:
+        if not bool(torch.isfinite(getattr(experience, name)).all()):
+            raise NonFiniteError(f"{name} are not finite")
+
+
+class Recovery:
+    """Failed updates of a run: their batches as files under `folder`, and how many failed in a row."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.say = say
+        self.failures = 0  # since the last checkpoint
+
+    def file(self, number: int, attempt: int) -> Path:
+        """Where the batch of a failed update is kept."""
+        return self.folder / f"update-{number:06d}-attempt-{attempt}.jsonl"
+
+    def keep(self, experience: Experience, number: int, attempt: int) -> None:
+        """Write the batch as JSON, one line per episode, for whoever must find out why it failed."""
+        lines = []
+        for index, response in enumerate(experience.responses):
+            numbers = {
+                name: getattr(experience, name)[index].tolist() for name in _KEPT if getattr(experience, name).numel()
+            }
+            numbers["reward_parts"] = {name: part[index] for name, part in experience.parts.items()}
+            record = {
+                "prompt": self.tokenizer.decode(experience.prompts[index]),
+                "response": self.tokenizer.decode(response.ids),
+                "response_ids": response.ids,
+            }
+            lines.append(fs.json_line(record | numbers))
+        file = self.file(number, attempt)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fs.write_atomic(file, "\n".join(lines) + "\n")
+
+    def go_back(self, number: int, attempt: int, reason: str, resume: Callable[[], int]) -> None:
+        """Count a failure and return to the last checkpoint by `resume`, which gives the updates done there.
+
+        EngineError after three failures in a row.
+        """
+        self.failures += 1
+        kept = self.file(number, attempt)
+        if self.failures >= FAILURES_IN_A_ROW:
+            raise EngineError(
+                f"update {number} failed {self.failures} times in a row: {reason}",
+                where=str(kept),
+                fix="look at the batch kept there; a lower learning_rate, a max_grad_norm or float32 often helps",
+            )
+        done = resume()
+        self.say(
+            f"update {number}: {reason}; it was not applied, the batch is kept in {kept}; training goes on from update "
+            f"{done} with other samples"
+        )

@@ -1,0 +1,153 @@
+"""Loops on models of two layers and twelve tokens, for the tests of collect, learn and the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType
+from torch import Tensor
+
+from rlhfctl.models import build, heads, tokenizing
+from rlhfctl.models.adapters import CRITIC, POLICY, add_adapter, add_lora
+from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.recipe.schema import Init, Lora, Ppo
+from rlhfctl.rewards.episode import Episode
+from rlhfctl.training.rl.collect import PromptData
+from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.loop import PpoLoop, Run, Watcher
+from rlhfctl.training.rl.minibatch import Learner
+from rlhfctl.training.rl.roles import Critic, Roles
+
+BATCH, LENGTH = 8, 6
+A, B = 2, 3  # ids of "a" and "b"; 0 is the end, 1 the pad
+PROMPTS = [[2, 3], [4], [5, 6, 2, 3], [7, 8], [6], [3, 3, 9], [10, 11], [9, 4, 2], [8], [11, 5]]
+SECTION: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "num_ppo_epochs": 2,
+    "learning_rate": 1e-2,
+    "response_length": LENGTH,
+    "temperature": 1.0,
+    "trace_every": 0,
+    "local_rollout_forward_batch_size": BATCH,
+}
+TIMED = ("rollout_s", "score_s", "update_s", "episodes_per_s")
+KINDS = ("adapter", "head", "model")
+KINDS_AND_LORA = [("adapter", True), ("head", True), ("model", True), ("head", False), ("model", False)]
+
+Score = Callable[[Sequence[Episode]], list[float]]
+
+
+def make_roles(
+    kind: str | None = "adapter", lora: bool = True, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Roles]:
+    """(tokenizer, roles) on new weights; the same each time. `kind` of critic: None for no critic."""
+    init = Init(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        tokens=list("abcdefghij"),
+    )
+    tokenizer = tokenizing.train_tokenizer(init, [])
+    pad = tokenizer.pad_token_id
+    base = build.build_model(init, tokenizer, seed=1, dtype=dtype)
+    with torch.no_grad():
+        base.lm_head.weight *= 8
+    own = heads.scorer_on(base, seed=2, zero_head=True) if kind == "model" else None
+    low_rank = Lora(r=4, lora_alpha=8)
+    reference = None if lora else LanguageModel(build.copy_frozen(base), pad)
+    model: Any = add_lora(base, low_rank, TaskType.CAUSAL_LM, seed=3) if lora else base
+    if lora and dtype == torch.float64:
+        model.to(dtype)
+    policy = LanguageModel(model, pad, POLICY if lora else None)
+    critic = None
+    if own is not None:
+        critic = Critic(own)
+    elif kind == "head":
+        critic = Critic(AdapterScorer(policy, heads.new_head(model)), shares_policy=True)
+    elif kind == "adapter":
+        add_adapter(model, CRITIC, low_rank, seed=4)
+        model.to(dtype)
+        critic = Critic(AdapterScorer(LanguageModel(model, pad, CRITIC), heads.new_head(model)))
+    return tokenizer, Roles(policy, reference or LanguageModel(model, pad, None), critic)
+
+
+def share_of_a(episodes: Sequence[Episode]) -> list[float]:
+    return [list(episode.response_ids).count(A) / LENGTH for episode in episodes]
+
+
+def nothing(episodes: Sequence[Episode]) -> list[float]:
+    return [0.0] * len(episodes)
+
+
+class Seen(PpoLoop):
+    """Keeps each batch as it is before its first optimizer step; `change` may alter it then."""
+
+    def __init__(self, *parts: Any, change: Callable[[Seen, Experience], None] | None = None, **named: Any) -> None:
+        super().__init__(*parts, **named)
+        self.batches: list[Experience] = []
+        take_step = self.algorithm.step
+
+        def step(learner: Learner, experience: Experience, *rest: Any) -> dict[str, float]:
+            if not self.batches or self.batches[-1] is not experience:
+                self.batches.append(experience)
+                if change is not None:
+                    change(self, experience)
+            return take_step(learner, experience, *rest)
+
+        self.algorithm = dataclasses.replace(self.algorithm, step=step)
+
+
+def loop_for(
+    work: Path,
+    updates: int = 1,
+    *,
+    kind: str | None = "adapter",
+    lora: bool = True,
+    dtype: torch.dtype = torch.float32,
+    score: Score = share_of_a,
+    run: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    change: Callable[[Seen, Experience], None] | None = None,
+    algorithm: str = "ppo",
+    **options: Any,
+) -> Seen:
+    """A loop ready to train: `options` go into the recipe's section, `run` into the loop's Run."""
+    tokenizer, roles = make_roles(kind, lora, dtype)
+    values = SECTION | options
+    size = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
+    section = Ppo(engine="rlhfctl", total_episodes=size * updates, **values)
+    rows = [{"prompt": tokenizer.decode(prompt)} for prompt in PROMPTS]
+    data = PromptData(tokenizer, rows, PROMPTS)
+    where = Run(seed=5, work=work / "work", **run or {})
+    return Seen(section, roles, score, data, where, watcher, algorithm=algorithm, change=change)
+
+
+def trained(work: Path, updates: int = 1, **options: Any) -> Seen:
+    loop = loop_for(work, updates, **options)
+    loop.train()
+    return loop
+
+
+def gap(one: dict[str, Tensor], other: dict[str, Tensor], part: str = "") -> float:
+    """Largest difference of two states, in the tensors whose name holds `part`."""
+    names = [name for name in one if part in name]
+    assert names and one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in names)
+
+
+def start(**options: Any) -> dict[str, Tensor]:
+    return make_roles(**options)[1].state()
+
+
+def column(loop: PpoLoop, name: str) -> list[float]:
+    return [entry[name] for entry in loop.history]
+
+
+def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in entry.items() if name not in TIMED} for entry in history]
