@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhfctl
+from rlhfctl.planning.machine import memory_bytes
 from rlhfctl.training.trl import LAST_TRL
 
 # Oldest releases that work, the same as in pyproject.toml (a test compares the two).
@@ -283,28 +284,6 @@ def _memory() -> Finding:
     if available < LITTLE_MEMORY_GB * _GB:
         return Finding("memory", "warn", what, "close other programs, or choose a smaller model")
     return Finding("memory", "ok", what)
-
-
-def memory_bytes() -> tuple[int | None, int | None]:
-    """Return the memory of the machine (or the container's limit, if lower) and the part available, in bytes.
-
-    Each is None where the system does not say.
-    """
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None, None
-    limit = _text(Path("/sys/fs/cgroup/memory.max")).strip()
-    total = min(total, int(limit)) if limit.isdigit() else total
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    return total, min(total, int(available[1]) * 1024) if available else None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _count(number: int, noun: str) -> str:
