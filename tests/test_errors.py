@@ -11,7 +11,7 @@ from rlhfctl import errors
 
 PACKAGE = Path(errors.__file__).parent
 ERRORS = {"RlhfctlError", "DataError", "HandoffError", "RunBusyError", "EngineError", "RewardFailed"}
-QUESTIONS = "tools/init.py"  # its errors are answers to what was typed, and the question is asked again
+QUESTIONS = "tools/interview.py"  # its errors are answers to what was typed, and the question is asked again
 
 
 def without_fix(source: str) -> list[int]:
