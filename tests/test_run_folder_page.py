@@ -26,6 +26,8 @@ OTHER_RECIPES = {
     "tensorboard/FILE": "report_to: [tensorboard]; tests/tools/test_trackers.py",
     "wandb/FILE": "report_to: [wandb]; tests/tools/test_trackers.py",
     "superseded/FILE": "a changed recipe; tests/e2e/test_run.py",
+    "STAGE/work/waiting.json": "a stage that waits for people; tests/test_pipeline.py",
+    "STAGE/work/process/": "a stage in a process of its own; tests/test_stage_process.py",
 }
 # PPO without LoRA on a Python function: the stage base, whole models, traces, batches that are not finite, work/.
 RECIPE = """\
@@ -115,7 +117,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 18 and len(work) == 7
+    assert len(files) == 18 and len(work) == 9
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)
