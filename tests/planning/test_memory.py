@@ -49,7 +49,7 @@ def test_a_linear_layer_by_hand() -> None:
     with on_meta_device():
         layer = nn.Linear(10, 20)
         meter = AllocationMeter(vocabulary=VOCABULARY)
-        meter.knows(layer)
+        meter.ignore_weights(layer)
         with meter:
             x = torch.zeros(5, 10)
             loss = layer(x).relu().sum()  # kept: x, what relu gave, the sum; gone: what the layer gave
@@ -113,7 +113,7 @@ def test_activations_are_those_that_a_real_forward_keeps(family: str) -> None:
     with on_meta_device():
         model = AutoModelForCausalLM.from_config(there.config).train()
         meter = AllocationMeter(VOCABULARY)
-        meter.knows(model)
+        meter.ignore_weights(model)
         with meter:
             ids = torch.zeros((4, 24), dtype=torch.long)
             out = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
