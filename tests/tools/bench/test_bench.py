@@ -21,7 +21,7 @@ from rlhfctl.models import adapters, build, tokenizing
 from rlhfctl.recipe.schema import Init, Lora, Model
 from rlhfctl.tools.bench import bench, inputs
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
-from rlhfctl.tools.bench.workers import Job, run_ours
+from rlhfctl.tools.bench.workers import Job, run_rlhfctl
 from rlhfctl.tools.bench.workload import Workload, comparable, recipe_workload, reference_workload
 from rlhfctl.training.trl import ppo as ppo_module
 
@@ -61,7 +61,7 @@ def test_each_critic_is_measured(tiny_recipe: Path, tmp_path: Path, critic: str,
     work = recipe_workload(str(tiny_recipe))
     ppo = work.ppo if lora else work.ppo.model_copy(update={"lora": None})
     inputs.prepare(work, comparable(ppo, 1, critic), tmp_path)
-    run = run_ours(Job.load(tmp_path))
+    run = run_rlhfctl(Job.load(tmp_path))
     assert len(run["updates"]) == 1
     assert not run["recomputes"]
     found = bench.summarise([run], rate=1e12)
@@ -82,7 +82,7 @@ def test_a_pretrained_model_is_taken_as_it_is(tmp_path: Path) -> None:
     job = Job.load(tmp_path)
     assert torch.equal(job.base.get_output_embeddings().weight, model.get_output_embeddings().weight)
     assert not {index for prompt in job.prompts for index in prompt} & set(tokenizer.all_special_ids)
-    assert len(run_ours(job)["lengths"]) == 8
+    assert len(run_rlhfctl(job)["lengths"]) == 8
 
 
 def test_useful_flops_by_hand() -> None:
@@ -157,7 +157,7 @@ def test_a_failing_worker_is_one_message(tmp_path: Path, monkeypatch: pytest.Mon
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(EngineError, match="code 3:\nout of memory"):
-        bench._in_a_process("rlhfctl", tmp_path)
+        bench._run_worker("rlhfctl", tmp_path)
 
 
 def test_an_adapter_critic_needs_lora() -> None:
