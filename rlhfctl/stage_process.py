@@ -140,14 +140,15 @@ def _result(file: Path, context: Context, code: int) -> Outcome:
 
 def main(run: Path, stage: StageId) -> None:
     """Run the stage as its task says. Errors are written for the pipeline to raise."""
-    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    number = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    first = number == 0
     folder = RunPaths(run).stage(stage) / WORK / _FOLDER
     try:
         if first:
             with (folder / _EVENTS).open("a", encoding="utf-8", buffering=1) as stream:
-                outcome = _run(run, stage, read_json(folder / _TASK), _writer(stream), first=True)
+                outcome = _run(run, stage, read_json(folder / _TASK), _writer(stream), number)
         else:
-            outcome = _run(run, stage, read_json(folder / _TASK), lambda event: None, first=False)
+            outcome = _run(run, stage, read_json(folder / _TASK), lambda event: None, number)
         result: dict[str, Any] = {"peak_memory": outcome.peak_memory}
         if isinstance(outcome.made, Waiting):
             result["waiting"] = asdict(outcome.made)
@@ -171,7 +172,7 @@ def _writer(stream: TextIO) -> Callable[[Event], None]:
     return write
 
 
-def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Event], None], *, first: bool) -> Outcome:
+def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Event], None], number: int) -> Outcome:
     paths = RunPaths(run)
     recipe = load_recipe(paths.recipe).recipe
     parents = {role: _source(given) for role, given in task["parents"].items()}
@@ -188,8 +189,9 @@ def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Eve
         task["options"],
         list(task["notes"]),
         began,
-        first,
+        number,
     )
+    context.folder.mkdir(parents=True, exist_ok=True)
     return door.run_stage(stage.name, graph.section_of(stage.name, recipe), context)
 
 

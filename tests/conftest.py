@@ -1,4 +1,4 @@
-"""What all tests share: a quiet, offline, single-threaded environment, a recipe of the smallest size, real text."""
+"""Fixtures that all tests share: a quiet, offline, single-threaded environment, the smallest recipe, a finished run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import pytest
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The models of tests are so small that a second thread only waits at barriers.
+# The models of tests are very small, so a second thread would only wait at barriers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Started in the background of a script, or by nohup, a process ignores these, and so do those that it starts.
+# A process started by nohup or in a script's background ignores these signals, and its children inherit that.
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
@@ -68,7 +68,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Path:
-    """A recipe of the whole loop that takes seconds."""
+    """Write a recipe of the whole loop that takes seconds to run."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY, encoding="utf-8")
     return path
@@ -77,14 +77,14 @@ def tiny_recipe(tmp_path: Path) -> Path:
 def run_cli(
     *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, its output captured."""
+    """Run the command line in a separate process and capture its output."""
     command = [sys.executable, "-m", "rlhfctl", *map(str, arguments)]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def fastest(*arguments: object, env: dict[str, str] | None = None) -> float:
-    """Processor seconds of the fastest of five calls of a command: what it costs, whatever else runs."""
+    """Return the processor seconds of the fastest of five calls of a command, which other processes disturb least."""
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,7 +95,7 @@ def fastest(*arguments: object, env: dict[str, str] | None = None) -> float:
 
 
 def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process, for speed: what a process of its own would print and exit with, tracebacks too."""
+    """Run the command line in this process, for speed. Output, exit code and tracebacks are as in `run_cli`."""
     from rlhfctl import __main__
 
     out, err = io.StringIO(), io.StringIO()
@@ -129,7 +129,7 @@ def cli_of_module() -> Cli:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run of the tiny recipe, for tests that only read it. The recipe lies beside it."""
+    """Finish one run of the tiny recipe, for tests that only read it. The recipe lies beside the run folder."""
     folder = tmp_path_factory.mktemp("session")
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
     result = run_cli("run", folder / "tiny.yaml", "--run-dir", folder / "run")
@@ -140,7 +140,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real text and a real base model; skips where it is not there."""
+    """Return the folder with real text and a real base model. Skips the test if there is none."""
     value = os.environ.get("RLHFCTL_SHARED")
     if not value:
         pytest.skip("RLHFCTL_SHARED is not set: no real text and base model here")

@@ -241,8 +241,8 @@ def test_rows_of_the_data_page_are_read_with_the_keys_beside_them(row: str, sect
     (tmp_path / given["source"]).write_text(text, encoding="utf-8")
     loaded = check_all(Data.model_validate({name: given | {"source": str(tmp_path / given["source"])}}), 0)[name]
     assert loaded.left_out == {} and {line.rpartition(":")[2] for line in loaded.locations} == set("12345678")
-    for index, one in zip(loaded.locations, loaded.rows, strict=True):
-        number = int(index.rpartition(":")[2]) - 1
+    for one in loaded.rows:  # of a ranked list, each pair
+        number = int(loaded.location_of(one).rpartition(":")[2]) - 1
         assert f"tea number {number}" in json.dumps(one.get("prompt") or one.get("messages") or one["text"])
     if name == "preferences":  # in all of these rows "yes" is what people preferred
         assert all("yes" in json.dumps(one["chosen"]).lower() for one in loaded.rows)
@@ -274,8 +274,8 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
             reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
-    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`.
-    others = {"reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
+    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`, `entropy_coef`.
+    others = {"policy_entropy", "reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]
     assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)

@@ -94,7 +94,8 @@ def test_only_the_first_of_several_processes_speaks_and_publishes(project: Path)
         pipeline.run(load_recipe(project / "recipe.yaml"), project / "run", Request(until="sft"), events.append, second)
     assert not any(isinstance(event, StageStarted | Metrics | StageFinished) for event in events)
     folder = project / "run" / "sft"
-    assert not (folder / "manifest.json").exists()
+    assert [path.name for path in folder.iterdir()] == ["work"]  # no model, no recorded outputs, no manifest
+    assert (folder / "work" / "process-1" / "model").is_dir()  # what it made lies where it is thrown away
     assert sorted(path.name for path in (folder / "work" / "process").iterdir()) == ["task.json"]
 
 

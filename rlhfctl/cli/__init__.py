@@ -1,7 +1,7 @@
 """The command line: the Typer app and its commands, in the order of `rlhfctl --help`.
 
 Each command is a thin function in a file of this folder. These files import light modules only, so that `--help`
-answers at once; what loads torch is imported inside the command that needs it. Errors become exit codes in
+answers at once; a module that loads torch is imported inside the command that needs it. Errors become exit codes in
 __main__.py.
 """
 

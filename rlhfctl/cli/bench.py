@@ -1,4 +1,4 @@
-"""Commands that measure: `bench ppo`. What loads torch is imported inside them."""
+"""Commands that measure speed and memory: `bench ppo`. Modules that load torch are imported inside the functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ppo(
         str | None,
         typer.Argument(
             metavar="RECIPE",
-            help="Whose model and ppo sizes to take (none: --workload).",
+            help="Take model and ppo sizes of this recipe (none: --workload).",
             autocompletion=complete_recipe,
         ),
     ] = None,
@@ -24,7 +24,7 @@ def ppo(
     ] = None,
     critic: Annotated[
         Literal["adapter", "head", "model"] | None,
-        typer.Option(help="What this engine's critic is (default: the recipe's, else adapter)."),
+        typer.Option(help="Kind of this engine's critic (default: the recipe's, else adapter)."),
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates measured in each round, after one more.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the engines take turns.")] = 2,
@@ -33,7 +33,7 @@ def ppo(
     ] = "small",
     report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")] = None,
 ) -> None:
-    """Speed and memory of PPO on this machine, in processes of their own."""
+    """Speed and memory of PPO on this machine, measured in separate processes."""
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools.bench.bench import measured

@@ -1,4 +1,7 @@
-"""Commands that check before a run: `validate`, `plan`, `data`, `doctor`. What loads torch is imported inside them."""
+"""Commands that check before a run: `validate`, `plan`, `data`, `doctor`.
+
+Modules that load torch are imported inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +45,22 @@ def plan(
     recipe: RecipeArgument,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin here.")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage.")] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="End after this stage.")] = None,
     force: ForceOption = False,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Ask for a device with this much memory instead of this one.")
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Run one step of each stage and go by what it took.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run one step of each stage and use the time and memory that it took.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """What would run, with how many steps, and whether memory and disk suffice."""
+    """Predict a run: which stages would run, with how many steps, and whether memory and disk suffice."""
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.graph import Request
 
-    loaded = load(recipe, overrides)  # a mistake is said before libraries load
+    loaded = load(recipe, overrides)  # a mistake is reported before libraries load
     from rlhfctl.planning import plan as plans
 
     found = plans.plan(
@@ -79,7 +84,7 @@ def data(
     overrides: SetOption = [],
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")] = None,
 ) -> None:
-    """What the data hold, as the stages will read them: counts, token lengths, duplicates, leakage, examples."""
+    """Inspect the data as the stages will read them: counts, token lengths, duplicates, leakage, examples."""
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools.data import describe, examine
@@ -95,7 +100,7 @@ def data(
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
-    """What works on this machine, and what to do about the rest."""
+    """Check what works on this machine, and say how to fix the rest."""
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import doctor as examination
 

@@ -1,4 +1,7 @@
-"""Commands that look at runs: `show`, `runs`, `watch`, `score`. What loads torch is imported inside them."""
+"""Commands that look at runs: `show`, `runs`, `watch`, `score`.
+
+Modules that load torch are imported inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,10 @@ def runs(
 
 def watch(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on when the run is over, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on after the end of the run, until Ctrl-C.")] = False,
     ascii_only: Annotated[bool, typer.Option("--ascii", help="ASCII characters only.")] = False,
 ) -> None:
-    """A run as it goes, or went: stages, time left, metrics, a sample, alarms. From another terminal, too."""
+    """Watch a run, live or afterwards: stages, time left, metrics, a sample, alarms. Works from another terminal."""
     from rlhfctl.dashboard.terminal.watch import watch as show_run
 
     show_run(run, follow=follow, ascii_only=ascii_only)
@@ -73,13 +76,13 @@ def score(
     ] = None,
     reads: Annotated[
         Literal["text", "pair", "response"] | None,
-        typer.Option("--reads", help="With a classifier's folder: what it reads."),
+        typer.Option("--reads", help="With a classifier's folder: the part of a row that it reads."),
     ] = None,
     bad_rows: Annotated[
-        Literal["stop", "drop"], typer.Option("--bad-rows", help="Whether rows that cannot be scored stop it.")
+        Literal["stop", "drop"], typer.Option("--bad-rows", help="Stop at rows that cannot be scored, or drop them.")
     ] = "stop",
 ) -> None:
-    """Scores of a file's responses by a run's reward, row by row, and for pairs how often it is right."""
+    """Score a file's responses by a run's reward, row by row; for pairs, also report its accuracy."""
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.progress import progress_bar
     from rlhfctl.tools import score as scoring

@@ -1,4 +1,7 @@
-"""Commands that write files: `export`, `init`, `schema`, `recipes`. What loads torch is imported inside them."""
+"""Commands that write files: `export`, `init`, `schema`, `recipes`.
+
+Modules that load torch are imported inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,12 @@ def init(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: the built-in task, all defaults.")] = False,
 ) -> None:
-    """A few questions, and a commented recipe for your model and data."""
-    from rlhfctl.tools import init as interview
+    """Ask a few questions and write a commented recipe for your model and data."""
+    from rlhfctl.tools import interview
+    from rlhfctl.tools.init import write
 
-    path, answers = interview.interview(file, _default_answer if yes else _ask)
-    for line in interview.write(path, answers):
+    path, answers = interview.ask_questions(file, _default_answer if yes else _ask)
+    for line in write(path, answers):
         typer.echo(line)
 
 
@@ -45,25 +49,25 @@ def schema(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write it here; an older one there is replaced.")
     ] = None,
-    how: Annotated[
+    file_format: Annotated[
         Literal["json", "markdown"], typer.Option("--format", help="For editors, or a page for people.")
     ] = "json",
 ) -> None:
-    """Every key of a recipe: as JSON Schema, for editors, or as a page."""
+    """Every key of a recipe: as JSON Schema for editors, or as a page for people."""
     from rlhfctl.tools import reference
     from rlhfctl.tools import schema as made
 
-    text = made.text() if how == "json" else reference.page()
+    text = made.text() if file_format == "json" else reference.page()
     if out is None:
         typer.echo(text, nl=False)
         return
-    made.write(out, text, made.is_schema if how == "json" else reference.is_page)
-    use = f"; a recipe names it in its first line: # yaml-language-server: $schema={out.name}" if how == "json" else ""
-    typer.echo(f"wrote {out}{use}")
+    made.write(out, text, made.is_schema if file_format == "json" else reference.is_page)
+    use = f"; a recipe names it in its first line: # yaml-language-server: $schema={out.name}"
+    typer.echo(f"wrote {out}{use if file_format == 'json' else ''}")
 
 
 def list_recipes() -> None:
-    """Names, what each is for, its stages and its model."""
+    """List the shipped recipes: name, purpose, stages and model."""
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import recipes as shipped
 
@@ -71,7 +75,7 @@ def list_recipes() -> None:
 
 
 def show_recipe(name: ShippedArgument) -> None:
-    """A recipe as it stands in its file, comments included."""
+    """Print a shipped recipe, comments included."""
     from rlhfctl.tools import recipes as shipped
 
     typer.echo(shipped.show(name), nl=False)
@@ -79,9 +83,9 @@ def show_recipe(name: ShippedArgument) -> None:
 
 def copy_recipe(
     name: ShippedArgument,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Where to (default: NAME.yaml here).")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The copy (default: NAME.yaml here).")] = None,
 ) -> None:
-    """A copy to edit, with the files that the recipe names beside it."""
+    """Copy a shipped recipe to edit it, with the files that it names."""
     from rlhfctl.tools import recipes as shipped
 
     for line in shipped.copy(name, file):
@@ -89,7 +93,7 @@ def copy_recipe(
 
 
 def _ask(question: str, default: str | None, check: Callable[[str], str]) -> str:
-    """Ask until the answer is good."""
+    """Ask a question until the answer passes its check."""
 
     def checked(text: str) -> str:
         try:
@@ -102,5 +106,6 @@ def _ask(question: str, default: str | None, check: Callable[[str], str]) -> str
 
 
 def _default_answer(question: str, default: str | None, check: Callable[[str], str]) -> str:
+    """Answer each question with its default, for `init --yes`."""
     assert default is not None, question
     return check(default)

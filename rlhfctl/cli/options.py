@@ -1,6 +1,6 @@
-"""Arguments and options that several commands share, and how their recipe is loaded.
+"""Define the arguments and options that several commands share, and load their recipe.
 
-Imports light modules only; what completes names in a shell is imported when a shell asks.
+Imports light modules only. The module that completes names is imported when a shell asks for completions.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ RewardOption = Annotated[
     str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model in place of the run's own.")
 ]
 ReferenceOption = Annotated[
-    str | None, typer.Option("--reference", metavar="MODEL", help="What the policy is compared with.")
+    str | None, typer.Option("--reference", metavar="MODEL", help="The model that the policy is compared with.")
 ]
 
 
 def load(recipe: str, overrides: list[str]) -> LoadedRecipe:
-    """Load a recipe file or a shipped recipe, with what `--set` changes."""
+    """Load a recipe file or a shipped recipe, with the changes of `--set`."""
     from rlhfctl.recipe.load import find_recipe, load_recipe
 
     return load_recipe(find_recipe(recipe), overrides)

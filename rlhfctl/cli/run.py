@@ -1,4 +1,7 @@
-"""Commands that run stages: `run`, `sft`, `reward`, `ppo`, `compare`. What loads torch is imported inside them."""
+"""Commands that run stages: `run`, `sft`, `reward`, `ppo`, `compare`.
+
+Modules that load torch are imported inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ def run(
     recipe: RecipeArgument,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Begin here; stages before stay as they are.")
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Begin with this stage; stages before it stay as they are."),
     ] = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
@@ -59,7 +63,7 @@ def reward(
     """The reward model alone, on the run's sft stage or on --policy."""
     from rlhfctl.graph import Request
 
-    _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_given(base=policy)))
+    _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_models_by_role(base=policy)))
 
 
 def ppo(
@@ -73,7 +77,7 @@ def ppo(
     """PPO alone, from the run's sft and reward stages or from the models named."""
     from rlhfctl.graph import Request
 
-    external = _given(base=policy, reward=reward_model)
+    external = _models_by_role(base=policy, reward=reward_model)
     _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
 
 
@@ -98,7 +102,9 @@ def compare(
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Of RUN...: their compare.json, for scripts.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With RUN...: print their compare.json, for scripts.")
+    ] = False,
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
     from rlhfctl.graph import Request
@@ -118,12 +124,12 @@ def compare(
     for path in (policy_samples, reference_samples):
         if path is not None and not path.is_file():
             raise RlhfctlError("the file of samples does not exist", where=str(path), fix="check the path")
-    external = _given(policy=policy, reference=reference, reward=reward_model)
+    external = _models_by_role(policy=policy, reference=reference, reward=reward_model)
     _execute(what[0], overrides, run_dir, Request(only="compare", force=force, external=external, options=options))
 
 
 def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
-    """Run the stages that the request asks for, with everything that listens to them, then print the verdict."""
+    """Run the stages of a request with all listeners to their events, then print the verdict."""
     from rlhfctl import fs, pipeline
     from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
     from rlhfctl.paths import RunPaths
@@ -137,13 +143,13 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
         fs.report_full_disk(folder),  # of events.jsonl
         open_listeners(paths.events) as emit,
         fs.report_full_disk(folder),
-        tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as tell,
+        tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
     ):
-        artifacts = pipeline.run(loaded, folder, request, tell)
+        artifacts = pipeline.run(loaded, folder, request, emit_to_all)
     print_verdict(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")
 
 
-def _given(**named: str | None) -> dict[str, str]:
-    """The models that were named on the command line, by role."""
+def _models_by_role(**named: str | None) -> dict[str, str]:
+    """Return the models that were named on the command line, by role."""
     return {role: value for role, value in named.items() if value is not None}

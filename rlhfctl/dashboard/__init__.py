@@ -1,4 +1,4 @@
-"""What a person sees of a run: readers of the event records, and tables of the results.
+"""Show a run to people: readers of its event records, and tables of its results.
 
 Nothing here imports torch, the recipe, the stages or the training code, so a run can be watched from another process.
 """

@@ -1,8 +1,8 @@
-"""Alarms of a stage: each is a sentence for a newcomer about what the metrics show, and what to try.
+"""Raise alarms for a stage: each alarm is a sentence that tells a newcomer what the metrics show and what to try.
 
-Pure: reads series and settings, says what holds now. An alarm goes when its cause goes. Gold is not read: it exists
-only in the built-in task, and must not steer anyone. The thresholds are set so that runs of the shipped recipes raise
-none, but for tiny-chatgpt, where the entropy does collapse, on the one answer that is asked for.
+Pure functions of series and settings. An alarm holds only as long as its cause. Gold is not read: it exists only in the
+built-in task and must not steer anyone. Thresholds are set so that runs of the shipped recipes raise no alarm. The
+exception is tiny-chatgpt: its entropy does collapse, on the one answer that the recipe asks for.
 """
 
 from __future__ import annotations
@@ -17,46 +17,51 @@ from rlhfctl.dashboard.text import number
 from rlhfctl.metrics import kind, must_be_finite
 
 WINDOW = 5
-"""Updates whose median an alarm looks at: one odd batch is no news."""
+"""Number of updates whose median an alarm looks at: one odd batch raises no alarm."""
 
 KL_PER_RESPONSE = 10.0
-"""Nats per response. Below that, runs that go well are found at every length."""
+"""Nats per response. Below this, healthy runs are found at every response length."""
 
 KL_PER_TOKEN = 0.3
-"""Nats per token: the policy finds each of its tokens 1.35 times as likely as the reference does. Healthy runs of the
-shipped recipes end at 0.1 to 0.2, the one whose text broke down while its score rose ended at 1.3."""
+"""Nats per token: at this KL the policy gives each of its tokens 1.35 times the probability that the reference gives.
+Healthy runs of the shipped recipes end at 0.1 to 0.2. A run whose text broke down while its score rose ended at 1.3."""
 
 KL_GROWTH, KL_GROWTH_FROM = 2.0, 5.0
-"""Doubling within WINDOW updates is usual near 0, where KL starts; above 5 nats per response it is not."""
+"""Growth factor within WINDOW updates, and the nats per response above which it counts. Near 0, where KL starts,
+doubling is usual."""
 
 SHRUNK_TO, SHRUNK_FROM = 0.4, 4.0
-"""Responses at two fifths of their first length have lost content; below 4 tokens there is none to lose."""
+"""Responses shorter than this share of their first length have lost content. First lengths below 4 tokens are not
+judged."""
 
 ENDS_AT_LEAST = 0.1
-"""Share of responses that end by themselves. Below, nearly all are cut at response_length, so the score judges
+"""Share of responses that end by themselves. Below it, nearly all are cut at response_length, so the score judges
 fragments."""
 
 CRITIC_WINDOW = 10
-"""Updates in a row with a negative explained variance. The first few are usual: the critic has yet to learn."""
+"""Number of updates in a row with a negative explained variance. The first few are usual: the critic has yet to
+learn."""
 
 CLIPPED_AT_MOST = 0.3
-"""Share of tokens that PPO's clip holds back. Common advice is to stay under 0.2; beyond 0.3 most of a step is lost."""
+"""Share of tokens whose ratio PPO clips. Common advice is to stay under 0.2; above 0.3 most of a step is lost."""
 
 ENTROPY_LEFT = 0.3
-"""Share of the first entropy per token. Learning takes some; below a third, responses are near copies of each other."""
+"""Share of the first entropy per token that must be left. Learning lowers it; below a third, responses are near copies
+of each other."""
 
 STILL_FROM, STILL_WINDOW, STILL_KL = 20, 10, 0.05
-"""Updates before which nothing is expected, updates whose median KL is looked at, and nats per response below which the
-policy is still the reference: at a KL of 0.05 a score can rise by about 0.3 of its standard deviation at most."""
+"""First update that is judged, number of updates whose median KL is taken, and nats per response below which the policy
+still equals the reference: at a KL of 0.05 a score can rise by about 0.3 of its standard deviation at most."""
 
 EVAL_REPORTS = 3
-"""Evaluations in a row below the best one: one or two may be the luck of the draw."""
+"""Number of evaluations in a row below the best one: one or two may be chance."""
 
 EVAL_FALL = 0.25
-"""Share of the whole gain on the eval prompts that must be lost again."""
+"""Share of the gain on the eval prompts that must be lost again to raise the alarm."""
 
 EVAL_NOISE = 0.5
-"""Standard deviations of a response's score by which it must fall: two standard errors of a mean over 16 prompts."""
+"""Fall of the mean score, in standard deviations of one response's score: two standard errors of a mean over 16
+prompts."""
 
 
 def alarms(stage: str, series: Mapping[str, Series], settings: Mapping[str, Any]) -> list[str]:
@@ -83,14 +88,14 @@ def _not_finite(series: Mapping[str, Series]) -> Iterator[str]:
 
 def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("kl_coef") == 0:
-        return  # the recipe lets the policy go where it likes
+        return  # the recipe sets no KL penalty, so a large KL is wanted
     kl, length = _recently(series, "kl"), _recently(series, "length")
     if kl is None:
         return
     if kl > max(KL_PER_RESPONSE, KL_PER_TOKEN * (length or 0.0)):
         yield (
-            f"KL is {number(kl, 3)} nats a response: the policy is far from the reference, and its text may get worse "
-            "while the score climbs. Read the samples; try a higher kl_coef."
+            f"KL is {number(kl, 3)} nats per response: the policy is far from the reference, and its text may get "
+            "worse while the score climbs. Read the samples; try a higher kl_coef."
         )
         return
     both = series["kl"].tail(2 * WINDOW)
@@ -98,8 +103,8 @@ def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[s
         return
     if kl > KL_GROWTH * statistics.median(both[:WINDOW]):
         yield (
-            f"KL more than doubled in {WINDOW} updates, to {number(kl, 3)} nats a response: the policy is running away "
-            "from the reference. Try a lower learning_rate or a higher kl_coef."
+            f"KL more than doubled in {WINDOW} updates, to {number(kl, 3)} nats per response: the policy is running "
+            "away from the reference. Try a lower learning_rate or a higher kl_coef."
         )
 
 
@@ -119,7 +124,7 @@ def _falling_on_eval(series: Mapping[str, Series], settings: Mapping[str, Any]) 
     if "eval_score" not in series or "score" not in series:
         return
     scores = list(series["eval_score"].recent)
-    if len(scores) < EVAL_REPORTS + 2:  # a beginning, a best one, and those after it
+    if len(scores) < EVAL_REPORTS + 2:  # the first one, the best one, and EVAL_REPORTS after it
         return
     best_step, best = max(scores[1:-EVAL_REPORTS], key=lambda point: point[1])
     after, gain = scores[-EVAL_REPORTS:], best - scores[0][1]
@@ -143,7 +148,7 @@ def _never_ends(series: Mapping[str, Series], settings: Mapping[str, Any]) -> It
     if rate is None or rate >= ENDS_AT_LEAST:
         return
     if "stop_token" in settings and settings["stop_token"] is None and not settings.get("stop_strings"):
-        return  # the recipe asks for full length
+        return  # without a stop token each response has full length
     yield (
         f"{'none' if rate < 0.005 else f'only {rate:.0%}'} of the responses end by themselves; the others are cut off "
         "at response_length. Try a longer one, a higher missing_eos_penalty, or more sft."
@@ -163,7 +168,7 @@ def _entropy(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Itera
     entropy, first = _recently(series, "token_entropy"), _beginning(series, "token_entropy")
     if entropy is not None and first is not None and entropy < ENTROPY_LEFT * first:
         yield (
-            f"the policy hardly varies its words any more (entropy a token fell from {number(first, 3)} to "
+            f"the policy hardly varies its words any more (entropy per token fell from {number(first, 3)} to "
             f"{number(entropy, 3)}): fine if there is one right answer. Else try a higher kl_coef or entropy_coef."
         )
 

@@ -1,7 +1,7 @@
-"""The run's `events.jsonl`: one strict JSON object per line, written as events come and read back later.
+"""Write and read a run's `events.jsonl`: one strict JSON object per line.
 
-Writes the file it is given, in append mode, flushed line by line, so that another process can follow it and a kill
-costs at most the line being written. Reads the same. Strict JSON has no NaN: a number that is not finite becomes null.
+Appends to the file and flushes each line, so that another process can follow it and a kill loses at most the line being
+written. Reads the same file. Strict JSON has no NaN: a number that is not finite becomes null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhfctl.events import Event
 
 
 class JsonlWriter:
-    """Append each event to `path` as one line. A listener; the file is opened at the first event."""
+    """Append each event to `path` as one line. This is a listener; it opens the file at the first event."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -50,12 +50,12 @@ class JsonlWriter:
 
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of an `events.jsonl` in order. A torn line (a writer killed in the middle of it) is skipped."""
-    with Path(path).open("rb") as lines:  # bytes: only \n ends a line, and a torn one may end within a character
+    with Path(path).open("rb") as lines:  # as bytes: only \n ends a line, and a torn line may end inside a character
         yield from records(lines)
 
 
 def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the records of whole lines. A torn line is skipped."""
+    """Yield the records of whole lines. A line that is not a JSON object is skipped."""
     for line in lines:
         try:
             record = json.loads(line)
@@ -66,7 +66,7 @@ def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _open_for_append(path: Path) -> BinaryIO:
-    """Open a file for append, on a fresh line: a torn last line is ended first, so that it spoils only itself."""
+    """Open a file for append. A torn last line is ended first, so that the next event starts a new line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+")
     if file.seek(0, os.SEEK_END) > 0:

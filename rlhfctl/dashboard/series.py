@@ -1,6 +1,6 @@
-"""One metric over the steps, in bounded memory however long the run: for sparklines, trends and alarms.
+"""Keep the history of one metric in bounded memory, for charts, trends and alarms.
 
-Pure: numbers in, numbers out. Left out: how it is drawn (draw.py) and what it means (alarms.py).
+Numbers in, numbers out. Leaves out how the history is drawn (draw.py) and what it means (alarms.py).
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-POINTS = 512  # kept for the sparkline: more than a terminal has columns; neighbours are merged beyond
-RECENT = 32  # kept as reported: alarms and trends look back at most this far
-FIRST = 5  # kept as reported: what the run began with
+POINTS = 512  # points kept for charts, more than a terminal has columns; neighbours are merged when there are more
+RECENT = 32  # last reports kept as reported: alarms and trends look back at most this far
+FIRST = 5  # first reports kept as reported
 _TREND = 10  # reports on each side of a trend
-_STRETCH = 3  # columns at most for one report
-_ERRORS = 2.0  # standard errors by which the two sides must differ to be called a trend
+_STRETCH = 3  # most columns per report
+_ERRORS = 2.0  # standard errors by which the two sides of a trend must differ
 
 
 class Series:
     """Keep the values of one metric by step. A step reported again (after a resume) replaces what came after it."""
 
     def __init__(self) -> None:
-        self.points: list[tuple[int, float]] = []  # finite ones: means of `_each` reports, under the last one's step
-        self._each, self._held = 1, 1  # reports in a point, and in the newest one so far
+        self.points: list[tuple[int, float]] = []  # (step of the last report, mean of `_each` finite reports)
+        self._each, self._held = 1, 1  # reports per point, and reports in the newest point so far
         self.recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self.first: list[tuple[int, float]] = []
         self.last = math.nan  # as reported, finite or not
         self.step = -1
 
     def add(self, step: int, value: float) -> None:
-        """Add the value at `step`. A value that is not finite is kept as the last one only."""
+        """Add the value at `step`. A value that is not finite is kept only as `last`."""
         if step <= self.step:
             self.cut(step - 1)
         self.step, self.last = step, value
@@ -61,7 +61,7 @@ class Series:
         while self.recent and self.recent[-1][0] > step:
             self.recent.pop()
         self.first = [point for point in self.first if point[0] <= step]
-        if not self.recent and self.points:  # further back than was kept: what is left stands in
+        if not self.recent and self.points:  # cut back beyond the recent reports: use the merged points
             self.recent.extend(self.points[-RECENT:])
         self.step = min(self.step, step)
         self.last = self.recent[-1][1] if self.recent else math.nan
@@ -76,7 +76,7 @@ class Series:
         return statistics.fmean(value for _, value in self.first) if len(self.first) == FIRST else None
 
     def trend(self) -> tuple[float, bool] | None:
-        """Return the change from the values before to the last ones, and whether it is larger than their scatter."""
+        """Return the change between the means of earlier and last values, and whether it exceeds their scatter."""
         values = [value for _, value in self.recent]
         count = min(_TREND, len(values) // 2)
         if count < 2:
@@ -92,7 +92,7 @@ class Series:
         return (min(values), max(values)) if values else None
 
     def columns(self, axis: Axis) -> list[float | None]:
-        """Return a value per column: the mean of its reports, else the value before it, None before the first."""
+        """Return one value per column: the mean of its reports, else the last value before, or None."""
         if not axis.width:
             return []
         sums, counts = [0.0] * axis.width, [0] * axis.width
@@ -116,7 +116,7 @@ class Axis:
 
     @classmethod
     def of(cls, several: Iterable[Series], width: int) -> Axis:
-        """Build the axis of several series, first to last report: a few columns per report, or one for several."""
+        """Build the axis from the first to the last report of several series. Few reports get several columns each."""
         drawn = [series.points for series in several if len(series.points) > 1]
         if not drawn or width < 1:
             return cls(0, 1.0, max(0, width))
@@ -126,6 +126,7 @@ class Axis:
         return cls(low, high, min(width, _STRETCH * round((high - low) / each)))
 
     def column(self, step: int) -> int:
+        """Return the column of a step, 0 to width - 1."""
         return min(self.width - 1, max(0, int((step - self.low) * self.width / (self.high - self.low))))
 
 

@@ -1,8 +1,8 @@
-"""What is known of a run: fed event records one by one, it holds what they amount to.
+"""Build the state of a run from its event records: stages, steps, time left, metrics, samples, warnings.
 
-Keeps bounded memory however long the run and whatever its events: a few numbers of each of many stages, and the series
-and samples of the stages that reported last. The clock is handed in, a record is never trusted. Reads and draws
-nothing: screen.py does the drawing.
+Memory is bounded for any length of run and any events: a few numbers per stage, and the series and samples of the
+stages that reported last. The caller passes the time. Records are not trusted: a field of the wrong type is skipped.
+Reads no file and draws nothing (screen.py draws).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import duration
 from rlhfctl.metrics import kind
 
-_HANGS_AFTER_S = 10.0  # without a word, where a step is expected to take less
+_HANGS_AFTER_S = 10.0  # a shorter step counts as hanging after this long without an event
 KEPT_STAGES = 1000  # per run: hundreds of rounds
-KEPT_DETAILS = 12  # stages whose settings, series and samples are kept: those that reported last
+KEPT_DETAILS = 12  # stages that keep settings, series and samples: the last to report
 KEPT_SAMPLES, KEPT_METRICS = 4, 80  # per stage
 KEPT_WARNINGS = 20  # per run
 _LONGEST_NAME = 200  # characters of a stage's name or unit
-_NAMED = 4  # stages to come that are named beside the time left; of more the others are counted
-_WORKS = 8  # pieces of work, one inside the other
-_SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # what alarms look at
+_NAMED = 4  # coming stages named beside the time left; further ones are counted
+_WORKS = 8  # pieces of work under way at the same time, nested
+_SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # the settings that alarms read
 
 
 @dataclass
@@ -35,16 +35,16 @@ class Stage:
 
     name: str
     state: str = "next"  # next, now, done, skipped, waiting (for people)
-    started: bool = False  # its steps; while it is at work without, it gets ready
+    started: bool = False  # False while the stage at work still prepares its first step
     step: int = 0
     total: int | None = None
     unit: str = "step"
     began: float | None = None
     resumed_from: int | None = None
-    eta: tuple[float, float] | None = None  # seconds left, and when that was said
-    pace: tuple[float, int] | None = None  # the first progress of this attempt: when, and which step
-    took: float | None = None  # seconds, of the last time that it ran to its end
-    seconds: float | None = None  # seconds, as finished now
+    eta: tuple[float, float] | None = None  # (seconds left, time of that report)
+    pace: tuple[float, int] | None = None  # (time, step) of the first progress of this attempt
+    took: float | None = None  # seconds of the last complete run of this stage
+    seconds: float | None = None  # seconds of this run of the stage, once finished
     settings: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
     samples: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
@@ -56,12 +56,12 @@ class Stage:
         self.samples.clear()
 
     def left(self, now: float) -> float | None:
-        """Return the seconds to the end of the stage. While a step hangs, the time stands still: nothing gets done."""
+        """Return the seconds to the end of the stage. While a step hangs, the number does not go down."""
         if self.eta is None:
             return None
-        said, when = self.eta
-        a_step = said / max(1, self.total - self.step) if self.total is not None else said
-        return max(0.0, said - min(now - when, max(a_step, _HANGS_AFTER_S)))
+        left, reported_at = self.eta
+        per_step = left / max(1, self.total - self.step) if self.total is not None else left
+        return max(0.0, left - min(now - reported_at, max(per_step, _HANGS_AFTER_S)))
 
 
 class RunState:
@@ -70,19 +70,19 @@ class RunState:
     def __init__(self) -> None:
         self.name = ""
         self.stages: dict[str, Stage] = {}  # in order of appearance
-        self._detailed: dict[str, Stage] = {}  # those whose details are kept, the one that reported last at the end
-        self.order: list[str] = []  # those of this command, once it has said so
+        self._detailed: dict[str, Stage] = {}  # stages that keep their details, the last to report at the end
+        self.order: list[str] = []  # stages of this command, from its run_started event
         self.current: Stage | None = None
         self.began: float | None = None
         self.last: float | None = None  # time of the newest event
         self.stopped: str | None = None
         self.note = ""
-        self.verdict: tuple[str, str] | None = None  # of this command: the word, and the sentence about it
-        self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # (stage, what) under way, the innermost last
+        self.verdict: tuple[str, str] | None = None  # (verdict, sentence about it) of this command
+        self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # by (stage, name); the innermost last
         self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
         self.warnings: deque[tuple[str, str]] = deque(maxlen=KEPT_WARNINGS)  # stage and message, the newest last
 
-    # ------------------------------------------------------------ what is fed
+    # ------------------------------------------------------------ events in
 
     def feed(self, record: Mapping[str, Any]) -> None:
         """Take in one event, as `Event.to_record` gives it. A record that is not understood is skipped."""
@@ -113,7 +113,7 @@ class RunState:
                 self._with_details(name).samples.append(record)
             case "warning":
                 warning = (name, str(record.get("message")))
-                if warning in self.warnings:  # said again: it is the newest once more
+                if warning in self.warnings:  # a repeated warning becomes the newest
                     self.warnings.remove(warning)
                 self.warnings.append(warning)
             case "verdict":
@@ -147,17 +147,14 @@ class RunState:
                 due = {*self.order, *([self.current.name] if self.current is not None else [])}
                 oldest = next((other for other in self.stages if other not in due), None)
                 if oldest is None:
-                    return Stage(name)  # heard, not kept
+                    return Stage(name)  # no room: its events change nothing
                 del self.stages[oldest]
                 self._detailed.pop(oldest, None)
             self.stages[name] = Stage(name)
         return self.stages[name]
 
     def _with_details(self, name: str) -> Stage:
-        """Return the stage of this name, which reports just now.
-
-        The details of the stage that is silent longest are dropped.
-        """
+        """Return the stage that reports now. The stage whose last report is oldest drops its details."""
         stage = self._stage(name)
         self._detailed.pop(name, None)
         if self.stages.get(name) is stage:
@@ -174,7 +171,7 @@ class RunState:
         stage.state, stage.began, self.current = "now", time, stage
 
     def _started(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
-        began = time if stage.started or stage.state != "now" else stage.began  # since it began to get ready
+        began = time if stage.started or stage.state != "now" else stage.began  # preparation counts as its time
         self._at_work(stage, time)
         self.work.clear()
         self.checkpoint = None
@@ -193,7 +190,7 @@ class RunState:
         self.note = ""
 
     def _working(self, name: str, record: Mapping[str, Any], time: float) -> None:
-        """Note work beside a stage's steps. A stage that gets ready is at work before it says that it started."""
+        """Note work beside a stage's steps. A stage with such work is at work before its started event."""
         what = str(record.get("what"))
         if record.get("over"):
             self.work.pop((name, what), None)
@@ -212,7 +209,7 @@ class RunState:
             stage.pace = (time, stage.step)
         elif stage.eta is None or real(record.get("eta_s")) is None:
             since, first = stage.pace
-            if stage.total is not None and stage.step > first and time > since:  # the stage does not say: its pace does
+            if stage.total is not None and stage.step > first and time > since:  # no eta_s in the record: use the pace
                 stage.eta = ((time - since) / (stage.step - first) * max(0, stage.total - stage.step), time)
 
     def _moved(self, stage: Stage, record: Mapping[str, Any], time: float) -> None:
@@ -230,7 +227,7 @@ class RunState:
         step, values = whole(record.get("step")), record.get("values")
         if step is None or not is_map(values):
             return
-        if record.get("split") in ("train", "eval"):  # what is measured at the end has no step
+        if record.get("split") in ("train", "eval"):  # metrics measured after training are not progress
             self._moved(stage, record, time)
         for name, value in values.items():
             if name not in stage.series:
@@ -250,7 +247,7 @@ class RunState:
         if not skipped or self.current is None:
             self.current = stage
 
-    # ------------------------------------------------------------ what it amounts to
+    # ------------------------------------------------------------ results out
 
     @property
     def over(self) -> bool:
@@ -260,9 +257,9 @@ class RunState:
         return bool(self.order) and all(self.stages[name].state in ("done", "skipped") for name in self.order)
 
     def no_more_comes(self, why: str) -> None:
-        """Note that the run's process is gone: the run has stopped, unless every stage is done.
+        """Note that the run's process has ended: the run has stopped, unless every stage is done.
 
-        Runs of older versions do not say which stages were due: the stages that began count.
+        Runs of older versions do not state their stages. Then the stages that began count.
         """
         if not self.order and all(stage.state in ("done", "skipped") for stage in self.stages.values()):
             self.order = list(self.stages)
@@ -272,8 +269,8 @@ class RunState:
     def time_left(self, now: float) -> str:
         """Describe the time left for the whole run.
 
-        A stage to come counts as it took when it last ran, or else as the last stage of its kind (of the round before)
-        took. A stage without either is named.
+        A coming stage counts with the time of its last run, else with the time of the last stage of its kind (in the
+        round before). A stage with neither is listed by name.
         """
         since = 0.0 if self.began is None else (self.last or 0.0) - self.began
         if self.over:
@@ -316,7 +313,7 @@ def real(value: Any) -> float | None:
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond floats
+    except OverflowError:  # an integer too large for a float
         return None
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-_JOINERS = "\u200c\u200d"  # not printable in Python's eyes, but Persian words and emoji are spelled with them
+_JOINERS = "\u200c\u200d"  # str.isprintable() refuses them, but Persian words and emoji need them
 
 
 def work_left(done: int, total: int | None, seconds: float) -> float | None:

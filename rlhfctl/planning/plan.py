@@ -24,13 +24,13 @@ from rlhfctl.inputs import read_made_data
 from rlhfctl.models import devices, loading
 from rlhfctl.paths import RunPaths
 from rlhfctl.planning.advice import Advice, Fit, advise, fit
+from rlhfctl.planning.machine import memory_bytes
 from rlhfctl.planning.probe import probed
 from rlhfctl.planning.stages import Disk, Lengths, StagePlan, stage_plan
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import door
-from rlhfctl.tools.doctor import memory_bytes
 from rlhfctl.training.trl import options
 
 CUDA_BYTES = 500_000_000  # memory of CUDA and its kernels without tensors; a usual figure, not measured here

@@ -36,17 +36,22 @@ class Context:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
     notes: list[str] = field(default_factory=list)  # end up in the manifest
     began: float = field(default_factory=time.monotonic)
-    first: bool = True  # of several processes that run the stage together: the one that publishes
+    process: int = 0  # number of this one among the processes that run the stage together; 0 publishes
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that emits events and publishes."""
+        return self.process == 0
 
     @property
     def folder(self) -> Path:
-        """Where the stage publishes."""
-        return self.run.stage(self.name)
+        """Return the folder that the stage publishes in; for a process beside the first, one that is thrown away."""
+        return self.run.stage(self.name) if self.first else self.work / f"process-{self.process}"
 
     @property
     def work(self) -> Path:
-        """Where its checkpoints lie while it is under way."""
-        return self.folder / WORK
+        """Return the folder of the stage's checkpoints while it is under way."""
+        return self.run.stage(self.name) / WORK
 
     @cached_property
     def loader(self) -> Loader:

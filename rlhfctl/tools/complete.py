@@ -1,7 +1,7 @@
-"""What a shell offers for RECIPE and RUN while somebody types: shipped names, recipe files, run folders.
+"""Complete the RECIPE and RUN arguments in a shell: names of shipped recipes, recipe files, run folders.
 
-Lists folders; reads no file. Light, since it runs at every press of the key: the standard library and shipped.py.
-Where nothing can be listed it offers nothing.
+Lists folders and reads no file. Imports the standard library and shipped.py alone, because it runs at each press of the
+Tab key. A folder that cannot be listed gives no completions.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from rlhfctl.recipe.shipped import shipped_recipes
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Shipped names; recipe files beside what is typed, and the folders on the way to others."""
-    return _offered(incomplete, [*shipped(incomplete), *_files(incomplete)])
+    """Complete a recipe: names of shipped recipes, and recipe files and folders in the folder typed so far."""
+    return _matching(incomplete, [*shipped(incomplete), *_files(incomplete)])
 
 
 def shipped(incomplete: str) -> list[str]:
-    """Shipped names alone."""
-    return _offered(incomplete, shipped_recipes())
+    """Complete the name of a shipped recipe."""
+    return _matching(incomplete, shipped_recipes())
 
 
 def runs(incomplete: str) -> list[str]:
-    """Runs under runs/; run folders beside what is typed, and the folders on the way to others."""
+    """Complete a run: the runs under runs/, and run folders and other folders in the folder typed so far."""
     known = [f"runs/{folder.name}" for folder in _entries(Path("runs")) if _is_run(folder)]
-    shown = _typed_folder(incomplete)
-    found = [shown + folder.name + ("" if _is_run(folder) else "/") for folder in _folders(incomplete)]
-    return _offered(incomplete, [*known, *found])
+    parent = _typed_folder(incomplete)
+    found = [parent + folder.name + ("" if _is_run(folder) else "/") for folder in _folders(incomplete)]
+    return _matching(incomplete, [*known, *found])
 
 
 def recipes_or_runs(incomplete: str) -> list[str]:
-    """Both, for `compare`; a run is not also offered as a folder to look into."""
+    """Complete a recipe or a run, for `compare`. A run folder is listed only as a run."""
     found = runs(incomplete)
-    return _offered(incomplete, [*(name for name in recipes(incomplete) if name[:-1] not in found), *found])
+    return _matching(incomplete, [*(name for name in recipes(incomplete) if name[:-1] not in found), *found])
 
 
 def _files(incomplete: str) -> list[str]:
-    shown = _typed_folder(incomplete)
-    files = [shown + path.name for path in _beside(incomplete) if path.suffix in (".yaml", ".yml")]
-    return [*files, *(f"{shown}{folder.name}/" for folder in _folders(incomplete))]
+    parent = _typed_folder(incomplete)
+    files = [parent + path.name for path in _candidates(incomplete) if path.suffix in (".yaml", ".yml")]
+    return [*files, *(f"{parent}{folder.name}/" for folder in _folders(incomplete))]
 
 
 def _folders(incomplete: str) -> list[Path]:
-    return [path for path in _beside(incomplete) if path.is_dir()]
+    return [path for path in _candidates(incomplete) if path.is_dir()]
 
 
-def _beside(incomplete: str) -> list[Path]:
-    """What lies in the folder that is typed so far; hidden entries only for who has typed a dot."""
+def _candidates(incomplete: str) -> list[Path]:
+    """List the folder typed so far. Hidden entries are listed only after a typed dot."""
     hidden = incomplete.rpartition("/")[2].startswith(".")
     entries = _entries(Path(_typed_folder(incomplete) or ".").expanduser())
     return [path for path in entries if hidden or not path.name.startswith(".")]
@@ -68,6 +68,6 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _offered(incomplete: str, candidates: Iterable[str]) -> list[str]:
-    """Those that go on from what is typed, each once."""
+def _matching(incomplete: str, candidates: Iterable[str]) -> list[str]:
+    """Select the candidates that begin with the text typed so far, each once."""
     return [name for name in dict.fromkeys(candidates) if name.startswith(incomplete)]

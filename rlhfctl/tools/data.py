@@ -1,7 +1,8 @@
-"""`rlhfctl data`: what a recipe's data hold, as the stages will read them, before anything is trained.
+"""`rlhfctl data`: report what a recipe's data sets hold, as the stages will read them, before anything is trained.
 
-Loads rows as a run does, and the tokenizer; counts tokens with the encoder that the stages use. Says what was dropped,
-how long rows are, which are twice there, and whether prompts of the verdict were trained on. Loads no weights.
+Loads the rows as a run does, and the tokenizer; counts tokens with the encoder that the stages use. Reports dropped
+rows, token lengths, duplicates, examples, and test prompts that also stand in the training data. Loads no weights and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -35,42 +36,43 @@ _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5
 _SHOWN = 72
 _EXAMPLE_CHARS = 300
-MAX_LENGTH = 1024  # where TRL's trainers cut sequences that a recipe sets no max_length for
+MAX_LENGTH = 1024  # tokens: the default of max_length in TRL's trainers
 _STYLES = {"prompt": "", "rejected": "magenta"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of one part of the rows."""
+    """Token counts of one part of the rows (prompt, chosen, ...): one count per row."""
 
     part: str
     counts: tuple[int, ...]
 
     def summary(self) -> dict[str, Any]:
+        """Return the minimum, median, 95th percentile, maximum and histogram of the counts."""
         ordered = sorted(self.counts)
 
-        def at(share: float) -> int:
+        def quantile(share: float) -> int:
             return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
         return {
             "min": ordered[0],
-            "median": at(0.5),
-            "p95": at(0.95),
+            "median": quantile(0.5),
+            "p95": quantile(0.95),
             "max": ordered[-1],
             "histogram": self.histogram(),
         }
 
     def histogram(self) -> list[int]:
-        """How many rows in each of 24 equal steps from 0 to the longest."""
+        """Count the rows in each of 24 bins of equal width from 0 to the longest."""
         longest = max(1, *self.counts)
         bins = Counter(min(_BINS - 1, count * _BINS // longest) for count in self.counts)
         return [bins[index] for index in range(_BINS)]
 
 
 @dataclass(frozen=True)
-class Set:
-    """One of the three data sets."""
+class SetReport:
+    """Report on one data set: demonstrations, preferences or prompts."""
 
     name: str
     rows: int
@@ -78,22 +80,24 @@ class Set:
     splits: dict[str, int]
     notes: tuple[str, ...]
     prompts: int  # distinct ones
-    duplicates: int  # rows that are equal to an earlier one
+    duplicates: int  # rows equal to an earlier row
     lengths: tuple[Lengths, ...]
-    fits: tuple[str, ...]  # a sentence for each stage that reads them: how many rows it uses, cuts, drops
-    longest: tuple[tuple[int, int, str], ...]  # (row, tokens, how it begins)
-    examples: tuple[tuple[tuple[str, str], ...], ...]  # each in parts: (what it is, its tokens' text)
+    fits: tuple[str, ...]  # one sentence per stage that reads them: how many rows fit, or are cut or dropped
+    longest: tuple[tuple[int, int, str], ...]  # (row number, tokens, beginning of its text)
+    examples: tuple[tuple[tuple[str, str], ...], ...]  # each in parts: (part's name, decoded text)
 
 
 @dataclass(frozen=True)
 class Report:
-    sets: tuple[Set, ...]
+    """Report on all data sets of a recipe, and on prompts that leak from training into the test."""
+
+    sets: tuple[SetReport, ...]
     leaks: tuple[str, ...]
     warnings: tuple[str, ...] = ()  # about the data sets together, and about the chat template
-    notes: tuple[str, ...] = ()  # what is done to the model's tokenizer
+    notes: tuple[str, ...] = ()  # changes made to the model's tokenizer
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Convert the report into the JSON that `data --json` writes."""
         return {
             "sets": {
                 one.name: {
@@ -129,13 +133,13 @@ def examine(recipe: Recipe) -> Report:
 
 
 def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that the recipe's model reads, by its configuration."""
+    """Return the longest context, in tokens, that the configuration of the recipe's model states."""
     if recipe.model.init is not None:
         return recipe.model.init.max_position_embeddings
     return context_of(loading.load_config(recipe.model))
 
 
-def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Set:
+def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> SetReport:
     section = getattr(recipe.data, rows.name)
     encoder = Encoder(tokenizer)
     parts = [_parts(row, rows.name, encoder) for row in rows.rows]
@@ -145,7 +149,7 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, con
     order = sorted(range(len(totals)), key=lambda index: -totals[index])[:_LONGEST]
     keys = Counter(json.dumps(row, sort_keys=True, default=str) for row in rows.rows)
     prompts = {prompt_key(row["prompt"]) for row in rows.rows if "prompt" in row}
-    return Set(
+    return SetReport(
         name=rows.name,
         rows=len(rows.rows),
         source=", ".join(part.source for part in section.parts),
@@ -161,7 +165,7 @@ def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, con
 
 
 def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, context: int | None) -> Iterator[str]:
-    """Sentences about the rows that a stage will cut or drop because they are too long for it."""
+    """Yield sentences about rows that a stage will cut or drop because they are too long."""
     if rows.name == "prompts":
         yield from _prompts_fit(rows, [len(part["prompt"]) for part in parts], recipe, context)
         return
@@ -201,7 +205,7 @@ def _sentence(stage: str, over: int, count: int, done: str, what: str, limit: st
 
 
 def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
-    """The ids of a row, part by part, as its stage reads them."""
+    """Encode one row into its parts (name -> token ids), as its stage reads them."""
     if name == "prompts":
         return {"prompt": encoder.prompt(row["prompt"], row.get("tools"))}
     if name == "preferences":
@@ -232,7 +236,7 @@ def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> s
 
 
 def describe(report: Report, *, unicode: bool = True) -> Iterator[RenderableType]:
-    """The report, set by set."""
+    """Yield the report as rich renderables, one data set after the other."""
     for one in report.sets:
         yield Text(f"{one.name}: {one.rows} rows from {one.source}", style="bold")
         if len(one.splits) > 1:
@@ -273,7 +277,7 @@ def _example_table(examples: Sequence[Sequence[tuple[str, str]]]) -> Table:
 
 
 def _short(text: str) -> str:
-    """The beginning and the end: where special tokens stand."""
+    """Shorten a text to its beginning and its end, where special tokens stand."""
     half = _EXAMPLE_CHARS // 2
     return text if len(text) <= _EXAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}"
 

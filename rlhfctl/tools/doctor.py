@@ -1,8 +1,8 @@
-"""`doctor`: what of this machine and its libraries rlhfctl can use, and what to do about the rest.
+"""`rlhfctl doctor`: check this machine's libraries, devices, disk and memory, and say how to fix each fault.
 
-Reads versions, the disk and the memory; imports libraries in a process of its own, so that a broken one is a line here
-and no crash. Changes nothing. Leaves out importing peft, which takes seconds (`validate --deep` does), and whether a
-recipe's model fits (`run` and `bench` tell).
+Reads versions, free disk space and memory; imports the libraries in a separate process, so that a broken library
+becomes a line of the report instead of a crash. Changes nothing. Leaves out importing peft, which takes seconds
+(`validate --deep` imports it), and whether a recipe's model fits into memory (`plan` estimates it).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhfctl
+from rlhfctl.planning.machine import memory_bytes
 from rlhfctl.training.trl import LAST_TRL
 
-# As in pyproject.toml; a test holds the two together.
+# Oldest releases that work, the same as in pyproject.toml (a test compares the two).
 NEEDED = {
     "torch": "2.6",
     "transformers": "5.0",
@@ -40,18 +41,18 @@ NEEDED = {
     "pyarrow": "15",
     "scipy": "1.11",
 }
-EXTRAS = {  # library -> the extra that brings it, and what it is for
+EXTRAS = {  # library -> (extra of rlhfctl that installs it, the recipe key that needs it)
     "tensorboard": ("tensorboard", "report_to: [tensorboard]"),
     "wandb": ("wandb", "report_to: [wandb]"),
     "bitsandbytes": ("quantization", "model.quantization"),
 }
-SLOW_TO_IMPORT = ("peft",)  # as long as all others together
+SLOW_TO_IMPORT = ("peft",)  # takes as long as all other libraries together
 _GB = 1e9
 LITTLE_DISK_GB = 5
 LITTLE_MEMORY_GB = 2
 _PROBE_SECONDS = 60
 
-# Says each import as it is made, so that one that ends the process shows too.
+# Prints one JSON line before and after each import, so that a library whose import kills the process is known by name.
 _PROBE = """
 import importlib, json, sys
 def say(**what):
@@ -86,7 +87,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "missing": "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. Where something `needed` is missing, the default engine does not work."""
+    """Result of one check. Without a `needed` library the default engine does not work."""
 
     name: str
     status: Status
@@ -96,8 +97,9 @@ class Finding:
 
 
 def examine(runs: Path = Path("runs")) -> list[Finding]:
-    """Everything, in the order in which it is shown."""
-    probe = _probe([name for name in NEEDED if _version(name) is not None and name not in SLOW_TO_IMPORT])
+    """Run all checks. Return the findings in the order in which they are shown."""
+    installed = [name for name in NEEDED if _version(name) is not None and name not in SLOW_TO_IMPORT]
+    probe = _import_in_subprocess(installed)
     found = [
         Finding("python", "ok", platform.python_version()),
         Finding("rlhfctl", "ok", rlhfctl.__version__),
@@ -108,17 +110,17 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
 
 
 def works(findings: Sequence[Finding]) -> bool:
-    """Whether the default engine has what it needs."""
+    """Tell whether the default engine has all that it needs."""
     return not any(finding.needed and finding.status == "missing" for finding in findings)
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For scripts."""
+    """Convert the findings into the JSON that `doctor --json` prints."""
     return {"works": works(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def table(findings: Sequence[Finding]) -> RenderableType:
-    """A row for each finding, with what to do under it."""
+    """Build a table with one row per finding and the fix below it."""
     shown = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("status", "name"):
         shown.add_column(heading, no_wrap=True)
@@ -142,15 +144,15 @@ def _version(name: str) -> str | None:
 
 
 def _older(version: str, least: str) -> bool:
-    """Whether a release comes before another; 2.10 after 2.9, and 2.13.0+cpu is 2.13.0."""
+    """Compare two versions as numbers: 2.9 is older than 2.10, and 2.13.0+cpu counts as 2.13.0."""
 
     def numbers(text: str) -> list[int]:
         release = re.match(r"\d+(\.\d+)*", text)
         return [int(part) for part in release[0].split(".")] if release else []
 
-    ours, theirs = numbers(version), numbers(least)
-    length = max(len(ours), len(theirs))
-    return ours + [0] * (length - len(ours)) < theirs + [0] * (length - len(theirs))
+    installed, needed = numbers(version), numbers(least)
+    length = max(len(installed), len(needed))
+    return installed + [0] * (length - len(installed)) < needed + [0] * (length - len(needed))
 
 
 def _library(name: str, least: str, probe: Mapping[str, Any]) -> Finding:
@@ -184,7 +186,7 @@ def _engines(found: Sequence[Finding]) -> Iterator[Finding]:
 
 
 def _has_ppo() -> bool:
-    """Whether the installed TRL holds its PPOTrainer; by its files, since importing it takes seconds."""
+    """Tell whether the installed TRL has a PPOTrainer. Looks at its files, because importing it takes seconds."""
     spec = find_spec("trl")
     folders = spec.submodule_search_locations if spec is not None else None
     return any((Path(folder) / "experimental" / "ppo" / "ppo_trainer.py").is_file() for folder in folders or ())
@@ -202,8 +204,8 @@ def _extras(probe: Mapping[str, Any]) -> Iterator[Finding]:
 # ---------------------------------------------------------------- the machine
 
 
-def _probe(names: Sequence[str]) -> dict[str, Any]:
-    """What importing them gives, in a process of its own: errors by library, and the device as torch sees it."""
+def _import_in_subprocess(names: Sequence[str]) -> dict[str, Any]:
+    """Import libraries in a separate process. Return the error of each that fails, and the devices that torch sees."""
     command = [sys.executable, "-P", "-c", _PROBE, *names]
     environment = os.environ | _QUIET
     try:
@@ -216,23 +218,23 @@ def _probe(names: Sequence[str]) -> dict[str, Any]:
         output = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
         end = f"not done after {_PROBE_SECONDS} seconds"
     found: dict[str, Any] = {"errors": {}}
-    under_way = None
+    importing = None  # the library whose import has begun and not ended
     for line in output.splitlines():
         record = _record(line)
-        under_way = record.get("importing", under_way)
-        if under_way in (record.get("imported"), record.get("failed")):
-            under_way = None
+        importing = record.get("importing", importing)
+        if importing in (record.get("imported"), record.get("failed")):
+            importing = None
         if "failed" in record:
             found["errors"][record["failed"]] = record["error"].splitlines()[0]
         if "threads" in record:
             found |= record
-    if under_way is not None:
-        found["errors"][under_way] = end
+    if importing is not None:
+        found["errors"][importing] = end
     return found
 
 
 def _record(line: str) -> dict[str, Any]:
-    """A line of the probe; {} for what a library printed."""
+    """Parse one line of the subprocess; {} for a line that a library printed."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -262,10 +264,10 @@ def _devices(probe: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _disk(runs: Path) -> Finding:
-    place = runs.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free / _GB
+    folder = runs.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / _GB
     what = f"{free:.1f} GB free where {runs}/ lies"
     if free < LITTLE_DISK_GB:
         fix = "free some space, or choose another disk with --run-dir: checkpoints take several times the model's size"
@@ -282,25 +284,6 @@ def _memory() -> Finding:
     if available < LITTLE_MEMORY_GB * _GB:
         return Finding("memory", "warn", what, "close other programs, or choose a smaller model")
     return Finding("memory", "ok", what)
-
-
-def memory_bytes() -> tuple[int | None, int | None]:
-    """Of the machine, or of the container where that has a limit; and how much of it is available."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None, None
-    limit = _text(Path("/sys/fs/cgroup/memory.max")).strip()
-    total = min(total, int(limit)) if limit.isdigit() else total
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    return total, min(total, int(available[1]) * 1024) if available else None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _count(number: int, noun: str) -> str:

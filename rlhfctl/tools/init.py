@@ -1,285 +1,118 @@
-"""`init`: a few questions, and a recipe with a comment at every section.
+"""Write a commented recipe from the answers of `rlhfctl init`.
 
-Writes one file, and never over another. Asks only what no default can know: the model, the data, what scores, and how
-large a machine is there. Paths are asked for from here and written from the recipe's folder. Leaves out the rows of
-the data: `validate --deep` reads them.
+Reads the first rows of each file to guess its columns, and the model's folder to see whether it has a chat template.
+Writes one file and never over another. Leaves out the questions (interview.py) and checks of the rows
+(`validate --deep`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.dashboard.text import visible
 from rlhfctl.data import guess, sources
-from rlhfctl.errors import DataError, RlhfctlError
-from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME
+from rlhfctl.errors import DataError
+from rlhfctl.tools.interview import NEW, Answers, has_variable, resolve_path
 
-NEW = "new"
-NONE = "none"
-_DEFAULT_NAME = "my-rlhf"
-_PLAIN = re.compile(r"(?:\.{0,2}/|~/)?[A-Za-z][\w./-]*")  # YAML reads it as text without quotes
+_UNQUOTED = re.compile(r"(?:\.{0,2}/|~/)?[A-Za-z][\w./-]*")  # YAML reads these as text without quotes
 _NOT_TEXT = ("true", "false", "null")
-_MOST_READ = 256_000_000  # bytes of a file whose columns are guessed
-_FEWEST_PROMPTS = 3  # one for test, and two to train on
-
-ScoredBy = Literal["preferences", "model", "function"]
-# question, what an empty answer stands for (None: it must be given), and what makes an answer good or raises
-Ask = Callable[[str, str | None, Callable[[str], str]], str]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What was asked. Paths are as the recipe states them; `prompts_rows` is None where they cannot be counted."""
-
-    name: str
-    model: str = NEW
-    demonstrations: str | None = None
-    scorer: str = ""
-    scored_by: ScoredBy = "preferences"
-    prompts: str = ""
-    prompts_rows: int | None = None
-    lora: bool = True
-    gpu: bool = False
-
-
-def interview(file: Path | None, ask: Ask) -> tuple[Path, Answers]:
-    """The questions, and where the recipe goes: `file`, or NAME.yaml."""
-    if file is not None:
-        _refuse_existing(file)
-    stem = file.stem if file is not None else ""
-    name = ask(
-        "Name of the run, and of its folder",
-        stem if re.match(NAME, stem) else _DEFAULT_NAME,
-        lambda text: _name(text, file),
-    )
-    file = file or Path(f"{name}.yaml")
-    folder = file.parent
-    model = ask(
-        "Base model: a folder, a Hub id, or `new` for a tiny one on the built-in task",
-        NEW,
-        lambda text: _model(text, folder),
-    )
-    if model == NEW:
-        return file, Answers(name, lora=_lora(ask))
-    demonstrations = ask(
-        "Demonstrations (a file of prompt, completion), or `none`", NONE, lambda text: _rows(text, folder, NONE)
-    )
-    scorer = ask(
-        "What scores: preferences (a file of prompt, chosen, rejected), a reward model, or a function (module:name)",
-        None,
-        lambda text: _scorer(text, folder),
-    )
-    prompts = ask("Prompts (a file of prompt)", None, lambda text: _prompts(text, folder))
-    lora = _lora(ask)
-    size = "gpu" if shutil.which("nvidia-smi") is not None else "cpu"
-    gpu = ask("Sizes for a `gpu` or a `cpu`", size, lambda text: _one_of(text, "gpu", "cpu")) == "gpu"
-    return file, Answers(
-        name=name,
-        model=model,
-        demonstrations=None if demonstrations == NONE else demonstrations,
-        scorer=scorer,
-        scored_by=_scored_by(scorer, folder),
-        prompts=prompts,
-        prompts_rows=_count(prompts, folder),
-        lora=lora,
-        gpu=gpu,
-    )
-
-
-def _lora(ask: Ask) -> bool:
-    return ask("Train `lora` adapters or `all` weights", "lora", lambda text: _one_of(text, "lora", "all")) == "lora"
+_MAX_BYTES_READ = 256_000_000  # a larger file's columns are not guessed
 
 
 def write(file: Path, answers: Answers) -> Iterator[str]:
-    """Write the recipe; say what comes next."""
+    """Write the recipe, then yield lines that say which commands come next."""
     fs.write_new(file, compose(file, answers), fix="name another file: rlhfctl init FILE")
     shown = shlex.quote(str(file))
-    if answers.model != NEW and not _by_variable(answers.model) and _has_template(answers.model, file.parent) is None:
+    if answers.model != NEW and not has_variable(answers.model) and _has_template(answers.model, file.parent) is None:
         yield f"{answers.model} is no folder here: it is taken for a model's id on the Hub"
     yield f"wrote {file}; next:"
     yield f"  rlhfctl validate {shown}     every mistake at once; with --deep every row of the data too"
     yield f"  rlhfctl run {shown}          all stages; the same command resumes after a kill"
 
 
-# ---------------------------------------------------------------- answers: the text for the recipe, or what is wrong
-
-
-def _refuse_existing(file: Path) -> None:
-    fs.require_new(file, fix="name another: rlhfctl init FILE")
-
-
-def _name(text: str, file: Path | None) -> str:
-    if not re.match(NAME, text):
-        raise RlhfctlError("use letters, digits, '.', '_' and '-', the first a letter or a digit")
-    if file is None:
-        _refuse_existing(Path(f"{text}.yaml"))
-    return text
-
-
-def _model(text: str, folder: Path) -> str:
-    """A folder, from the recipe's; a Hub id as it is."""
-    path = Path(text).expanduser()
-    if text == NEW or _by_variable(text):
-        return text
-    if path.is_dir():
-        return _from(folder, text, model=True)
-    if path.exists():
-        raise RlhfctlError(f"{text} is a file; name the folder that holds the model")
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise RlhfctlError(f"there is no folder {text}")
-    return text
-
-
-def _rows(text: str, folder: Path, otherwise: str | None = None) -> str:
-    """A file of rows, from the recipe's folder."""
-    if text == otherwise or _by_variable(text):
-        return text
-    if not Path(text).expanduser().is_file():
-        raise RlhfctlError(f"there is no file {text}")
-    return _from(folder, text)
-
-
-def _scorer(text: str, folder: Path) -> str:
-    if FUNCTION.fullmatch(text):
-        return text
-    if Path(text).expanduser().is_file() or Path(text).suffix in DATA_SUFFIXES:
-        return _rows(text, folder)
-    if "/" not in text and not Path(text).is_dir():
-        raise RlhfctlError(f"there is no file or folder {text}; a Hub id is owner/name, a function module:name")
-    return _model(text, folder)
-
-
-def _prompts(text: str, folder: Path) -> str:
-    stated = _rows(text, folder)
-    count = _count(stated, folder)
-    if count is not None and count < _FEWEST_PROMPTS:
-        raise RlhfctlError(
-            f"{text} holds {count} prompts; some are kept for the verdict: give {_FEWEST_PROMPTS} or more"
-        )
-    return stated
-
-
-def _one_of(text: str, *words: str) -> str:
-    if text not in words:
-        raise RlhfctlError(f"answer {' or '.join(words)}")
-    return text
-
-
-def _by_variable(text: str) -> bool:
-    """Whether it is found through the environment: then it may be somewhere else each time."""
-    return "${" in text
-
-
-def _from(folder: Path, text: str, *, model: bool = False) -> str:
-    """A path that was given from here, as it is stated in a recipe in `folder`; absolute ones stay."""
-    if text.startswith(("/", "~")):
-        return text
-    if folder.resolve() != Path.cwd().resolve():
-        text = os.path.relpath(text, folder)
-    return f"./{text}" if model and not text.startswith(".") else text  # else it might be an id on the Hub
-
-
-def _scored_by(stated: str, folder: Path) -> ScoredBy:
-    if FUNCTION.fullmatch(stated):
-        return "function"
-    rows = Path(stated).suffix in DATA_SUFFIXES or _seen_from(folder, stated).is_file()
-    return "preferences" if rows else "model"
-
-
-def _seen_from(folder: Path, stated: str) -> Path:
-    """Where a path of the recipe leads; its folder need not be there yet."""
-    return Path(os.path.normpath(folder / Path(stated).expanduser()))
-
-
-def _count(stated: str, folder: Path) -> int | None:
-    """How many rows a file of a row a line has; None for other kinds, and where only the environment knows it."""
-    if _by_variable(stated) or Path(stated).suffix not in (".jsonl", ".ndjson", ".txt"):
-        return None
-    with _seen_from(folder, stated).open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
-
-
-# ---------------------------------------------------------------- the recipe
+# ---------------------------------------------------------------- the recipe's text, section by section
 
 
 def compose(file: Path, answers: Answers) -> str:
-    """The recipe's text."""
-    files = _files(answers, file.parent) if answers.model != NEW else {}
-    parts = [_head(file, answers), _weights(answers, _template(answers, file.parent, files)), _data(answers, files)]
-    parts += _new_stages(answers) if answers.model == NEW else _stages(answers)
+    """Compose the recipe's text."""
+    files = _guess_files(answers, file.parent) if answers.model != NEW else {}
+    parts = [
+        _header(file, answers),
+        _model_section(answers, _template_line(answers, file.parent, files)),
+        _data_section(answers, files),
+    ]
+    parts += _stages_of_builtin_task(answers) if answers.model == NEW else _stages_on_files(answers)
     return "\n\n".join(parts) + "\n"
 
 
-def _head(file: Path, answers: Answers) -> str:
+def _header(file: Path, answers: Answers) -> str:
     shown = visible(shlex.quote(file.name))
     return f"""\
-# {answers.name}: RLHF in one file. What is left out has its default; paths are read from this file's folder.
-#   rlhfctl validate {shown}   says every mistake at once; --deep reads every row of the data too
+# {answers.name}: RLHF in one file. A key that is left out has its default; paths are relative to this file's folder.
+#   rlhfctl validate {shown}   reports every mistake at once; --deep reads every row of the data too
 #   rlhfctl run {shown}        runs all stages; what is unchanged is skipped, and a killed run resumes
 #   rlhfctl schema --format markdown   lists every key with what it means
-name: {_text(answers.name)}   # the run's folder is runs/{answers.name}
+name: {_yaml_text(answers.name)}   # the run's folder is runs/{answers.name}
 seed: 0   # of every random choice"""
 
 
 @dataclass(frozen=True)
-class _File:
-    """The keys that a file needs beside its source, and whether its rows are conversations (None: not known)."""
+class _FileGuess:
+    """Guess about a data file: the keys it needs beside `source`, and whether its rows are conversations."""
 
     keys: dict[str, Any]
-    talks: bool | None
+    conversations: bool | None  # None: not known
 
 
-def _files(answers: Answers, folder: Path) -> dict[str, _File]:
-    """Each data set's file. Texts beside conversations become turns."""
+def _guess_files(answers: Answers, folder: Path) -> dict[str, _FileGuess]:
+    """Guess the keys of each data set's file. If one holds conversations, texts in the others become turns."""
     stated = {"demonstrations": answers.demonstrations, "prompts": answers.prompts or None}
     stated["preferences"] = answers.scorer if answers.scored_by == "preferences" else None
-    rows = {name: _read(name, source, folder) for name, source in stated.items() if source is not None}
+    rows = {name: _read_rows(name, source, folder) for name, source in stated.items() if source is not None}
     found = {}
     for name, read in rows.items():
         keys = guess.options(name, read) if read else {}
-        found[name] = _File(keys, guess.talks(name, keys, read))
-    for name, file in found.items() if any(file.talks for file in found.values()) else ():
+        found[name] = _FileGuess(keys, guess.talks(name, keys, read))
+    for name, file in found.items() if any(file.conversations for file in found.values()) else ():
         turned = file.keys | {"as_conversations": True}
-        if file.talks is False and guess.talks(name, turned, rows[name]):
-            found[name] = _File(turned, True)
+        if file.conversations is False and guess.talks(name, turned, rows[name]):
+            found[name] = _FileGuess(turned, True)
     return found
 
 
-def _template(answers: Answers, folder: Path, files: dict[str, _File]) -> str:
-    """The line about the chat template, where any of the files holds conversations."""
-    if not any(file.talks for file in files.values()) or (there := _has_template(answers.model, folder)):
+def _template_line(answers: Answers, folder: Path, files: dict[str, _FileGuess]) -> str:
+    """Compose the line about the chat template; "" if no file holds conversations or the model has a template."""
+    if not any(file.conversations for file in files.values()) or (found := _has_template(answers.model, folder)):
         return ""
-    if there is None:
+    if found is None:
         return "\n  # chat_template: chatml   # if the model has none of its own: your files hold conversations"
-    if answers.demonstrations is None:  # nothing would train the rows of new tokens
+    if answers.demonstrations is None:  # without sft the embeddings of new tokens stay untrained
         return "\n  chat_template: human-assistant   # the model has none, and your files hold conversations"
     return "\n  chat_template: chatml   # the model has none; its marks become tokens, whose rows sft trains"
 
 
 def _has_template(model: str, folder: Path) -> bool | None:
-    """Whether a model folder holds a chat template; None where it is no folder here."""
-    place = _seen_from(folder, model)
-    if _by_variable(model) or not place.is_dir():
+    """Tell whether a model folder holds a chat template. None if there is no such folder."""
+    path = resolve_path(folder, model)
+    if has_variable(model) or not path.is_dir():
         return None
-    if (place / "chat_template.jinja").is_file():
+    if (path / "chat_template.jinja").is_file():
         return True
     try:
-        kept = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(kept, dict) and kept.get("chat_template") is not None
+    return isinstance(config, dict) and config.get("chat_template") is not None
 
 
-def _weights(answers: Answers, template: str) -> str:
+def _model_section(answers: Answers, template: str) -> str:
     if answers.model == NEW:
         model = """\
 # A small model with new weights; its tokenizer is trained on the demonstrations. For a pretrained one write
@@ -291,9 +124,9 @@ model:
         narrow = answers.gpu and answers.lora
         why = "half the memory; the adapters on top stay exact" if narrow else "exact; what is trained needs it"
         model = f"""\
-# What everything starts from: a folder, or an id on the Hub (then a `revision:` keeps it from changing).
+# The base model of all stages: a folder, or an id on the Hub (then a `revision:` keeps it from changing).
 model:
-  path: {_text(answers.model)}{template}
+  path: {_yaml_text(answers.model)}{template}
   dtype: {"bfloat16" if narrow else "float32"}   # {why}"""
         if narrow:
             model += "\n  # quantization: 4bit   # for a model that does not fit (needs bitsandbytes)"
@@ -309,7 +142,7 @@ lora: {r: 16, lora_alpha: 32, lora_dropout: 0.0, target_modules: all-linear}"""
     return model
 
 
-def _data(answers: Answers, files: dict[str, _File]) -> str:
+def _data_section(answers: Answers, files: dict[str, _FileGuess]) -> str:
     if answers.model == NEW:
         return """\
 # The built-in task: short reviews, and a true preference that no stage but the verdict ever sees.
@@ -326,41 +159,41 @@ data:
     if answers.demonstrations is not None:
         lines += [
             "  # Good answers to imitate: prompt and completion, or messages, or text.",
-            f"  demonstrations: {{{_source(answers.demonstrations, files['demonstrations'])}}}",
+            f"  demonstrations: {{{_source_keys(answers.demonstrations, files['demonstrations'])}}}",
         ]
     if answers.scored_by == "preferences":
         lines += [
-            "  # Two answers to a prompt, of which people chose one. What is held out of training shows how often the",
-            "  # reward model is right.",
-            f"  preferences: {{{_source(answers.scorer, files['preferences'])}, heldout: 0.15}}",
+            "  # Two answers to a prompt, of which people chose one. The part held out of training shows how often",
+            "  # the reward model is right.",
+            f"  preferences: {{{_source_keys(answers.scorer, files['preferences'])}, heldout: 0.15}}",
         ]
     lines += [
-        "  # What is answered: most to train on, `eval` to watch the policy meanwhile, `test` for the verdict alone.",
-        f"  prompts: {{{_source(answers.prompts, files['prompts'])}, eval: {_kept(answers)[0]}, "
-        f"test: {_kept(answers)[1]}}}",
+        "  # Prompts to answer: most for training, `eval` to watch the training, `test` for the verdict alone.",
+        f"  prompts: {{{_source_keys(answers.prompts, files['prompts'])}, eval: {_eval_and_test_sizes(answers)[0]}, "
+        f"test: {_eval_and_test_sizes(answers)[1]}}}",
     ]
     return "\n".join(lines)
 
 
-def _source(stated: str, file: _File) -> str:
-    """A data set's source, and the keys that its file seems to need."""
+def _source_keys(stated: str, file: _FileGuess) -> str:
+    """Write a data set's `source` and the keys that its file seems to need, as YAML between braces."""
     more = "".join(f", {key}: {guess.flow(value)}" for key, value in file.keys.items())
-    return f"source: {_text(stated)}{more}"
+    return f"source: {_yaml_text(stated)}{more}"
 
 
-def _read(name: str, stated: str, folder: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where it cannot be read, or is very large."""
-    path = _seen_from(folder, stated)
-    if _by_variable(stated) or not path.is_file() or path.stat().st_size > _MOST_READ:
+def _read_rows(name: str, stated: str, folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file. Return none if it cannot be read or is very large."""
+    path = resolve_path(folder, stated)
+    if has_variable(stated) or not path.is_file() or path.stat().st_size > _MAX_BYTES_READ:
         return []
     try:
         rows, _ = sources.read_file(path, sources.TEXT_COLUMNS[name])
-    except DataError:  # validate says what is wrong with it
+    except DataError:  # `rlhfctl validate --deep` says what is wrong with it
         return []
     return rows
 
 
-def _new_stages(answers: Answers) -> list[str]:
+def _stages_of_builtin_task(answers: Answers) -> list[str]:
     own = (
         "\n  lora: null   # the weights are new: all of them are trained, not adapters on noise" if answers.lora else ""
     )
@@ -383,7 +216,7 @@ reward:
     learning_rate: {rates[0]}
     per_device_train_batch_size: 32
     center_rewards_coefficient: 0.01   # scores stay near 0 on average""",
-        _ppo(episodes=3840, batch=64, mini=2, epochs=2, rate=rates[1], length=28, kl="0.1"),
+        _ppo_section(episodes=3840, batch=64, mini=2, epochs=2, rate=rates[1], length=28, kl="0.1"),
         """\
 # The verdict: policy against what it was before PPO, on prompts that no stage has seen. gold is the task's own.
 compare:
@@ -395,7 +228,7 @@ compare:
     ]
 
 
-def _stages(answers: Answers) -> list[str]:
+def _stages_on_files(answers: Answers) -> list[str]:
     batch = 64 if answers.gpu else 16
     rates = ("2e-4", "1e-4", "3e-4") if answers.lora else ("2e-5", "1e-5", "3e-6")
     size = f"per_device_train_batch_size: {batch // 4}"
@@ -423,17 +256,17 @@ reward:
     elif answers.scored_by == "model":
         parts.append(f"""\
 # A reward model from elsewhere, of the same tokenizer: nothing is trained here.
-reward: {{model: {_text(answers.scorer)}}}""")
+reward: {{model: {_yaml_text(answers.scorer)}}}""")
     else:
         parts.append(f"""\
 # A Python function scores, in a file beside this one or in an installed module:
 # def NAME(prompts, completions, **columns) -> list[float]
-reward: {{function: {_text(answers.scorer)}}}""")
-    batch = _batch(answers, batch)
+reward: {{function: {_yaml_text(answers.scorer)}}}""")
+    batch = _batch_size(answers, batch)
     length = 128 if answers.gpu else 48
     autocast = answers.gpu and not answers.lora
     parts.append(
-        _ppo(
+        _ppo_section(
             episodes=100 * batch, batch=batch, mini=min(2, batch), epochs=4, rate=rates[2], length=length, kl="0.05",
             autocast=autocast,
         )
@@ -446,7 +279,7 @@ compare: {{samples_per_prompt: 4, temperature: 1.0, judges: [{judge}]}}""")
     return parts
 
 
-def _ppo(
+def _ppo_section(
     *, episodes: int, batch: int, mini: int, epochs: int, rate: str, length: int, kl: str, autocast: bool = False
 ) -> str:
     bf16 = "\n  bf16: true   # forwards in bfloat16 over float32 weights" if autocast else ""
@@ -464,21 +297,21 @@ ppo:
   kl_coef: {kl}   # raise it if the text degrades while the score climbs"""
 
 
-def _kept(answers: Answers) -> tuple[int, int]:
-    """How many prompts are kept for eval and for test."""
+def _eval_and_test_sizes(answers: Answers) -> tuple[int, int]:
+    """Return how many prompts to hold out for eval and for test."""
     rows = answers.prompts_rows
     return (50, 100) if rows is None else (min(50, rows // 10), min(200, max(1, rows // 5)))
 
 
-def _batch(answers: Answers, batch: int) -> int:
-    """At most as many as there are prompts to train on."""
-    train = answers.prompts_rows - sum(_kept(answers)) if answers.prompts_rows is not None else batch
+def _batch_size(answers: Answers, batch: int) -> int:
+    """Halve the batch size until it is at most the number of prompts to train on."""
+    train = answers.prompts_rows - sum(_eval_and_test_sizes(answers)) if answers.prompts_rows is not None else batch
     while batch > max(1, train):
         batch //= 2
     return batch
 
 
-def _text(text: str) -> str:
-    """As YAML reads it back: without quotes where that is safe."""
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT
+def _yaml_text(text: str) -> str:
+    """Write a text so that YAML reads it back: without quotes where that is safe."""
+    plain = _UNQUOTED.fullmatch(text) and text.lower() not in _NOT_TEXT
     return text if plain else json.dumps(text, ensure_ascii=False)

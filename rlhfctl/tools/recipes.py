@@ -1,7 +1,7 @@
-"""`recipes`: the shipped recipes, listed, printed, and copied to be edited.
+"""`rlhfctl recipes`: list, print and copy the shipped recipes.
 
-Reads the recipes' files; `copy` writes one, and beside it the files that the recipe names (prompts, a function).
-Nothing is overwritten. Leaves out whether data and models are there: `validate` looks.
+Reads the recipes' files. `copy` writes one, and beside it the files that the recipe names (prompts, a function); it
+overwrites nothing. Leaves out whether data and models exist (`validate` checks that).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rlhfctl.recipe.schema import NAME, Model
 from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import did_you_mean
 
-# Editors find the schema that lies beside the shipped recipes by this line; in a copy it would point nowhere.
+# Editors find the schema beside the shipped recipes by this line. A copy drops it: no schema lies there.
 SCHEMA_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
 
 
 def listing() -> Table:
-    """A row for each shipped recipe."""
+    """Build a table with one row per shipped recipe."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("what for")
@@ -42,7 +42,7 @@ def listing() -> Table:
 
 
 def purpose(text: str) -> str:
-    """The first line of the comment that a recipe begins with; "" where it has none."""
+    """Return the first line of the comment at the top of a recipe; "" if there is none."""
     for line in SCHEMA_LINE.sub("", text).splitlines():
         words = line.lstrip("#").strip()
         if words or not line.startswith("#"):
@@ -51,12 +51,12 @@ def purpose(text: str) -> str:
 
 
 def show(name: str) -> str:
-    """The recipe as it stands in its file, comments included."""
+    """Return the text of a shipped recipe, comments included."""
     return find(name).read_text(encoding="utf-8")
 
 
 def find(name: str) -> Path:
-    """The file of a shipped recipe."""
+    """Find the file of a shipped recipe. RlhfctlError names similar ones if there is none of this name."""
     shipped = shipped_recipes()
     file = shipped.get(name) or shipped.get(name.removesuffix(".yaml"))
     if file is None:
@@ -68,15 +68,18 @@ def find(name: str) -> Path:
 
 
 def copy(name: str, to: Path | None) -> Iterator[str]:
-    """Write the recipe to `to` (a file or a folder; default: here), with the files that it names; say what was done."""
+    """Copy a shipped recipe to `to` (a file or a folder; default: the current folder), with the files that it names.
+
+    Yields lines that say what was done. RlhfctlError where a file would be overwritten.
+    """
     file = find(name)
     to = to or Path(file.name)
     to = to / file.name if to.is_dir() else to
     text = SCHEMA_LINE.sub("", file.read_text(encoding="utf-8"))
     another = f"name another: rlhfctl recipes copy {name} my-{file.name}"
-    fs.require_new(to, fix=another)  # before anything is written
+    fs.require_new(to, fix=another)  # checked before the first file is written
     beside = []
-    for other in _named_by(text, file):
+    for other in _companion_files(text, file):
         copied = to.parent / other.name
         if copied.is_file() and copied.read_bytes() == other.read_bytes():
             continue
@@ -84,15 +87,15 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
         fs.write_new(copied, other.read_bytes(), fix=elsewhere)
         beside.append(other.name)
     run = to.stem if re.match(NAME, to.stem) else file.stem
-    if run != file.stem:  # a copy under another name is another run
+    if run != file.stem:  # a copy under another name gets a run folder of its own
         text = re.sub(rf"(?m)^name: {re.escape(file.stem)}$", lambda _: f"name: {json.dumps(run)}", text)
     fs.write_new(to, text, fix=another)
     yield f"copied {name} to {to}" + (f", and beside it {' and '.join(beside)}" if beside else "")
     yield f"its run goes to runs/{run} (its name); edit it, then: rlhfctl validate {shlex.quote(str(to))}"
 
 
-def _named_by(text: str, file: Path) -> list[Path]:
-    """The files beside a recipe that it names: whole, or a Python file as the module of module:name."""
+def _companion_files(text: str, file: Path) -> list[Path]:
+    """Find the files beside a recipe that it names: by file name, or a Python file by the module in `module:name`."""
     found = []
     for other in sorted(path for path in file.parent.iterdir() if path.is_file() and path != file):
         names = [rf"{re.escape(other.name)}(?![\w-])"]

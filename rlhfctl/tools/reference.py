@@ -1,7 +1,8 @@
-"""`schema --format markdown`: the page that explains every key of a recipe, made from rlhfctl/recipe/.
+"""`rlhfctl schema --format markdown`: make the reference page that explains every key of a recipe (docs/recipe.md).
 
-Keys, types, defaults and meanings come from the sections' fields; conflicts between keys from their rules, with each
-placeholder shown as its name. Leaves out the fields of TRL's configs.
+Reads the sections in rlhfctl/recipe/: keys, types, defaults and meanings come from their fields, and conflicts between
+keys from their rules, with each placeholder shown as its name. Writes nothing itself. Leaves out the fields of TRL's
+configs.
 """
 
 from __future__ import annotations
@@ -43,8 +44,7 @@ from rlhfctl.recipe.words import describe
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
 FIRST_LINE = f"<!-- Made by `{COMMAND}` from rlhfctl/recipe/: change it there. -->"
 
-# Heading -> (section, base section whose keys have a chapter of their own). Every section of a recipe is here (a test
-# looks).
+# Heading -> (section, base section whose keys have a chapter of their own). A test checks that every section is here.
 PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
     "model": (Model, None),
@@ -66,8 +66,8 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "compare": (Compare, None),
     "compare.controls": (Controls, None),
 }
-# Heading -> where its section stands in a recipe, if not under the heading's own name.
-AT = {"The top level": "", "Every data source": "data.<set>"}
+# Heading -> the section's path in a recipe, where it differs from the heading.
+PATHS = {"The top level": "", "Every data source": "data.<set>"}
 _INTRODUCTION = """\
 # The recipe
 
@@ -88,12 +88,12 @@ FieldInfo = Any  # pydantic's declaration of a key
 
 
 def is_page(text: str) -> bool:
-    """Whether a file's text is a page made here, now or by an older version."""
+    """Tell whether a file's text is a page made by this command, in this version or an older one."""
     return text.startswith(FIRST_LINE.split(" from ")[0])
 
 
 def page() -> str:
-    """The whole page."""
+    """Make the whole page as Markdown."""
     parts = [FIRST_LINE, _INTRODUCTION]
     for heading, (section, base) in PAGES.items():
         parts += [f"## {heading}\n", f"{_first_words(section)}\n"]
@@ -113,9 +113,9 @@ def page() -> str:
             listed = [f"- `{key}`: {instead}." for key, instead in OWNED_TRAINER_KEYS.items()]
             parts.append("\n".join([*listed, f"- `hub_...`: {OWNED_TRAINER_KEYS['push_to_hub']}."]) + "\n")
         if found := list(rules(section)):
-            at = AT.get(heading, heading)
+            path = PATHS.get(heading, heading)
             parts.append("Conflicts:\n")
-            parts.append("\n".join(_rule(keys, rule, at) for keys, rule in found) + "\n")
+            parts.append("\n".join(_rule(keys, rule, path) for keys, rule in found) + "\n")
     return "\n".join(parts)
 
 
@@ -141,16 +141,16 @@ def _row(name: str, info: FieldInfo) -> str:
 
 
 def _type(info: FieldInfo) -> str:
-    parts = [part for part in _alternatives(info.annotation) if part is not NoneType]
+    parts = [part for part in _union_members(info.annotation) if part is not NoneType]
     words = " or ".join(_words(part) for part in parts)
     bounds = [
-        f"{said} {getattr(m, name):.10g}" for m in info.metadata for name, said in _BOUNDS.items() if hasattr(m, name)
+        f"{word} {getattr(m, name):.10g}" for m in info.metadata for name, word in _BOUNDS.items() if hasattr(m, name)
     ]
-    nullable = [", or null" if bounds else " or null"] if NoneType in _alternatives(info.annotation) else []
+    nullable = [", or null" if bounds else " or null"] if NoneType in _union_members(info.annotation) else []
     return "".join([words, *([" " + " and ".join(bounds)] if bounds else []), *nullable])
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
+def _union_members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
@@ -162,8 +162,8 @@ def _words(part: Any) -> str:
     if get_origin(part) is list:
         return f"list of {_words(get_args(part)[0])}"
     if get_origin(part) is dict:
-        of = get_args(part)[1]
-        return "mapping" if of is Any else f"mapping of {_words(of)}"
+        value_type = get_args(part)[1]
+        return "mapping" if value_type is Any else f"mapping of {_words(value_type)}"
     if isinstance(part, type) and issubclass(part, Section):
         heading = next(heading for heading, (section, _) in PAGES.items() if section is part)
         return f"[section](#{heading.lower().replace(' ', '-').replace('.', '')})"
@@ -193,22 +193,22 @@ def _plain(value: Any) -> str:
 
 
 def rules(section: type[Section]) -> Iterator[tuple[list[str], Rule[Any]]]:
-    """The section's own rules in order. Neighbours with the same words come once, with the keys of all."""
+    """Yield the section's own rules in order. Neighbouring rules with the same words become one with all keys."""
     own: tuple[Rule[Any], ...] = vars(section).get("RULES", ())
     for _, same in groupby(own, key=lambda rule: (rule.what, rule.fix)):
         alike = list(same)
         yield [rule.key for rule in alike], alike[0]
 
 
-def _rule(keys: list[str], rule: Rule[Any], at: str) -> str:
-    """One line of the list of conflicts, for a section at the path `at`."""
-    shown = ", ".join(f"`{'.'.join(part for part in (at, key) if part) or 'the recipe'}`" for key in keys)
-    return f"- {shown}: {_sentence(rule.what, at)}. Fix: {_sentence(rule.fix, at)}."
+def _rule(keys: list[str], rule: Rule[Any], path: str) -> str:
+    """Write one line of the list of conflicts, for a section at `path`."""
+    shown = ", ".join(f"`{'.'.join(part for part in (path, key) if part) or 'the recipe'}`" for key in keys)
+    return f"- {shown}: {_sentence(rule.what, path)}. Fix: {_sentence(rule.fix, path)}."
 
 
-def _sentence(template: str, at: str) -> str:
-    """A rule's sentence with {at} filled in and each other placeholder shown as its name in italics."""
+def _sentence(template: str, path: str) -> str:
+    """Fill a rule's sentence: {at} becomes `path`, each other placeholder its name in italics."""
     words = ""
     for text, name, _, _ in Formatter().parse(template):
-        words += text + (at if name == "at" else f"*{name}*" if name else "")
+        words += text + (path if name == "at" else f"*{name}*" if name else "")
     return words

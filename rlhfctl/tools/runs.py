@@ -1,7 +1,7 @@
-"""`runs`: the run folders of a folder, newest first, with how far each is and what came of it.
+"""`rlhfctl runs`: list the runs in a folder, newest first, each with its state, stages, result and size.
 
 Reads recipes, manifests, verdicts and file sizes; loads no model and no torch, and changes nothing. A run that cannot
-be read (an older format, a file cut short) is a row that says so. Leaves out the single run: `show`.
+be read (an older format, a file cut short) becomes a row that says so. Leaves out details of one run (show.py).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, as far as it can be told without loading a model."""
+    """Summary of one run folder: one row of the table."""
 
     name: str
     state: str  # running, complete, waiting (for people), unfinished or unreadable
-    stages: dict[str, str]  # name -> complete, waiting, under way, not started, or from elsewhere
+    stages: dict[str, str]  # stage -> complete, waiting, under way, not started, or from elsewhere
     result: str
-    active: float  # Unix seconds
+    active: float  # time of the last activity, Unix seconds
     size: int  # bytes
 
 
 def find(folder: Path) -> list[Run]:
-    """The runs in a folder, the one that was active last first."""
+    """Find the runs in a folder, sorted by last activity, newest first. RlhfctlError if it is not a folder of runs."""
     if not folder.is_dir():
         raise RlhfctlError("there is no such folder", where=str(folder), fix="start a run: rlhfctl run quickstart")
     if (folder / "recipe.yaml").is_file():
@@ -58,12 +58,12 @@ def find(folder: Path) -> list[Run]:
 
 
 def to_json(run: Run) -> dict[str, Any]:
-    """Give a run as `runs --json` prints it: `active` in Unix seconds, `size` in bytes."""
+    """Convert a run into the JSON that `runs --json` prints: `active` in Unix seconds, `size` in bytes."""
     return asdict(run)
 
 
 def table(runs: list[Run]) -> Table:
-    """A row for each run."""
+    """Build a table with one row per run."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown.add_column("run", overflow="fold")
     shown.add_column("state", no_wrap=True)
@@ -86,7 +86,7 @@ def _read(paths: RunPaths) -> Run:
         states, artifacts = read_stages(paths, stages_in(outline(paths.recipe), paths))
         stages = {str(stage): state for stage, state in states.items()}
         result = _result(artifacts)
-    except (RlhfctlError, OSError, KeyError, TypeError, ValueError):  # told in full by `show`
+    except (RlhfctlError, OSError, KeyError, TypeError, ValueError):  # `rlhfctl show` prints the full error
         result, readable = f"cannot be read; why: rlhfctl show {visible(str(paths.root))}", False
     complete = bool(artifacts) and all(state in ("complete", ELSEWHERE) for state in stages.values())
     state = "complete" if complete else "waiting" if "waiting" in stages.values() else "unfinished"
@@ -98,7 +98,7 @@ def _read(paths: RunPaths) -> Run:
 
 
 def _result(artifacts: dict[StageId, Artifact]) -> str:
-    """The verdict where there is one, else the metric that tells most of the last complete stage."""
+    """Describe the result: the verdict if there is one, else the first-ranked metric of the last complete stage."""
     if not artifacts:
         return ""
     last = list(artifacts)[-1]
@@ -116,32 +116,32 @@ def _result(artifacts: dict[StageId, Artifact]) -> str:
 
 
 def _progress(stages: dict[str, str]) -> str:
-    """`sft, reward complete; ppo under way; compare not started`."""
+    """Group the stages by state: `sft, reward complete; ppo under way; compare not started`."""
     groups = {state: [name for name in stages if stages[name] == state] for state in dict.fromkeys(stages.values())}
     return "; ".join(f"{', '.join(names)} {state}" for state, names in groups.items())
 
 
 def _active(paths: RunPaths) -> float:
-    """When the run last said something, else when its recipe or a manifest was last written."""
+    """Return the time of the last event, else the last change of the recipe or a manifest (Unix seconds)."""
     files = [paths.events] if paths.events.is_file() else [paths.recipe, *manifests_in(paths.root)]
     return max(file.stat().st_mtime for file in files)
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files below, those with several names counted once; a running stage may take some away meanwhile."""
+    """Sum the sizes of all files below a folder, in bytes. A file with several hard links counts once."""
     sizes: dict[tuple[int, int], int] = {}
     for root, _, names in os.walk(folder):
         for name in names:
             try:
                 found = (Path(root) / name).lstat()
-            except FileNotFoundError:
+            except FileNotFoundError:  # a running stage has removed it meanwhile
                 continue
             sizes[found.st_dev, found.st_ino] = found.st_size
     return sum(sizes.values())
 
 
 def _size(count: int) -> str:
-    """1.3 GB; three figures at most."""
+    """Write a number of bytes with at most three digits: 1.3 GB."""
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

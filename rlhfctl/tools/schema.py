@@ -1,8 +1,9 @@
-"""`schema`: the JSON Schema of a recipe, with which editors complete keys, show their descriptions and mark mistakes.
+"""`rlhfctl schema`: make the JSON Schema of a recipe, for editors that complete keys and mark mistakes.
 
-Made from the sections in recipe/, where each key's description is written once. As strict as the loader about single
-keys (names, types, bounds, what rlhfctl owns under `trainer:`). Leaves out the rules about several keys, and the fields
-of TRL's configs: `validate` knows these. Writes the file it is told to, over an older one of its own and nothing else.
+Made from the sections in recipe/, where each key's description is written once. The schema is as strict as the loader
+about single keys: names, types, bounds, keys that rlhfctl owns under `trainer:`. Leaves out rules about several keys
+and the fields of TRL's configs (`validate` checks both). Writes one file, and overwrites only an older file that this
+command made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.schema import OWNED_TRAINER_KEYS, Recipe
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"  # which pydantic writes
+DIALECT = "https://json-schema.org/draft/2020-12/schema"  # the dialect that pydantic writes
 TITLE = "rlhfctl recipe"
 _ABOUT = "One RLHF run: model, data, and the stages in order. `rlhfctl validate` also checks what is between keys."
 _FILE = {"type": "string", "minLength": 1}
@@ -28,7 +29,7 @@ _NOT_OWNED = {"not": {"anyOf": [{"enum": sorted(OWNED_TRAINER_KEYS)}, {"pattern"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema. What is required at whatever depth is required only without `extends`."""
+    """Build the JSON Schema. Keys that are required, at any depth, are required only in a recipe without `extends`."""
     made = Recipe.model_json_schema()
     sections: dict[str, Any] = made["$defs"]
     required = _required(made, sections)
@@ -36,7 +37,7 @@ def recipe_schema() -> dict[str, Any]:
         section.pop("required", None)
         section.pop("title", None)
         for value in section["properties"].values():
-            value.pop("title", None)  # the key once more, in other letters
+            value.pop("title", None)  # pydantic's titles repeat the key
     for name, part in (
         ("demonstrations", "DemonstrationsPart"),
         ("preferences", "PreferencesPart"),
@@ -62,35 +63,38 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The schema as it stands in a file."""
+    """Return the schema as the text of a file."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def write(out: Path, made: str, is_ours: Callable[[str], bool]) -> None:
-    """Put `made` at `out`, which may hold an older one: what `is_ours` says of its text."""
+def write(out: Path, content: str, replaceable: Callable[[str], bool]) -> None:
+    """Write `content` to `out`. An existing file is overwritten only if `replaceable(its text)` is true.
+
+    Otherwise raises RlhfctlError.
+    """
     fix = "name another file"
     if not out.exists():
-        fs.write_new(out, made, fix=fix)
-    elif out.is_file() and is_ours(out.read_text(encoding="utf-8", errors="replace")):
-        fs.write_atomic(out, made)
+        fs.write_new(out, content, fix=fix)
+    elif out.is_file() and replaceable(out.read_text(encoding="utf-8", errors="replace")):
+        fs.write_atomic(out, content)
     else:
         raise RlhfctlError("already exists and was not made by this command", where=str(out), fix=fix)
 
 
 def _required(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
-    """Which keys must be there, and in those sections that are there, which keys of theirs."""
+    """Build the schema of the required keys: the section's own, and those of each section inside it that is present."""
     found: dict[str, Any] = {"required": section["required"]} if section.get("required") else {}
     within: dict[str, Any] = {}
     for key, value in section["properties"].items():
         for part in (value, *value.get("anyOf", ()), *value.get("allOf", ())):
-            of = part.get("items", {}) if part.get("type") == "array" else part
-            if "$ref" in of and (needs := _required(sections[of["$ref"].rpartition("/")[2]], sections)):
-                within[key] = needs if of is part else {"items": needs}
+            element = part.get("items", {}) if part.get("type") == "array" else part
+            if "$ref" in element and (needs := _required(sections[element["$ref"].rpartition("/")[2]], sections)):
+                within[key] = needs if element is part else {"items": needs}
     return found | ({"properties": within} if within else {})
 
 
 def is_schema(text: str) -> bool:
-    """Whether a file's text is a schema of recipes."""
+    """Tell whether a file's text is a JSON Schema that this command made."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -1,6 +1,7 @@
-"""`show`: what a run holds, and where each artifact comes from, back to data files and base model.
+"""`rlhfctl show`: describe one run: stages, metrics, verdict, and the lineage of its artifacts.
 
-Reads manifests only; loads no model and no torch.
+The lineage goes back to data files and base model. Reads the recipe, the manifests and compare.json; loads no model and
+no torch, and writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _OTHER_METRICS = 4  # of a stage without a row of its own in metrics.py
 
 
 def describe(run: Path) -> Iterator[RenderableType]:
-    """A table of the stages, then the lineage of the last complete one."""
+    """Yield a table of the stages, the verdict, the lineage of the last complete stage, and notes."""
     recipe, states, artifacts = _read(run)
     table = Table("stage", "state", "time", "metrics", box=None, pad_edge=False, header_style="bold")
     for stage, state in states.items():
@@ -53,10 +54,11 @@ def describe(run: Path) -> Iterator[RenderableType]:
         yield Text("")
         yield Text("lineage", style="bold")
         tree = Tree(_label(artifacts[last]))
-        _grow(tree, artifacts[last], recipe.model.path)
+        _add_lineage(tree, artifacts[last], recipe.model.path)
         yield tree
         notes = [(name, note) for name, artifact in artifacts.items() for note in artifact.manifest.notes]
-        notes += [(name, note) for name, artifact in artifacts.items() for note in _differs(artifact, recipe)]
+        for name, artifact in artifacts.items():
+            notes += [(name, note) for note in _setting_differences(artifact, recipe)]
         if notes:
             yield Text("")
             yield Text("notes", style="bold")
@@ -65,7 +67,7 @@ def describe(run: Path) -> Iterator[RenderableType]:
 
 
 def to_json(run: Path) -> dict[str, Any]:
-    """Give what `show --json` prints: each stage's state and, where it is complete, its manifest."""
+    """Build the JSON that `show --json` prints: each stage's state and, once it is complete, its manifest."""
     recipe, states, artifacts = _read(run)
     manifests = {stage: made.manifest.model_dump(mode="json") for stage, made in artifacts.items()}
     stages = {str(stage): {"state": state, "manifest": manifests.get(stage)} for stage, state in states.items()}
@@ -73,7 +75,7 @@ def to_json(run: Path) -> dict[str, Any]:
 
 
 def _read(run: Path) -> tuple[Recipe, dict[StageId, str], dict[StageId, Artifact]]:
-    """The run's recipe, the state of each stage, and the complete ones, in order."""
+    """Read the run's recipe, the state of each stage and the artifacts of complete stages, in stage order."""
     paths = RunPaths(run)
     if not paths.recipe.is_file():
         near = sorted(p.parent.name for p in run.parent.glob("*/recipe.yaml")) if run.parent.is_dir() else []
@@ -86,8 +88,8 @@ def _read(run: Path) -> tuple[Recipe, dict[StageId, str], dict[StageId, Artifact
     return recipe, *read_stages(paths, stages_in(recipe, paths))
 
 
-def _differs(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
-    """Say which keys a stage was made with that the run's recipe, written by a later command, says otherwise."""
+def _setting_differences(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
+    """Name the keys whose values differ between a stage's manifest and recipe.yaml, which a later command rewrote."""
     manifest = artifact.manifest
     section = section_of(artifact.stage.name, recipe).model_dump(mode="json")
     keys = changed_keys(section, manifest.section)
@@ -96,20 +98,21 @@ def _differs(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
 
 
 def _label(artifact: Artifact, child: Artifact | None = None) -> Text:
-    """Stage and fingerprint; seed, versions and commit where they are not those of what was made from it."""
+    """Write the stage and its fingerprint; also seed, versions and commit that differ from those of its `child`."""
     words = [artifact.manifest.stage, artifact.fingerprint[:_HASH_SHOWN]]
-    words += [made for made in _made_by(artifact) if child is None or made not in _made_by(child)]
+    words += [item for item in _provenance(artifact) if child is None or item not in _provenance(child)]
     return Text("  ".join(words))
 
 
-def _made_by(artifact: Artifact) -> list[str]:
+def _provenance(artifact: Artifact) -> list[str]:
     manifest = artifact.manifest
     versions = [f"{name} {manifest.versions[name]}" for name in ("trl", "torch") if name in manifest.versions]
     commit = [f"commit {manifest.git_commit[:_HASH_SHOWN]}"] if manifest.git_commit else []
     return [f"seed {manifest.seed}", *versions, *commit]
 
 
-def _grow(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
+def _add_lineage(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
+    """Add an artifact's data files, base model and parents to the tree, with the parents' own lineage."""
     for name, fingerprint in sorted(artifact.manifest.inputs.items()):
         if name.startswith("data."):
             tree.add(Text(f"{name}  {fingerprint[:_HASH_SHOWN]}"))
@@ -125,4 +128,4 @@ def _grow(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
             )
         else:
             branch = tree.add(Text(f"{role}: ").append_text(_label(parent, artifact)))
-            _grow(branch, parent, model_path)
+            _add_lineage(branch, parent, model_path)

@@ -1,10 +1,10 @@
-"""Send the metrics of every stage to experiment trackers, as the recipe's `report_to` names them.
+"""Send the metrics of every stage to the experiment trackers that the recipe names in `report_to`.
 
-A listener on the run's events, so that every stage reports alike: sft, reward, ppo with its evaluations, and the
-verdict. Each stage is a run of its own in the tracker, in one project, and is closed when the stage ends. TensorBoard's
-files stay in the run, under `tensorboard/STAGE`. A stage that resumes repeats no step. The libraries are imported only
-where they are asked for. What they print is replaced by one note per stage that says where to look: the terminal is the
-dashboard's.
+Reads the run's events as a listener, so that every stage reports in the same way: sft, reward, ppo with its
+evaluations, and the verdict. Each stage is a separate run in the tracker, in one project, and is closed when the stage
+ends. A stage that resumes repeats no step. TensorBoard's files are written into the run folder, under
+`tensorboard/STAGE`. A tracker's library is imported only if `report_to` names it. Its output is hidden, because the
+dashboard draws on the terminal; one note per stage says where to look.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ PROJECT = "rlhfctl"
 
 
 class Tracker(Protocol):
-    """A stage in a tracker. `place`: where it can be looked at, for people."""
+    """One stage in a tracker. `location` tells people where to look at it: a URL or a command."""
 
-    place: str
+    location: str
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add finite numbers at a step."""
+        """Log metrics at a step. All values are finite."""
 
     def text(self, name: str, words: str) -> None:
-        """Add a sentence."""
+        """Log a sentence under a name."""
 
     def close(self) -> None:
-        """Say that the stage is over."""
+        """Close the stage's run in the tracker."""
 
 
-Opened = Callable[[Path, str, str, Mapping[str, Any], int], Tracker]
-"""(run folder, run's name, stage, settings, first step to come) -> the stage in the tracker."""
+OpenTracker = Callable[[Path, str, str, Mapping[str, Any], int], Tracker]
+"""(run folder, run's name, stage, settings, first step that will be logged) -> the stage in the tracker."""
 
 
 class TensorBoard:
-    """Event files in the run folder."""
+    """Write event files for TensorBoard into the run folder."""
 
     def __init__(self, run: Path, name: str, stage: str, settings: Mapping[str, Any], first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard" / stage), purge_step=first or None)
-        self.place = f"tensorboard --logdir {run / 'tensorboard'}"
+        self.location = f"tensorboard --logdir {run / 'tensorboard'}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases: named RUN-STAGE, grouped by run; a stage that resumes continues its own."""
+    """Log one stage to Weights & Biases as a run named RUN-STAGE, grouped by run. A resumed stage continues its run."""
 
     def __init__(self, run: Path, name: str, stage: str, settings: Mapping[str, Any], first: int) -> None:
         import wandb
@@ -79,9 +79,9 @@ class Wandb:
                 dir=str(run), config=dict(settings), reinit="finish_previous",
                 settings=wandb.Settings(silent=True, console="off"),
             )  # fmt: skip
-        self.place = str(self.run.url or f"offline, for `wandb sync`, in {Path(self.run.dir).parent}")
+        self.location = str(self.run.url or f"offline, for `wandb sync`, in {Path(self.run.dir).parent}")
         self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")  # wandb's own steps only grow: one that lies behind is dropped
+        self.run.define_metric("*", step_metric="step")  # wandb drops a value whose own step went back
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log({**values, "step": step})
@@ -95,7 +95,10 @@ class Wandb:
 
 @contextlib.contextmanager
 def _writable_cache(run: Path) -> Iterator[None]:
-    """With a cache inside the run where the user's own cannot be written: wandb's process would log to the terminal."""
+    """Give wandb a cache inside the run folder if the user's cache cannot be written.
+
+    Without one, wandb's process logs to the terminal.
+    """
     given = os.environ.get("XDG_CACHE_HOME")
     try:
         (Path(given or Path.home() / ".cache") / "wandb").mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def _writable_cache(run: Path) -> Iterator[None]:
 
 
 class Trackio:
-    """A run of trackio: named RUN-STAGE, kept on this machine unless trackio is told otherwise."""
+    """Log one stage to trackio as a run named RUN-STAGE, stored on this machine by default."""
 
     def __init__(self, run: Path, name: str, stage: str, settings: Mapping[str, Any], first: int) -> None:
         import trackio
@@ -119,7 +122,7 @@ class Trackio:
         self.trackio = trackio
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.init(project=PROJECT, name=f"{name}-{stage}", group=name, config=dict(settings), resume="allow")
-        self.place = f"trackio show --project {PROJECT}"
+        self.location = f"trackio show --project {PROJECT}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.trackio.log(dict(values), step=step)
@@ -132,16 +135,16 @@ class Trackio:
             self.trackio.finish()
 
 
-TRACKERS: dict[str, tuple[str, Opened]] = {
+TRACKERS: dict[str, tuple[str, OpenTracker]] = {
     "tensorboard": ("tensorboard", TensorBoard),
     "wandb": ("wandb", Wandb),
     "trackio": ("trackio", Trackio),
 }
-"""A name in `report_to` -> the package that it needs, and what opens a stage in it."""
+"""Name in `report_to` -> (the package that it needs, the function that opens a stage in it)."""
 
 
 def require(names: Sequence[str]) -> None:
-    """Raise RlhfctlError where a tracker's package is not installed."""
+    """Raise RlhfctlError if a tracker's package is not installed."""
     for name in names:
         package, _ = TRACKERS[name]
         if find_spec(package) is None:
@@ -152,13 +155,13 @@ def require(names: Sequence[str]) -> None:
             )
 
 
-class _Stages:
-    """The listener: opens a stage in each tracker when it starts, closes it when it ends."""
+class _TrackerListener:
+    """Listen to the run's events: open a stage in each tracker when it starts, log its metrics, close it at its end."""
 
     def __init__(self, names: Sequence[str], run: Path, name: str, emit: Callable[[Event], None]) -> None:
         self.names, self.run, self.name, self.emit = names, run, name, emit
         self.stage: str | None = None
-        self.step = 0  # the largest that was reported
+        self.step = 0  # the largest step reported so far
         self.open: list[Tracker] = []
 
     def __call__(self, event: Event, /) -> None:
@@ -170,7 +173,7 @@ class _Stages:
                 made = (TRACKERS[name][1] for name in self.names)
                 self.open = [opened(self.run, self.name, event.stage, event.settings, first) for opened in made]
                 for name, tracker in zip(self.names, self.open, strict=True):
-                    self.emit(Note(stage=event.stage, message=f"{name}: {tracker.place}"))
+                    self.emit(Note(stage=event.stage, message=f"{name}: {tracker.location}"))
             case Progress() if event.stage == self.stage:
                 self.step = max(self.step, event.step)
             case Metrics() if event.stage == self.stage:
@@ -191,7 +194,7 @@ class _Stages:
             tracker.log(step, finite)
 
     def close(self) -> None:
-        """Close the stage that is open."""
+        """Close the open stage, if any, in each tracker."""
         for tracker in self.open:
             tracker.close()
         self.stage, self.open = None, []
@@ -201,18 +204,18 @@ class _Stages:
 def tracking(
     names: Sequence[str], run: Path, name: str, emit: Callable[[Event], None]
 ) -> Iterator[Callable[[Event], None]]:
-    """Give an emitter that tells the trackers, too. RlhfctlError at once where one is not installed."""
+    """Yield an emitter that also sends events to the trackers. RlhfctlError at once if one is not installed."""
     if not names:
         yield emit
         return
     require(names)
-    stages = _Stages(names, run, name, emit)
+    listener = _TrackerListener(names, run, name, emit)
 
-    def tell(event: Event) -> None:
+    def emit_to_all(event: Event) -> None:
         emit(event)
-        stages(event)
+        listener(event)
 
     try:
-        yield tell
+        yield emit_to_all
     finally:
-        stages.close()
+        listener.close()

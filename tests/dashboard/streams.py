@@ -1,4 +1,4 @@
-"""Streams of records for the tests of the screen: a whole run as it goes well, and random ones."""
+"""Make streams of event records for the tests of the dashboard: a healthy run, several rounds, random records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ODD_VALUES = (0.0, -1.5, 1e-9, 1e300, -1e300, 123456789.0, 10**400, None, math.n
 
 
 def ppo_values(step: int, **changed: float | None) -> dict[str, float | None]:
-    """An update of a run that goes well."""
+    """Make the metrics of one update of a healthy run."""
     values: dict[str, float | None] = {
         "score": 0.1 + 0.02 * step,
         "kl": min(2.0, 0.1 * step),
@@ -52,7 +52,7 @@ def ppo_values(step: int, **changed: float | None) -> dict[str, float | None]:
 def ppo(
     updates: int, *, first: int = 1, total: int = 40, start: float = 1000.0, **changed: float | None
 ) -> Iterator[Record]:
-    """Progress and metrics of updates `first` to `updates`, two seconds each."""
+    """Yield progress and metrics of the updates `first` to `updates`, two seconds per update."""
     for step in range(first, updates + 1):
         common = {
             "stage": "ppo",
@@ -93,7 +93,7 @@ def run_started(time: float = 0.0, stages: tuple[str, ...] = STAGES) -> Record:
 
 
 def until_ppo(updates: int = 22, *, settings: dict[str, Any] | None = None) -> list[Record]:
-    """A run that is in the middle of PPO, at 1000 + 2 x `updates` seconds."""
+    """Make a run in the middle of PPO, at 1000 + 2 x `updates` seconds."""
     records = [run_started(), started("sft", 10.0, 100)]
     for step in range(1, 101):
         common = {"stage": "sft", "time": 10.0 + step, "step": step, "total": 100, "eta_s": 100.0 - step}
@@ -108,7 +108,7 @@ def until_ppo(updates: int = 22, *, settings: dict[str, Any] | None = None) -> l
 
 
 def whole() -> list[Record]:
-    """A run from its first event to its last."""
+    """Make a run from its first event to its last."""
     records = until_ppo(40)
     records += [finished("ppo", 1081.0, 81.0), started("compare", 1082.0, 300)]
     for step in range(0, 301, 50):
@@ -121,7 +121,7 @@ def whole() -> list[Record]:
 
 
 def rounds(count: int, *, until: str | None = None) -> list[Record]:
-    """Rounds of four stages, `sft`, ..., `round-2/sft`, ..., one hour each.
+    """Make rounds of four stages, `sft`, ..., `round-2/sft`, ..., one hour per round.
 
     With `until`, the last of them is in the middle of this stage, and two more rounds are due.
     """
@@ -145,7 +145,7 @@ def rounds(count: int, *, until: str | None = None) -> list[Record]:
 
 
 def random_stream(seed: int, count: int = 120) -> list[Record]:
-    """Records in any order, with values of any kind: what a screen must survive."""
+    """Make records in any order with values of any kind, which a screen must survive."""
     draw = random.Random(seed)
     kinds = ("run_started", "run_stopped", "started", "progress", "metrics", "sample", "warning", "note", "checkpoint")
     kinds += ("finished", "from a later version", "working")

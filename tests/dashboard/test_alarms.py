@@ -1,4 +1,4 @@
-"""Each alarm: a run that raises it, one like it that does not, and no alarm at all in a run that goes well."""
+"""Alarms: for each, a run that raises it and a similar one that does not; a healthy run raises none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UPDATES = 22
 def raised(
     updates: int = UPDATES, settings: dict[str, Any] | None = None, stage: str = "ppo", **changed: Values
 ) -> list[str]:
-    """The alarms after so many updates of a healthy run in which these metrics go another way."""
+    """Return the alarms of a healthy run in which these metrics are changed."""
     series: dict[str, Series] = {}
     for step in range(1, updates + 1):
         values = ppo_values(step, **{name: value(step) for name, value in changed.items()})

@@ -1,4 +1,4 @@
-"""events.jsonl: strict lines, survival of a torn one, reading back."""
+"""events.jsonl: lines are strict JSON, a torn line spoils only itself, and records read back."""
 
 from __future__ import annotations
 

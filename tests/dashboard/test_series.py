@@ -1,4 +1,4 @@
-"""A metric's history: bounded, cut where training went back, and honest about trends."""
+"""A metric's history: bounded memory, a cut where training went back, and trends that exceed the scatter."""
 
 from __future__ import annotations
 

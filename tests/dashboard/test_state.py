@@ -1,10 +1,15 @@
-"""What is known of a run: all stages of many rounds, in bounded memory."""
+"""The state of a run: stages of many rounds, time left, resumed charts, and bounded memory."""
 
 from __future__ import annotations
 
-from streams import SAMPLE, Record, finished, ppo, rounds, run_started, started
+import math
 
-from rlhfctl.dashboard.state import KEPT_DETAILS, KEPT_STAGES, RunState
+import pytest
+from streams import SAMPLE, Record, finished, ppo, rounds, run_started, started, until_ppo, whole
+
+from rlhfctl.dashboard.series import POINTS
+from rlhfctl.dashboard.state import KEPT_DETAILS, KEPT_STAGES, RunState, real
+from rlhfctl.dashboard.state import whole as whole_number
 
 
 def fed(records: list[Record]) -> RunState:
@@ -60,3 +65,73 @@ def test_a_stage_to_come_counts_as_the_last_of_its_kind_took() -> None:
 def test_of_many_stages_to_come_the_first_are_named() -> None:
     names = tuple(f"s{index}" for index in range(9))
     assert fed([run_started(stages=names)]).time_left(0.0) == "time left ? + s0, s1, s2, 6 more stages"
+
+
+def test_memory_does_not_grow_with_the_run() -> None:
+    state = fed([run_started(stages=("ppo",)), started("ppo", 1.0, None)])
+    for index in range(3_000):
+        for record in ppo(index, first=index, total=3_000):
+            state.feed(record)
+        state.feed({"event": "sample", "stage": "ppo", "time": 1.0, "step": index, **SAMPLE})
+        state.feed({"event": "warning", "stage": "ppo", "time": 1.0, "message": f"the {index}th"})
+        state.feed({"event": "note", "stage": f"made up {index}", "time": 1.0, "message": ""})
+        state.feed({"event": "started", "stage": f"made up {index}", "time": 1.0})
+    assert all(len(series.points) <= POINTS for series in state.stages["ppo"].series.values())
+    assert (len(state.stages["ppo"].samples), len(state.warnings), len(state.stages)) == (4, 20, KEPT_STAGES)
+
+
+def test_a_resume_keeps_the_chart_and_a_start_over_drops_it() -> None:
+    state = fed([*until_ppo(22), run_started(1100.0), started("ppo", 1101.0, 40, resumed_from=12)])
+    stage = state.stages["ppo"]
+    assert (stage.step, stage.series["score"].step) == (12, 12)
+    for record in ppo(14, first=13, start=1101.0):
+        state.feed(record)
+    assert [step for step, _ in stage.series["score"].points] == list(range(1, 15))
+    state.feed(started("ppo", 1200.0, 40))
+    assert not stage.series and not stage.samples
+
+
+def test_a_stage_that_does_not_say_how_long_is_timed() -> None:
+    state = fed([run_started(5000.0, ("compare",)), started("compare", 5000.0, 300)])
+    for step, time in ((0, 5002.0), (100, 5012.0)):
+        progress = {"event": "progress", "stage": "compare", "time": time, "step": step, "total": 300, "eta_s": None}
+        state.feed({**progress, "unit": "response"})
+    assert state.stages["compare"].left(5012.0) == 20.0  # 100 took 10 s, 200 are left
+
+
+def test_while_a_step_hangs_the_time_left_stands_still() -> None:
+    state = fed([run_started(5000.0, ("compare",)), started("compare", 5000.0, 10)])
+    state.feed({"event": "progress", "stage": "compare", "time": 5004.0, "step": 2, "total": 10, "eta_s": 16.0})
+    for seconds, left in ((0, 16.0), (1, 15.0), (10, 6.0), (60, 6.0), (600, 6.0)):
+        assert state.stages["compare"].left(5004.0 + seconds) == left
+
+
+def test_a_run_is_over_when_it_stops_or_its_process_is_gone_or_all_is_done() -> None:
+    stop = {"event": "run_stopped", "stage": "run", "time": 1050.0, "reason": "Ctrl-C"}
+    state = fed([*until_ppo(), stop])
+    assert state.over and state.stopped == "Ctrl-C"
+    state.feed(run_started(1100.0))
+    assert not state.over and state.stopped is None
+    state.no_more_comes("gone")
+    assert state.over and state.stopped == "gone"
+    done = fed(whole())
+    done.no_more_comes("gone")
+    assert done.over and done.stopped is None
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "integer"),
+    [(2, 2.0, 2), (2.7, 2.7, 2), *((odd, None, None) for odd in (True, "2", None, math.nan, -math.inf, 10**400, []))],
+)
+def test_fields_of_records_are_numbers_or_none(value: object, number: float | None, integer: int | None) -> None:
+    assert real(value) == number
+    assert whole_number(value) == integer
+
+
+def test_records_that_are_not_understood_change_nothing() -> None:
+    state = fed([])
+    for record in ({}, {"stage": "ppo"}, {"stage": 3, "time": 1.0}, {"stage": "ppo", "time": "now"}):
+        state.feed(record)
+    assert state.last is None and not state.stages
+    state.feed({"event": "from a later version", "stage": "ppo", "time": 1.0})
+    assert state.last == 1.0 and not state.stages

@@ -1,4 +1,4 @@
-"""Numbers, durations, settings and other people's text, as they are written everywhere."""
+"""Text helpers: numbers, durations, settings and text from outside, as all views write them."""
 
 from __future__ import annotations
 

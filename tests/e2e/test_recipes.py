@@ -67,13 +67,6 @@ def test_deep_validation_passes(name: str, cli: Cli) -> None:
     assert result.stderr == ""  # libraries' remarks about each other are none of the recipe's
 
 
-def test_deep_validation_finds_a_wrong_trainer_option(cli: Cli) -> None:
-    result = cli("validate", "quickstart", "--deep", "--set", "sft.trainer.lerning_rate=1e-3")
-    assert result.returncode == 2
-    assert "sft.trainer.lerning_rate" in result.stderr
-    assert "did you mean 'learning_rate'" in result.stderr
-
-
 # ---------------------------------------------------------------- the README
 
 

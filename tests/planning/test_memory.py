@@ -1,4 +1,4 @@
-"""What memory a step takes: by hand for a layer, against the tensors that a real step keeps for whole models."""
+"""Memory of a step: computed by hand for one layer, compared with the tensors of a real step for whole models."""
 
 from __future__ import annotations
 

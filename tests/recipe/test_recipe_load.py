@@ -1,4 +1,4 @@
-"""Reading: line numbers, `extends`, `--set`, paths, YAML 1.2, and messages word for word."""
+"""Loading a recipe: line numbers, `extends`, `--set`, paths, YAML 1.2, and messages word for word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each rule of the schema, one recipe that breaks it, and what is said of it."""
+"""Rules of a recipe: for each one, a recipe that breaks it and the message that follows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(*overrides: str) -> list[Problem]:
-    """What is wrong with the sample once changed."""
+    """Return the problems of the sample recipe after these changes."""
     with pytest.raises(RecipeError) as caught:
         load_recipe(SAMPLE, overrides)
     return caught.value.problems
@@ -47,7 +47,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def sample_with_inherited_lora() -> Path:
-    """The sample without its own `lora: null` under sft, which is what keeps it valid."""
+    """Write the sample without `lora: null` under sft, which makes it invalid."""
     inherited = SAMPLE.read_text(encoding="utf-8").replace("lora: null ", "# ")
     Path("inherited.yaml").write_text(inherited, encoding="utf-8")
     return Path("inherited.yaml")

@@ -1,4 +1,4 @@
-"""Rules as data: relative to where a section stands, with all faults at once, and a new stage in one class."""
+"""Rules of sections as data: paths relative to the section, all faults at once, and a new stage in one class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINIMAL: dict[str, Any] = {"name": "x", "model": {"path": "a"}}
 
 
 class Taste(Stage):
-    """A stage of the future: what a developer would put into a file in sections/."""
+    """A new stage, as a developer would write it in a file of sections/."""
 
     lora: Lora | None = None
     sweet: int = 0
@@ -38,7 +38,7 @@ class Taste(Stage):
 
 
 class Menu(Recipe):
-    """A recipe with one more stage, by one more line."""
+    """A recipe with one more stage, added by one line."""
 
     taste: Taste | None = None
 

@@ -1,4 +1,4 @@
-"""What a shell is offered, through the functions and through the command line's own protocol."""
+"""Completion in a shell: recipes and runs, by the functions and by the protocol of the command line."""
 
 from __future__ import annotations
 

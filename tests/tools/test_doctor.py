@@ -1,4 +1,4 @@
-"""`doctor`: what is missing or broken is a line that says what to do; only what the default engine needs fails."""
+"""`doctor`: each missing or broken library is a line with a fix; only needs of the default engine make it fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = {"errors": {}, "threads": 2, "gpus": [], "mps": False, "gpu_build": None}
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine on which all is well, to be changed by a test: versions, and what the probe found."""
+    """Fake a machine on which all is well: versions, and the result of the imports. Tests change it."""
     machine: dict[str, Any] = {"versions": {**doctor.NEEDED, "trl": "1.12.0"}, "probe": dict(GOOD), "ppo": True}
 
     def version(name: str) -> str:
@@ -34,7 +34,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(doctor, "find_spec", lambda name: object() if name in machine["versions"] else None)
     monkeypatch.setattr(doctor, "_has_ppo", lambda: machine["ppo"])
-    monkeypatch.setattr(doctor, "_probe", lambda names: machine["probe"])
+    monkeypatch.setattr(doctor, "_import_in_subprocess", lambda names: machine["probe"])
     monkeypatch.setattr(shutil, "which", lambda name: None)
     return machine
 
@@ -129,7 +129,7 @@ def test_a_library_that_ends_the_process_is_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "broken.py").write_text("raise ImportError('one\\ntwo')\n")
     (tmp_path / "killer.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    probe = doctor._probe(["fine", "broken", "killer"])
+    probe = doctor._import_in_subprocess(["fine", "broken", "killer"])
     assert probe == {"errors": {"broken": "ImportError: one", "killer": "the process ended with 3"}}
 
 
@@ -137,7 +137,7 @@ def test_a_library_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(doctor, "_PROBE_SECONDS", 2)
-    assert doctor._probe(["slow"]) == {"errors": {"slow": "not done after 2 seconds"}}
+    assert doctor._import_in_subprocess(["slow"]) == {"errors": {"slow": "not done after 2 seconds"}}
 
 
 @pytest.mark.parametrize(

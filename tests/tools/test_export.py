@@ -1,4 +1,4 @@
-"""What `export` writes loads without rlhfctl and gives the recorded numbers."""
+"""`export`: folders load without rlhfctl and give the recorded numbers."""
 
 from __future__ import annotations
 

@@ -1,19 +1,15 @@
-"""`init`: whatever is answered, the recipe loads and says what was answered."""
+"""`init`: the recipe loads for all answers and states them."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
-from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import stages_of
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
@@ -78,34 +74,6 @@ def test_new_weights_take_the_built_in_task(lora: str) -> None:
     assert (recipe.lora is None) == (lora == "all")
 
 
-def test_yes_is_the_quickstart(cli: object) -> None:
-    assert callable(cli)
-    result = cli("init", "--yes")
-    assert result.returncode == 0, result.stderr
-    ours = load_recipe("my-rlhf.yaml").recipe.model_dump(exclude={"name", "folder"})
-    assert ours == load_recipe("quickstart").recipe.model_dump(exclude={"name", "folder"})
-    again = cli("init", "--yes")
-    assert again.returncode == 1
-    assert "my-rlhf.yaml: already exists" in again.stderr
-
-
-def test_answers_may_be_piped(tmp_path: Path) -> None:
-    answers = "\nEleutherAI/pythia-70m\nnone\npairs.jsonl\nprompts.jsonl\n\ncpu\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhfctl", "init", "piped.yaml"],
-        input=answers, env=os.environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert load_recipe("piped.yaml").recipe.model.path == "EleutherAI/pythia-70m"
-    cut_short = subprocess.run(
-        [sys.executable, "-m", "rlhfctl", "init", "cut.yaml"],
-        input="\n", env=os.environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert cut_short.returncode == 1
-    assert "Traceback" not in cut_short.stderr
-    assert not Path("cut.yaml").exists()
-
-
 def test_a_recipe_elsewhere_names_the_files_from_there(tmp_path: Path) -> None:
     recipe = answered(
         "", "base", "none", "pairs.jsonl", "my data/200% prompts.jsonl", "", "cpu", file="deep/down/r.yaml"
@@ -124,21 +92,6 @@ def test_absolute_paths_and_variables_stay(tmp_path: Path, monkeypatch: pytest.M
     assert "${HERE}/pairs.jsonl" in Path("mine.yaml").read_text()
 
 
-def test_a_wrong_answer_is_asked_for_again() -> None:
-    answers = [
-        "no good", "ok", "./no-such-folder", "demos.jsonl", "base", "no.jsonl", "none", "nothing", "pairs.jsonl",
-        "", "prompts.jsonl", "perhaps", "lora", "cpu",
-    ]  # fmt: skip
-    result = CliRunner().invoke(app, ["init", "x.yaml"], input="".join(f"{answer}\n" for answer in answers))
-    assert result.exit_code == 0, result.output
-    for message in (
-        "the first a letter or a digit", "there is no folder ./no-such-folder", "demos.jsonl is a file",
-        "there is no file no.jsonl", "a Hub id is owner/name", "answer lora or all",
-    ):  # fmt: skip
-        assert message in result.output
-    assert load_recipe("x.yaml").recipe.name == "ok"
-
-
 def test_few_prompts_make_small_batches(tmp_path: Path) -> None:
     Path("two.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
     Path("three.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
@@ -151,15 +104,6 @@ def test_few_prompts_make_small_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["true", "null", "1e5", "007", "a.b-c"])
 def test_a_name_is_read_back_as_text(name: str) -> None:
     assert answered(name, "", "").name == name
-
-
-def test_no_file_is_overwritten() -> None:
-    Path("mine.yaml").write_text("mine")
-    result = CliRunner().invoke(app, ["init", "mine.yaml"], input="\n\n\n")
-    assert isinstance(result.exception, RlhfctlError)
-    assert "mine.yaml: already exists" in str(result.exception)
-    assert "Name" not in result.output  # before the first question
-    assert Path("mine.yaml").read_text() == "mine"
 
 
 def test_columns_of_other_names_are_guessed_and_written_out(tmp_path: Path) -> None:

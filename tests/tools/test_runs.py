@@ -1,4 +1,4 @@
-"""`runs`: states, order, results and sizes, read without touching anything."""
+"""`runs`: states, order, results and sizes; the command changes no file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPORT = {"verdict": "better", "primary_judge": "gold", "judges": {"gold": {"win
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A run folder with manifests of the stages named, without the training."""
+    """Make a run folder with the manifests of the named stages, without training."""
 
     def run(name: str, *complete: str, under_way: str | None = None, active: float = 1e9, text: str = TINY) -> Path:
         folder = tmp_path / "runs" / name

@@ -1,4 +1,4 @@
-"""The JSON Schema: as strict as the loader about keys and values, laxer only where a recipe extends another."""
+"""The JSON Schema: as strict as the loader about keys and values, except in recipes that extend another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MADE = schema.recipe_schema()
 
 
 def faults(value: Any, rule: dict[str, Any], at: str = "") -> list[str]:
-    """What of a value the schema forbids: the keywords that ours uses; an unknown one fails the test."""
+    """List the faults of a value under the schema. A keyword that our schema does not use fails the test."""
     found: list[str] = []
     for word, given in rule.items():
         match word:
@@ -140,7 +140,7 @@ def test_what_is_required_is_required_at_every_depth() -> None:
 
 
 def described(rule: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every key with its description, down through references."""
+    """Yield each key with its description, following references."""
     for key, value in rule["properties"].items():
         sections = [
             MADE["$defs"][part["$ref"].rpartition("/")[2]]
@@ -163,7 +163,7 @@ def test_every_key_is_there_with_its_description() -> None:
 
 
 def test_recipes_of_the_schema_are_recipes() -> None:
-    """A guard on the check above: what it passes, the loader's model passes."""
+    """The loader accepts a recipe that `faults` accepts: a guard on the check above."""
     assert Recipe.model_validate(read(TINY)).name == "tiny"
 
 
@@ -188,69 +188,3 @@ def test_the_command_writes_over_its_own_and_nothing_else(how: str, tmp_path: Pa
     assert "was not made by this command" in str(
         CliRunner().invoke(app, ["schema", "--format", how, "--out", str(out)]).exception
     )
-
-
-# ---------------------------------------------------------------- the page
-
-
-PAGE = ROOT / "docs" / "recipe.md"
-
-
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference.page(), reference.COMMAND
-
-
-def test_the_page_has_every_key_with_its_meaning() -> None:
-    chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
-    sources = ("data.demonstrations", "data.preferences", "data.prompts")
-    for at, names in sections():
-        heading = {"": "The top level"}.get(at, at)
-        heading = "Every data source" if at.endswith("_source") else heading
-        heading = "turns" if at.endswith(".turns") else "lora" if at.endswith(".lora") else heading
-        shared = at.removesuffix(".sources") in sources
-        chapter = chapters[heading] + (chapters["Every data source"] if shared else "")
-        for name in names:
-            info = field_at((*at.split("."), name) if at else (name,))
-            meaning = info.description if info else "Another recipe, from which"
-            assert re.search(rf"^\| `{name}` \| .* \| {re.escape(meaning or '')}", chapter, re.MULTILINE), (at, name)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "| `kl_coef` | number at least 0 | `0.05` | Coefficient of the KL penalty against the reference model. |",
-        "| `name` | text | required | The run's name, and its folder's. |",
-        "| `lam` | number at least 0 and at most 1 | `0.95` | Lambda of generalized advantage estimation (GAE). |",
-        "- `sft`: needs data.demonstrations to train on. Fix: add data.demonstrations.",
-        "- `sft.lora`, `reward.lora`, `ppo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: "
-        "give the recipe a lora section, or take model.quantization out.",
-        "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Fix: take it out of "
-        "compare.judges.",
-        "- `the recipe`: no stage to run. Fix: add a section: sft, reward, ppo, compare.",
-        "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews, or a file.",
-        "- `model.init.hidden_size`: *hidden_size* cannot be shared among *num_attention_heads* attention heads. Fix: "
-        "use a multiple of *num_attention_heads*.",
-        "- `model.init.vocab_size`: byte-level BPE needs at least 260, got *vocab_size*. Fix: use 260 or more, or list "
-        "whole tokens under model.init.tokens.",
-        "- `reward.label`, `reward.reads`: is for a classifier as reward model, but reward.model names none. Fix: "
-        "name it as reward.model, or remove *key*.",
-        "- `push_to_hub`: use `rlhfctl export`, then the Hub's own upload command.",
-    ],
-)
-def test_lines_of_the_page(line: str) -> None:
-    assert line in reference.page().splitlines()
-
-
-def test_the_page_tells_every_rule() -> None:
-    """Each rule's key, in the chapter of its section; rules of a base class in the chapter of that class."""
-    chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
-    count = 0
-    for heading, (section, _) in reference.PAGES.items():
-        at = reference.AT.get(heading, heading)
-        listed = chapters[heading].partition("\nConflicts:\n")[2]
-        for rule in vars(section).get("RULES", ()):
-            count += 1
-            key = ".".join(part for part in (at, rule.key) if part) or "the recipe"
-            assert re.search(rf"^- .*`{re.escape(key)}`.*: .+\. Fix: .+\.$", listed, re.MULTILINE), key
-    assert count > 80
-    assert "{" not in "".join(line for line in reference.page().splitlines() if line.startswith("- ")).replace("{}", "")

@@ -1,4 +1,4 @@
-"""`score`: rows in, rows with scores and a summary out, by a run's reward, a function, a classifier or a folder."""
+"""`score`: rows get scores and a summary by a run's reward, a function, a classifier or a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers: every stage's metrics at growing steps, files that stay in the run, missing libraries told at once."""
+"""Trackers: metrics of each stage at growing steps, files inside the run, an early error for a missing library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def metrics(stage: str, step: int, split: str = "train", **values: float) -> Met
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value), as TensorBoard itself reads its files."""
+    """Read tag -> [(step, value)] with TensorBoard's own reader."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     read = event_accumulator.EventAccumulator(str(folder))
     read.Reload()
@@ -71,7 +71,7 @@ def test_tensorboards_files_stay_in_a_complete_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """Stand-ins for wandb and trackio that note what they are told."""
+    """Replace wandb and trackio by stand-ins that record their calls."""
     told: dict[str, list[Any]] = defaultdict(list)
 
     def init(**given: Any) -> Any:
@@ -120,7 +120,7 @@ def test_each_stage_is_a_run_of_one_project_and_is_closed(
 
 
 def offline(run: Path) -> dict[str, list[dict[str, float]]]:
-    """Stage -> what wandb's own offline files hold of it, in their order: a log of protocol buffers in blocks."""
+    """Read stage -> rows from wandb's offline files, in order: a log of protocol buffers in blocks."""
     from wandb.proto import wandb_internal_pb2
 
     found: dict[str, list[dict[str, float]]] = {}
@@ -146,7 +146,7 @@ def offline(run: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def kept(database: Path) -> dict[str, list[dict[str, float]]]:
-    """Stage -> what trackio's own database holds of it."""
+    """Read stage -> rows from trackio's database."""
     found: dict[str, list[dict[str, float]]] = {}
     with sqlite3.connect(database) as connection:
         rows = connection.execute("select run_name, step, metrics from metrics order by id").fetchall()
@@ -164,7 +164,7 @@ def test_the_real_library_has_every_metric_of_every_stage_at_growing_steps(name:
     done = cli("run", "tiny.yaml", "--run-dir", "run", cwd=tmp_path, env=env)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     assert all(f"[{stage}] note {name}: " in done.stdout for stage in ("sft", "reward", "ppo", "compare"))
-    # What the library prints itself would tear the dashboard, and so would what transformers prints for wandb's mode.
+    # Output of the library, or of transformers about wandb's mode, would break the dashboard's picture.
     assert "please wait" not in done.stdout and "WANDB" not in done.stdout
     found = offline(tmp_path / "run") if name == "wandb" else kept(tmp_path / "trackio" / "rlhfctl.db")
     assert found.keys() == {"sft", "reward", "ppo", "compare"}

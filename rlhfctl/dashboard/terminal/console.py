@@ -1,4 +1,4 @@
-"""The one rich console that commands print through: a terminal's width, or a fixed one in pipes and files."""
+"""Open the rich console that commands print through: as wide as the terminal, or fixed for pipes and files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _PIPED_WIDTH = 100
 
 
 def console() -> Console:
-    """Open a console on standard output as it is now."""
+    """Open a console on the current standard output."""
     stream = sys.stdout
     return Console(file=stream, highlight=False, width=None if stream.isatty() else _PIPED_WIDTH)

@@ -1,7 +1,7 @@
-"""Lines of a screen: fitting, wrapping and pairing text by its cells, and charts of block characters.
+"""Draw lines of a screen: fit, wrap and pair texts by their width in cells, and draw charts of block characters.
 
-Pure: text and numbers in, lines out, none wider than asked for. Two sets of signs: Unicode, and ASCII for terminals
-that have no other.
+Pure functions: text and numbers in, lines out, none wider than the given width. There are two sets of signs: Unicode,
+and ASCII for other terminals.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rich.text import Text
 from rlhfctl.dashboard.text import visible
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow", "mixed": "bold yellow"}
-LONGEST = 4000  # characters of one text that are read: more than a screen shows
-# Joiners and presentation signs: terminals disagree on how wide what they combine is, so it is shown uncombined.
+LONGEST = 4000  # characters read of one text, more than a screen shows
+# Joiners and variation selectors are dropped, because terminals disagree on the width of combined characters.
 _UNSTEADY = str.maketrans("", "", "\u200c\u200d\ufe0e\ufe0f")
 
 
@@ -87,20 +87,20 @@ ASCII = Signs(
 
 
 def signs_for(console: Console, environment: dict[str, str], *, ascii_only: bool = False) -> Signs:
-    """Choose the signs that a terminal can show. Linux's own console has a font without most block characters."""
+    """Choose the signs that a terminal can show. The font of Linux's text console lacks most block characters."""
     if ascii_only or environment.get("RLHFCTL_ASCII") or environment.get("TERM") == "linux":
         return ASCII
     return ASCII if console.options.ascii_only else UNICODE
 
 
 def shown(text: str, signs: Signs) -> str:
-    """Put a text on one line, as a terminal with `signs` can show it, control characters spelled out."""
+    """Write a text on one line with characters that the terminal can show. Control characters are spelled out."""
     text = visible(text.translate(_UNSTEADY))
     return text.encode("ascii", "backslashreplace").decode("ascii") if signs.ascii else text
 
 
 def fit(line: Text, width: int, signs: Signs, *, pad: bool = False) -> Text:
-    """Fit a line into `width` cells, with dots where something is cut off; with `pad`, into exactly `width`."""
+    """Cut a line to `width` cells, with dots at the cut; `pad`: fill it up to exactly `width` cells."""
     if line.cell_len > width:
         dots = signs.dots if width > len(signs.dots) else ""
         line.truncate(max(0, width - len(dots)), overflow="crop")
@@ -111,7 +111,7 @@ def fit(line: Text, width: int, signs: Signs, *, pad: bool = False) -> Text:
 
 
 def wrap(text: str, width: int, most: int, signs: Signs) -> list[str]:
-    """Wrap other people's text into at most `most` lines of at most `width` cells. Its own line ends are kept."""
+    """Wrap a prompt or response into at most `most` lines of at most `width` cells. Its line ends are kept."""
     lines: list[str] = []
     for line in text[:LONGEST].strip("\n").split("\n"):
         lines += _folded(shown(line.removesuffix("\r"), signs), width)
@@ -152,7 +152,7 @@ def _folded(text: str, width: int) -> list[str]:
 
 
 def _split(word: str, width: int) -> tuple[str, str]:
-    """Split a word: the longest beginning that fits into `width` cells (at least one character), and the rest."""
+    """Split a word into the longest beginning that fits `width` cells (at least one character) and the rest."""
     used = 0
     for index, char in enumerate(word):
         used += cell_len(char)
@@ -193,7 +193,7 @@ def bar(share: float, width: int, signs: Signs, style: StyleType) -> Text:
 
 
 def chart(values: Sequence[float | None], extent: tuple[float, float], lines: int, signs: Signs) -> list[str]:
-    """Draw values as columns, `lines` high, the highest line first. Equal values stand half way up, None is a gap."""
+    """Draw values as columns of `lines` lines, top line first. Equal values fill half the height; None is a gap."""
     low, high = extent
     if lines == 1:
         steps = len(signs.heights)

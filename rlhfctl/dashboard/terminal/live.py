@@ -1,8 +1,8 @@
-"""Events on a terminal: the whole screen while the run is at work, and a few lines that stay when it is over.
+"""Show a run full-screen on a terminal while it is at work, and print a few lines that stay when it is over.
 
-Writes to the console it is given, on the terminal's one page: what stood there is scrolled up, and a kill leaves the
-last frame. What was said meanwhile (stages that finished, warnings, notes, what others printed) is kept and printed in
-the frame's place at the end. Reads nothing. The picture itself is screen.py's.
+Writes to its console, on the terminal's main page: earlier lines are scrolled up, and a killed process leaves its last
+frame. Messages that come meanwhile (finished stages, warnings, notes, output of other code) are kept and printed at the
+end in place of the frame. Reads nothing. Leaves out the picture itself (screen.py).
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from rlhfctl.dashboard.text import duration, one_line, short, visible
 from rlhfctl.events import Event, Note, StageFinished, StageStarted, Warned
 from rlhfctl.metrics import ranked
 
-REFRESHES_A_SECOND = 2  # more would take time from the training beside it, and nothing changes faster
-_ANSWER_S = 1.0  # of the drawing thread, when it is to end
-_SAID = 500  # messages kept for the end; the file of events has them all
+REFRESHES_PER_SECOND = 2  # more would slow the training in the same process, and nothing changes faster
+_JOIN_TIMEOUT_S = 1.0  # for the drawing thread to end
+_MESSAGES_KEPT = 500  # for the end; events.jsonl has all of them
 _NAME_WIDTH = 8  # "compare" and a space
 _GAP = "  "
 _HOME, _ERASE_ROW, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-# A frame is shown when it is whole (where the terminal knows how), without the cursor's travels, and a sign wider than
-# rich believes is cut at the edge instead of wrapped; after it all is as usual.
+# Escape codes around a frame. Mode 2026 makes terminals that know it show only whole frames, mode 25 hides the cursor,
+# and mode 7 turns line wrapping off: a character wider than rich assumes is cut at the edge.
 _BEGIN, _END = "\x1b[?2026h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?2026l"
 
 
 class FullScreen:
-    """A context manager: inside it a screen is drawn over the whole terminal twice a second.
+    """Draw a screen over the whole terminal twice per second while inside this context manager.
 
-    What stood there is scrolled up, where one finds it again, and between two frames the terminal is as any program
-    expects it: one that is killed (out of memory, say) leaves its last frame and a terminal that works. Afterwards the
-    frame is gone.
+    Earlier lines are scrolled up and can be found there. Between two frames the terminal is in its normal mode, so a
+    process that is killed (out of memory, for example) leaves its last frame and a usable terminal. At the end the
+    frame is erased.
     """
 
     def __init__(self, console: Console, screen: Screen, signs: Signs) -> None:
         self.console = console
         self.screen = screen
         self.signs = signs
-        self.lock = threading.RLock()  # the screen is drawn by a thread, and fed by another
+        self.lock = threading.RLock()  # one thread draws the screen, another feeds it events
         self._pen = threading.RLock()
         self._height = 0
         self._over = threading.Event()
@@ -63,18 +63,18 @@ class FullScreen:
         """Draw one frame and write it in one go. The last line of the terminal stays free for the cursor."""
         with self._pen:
             width, height = self.console.size
-            with self.lock:  # not while it is written: a terminal that is halted (Ctrl-S) must not halt training
+            with self.lock:  # released before writing: a terminal halted by Ctrl-S must not halt training
                 lines = self.screen.lines(width, height - 1, self.signs, time.time())
             with self.console.capture() as capture:
                 self.console.print(Text("\n").join(lines), no_wrap=True, overflow="crop", end="")
             rows = [_ERASE_ROW + row + "\r\n" for row in capture.get().split("\n")]
-            # A terminal that grew has brought lines back from above: they go up again before the frame is drawn.
+            # A terminal that grows scrolls earlier lines back in: scroll them up again before the frame is drawn.
             up = f"\x1b[{height};1H" + "\n" * (height - self._height) if height > self._height else ""
             self._height = height
             self._write("".join((_BEGIN, up, _HOME, *rows, _ERASE_BELOW, _END)))
 
     def __enter__(self) -> FullScreen:
-        with _undisturbed():
+        with _signals_delayed():
             self._height = self.console.height
             self._write("\n" * (self._height - 1))
             self.draw()
@@ -83,15 +83,16 @@ class FullScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _undisturbed():
+        with _signals_delayed():
             self._over.set()
             if self._thread is not None:
-                self._thread.join(timeout=_ANSWER_S)  # it may wait for a lock of whom SIGTERM interrupted
-            # Row by row: terminals (tmux) keep in their history what is erased from the top in one go.
+                # The thread may wait for a lock that is held by the code that SIGTERM interrupted.
+                self._thread.join(timeout=_JOIN_TIMEOUT_S)
+            # Erase row by row: tmux keeps in its history a screen that is erased at once from the top.
             self._write(_HOME + "\r\n".join([_ERASE_ROW] * self.console.height) + _HOME)
 
     def _redraw(self) -> None:
-        while not self._over.wait(1 / REFRESHES_A_SECOND):
+        while not self._over.wait(1 / REFRESHES_PER_SECOND):
             self.draw()
 
     def _write(self, code: str) -> None:
@@ -100,8 +101,8 @@ class FullScreen:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM to the end of the block: a half-drawn terminal could not be given back."""
+def _signals_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM to the end of the block, because a half-drawn terminal cannot be restored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,10 +119,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 class LivePrinter:
-    """A listener for terminals, and a context manager: inside it the screen is shown.
+    """Show events on a full screen while inside this context manager. It is a listener.
 
-    An exception, Ctrl-C and SIGTERM give the terminal back with what was said. `history` are the run's records of
-    before: they tell how long stages take, and a resumed stage keeps its chart.
+    An exception, Ctrl-C or SIGTERM restores the terminal and prints the kept messages. `history` holds the records of
+    the run's earlier attempts: they tell how long stages take, and a resumed stage keeps its chart.
     """
 
     def __init__(
@@ -132,16 +133,16 @@ class LivePrinter:
         self.screen = Screen()
         for record in history:
             self.screen.state.feed(record)
-        self.screen.state.warnings.clear()  # of earlier attempts
+        self.screen.state.warnings.clear()  # drop those of earlier attempts
         self._full = FullScreen(console, self.screen, self.signs)
-        self._said: deque[RenderableType] = deque(maxlen=_SAID)
-        self._stray = io.StringIO()  # what others print while the terminal is ours
+        self._said: deque[RenderableType] = deque(maxlen=_MESSAGES_KEPT)
+        self._stray = io.StringIO()  # output of other code while the screen is shown
         self._inside: contextlib.ExitStack | None = None
         self._sigterm: Any = None
 
     def start(self) -> None:
-        """Take the terminal."""
-        ends_at_once = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # else who handles it leaves this block
+        """Show the screen and redirect other output into memory."""
+        ends_at_once = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # other handlers raise and leave the block
         if ends_at_once and threading.current_thread() is threading.main_thread():
             self._sigterm = signal.signal(signal.SIGTERM, self._terminate)
         with contextlib.ExitStack() as inside:
@@ -151,10 +152,10 @@ class LivePrinter:
             self._inside = inside.pop_all()
 
     def stop(self) -> None:
-        """Give the terminal back and print what was said, then the stages and the alarms that hold."""
+        """Restore the terminal, then print the kept messages, the stages and the alarms that hold."""
         if self._inside is None:
             return
-        with _undisturbed():
+        with _signals_delayed():
             inside, self._inside = self._inside, None
             inside.close()
             if self._sigterm is not None:
@@ -208,17 +209,17 @@ class LivePrinter:
         self._say(self.signs.done, event.stage, _GAP.join(parts), "green")
 
     def _say(self, mark: str, stage: str, message: str, style: str) -> None:
-        """Keep one message for the end. A long message wraps under itself, not under the stage's name."""
+        """Keep one message for the end. A long message wraps in its own column, beside the stage's name."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=1)
         line.add_column(width=max(_NAME_WIDTH - 1, cell_len(stage)), no_wrap=True)
         line.add_column(overflow="fold")
-        body = "" if style == "green" else style  # colour marks that a stage is over; its numbers stay readable
+        body = "" if style == "green" else style  # only the stage's name is green: numbers stay readable
         line.add_row(Text(mark, style), Text(visible(stage), style), Text(message, body))
         self._said.append(line)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """Give the terminal back on SIGTERM, which ends a process at once: kept messages must not be lost."""
+        """Restore the terminal on SIGTERM before the process ends, so that no kept message is lost."""
         self.stop()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,7 @@
-"""The parts of the screen: the row of stages, a progress bar, one metric with its chart, one sample.
+"""Draw the parts of the screen: the row of stages, a progress bar, one metric with its chart, one sample.
 
-Pure: parts of a run's state in, lines out, none wider than asked for. Which parts stand where is screen.py's.
+Pure functions: parts of a run's state in, lines out, none wider than the given width. Leaves out where the parts stand
+(screen.py).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from rlhfctl.dashboard.text import duration, number, rounded_to, short
 from rlhfctl.events import transcript
 from rlhfctl.metrics import Metric, ranked, step_name
 
-LABEL_WIDTH, VALUE_WIDTH, TREND_WIDTH, _RANGE = 18, 8, 9, 18  # of a metric's columns
+LABEL_WIDTH, VALUE_WIDTH, TREND_WIDTH, _RANGE = 18, 8, 9, 18  # cells of a metric's columns
 _BAR, _LEAST_BAR = 60, 4  # cells
-_UNKNOWN = 8  # metrics of a stage whose own are not known
-_NAMED = 12  # stages that the row of stages names at most
+_UNKNOWN = 8  # metrics shown of a stage without key metrics
+_NAMED = 12  # most stages named in the row of stages
 
 
 def rail(state: RunState, width: int, signs: Signs) -> Text:
-    """Draw the row of stages, `✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`; details are left out where they do not fit.
+    """Draw the row of stages, `✓ sft 1:14 ─ ▸ ppo 12/40 ─ · compare`. Details that do not fit are left out.
 
     A run of several rounds shows the round at work and counts the stages before and after it:
     `✓ 4 done ─ round-2: ✓ reward 0:14 ─ ▸ ppo 12/40 ─ · 4 to come`.
@@ -57,7 +58,7 @@ def rail(state: RunState, width: int, signs: Signs) -> Text:
 
 
 def _named(stages: Sequence[Stage]) -> tuple[int, int]:
-    """Find where the stages to name begin and end: the round of the stage at work, else of the next or the last one."""
+    """Return (begin, end) of the stages to name: the round of the stage at work, else of the next or last one."""
     if not stages:
         return 0, 0
     indices = {stage.state: index for index, stage in reversed([*enumerate(stages)])}  # the first one in each state
@@ -106,12 +107,12 @@ def _detail(stage: Stage) -> str:
 
 
 def unit(stage: Stage, signs: Signs) -> str:
-    """Return what one step of the stage is called."""
+    """Return the name of one step of the stage: step, update, ..."""
     return draw.shown(step_name(stage.name, stage.unit), signs)
 
 
 def barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs) -> Text:
-    """Draw a bar (None: no bar) in the room that `head` and `tail` leave. A long name is cut before the numbers are."""
+    """Draw a bar (None: no bar) between `head` and `tail`. A long name is cut before the numbers."""
     room = width - tail.cell_len
     if head.cell_len > room:
         draw.fit(head, max(0, room), signs)
@@ -122,7 +123,7 @@ def barred(head: Text, share: float | None, tail: Text, width: int, signs: Signs
 
 
 def metric_rows(stage: Stage) -> list[tuple[Metric, Series]]:
-    """Choose the stage's key metrics that were reported; of an unknown stage, the first ones that were reported."""
+    """Choose the stage's key metrics that were reported; for an unknown stage, the first metrics reported."""
     known = [
         (metric, stage.series[metric.name]) for metric in ranked(stage.name, "screen") if metric.name in stage.series
     ]
@@ -132,9 +133,9 @@ def metric_rows(stage: Stage) -> list[tuple[Metric, Series]]:
 def metric_lines(
     metric: Metric, series: Series, beside: Sequence[Series], height: int, width: int, signs: Signs
 ) -> list[Text]:
-    """Draw one metric in `height` lines: name, number, trend, chart and its range; below the name what it means.
+    """Draw one metric in `height` lines: name, number, trend, chart and its range; its meaning below the name.
 
-    Its chart shows the same steps as the charts of the series `beside` it.
+    Its chart has the same step axis as the charts of the series in `beside`.
     """
     value = Text(f"{short(series.last):>{VALUE_WIDTH}}", "bold" if math.isfinite(series.last) else "bold red")
     label = Text(draw.shown(metric.label or metric.name, signs))
@@ -198,12 +199,12 @@ def sample_lines(sample: Mapping[str, Any], width: int, height: int, signs: Sign
 
 
 def _side(name: str, style: str, text: Any, scores: Any, width: int, height: int, signs: Signs) -> list[Text]:
-    heads = [Text().append(name, style)]  # not the whole line: what is drawn beside it keeps its own style
+    heads = [Text().append(name, style)]  # no style for the whole line: other parts keep their own
     for key, value in scores.items() if is_map(scores) else ():
         found = real(value)
         score = Text(f"{draw.shown(str(key)[: draw.LONGEST], signs)} ", "dim")
         score.append("nan" if found is None else number(found, 3), "bold")
-        if heads[-1].cell_len + 2 + score.cell_len > width and len(heads) < height - 1:  # one line of text must stay
+        if heads[-1].cell_len + 2 + score.cell_len > width and len(heads) < height - 1:  # keep one line for text
             heads.append(Text())
         heads[-1].append("  ").append_text(score)
     body = transcript(text).strip()

@@ -1,7 +1,7 @@
-"""Events as text for pipes and log files: one line per event, `[stage]` first, so that grep finds it.
+"""Print events as plain text for pipes and log files: one line per event, `[stage]` first, so that grep finds it.
 
-Writes to the stream it is given; reads nothing. Throttling goes by the events' own times, so the output is a function
-of them.
+Writes to its stream; reads nothing. Progress lines are limited by the events' own times, so that equal events give
+equal output.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from rlhfctl.events import (
 from rlhfctl.metrics import log_labels, ranked, step_name
 
 OTHER_METRICS = 4
-"""How many metrics that the table does not rank follow those it does."""
+"""Number of metrics without a rank that are shown after the ranked ones."""
 
 PROGRESS_EVERY_S = 5.0
-"""Seconds between two progress lines of a stage that reports nothing else."""
+"""Least seconds between two progress lines of a stage that reports nothing else."""
 
 WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
-"""Work beside a stage's steps has a line once it has lasted so long, then one in so many seconds, one at its end."""
+"""Seconds of work beside a stage's steps until its first line, and between its next lines. Its end has a line, too."""
 
 
 class PlainPrinter:
-    """Write one line per event to `stream`, and flush it. A listener."""
+    """Write one line per event to `stream` and flush it. This is a listener."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._units: dict[str, str] = {}  # as stages report them
+        self._units: dict[str, str] = {}  # stage -> name of one step
         self._last_time: dict[str, float] = {}
         self._last_step: dict[str, int] = {}
-        self._worked: dict[tuple[str, str], float] = {}  # when it last had a line, in its own seconds
+        self._worked: dict[tuple[str, str], float] = {}  # (stage, work) -> seconds of work at its last line
 
     def __call__(self, event: Event, /) -> None:
         match event:
@@ -82,7 +82,7 @@ class PlainPrinter:
             case VerdictReached():
                 self._line(event, f"verdict {one_line(event.sentence)}")
             case RunStarted() | RunStopped():
-                pass  # a note says the one, the command's error message the other
+                pass  # a note and the command's error message say the same
             case _:
                 self._line(event, event.kind)
 
@@ -102,7 +102,7 @@ class PlainPrinter:
     def _progress(self, event: Progress) -> None:
         self._units[event.stage] = event.unit
         if self._last_step.get(event.stage) == event.step:
-            return  # a metrics line has just said so
+            return  # the metrics line just printed has the step
         last = self._last_time.get(event.stage)
         recent = last is not None and abs(event.time - last) < PROGRESS_EVERY_S
         if recent and event.step != event.total:
@@ -136,9 +136,9 @@ class PlainPrinter:
         self._line(event, f"{where} {shown}" if shown else where)
 
     def _where(self, stage: str, step: int, total: int | None, eta_s: float | None) -> str:
-        of = f"/{total}" if total is not None else ""
+        total_text = f"/{total}" if total is not None else ""
         eta = f" eta {duration(eta_s)}" if eta_s is not None and math.isfinite(eta_s) else ""
-        return f"{self._unit(stage)} {step}{of}{eta}"
+        return f"{self._unit(stage)} {step}{total_text}{eta}"
 
     def _unit(self, stage: str) -> str:
         return self._units.get(stage) or step_name(stage)
@@ -152,7 +152,7 @@ class PlainPrinter:
 
 
 def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Choose which of `values` to show: the ranked ones (or their eval_ twins) in order, then up to 4 others."""
+    """Choose the metrics to show: the ranked ones (or their eval_ twins) in order, then up to 4 others."""
     listed = [metric.name for metric in ranked(stage, "log")]
     names = [name for name in (*listed, *(f"eval_{name}" for name in listed)) if name in values]
     names = list(dict.fromkeys(names))
@@ -161,6 +161,6 @@ def chosen_metrics(stage: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def assignments(stage: str, values: Mapping[str, float]) -> str:
-    """Write the metrics to show as one would grep for them: `loss=2.31 lr=9.1e-4`."""
+    """Write the metrics to show as `loss=2.31 lr=9.1e-4`, which grep finds."""
     shown, labels = chosen_metrics(stage, values), log_labels()
     return " ".join(f"{labels.get(name, name)}={number(value)}" for name, value in shown.items())

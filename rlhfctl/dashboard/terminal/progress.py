@@ -1,6 +1,6 @@
-"""A progress bar on standard error for commands that are no run: how far long work is, and what it is.
+"""Show a progress bar on standard error for commands other than `run`.
 
-Reads the `Working` events that long work emits; draws on a terminal alone, nothing into pipes and files.
+Reads the `Working` events that long work emits. Draws on terminals only; pipes and files get nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhfctl.events import Event, Working
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Event], None]]:
-    """Yield a listener that draws a bar for each piece of long work while inside."""
+    """Yield a listener that draws one bar per piece of long work."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     screen = Console(file=sys.stderr)
     quiet = not screen.is_terminal

@@ -1,6 +1,7 @@
-"""What commands show of runs: listeners while stages run, the verdict afterwards, finished runs side by side.
+"""Show runs to people: open the listeners while stages run, print the verdict, compare finished runs.
 
-Writes events.jsonl and to standard output; turns signals into errors with a way on. Runs nothing itself.
+Writes events.jsonl and standard output. Turns signals into errors that say how to continue. Leaves out running the
+stages (pipeline.py).
 """
 
 from __future__ import annotations
@@ -27,29 +28,30 @@ from rlhfctl.graph import STAGES
 from rlhfctl.verdict import lowest_control
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
-_STOPPED_BY = {  # signal -> what to say of it
+_STOPPED_BY = {  # signal -> words for the message
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "asked to end (SIGTERM)",
     signal.SIGHUP: "the terminal was closed (SIGHUP)",
 }
-_INPUTS = {"model": "model", "functions": "the reward functions"}  # of a stage -> what to call another one
-_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
+# A stage's input -> its name in a list of differences.
+_INPUTS = {"model": "model", "functions": "the reward functions"}
+_READER_GONE = (errno.EPIPE, errno.EIO)  # errors of a closed pipe and a closed terminal
 
 
 class Interrupted(RlhfctlError):
-    """Raised when a signal ends the stages: Ctrl-C, a scheduler's request to end, the terminal closed."""
+    """Error raised when a signal ends the stages: Ctrl-C, a scheduler's request to end, or a closed terminal."""
 
     def __init__(self, number: signal.Signals) -> None:
-        self.exit_code = 128 + number  # what a shell reports for it
+        self.exit_code = 128 + number  # the exit code that shells report for this signal
         super().__init__(f"stopped: {_STOPPED_BY[number]}", fix=_GO_ON)
 
 
 @contextmanager
 def open_listeners(events: Path) -> Iterator[FanOut]:
-    """Open the listeners of a run: events.jsonl always, and the screen on a terminal or plain lines elsewhere.
+    """Open the listeners of a run: events.jsonl, and the screen on a terminal or plain lines elsewhere.
 
-    A terminal that cannot move its cursor gets plain lines.
-    Signals that ask for an end leave as Interrupted, a standard output that nobody reads as OutputClosed.
+    A terminal that cannot move its cursor gets plain lines. Raises Interrupted on a signal that asks for an end, and
+    OutputClosed when nobody reads standard output any more.
     """
     screen = console()
     with _signals_as_interrupted() as stop, JsonlWriter(events) as writer:
@@ -66,7 +68,7 @@ def open_listeners(events: Path) -> Iterator[FanOut]:
 
 @contextmanager
 def _signals_as_interrupted() -> Iterator[_Stop]:
-    """Turn the signals that ask for an end into Interrupted. One that is ignored (nohup) stays ignored."""
+    """Raise Interrupted on the signals that ask for an end. An ignored signal (nohup) stays ignored."""
     stop = _Stop()
     before = {
         number: signal.signal(number, stop.ask)
@@ -77,7 +79,7 @@ def _signals_as_interrupted() -> Iterator[_Stop]:
         yield stop
     except KeyboardInterrupt:
         raise Interrupted(stop.asked or signal.SIGINT) from None
-    except OSError as error:  # the terminal that went can take no last words
+    except OSError as error:  # writing to a closed terminal fails
         if stop.asked is None or error.errno not in _READER_GONE:
             raise
         raise Interrupted(stop.asked) from None
@@ -87,9 +89,9 @@ def _signals_as_interrupted() -> Iterator[_Stop]:
 
 
 class _Stop:
-    """Keep the signal that asked for an end.
+    """Keep the signal that asked for an end, and raise KeyboardInterrupt for it.
 
-    As a listener, stop at the next event if a library swallowed the exception.
+    It is also a listener: it raises once more at the next event, in case a library swallowed the exception.
     """
 
     def __init__(self) -> None:
@@ -123,7 +125,7 @@ def _output_closed_as_error(listener: Listener) -> Listener:
 
 @contextmanager
 def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None]:
-    """Emit RunStopped with the reason when an exception leaves the stages, then let the exception go on."""
+    """Emit RunStopped with the reason when an exception leaves the stages, then raise the exception again."""
     try:
         yield
     except BaseException as error:
@@ -131,7 +133,7 @@ def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None
             reason = f"{_STOPPED_BY[stop.asked or signal.SIGINT]}; {_GO_ON}"
         else:
             reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # a full disk, say: the error itself is what counts
+        with suppress(OSError):  # on a full disk, for example: the exception is more important
             for listener in listeners:
                 listener(RunStopped(stage="run", reason=reason))
         raise
@@ -143,14 +145,14 @@ def print_verdict(last: Artifact) -> None:
         return
     screen = console()
     rows = [json.loads(line) for line in last.part("samples").read_text(encoding="utf-8").splitlines()]
-    screen.print(samples_view([row for row in rows if row["sample"] == 0]))  # one a prompt
+    screen.print(samples_view([row for row in rows if row["sample"] == 0]))  # one sample per prompt
     screen.print()
     screen.print(comparison_table(json.loads(last.part("compare").read_text(encoding="utf-8"))))
     screen.print()
 
 
 def print_run_comparison(runs: list[Path], *, as_json: bool = False) -> None:
-    """Print the verdicts of several runs as a table, of one run in full. `as_json`: print their `compare.json`."""
+    """Print the verdicts of several runs as a table, or one run's in full. `as_json`: print their `compare.json`."""
     reports: dict[Path, Mapping[str, Any]] = {}
     artifacts: dict[Path, Artifact] = {}
     for path in runs:
@@ -168,7 +170,7 @@ def print_run_comparison(runs: list[Path], *, as_json: bool = False) -> None:
         console().print(comparison_table(reports[runs[0]]))
         return
     console().print(runs_table([_run_row(path, reports.get(path)) for path in runs]))
-    for note in _not_alike(reports, artifacts):
+    for note in _comparability_notes(reports, artifacts):
         console().print(Text(note))
 
 
@@ -189,8 +191,10 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
     } | {key: judge.get(key) for key in keys}
 
 
-def _not_alike(reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]) -> Iterator[str]:
-    """Yield what keeps these runs from being compared as they stand, and how their settings differ from the first."""
+def _comparability_notes(
+    reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]
+) -> Iterator[str]:
+    """Yield reasons why the runs' figures cannot be compared directly, and settings that differ from the first."""
     if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
         yield "these runs were compared on different test prompts: their figures are not on one scale"
     if len({report.get("temperature") for report in reports.values()}) > 1:

@@ -1,8 +1,8 @@
-"""The screen of a run: draws the run's state in any width and height.
+"""Draw the screen of a run, at any width and height.
 
-Above: the run, its stages (done, now, next) and the time left. Below: the stage's key metrics as number, trend and
-chart, the last sample beside the reference's, and alarms. Reads nothing and prints nothing. What is known of the run is
-in state.py, the parts are drawn in parts.py; live.py shows the screen during `run`, watch.py from `events.jsonl`.
+At the top: the run, its stages (done, now, next) and the time left. Below: the stage's key metrics as number, trend and
+chart, the last sample beside the reference's, and alarms. Reads the run's state (state.py) and lays out parts that
+parts.py draws. Prints nothing: live.py shows the screen during `run`, watch.py from `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from rlhfctl.dashboard.terminal import draw, parts
 from rlhfctl.dashboard.terminal.draw import Signs
 from rlhfctl.dashboard.text import counted, duration, work_left
 
-TWO_COLUMNS = 120  # from this width on metrics stand to the left of samples and alarms
-STALE_S = 30.0  # without an event for longer, the screen says so
-WORK_SHOWN_S = 0.5  # work that is over sooner would only flicker
-_TALLEST = 4  # lines that one metric takes where there is room
-_AGES = {"done": " (done)", "skipped": " (done)", "next": " (of an earlier run; to come)"}  # of what is shown
+TWO_COLUMNS = 120  # from this width, metrics stand to the left of samples and alarms
+STALE_S = 30.0  # after this time without an event the screen says so
+WORK_SHOWN_S = 0.5  # shorter work would only flicker
+_TALLEST = 4  # most lines per metric
+# State of a stage -> suffix of the title above its metrics.
+_AGES = {"done": " (done)", "skipped": " (done)", "next": " (of an earlier run; to come)"}
 _VERDICT_LINES = 5
-_LEAST_SAMPLE = 8  # lines: rule, two of a prompt, heads, four of responses
+_LEAST_SAMPLE = 8  # lines: rule, two for a prompt, names and scores, four for responses
 
 
 class Screen:
@@ -39,7 +40,7 @@ class Screen:
         if room < 2:
             return head[: max(0, height)]
         if width >= TWO_COLUMNS and room >= _LEAST_SAMPLE:
-            left = (width - len(signs.divider)) * 3 // 5  # at 120 cells a chart's range still fits beside it
+            left = (width - len(signs.divider)) * 3 // 5  # leaves room for a chart and its range at 120 cells
             right = width - left - len(signs.divider)
             said = self._alarm_lines(right, room // 3, signs)
             sample = self._sample_lines(right, room - len(said), signs)
@@ -54,7 +55,7 @@ class Screen:
         return [*head, *body][:height]
 
     def summary(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """Draw the few lines that stay when the screen is gone: the stages and the alarms that hold."""
+        """Draw the lines that stay after the screen is erased: the stages and the alarms that hold."""
         head = self.head(width, signs, now)
         under_way = self.state.current is not None and self.state.current.state == "now"
         head = [*head[: 3 if under_way else 2], *(head[3:] if self.state.over else [])]
@@ -62,7 +63,7 @@ class Screen:
         return [*head, *said]
 
     def head(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """Draw the run and its time, the stages, a progress bar, and the work just now or, at the end, the verdict."""
+        """Draw the run and its time, the stages, a progress bar, and the current work or, at the end, the verdict."""
         state = self.state
         title = Text(draw.shown(state.name[: draw.LONGEST], signs) or "run", "bold")
         if state.last is not None and not state.over:
@@ -76,7 +77,7 @@ class Screen:
         return [*lines, *(self._verdict_lines(width, signs) if state.over else [self._work(width, signs, now)])]
 
     def _verdict_lines(self, width: int, signs: Signs) -> list[Text]:
-        """Draw what the comparison found, once the run is over."""
+        """Draw the verdict of the comparison, once the run is over."""
         if self.state.verdict is None:
             return []
         word, sentence = self.state.verdict
@@ -86,7 +87,7 @@ class Screen:
         return lines
 
     def _bar(self, width: int, signs: Signs, now: float) -> Text:
-        """Draw how far the stage at work is or, without one, the newest note."""
+        """Draw the progress of the stage at work or, without one, the newest note."""
         stage = self.state.current
         if stage is None or stage.state != "now":
             said = "" if self.state.over else self.state.note.replace("\n", " ")
@@ -200,7 +201,7 @@ class Screen:
                 if room > 0:
                     lines.append(draw.fit(Text(f"  and {after + 1} more", "dim"), width, signs))
                 break
-            if after and len(wrapped) >= room > 1:  # the first one may fill all but the line that counts the others
+            if after and len(wrapped) >= room > 1:  # keep one line that counts the others
                 wrapped = draw.wrap(text, max(1, width - 2), room - 1, signs)
             for number_, line in enumerate(wrapped[: max(0, room)]):
                 lines.append(draw.fit(Text(f"{' ' if number_ else mark} ", style).append(line, ""), width, signs))

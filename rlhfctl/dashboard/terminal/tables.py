@@ -1,7 +1,7 @@
-"""Results as rich renderables: the verdict and its table, samples side by side, runs side by side.
+"""Build rich tables of results: the verdict and its numbers, samples side by side, runs side by side.
 
-Reads mappings as they stand in `compare.json`; prints nothing itself. Text from outside (prompts, responses, names of
-judges and runs) goes in as Text, never as markup, with control characters spelled out.
+Reads the content of `compare.json`; prints nothing itself. Text from outside (prompts, responses, names of judges and
+runs) is never read as markup, and its control characters are spelled out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MISSING = "-"
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
-    """Build the verdict in words, a row per judge (the primary one first), the controls, then KL, lengths, ends.
+    """Build the verdict in words, one row per judge (the primary one first), the controls, then KL, lengths, ends.
 
-    `compare` is the content of `compare.json`; keys that are absent or null are left out of the picture.
+    `compare` is the content of `compare.json`. Keys that are absent or null are not shown.
     """
     judges: Mapping[str, Mapping[str, Any]] = compare["judges"]
     primary: str = compare["primary_judge"]
@@ -47,13 +47,13 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
 
 
 def not_independent(judge: str) -> str:
-    """Say that a verdict rests on the reward that the policy was trained on."""
+    """Compose the sentence that a verdict rests on the reward that the policy was trained on."""
     what = "reward model" if judge == "reward_model" else "reward function"
     return f"this verdict rests on the {what} that PPO trained against: it is not independent evidence"
 
 
 def samples_view(rows: Sequence[Mapping[str, Any]], n: int = 4) -> RenderableType:
-    """Show the first `n` rows: the prompt, and under it both responses, policy and reference, with their scores."""
+    """Build the view of the first `n` rows: the prompt, then the policy's and the reference's responses with scores."""
     shown = rows[:n]
     if not shown:
         return Text("no samples", "dim")
@@ -75,7 +75,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Build a table of several runs, one row per run.
 
     A row has run, verdict, primary_judge, delta, win_rate and kl, and may have win_rate_ci95, control_win_rate,
-    greedy_win_rate, length and independent (where that is false a star is shown).
+    greedy_win_rate, length and independent (a star marks false).
     """
     table = _table()
     table.add_column("run", overflow="fold")
@@ -106,7 +106,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _verdict_line(compare: Mapping[str, Any]) -> Text:
-    """Write the verdict's sentence, its word in colour; then the means of the main comparison."""
+    """Write the verdict's sentence, with the verdict in colour, then the means of the main comparison."""
     judge = compare["judges"][compare["primary_judge"]]
     word, places = str(compare["verdict"]), _decimals(judge)
     said = visible(str(compare.get("sentence") or verdicts.sentence(compare)))
@@ -122,7 +122,7 @@ def _verdict_line(compare: Mapping[str, Any]) -> Text:
 
 
 def _controls_table(controls: Sequence[Mapping[str, Any]], primary: str) -> Table:
-    """Build a row per control: the policy against a reference that a cheap explanation would make as good."""
+    """Build one row per control: the policy against a reference that had the help of a cheap explanation."""
     table = _table()
     table.add_column(f"control, by {visible(primary)}", overflow="fold")
     for heading in ("delta", "win rate"):
@@ -154,7 +154,7 @@ def _judges_table(
         if decoding and group:
             table.add_section()
             table.add_row(Text(decoding, "dim"))
-        for name in sorted(group, key=lambda name: name != primary):  # stable: the others keep their order
+        for name in sorted(group, key=lambda name: name != primary):  # the sort is stable: the others keep their order
             judge = group[name]
             dependent = judge.get("independent", judges.get(name, {}).get("independent")) is False
             table.add_row(_text(name, "*" if dependent else ""), *_judge_cells(judge))
@@ -172,7 +172,7 @@ def _judge_cells(judge: Mapping[str, Any]) -> list[str]:
 
 
 def _behaviour_table(compare: Mapping[str, Any]) -> Table:
-    """Build the table of what judges do not see: KL, response length, share of responses that end, distinct 2-grams."""
+    """Build the table of facts that no judge sees: KL, response length, share of ended responses, distinct 2-grams."""
     table = _table()
     count = compare.get("samples_per_prompt")
     table.add_column("" if count is None else f"per prompt: {count} sample{'' if count == 1 else 's'}")
@@ -199,7 +199,7 @@ def _text(value: object, suffix: str = "") -> Text:
 
 
 def _body(value: Any) -> Text:
-    """Show a prompt or a response with its line ends; trailing ones are dropped."""
+    """Write a prompt or a response with its line ends. Trailing line ends are dropped."""
     if value is None:
         return Text("(none)", "dim italic")
     value = transcript(value)
@@ -228,7 +228,7 @@ def _win_rate(judge: Mapping[str, Any]) -> str:
 
 
 def _decimals(judge: Mapping[str, Any]) -> int:
-    """Choose 2 to 6 decimals: one figure of the delta's interval half-width, or two of the delta itself."""
+    """Choose 2 to 6 decimals: one digit of the half-width of the delta's interval, or two digits of the delta."""
     delta, interval = judge.get("delta"), judge.get("delta_ci95")
     size = abs(interval[1] - interval[0]) / 2 if interval is not None else 0.0
     size = size or abs(delta or 0.0) / 10

@@ -1,7 +1,7 @@
-"""`rlhfctl watch RUN`: the screen of a run from another terminal, while it is at work or afterwards.
+"""`rlhfctl watch RUN`: show the screen of a run from another terminal, while it is at work or afterwards.
 
-Reads `events.jsonl` alone (and asks the run's lock file whether its process still lives); writes to the console it is
-given: the screen on a terminal, plain lines elsewhere. Changes nothing in the run.
+Reads `events.jsonl`, and checks the run's lock file to see whether its process still lives. Writes to its console: the
+screen on a terminal, plain lines elsewhere. Changes nothing in the run.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from rlhfctl.events import from_record
 from rlhfctl.paths import EVENTS, LOCK
 
 LOOK_EVERY_S = 0.5
-_ANSWER_S = 0.1  # to Ctrl-C
-SILENT_S = 60.0  # after an event: so long a run that cannot be asked (on another machine) counts as at work
-PARSED_AT_MOST = 1_000  # lines of a long file: more would not show on a screen
-_ATTEMPTS = 200  # kinds of earlier starts that are still looked at, in a run that was started very often
+_CTRL_C_CHECK_S = 0.1  # most seconds until Ctrl-C is noticed
+SILENT_S = 60.0  # after its last event a run whose lock cannot be checked (another machine) counts as at work so long
+PARSED_AT_MOST = 1_000  # lines parsed of a long file: a screen shows no more
+_ATTEMPTS = 200  # groups of lines from earlier starts that are read, in a run that was started very often
 _START = b'{"event": "started"'
 _NEWEST = (b'{"event": "run_started"', b'{"event": "finished"')
-_KIND_AT_MOST, _TAIL = 120, 120  # bytes: where `event` and `stage` end, and where `split` stands
+# Bytes at the start of a line that hold `event` and `stage`, and bytes at its end that hold `split`.
+_KIND_AT_MOST, _TAIL = 120, 120
 _WORKING = b'{"event": "working"'
 _SPARSE = (b'{"event": "metrics"', b'{"event": "checkpoint"', b'{"event": "sample"', _WORKING)
-_EVENT = slice(11, 19)  # where the writer puts an event's name, or its first eight letters
-_LAST_PROGRESS = 64  # where a stage is now, and its pace
-_LAST_WORK = 16  # per stage: what was under way before is over
+_EVENT = slice(11, 19)  # position of the first eight letters of an event's name
+_LAST_PROGRESS = 64  # newest progress lines: they give the current step and the pace
+_LAST_WORK = 16  # newest work lines per stage: earlier work is over
 _GONE = "its process has ended; the same command resumes from the last complete checkpoint"
 
 
 class Tail:
-    """Read the whole lines of a growing file as they come. A replaced file is read anew: `restarted` says so."""
+    """Read the whole lines of a growing file as they come. A replaced file is read anew and sets `restarted`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,7 +76,7 @@ class Tail:
         return lines
 
     def rest(self) -> list[bytes]:
-        """Return a last line without its end: whole if nobody writes any more, else torn."""
+        """Return the last line if it has no line end yet. It may be torn while somebody still writes."""
         return [self._torn] if self._torn else []
 
 
@@ -89,7 +90,7 @@ def watch(
 ) -> None:
     """Show a run until it is over or Ctrl-C is pressed; with `follow`, until Ctrl-C.
 
-    `console` and `stream` None: standard output.
+    None for `console` or `stream` means standard output. RlhfctlError if there is no run, unless `follow`.
     """
     if not (run / EVENTS).is_file() and not follow:
         near = sorted(path.parent.name for path in run.parent.glob(f"*/{EVENTS}")) if run.parent.is_dir() else []
@@ -121,14 +122,14 @@ def _on_screen(run: Path, console: Console, signs: Signs, follow: bool) -> None:
                         full.screen = Screen(state)
                     feed(state, lines)
     feed(state, tail.rest())
-    _say_if_gone(state, run)
+    _stop_if_gone(state, run)
     now = time.time() if at_work(state, run) else state.last or 0.0
     for line in Screen(state).lines(console.width, max(8, console.height - 1), signs, now):
         console.print(line, no_wrap=True, overflow="crop")
 
 
 def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
-    """Print the lines that `run` prints into a pipe, event by event."""
+    """Print the same lines that `run` prints into a pipe."""
     tail, state, printer = Tail(run / EVENTS), RunState(), PlainPrinter(stream)
 
     def show(lines: Iterable[bytes]) -> None:
@@ -148,7 +149,7 @@ def _as_lines(run: Path, stream: TextIO, follow: bool) -> None:
 
 @contextmanager
 def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Take Ctrl-C as the way out of watching. It is noted only, so it never strikes in the middle of a frame."""
+    """Yield a function that tells whether Ctrl-C was pressed. Ctrl-C raises nothing, so no frame is cut off."""
     asked = False
 
     def note(signum: int, frame: object) -> None:
@@ -168,13 +169,13 @@ def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
 def _pause(asked: Callable[[], bool]) -> None:
     end = time.monotonic() + LOOK_EVERY_S
     while not asked() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _ANSWER_S))
+        time.sleep(min(left, _CTRL_C_CHECK_S))
 
 
 def at_work(state: RunState, run: Path) -> bool:
-    """Tell whether more events are to come: the run is not over, and its process lives.
+    """Tell whether more events will come: the run is not over, and its process lives.
 
-    Where the process cannot be asked, a run that spoke a moment ago counts as alive.
+    If its lock cannot be checked, a run with an event in the last SILENT_S seconds counts as alive.
     """
     if state.over:
         return False
@@ -182,19 +183,20 @@ def at_work(state: RunState, run: Path) -> bool:
     return state.last is not None and time.time() - state.last < SILENT_S if held is None else held
 
 
-def _say_if_gone(state: RunState, run: Path) -> None:
+def _stop_if_gone(state: RunState, run: Path) -> None:
+    """Mark the run as stopped if its process has ended."""
     if not at_work(state, run):
         state.no_more_comes(_GONE)
 
 
 def history(events: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a run's earlier attempts, as many as a screen needs."""
+    """Yield the records of a run's earlier attempts that a screen needs."""
     lines = Tail(events).lines()
     return _worth_parsing(lines)
 
 
 def feed(state: RunState, lines: list[bytes]) -> None:
-    """Feed lines of `events.jsonl` to a state. Only as much of a long file is parsed as a screen can show."""
+    """Feed lines of `events.jsonl` to a state. Lines of a long file that a screen cannot show are not parsed."""
     for record in _worth_parsing(lines):
         state.feed(record)
 
@@ -206,13 +208,13 @@ def _worth_parsing(lines: list[bytes]) -> Iterator[dict[str, Any]]:
 def _thinned(lines: list[bytes]) -> list[bytes]:
     """Choose the lines that a screen can show: each stage's end, some metrics and samples, the newest progress.
 
-    Lines are told apart by their beginnings, which the writer keeps the same (`event`, `stage`, `time`), so most need
-    not be parsed. Each start of a stage begins new kinds: what came before must not crowd out what came after.
+    Lines are grouped by their beginnings, which the writer always gives the same order (`event`, `stage`, `time`), so
+    most need not be parsed. Each start of a stage begins new groups, so that old lines do not push out new ones.
     """
     kept: list[int] = []
     earlier: list[list[int]] = []
     groups: dict[bytes, list[int]] = {}
-    newest: dict[bytes, int] = {}  # the last start of the run, and the last end of each stage
+    newest: dict[bytes, int] = {}  # kind -> index of the run's last start and of each stage's last end
     for index, line in enumerate(lines):
         if line[_EVENT] == b"progress":
             continue
@@ -245,7 +247,7 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
 
 
 def _spread(indices: list[int], most: int) -> list[int]:
-    """Choose at most `most` indices: a quarter from the start, half from the end, the others evenly from between."""
+    """Choose at most `most` indices: a quarter from the start, half from the end, the others evenly in between."""
     if len(indices) <= most:
         return indices
     head, tail = max(1, most // 4), max(1, most // 2)

@@ -1,4 +1,4 @@
-"""The screen during `run`: it is shown, and it gives the terminal back with everything that was said."""
+"""The screen during `run`: it is shown, and at the end the terminal is restored and all messages are printed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECOND_PAGE, HOME, ERASE = "\x1b[?1049h", "\x1b[H", "\x1b[K"
 
 
 def terminal(width: int = 80, *, escapes: bool = False) -> Console:
-    """A console that writes to memory: with `escapes` as to a terminal, else as plain text."""
+    """Make a console that writes to memory: with `escapes` as to a terminal, else as plain text."""
     return Console(file=io.StringIO(), width=width, height=24, force_terminal=escapes, color_system=None)
 
 
@@ -43,7 +43,7 @@ def written(console: Console) -> str:
 
 
 def left(text: str) -> str:
-    """What stands there once the frame is taken away."""
+    """Return the text that stays after the frame is erased."""
     gone = text[text.rindex(HOME) + len(HOME) :]
     assert not gone.startswith(ERASE)  # as a frame does
     return gone

@@ -1,4 +1,4 @@
-"""The plain log, line by line."""
+"""Plain lines for pipes and log files: their words, their numbers, and how often they come."""
 
 from __future__ import annotations
 

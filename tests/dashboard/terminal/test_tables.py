@@ -1,4 +1,4 @@
-"""Tables as text, at the widths people have."""
+"""Tables of results as text, at usual widths of terminals."""
 
 from __future__ import annotations
 

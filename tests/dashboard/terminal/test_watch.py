@@ -1,4 +1,4 @@
-"""Watching a run from its file of events: live, afterwards, resumed, torn, long, and through a pipe."""
+"""`watch`: a run shown from events.jsonl while it runs, afterwards, resumed, torn, very long, and through a pipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
 
 
 def page(run: Path, **options: Any) -> str:
-    """What `watch` leaves on an 80 x 24 terminal."""
+    """Return the text that `watch` leaves on an 80 x 24 terminal."""
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
     watching.watch(run, console, io.StringIO(), **options)
     assert isinstance(console.file, io.StringIO)
@@ -229,7 +229,7 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path) -> None:
 
 
 def long_run(path: Path, count: int) -> Path:
-    """About `count` events: a long sft, then a PPO that reports at every update and was resumed half way."""
+    """Make about `count` events: a long sft, then a PPO that reports each update and was resumed half way."""
     lines = [run_started(), started("sft", 1.0, count // 2)]
     for step in range(1, count // 2):
         common = {"stage": "sft", "time": 1.0 + step, "step": step, "total": count // 2}

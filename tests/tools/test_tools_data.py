@@ -1,4 +1,4 @@
-"""`rlhfctl data`: counts that can be recounted, leaks that are there, examples as the model reads them."""
+"""`data`: counts are right, leaks are found, and examples are shown as the model reads them."""
 
 from __future__ import annotations
 

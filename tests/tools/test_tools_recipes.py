@@ -1,4 +1,4 @@
-"""`recipes`: what is listed, and that a copy works where it lies."""
+"""`recipes`: the list of shipped recipes, and copies that work in their new folder."""
 
 from __future__ import annotations
 

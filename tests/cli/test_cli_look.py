@@ -1,0 +1,49 @@
+"""`show`, `runs`, `watch`, `score` as commands: JSON for scripts, and files that are not overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from typer.testing import CliRunner
+
+from rlhfctl.cli import app
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.tools import score
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a run folder without complete stages; the current folder is its grandparent."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs") / "mine"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(TINY, encoding="utf-8")
+    (folder / "events.jsonl").touch()
+    return folder
+
+
+def test_show_and_runs_print_json_for_scripts(run: Path) -> None:
+    shown = json.loads(CliRunner().invoke(app, ["show", str(run), "--json"]).output)
+    assert shown["name"] == "tiny" and shown["stages"]["sft"] == {"state": "not started", "manifest": None}
+    (listed,) = json.loads(CliRunner().invoke(app, ["runs", "--json"]).output)
+    assert (listed["name"], listed["state"]) == ("mine", "unfinished")
+
+
+def test_no_runs_yet_is_an_empty_list_and_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(CliRunner().invoke(app, ["runs", "--json"]).output) == []
+    assert "start one: rlhfctl run quickstart" in CliRunner().invoke(app, ["runs"]).output
+
+
+def test_score_refuses_an_existing_file_before_it_scores(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scored(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing must be scored")
+
+    monkeypatch.setattr(score, "score", scored)
+    result = CliRunner().invoke(app, ["score", str(run), "rows.jsonl", "--out", str(run / "recipe.yaml")])
+    assert isinstance(result.exception, RlhfctlError) and "already exists" in str(result.exception)
+    assert (run / "recipe.yaml").read_text(encoding="utf-8") == TINY
