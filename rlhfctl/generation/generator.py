@@ -1,4 +1,7 @@
-"""How to sample, what a response is, and the counted random numbers that every way of sampling draws from."""
+"""Define sampling settings, responses, the Generator protocol, and the random numbers that all generators use.
+
+Each random number is a function of (seed, stream, episode, position), so batch size and order change no draw.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from rlhfctl.recipe.schema import Ppo
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` None is greedy; `stop_ids` None ends at the model's end tokens, () at the length.
+    """Sampling settings.
 
-    `top_k` 0 and `top_p` 1 keep the whole distribution. `stream` separates draws that share seed and episode.
+    `temperature`: None means greedy. `stop_ids`: None means the model's end tokens, () means no end before the longest
+    length. `top_k` 0 and `top_p` 1 keep the whole distribution. `stream` separates draws of the same seed and episode.
     """
 
     max_new_tokens: int
@@ -36,12 +40,12 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are drawn from a part of the distribution only."""
+        """Tell whether tokens are drawn from a part of the distribution (top-k or top-p)."""
         return self.temperature is not None and (self.top_k > 0 or self.top_p < 1.0)
 
 
 def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int, stream: int) -> Sampling:
-    """How the section samples, in training and in evaluation alike. RecipeError for a stop token that is none."""
+    """Make the sampling settings of the ppo section, for training and evaluation. RecipeError for an unknown token."""
     stop = section.stop_token
     return Sampling(
         section.response_length,
@@ -57,31 +61,32 @@ def sampling_for(section: Ppo, tokenizer: PreTrainedTokenizerBase, *, seed: int,
 
 
 def stop_strings(section: Ppo, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The texts that end a response: the recipe's, and the template's end of a turn where it is no token."""
+    """Collect the texts that end a response: the recipe's, and the template's end of turn if it is not one token."""
     mark = written_turn_end(tokenizer)
     return (*section.stop_strings, *(() if mark is None else (mark,)))
 
 
 @dataclass(frozen=True)
 class Response:
-    """Ids of one response, its end token included where it ended by itself.
+    """The token ids of one response, with its end token if it ended by itself.
 
-    `logprobs`: of each token under the full distribution at the sampling temperature. `kept`: log of the probability
-    that top-k and top-p left to draw from at each position, 0 without them.
+    `logprobs`: log-probability per token under the full distribution at the sampling temperature. `kept`: log of the
+    total probability that top-k and top-p kept, per token; 0 without them.
     """
 
     ids: list[int]
     ended: bool
     logprobs: list[float] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)  # of each state, and of the one after an end, if asked for
+    values: list[float] = field(default_factory=list)  # one per state, one after the end; empty without value head
 
 
 class Generator(Protocol):
-    """Samples one response for each prompt, in order: local.sample here, another engine elsewhere.
+    """Sample one response per prompt, in the order of the prompts. local.sample is the generator of this package.
 
-    `episodes` numbers the prompts for the counted noise (None: 0, 1, 2, ...). `value_head` reads the hidden states
-    (N, H) as they pass, for `Response.values`. `on_batch` is told how many responses are done, `what` names the work.
+    `episodes`: numbers of the prompts, from which the random numbers follow (None: 0, 1, 2, ...). `value_head`:
+    computes `Response.values` from hidden states (N, H). `on_batch`: called with the number of finished responses.
+    `what`: the name of the work in progress reports.
     """
 
     def __call__(
@@ -99,16 +104,16 @@ class Generator(Protocol):
 
 
 def uniforms(seed: int, stream: int, episode: int, count: int) -> np.ndarray:
-    """The first `count` of an episode's numbers in [0, 1): Philox, counted by stream and episode (Salmon 2011)."""
+    """Draw the first `count` random numbers in [0, 1) of an episode by Philox, which is counter-based (Salmon 2011)."""
     generator = np.random.Philox(key=[seed, 0], counter=[0, 0, stream, episode])
     return np.random.Generator(generator).random(count)
 
 
 def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """The first token of each row at which the cumulative probability exceeds the row's noise.
+    """Choose tokens (B,): the first of each row at which the cumulative probability exceeds the row's `noise`.
 
-    (B, V) and (B,) in [0, 1) to (B,). Probabilities need not add up to exactly 1; a token of probability 0 is never
-    drawn.
+    `probabilities` (B, V), `noise` (B,) in [0, 1). Probabilities need not add up to exactly 1. A token of probability 0
+    is never drawn.
     """
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
@@ -118,7 +123,7 @@ def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
 
 
 def truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """`probabilities` (B, V), 0 but for the `top_k` likeliest, then but for the likeliest that make up `top_p`."""
+    """Keep the `top_k` likeliest tokens of `probabilities` (B, V), then the likeliest that reach `top_p`; others 0."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_k:

@@ -12,8 +12,8 @@ from rlhfctl.models.language_model import LanguageModel, as_language_model
 from rlhfctl.models.scoring import evaluating
 from rlhfctl.models.tensors import pad_right
 
-ROWS_AT_ONCE = 16  # responses whose hidden states are held at a time
-KL_ELEMENTS = 1 << 21  # logits of each side compared at a time: 8 MB in float32, of which six are held
+ROWS_AT_ONCE = 16  # responses per forward: their hidden states are in memory together
+KL_ELEMENTS = 1 << 21  # logits per model and piece: 8 MB in float32; six such tensors are in memory together
 
 
 def exact_kl(
@@ -26,37 +26,38 @@ def exact_kl(
     temperature: float,
     batch_size: int = ROWS_AT_ONCE,
 ) -> list[float]:
-    """KL(policy || reference) in nats for each response sampled from the policy.
+    """Compute KL(policy || reference), in nats per response, for responses sampled from the policy.
 
-    At every response position the full sum over the vocabulary, sum_v p(v) (log p(v) - log q(v)), added over positions:
-    the Rao-Blackwellised estimate of the sequence KL (Amini, Vieira and Cotterell, 2025, arXiv 2504.10637). Unlike the
-    average of log-ratios it is never negative and varies less. Logits are made for a part of the positions at a time.
+    At every response position this is the full sum over the vocabulary, sum_v p(v) (log p(v) - log q(v)); the positions
+    are added up. It is the Rao-Blackwellised estimate of the sequence KL (Amini, Vieira and Cotterell, 2025, arXiv
+    2504.10637): it is never negative, and it varies less than the average of log-ratios. Logits are computed for a part
+    of the positions at a time.
     """
-    ours, theirs = as_language_model(policy, pad_token_id), as_language_model(reference, pad_token_id)
-    rows = max(1, KL_ELEMENTS // ours.vocabulary)
+    policy, reference = as_language_model(policy, pad_token_id), as_language_model(reference, pad_token_id)
+    positions = max(1, KL_ELEMENTS // policy.vocabulary)
     result: list[float] = []
     work = Work("measuring KL", len(prompts), "response")
-    with evaluating(ours.model), evaluating(theirs.model), work:
+    with evaluating(policy.model), evaluating(reference.model), work:
         for start in range(0, len(prompts), batch_size):
             pairs = list(zip(prompts[start : start + batch_size], responses[start : start + batch_size], strict=True))
-            ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, ours.device)
-            judged = torch.zeros_like(mask, dtype=torch.bool)  # position t judges token t + 1
+            ids, mask = pad_right([[*prompt, *response] for prompt, response in pairs], pad_token_id, policy.device)
+            predicts = torch.zeros_like(mask, dtype=torch.bool)  # True where position t predicts a response token t + 1
             for row, (prompt, response) in enumerate(pairs):
-                judged[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
-            of_ours = ours.hidden(ids, attention_mask=mask)[judged]
-            of_theirs = theirs.hidden(ids, attention_mask=mask)[judged]
+                predicts[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
+            policy_states = policy.hidden(ids, attention_mask=mask)[predicts]
+            reference_states = reference.hidden(ids, attention_mask=mask)[predicts]
             terms = [
-                kl_terms(ours.logits(p) / temperature, theirs.logits(q) / temperature)
-                for p, q in zip(of_ours.split(rows), of_theirs.split(rows), strict=True)
+                kl_terms(policy.logits(p) / temperature, reference.logits(q) / temperature)
+                for p, q in zip(policy_states.split(positions), reference_states.split(positions), strict=True)
             ]
             sums = torch.cat(terms).split([len(response) for _, response in pairs])
             result += [float(one.sum().clamp(min=0.0)) for one in sums]
             work.advance(len(result))
-    ours.activate()  # the reference may have been the same model with its adapter off
+    policy.activate()  # the reference may be the same model with its adapter off
     return result
 
 
-def kl_terms(ours: Tensor, theirs: Tensor) -> Tensor:
-    """(N,) KL in nats between the distributions of logits (N, V)."""
-    logp, logq = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+def kl_terms(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """Compute the KL (N,), in nats per position, between the distributions of logits (N, V)."""
+    logp, logq = torch.log_softmax(policy_logits, -1), torch.log_softmax(reference_logits, -1)
     return (logp.exp() * (logp - logq)).sum(-1)

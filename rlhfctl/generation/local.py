@@ -1,9 +1,9 @@
-"""Responses sampled from a policy, and the numbers that compare two policies on them.
+"""Sample responses from a policy in this process, with a KV cache.
 
-Sampling keeps a KV cache, drops each response from the batch soon after it ends, and keeps one log-probability a token,
-never the scores of the whole vocabulary. The noise of a draw is one uniform number for each (seed, episode, position),
-turned into a token by the inverse of the cumulative distribution: what an episode draws depends neither on the other
-rows of its batch nor on their order. Used by PPO (our engine), its evaluations (both engines) and the comparison.
+A finished response leaves the batch soon after its end. One log-probability per token is kept, never the scores of the
+whole vocabulary. Each draw uses one uniform number per (seed, episode, position), which the inverse of the cumulative
+distribution turns into a token. A draw therefore depends neither on the other rows of the batch nor on their order.
+Used by PPO (the rlhfctl engine), by evaluation during PPO (both engines) and by the compare stage.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rlhfctl.models.scoring import evaluating
 from rlhfctl.models.special_tokens import end_tokens
 from rlhfctl.models.tensors import pad_left
 
-SHRINK_BELOW = 0.8  # the batch is shrunk when fewer of its rows than this are still going: each time copies the cache
+SHRINK_BELOW = 0.8  # shrink the batch when at most this share of its rows is unfinished; each time copies the cache
 
 
 def sample(
@@ -41,16 +41,14 @@ def sample(
     value_head: Callable[[Tensor], Tensor] | None = None,
     what: str = "sampling",
 ) -> list[Response]:
-    """One response for each prompt, in order. `episodes` numbers them for the noise (None: 0, 1, 2, ...), so two models
-    given the same prompts draw with the same random numbers. No global random state is read or moved. `what` names the
-    work to those who watch.
+    """Sample one response per prompt, in the order of the prompts (see Generator for the arguments).
 
-    `value_head` reads the hidden states (N, H) as they pass; a row then stays one step longer, for the state after its
-    end.
+    Two models that are given the same prompts draw with the same random numbers. No global random state is read or
+    changed. With `value_head`, each row stays in the batch for one more step, for the value of the state after its end.
     """
     policy = as_language_model(model, tokenizer.pad_token_id)
     numbers = list(range(len(prompts))) if episodes is None else list(episodes)
-    # Equal lengths together: less padding.
+    # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
     policy.activate()
@@ -58,20 +56,21 @@ def sample(
     with evaluating(policy.model), fused(policy.model), work:
         begin = make_forward(policy)
         for start in range(0, len(order), sampling.batch_size):
-            rows = order[start : start + sampling.batch_size]
-            given, counted = [prompts[row] for row in rows], [numbers[row] for row in rows]
-            ids, mask = pad_left(given, policy.pad_token_id, policy.device)
+            indices = order[start : start + sampling.batch_size]
+            batch_episodes = [numbers[index] for index in indices]
+            ids, mask = pad_left([prompts[index] for index in indices], policy.pad_token_id, policy.device)
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
-            drawn = _sample_batch(policy, begin(ids, mask, room), tokenizer, sampling, counted, value_head, work, start)
-            responses |= dict(zip(rows, drawn, strict=True))
-            work.advance(start + len(rows))
-            on_batch(start + len(rows))
+            batch = begin(ids, mask, room)
+            drawn = _sample_batch(policy, batch, tokenizer, sampling, batch_episodes, value_head, work, start)
+            responses |= dict(zip(indices, drawn, strict=True))
+            work.advance(start + len(indices))
+            on_batch(start + len(indices))
     return [responses[index] for index in range(len(prompts))]
 
 
 def make_forward(policy: LanguageModel) -> Callable[[Tensor, Tensor, int], _Forward | Decoding]:
-    """What starts a batch of prompts (B, T), their mask (B, T), and room for so many tokens a row."""
+    """Choose the fastest decoder: a function of prompts (B, T), mask (B, T) and tokens per row that starts a batch."""
     decoder = Decoder.of(policy)
     return decoder.begin if decoder is not None else partial(_Forward, policy)
 
@@ -86,21 +85,21 @@ def _sample_batch(
     work: Work,
     before: int,
 ) -> list[Response]:
-    """The responses of one batch; `before` it so many were drawn."""
-    at, longest = policy.device, sampling.max_new_tokens
+    """Sample the responses of one batch. `before`: the number of responses that are already done."""
+    device, longest = policy.device, sampling.max_new_tokens
     stops = end_tokens(policy.model, tokenizer) if sampling.stop_ids is None else sampling.stop_ids
-    stop_ids = torch.tensor(stops, dtype=torch.long, device=at)
+    stop_ids = torch.tensor(stops, dtype=torch.long, device=device)
     noise = None
     if sampling.temperature is not None:
         drawn = [uniforms(sampling.seed, sampling.stream, episode, longest) for episode in episodes]
-        noise = torch.from_numpy(np.stack(drawn)).to(at)
-    tokens = torch.zeros((len(episodes), longest), dtype=torch.long, device=at)
+        noise = torch.from_numpy(np.stack(drawn)).to(device)
+    tokens = torch.zeros((len(episodes), longest), dtype=torch.long, device=device)
     exact = torch.float64 if policy.head.weight.dtype == torch.float64 else torch.float32
-    logprobs = torch.zeros((len(episodes), longest), device=at, dtype=exact)
+    logprobs = torch.zeros((len(episodes), longest), device=device, dtype=exact)
     kept, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-    counts = torch.full((len(episodes),), longest, device=at)
-    ended = torch.zeros(len(episodes), dtype=torch.bool, device=at)
-    going = torch.arange(len(episodes), device=at)  # rows of the batch that are still in the cache
+    counts = torch.full((len(episodes),), longest, device=device)
+    ended = torch.zeros(len(episodes), dtype=torch.bool, device=device)
+    going = torch.arange(len(episodes), device=device)  # indices of the episodes whose rows are still in the cache
     for t in range(longest):
         states = batch.states
         if value_head is not None:
@@ -128,7 +127,7 @@ def _sample_batch(
             break
         alive = ~ended_before if value_head is not None else ~ended[going]
         left = int(alive.sum())
-        # Those under way count by their share of the longest length: else the bar of a single batch would stand still.
+        # Count unfinished responses in proportion to their length, so that the progress of a single batch is visible.
         work.advance(before + len(episodes) - left + left * (t + 1) // longest)
         if left == 0:
             break
@@ -138,8 +137,8 @@ def _sample_batch(
             going, token = going[chosen], token[chosen]
         batch.step(token)
     result = []
-    rows = (tokens.tolist(), logprobs.tolist(), kept.tolist(), values.tolist(), counts.tolist(), ended.tolist())
-    for row_tokens, row_logprobs, row_kept, row_values, count, end in zip(*rows, strict=True):
+    columns = (tokens.tolist(), logprobs.tolist(), kept.tolist(), values.tolist(), counts.tolist(), ended.tolist())
+    for row_tokens, row_logprobs, row_kept, row_values, count, end in zip(*columns, strict=True):
         probabilities_known = noise is not None
         result.append(
             Response(
@@ -154,13 +153,13 @@ def _sample_batch(
 
 
 class _Forward:
-    """A batch under way through the model's own forward. `states` (B, H): the last hidden states of each row."""
+    """Decode a batch with the model's own forward. `states` (B, H): the hidden states of each row's last token."""
 
     def __init__(self, policy: LanguageModel, ids: Tensor, mask: Tensor, room: int) -> None:
         self.policy = policy
         self.mask = mask
         self.lengths = mask.sum(1)
-        # Without padding no mask is needed, and attention is faster.
+        # A batch without padding needs no mask, and attention is faster without one.
         self.padded = bool((self.lengths < ids.shape[1]).any())
         self.own_mask = self.padded and _takes_own_mask(policy)
         dtype = policy.head.weight.dtype
@@ -169,7 +168,7 @@ class _Forward:
         self.states = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The states after one more token (B,) a row."""
+        """Append one token per row (B,), and return the new states (B, H)."""
         if self.own_mask:
             self.pads = nn.functional.pad(self.pads, (0, 1))
         elif self.padded:
@@ -180,11 +179,11 @@ class _Forward:
         return self.states
 
     def logits(self) -> Tensor:
-        """(B, V) of the next token."""
+        """Compute the logits (B, V) of the next token."""
         return self.policy.logits(self.states)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Drop all rows of the batch but `rows`."""
         self.cache.batch_select_indices(rows)
         self.mask, self.pads, self.lengths = self.mask[rows], self.pads[rows], self.lengths[rows]
 
@@ -200,7 +199,7 @@ class _Forward:
 
 
 class _RoomyLayer(DynamicLayer):
-    """One layer's keys and values in room made once, where DynamicLayer copies all that is there for each new token."""
+    """KV cache of one layer with memory allocated once. DynamicLayer copies the whole cache for each new token."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -228,29 +227,30 @@ class _RoomyLayer(DynamicLayer):
 
 
 def _roomy_cache(policy: LanguageModel, room: int) -> DynamicCache:
-    """The model's own cache, its plain layers with room for `room` tokens."""
+    """Make the model's own cache; its plain layers get memory for `room` tokens."""
     cache = DynamicCache(config=policy.config)
     cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _takes_own_mask(policy: LanguageModel) -> bool:
-    """Whether a mask (B, 1, 1, L) may be added to the scores of every layer: no window, no kernel with its own masks.
+    """Tell whether one mask (B, 1, 1, L) can be added to the scores of every layer.
 
-    It then needs not be made anew from (B, L) for each token.
+    That is possible without attention windows and without kernels that make their own masks. The mask is then not
+    rebuilt from (B, L) for each token.
     """
     config = policy.config
-    if uses_alibi(config):  # its biases are made from (B, L)
+    if uses_alibi(config):  # the biases are computed from a mask (B, L)
         return False
     return has_full_attention(config) and getattr(config, "_attn_implementation", None) in ("sdpa", "eager", PACKED)
 
 
 def uses_alibi(config: Any) -> bool:
-    """Whether attention is biased by distance (ALiBi, Press et al. 2022), which is counted from a mask (B, L)."""
+    """Tell whether attention is biased by distance (ALiBi, Press et al. 2022), which needs a mask (B, L)."""
     return config.model_type in ("bloom", "mpt") or bool(getattr(config, "alibi", False))
 
 
 def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:
-    """(B,) whether the text of each row of `tokens` (B, T) holds a stop string by now."""
+    """Tell for each row of `tokens` (B, T) whether its text holds a stop string; (B,) of bool."""
     texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=False)
     return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=tokens.device)

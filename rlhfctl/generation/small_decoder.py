@@ -1,14 +1,14 @@
-"""Small Llama-shaped models, a token a row at a time, in few operations.
+"""Decode small Llama-shaped models fast: one token per row and step, in few operations per layer.
 
-transformers' forward starts some forty operations a layer, LoRA as many again. For one token a row in narrow layers,
-starting them costs more than what they compute. Here a layer is fifteen or so:
+transformers' forward starts about forty operations per layer, and LoRA starts as many again. For one token per row in
+narrow layers, starting an operation costs more time than computing it. Here a layer takes about fifteen operations:
 
     h ─▶ RMSNorm ─▶ q, k, v in one product ─▶ rotary embedding of q and k together ─▶ attention on the cache ─▶ o ─▶ + h
       ─▶ RMSNorm ─▶ gate and up in one product ─▶ act(gate) * up ─▶ down ─▶ + h
 
-The acting adapter is in the weights, which are copied for that, anew for each rollout: so this is for models whose
-layers are small, in float32, of the shape above (Llama, Mistral without a window, Qwen2), their attention `sdpa`.
-`Decoder.of` says None for all others, and where the hidden states are not those of the model's own forward.
+Each rollout copies the weights and merges the active adapter into the copy. This is used only for models that are small
+and in float32, have the shape above (Llama, Mistral without a window, Qwen2) and use `sdpa` attention. `Decoder.of`
+returns None for all other models, and if the hidden states differ from those of the model's own forward.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rlhfctl.models.fused import has_one_plain_adapter
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import PACKED, has_full_attention
 
-COPIED_BYTES = 1 << 26  # of weights held a second time while sampling: 64 MB, 16 million parameters
+COPIED_BYTES = 1 << 26  # largest copy of weights while sampling: 64 MB, 16 million parameters
 _TOLERANCE = 1e-4  # relative to the largest hidden state
-_STATIC_ROTARY = ("default", "linear", "llama3")  # angles depend on the position alone
+_STATIC_ROTARY = ("default", "linear", "llama3")  # the angles depend only on the position
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION, _MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights (in, out), so that small batches multiply fast, and biases where there are any."""
+    """The weights of one layer as (in, out) matrices, which multiply small batches fast, with biases or None."""
 
     before_attention: nn.Module
     qkv: tuple[Tensor, Tensor | None]
@@ -45,7 +45,7 @@ class _Layer:
 
 
 class Decoder:
-    """A model's layers with the acting adapter merged; `begin` starts a batch."""
+    """Copies of a model's layers with the active adapter merged; `begin` starts a batch."""
 
     def __init__(self, policy: LanguageModel) -> None:
         trunk = policy.trunk
@@ -73,7 +73,7 @@ class Decoder:
     @classmethod
     @torch.no_grad()
     def of(cls, policy: LanguageModel) -> Decoder | None:
-        """None where the model is not of this shape, not small, or computes something else than this."""
+        """Make a decoder; None if the model has another shape, is large, or computes different hidden states."""
         if policy.decodes is False or not _has_shape(policy):
             return None
         decoder = cls(policy)
@@ -82,57 +82,57 @@ class Decoder:
         return decoder if policy.decodes else None
 
     def begin(self, ids: Tensor, mask: Tensor, room: int) -> Decoding:
-        """A batch of prompts (B, T), padded on the left where `mask` (B, T) is 0; `room`: tokens of a row in all."""
+        """Start a batch of prompts (B, T), padded on the left where `mask` (B, T) is 0, with room for `room` tokens."""
         return Decoding(self, ids, mask, room)
 
     def _agrees(self, policy: LanguageModel) -> bool:
-        """Whether two rows, one of them padded, and a token more give the hidden states of the model's own forward."""
-        at, count = policy.device, policy.vocabulary
-        ids = torch.arange(2, 12, device=at).view(2, 5) % count
-        mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=at)
-        more = torch.tensor([3 % count, 4 % count], device=at)
+        """Compare with the model's own forward on two rows, one of them padded, and one more token per row."""
+        device, count = policy.device, policy.vocabulary
+        ids = torch.arange(2, 12, device=device).view(2, 5) % count
+        mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=device)
+        more = torch.tensor([3 % count, 4 % count], device=device)
         try:
             batch = self.begin(ids, mask, 6)
-            ours = torch.stack([batch.states, batch.step(more)], dim=1)
-        except (RuntimeError, TypeError, AttributeError):  # shapes that only look alike
+            decoded = torch.stack([batch.states, batch.step(more)], dim=1)
+        except (RuntimeError, TypeError, AttributeError):  # the layers have the same names and another shape
             return False
         whole, seen = torch.cat([ids, more[:, None]], dim=1), functional.pad(mask, (0, 1), value=1)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
-        theirs = policy.trunk(
+        expected = policy.trunk(
             input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False
         ).last_hidden_state[:, -2:]
-        return bool((ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max())
+        return bool((decoded - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
 class Decoding:
-    """A batch under way. `states` (B, H): the last hidden states of what each row was given last."""
+    """A batch in decoding. `states` (B, H): the hidden states of each row's last token."""
 
     def __init__(self, decoder: Decoder, ids: Tensor, mask: Tensor, room: int) -> None:
         self.decoder = decoder
         rows, length = ids.shape
-        at, dtype = ids.device, torch.float32
+        device, dtype = ids.device, torch.float32
         shape = (len(decoder.layers), 2, rows, decoder.groups, room, decoder.width)
-        self.cache = torch.empty(shape, device=at, dtype=dtype)
+        self.cache = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
         self.lengths = mask.sum(1)
-        everything = torch.arange(room, device=at)[None]
-        probe = torch.empty((1, room, 1), device=at, dtype=dtype)
-        cos, sin = decoder.trunk.rotary_emb(probe, everything)
+        all_positions = torch.arange(room, device=device)[None]
+        like = torch.empty((1, room, 1), device=device, dtype=dtype)  # only its device and dtype are read
+        cos, sin = decoder.trunk.rotary_emb(like, all_positions)
         half = decoder.width // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # (room, width)
         self.pads: Tensor | None = None
         causal: Tensor | None = None
         if bool((mask == 0).any()):
             least = torch.finfo(dtype).min
-            self.pads = torch.zeros((rows, 1, 1, room), device=at, dtype=dtype)
+            self.pads = torch.zeros((rows, 1, 1, room), device=device, dtype=dtype)
             self.pads[:, 0, 0, :length] = (mask == 0).to(dtype) * least
-            later = torch.ones((length, length), device=at, dtype=torch.bool).triu(1)
+            later = torch.ones((length, length), device=device, dtype=torch.bool).triu(1)
             causal = self.pads[..., :length].expand(rows, 1, length, length).masked_fill(later, least)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.states = self._forward(ids, positions, causal, is_causal=self.pads is None)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The states (B, H) after one more token (B,) a row."""
+        """Append one token per row (B,), and return the new states (B, H)."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + 1
         pads = None if self.pads is None else self.pads[..., : self.length + 1]
@@ -140,12 +140,12 @@ class Decoding:
         return self.states
 
     def logits(self) -> Tensor:
-        """(B, V) of the next token."""
+        """Compute the logits (B, V) of the next token."""
         policy, head = self.decoder.policy, self.decoder.head
         return policy.logits(self.states) if head is None else policy.finished(self.states @ head)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Drop all rows of the batch but `rows`."""
         self.cache, self.lengths = self.cache[:, :, rows], self.lengths[rows]
         self.pads = None if self.pads is None else self.pads[rows]
 
@@ -186,12 +186,12 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def _plain(projection: nn.Module) -> nn.Linear:
-    """The linear layer beneath an adapter, or itself."""
+    """Return the linear layer inside an adapter layer; a plain layer is returned as it is."""
     return projection.base_layer if isinstance(projection, LoraLinear) else projection
 
 
 def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """((in, all outs), bias) of layers that read the same input, each with the adapter that acts."""
+    """Join layers that read the same input into one matrix (in, all outs) and bias, with active adapters merged."""
     matrices = []
     for projection in projections:
         matrix = _plain(projection).weight
@@ -206,6 +206,7 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _has_shape(policy: LanguageModel) -> bool:
+    """Tell whether the model has the layers of this file, and is small enough to copy."""
     trunk, config = policy.trunk, policy.config
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if not has_full_attention(config) or config._attn_implementation not in ("sdpa", PACKED):
@@ -237,7 +238,7 @@ def _has_shape(policy: LanguageModel) -> bool:
 
 
 def _is_linear(projection: nn.Module) -> bool:
-    """Whether it is a float32 matrix, with at most one plain adapter that acts."""
+    """Tell whether the layer is a float32 matrix with at most one active plain adapter."""
     plain = _plain(projection)
     if type(plain) is not nn.Linear or plain.weight.dtype != torch.float32:
         return False

@@ -21,8 +21,8 @@ from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
-_LOW_RANK = ".lora_"  # stands in the name of each of their parameters
-# Their fused kernels read the weights of these layers without calling them: peft refuses adapters there.
+_LOW_RANK = ".lora_"  # part of the name of every adapter parameter
+# Fused kernels of these families read weights without calling the layer, so peft refuses adapters there.
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
@@ -30,10 +30,10 @@ _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None, tokens: Sequence[int] = ()) -> LoraConfig:
-    """peft's configuration; a scalar head is always saved with the adapter.
+    """Make peft's configuration of an adapter; a scalar head is always saved with it.
 
-    With all-linear, layers of `model` that cannot carry an adapter are left out. The rows of `tokens` in the
-    embeddings and in the output layer are trained beside the adapter.
+    With all-linear, layers of `model` that cannot carry an adapter are left out. The rows of `tokens` in the embeddings
+    and in the output layer are trained together with the adapter.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     left_out = _not_plain(model) if targets == "all-linear" and model is not None else None
@@ -50,7 +50,7 @@ def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None, toke
 
 
 def _rows_of(model: nn.Module, tokens: Sequence[int]) -> dict[str, list[int]]:
-    """Layer name -> ids of the rows that are trained, for the embeddings and the output layer."""
+    """Map layer name -> ids of the trained rows, for the embeddings and the output layer."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(getattr(layer, "bias", None) is not None for layer in layers):
         raise RlhfctlError(
@@ -62,7 +62,7 @@ def _rows_of(model: nn.Module, tokens: Sequence[int]) -> dict[str, list[int]]:
 
 
 def _not_plain(model: nn.Module) -> list[str]:
-    """Names of linear layers that cannot carry an adapter: Mamba's fused, routers of experts, grouped ones."""
+    """List linear layers that cannot carry an adapter: Mamba's fused layers, routers of experts, grouped layers."""
     fused = ["out_proj", "conv1d"] if getattr(model.config, "model_type", "") in _MAMBA else []
     routers = {
         name.rpartition(".")[2]
@@ -73,9 +73,9 @@ def _not_plain(model: nn.Module) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, tokens: Sequence[int] = ()) -> PeftModel:
-    """`model` with a fresh adapter (B = 0, so outputs are unchanged). Refuses targets on the embeddings.
+    """Add a new LoRA adapter to `model` (B = 0, so outputs are unchanged). Targets on the embeddings are refused.
 
-    The rows of `tokens` are trained with it, in the embeddings and in the output layer.
+    The rows of `tokens` in the embeddings and in the output layer are trained with it.
     """
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules)
     outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
@@ -120,20 +120,20 @@ def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, t
 
 
 def is_adapter_parameter(name: str, adapter: str | None = None) -> bool:
-    """Whether the parameter or tensor of that name belongs to an adapter: to the one named, or to any."""
+    """Tell whether the parameter `name` belongs to `adapter`; None means any adapter."""
     return _LOW_RANK in name and (adapter is None or f".{adapter}." in name)
 
 
 def is_output_factor(name: str) -> bool:
-    """Whether the parameter of that name is the second factor of an adapter (B, which is zero in a fresh one)."""
+    """Tell whether the parameter `name` is the second factor B of an adapter, which is zero in a new adapter."""
     return f"{_LOW_RANK}B." in name
 
 
 def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> None:
-    """Save the adapter with `base` as the model it belongs to, and look into the file that the head is there."""
+    """Save the adapter with `base` as its base model. If `head`, check that the file holds the scalar head."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
-    # Trained rows are saved by themselves; peft would add both matrices because they have grown.
+    # Trained rows are saved separately; without this, peft would also save both whole matrices because they have grown.
     rows = model.peft_config["default"].trainable_token_indices is not None
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False if rows else "auto")
     if head and not adapter_has_head(folder):
@@ -145,7 +145,7 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str, head: bool) -> No
 
 
 def adapter_has_head(folder: Path) -> bool:
-    """Whether the adapter's file holds the weights of a scalar head beside the low-rank ones."""
+    """Tell whether the adapter's file holds the weights of a scalar head."""
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise HandoffError(
@@ -154,14 +154,15 @@ def adapter_has_head(folder: Path) -> bool:
             fix="save the adapter again: model.save_pretrained(folder, safe_serialization=True)",
         )
     with safe_open(file, framework="pt") as weights:
-        # A head that is only dressed with LoRA (".score.lora_A.") is not saved.
+        # A head that only carries LoRA (".score.lora_A.") does not count: its own weights are not saved.
         return any(name.endswith((".score.weight", ".score.modules_to_save.weight")) for name in weights.keys())  # noqa: SIM118
 
 
 class AdapterSwitch:
-    """Choose which adapter of a peft model acts. What may be trained is stated after each switch: peft's undoes it.
+    """Choose the active adapter of a peft model.
 
-    All roles on one model share one switch (LanguageModel.with_adapter, Roles).
+    After each switch, `requires_grad` of the trained parameters is set again, because peft's switch turns it off. All
+    roles on one model share one AdapterSwitch (LanguageModel.with_adapter, Roles).
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -173,7 +174,7 @@ class AdapterSwitch:
 
     @property
     def layers(self) -> list[BaseTunerLayer]:
-        """Every layer that carries an adapter; one more adapter may have brought more layers."""
+        """List every layer that carries an adapter. Adding an adapter may add layers, so the list is then renewed."""
         if self._adapters != self.model.peft_config.keys():
             self._layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
             self._adapters = set(self.model.peft_config)
@@ -181,7 +182,7 @@ class AdapterSwitch:
         return self._layers
 
     def to(self, adapter: str | None) -> None:
-        """Let this adapter act alone; None: no adapter."""
+        """Make `adapter` the only active one; None turns all adapters off."""
         layers = self.layers
         if adapter == self.active and self._as_left(adapter):
             return
@@ -196,17 +197,17 @@ class AdapterSwitch:
         self.active = adapter
 
     def _as_left(self, adapter: str | None) -> bool:
-        """Whether nobody switched since: peft's own methods treat all layers alike, so one shows it."""
+        """Tell whether the state is still that of the last switch. peft changes all layers alike, so one is checked."""
         layer = self.layers[0]
         acting = None if layer.disable_adapters else layer.active_adapters
         return acting == (None if adapter is None else [adapter]) and all(p.requires_grad for p in self.trained[:1])
 
     def trains(self, parameters: Sequence[nn.Parameter]) -> None:
-        """These, and no others, are trained."""
+        """Set the parameters that are trained; all others stay frozen."""
         self.trained = list(parameters)
 
 
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:
-    """A fresh adapter (B = 0) beside the policy's."""
+    """Add a second new adapter (B = 0) to the policy's model."""
     set_seed(seed)
     model.add_adapter(name, adapters.lora_config(lora, TaskType.CAUSAL_LM, model.get_base_model()))

@@ -1,4 +1,4 @@
-"""Scalar heads of reward models and critics: on a model of its own, or beside an adapter on a shared one."""
+"""Make, load and save the scalar heads of reward models and critics, on a separate model or on a shared trunk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from rlhfctl.models.language_model import LanguageModel
 
 
 def new_scorer(config: PretrainedConfig, **options: Any) -> Any:
-    """A backbone with a linear head, of any causal family, with new weights."""
+    """Make a sequence-classification model of any causal family with new weights."""
     return architecture.scorer_class(config)._from_config(config, **options)
 
 
 def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
-    """A sequence-classification model around the backbone of a language model, with a new scalar head from `seed`.
+    """Make a sequence-classification model around the backbone of a language model, with a new scalar head from `seed`.
 
-    The backbone is shared, not copied: a quantized one can be trained on through adapters only, so it stays as it is.
+    The backbone is shared, not copied. This is for quantized backbones, which only adapters can train.
     """
     config = copy.deepcopy(base.config)
     config.num_labels = 1
@@ -42,7 +42,7 @@ def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     set_seed(seed)
     model.score = nn.Linear(model.score.in_features, 1, bias=False, device=base.device, dtype=base.dtype)
     nn.init.normal_(model.score.weight, std=getattr(config, "initializer_range", 0.02))
-    # What loading noted on the model itself: how it is quantized and where it lies, which peft and trainers ask for.
+    # Loading set attributes on the model (quantization, device map) that peft and the trainers read: copy them.
     for name in vars(base).keys() - vars(model).keys():
         setattr(model, name, getattr(base, name))
     model.requires_grad_(False)
@@ -50,9 +50,9 @@ def scorer_around(base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
 
 
 def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> PreTrainedModel:
-    """A sequence-classification model on the weights of a language model, with a new scalar head.
+    """Make a sequence-classification model from the weights of a language model, with a new scalar head.
 
-    The head is drawn from `seed`, or zero (a critic that starts by predicting 0). Weights are copied, not shared.
+    The head is drawn from `seed`, or zero for a critic that starts by predicting 0. Weights are copied, not shared.
     """
     config = copy.deepcopy(base.config)
     config.num_labels = 1
@@ -64,11 +64,14 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     return loading.float32_head(model).to(base.device)
 
 
-# ---------------------------------------------------------------- a scorer: reward model or critic
+# ---------------------------------------------------------------- heads on a shared trunk
 
 
 class AdapterScorer(nn.Module):
-    """A scalar head on a trunk that it shares: an adapter of the policy's model. Shaped like a model of its own."""
+    """A reward model or critic as a scalar head and an adapter on the policy's model.
+
+    It has the attributes of a sequence-classification model: `score` (the head) and `backbone`.
+    """
 
     base_model_prefix = "backbone"
 
@@ -78,7 +81,7 @@ class AdapterScorer(nn.Module):
         self.backbone = _Backbone(language_model)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
-        """As a SEQ_CLS adapter with its head, which plain peft loads onto base*."""
+        """Save it as a SEQ_CLS adapter with its head, which peft alone can load onto base*."""
         language_model = self.backbone.shared
         save_scorer_adapter(language_model.model, str(language_model.adapter), self.score, folder, base)
         tokenizing.save_tokenizer(tokenizer, folder)
@@ -101,7 +104,7 @@ class _Backbone(nn.Module):
 
 
 def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder: Path, base: str) -> None:
-    """Write one adapter and a scalar head as peft saves a SEQ_CLS adapter."""
+    """Save one adapter and a scalar head in the format of peft's SEQ_CLS adapters."""
     marker = f".{adapter}.weight"
     tensors = {
         name.replace(marker, ".weight"): value.detach().to("cpu").contiguous()
@@ -120,9 +123,9 @@ def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder:
 
 
 def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
-    """Put the SEQ_CLS adapter of `folder` onto `model` under `name`, frozen; returns its scalar head.
+    """Load the SEQ_CLS adapter of `folder` onto `model` as adapter `name`, frozen; return its scalar head.
 
-    HandoffError where the file's tensors are not those that this model needs, or the head is not there.
+    HandoffError if the file's tensors do not fit this model, or if the head is missing.
     """
     tensors = load_file(folder / "adapter_model.safetensors")
     heads = [key for key in tensors if key.endswith((".score.weight", ".score.modules_to_save.weight"))]
@@ -169,7 +172,7 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
 
 
 def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:
-    """A scalar head of zeros for the hidden states of `model`, in float32 at least: it is trained."""
+    """Make a scalar head of zeros for the hidden states of `model`, in float32 or wider because it is trained."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding = inner.get_input_embeddings().weight
     width = inner.get_output_embeddings().weight.shape[1]

@@ -1,4 +1,4 @@
-"""A causal language model as trunk and head, so that log-probabilities are computed only where they are needed."""
+"""Split a causal language model into trunk and head, to compute log-probabilities only where they are needed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ _CHECK_TOLERANCE = 1e-4
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
-# ---------------------------------------------------------------- a language model taken apart
-
-
 class LanguageModel:
-    """A causal language model as trunk and head, so that the head runs only where it is needed.
+    """A causal language model as trunk and head; one role of PPO.
 
-    `adapter`: the name of the adapter that acts, None for none (the plain weights). `switch`: what makes it act; roles
+    `adapter`: the name of the active adapter; None means the plain weights. `switch`: activates the adapter; all roles
     on one peft model share it.
     """
 
@@ -44,40 +41,39 @@ class LanguageModel:
         self.config = inner.config
         self.vocabulary = self.head.weight.shape[0]
         self._pad_mask: Tensor | None = None
-        self.decodes: bool | None = (
-            None  # whether generation/small_decoder.py computes what this model does; None: not tried
-        )
+        # Whether generation/small_decoder.py gives the same hidden states as this model; None: not tried yet.
+        self.decodes: bool | None = None
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
 
     def activate(self) -> None:
-        """Let this role's adapter act, until another role is activated."""
+        """Make this role's adapter active, until another role is activated."""
         if self.switch is not None:
             self.switch.to(self.adapter)
 
     def with_adapter(self, adapter: str | None) -> LanguageModel:
-        """Another role on the same model, in which this adapter acts."""
+        """Make another role on the same model, with this adapter active."""
         return LanguageModel(self.model, self.pad_token_id, adapter, self.switch)
 
     def hidden(self, ids: Tensor, **inputs: Any) -> Tensor:
-        """(B, L, H) last hidden states of `ids` (B, L)."""
+        """Compute the last hidden states (B, L, H) of `ids` (B, L)."""
         self.activate()
         states: Tensor = self.trunk(input_ids=ids, use_cache=False, **inputs).last_hidden_state
         return states
 
     def states(self, sequences: Sequences) -> Tensor:
-        """(T, H) last hidden states of all tokens of `sequences`."""
+        """Compute the last hidden states (T, H) of all tokens of `sequences`."""
         self.activate()
         return hidden_states(self.trunk, sequences)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) in float32 (float64 stays), pad masked, from hidden states (..., H)."""
+        """Compute logits (..., V) in float32 or wider, with pad masked, from hidden states (..., H)."""
         return self.finished(self.head(hidden))
 
     def finished(self, logits: Tensor) -> Tensor:
-        """Logits as the head gives them, with what the architecture and the pad mask do to them."""
+        """Apply the architecture's soft cap and scale, and the pad mask, to the head's output."""
         if soft_cap := next((cap for name in _SOFT_CAPS if (cap := getattr(self.config, name, None))), None):
             logits = torch.tanh(logits / soft_cap) * soft_cap
         if scale := getattr(self.config, "logit_scale", None):  # Cohere
@@ -91,17 +87,17 @@ class LanguageModel:
         return logits.masked_fill(self._pad_mask, PAD_LOGIT)
 
     def response_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
-        """(N,) log-probabilities of the response tokens of `sequences`, row after row."""
+        """Compute the log-probabilities (N,) of the response tokens of `sequences`, row after row."""
         states = self.states(sequences)[sequences.before_tokens()]
         return self.token_logprobs(states, sequences.tokens(), temperature)[0]
 
     def token_logprobs(
         self, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability of each of `tokens` (N,) from `hidden` (N, H), and the entropies (N,) if asked for.
+        """Compute the log-probability of each of `tokens` (N,) from `hidden` (N, H), and entropies (N,) if asked for.
 
-        Worked through in pieces, so that the logits of all N x V are never held at once; under autograd the pieces
-        are recomputed in the backward pass.
+        The work is done in pieces, so that the N x V logits are never in memory together. Under autograd the pieces are
+        recomputed in the backward pass.
         """
         if not with_entropy and self._plain_frozen_head(hidden):
             chosen: Tensor = _FrozenHead.apply(hidden, tokens, self.head, self.pad_token_id, temperature)
@@ -123,6 +119,7 @@ class LanguageModel:
         return logprobs, torch.cat([spread for _, spread in done]) if with_entropy else None
 
     def _plain_frozen_head(self, hidden: Tensor) -> bool:
+        """Tell whether `_FrozenHead` can be used: a frozen linear head, no soft cap or scale, float32 or wider."""
         special = (*_SOFT_CAPS, "logit_scale", "logits_scaling")
         return (
             type(self.head) is nn.Linear
@@ -134,23 +131,24 @@ class LanguageModel:
         )
 
     def check_head(self, rows: Sequence[Sequence[int]], tolerance: float = _CHECK_TOLERANCE) -> None:
-        """EngineError unless trunk + head give the logits of the model's own forward on `rows` (fewer, where those
-        would be large).
+        """Raise EngineError unless trunk and head give the same logits as the model's own forward on `rows`.
+
+        Fewer rows are used if their logits would need much memory.
         """
         if not rows:  # every prompt is a single token
             return
         rows = rows[: scoring.rows_at_once(self.model, len(rows), max(map(len, rows)))]
         ids, _ = pad_right(rows, self.pad_token_id, self.device)
         with torch.no_grad():
-            theirs = self.model(input_ids=ids, use_cache=False).logits
+            expected = self.model(input_ids=ids, use_cache=False).logits
             try:
-                ours = self.logits(self.hidden(ids))
-            except RuntimeError:  # the output layer reads something of another width
-                ours = torch.full_like(theirs, torch.inf)
-            theirs = theirs.to(ours.dtype)
-        ours[..., self.pad_token_id] = theirs[..., self.pad_token_id] = 0.0
-        gap = float((ours - theirs).abs().max())
-        if not gap <= tolerance * max(1.0, float(theirs.abs().max())):
+                logits = self.logits(self.hidden(ids))
+            except RuntimeError:  # the output layer reads states of another width
+                logits = torch.full_like(expected, torch.inf)
+            expected = expected.to(logits.dtype)
+        logits[..., self.pad_token_id] = expected[..., self.pad_token_id] = 0.0
+        gap = float((logits - expected).abs().max())
+        if not gap <= tolerance * max(1.0, float(expected.abs().max())):
             raise EngineError(
                 f"the architecture {type(self.model).__name__} computes its logits in a way that this engine does not "
                 f"know: off by {gap:.3g}",
@@ -160,10 +158,10 @@ class LanguageModel:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Token log-probabilities through a linear head that is not trained, and nothing of size N x V kept.
+    """Compute token log-probabilities through a frozen linear head without keeping an N x V tensor.
 
-    d log p(token) / d hidden = (w_token - sum_v p(v) w_v) / temperature does not depend on what comes after, so it is
-    taken in the forward pass, piece by piece; the backward pass only scales it.
+    d log p(token) / d hidden = (w_token - sum_v p(v) w_v) / temperature does not depend on later operations. It is
+    computed in the forward pass, piece by piece, and the backward pass only scales it.
     """
 
     @staticmethod
@@ -181,10 +179,10 @@ class _FrozenHead(torch.autograd.Function):
             logits[:, pad_token_id] = PAD_LOGIT
             if temperature != 1.0:
                 logits /= temperature
-            everything = torch.log_softmax(logits, dim=-1)
-            logprobs[piece] = everything.gather(-1, tokens[piece, None]).squeeze(-1)
+            all_logprobs = torch.log_softmax(logits, dim=-1)
+            logprobs[piece] = all_logprobs.gather(-1, tokens[piece, None]).squeeze(-1)
             if directions is not None:
-                directions[piece] = (weight[tokens[piece]] - everything.exp_() @ weight) / temperature
+                directions[piece] = (weight[tokens[piece]] - all_logprobs.exp_() @ weight) / temperature
         ctx.save_for_backward(directions)
         return logprobs
 
@@ -195,9 +193,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _acting(model: Any) -> str | None:
-    """The adapter of a peft model that is active; None for a plain model."""
+    """Return the active adapter of a peft model; None for a plain model."""
     return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
 
 
 def as_language_model(model: nn.Module | LanguageModel, pad_token_id: int) -> LanguageModel:
+    """Wrap a model as a LanguageModel with its active adapter; a LanguageModel is returned as it is."""
     return model if isinstance(model, LanguageModel) else LanguageModel(model, pad_token_id, _acting(model))

@@ -1,4 +1,7 @@
-"""What to change where a stage does not fit: settings are tried on the prediction, the cheapest first."""
+"""Suggest changed settings for a stage that does not fit into memory.
+
+Each change is tried on the predicted memory, the one that costs least first. Runs nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from rlhfctl.planning.stages import Lengths, StagePlan, facts, trainer_config
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 
-TIGHT = 0.9  # of the memory: what an allocator wastes no figure here knows
-_SHORTEST = 64  # tokens: below this no advice cuts
+TIGHT = 0.9  # share of the memory; above it the verdict is "tight", because allocators waste an unknown part
+_SHORTEST = 64  # tokens: no advice sets max_length lower
 
 Fit = Literal["fits", "tight", "does not fit"]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Settings with which a stage fits, and what it then needs."""
+    """Settings with which the stage fits, and the bytes that it then needs."""
 
     stage: str
     settings: tuple[str, ...]
@@ -29,7 +32,7 @@ class Advice:
 
 
 def fit(total: int | None, limit: int | None) -> Fit | None:
-    """None where either is not known."""
+    """Compare the needed bytes with the limit; None if one of them is unknown."""
     if total is None or limit is None:
         return None
     return "fits" if total <= TIGHT * limit else "tight" if total <= limit else "does not fit"
@@ -38,7 +41,7 @@ def fit(total: int | None, limit: int | None) -> Fit | None:
 def advise(
     stage: StagePlan, load: Callable[[Sequence[str]], LoadedRecipe], lengths: Lengths, overhead: int, limit: int
 ) -> Advice | None:
-    """The first single change with which the stage fits, else the first that do together; None: nothing tried helps."""
+    """Find the first single change with which the stage fits, else the first combination; None if nothing helps."""
     recipe = load(()).recipe
     scale = 1.0
     if stage.measured is not None and stage.outlook is not None:
@@ -67,7 +70,7 @@ def advise(
 
 
 def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str, ...]]:
-    """What can be changed, the one that costs least first."""
+    """Yield the possible changes of settings, the one that costs least first."""
     if name in ("sft", "reward"):
         kind, section = (SFTConfig, recipe.sft) if name == "sft" else (RewardConfig, recipe.reward)
         assert section is not None
@@ -101,8 +104,8 @@ def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str,
             yield ("model.quantization=4bit",)
 
 
-def _smaller(at: str, size: int, steps: int) -> Iterator[tuple[str, ...]]:
-    """The same batch in smaller parts."""
+def _smaller(section: str, size: int, steps: int) -> Iterator[tuple[str, ...]]:
+    """Yield settings for the same batch in smaller micro-batches."""
     while size > 1 and size % 2 == 0:
         size, steps = size // 2, steps * 2
-        yield (f"{at}.per_device_train_batch_size={size}", f"{at}.gradient_accumulation_steps={steps}")
+        yield (f"{section}.per_device_train_batch_size={size}", f"{section}.gradient_accumulation_steps={steps}")

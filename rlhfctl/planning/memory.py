@@ -1,11 +1,11 @@
-"""Estimate the memory of a stage without that memory: its steps run on tensors that have shapes and no numbers.
+"""Estimate the memory of base, sft and reward by running their steps on meta tensors (shapes without numbers).
 
     config ─▶ skeleton (meta tensors) ─▶ the stage's forwards and backwards, ─▶ AllocationMeter ─▶ Moments ─▶ the peak
                                           on the longest rows that it has
 
-Here: base, sft and reward, with TRL's losses; ppo and compare are in ppo_memory.py. A moment adds what lives through a
-step (weights, optimizer) to what the meter saw come and go in it. Leaves out the libraries themselves and the rows
-(`rlhfctl plan` adds both), and what an allocator wastes.
+The losses are TRL's; ppo and compare are in ppo_memory.py. A moment is the sum of the memory that stays for the whole
+step (weights, optimizer) and of the memory that the meter counted during the step. Libraries and data rows are not
+included (`rlhfctl plan` adds both), nor is memory wasted by an allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_
 from rlhfctl.recipe.schema import Lora
 
 BASE = "base*"
-_LOSS_TOKENS = 256  # TRL's SFT loss makes the logits of so many tokens at a time
-# Bytes a weight of a linear layer takes, its scales included: int8 with a scale a row; NF4 with one for 64 weights.
+_LOSS_TOKENS = 256  # tokens per piece of logits in TRL's SFT loss
+# Bytes per weight of a quantized linear layer, with scales: int8 has one scale per row, NF4 one per 64 weights.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 
 Needs = dict[str, dict[str, int]]  # role -> kind -> bytes
@@ -39,7 +39,7 @@ Needs = dict[str, dict[str, int]]  # role -> kind -> bytes
 
 @dataclass(frozen=True)
 class Moment:
-    """What is held at one time: bytes by role and kind."""
+    """The memory in use at one time: bytes by role and kind."""
 
     what: str
     needs: Mapping[str, Mapping[str, int]]
@@ -51,7 +51,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """A stage's moments, and its parameters."""
+    """The moments of a stage, and its numbers of parameters. The largest moment is the peak."""
 
     moments: tuple[Moment, ...]
     trainable: int
@@ -64,17 +64,17 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What must be known of a model: its configuration, with as many embedding rows as the tokenizer needs."""
+    """The configuration of a model (with enough embedding rows for the tokenizer) and its number format."""
 
     config: PretrainedConfig
     dtype: torch.dtype
     quantization: str | None = None
-    attention: str | None = None  # eager or sdpa, which takes what flash takes; None: transformers' choice
+    attention: str | None = None  # eager or sdpa (same memory as flash); None: transformers' choice
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a TRL trainer steps: `rows` sequences of `length` tokens at a time."""
+    """Settings of a TRL trainer's step: `rows` sequences of `length` tokens per micro-batch."""
 
     rows: int
     length: int
@@ -83,18 +83,20 @@ class Training:
     autocast: bool = False
     checkpointing: bool = False
     whole_logits: bool = False
-    optimizer_bytes: Callable[[Tensor], int] = lambda weight: 2 * weight.nbytes  # AdamW: two moments
-    tokens: tuple[int, ...] = ()  # whose rows of the embeddings are trained beside the adapter
+    optimizer_bytes: Callable[[Tensor], int] = lambda weight: 2 * weight.nbytes  # AdamW: two numbers per weight
+    tokens: tuple[int, ...] = ()  # ids whose embedding rows are trained with the adapter
 
 
-# ---------------------------------------------------------------- what is held throughout a step
+# ---------------------------------------------------------------- memory that stays for a whole step
 
 
 def language_model(shape: ModelSpec) -> Any:
+    """Make a causal language model from its configuration."""
     return AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype, attn_implementation=shape.attention)
 
 
 def scorer_model(shape: ModelSpec) -> Any:
+    """Make a reward model or critic (one score per sequence) from its configuration."""
     shape.config.num_labels = 1
     if shape.config.pad_token_id is None:
         shape.config.pad_token_id = 0
@@ -102,7 +104,10 @@ def scorer_model(shape: ModelSpec) -> Any:
 
 
 def weight_bytes(model: nn.Module, quantization: str | None = None) -> tuple[int, int]:
-    """(frozen or plain weights with buffers, adapters'), each storage once; linear layers but heads quantized."""
+    """Count bytes of (plain weights with buffers, adapter weights), each storage once.
+
+    With `quantization`, linear layers except heads and adapters are counted in few bits.
+    """
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     narrow = {
         id(module.weight)
@@ -110,7 +115,7 @@ def weight_bytes(model: nn.Module, quantization: str | None = None) -> tuple[int
         if quantization and isinstance(module, nn.Linear) and id(module) not in heads and not is_adapter_parameter(name)
         and not name.endswith("score")
     }  # fmt: skip
-    found = Counter[str]()
+    sizes = Counter[str]()
     seen: set[int] = set()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.untyped_storage()._cdata in seen:
@@ -119,8 +124,8 @@ def weight_bytes(model: nn.Module, quantization: str | None = None) -> tuple[int
         size = tensor.nbytes
         if id(tensor) in narrow and quantization:
             size = int(tensor.numel() * _QUANTIZED_BYTES[quantization])
-        found["adapter" if is_adapter_parameter(name) else "base"] += size
-    return found["base"], found["adapter"]
+        sizes["adapter" if is_adapter_parameter(name) else "base"] += size
+    return sizes["base"], sizes["adapter"]
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -128,7 +133,7 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def held_by(role: str, model: Any, quantization: str | None, optimizer: int = 0) -> Needs:
-    """A model with or without an adapter that is trained, as roles."""
+    """Divide a model's weights and optimizer state into roles: base* and the adapter, or the whole model."""
     base, adapter = weight_bytes(model, quantization)
     if adapter:
         return {BASE: {WEIGHTS: base}, role: {WEIGHTS: adapter, OPTIMIZER: optimizer}}
@@ -136,20 +141,21 @@ def held_by(role: str, model: Any, quantization: str | None, optimizer: int = 0)
 
 
 def with_seen(held: Needs, role: str, seen: Mapping[str, int]) -> Needs:
-    """`held`, and in `role` what the meter saw."""
+    """Add the bytes that the meter counted to `role` of `held`."""
     return held | {role: dict(Counter(held.get(role, {})) + Counter(seen))}
 
 
 def counted(*modules: nn.Module) -> tuple[int, int]:
-    every = {id(p): p for module in modules for p in module.parameters()}.values()
-    return sum(p.numel() for p in every if p.requires_grad), sum(p.numel() for p in every)
+    """Count (trained, all) parameters, each once."""
+    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 # ---------------------------------------------------------------- sft, reward, base
 
 
 def base_outlook(shape: ModelSpec, probe_rows: int, probe_length: int) -> MemoryEstimate:
-    """The model as it is: loaded, checked, saved."""
+    """Estimate the memory of the base stage: it loads, checks and saves the model."""
     with on_meta_device():
         model = language_model(shape)
         held = held_by("model", model, shape.quantization)
@@ -159,7 +165,7 @@ def base_outlook(shape: ModelSpec, probe_rows: int, probe_length: int) -> Memory
 
 
 def sft_outlook(shape: ModelSpec, training: Training, probe_rows: int, probe_length: int) -> MemoryEstimate:
-    """TRL's SFTTrainer."""
+    """Estimate the memory of the sft stage, which uses TRL's SFTTrainer."""
     role = "adapter" if training.lora is not None else "model"
     with on_meta_device(autocast=training.autocast):
         model = language_model(shape)
@@ -177,13 +183,16 @@ def sft_outlook(shape: ModelSpec, training: Training, probe_rows: int, probe_len
         step, counts = _trainer_step(role, model, loss, training, shape, trunk_and_head.vocabulary)
         check = Moment("checking what was saved", checked(plain, "model", model, probe_rows, probe_length))
     moments = [step, check]
-    if shape.quantization is not None:  # merged in full precision beside the quantized one
+    if shape.quantization is not None:  # the quantized model is still loaded while the full one is merged
         moments.append(Moment("merging the adapter", {BASE: dict(step.needs[BASE]), **plain}))
     return MemoryEstimate(tuple(moments), *counts)
 
 
 def reward_outlook(shape: ModelSpec, training: Training) -> MemoryEstimate:
-    """TRL's RewardTrainer: `training.rows` counts chosen and rejected apart."""
+    """Estimate the memory of the reward stage, which uses TRL's RewardTrainer.
+
+    `training.rows` counts chosen and rejected responses separately.
+    """
     role = "adapter" if training.lora is not None else "reward model"
     with on_meta_device(autocast=training.autocast):
         before = held_by(BASE, language_model(shape), shape.quantization)
@@ -208,6 +217,7 @@ def _trainer_step(
     shape: ModelSpec,
     vocabulary: int,
 ) -> tuple[Moment, tuple[int, int]]:
+    """Run one training step (two micro-batches with accumulation) and measure it; also count parameters."""
     model.train()
     if training.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -215,7 +225,7 @@ def _trainer_step(
     optimizer = sum(training.optimizer_bytes(parameter) for parameter in _trained(model))
     held = held_by(role, model, shape.quantization, optimizer)
     meter = AllocationMeter(vocabulary)
-    meter.knows(model)
+    meter.ignore_weights(model)
     with meter:
         ids = torch.zeros((training.rows, training.length), dtype=torch.long)
         mask = torch.ones_like(ids)
@@ -227,27 +237,27 @@ def _trainer_step(
 
 
 def _chunked_loss(model: LanguageModel, hidden: Tensor) -> Tensor:
-    """TRL's `chunked_nll`: logits in float32 for 256 tokens at a time, made again in the backward pass."""
+    """Repeat TRL's `chunked_nll` loss: float32 logits for 256 tokens at a time, recomputed in the backward pass."""
 
     def piece(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        everything = torch.log_softmax(states.float() @ weight.float().t(), -1)
-        (everything.detach().exp() * everything.detach()).sum(-1)
-        return nn.functional.nll_loss(everything, targets, reduction="sum")
+        logprobs = torch.log_softmax(states.float() @ weight.float().t(), -1)
+        (logprobs.detach().exp() * logprobs.detach()).sum(-1)
+        return nn.functional.nll_loss(logprobs, targets, reduction="sum")
 
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     flat = flat[torch.zeros(len(flat), dtype=torch.long)]
     targets = torch.zeros(len(flat), dtype=torch.long)
     total = flat.new_zeros((), dtype=torch.float32)
-    head = model.head.weight  # put together anew on each reading where single rows are trained
+    head = model.head.weight  # read once: with trained rows, each access builds the matrix anew
     for states, wanted in zip(flat.split(_LOSS_TOKENS), targets.split(_LOSS_TOKENS), strict=True):
         total = total + checkpoint(piece, states, head, wanted, use_reentrant=False)
     return total
 
 
 def checked(held: Needs, role: str, model: Any, rows: int, length: int) -> Needs:
-    """What scoring.sequence_logprobs takes on kept rows."""
+    """Measure scoring.sequence_logprobs on the recorded check rows."""
     meter = AllocationMeter(LanguageModel(model, 0).vocabulary)
-    meter.knows(model)
+    meter.ignore_weights(model)
     with torch.no_grad(), meter:
         ids = torch.zeros((scoring.rows_at_once(model, rows, length), length), dtype=torch.long)
         logits = at_least_float32(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)

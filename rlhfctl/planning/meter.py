@@ -1,7 +1,7 @@
-"""Tensors that have shapes and no numbers, and a meter of the bytes that they would take.
+"""Count the bytes of tensors on torch's meta device, which have shapes and no numbers.
 
-Operations on torch's `meta` device compute shapes only, so a model of any size takes a step here in a second; the meter
-counts the storages that the step's operations make, for as long as they live. Used by memory.py and ppo_memory.py.
+Operations on the meta device compute shapes only, so one step of a model of any size takes about one second. The meter
+counts every storage that the operations of a step allocate, until it is freed. Used by memory.py and ppo_memory.py.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, ALLOCATOR = KINDS = (
     "KV cache",
     "allocator",
 )
-ON_HEAP = 32 << 20  # glibc takes smaller blocks from its heap, where what is freed stays and is seldom filled again
-HEAP_WASTE = 0.9  # bytes so lost for each that is held there for a step; measured, see tests/campaigns/memory.py
+ON_HEAP = 32 << 20  # glibc takes smaller blocks from its heap; freed blocks stay there and are seldom used again
+HEAP_WASTE = 0.9  # bytes lost in this way per byte in use; measured by tests/campaigns/memory.py
 
 
 class AllocationMeter(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, by kind, for as long as they live.
+    """Count the bytes of storages that operations allocate, by kind, until they are freed.
 
-    Answers what a program asks of a number (`if mask.all():`) with False or 0: fake tensors have none.
+    Meta tensors have no numbers: a read of one (`if mask.all():`) gets False or 0.
     """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.wastes = HEAP_WASTE if _glibc_heap() else 0.0
-        self.room = 0  # tokens a row of the KV cache has room for, while there is one
+        self.room = 0  # tokens per row that the KV cache has room for; 0 without a cache
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._kinds: dict[int, tuple[str, int]] = {}
-        self._known: set[int] = set()
+        self._ignored: set[int] = set()
 
-    def knows(self, *modules: nn.Module) -> None:
-        """Weights are no news, nor are gradients activations."""
+    def ignore_weights(self, *modules: nn.Module) -> None:
+        """Do not count the weights of `modules` as allocations; count their gradients as gradients."""
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
-                self._known.add(tensor.untyped_storage()._cdata)
+                self._ignored.add(tensor.untyped_storage()._cdata)
                 if tensor.requires_grad and tensor.is_leaf and isinstance(tensor, nn.Parameter):
                     tensor.register_post_accumulate_grad_hook(self._is_gradient)
 
     def restart(self) -> None:
-        """Look for the peak from here on."""
+        """Measure the peak from now on."""
         self.peak = Counter(self.live)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,7 +73,7 @@ class AllocationMeter(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known or key in self._kinds:
+        if key in self._ignored or key in self._kinds:
             return
         self._kinds[key] = (self._kind(tensor), storage.nbytes())
         weakref.finalize(storage, self._gone, key)
@@ -107,16 +107,16 @@ class AllocationMeter(TorchDispatchMode):
 
 
 def _glibc_heap() -> bool:
-    """Whether tensors lie in glibc's heap: on a GPU they do not."""
+    """Tell whether tensors lie in glibc's heap, which is not so on a GPU."""
     return not torch.cuda.is_available() and platform.libc_ver()[0] == "glibc"
 
 
 @contextlib.contextmanager
 def on_meta_device(*, autocast: bool = False) -> Iterator[None]:
-    """Tensors made inside have no numbers; attention is the kernel that keeps no table of rows x rows.
+    """Make new tensors on the meta device inside the block; attention uses a kernel without an L x L matrix.
 
-    `autocast`: linear layers work in bfloat16, on copies of their weights; of those that are trained they are kept, as
-    torch.autocast does it (which itself knows no tensors without numbers).
+    `autocast`: linear layers compute in bfloat16 on copies of their weights. Copies of trained weights are kept, as in
+    torch.autocast, which does not support meta tensors itself.
     """
     plain, linear = nn.functional.scaled_dot_product_attention, nn.functional.linear
     copies: dict[int, Tensor] = {}
@@ -131,7 +131,7 @@ def on_meta_device(*, autocast: bool = False) -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if dropout_p and not torch.cuda.is_available():  # the CPU's kernel has no dropout: the table it is
+        if dropout_p and not torch.cuda.is_available():  # the CPU's kernel has no dropout, so the L x L matrix is made
             return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))

@@ -1,11 +1,11 @@
-"""`rlhfctl plan`: what a run of a recipe would do and need, before it does.
+"""Predict what a run of a recipe does and needs, before it runs: `rlhfctl plan`.
 
     rows, tokenizer ──▶ lengths ──┬─▶ steps, tokens
     recipe, config.json ──────────┴─▶ memory by role and kind (memory.py), disk ──▶ does it fit, what to change
     run folder ───────▶ which stages run, resume, are skipped, and why
 
-Loads rows and the tokenizer, no weights. `--probe` runs one step of each stage for real, in a temporary run folder
-beside the run's own, and puts what that took in place of what was predicted. Writes nothing else.
+Loads rows and the tokenizer, no weights. `--probe` really runs one step of each stage in a temporary folder next to the
+run folder, and reports the measured memory instead of the prediction. Writes nothing else.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import door
 from rlhfctl.training.trl import options
 
-CUDA_BYTES = 500_000_000  # what CUDA and its kernels take beside tensors; a usual figure, not measured here
+CUDA_BYTES = 500_000_000  # memory of CUDA and its kernels without tensors; a usual figure, not measured here
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it runs. Bytes throughout; `overhead` is what libraries and rows take beside tensors."""
+    """The prediction for a run. All sizes are in bytes. `overhead`: memory of libraries and rows without tensors."""
 
     name: str
     device: str
@@ -50,7 +50,7 @@ class Plan:
     disk: Disk
 
     def total(self, stage: StagePlan) -> int | None:
-        """The most memory that a stage takes: measured where it was, else predicted."""
+        """Return the peak memory of a stage: measured if a probe ran, otherwise predicted; None if unknown."""
         if stage.measured is not None:
             return stage.measured
         return None if stage.outlook is None else self.overhead + stage.outlook.peak.total
@@ -59,7 +59,7 @@ class Plan:
         return fit(self.total(stage), self.limit)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Convert the plan to JSON values, for scripts."""
         return {
             "name": self.name,
             "device": self.device,
@@ -92,7 +92,7 @@ class Plan:
         }
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- the whole plan
 
 
 def plan(
@@ -104,7 +104,7 @@ def plan(
     probe: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
-    """`load` gives the recipe with more settings (none: as it is). `limit`: bytes of another device than this one."""
+    """Plan a run. `load` loads the recipe with additional settings. `limit`: memory in bytes of another device."""
     loaded = load(())
     with loading.silence_libraries(), loaded.locating():
         return _plan(loaded, load, run_dir, request or Request(), limit, probe, say)
@@ -127,19 +127,19 @@ def _plan(
     options.check_trainers(graph.trainer_options(recipe))
     lengths = Lengths.of(recipe, rows)
     overhead = CUDA_BYTES if torch.cuda.is_available() else devices.resident_bytes()
-    device, here = _device()
-    limit = limit if limit is not None else here
+    device, device_memory = _device()
+    limit = limit if limit is not None else device_memory
     stages = [stage_plan(forecast, recipe, lengths, rows) for forecast in forecasts]
     if probe:
         beside = overhead if torch.cuda.is_available() else 0  # a process's resident size holds its libraries
         stages = probed(stages, loaded, folder, beside, say)
     active = [stage for stage in stages if stage.action != "skip"]
-    found = Plan(
+    complete = Plan(
         recipe.name,
         device,
         limit,
         overhead,
-        shutil.disk_usage(next(place for place in folder.absolute().parents if place.is_dir())).free,
+        shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.is_dir())).free,
         tuple(stages),
         (),
         _sum(active),
@@ -147,13 +147,13 @@ def _plan(
     advice = [
         advise(stage, load, lengths, overhead, limit)
         for stage in active
-        if limit is not None and found.fit(stage) == "does not fit"
+        if limit is not None and complete.fit(stage) == "does not fit"
     ]
-    return replace(found, advice=tuple(one for one in advice if one is not None))
+    return replace(complete, advice=tuple(one for one in advice if one is not None))
 
 
 def _rows(recipe: Recipe, paths: RunPaths) -> dict[str, Any]:
-    """Read the data sets, those that complete stages of the run have made included."""
+    """Read the data sets, including those that completed stages of this run have made."""
     stages = graph.first_round(recipe)
     names = {name for kind in graph.STAGES.values() for name in kind.data}
     rows = door.load_data(data_at_start(recipe.data), recipe.data_seed, names)
@@ -163,6 +163,7 @@ def _rows(recipe: Recipe, paths: RunPaths) -> dict[str, Any]:
 
 
 def _device() -> tuple[str, int | None]:
+    """Name this device and its memory in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
     total, free = memory_bytes()
@@ -171,7 +172,7 @@ def _device() -> tuple[str, int | None]:
 
 
 def _sum(stages: Sequence[StagePlan]) -> Disk:
-    """Of stages one after the other: each keeps what it keeps."""
+    """Add up the disk of stages that run one after the other; the kept bytes of each stay."""
     kept = highest = 0
     for stage in stages:
         highest = max(highest, kept + stage.disk.highest)

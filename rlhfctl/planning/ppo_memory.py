@@ -1,8 +1,8 @@
-"""Estimate the memory of ppo and compare: our engine's own forwards, on tensors that have shapes and no numbers.
+"""Estimate the memory of ppo and compare by running the engine's own functions on meta tensors.
 
-The steps are the functions that the engine itself calls (training/rl/minibatch.py, generation/local.py,
-models/scoring.py). What is done by hand here is what would need numbers: drawing tokens, choosing positions. TRL's PPO
-engine is not modelled. See memory.py for how an estimate is made.
+The functions are in training/rl/minibatch.py, generation/local.py and models/scoring.py. Steps that need numbers
+(drawing tokens, choosing positions) are replaced here. TRL's PPO engine is not modelled. memory.py explains how an
+estimate is made.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: "reward model"}
 def ppo_outlook(
     spec: ModelSpec, section: Ppo, prompt: int, reward: ModelSpec | None, *, shared: bool, eval_prompts: int = 0
 ) -> MemoryEstimate:
-    """Estimate our engine's memory, on prompts of `prompt` tokens.
+    """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
-    `reward`: the reward model (None: a function); `shared`: it is an adapter on the same base*.
+    `reward`: the reward model (None: a function). `shared`: whether the reward model is an adapter on the same base*.
     """
     with on_meta_device(autocast=section.bf16):
         roles, scorer, own = _skeleton(spec, section, reward, shared=shared)
@@ -67,7 +67,7 @@ def ppo_outlook(
             for module in modules:
                 inside.enter_context(fused(module, try_numbers=False))
             meter = AllocationMeter(roles.policy.vocabulary)
-            meter.knows(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
+            meter.ignore_weights(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
             moments = _update(meter, section, roles, scorer, held, prompt)
             if eval_prompts and section.eval.every:
                 moments.append(_evaluation(meter, section, roles, held, prompt, eval_prompts))
@@ -78,7 +78,7 @@ def ppo_outlook(
 
 
 def _skeleton(spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool) -> tuple[Roles, Any, Any]:
-    """The roles, the reward model (None: a function), and the same where it is a model of its own."""
+    """Make (roles, reward model, reward model if it is a separate model); None for what does not exist."""
     lora = None if section.lora is None else section.lora.model_copy(update={"lora_dropout": 0.0})
     model = language_model(spec)
     reference = None if lora is not None else LanguageModel(language_model(spec), 0)
@@ -95,7 +95,7 @@ def _skeleton(spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared
 
 
 def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: ModelSpec) -> Critic:
-    """`scorer`: the shape of a critic that is a model of its own."""
+    """Make the critic; `scorer` describes a critic that is a separate model."""
     if section.critic_kind == "model":
         return Critic(scorer_model(scorer))
     if section.critic_kind == "head":
@@ -107,14 +107,14 @@ def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: Mode
 
 
 def _lay_end_to_end(model: Any) -> None:
-    """Let attention take packed sequences, as packing.packed does where a model's numbers allow it."""
+    """Turn packed attention on, as packing.packed does after its check of the model's numbers."""
     config = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig) and has_full_attention(config) and config._attn_implementation == "sdpa":
         config._attn_implementation = PACKED
 
 
 def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None) -> Needs:
-    """Weights and optimizer by role; a shared base* is a role of its own."""
+    """Count weights and optimizer state by role; a shared base* is listed as a separate role."""
     needs: dict[str, dict[str, int]] = {}
     base, _ = weight_bytes(roles.policy.model, spec.quantization)
     low_rank: Counter[str] = Counter()
@@ -138,7 +138,7 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
 
 
 def _update(meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int) -> list[Moment]:
-    """The moments of an update: sampling, log-probabilities, scoring, a step of the critic and of the policy."""
+    """Measure the moments of one update: sampling, log-probabilities, scoring, steps of critic and policy."""
     policy, critic, length = roles.policy, roles.critic, section.response_length
     moments: list[Moment] = []
     at_once = min(section.local_rollout_forward_batch_size, section.batch_size)
@@ -177,7 +177,7 @@ def _update(meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, hel
 def _evaluation(
     meter: AllocationMeter, section: Ppo, roles: Roles, held: Needs, prompt: int, eval_prompts: int
 ) -> Moment:
-    """The exact KL on the eval prompts."""
+    """Measure the exact KL on the eval prompts."""
     with torch.no_grad(), meter:
         meter.restart()
         _kl(roles.policy, roles.reference, min(kl.ROWS_AT_ONCE, eval_prompts), prompt, section.response_length)
@@ -185,9 +185,9 @@ def _evaluation(
 
 
 class _LongSequences(Sequences):
-    """Sequences without numbers: which positions are response tokens was worked out where there were numbers."""
+    """Sequences on the meta device; the positions of response tokens were computed on the CPU before."""
 
-    chosen: Tensor  # (N,) positions before each token; with responses of full length also those that have values
+    chosen: Tensor  # (N,) positions before each token; for responses of full length these also have the values
     targets: Tensor  # (N,)
 
     def before_tokens(self) -> Tensor:
@@ -201,7 +201,7 @@ class _LongSequences(Sequences):
 
 
 def _longest(rows: int, prompt: int, length: int) -> Sequences:
-    """`rows` sequences as long as can be: the shapes of real ones."""
+    """Make `rows` sequences of the longest possible length on the meta device, with the shapes of real ones."""
     with torch.device("cpu"):
         real = Sequences.of([[0] * prompt] * rows, [[0] * length] * rows, "cpu")
         chosen, targets = real.before_tokens(), real.tokens()
@@ -222,9 +222,9 @@ def _longest(rows: int, prompt: int, length: int) -> Sequences:
 
 
 def _sample(meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int) -> None:
-    """How a batch begins, its second token, and how it shrinks."""
+    """Run the parts of sampling that need most memory: the prompt, the second token, and the shrinking of a batch."""
     meter.room = prompt + length
-    policy.decodes = True  # where its shape allows it; there are no numbers to try it on
+    policy.decodes = True  # if its layers fit: there are no numbers to compare
     ids = torch.zeros((rows, prompt), dtype=torch.long)
     batch = local.make_forward(policy)(ids, torch.ones_like(ids), prompt + length)
     _draw(batch, rows)
@@ -241,7 +241,7 @@ def _draw(batch: Any, rows: int) -> None:
 
 
 def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int, length: int) -> None:
-    """What kl.exact_kl takes, with its largest piece of logits."""
+    """Run kl.exact_kl with its largest piece of logits."""
     ids = torch.zeros((rows, prompt + length), dtype=torch.long)
     mask = torch.ones_like(ids)
     p, q = (
@@ -257,10 +257,10 @@ def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int,
 def compare_outlook(
     spec: ModelSpec, section: Compare, prompts: int, prompt: int, reward: ModelSpec | None
 ) -> MemoryEstimate:
-    """Estimate compare: two policies answer, are compared token by token, and a reward model (None: none) judges."""
+    """Estimate the memory of compare: two policies answer, their KL is measured, and `reward` (if any) judges."""
     assert section.max_new_tokens is not None
     length = section.max_new_tokens
-    whole = dataclasses.replace(spec, quantization=None)  # both are loaded in full precision
+    whole = dataclasses.replace(spec, quantization=None)  # both models are loaded in full precision
     with on_meta_device():
         sides = [LanguageModel(language_model(whole), 0) for _ in range(2)]
         held: Needs = {
@@ -273,7 +273,7 @@ def compare_outlook(
         )
         moments = [Moment("checking what was loaded", probed)]
         meter = AllocationMeter(sides[0].vocabulary)
-        meter.knows(*(side.model for side in sides))
+        meter.ignore_weights(*(side.model for side in sides))
         with torch.no_grad(), meter:
             _sample(meter, sides[0], min(section.batch_size, prompts), prompt, length)
             moments.append(Moment("sampling", with_seen(held, "policy", meter.peak)))
@@ -288,7 +288,7 @@ def compare_outlook(
             moments.append(Moment("loading the judge", needs | copies))
             sequences = _longest(min(section.batch_size, prompts * section.samples_per_prompt), prompt, length)
             meter = AllocationMeter(sides[0].vocabulary)
-            meter.knows(judge)
+            meter.ignore_weights(judge)
             with torch.no_grad(), meter:
                 scoring.outputs_at_end(judge, sequences)
             moments.append(Moment("judging", with_seen(needs, "reward model", meter.peak)))

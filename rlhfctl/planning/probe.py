@@ -1,4 +1,4 @@
-"""One step of each stage for real, in a run folder that is removed: what it took, in place of what was foreseen."""
+"""Measure the memory of each stage by really running one step of it, in a run folder that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rlhfctl.recipe.schema import Recipe
 def probed(
     stages: Sequence[StagePlan], loaded: LoadedRecipe, folder: Path, beside: int, say: Callable[[str], None]
 ) -> list[StagePlan]:
-    """Run a recipe of one step a stage in a folder that is removed; put in what it took, and `beside` it."""
-    place = next(place for place in folder.absolute().parents if place.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".rlhfctl-probe-", dir=place) as temporary:
+    """Run one step per stage in a temporary folder; set `measured` to the peak memory plus `beside` bytes."""
+    parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".rlhfctl-probe-", dir=parent) as temporary:
         run = Path(temporary) / "run"
         recipe = Path(temporary) / "recipe.yaml"
         recipe.write_text(json.dumps(one_step(loaded.recipe)), encoding="utf-8")
@@ -54,7 +54,7 @@ def _finished(events: Path) -> Iterator[StageFinished]:
 
 
 def one_step(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe with a step of each stage: the same sizes, the same rows, no more of them than needed."""
+    """Reduce the resolved recipe to one step per stage, with the same sizes and no more rows than needed."""
     given = recipe.model_dump(mode="json")
     for name in {STAGES[stage].section for stage in trainer_options(recipe)}:
         if "trainer" in given[name]:  # a ready reward model has none

@@ -1,6 +1,6 @@
-"""What each stage does and needs: rows, steps, tokens, parameters, memory, disk.
+"""Predict the rows, steps, tokens, parameters, memory and disk of each stage.
 
-From the lengths of its rows and the model's configuration. Loads the tokenizer, no weights.
+The prediction is made from the lengths of the rows and the model's configuration. Loads the tokenizer, no weights.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
-_SMALL_FILES = 25_000  # beside weights and tokenizer: configurations, states of random numbers, manifest
-_NUMBER = 22  # bytes of one in JSON
-_CHARS = 4  # a token, about
+_SMALL_FILES = 25_000  # bytes of configurations, random states and manifest
+_NUMBER = 22  # bytes per number in JSON
+_CHARS = 4  # characters per token, about
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes a stage writes: `highest` while it runs, checkpoints included; `kept` afterwards."""
+    """Disk use of a stage in bytes: `highest` while it runs, with checkpoints; `kept` after it."""
 
     highest: int
     kept: int
@@ -48,7 +48,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. `outlook` None: its memory cannot be foreseen (`note` says why)."""
+    """The prediction for one stage. `outlook` is None if its memory cannot be predicted; `note` says why."""
 
     name: str
     action: Literal["run", "continue", "wait", "skip"]
@@ -59,7 +59,7 @@ class StagePlan:
     outlook: MemoryEstimate | None
     disk: Disk
     note: str | None = None
-    measured: int | None = None  # bytes, by --probe
+    measured: int | None = None  # bytes, measured by --probe
 
 
 # ---------------------------------------------------------------- rows
@@ -67,12 +67,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of every row, as the stages read them, and the tokenizer that they are counted with."""
+    """The length in tokens of every row, as the stages read it, and the tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
     tokenizer_bytes: int
-    added: tuple[int, ...] = ()  # ids of the chat template's marks whose rows sft trains
+    added: tuple[int, ...] = ()  # ids of the chat template's marks, whose embedding rows sft trains
     sft: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
@@ -83,33 +83,34 @@ class Lengths:
 
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
+        """Encode every row and count its tokens."""
         checks.check_base(recipe, stages_of(recipe))
         prepared = tokenizing.prepare(recipe, rows)
         tokenizer = prepared.tokenizer
         rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
-        found: dict[str, Any] = {}
+        lengths: dict[str, Any] = {}
         if "demonstrations" in rows and recipe.sft is not None:
-            found["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
+            lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
         if "preferences" in rows:
             split = cast(PreferenceSplit, rows["preferences"].split)
             pairs = [pair for group in split.train for pair in encoder.preference(group).pairs]
-            found["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
-            found["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
-            found["heldout"] = len(examples(split.heldout))
+            lengths["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
+            lengths["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
+            lengths["heldout"] = len(examples(split.heldout))
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
-            found["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
-            found["test"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.test)
-            found["eval"] = len(parts.eval)
+            lengths["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
+            lengths["test"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.test)
+            lengths["eval"] = len(parts.eval)
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **found)
+        return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **lengths)
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The model's configuration, with a row of embeddings for each token and for pad."""
+    """Load or make the model's configuration, with one embedding row per token and for pad."""
     section = recipe.model
     if section.init is not None:
         return build.new_config(section.init, tokenizer)
@@ -123,24 +124,24 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
 
 
 def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Collection[str]) -> StagePlan:
-    """Tell what the stage does and needs, and what the run would do about it; of one that is skipped only that.
+    """Predict a stage, and add whether the run would run, resume or skip it. A skipped stage has no numbers.
 
-    `read`: the data sets whose rows are there. Those that a stage has yet to make are not.
+    `read`: the names of the data sets that are read. A data set that a later stage makes is not read yet.
     """
     name = forecast.stage.name
     unread = [data for data in STAGES[name].data if data in made_data(recipe.data) and data not in read]
     if forecast.action == "skip":
-        found = _unknown(name)
+        result = _unknown(name)
     elif unread:
         made_by = ", ".join(source_stages(unread, recipe.data))
-        found = _unknown(name, f"not known before {made_by} has made data.{', data.'.join(unread)}")
+        result = _unknown(name, f"not known before {made_by} has made data.{', data.'.join(unread)}")
     else:
-        found = facts(name, recipe, lengths)
-    return replace(found, name=str(forecast.stage), action=forecast.action, why=forecast.why)
+        result = facts(name, recipe, lengths)
+    return replace(result, name=str(forecast.stage), action=forecast.action, why=forecast.why)
 
 
 def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
-    """Tell what a stage of `recipe` does and needs."""
+    """Predict the stage `name` of `recipe`."""
     if name not in _FACTS:
         return _unknown(name, "its memory is not modelled: --probe measures it")
     return _FACTS[name](recipe, lengths)
@@ -218,7 +219,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.ppo
     assert section is not None
     updates = section.updates
-    prompts = _that_fit(lengths.prompts, recipe, lengths, section.response_length)
+    prompts = _fitting_prompts(lengths.prompts, recipe, lengths, section.response_length)
     what = f"{len(prompts)} prompts, {section.total_episodes} episodes"
     tokens = updates * section.batch_size * section.response_length
     scorer, shared = _scorer(recipe, lengths)
@@ -235,7 +236,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
 
 
 def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
-    """The reward model's shape (None: a function, or not known), and whether PPO has it as an adapter on base*."""
+    """Describe the reward model (None: a function, or unknown), and tell whether PPO has it as an adapter on base*."""
     reward, ppo = recipe.reward, recipe.ppo
     if reward is None or reward.kind == "function":
         return None, False
@@ -249,7 +250,7 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
     return ModelSpec(config, loading.torch_dtype(recipe.model.dtype)), False
 
 
-def _that_fit(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
+def _fitting_prompts(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:
     fitting = fit_lengths(prompts, context_of(lengths.config), response, recipe.data)
     if not fitting:
         raise RlhfctlError("no prompt fits", where="data.max_prompt_length", fix="raise it, or lower response_length")
@@ -285,19 +286,19 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
 
 
 def trainer_config(kind: Any, recipe: Recipe, given: Mapping[str, Any]) -> Any:
-    """SFTConfig or RewardConfig as the stage makes it."""
+    """Make the SFTConfig or RewardConfig that the stage uses."""
     arguments = options.trainer_arguments(Path(), recipe.model.dtype, given, seed=recipe.seed)
     return kind(**arguments)
 
 
 def _steps(rows: int, config: Any) -> tuple[int, float]:
-    """Optimizer steps of the whole training, and how often each row is seen, as transformers counts."""
+    """Count the optimizer steps and the epochs of the whole training, as transformers does."""
     size = config.per_device_train_batch_size
     batches = rows // size if config.dataloader_drop_last else math.ceil(rows / size)
-    an_epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
+    steps_per_epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
     if config.max_steps > 0:
-        return config.max_steps, config.max_steps / an_epoch
-    return math.ceil(config.num_train_epochs * an_epoch), config.num_train_epochs
+        return config.max_steps, config.max_steps / steps_per_epoch
+    return math.ceil(config.num_train_epochs * steps_per_epoch), config.num_train_epochs
 
 
 def _training(config: Any, lora: Any, rows: int, longest: int) -> Training:
@@ -313,10 +314,10 @@ def _training(config: Any, lora: Any, rows: int, longest: int) -> Training:
 
 
 def optimizer_state(name: str) -> Callable[[Tensor], int]:
-    """Bytes of an optimizer's state for a weight, by transformers' name of it."""
+    """Choose the function from a weight to the bytes of its optimizer state, by transformers' name of the optimizer."""
     moments = 1 if any(part in name for part in ("lion", "momentum", "adagrad", "rmsprop")) else 2
     if name == "sgd" or "adafactor" in name:
-        return lambda weight: 0  # adafactor keeps a row and a column
+        return lambda weight: 0  # adafactor keeps one row and one column, which is next to nothing
     if "8bit" in name:
         return lambda weight: moments * weight.numel()
     return lambda weight: moments * weight.nbytes
@@ -325,7 +326,7 @@ def optimizer_state(name: str) -> Callable[[Tensor], int]:
 def _trainer_disk(
     kept: int, weights: int, outlook: MemoryEstimate, lengths: Lengths, steps: int, every: int | None
 ) -> Disk:
-    """transformers keeps two checkpoints, and writes the third before it removes the first."""
+    """Predict the disk of a trainer: transformers keeps two checkpoints, and writes the third before it removes one."""
     each = every or checkpoints.interval(steps)
     written = math.ceil(steps / each)
     optimizer = sum(kinds.get("optimizer", 0) for kinds in outlook.peak.needs.values())
@@ -365,14 +366,14 @@ def _first(needs: Mapping[str, Mapping[str, int]], role: str) -> int:
 
 
 def _weights_on_disk(outlook: MemoryEstimate, recipe: Recipe) -> int:
-    """Of the merged model, in full precision."""
+    """Count the bytes of the merged model in full precision."""
     size = loading.torch_dtype(recipe.model.dtype).itemsize
     adapter = outlook.trainable if outlook.trainable < outlook.parameters else 0
     return (outlook.parameters - adapter) * size
 
 
 def _adapter_bytes(outlook: MemoryEstimate) -> int:
-    """Of the adapter that is trained; 0 where all weights are."""
+    """Count the bytes of the trained adapter; 0 if all weights are trained."""
     needs = outlook.peak.needs
     return _first(needs, "adapter") if BASE in needs else 0
 

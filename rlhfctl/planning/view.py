@@ -1,4 +1,4 @@
-"""A plan as people read it: the stages, the memory of each at its peak, the disk, and what to change."""
+"""Show a plan in the terminal: stages, peak memory by role and kind, disk, and suggested changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ACTIONS = {"run": "runs", "continue": "resumes", "wait": "waits", "skip": "skip
 
 
 def view(plan: Plan) -> RenderableType:
-    """The whole plan."""
+    """Draw the whole plan."""
     parts: list[RenderableType] = [Text(f"plan of {plan.name}", style="bold"), _stages(plan), Text()]
     active = [stage for stage in plan.stages if stage.action != "skip"]
     if not active:
@@ -61,7 +61,7 @@ def _trained(stage: StagePlan) -> str:
 
 
 def _memory(plan: Plan, stages: list[StagePlan]) -> Table:
-    """A line for each role of each stage, a column for each kind."""
+    """Draw the memory table: one line per role and stage, one column per kind."""
     kinds = [
         kind
         for kind in KINDS
@@ -127,7 +127,7 @@ def _disk(plan: Plan) -> Text:
 
 
 def size(number: int | None) -> str:
-    """Bytes in kB, MB or GB (powers of ten), three digits."""
+    """Format bytes in kB, MB or GB (powers of ten) with three digits."""
     if number is None:
         return "?"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -140,7 +140,7 @@ def size(number: int | None) -> str:
 
 
 def count(number: int) -> str:
-    """1234567 as 1.23M."""
+    """Format a count with three digits: 1234567 as 1.23M."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
         if number >= scale:
             value = number / (1e3 if unit == "k" else scale)

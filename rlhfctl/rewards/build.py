@@ -1,8 +1,8 @@
 """Build scorers from their names in a recipe: rewards of PPO and judges of the comparison alike.
 
-BUILDERS is the one table. To add a scorer: write it in a file beside this one as a RewardFunction, give its name a row
-here, and let the recipe accept the name (NAMED_JUDGES for compare.judges, the rule of ppo.rewards).
-A reward model arrives loaded (stages/loader.py), and gold is passed in by those who may read it.
+BUILDERS is the only table of scorers. To add a scorer: write it as a RewardFunction in a file of this folder, add its
+name to BUILDERS, and let the recipe accept the name (NAMED_JUDGES for compare.judges, the rule of ppo.rewards). This
+file loads no models: stages/loader.py loads the reward model, and the caller passes the gold scorer in.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def _silent(sentence: str) -> None:
 
 @dataclass(frozen=True)
 class LoadedRewardModel:
-    """A reward model in memory: a classifier of text, or a scalar head on a decoder.
+    """A loaded reward model: a text classifier, or a decoder with a scalar head.
 
-    The head reads text in its own `tokenizer`, or (None) the policy's ids, padded with `pad_token_id`.
+    `tokenizer`: tokenizes the text for the head; None means that the head reads the policy's ids, padded with
+    `pad_token_id`.
     """
 
     model: nn.Module | Classifier
@@ -42,10 +43,11 @@ class LoadedRewardModel:
 
 @dataclass(frozen=True)
 class Resources:
-    """What scorers are built from. `folder`: functions are imported from there; `function`: the reward section's.
+    """The settings and models that scorers are built from.
 
-    `batch_size`: responses that a reward model scores at a time; `function_batch_size`: that a function is given in one
-    call (None: all). `finite`: a function's score must be a finite number. `reward_model` loads it when it is needed.
+    `folder`: functions are imported from it. `function`: the function of the reward section. `finite`: whether a
+    function's score must be finite. `batch_size`: responses per forward of a reward model. `function_batch_size`:
+    responses per call of a function (None: all). `reward_model`: loads the reward model when it is needed.
     """
 
     folder: Path
@@ -60,7 +62,7 @@ class Resources:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Resources:
-        """Take from a recipe its folder, and what its reward section says of functions."""
+        """Take the folder of a recipe, and the function and retries of its reward section."""
         section = recipe.reward
         function, retries = (section.function, section.retries) if section is not None else (None, 0)
         return cls(Path(recipe.folder or "."), function, retries)
@@ -97,7 +99,7 @@ def _reward_section(name: str, resources: Resources) -> RewardFunction:
 
 
 def _reward_function(name: str, resources: Resources) -> RewardFunction:
-    assert resources.function is not None  # the recipe's rules ask for it
+    assert resources.function is not None  # required by the recipe's rules
     return build_function(resources.function, resources)
 
 
@@ -115,7 +117,7 @@ def _reward_model(name: str, resources: Resources) -> RewardFunction:
 
 
 def _gold(name: str, resources: Resources) -> RewardFunction:
-    assert resources.gold is not None  # the recipe's rules ask for the built-in task
+    assert resources.gold is not None  # the recipe's rules allow gold in the built-in task only
     return resources.gold
 
 
@@ -126,4 +128,4 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     GOLD: _gold,
     FUNCTION: build_function,
 }
-"""Kind of scorer (recipe/scorers.py) -> what builds it, from its name and from what there is to build it from."""
+"""Kind of scorer (recipe/scorers.py) -> function that builds it from its name and the resources."""

@@ -1,4 +1,4 @@
-"""What can score a response. Each takes a batch of episodes and gives one number for each, higher is better."""
+"""Define episodes and reward functions: a reward function returns one score per episode, higher is better."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Episode:
-    """One prompt with one response, as ids and as text, and the row it came from.
+    """One prompt and one response, as ids and as text, and the row of the prompt.
 
-    `prompt` and `completion` are strings, or lists of messages where the row is a conversation.
+    `prompt` and `completion` are strings, or lists of messages if the row is a conversation.
     """
 
     prompt_ids: Sequence[int]
@@ -23,19 +23,19 @@ class Episode:
 
 
 class RewardFunction(Protocol):
-    """A scorer: one float for each episode."""
+    """Score a batch of episodes: one float per episode."""
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]: ...
 
 
 def parts_of(reward: RewardFunction) -> dict[str, list[float | None]]:
-    """What each part of a weighted sum gave in its last call, by name; nothing for a single scorer."""
+    """Get the scores of each part of a weighted sum in its last call, by name; empty for a single scorer."""
     parts: dict[str, list[float | None]] = getattr(reward, "parts", {})
     return parts
 
 
 def part_means(parts: dict[str, list[float | None]]) -> dict[str, float]:
-    """The metrics of a weighted sum: `reward/NAME`, each part's mean over the rows that it scored."""
+    """Compute the metrics of a weighted sum: `reward/NAME`, each part's mean over the rows that it scored."""
     scored = {name: [one for one in part if one is not None] for name, part in parts.items()}
     return {f"reward/{name}": fmean(part) for name, part in scored.items() if part}
 
@@ -47,10 +47,10 @@ def make_episode(
     response_ids: Sequence[int],
     stop_strings: Sequence[str] = (),
 ) -> Episode:
-    """An episode whose completion is decoded without special tokens, in the row's own shape (text or messages).
+    """Make an episode: decode the completion without special tokens, as text or as messages like the row's prompt.
 
-    What begins with a stop string is no part of it: scorers read the text before, and as ids that text with the end
-    token, as a reward model read its training rows.
+    The completion is cut before the first stop string. Its ids are then those of the cut text and the end token, the
+    form in which a reward model read its training rows.
     """
     text = tokenizer.decode(response_ids, skip_special_tokens=True)
     stopped = [text.find(stop) for stop in stop_strings if stop in text]
@@ -63,7 +63,7 @@ def make_episode(
 
 
 def _ids_of(text: str, tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The ids that write `text`, and the end token: the first of `ids` where these do, else the tokenizer's."""
+    """Return ids for `text` with the end token: the beginning of `ids` if it decodes to `text`, else new ids."""
     for count in range(len(ids)):
         if tokenizer.decode(ids[:count], skip_special_tokens=True) == text:
             return [*ids[:count], tokenizer.eos_token_id]

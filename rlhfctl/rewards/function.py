@@ -1,9 +1,9 @@
-"""A Python function as a scorer, with the signature that GRPO users know.
+"""Score responses with a Python function of the user, in the signature of TRL's GRPO reward functions.
 
-`f(prompts, completions, **columns) -> list[float | None]`: strings, or lists of messages where prompts are
-conversations. `completion_ids` (the tokens of each response) and every other column of the prompt file arrive as lists
-under their own names, if the function takes them. None for a row says that the row is not this function's business.
-The function may be `async`. Named in the recipe as "module:name" and imported from the recipe's folder.
+`f(prompts, completions, **columns) -> list[float | None]`. Prompts and completions are strings, or lists of messages if
+the prompts are conversations. `completion_ids` (the token ids of each response) and every other column of the prompt
+file are passed as lists under their own names, if the function takes them. None means that the function does not score
+this row. The function may be `async`. The recipe names it as "module:name"; it is imported from the recipe's folder.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _MEND = "correct it and give the same command again: it resumes from the last co
 
 
 class Unscored:
-    """Says once that rows are nobody's business: each reward function returned None for them."""
+    """Warn once about rows for which every reward function returned None."""
 
     def __init__(self, say: Say) -> None:
-        self.say, self.told = say, False
+        self.say, self.warned = say, False
 
-    def tell(self, count: int, total: int) -> None:
-        """Count the rows of a batch that nothing scored."""
-        if count and not self.told:
-            self.told = True
+    def report(self, count: int, total: int) -> None:
+        """Warn if `count` of the `total` rows of a batch have no score."""
+        if count and not self.warned:
+            self.warned = True
             self.say(f"{count} of {total} responses are scored by no reward function (None): they count as 0")
 
 
 class FunctionReward:
-    """Call the function and hold it to its contract: a number for each completion, a `finite` one unless told.
+    """Call the function and check its contract: one number or None per completion, finite if `finite`.
 
-    RewardFailed where it raises (after `retries` more calls) or returns something else. `batch_size`: the most
-    completions that it is given in one call (None: all).
+    RewardFailed if it raises (after `retries` more calls) or returns something else. `batch_size`: the most completions
+    per call (None: all).
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class FunctionReward:
             )
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
-        """A number for each episode; 0 where the function passes one over and nothing else scores it."""
+        """Score each episode; None of the function counts as 0."""
         values = self.optional(episodes)
-        self.unscored.tell(sum(value is None for value in values), len(values))
+        self.unscored.report(sum(value is None for value in values), len(values))
         return [0.0 if value is None else value for value in values]
 
     def optional(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """A number for each episode, or None where the row is not this function's business."""
+        """Score each episode; None if the function does not score the row."""
         if self.batch_size is None:
             return self._checked(episodes)
         size = self.batch_size
@@ -95,7 +95,7 @@ class FunctionReward:
         return [value for batch in batches for value in self._checked(batch)]
 
     def _checked(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """What the function returns in one call, where it keeps its contract."""
+        """Call the function once and check what it returns; RewardFailed if it breaks its contract."""
         values = self._called(episodes)
         if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
             raise self._failed(f"returned {values!r}, not a list", "return a list with one float for each completion")
@@ -131,19 +131,19 @@ class FunctionReward:
         return {name: values for name, values in given.items() if self._takes_all or name in self._names}
 
     def _called(self, episodes: Sequence[Episode]) -> Any:
-        """What the function returns for the episodes, called again after each failure as often as `retries` says."""
+        """Call the function for the episodes; after a failure, call it again up to `retries` times."""
         arguments = self._arguments(episodes)
         for attempt in range(self.retries + 1):
             try:
                 return _awaited(self.function(**arguments))
-            except Exception as error:  # whatever a user's code or a service raises
+            except Exception as error:  # a user's code or a service may raise anything
                 if attempt == self.retries:
                     raise self._raised(error, episodes) from error
                 time.sleep(2**attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _raised(self, error: Exception, episodes: Sequence[Episode]) -> RewardFailed:
-        """The function's own line, and the first row that fails by itself."""
+        """Make the error: the line in the user's file, and the first row that fails when it is scored alone."""
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
         line = f" in {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         tries = f" {self.retries + 1} times" if self.retries else ""
@@ -156,7 +156,7 @@ class FunctionReward:
     def _fails_alone(self, episode: Episode) -> bool:
         try:
             _awaited(self.function(**self._arguments([episode])))
-        except Exception:  # noqa: BLE001 - the same foreign code
+        except Exception:  # noqa: BLE001 - a user's code may raise anything
             return True
         return False
 
@@ -165,11 +165,11 @@ class FunctionReward:
 
 
 def _awaited(value: Any) -> Any:
-    """The result of an `async` function; anything else as it is."""
-    return asyncio.run(_waits_for(value)) if inspect.isawaitable(value) else value
+    """Wait for the result of an `async` function; other values are returned as they are."""
+    return asyncio.run(_wait_for(value)) if inspect.isawaitable(value) else value
 
 
-async def _waits_for(value: Any) -> Any:
+async def _wait_for(value: Any) -> Any:
     return await value
 
 
@@ -183,20 +183,20 @@ def _first_line(error: Exception) -> str:
 
 
 def function_file(spec: str, folder: Path) -> Path | None:
-    """The file in the recipe's folder that holds the function's module, or None (then it is an installed module)."""
+    """Find the file of the function's module in the recipe's folder; None if it is an installed module."""
     module = folder.joinpath(*spec.partition(":")[0].split("."))
-    candidates = [module / "__init__.py", module.with_suffix(".py")]  # in the order of Python's import
+    candidates = [module / "__init__.py", module.with_suffix(".py")]  # the order in which Python imports
     return next((path for path in candidates if path.is_file()), None)
 
 
 def function_fingerprint(spec: str, folder: Path) -> str:
-    """Hash of the function's module file, so that editing it re-runs what depends on it."""
+    """Hash the function's module file, so that stages that use an edited function run again."""
     file = function_file(spec, folder)
     return fs.hash_json([spec, fs.hash_file(file) if file is not None else None])
 
 
 def load_function(spec: str, folder: Path) -> Callable[..., Sequence[float]]:
-    """Import "module:name" with the recipe's folder first on the path."""
+    """Import the function "module:name" with the recipe's folder first on the path."""
     module_name, _, name = spec.partition(":")
     module = _import(module_name, folder.resolve(), spec)
     function = getattr(module, name, None)
@@ -212,8 +212,8 @@ def load_function(spec: str, folder: Path) -> Callable[..., Sequence[float]]:
 
 # ---------------------------------------------------------------- importing from a recipe's folder
 
-# Modules that came from the last recipe's folder, with the hash of each one's file. Python keeps modules by name alone,
-# so another recipe's module, or helper, of the same name would else be taken for this one's; an edited one for the old.
+# Modules imported from the last recipe's folder -> hash of the file. Python caches modules by name only. Without this
+# table, a module of the same name from another recipe, or an old version of an edited file, would be used.
 _imported: dict[str, str | None] = {}
 _imported_from: Path | None = None
 
@@ -255,12 +255,13 @@ def _import(module_name: str, folder: Path, spec: str) -> ModuleType:
 
 
 def _is_from(module: ModuleType, name: str, folder: Path) -> bool:
-    if name.partition(".")[0] == "rlhfctl":  # a folder above our own source
+    """Tell whether the imported module lies in the recipe's folder."""
+    if name.partition(".")[0] == "rlhfctl":  # the recipe lies in a folder above rlhfctl's source
         return False
-    file, at = function_file(name, folder), getattr(module, "__file__", None)
+    file, module_file = function_file(name, folder), getattr(module, "__file__", None)
     if file is None:  # perhaps a package without __init__.py
-        return at is None and folder.joinpath(*name.split(".")).is_dir()
-    return at == str(file)
+        return module_file is None and folder.joinpath(*name.split(".")).is_dir()
+    return module_file == str(file)
 
 
 def _file_hash(module_name: str, folder: Path) -> str | None:

@@ -1,6 +1,7 @@
-"""Reward models as scorers: a scalar head on the policy's ids or on text, or a classifier's log-odds of a label.
+"""Score responses with reward models: a scalar head on the policy's ids or on text, or a classifier's log-odds.
 
-What is longer than the reward model's context loses its beginning, so the response is read whole; that is said once.
+A text that is longer than the reward model's context loses its beginning, so that the response is read whole. A warning
+says so once.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ def _quiet(sentence: str) -> None:
 
 
 class _Context:
-    """Cuts the beginning of rows that are longer than a model's context, and says so the first time."""
+    """Cut the beginning of sequences that are longer than a model's context, and warn the first time."""
 
     def __init__(self, model: nn.Module, say: Say) -> None:
         self.limit = context_of(backbone(model).config)
         self.say = say
-        self.told = False
+        self.warned = False
 
     def fitted(self, rows: list[list[int]]) -> list[list[int]]:
         limit = self.limit
         if limit is None or all(len(row) <= limit for row in rows):
             return rows
-        if not self.told:
-            self.told = True
+        if not self.warned:
+            self.warned = True
             long = [len(row) for row in rows if len(row) > limit]
             self.say(
                 f"{len(long)} of {len(rows)} texts are longer than the {limit} tokens that the reward model reads "
@@ -46,7 +47,7 @@ class _Context:
 
 
 class ModelReward:
-    """Scores ids directly: the reward model must share the policy's tokenizer (checked at the hand-over)."""
+    """Score the policy's ids: the reward model must share the policy's tokenizer, which the hand-over checks."""
 
     def __init__(self, model: nn.Module, pad_token_id: int, batch_size: int = 64, say: Say = _quiet) -> None:
         self.model = model
@@ -60,9 +61,9 @@ class ModelReward:
 
 
 class TextModelReward:
-    """Scores text: for a reward model with a tokenizer (and chat template) of its own.
+    """Score text: for a reward model that has its own tokenizer (and chat template).
 
-    A response is read with the end token that this model was trained to read, whether the policy wrote its own or not.
+    Each response ends with the end token that this model was trained on, whether or not the policy ended it.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class TextModelReward:
 
 
 class ClassifierReward:
-    """Scores text by a sequence classifier, which reads it in its own tokens."""
+    """Score text with a sequence classifier, which has its own tokenizer."""
 
     def __init__(self, classifier: Classifier, batch_size: int = 64) -> None:
         self.classifier = classifier

@@ -1,4 +1,4 @@
-"""Several scorers as one: their weighted sum."""
+"""Combine several scorers into one: their weighted sum."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rlhfctl.rewards.function import FunctionReward, Say, Unscored
 
 
 class WeightedReward:
-    """sum_i weight_i x scorer_i; each scorer sees every episode, and a function may pass rows over with None.
+    """Compute sum_i weight_i x scorer_i. Each scorer reads every episode; a function may skip a row by None.
 
-    `parts` holds what each scorer gave in the last call, before its weight. A row that none scores counts as 0, said
-    once.
+    `parts`: the scores of each scorer in the last call, before weighting. A row that no scorer scores counts as 0, and
+    a warning says so once.
     """
 
     def __init__(self, scorers: Mapping[str, tuple[RewardFunction, float]], say: Say = lambda sentence: None) -> None:
@@ -27,7 +27,7 @@ class WeightedReward:
             for name, (scorer, _) in self.scorers.items()
         }
         rows = list(zip(*self.parts.values(), strict=True))
-        self.unscored.tell(sum(all(score is None for score in row) for row in rows), len(rows))
+        self.unscored.report(sum(all(score is None for score in row) for row in rows), len(rows))
         weights = [weight for _, weight in self.scorers.values()]
         return [
             math.fsum(weight * score for weight, score in zip(weights, row, strict=True) if score is not None)

@@ -1,6 +1,7 @@
-"""`export`: a stage's model as a plain Hugging Face folder that needs no rlhfctl.
+"""Export a stage's model as a plain Hugging Face folder, which loads without rlhfctl.
 
-Merged weights by default. With an adapter, the folder carries its base beside it and a snippet that loads both.
+The weights are merged by default. An exported adapter comes with its base in the same folder. README.md holds a Python
+snippet that loads the model; probes.json holds token ids and the numbers that the model gave for them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rlhfctl.stages.loader import Loader
 from rlhfctl.stages.probes import PROBES
 from rlhfctl.training.trl.quiet import quiet_libraries
 
-_MODELS = ("base", "reward", "policy")  # what a stage makes that can be exported
+_MODELS = ("base", "reward", "policy")  # kinds of artifacts that can be exported
 NAMES = (*(name for name, stage in STAGES.items() if stage.makes in _MODELS and name != "base"), "critic")
 _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
@@ -48,7 +49,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(folder).resolve()))
 import {module}  # adds {name}, which transformers lacks
 """
-# How rows become the text that the reward model was trained to read (encoding.py), with transformers alone.
+# Build the text that the reward model was trained on, as encoding.py does, with transformers alone.
 _SCORE = """
 prompt = {prompt}
 response = {response}
@@ -59,7 +60,7 @@ with torch.no_grad():
 print(score)
 """
 _PLAIN_TEXT = "text = prompt + response + tokenizer.eos_token"
-# What is added to the copy of reward_head.py beside the weights.
+# Appended to the copy of reward_head.py in the exported folder.
 _REGISTERED = """
 
 from transformers import AutoModelForSequenceClassification  # noqa: E402
@@ -75,7 +76,7 @@ text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token"""
 
 
 def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
-    """Write the model of `stage` to the new folder `to`; returns lines that say what is there and how to load it."""
+    """Write the model of `stage` to the new folder `to`; return lines for the user that say how to load it."""
     if stage not in NAMES:
         raise RlhfctlError(f"there is no stage {stage!r} to export", fix=f"one of {', '.join(NAMES)}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -101,7 +102,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
 
 
 def _stage_of(name: str, recipe: Recipe) -> str:
-    """Return the stage that makes what is called `name`: the critic is the policy stage's; without sft, base is its."""
+    """Find the stage that makes `name`: the policy stage makes the critic; without sft, the base stage replaces it."""
     if name in stages_of(recipe):
         return name
     product = "policy" if name == "critic" else STAGES[name].makes
@@ -140,7 +141,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, loader: Load
         config["base_model_name_or_path"] = "base"
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         if stage == "sft":
-            # The stage's own: new weights are drawn for its vocabulary, and its end may be the template's end of turn.
+            # Use the sft stage's tokenizer: new weights are drawn for its vocabulary, and its end token may differ.
             tokenizer = tokenizing.load_tokenizer(str(artifact.part("model")))
             model, _ = build.base_from_recipe(
                 recipe.model,
@@ -159,7 +160,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, loader: Load
 
 
 def _restart_clock(folder: Path) -> None:
-    """Let a chat template whose day was fixed for the run read the clock again."""
+    """Remove the fixed date from chat templates, so that they read the clock again."""
     for file in folder.rglob("chat_template.jinja"):
         text = file.read_text(encoding="utf-8")
         if (before := templates.without_day(text)) != text:
@@ -180,15 +181,15 @@ def _tokenizer(artifact: Artifact) -> Any:
 
 
 def _save_scorer(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A reward model or critic whose padded rows score as they do alone: padding stands on the right, its id is set."""
+    """Save a reward model or critic with its pad id set, so that padded rows score as they do alone."""
     special_tokens.set_token_ids(model, tokenizer)
     build.save_model(model, tokenizer, folder)
 
 
 def _make_loadable(folder: Path) -> None:
-    """Put the code of a head beside the weights where transformers has no such class, and pad on the right."""
+    """Make padding go to the right, and add the code of the model's class if transformers lacks that class."""
     tokenizer = tokenizing.load_tokenizer(str(folder))
-    tokenizer.padding_side = "right"  # the head reads the last token, and absolute positions count from the first
+    tokenizer.padding_side = "right"  # the head reads the last token, and absolute positions start at the first
     tokenizing.save_tokenizer(tokenizer, folder)
     weights = folder / "base" if (folder / "base").is_dir() else folder
     config = loading.read_config(str(weights), "model")
@@ -202,20 +203,20 @@ def _make_loadable(folder: Path) -> None:
     (folder / f"{module}.py").write_text(f"{source.rstrip()}\n{more}", encoding="utf-8")
     if weights == folder:
         kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kept["auto_map"] = {_SCORER: f"{module}.{kind.__name__}"}  # for those who pass trust_remote_code
+        kept["auto_map"] = {_SCORER: f"{module}.{kind.__name__}"}  # read with trust_remote_code=True
         (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _head_module(config: Any) -> str:
-    """The module that adds a family's class: a name of its own, so that two such models load in one process."""
+    """Name the module that adds a family's class; the name differs per family, so two families load in one process."""
     return "reward_head_" + re.sub(r"\W", "_", config.model_type)
 
 
-def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
-    """The lines that load what lies in `folder`, which they call `place`; a reward model's go down to a score."""
+def _snippet(stage: str, folder: Path, location: str, *, adapter: bool) -> str:
+    """Write the Python lines that load the model of `folder` from `location`; for a reward model they print a score."""
     if stage not in ("reward", "critic"):
-        return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=place, extra="")
-    text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=place, extra=", num_labels=1")
+        return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=location, extra="")
+    text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=location, extra=", num_labels=1")
     config = loading.read_config(str(folder / "base" if adapter else folder), "model")
     if (folder / f"{_head_module(config)}.py").is_file():
         head, mark, rest = text.partition("tokenizer = ")
@@ -233,17 +234,17 @@ def _snippet(stage: str, folder: Path, place: str, *, adapter: bool) -> str:
 
 
 def _example(folder: Path) -> tuple[Any, Any, float | None]:
-    """(prompt, response, the score it was saved with): the shortest one kept with the reward model."""
+    """Return (prompt, response, recorded score) of the shortest example that was saved with the reward model."""
     kept = json.loads((folder / PROBES).read_text(encoding="utf-8"))
     examples = list(zip(kept.get("examples", []), kept["rows"], kept["scores"], strict=False))
     if not examples:
         return "Say something kind. ", "You did well.", None
-    example, _, score = min(examples, key=lambda found: len(found[1]))
+    example, _, score = min(examples, key=lambda entry: len(entry[1]))
     return example["prompt"], example["response"], score
 
 
 def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> None:
-    """The probes (ids and the numbers they gave) and the load snippet, for whoever gets the folder."""
+    """Write probes.json (ids and the recorded numbers) and README.md with the snippet that loads the model."""
     if stage != "critic":
         shutil.copy(artifact.part("probes"), folder / PROBES)
     if stage in ("reward", "critic"):
@@ -265,12 +266,12 @@ def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> Non
 
 
 def _scores_text(folder: Path) -> list[str]:
-    """What the snippet prints, and what to know of the numbers."""
+    """Explain the score that the snippet prints."""
     score = _example(folder)[2]
     printed = [f"It prints {score:.4f} (float32; other number formats round).", ""] if score is not None else []
-    found = next(iter(sorted(file.name for file in folder.glob("reward_head_*.py"))), None)
+    module = next(iter(sorted(file.name for file in folder.glob("reward_head_*.py"))), None)
     more = (
-        f"`{found}` is the model's class, which transformers lacks. Tools that load the model themselves find it "
+        f"`{module}` is the model's class, which transformers lacks. Tools that load the model themselves find it "
         "with `trust_remote_code=True`.",
         "",
     )
@@ -279,5 +280,5 @@ def _scores_text(folder: Path) -> list[str]:
         "A higher score is better. Scores compare responses to the same prompt; their zero means nothing. The text "
         "ends with the end-of-sequence token, as in training; padding stands on the right.",
         "",
-        *(more if found else ()),
+        *(more if module else ()),
     ]

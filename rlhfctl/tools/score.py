@@ -1,9 +1,8 @@
-"""`score`: a file of responses or of pairs, scored by a run's reward or by a reward model's folder.
+"""Score a file of responses or preference pairs with a run's reward or with a reward model's folder: `score`.
 
-Reads rows of any file that recipes read: prompt + response (or completion), messages that end with the assistant's
-turn, or pairs (chosen + rejected, with or without a prompt, ranked lists). Gives each row back with its score, or a
-pair with both, and a summary. A response is scored as one that has ended.
-Trains nothing; judges no policy (compare.py does).
+Reads every file format that recipes read: prompt + response (or completion), messages that end with the assistant's
+turn, or pairs (chosen + rejected, with or without a prompt, ranked lists). Returns each row with its score (pairs with
+two), and a summary. A response is scored as one that has ended. Trains nothing; the compare stage judges policies.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _PAIR_COLUMNS = ("chosen", "rejected", "responses")
 
 @dataclass(frozen=True)
 class Example:
-    """One row to score: what is written back, the prompt, and its response (or chosen and rejected)."""
+    """One row to score: the columns to write back, the prompt, and its response (or chosen and rejected)."""
 
     row: Row
     prompt: Any
@@ -48,7 +47,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with their scores, and sentences that sum them up."""
+    """Rows with their scores, and sentences that summarise them."""
 
     rows: list[Row]
     summary: list[str]
@@ -64,7 +63,7 @@ def score(
     bad_rows: str = "stop",
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Scored:
-    """Score the rows of `file` with the reward of the run `what`, or with the reward model whose folder it is."""
+    """Score the rows of `file` with `what`: the folder of a run, of a stage, or of a reward model."""
     recipe, paths = _recipe(what, label, reads)
     examples, notes = read_examples(file, bad_rows, recipe)
     sentences: list[str] = []
@@ -88,7 +87,7 @@ def score(
 
 
 def text_of(rows: Iterable[Row]) -> str:
-    """The rows as JSON, one per line."""
+    """Write the rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
@@ -96,7 +95,7 @@ def text_of(rows: Iterable[Row]) -> str:
 
 
 def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, RunPaths]:
-    """The run's recipe, or one that names the folder as its reward model."""
+    """Load the run's recipe; for a reward model's folder, make a recipe that names it."""
     if (what / "recipe.yaml").is_file():
         recipe = load_recipe(what / "recipe.yaml").recipe
         if recipe.reward is None:
@@ -125,7 +124,7 @@ def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, R
 def _scorer(
     what: Path, recipe: Recipe, paths: RunPaths, loader: Loader, batch_size: int, *, texts: bool
 ) -> tuple[RewardFunction, str]:
-    """The reward, and its name for people. `texts`: the rows to score are no conversations."""
+    """Build the scorer and its name for messages. `texts`: the rows to score are plain texts, not conversations."""
     reward = recipe.reward
     assert reward is not None
     resources = replace(Resources.of(recipe), batch_size=batch_size, function_batch_size=batch_size, warn=loader.warn)
@@ -154,15 +153,15 @@ def _scorer(
 
 
 def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = None) -> tuple[list[Example], list[str]]:
-    """The rows of a file as examples, and sentences about those left out. DataError with their lines for bad ones.
+    """Read the rows of a file as examples; also return sentences about dropped rows. DataError names bad lines.
 
-    A run's `recipe` says how its own data are read: files with the same columns are read in the same way, and texts
-    become turns where the run's do.
+    `recipe`: a run's recipe. A file with the columns of the run's own data is read in the same way, and texts become
+    turns of a conversation if the run's texts do.
     """
-    rows, places = sources.read_file(file, "text")
+    rows, locations = sources.read_file(file, "text")
     if not rows:
         raise DataError("there are no rows", where=str(file), fix="name a file with at least one row")
-    given = {place: row for row, place in zip(rows, places, strict=True)}
+    given = {location: row for row, location in zip(rows, locations, strict=True)}
     columns = {name for row in rows for name, value in row.items() if value is not None}
     mapped = _mapped(recipe, rows)
     pairs = mapped[0] if mapped is not None else any(name in columns for name in _PAIR_COLUMNS)
@@ -170,9 +169,9 @@ def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = No
     settings |= mapped[1] if mapped is not None else {}
     if mapped is None and not pairs and "response" in columns and "completion" not in columns:
         settings["columns"] = {"completion": "response"}
-    settings |= {"as_conversations": True} if _talks(recipe) and "turns" not in settings else {}
+    settings |= {"as_conversations": True} if _reads_conversations(recipe) and "turns" not in settings else {}
     try:
-        found = (
+        loaded = (
             load.load_preferences(Preferences(**settings), 0)
             if pairs
             else load.load_demonstrations(Demonstrations(**settings), 0)
@@ -185,12 +184,12 @@ def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = No
             "--bad-rows drop leaves the others out"
         )
         raise DataError(what, where=error.where, fix=fix) from error
-    examples = [_example(given[found.location_of(row)], row, found.location_of(row)) for row in found.rows]
-    return examples, list(found.notes)
+    examples = [_example(given[loaded.location_of(row)], row, loaded.location_of(row)) for row in loaded.rows]
+    return examples, list(loaded.notes)
 
 
 def _mapped(recipe: Recipe | None, rows: Sequence[Row]) -> tuple[bool, dict[str, Any]] | None:
-    """(whether they are pairs, how to read them) for rows that have all columns which a source of the run maps."""
+    """Return (whether they are pairs, source settings) if the rows have all columns that a source of the run maps."""
     sections = [] if recipe is None else [recipe.data.preferences, recipe.data.demonstrations]
     for section in sections:
         for part in section.parts if section is not None else ():
@@ -200,8 +199,8 @@ def _mapped(recipe: Recipe | None, rows: Sequence[Row]) -> tuple[bool, dict[str,
     return None
 
 
-def _talks(recipe: Recipe | None) -> bool:
-    """Whether the run's recipe says that its texts are turns of conversations."""
+def _reads_conversations(recipe: Recipe | None) -> bool:
+    """Tell whether the run's recipe reads texts as turns of conversations."""
     if recipe is None:
         return False
     sections = [one for one in (recipe.data.preferences, recipe.data.demonstrations) if one is not None]
@@ -210,7 +209,8 @@ def _talks(recipe: Recipe | None) -> bool:
     )
 
 
-def _example(given: Row, row: Row, place: str) -> Example:
+def _example(given: Row, row: Row, location: str) -> Example:
+    """Make an example from a loaded `row`; `given` is the same row as it stands in the file."""
     if "chosen" in row:
         ranked = {} if "chosen" in given else {name: row[name] for name in ("prompt", "chosen", "rejected")}
         kept = {name: value for name, value in given.items() if not ranked or name not in ("responses", "scores")}
@@ -218,13 +218,13 @@ def _example(given: Row, row: Row, place: str) -> Example:
     if "messages" in row:
         messages = row["messages"]
         if len(messages) < 2:
-            raise DataError("messages hold no prompt before the response", where=place, fix="give the question too")
+            raise DataError("messages hold no prompt before the response", where=location, fix="give the question too")
         return Example(given, messages[:-1], (messages[-1:],))
     if "completion" in row:
         return Example(given, row["prompt"], (row["completion"],))
     raise DataError(
         "the row is one text, in which no response can be told from its prompt",
-        where=place,
+        where=location,
         fix="give prompt and response, messages, or chosen and rejected",
     )
 
@@ -238,10 +238,10 @@ def _episode(example: Example, response: Any) -> Episode:
 
 def _scored(examples: Sequence[Example], scores: Sequence[float], name: str, sentences: list[str]) -> Scored:
     if len(examples[0].responses) == 1:
-        key = _free("score", examples)
+        key = _unused_column("score", examples)
         rows = [example.row | {key: value} for example, value in zip(examples, scores, strict=True)]
         return Scored(rows, [*sentences, f"{name}: {_described(scores)}"])
-    keys = [_free(name, examples) for name in ("chosen_score", "rejected_score")]
+    keys = [_unused_column(name, examples) for name in ("chosen_score", "rejected_score")]
     chosen, rejected = scores[::2], scores[1::2]
     rows = [
         example.row | {keys[0]: better, keys[1]: worse}
@@ -260,9 +260,9 @@ def _scored(examples: Sequence[Example], scores: Sequence[float], name: str, sen
     )
 
 
-def _free(name: str, examples: Sequence[Example]) -> str:
-    """A column's name that no row has: a file's own scores are kept."""
-    return name if not any(name in example.row for example in examples) else _free(f"reward_{name}", examples)
+def _unused_column(name: str, examples: Sequence[Example]) -> str:
+    """Find a column name that no row has, so that scores already in the file are kept."""
+    return name if not any(name in example.row for example in examples) else _unused_column(f"reward_{name}", examples)
 
 
 def _described(scores: Sequence[float]) -> str:

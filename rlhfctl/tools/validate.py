@@ -1,4 +1,4 @@
-"""`validate --deep`: what a recipe alone cannot tell, checked before hours are spent.
+"""Check data, trainer options, functions and tokenizer of a recipe before hours are spent: `validate --deep`.
 
 Checks the options under `trainer:` against the installed TRL, every data row, reward functions, the PPO engine and
 that the model's tokenizer loads. Trains nothing, loads no weights.
@@ -27,11 +27,11 @@ from rlhfctl.rewards.function import load_function
 from rlhfctl.tools import trackers
 from rlhfctl.training.trl import options, ppo
 
-_RESPONSE_TOKENS = 4  # of the prompt's end: what functions are asked to score, in any vocabulary
+_RESPONSE_TOKENS = 4  # the prompt's last tokens are the made-up response, which works with any vocabulary
 
 
 def check(loaded: LoadedRecipe) -> Iterator[str]:
-    """A line for each thing that was found right; the first thing that is not raises its error."""
+    """Yield one line per passed check; the first check that fails raises its error."""
     with loaded.locating(), loading.silence_libraries():
         yield from _check(loaded.recipe)
 
@@ -76,7 +76,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
 def _call_functions(
     specs: Sequence[str], recipe: Recipe, rows_of: Mapping[str, types.Rows], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """Call each reward function once, on the first prompt and a made-up response; RewardFailed where it fails."""
+    """Call each reward function once, on the first prompt and a made-up response; RewardFailed if it fails."""
     if not specs or "prompts" not in rows_of:
         return
     row = rows_of["prompts"].rows[0]

@@ -1,8 +1,8 @@
-"""Checkpoints of a stage under way: a mark says which are whole, and only whole ones are resumed from.
+"""Mark complete checkpoints, find the newest complete one, and save and restore random states.
 
-transformers resumes silently from a checkpoint that lacks its optimizer or random states, and would then train on
-with other numbers. Here the mark lists every file with its size, written last; a folder without the mark, or with a
-file missing or cut short, is passed over for the one before.
+transformers resumes silently from a checkpoint that lacks its optimizer or random states, and then trains on with other
+numbers. Here a mark file (complete.json) is written last and lists every file with its size. A checkpoint folder is
+skipped if the mark is missing, or if a listed file is missing or too short; the next older checkpoint is used instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from rlhfctl import fs
 
-PER_STAGE = 10  # how many are written where the recipe names no checkpoint_steps
+PER_STAGE = 10  # checkpoints per stage if the recipe sets no checkpoint_steps
 MARK = "complete.json"
 PREFIX = "checkpoint-"
 REQUIRED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -31,22 +31,24 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.s
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint folder and the step at which it was written."""
+
     path: Path
     step: int
 
 
 def interval(steps: int) -> int:
-    """Steps between two checkpoints where the recipe names none: about ten checkpoints per stage."""
+    """Compute the steps between two checkpoints if the recipe sets none: about ten checkpoints per stage."""
     return max(1, math.ceil(steps / PER_STAGE))
 
 
 def mark_complete(folder: Path) -> None:
-    """Flush the checkpoint to disk and write its mark. ValueError if a state it must hold is missing."""
+    """Flush the checkpoint to disk and write its mark. ValueError if a required state is missing."""
     if missing := _missing_states(folder):
         raise ValueError(f"{folder} cannot be marked complete: it lacks {', '.join(missing)}")
     fs.sync_tree(folder)
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    # An earlier mark, and what a kill left of writing one (.complete.json.partial): both go when this one is written.
+    # Leave out an earlier mark, and the partial file of a killed write (.complete.json.partial): both are replaced.
     sizes = {name: size for name, size in sizes.items() if name != MARK and not name.startswith(".")}
     fs.write_json(folder / MARK, {"files": sizes})
 
@@ -61,7 +63,7 @@ def _missing_states(folder: Path) -> list[str]:
 
 
 def fault(folder: Path) -> str | None:
-    """Why `folder` cannot be resumed from, or None when it can."""
+    """Explain why training cannot resume from `folder`; None if it can."""
     try:
         recorded: dict[str, int] = dict(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
@@ -79,17 +81,17 @@ def fault(folder: Path) -> str | None:
 
 
 def all_checkpoints(work: Path) -> Iterator[Checkpoint]:
-    """Checkpoint folders under `work`, newest (highest step) first, whole or not."""
-    found = []
+    """Yield all checkpoint folders under `work`, complete or not, highest step first."""
+    checkpoints = []
     for path in work.glob(f"{PREFIX}*"):
         number = path.name.removeprefix(PREFIX)
         if path.is_dir() and number.isdigit():
-            found.append(Checkpoint(path, int(number)))
-    yield from sorted(found, key=lambda c: -c.step)
+            checkpoints.append(Checkpoint(path, int(number)))
+    yield from sorted(checkpoints, key=lambda c: -c.step)
 
 
 def newest_complete(work: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint under `work`, and a sentence for each newer one that was passed over."""
+    """Find the newest complete checkpoint under `work`; also return one sentence per newer one that was skipped."""
     passed_over: list[str] = []
     for checkpoint in all_checkpoints(work):
         reason = fault(checkpoint.path)
@@ -103,7 +105,7 @@ def newest_complete(work: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def random_states() -> dict[str, Any]:
-    """Of every generator that a reward function or a library may draw from (the loop itself draws from none)."""
+    """Snapshot every random generator that a reward function or a library may use (the loop itself uses none)."""
     name, keys, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -116,13 +118,13 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put `random_states()` back."""
+    """Restore a snapshot made by `random_states()`."""
     random.setstate(states["python"])
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(states["torch"])
     if "cuda" in states:
-        with contextlib.suppress(RuntimeError):  # another number of devices than then
+        with contextlib.suppress(RuntimeError):  # the number of devices has changed
             torch.cuda.set_rng_state_all(states["cuda"])
 
 
@@ -132,5 +134,5 @@ def save(state: Any, path: Path) -> None:
 
 
 def loaded(path: Path) -> Any:
-    """What torch.save left, on the CPU; nothing but tensors and plain values is read."""
+    """Read a file of torch.save onto the CPU; only tensors and plain values are accepted."""
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Summarise a training run's metrics: what its manifest states of them."""
+"""Summarise the metrics of a training run for its manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 
 def closing_means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the last tenth of the updates (at least one), where all of them have it."""
+    """Average each metric over the last tenth of the updates (at least one); skip metrics that some of them lack."""
     last = history[-max(1, len(history) // 10) :]
     names = [name for name in last[-1] if all(name in entry for entry in last)] if last else []
     return {name: statistics.fmean(entry[name] for entry in last) for name in names}

@@ -8,44 +8,17 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
 
 import numpy
 import pytest
 import torch
-from peft import TaskType
+from small_policies import PROMPTS, sampled, tiny
+from small_roles import COMMON_ARCHITECTURES, base
 
-from rlhfctl.generation import kl, local
-from rlhfctl.generation.generator import Response, Sampling, inverse_cdf, truncated, uniforms
-from rlhfctl.models import adapters, build, special_tokens, tokenizing
+from rlhfctl.generation import local
+from rlhfctl.generation.generator import Response, Sampling, truncated
+from rlhfctl.models import special_tokens
 from rlhfctl.models.language_model import LanguageModel
-from rlhfctl.recipe.schema import Init, Lora
-
-PROMPTS = [[2, 3], [4], [5, 6, 2, 3], [2, 3], [6], [3, 3, 3]]
-
-
-def tiny(seed: int = 1, architecture: str = "llama") -> tuple[Any, Any]:
-    init = Init(
-        architecture=architecture,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tokens=list("abcde"),
-    )
-    tokenizer = tokenizing.train_tokenizer(init, [])
-    model = build.build_model(init, tokenizer, seed=seed, dtype=torch.float32)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(
-            12
-        )  # decided enough for greedy and sampled to differ by more than noise
-    special_tokens.mask_pad(model, tokenizer.pad_token_id)
-    return tokenizer, model
-
-
-def sampled(model: Any, tokenizer: Any, **changes: Any) -> list[Response]:
-    values: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "batch_size": 4, "seed": 5}
-    return local.sample(model, PROMPTS, tokenizer, Sampling(**values | changes))
 
 
 def test_responses_end_once() -> None:
@@ -113,53 +86,6 @@ def test_temperature_is_the_distributions() -> None:
 # ---------------------------------------------------------------- noise, and what it becomes
 
 
-def test_noise_is_that_of_its_seed_stream_and_episode() -> None:
-    given = uniforms(3, 0, 5, 40)
-    assert numpy.array_equal(given, uniforms(3, 0, 5, 40)) and numpy.array_equal(given[:7], uniforms(3, 0, 5, 7))
-    assert given.min() >= 0 and given.max() < 1
-    others = [uniforms(4, 0, 5, 40), uniforms(3, 1, 5, 40), uniforms(3, 1 << 32, 5, 40)]
-    others += [uniforms(3, 0, episode, 40) for episode in range(5)]
-    numbers = numpy.concatenate([given, *others])
-    assert len(set(numbers.tolist())) == len(numbers)  # no two positions of any two share a number
-    many = numpy.concatenate([uniforms(0, 0, episode, 10) for episode in range(2000)])
-    counts, _ = numpy.histogram(many, bins=20, range=(0, 1))
-    assert float(((counts - 1000) ** 2 / 1000).sum()) < 43.8  # chi-squared with 19 degrees of freedom, p = 0.001
-
-
-def test_inverse_cdf_on_numbers_by_hand() -> None:
-    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
-    almost = math.nextafter(1.0, 0.0)
-    noise = [0.0, 0.2, 0.25, 0.5, 0.7499, 0.75, 0.9, almost]
-    given = inverse_cdf(probabilities.repeat(len(noise), 1), torch.tensor(noise, dtype=torch.float64))
-    assert given.tolist() == [1, 1, 3, 3, 3, 4, 4, 4]
-    # what top-k and top-p leave does not add up to 1: shares of what is left
-    assert inverse_cdf(torch.tensor([[0.1, 0.0, 0.1]] * 3), torch.tensor([0.0, 0.49, 0.51])).tolist() == [0, 0, 2]
-    alone = torch.zeros(2, 5)
-    alone[:, 3] = 1e-30
-    assert inverse_cdf(alone, torch.tensor([0.0, almost], dtype=torch.float64)).tolist() == [3, 3]
-
-
-def test_no_token_of_probability_zero_is_drawn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.float64):
-        probabilities = torch.rand(4000, 50, generator=generator, dtype=dtype).softmax(-1)
-        probabilities *= torch.rand(4000, 50, generator=generator) < 0.2
-        probabilities[:, -10:] = 0  # so that rounding up at the end would be seen
-        probabilities[:, 20] += 1e-9
-        noise = torch.rand(4000, generator=generator, dtype=torch.float64)
-        noise[:1000], noise[1000:2000] = 0.0, math.nextafter(1.0, 0.0)
-        given = inverse_cdf(probabilities, noise)
-        assert bool((probabilities.gather(-1, given[:, None]) > 0).all())
-
-
-def test_frequencies_are_the_probabilities() -> None:
-    n, shares = 20000, [0.5, 0.3, 0.15, 0.05]
-    noise = torch.tensor([uniforms(1, 0, episode, 1)[0] for episode in range(n)])
-    given = inverse_cdf(torch.tensor([shares]).repeat(n, 1), noise).tolist()
-    for token, share in enumerate(shares):
-        assert given.count(token) / n == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
-
-
 def test_what_an_episode_draws_depends_on_no_other_row() -> None:
     """Any batch size, any order, rows that leave the batch early: the same tokens, while episodes go along."""
     tokenizer, model = tiny()
@@ -195,19 +121,6 @@ def test_what_an_episode_draws_depends_on_no_other_row() -> None:
 
 
 # ---------------------------------------------------------------- top-k and top-p
-
-
-def test_truncation_keeps_the_likeliest_by_hand() -> None:
-    given = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
-    assert torch.equal(truncated(given, 0, 1.0), given)
-    assert truncated(given, 2, 1.0).tolist() == [pytest.approx([0, 0.4, 0, 0.25, 0])]
-    assert truncated(given, 9, 1.0).tolist() == [pytest.approx(given[0].tolist())]
-    assert truncated(given, 0, 0.6).tolist() == [pytest.approx([0, 0.4, 0, 0.25, 0])]  # the one that reaches 0.6
-    assert truncated(given, 0, 0.66).tolist() == [pytest.approx([0, 0.4, 0, 0.25, 0.2])]
-    assert truncated(given, 0, 1e-6).tolist() == [pytest.approx([0, 0.4, 0, 0, 0])]
-    # top-p within what top-k left: 0.4 of 0.85 is less than half, 0.65 is more
-    assert truncated(given, 3, 0.5).tolist() == [pytest.approx([0, 0.4, 0, 0.25, 0])]
-    assert truncated(torch.full((1, 4), 0.25), 2, 1.0).tolist() == [[0.25, 0.25, 0, 0]]  # the first of equals
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.7), (3, 0.8)])
@@ -349,77 +262,16 @@ def test_pad_is_not_sampled_however_likely(temperature: float | None) -> None:
 # ---------------------------------------------------------------- KL
 
 
-def by_loop(policy: Any, reference: Any, prompt: list[int], response: list[int], temperature: float) -> float:
-    total = 0.0
-    for end in range(len(response)):
-        ids = torch.tensor([prompt + response[:end]])
-        with torch.no_grad():
-            p, q = (
-                torch.softmax(m(input_ids=ids).logits[0, -1].double() / temperature, -1) for m in (policy, reference)
-            )
-        for token in range(len(p)):
-            if p[token] > 0:
-                total += float(p[token] * (p[token].log() - q[token].log()))
-    return total
-
-
-def test_kl_is_the_sum_over_the_vocabulary() -> None:
-    _, policy = tiny(1)
-    _, reference = tiny(2)
-    responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
-    for temperature in (1.0, 0.5):
-        expected = [
-            by_loop(policy, reference, prompt, response, temperature)
-            for prompt, response in zip(PROMPTS, responses, strict=True)
-        ]
-        given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=temperature, batch_size=4)
-        assert given == pytest.approx(expected, rel=1e-4)
-        assert min(given) > 1e-3
-        alone = [
-            kl.exact_kl(policy, reference, [p], [r], 1, temperature=temperature)[0]
-            for p, r in zip(PROMPTS, responses, strict=True)
-        ]
-        assert given == pytest.approx(alone, rel=1e-5)
-    assert given[0] == pytest.approx(given[3])  # the same pair in another place of the batch
-
-
-def test_kl_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, policy = tiny(1)
-    _, reference = tiny(2)
-    responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
-    given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
-    shapes: list[torch.Size] = []
-    policy.lm_head.register_forward_hook(lambda module, inputs, logits: shapes.append(logits.shape))
-    for places in (5, 0):  # so many positions at a time; or not even one, and then one is taken
-        monkeypatch.setattr(kl, "KL_ELEMENTS", places * len(tokenizer))
-        shapes.clear()
-        again = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
-        assert again == pytest.approx(given, rel=1e-5)
-        assert max(shape[0] for shape in shapes) == max(1, places)
-
-
-def test_kl_of_a_model_from_itself_is_zero() -> None:
-    _, policy = tiny()
-    responses = [[3, 4, 0]] * len(PROMPTS)
-    assert kl.exact_kl(policy, build.copy_frozen(policy), PROMPTS, responses, 1, temperature=0.7) == [0.0] * 6
-
-
-def test_the_reference_may_be_the_policy_without_its_adapter() -> None:
-    _, base = tiny()
-    separate = build.copy_frozen(base)
-    policy = adapters.add_lora(base, Lora(r=2, lora_alpha=8), TaskType.CAUSAL_LM, seed=0)
-    reference = LanguageModel(policy, 1)
-    responses = [[3, 4, 0], [2, 2, 6, 5, 4], [5], [3, 4, 0], [0], [6, 0]]
-    assert kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0) == [0.0] * 6
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter += 0.3
-    policy.train()
-    given = kl.exact_kl(policy, reference, PROMPTS, responses, 1, temperature=1.0)
-    assert given == pytest.approx(kl.exact_kl(policy, separate, PROMPTS, responses, 1, temperature=1.0), rel=1e-4)
-    assert min(given) > 1e-6
-    assert policy.training and all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
-    ids = torch.tensor([[2, 3, 4]])
-    with torch.no_grad():  # the adapter is on again
-        assert not torch.allclose(policy(input_ids=ids).logits, separate(input_ids=ids).logits, atol=1e-4)
+@pytest.mark.parametrize("architecture", COMMON_ARCHITECTURES)
+def test_eight_more_pads_on_the_left_change_no_draw(architecture: str) -> None:
+    tokenizer, model = base(architecture)
+    pad = tokenizer.pad_token_id
+    short = [[2, 3], [4, 5, 6], [7], [9, 9, 9]]
+    sampling = Sampling(8, 1.0, 16, seed=3)
+    alone_, long = (
+        local.sample(LanguageModel(model, pad), rows, tokenizer, sampling) for rows in (short, [*short, [5] * 11])
+    )
+    assert [r.ids for r in alone_] == [r.ids for r in long[:4]]
+    for a, b in zip(alone_, long, strict=False):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert len({tuple(response.ids) for response in alone_}) > 2

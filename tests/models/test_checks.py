@@ -15,7 +15,7 @@ from rlhfctl import pipeline
 from rlhfctl.data.load import check_all
 from rlhfctl.errors import EngineError, RlhfctlError
 from rlhfctl.events import Event, Metrics, Note, Warned
-from rlhfctl.models import architecture, checks, tokenizing
+from rlhfctl.models import checks, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 from rlhfctl.tools import validate
@@ -207,30 +207,3 @@ def test_options_of_classifiers_are_refused_elsewhere(tmp_path: Path) -> None:
     for override in ("reward={label: good, trainer: {max_steps: 1}}", 'reward={function: "m:f", label: 1}'):
         with pytest.raises(RlhfctlError, match=r"reward\.model names none"):
             load_recipe(path, [override])
-
-
-def test_the_tables_of_families_name_families() -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    assert {*architecture._READ_BOTH_WAYS, *architecture._OTHER_LOGITS} <= set(CONFIG_MAPPING_NAMES)
-
-
-@pytest.mark.parametrize(
-    ("kind", "refused"),
-    [
-        ("bert", True),
-        ("bert-generation", True),
-        ("roberta", True),
-        ("gpt_neox", False),
-        ("llama", False),
-        ("gpt2", False),
-    ],
-)
-def test_a_family_that_is_both_by_a_setting_is_refused_unless_it_is_set(kind: str, refused: bool) -> None:
-    config = AutoConfig.for_model(kind)
-    if not refused:
-        architecture.require_causal(config, kind)
-        return
-    with pytest.raises(RlhfctlError, match="each of its tokens sees those after it"):
-        architecture.require_causal(config, kind)
-    architecture.require_causal(AutoConfig.for_model(kind, is_decoder=True), kind)

@@ -14,7 +14,7 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhfctl.errors import HandoffError
-from rlhfctl.models import architecture, classifiers
+from rlhfctl.models import classifiers
 from rlhfctl.models.classifiers import encoded, label_index, log_odds
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -260,20 +260,3 @@ def test_nothing_is_too_long_for_a_classifier(kind: str, reads: Any, tmp_path: P
     assert all(math.isfinite(score) for score in scores)
     classifier.scores(long, 4)
     assert len(told) == 1 and f"{2 if reads == 'response' else 3} of 4 texts are longer than the 40 tokens" in told[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "config", "own", "limit"),
-    [
-        ("bert", {"max_position_embeddings": 512}, None, 512),
-        ("roberta", {"max_position_embeddings": 514, "pad_token_id": 1}, None, 512),
-        ("bert", {"max_position_embeddings": 512}, 128, 128),
-        ("gpt2", {"n_positions": 64}, None, 64),
-        ("bloom", {}, None, None),
-    ],
-)
-def test_contexts_by_configuration_and_tokenizer(kind: str, config: Any, own: int | None, limit: int | None) -> None:
-    tokenizer = tokenizer_of("bert")
-    if own is not None:
-        tokenizer.model_max_length = own
-    assert architecture.context_of(AutoConfig.for_model(kind, **config), tokenizer) == limit

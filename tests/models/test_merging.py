@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,58 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from small_adapters import FLOAT, edit, logits_of, write_adapter, write_base
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.models import adapter_folders, build, loading, merging, scoring, tokenizing
+from rlhfctl.models import adapter_folders, build, merging, tokenizing
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.recipe.schema import Init, Model
-
-FLOAT = torch.float32
-IDS = torch.tensor([[5, 9, 7, 30, 1]])
-
-
-def write_base(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
-    init = Init(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=270, max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    tokenizer = tokenizing.train_tokenizer(init, ["ask me something"])
-    build.save_model(build.build_model(init, tokenizer, seed=seed, dtype=FLOAT), tokenizer, folder)
-    return folder
-
-
-def write_adapter(base: Path, folder: Path, *, tokens: tuple[str, ...] = (), **config: Any) -> torch.Tensor:
-    """A stirred adapter as peft saves it, with its tokenizer where tokens were added; the logits that it gives."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    if tokens:
-        tokenizer.add_tokens(list(tokens))
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    settings = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | config
-    torch.manual_seed(7)
-    adapted = get_peft_model(model, LoraConfig(**settings))
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter += 0.2 * torch.randn(parameter.shape)
-        logits = adapted.eval()(input_ids=IDS).logits
-    adapted.save_pretrained(folder, save_embedding_layers=False if "trainable_token_indices" in config else "auto")
-    if tokens:
-        tokenizer.save_pretrained(folder)
-    return logits
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with scoring.evaluating(model):
-        out: torch.Tensor = model(input_ids=IDS).logits
-    return out
-
+from rlhfctl.recipe.schema import Model
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -99,35 +53,6 @@ def test_an_adapter_is_merged_and_gives_what_peft_gives(kind: str, tied: bool, t
     build.save_model(model, tokenizer, tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits_of(again), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_the_tokenizer_is_the_adapters_or_its_bases(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
-    write_adapter(base, tmp_path / "with", tokens=("<|new|>",))
-    write_adapter(base, tmp_path / "without")
-    found = {
-        name: tokenizing.tokenizer_from_recipe(Model(path=str(tmp_path / name))).tokenizer
-        for name in ("with", "without")
-    }
-    assert {name: len(tokenizer) for name, tokenizer in found.items()} == {"with": 271, "without": 270}
-    assert loading.load_config(Model(path=str(tmp_path / "without"))).hidden_size == 16
-
-
-@pytest.mark.parametrize("name", ["../base", "base", "absolute"])
-def test_the_base_is_found_from_the_adapter_or_from_here(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = write_base(tmp_path / "base")
-    write_adapter(base, tmp_path / "adapter")
-    edit(tmp_path / "adapter", base_model_name_or_path=str(base) if name == "absolute" else name)
-    monkeypatch.chdir("/")
-    found = adapter_folders.base_of(tmp_path / "adapter")
-    assert Path(found).resolve() == base
-    (tmp_path / "elsewhere").mkdir()
-    shutil.move(tmp_path / "adapter", tmp_path / "elsewhere" / "adapter")
-    monkeypatch.chdir(tmp_path)
-    if name == "base":  # as peft saw it from where it was trained
-        assert Path(adapter_folders.base_of(tmp_path / "elsewhere" / "adapter")).resolve() == base
 
 
 def test_an_adapter_on_an_adapter_is_merged_through_both(tmp_path: Path) -> None:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY, Cli
-from rich.console import Console
-from torch import nn
+from small_plans import planned, shown
 
 from rlhfctl import pipeline
 from rlhfctl.artifacts import WORK
 from rlhfctl.data import load
 from rlhfctl.graph import Request
 from rlhfctl.inputs import inputs_of
-from rlhfctl.models import devices
 from rlhfctl.paths import RunPaths, StageId
-from rlhfctl.planning import probe
-from rlhfctl.planning.advice import fit
-from rlhfctl.planning.plan import Plan, plan
-from rlhfctl.planning.stages import Lengths, facts, optimizer_state
-from rlhfctl.planning.view import count, size, view
+from rlhfctl.planning.plan import Plan
 from rlhfctl.recipe.load import load_recipe
-
-
-def planned(recipe: Path, run: Path, *settings: str, request: Request | None = None, **more: Any) -> Plan:
-    return plan(lambda others: load_recipe(recipe, [*settings, *others]), run, request, **more)
 
 
 @pytest.fixture(scope="module")
@@ -134,79 +123,6 @@ def test_disk_is_that_of_the_run(recipe: Path, run: Path) -> None:
     assert found.disk.highest > found.disk.kept
 
 
-def test_ppo_counts_updates_and_tokens(new: Plan) -> None:
-    ppo = next(stage for stage in new.stages if stage.name == "ppo")
-    assert (ppo.steps, ppo.tokens, ppo.rows) == (2, 32 * 12, "42 prompts, 32 episodes")
-
-
-def test_an_optimizers_state(recipe: Path) -> None:
-    weight = nn.Parameter(nn.Linear(4, 8).weight.detach())
-    sizes = {name: optimizer_state(name)(weight) for name in ("adamw_torch_fused", "adamw_8bit", "lion_32bit", "sgd")}
-    assert sizes == {"adamw_torch_fused": 256, "adamw_8bit": 64, "lion_32bit": 128, "sgd": 0}
-
-
-def test_trl_is_not_foreseen(recipe: Path, run: Path) -> None:
-    found = planned(recipe, run, "ppo.engine=trl", request=Request(start="ppo", until="ppo"))
-    ppo = next(stage for stage in found.stages if stage.name == "ppo")
-    assert ppo.outlook is None and ppo.note == "TRL's PPOTrainer is not modelled: --probe measures it"
-
-
-# ---------------------------------------------------------------- does it fit
-
-
-def test_fit() -> None:
-    assert [fit(total, 100) for total in (90, 91, 100, 101)] == ["fits", "tight", "tight", "does not fit"]
-    assert fit(None, 100) is None and fit(1, None) is None
-
-
-def test_advice_brings_a_stage_within_the_limit(
-    recipe: Path, run: Path, new: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "resident_bytes", lambda: new.overhead)  # else it grows from test to test
-    ppo = next(stage for stage in new.stages if stage.name == "ppo")
-    assert ppo.outlook is not None
-    total = new.total(ppo)
-    assert total is not None
-    limit = total - ppo.outlook.peak.total // 10
-    found = planned(recipe, run, limit=limit, request=Request(start="ppo", until="ppo"))
-    advice = next(one for one in found.advice if one.stage == "ppo")
-    assert limit >= advice.total
-    loaded = load_recipe(recipe, list(advice.settings)).recipe
-    lengths = Lengths.of(loaded, load.check_all(loaded.data, loaded.seed))
-    outlook = facts("ppo", loaded, lengths).outlook
-    assert outlook is not None and outlook.peak.total < ppo.outlook.peak.total
-    changed = dict(setting.split("=") for setting in advice.settings)  # the same batch in parts
-    size, steps = (int(changed[f"ppo.{key}"]) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
-    assert size < 16 and size * steps == 16
-
-
-def test_nothing_helps_where_the_libraries_alone_are_too_large(recipe: Path) -> None:
-    found = planned(recipe, recipe.parent / "other", limit=1_000_000, request=Request(until="sft"))
-    assert found.advice == () and found.fit(found.stages[0]) == "does not fit"
-    assert "use a smaller model" in shown(found)
-
-
-def shown(found: Plan, width: int = 100) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(view(found))
-    return console.export_text()
-
-
-def test_the_view_says_it_all(recipe: Path, run: Path, new: Plan) -> None:
-    text = shown(new, 160)
-    for needed in ("sft", "runs: nothing is there yet", "libraries, rows", "optimizer", "activations", "disk", "fits"):
-        assert needed in text
-    assert re.search(r"\nppo +\n  base\* ", text) and re.search(r"\n  critic ", text)
-    assert max(map(len, shown(new, 80).splitlines())) <= 80
-    done = planned(recipe, run, request=Request(until="reward"))
-    assert "nothing to do: every stage is complete" in shown(done)
-
-
-def test_numbers_as_people_read_them() -> None:
-    assert [size(n) for n in (999, 1_500, 23_450_000, 1_234_000_000)] == ["999 B", "1.50 kB", "23.4 MB", "1.23 GB"]
-    assert [count(n) for n in (42, 12_345, 1_230_000, 7_000_000_000)] == ["42", "12.3k", "1.23M", "7.00B"]
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -243,11 +159,3 @@ def test_a_probe_measures_each_stage(recipe: Path) -> None:
         assert stage.measured is not None and stage.outlook is not None
         assert found.total(stage) == stage.measured > stage.outlook.peak.total
     assert "measured by the probe" in shown(found)
-
-
-def test_a_probe_takes_one_step_of_the_same_size(recipe: Path) -> None:
-    given = load_recipe(recipe).recipe
-    once = probe.one_step(given)
-    assert once["sft"]["trainer"] == given.sft.trainer | {"max_steps": 1}  # type: ignore[union-attr]
-    assert once["ppo"]["total_episodes"] == 16 == given.ppo.batch_size  # type: ignore[union-attr]
-    assert once["data"]["demonstrations"] == given.model_dump(mode="json")["data"]["demonstrations"]

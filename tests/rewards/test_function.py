@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_episodes import episodes
 
 from rlhfctl.errors import RewardFailed, RlhfctlError
-from rlhfctl.rewards.episode import Episode, part_means, parts_of
+from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.function import FunctionReward, function_file, function_fingerprint, load_function
-from rlhfctl.rewards.weighted import WeightedReward
-
-
-def episodes(*completions: Any, **columns: Sequence[Any]) -> list[Episode]:
-    """One episode a completion; columns hold a value for each."""
-    rows: list[dict[str, Any]] = [
-        {name: values[i] for name, values in columns.items()} for i in range(len(completions))
-    ]
-    return [
-        Episode([1], [2], f"prompt {i}", completion, {"prompt": f"prompt {i}"} | rows[i])
-        for i, completion in enumerate(completions)
-    ]
 
 
 def reward(folder: Path, body: str, signature: str = "prompts, completions, **columns") -> FunctionReward:
@@ -197,20 +185,6 @@ def test_none_is_for_rows_that_are_not_its_business(tmp_path: Path) -> None:
     assert scorer.optional(episodes("a", "b", "c")) == [1.5, None, 1.5]
     assert scorer(episodes("a", "b", "c")) == scorer(episodes("a", "b", "c")) == [1.5, 0.0, 1.5]
     assert said == ["1 of 3 responses are scored by no reward function (None): they count as 0"]
-
-
-def test_a_weighted_sum_leaves_out_the_parts_that_pass_a_row_over(tmp_path: Path) -> None:
-    said: list[str] = []
-    (tmp_path / "parts.py").write_text(
-        "def first(prompts, completions): return [1.0, None, None]\n"
-        "def second(prompts, completions): return [10.0, 20.0, None]\n"
-    )
-    one, two = (FunctionReward(f"parts:{name}", tmp_path) for name in ("first", "second"))
-    weighted = WeightedReward({"first": (one, 2.0), "second": (two, 0.5)}, said.append)
-    assert weighted(episodes("a", "b", "c")) == [7.0, 10.0, 0.0]
-    assert parts_of(weighted) == {"first": [1.0, None, None], "second": [10.0, 20.0, None]}
-    assert part_means(weighted.parts) == {"reward/first": 1.0, "reward/second": 15.0}
-    assert len(said) == 1
 
 
 # ---------------------------------------------------------------- importing

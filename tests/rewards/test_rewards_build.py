@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from rlhfctl.errors import HandoffError
+from rlhfctl.graph import STAGES
 from rlhfctl.models import build, heads, scoring, tokenizing
 from rlhfctl.recipe.schema import NAMED_JUDGES, Compare, Init, Model, Ppo, Recipe, Reward
-from rlhfctl.recipe.scorers import FUNCTION, REWARD, functions_of, kind_of
+from rlhfctl.recipe.scorers import FUNCTION, REWARD, kind_of
 from rlhfctl.rewards.build import BUILDERS, LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import Episode, parts_of
 from rlhfctl.rewards.function import FunctionReward
@@ -41,6 +42,10 @@ def reward_model() -> LoadedRewardModel:
     tokenizer = tokenizing.train_tokenizer(init, [])
     base = build.build_model(init, tokenizer, seed=0, dtype=torch.float32)
     return LoadedRewardModel(heads.scorer_on(base, seed=1), tokenizer.pad_token_id, tokenizer)
+
+
+def functions_of(stage: str, given: Recipe) -> list[str]:
+    return list(STAGES[stage].functions(given))
 
 
 def recipe(**sections: object) -> Recipe:

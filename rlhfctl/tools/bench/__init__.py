@@ -1,1 +1,1 @@
-"""`rlhfctl bench ppo`: speed and memory of the PPO engine, beside TRL's."""
+"""Measure speed and memory of the PPO engine, and compare with TRL's: `rlhfctl bench ppo`."""

@@ -1,13 +1,13 @@
-"""`rlhfctl bench ppo`: what one PPO update costs, with this engine and, in the same run, with TRL's PPOTrainer.
+"""Measure time and memory of PPO updates with this engine and with TRL's PPOTrainer: `rlhfctl bench ppo`.
 
     parent    prepares one model, one reward model and prompts in a temporary folder; measures the matrix product
-    workers   ours, TRL's, ours, TRL's, ...: each in a process of its own, each leaves a JSON file
+    workers   rlhfctl, trl, rlhfctl, trl, ...: each in its own process, each writes a JSON file
     parent    medians over all updates, a table, a JSON report
 
-Both engines get the same model, prompts, lengths, epochs and precision. What differs is what each engine makes of
-them: TRL's side is a LoRA policy with a whole critic and a whole reward model; ours puts the reward model (the same,
-as an adapter and a head) and the critic on the policy's base. Reads a recipe's `model` and `ppo` sections, if one is
-named; leaves out its data: prompts are random tokens, and lengths are planted (inputs.py). Writes no run.
+Both engines get the same model, prompts, lengths, epochs and precision. They differ in the models in memory: TRL has a
+LoRA policy, a whole critic and a whole reward model; rlhfctl has the critic and the same reward model as adapters with
+heads on the policy's base. Reads the `model` and `ppo` sections of a recipe, if one is named. A recipe's data are not
+read: prompts are random tokens, and lengths are planted (inputs.py). Writes no run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import rlhfctl
 from rlhfctl.errors import EngineError
 from rlhfctl.tools.bench.costs import matmul_rate
 from rlhfctl.tools.bench.inputs import prepare
-from rlhfctl.tools.bench.workload import OURS, PHASES, THEIRS, WARM_UP, Workload, comparable
+from rlhfctl.tools.bench.workload import PHASES, RLHFCTL, TRL, WARM_UP, Workload, comparable
 from rlhfctl.training.trl import ppo
 from rlhfctl.training.trl.quiet import quiet_libraries
 
-_UNEQUAL = 0.2  # mean lengths further apart than this are not the same work
+_UNEQUAL = 0.2  # relative difference of mean lengths above which the engines' work is not comparable
 
 
 def measured(
@@ -44,10 +44,10 @@ def measured(
     rounds: int = 2,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """Measure and return the report: `engines.<name>`, `ratio`, and what was measured on what."""
+    """Measure the engines, and return the report: `engines.<name>`, `ratio`, workload, machine, versions, notes."""
     count = updates or work.updates
     section = comparable(work.ppo, count, critic)
-    engines = [OURS, THEIRS] if against else [OURS]
+    engines = [RLHFCTL, TRL] if against else [RLHFCTL]
     with tempfile.TemporaryDirectory(prefix="rlhfctl-bench-") as temporary:
         folder = Path(temporary)
         with quiet_libraries(folder / "libraries.log"):
@@ -59,8 +59,8 @@ def measured(
         for turn in range(rounds):
             for name in engines:
                 say(f"round {turn + 1} of {rounds}: {name}, {count} updates of {section.batch_size} episodes")
-                results[name].append(_in_a_process(name, folder))
-    found = {name: summarise(runs, rate) for name, runs in results.items()}
+                results[name].append(_run_worker(name, folder))
+    summaries = {name: summarise(runs, rate) for name, runs in results.items()}
     report: dict[str, Any] = {
         "workload": {
             "name": work.name,
@@ -74,31 +74,31 @@ def measured(
         "machine": {
             "matmul_gflops_per_s": rate / 1e9,
             "cpus": os.cpu_count(),
-            "threads": results[OURS][0]["threads"],
-            "device": results[OURS][0]["device"],
+            "threads": results[RLHFCTL][0]["threads"],
+            "device": results[RLHFCTL][0]["device"],
             "platform": platform.platform(),
         },
         "versions": {"rlhfctl": rlhfctl.__version__}
         | {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
-        "engines": found,
+        "engines": summaries,
         "ratio": {},
         "notes": notes,
     }
     if against:
-        ours, theirs = found[OURS], found[THEIRS]
-        report["ratio"] = {key: ours[key] / theirs[key] for key in ("episodes_per_s", "peak_rss_mb")}
+        own, trl = summaries[RLHFCTL], summaries[TRL]
+        report["ratio"] = {key: own[key] / trl[key] for key in ("episodes_per_s", "peak_rss_mb")}
         report["ratio"] |= {
-            key: ours[key] / theirs[key] for key in ("tokens_per_s", "update_seconds", *PHASES, "weights_mb")
+            key: own[key] / trl[key] for key in ("tokens_per_s", "update_seconds", *PHASES, "weights_mb")
         }
-        if abs(ours["mean_length"] / theirs["mean_length"] - 1) > _UNEQUAL:
+        if abs(own["mean_length"] / trl["mean_length"] - 1) > _UNEQUAL:
             notes.append(
                 "the engines' responses differ in mean length: their work is not the same, measure more updates"
             )
     return report
 
 
-def _in_a_process(engine: str, folder: Path) -> dict[str, Any]:
-    """One engine's updates in a process of its own. EngineError with the end of its output where it fails."""
+def _run_worker(engine: str, folder: Path) -> dict[str, Any]:
+    """Run one engine's updates in a separate process. EngineError with the end of its output if it fails."""
     out = folder / f"{engine}.json"
     command = [sys.executable, "-m", "rlhfctl.tools.bench.workers", engine, str(folder), str(out)]
     environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -114,14 +114,14 @@ def _in_a_process(engine: str, folder: Path) -> dict[str, Any]:
 
 
 def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
-    """One engine's rounds as one: medians over all counted updates; the highest memory of any round."""
+    """Summarise one engine's rounds: medians over all counted updates, and the highest memory of any round."""
     entries = [entry for run in runs for entry in run["updates"]]
     speeds = sorted(entry["episodes"] / entry["seconds"] for entry in entries)
     spread = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else [speeds[0]] * 3
     lengths = [length for run in runs for length in run["lengths"]]
     flops, seconds = sum(entry["flops"] for entry in entries), sum(entry["seconds"] for entry in entries)
     tokens = sum(entry["prompt_tokens"] + entry["response_tokens"] for entry in entries)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "episodes_per_s": spread[1],
         "episodes_per_s_quartiles": [spread[0], spread[2]],
         "tokens_per_s": tokens / seconds,
@@ -138,7 +138,7 @@ def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
     }
     for name in ("peak_rss_mb", "baseline_rss_mb", "weights_mb", "base_models", "peak_device_mb"):
         values = [run[name] for run in runs if run.get(name) is not None]
-        found |= {name: max(values)} if values else {}
+        summary |= {name: max(values)} if values else {}
     if "recomputes" in runs[0]:
-        found["recomputes"] = any(run["recomputes"] for run in runs)
-    return found
+        summary["recomputes"] = any(run["recomputes"] for run in runs)
+    return summary

@@ -1,4 +1,4 @@
-"""What an update costs: operations that it needs, operations a second that there are, bytes that it holds."""
+"""Count the cost of a PPO update: needed operations, the machine's operations per second, bytes in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhfctl.models.adapters import POLICY, is_adapter_parameter
 
 @dataclass(frozen=True)
 class Matrices:
-    """How many numbers stand in the matrices that a token is multiplied with.
+    """The numbers of entries in the matrices that each token is multiplied with.
 
     `trunk`: all blocks. `head`: the output head. `adapter`: one LoRA adapter on the trunk (0: the trunk is trained).
     """
@@ -28,7 +28,7 @@ class Matrices:
 
     @classmethod
     def of(cls, policy: Any) -> Matrices:
-        """Counted in a model or peft model; embeddings are looked up, not multiplied with."""
+        """Count the entries in a model or peft model. Embeddings are not counted: they are looked up."""
         inner = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         embedded = {
             id(p) for module in inner.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
@@ -44,15 +44,15 @@ class Matrices:
 
 
 def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epochs: int, critic: str) -> int:
-    """Floating-point operations that one update needs, for real tokens (no padding), each model on each token once.
+    """Count the floating-point operations that one update needs, without padding, with each model on each token once.
 
-    A forward costs 2 operations a matrix entry a token. A backward costs the same again for the gradient of the
-    activations, and once more for the gradient of those matrices that are trained (frozen ones have none). The output
-    head is needed at response tokens only. Attention's own products, norms and softmaxes are left out.
+    A forward costs 2 operations per matrix entry and token. A backward costs the same for the gradient of the
+    activations, and the same once more for the gradient of trained matrices (frozen ones have none). The output head is
+    needed at response tokens only. The products inside attention, norms and softmaxes are left out.
 
-        rollout, reference    a forward of the language model, each token once (the cache keeps the rest)
-        reward model          a forward of a trunk (its adapter, if any, could be merged: not counted)
-        critic                a forward of its trunk: `adapter` base and adapter, `model` a trained one, `head` none
+        rollout, reference    a forward of the language model, each token once (thanks to the KV cache)
+        reward model          a forward of a trunk (an adapter could be merged, so it is not counted)
+        critic                a forward of its trunk: `adapter` base and adapter, `model` a whole model, `head` no trunk
         PPO epochs            forward and backward of policy and critic, each epoch
     """
     tokens = prompt_tokens + response_tokens
@@ -67,10 +67,10 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
 
 
 def matmul_rate(times: int = 20) -> float:
-    """Operations a second of the float32 matrix product here: 1024 cubed (4096 on an accelerator), best of `times`."""
-    at = devices.device()
-    size = 1024 if at.type == "cpu" else 4096
-    left, right = torch.randn(size, size, device=at), torch.randn(size, size, device=at)
+    """Measure operations per second of a float32 matrix product, best of `times`; size 1024, 4096 on an accelerator."""
+    device = devices.device()
+    size = 1024 if device.type == "cpu" else 4096
+    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(times):
         wait()
@@ -82,19 +82,19 @@ def matmul_rate(times: int = 20) -> float:
 
 
 def wait() -> None:
-    """Until the accelerator has done what it was given."""
+    """Wait until the accelerator has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def tensor_bytes(tensors: Sequence[Tensor]) -> int:
-    """Of all tensors, shared storage once."""
+    """Count the bytes of all tensors; shared storage counts once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 def weights_bytes(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Weights of all modules, gradients of those that are trained, and the optimizer's state."""
+    """Count the bytes of all weights, of the gradients of trained ones, and of the optimizer's state."""
     trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     weights = [p for module in modules for p in module.parameters()]
     state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]

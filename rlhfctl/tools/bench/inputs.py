@@ -1,4 +1,4 @@
-"""What both engines get: a model whose responses end where they should, a reward model, prompts."""
+"""Prepare the inputs of both engines: a model with planted response lengths, a reward model, and prompts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.tools.bench.workload import SEED, Workload
 
 SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
-MEAN_SHARE = 30 / 64  # mean length after which a response ends by itself, of response_length
-_LEAD = 3  # tokens before which no response ends, where response_length allows
-_MARGIN = 8.0  # nats: how much likelier each token that may come next is than each that may not
+MEAN_SHARE = 30 / 64  # mean length of responses that end by themselves, as a share of response_length
+_LEAD = 3  # tokens: the shortest length at which a response ends, if response_length allows
+_MARGIN = 8.0  # nats: difference in log-probability between allowed and not allowed next tokens
 
 
 def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
-    """Leave in `folder` what every worker loads: base/, reward/ (adapter), reward-model/ (the same, merged), job.json.
+    """Write the files that every worker loads: base/, reward/ (adapter), reward-model/ (the same, merged), job.json.
 
-    Returns sentences about what is not as in the recipe.
+    Returns sentences about differences from the recipe.
     """
     notes: list[str] = []
     if work.model.init is not None:
@@ -66,7 +66,7 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
 
 
 def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Lora, folder: Path) -> None:
-    """A reward model drawn at random: as an adapter with a head, and merged into a model of its own."""
+    """Save a random reward model twice: as an adapter with a head, and merged into a separate model."""
     adapted = adapters.add_lora(copy.deepcopy(base), lora, TaskType.CAUSAL_LM, seed=SEED + 1)
     generator = torch.Generator().manual_seed(SEED + 1)
     head = heads.new_head(adapted)
@@ -82,12 +82,13 @@ def _save_reward(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora
 
 
 def plant_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, response_length: int) -> list[int]:
-    """Make new weights end their responses at spread lengths, by construction: no training, the same on every machine.
+    """Change new weights so that responses end at varied lengths, without training and equally on every machine.
 
-    Tokens fall into classes: those of prompts, up to three that lead a response in, and those of its rest. A token's
-    embedding gets a large part that says its class, and survives all blocks; the output head reads from it the class
-    of the next token, and, in the rest, an end with a constant probability. So lengths are 3 + geometric, cut at
-    `response_length`. Needs separate input and output embeddings. Returns the ids that prompts are made of.
+    Tokens are divided into classes: prompt tokens, up to three classes for the first tokens of a response, and one
+    class for its rest. A large vector for the class is added to each token's embedding, and it survives all blocks. The
+    output head reads it and makes tokens of the next class likely; in the rest, the end token has a constant
+    probability. The lengths are therefore 3 + geometric, cut at `response_length`. Needs separate input and output
+    embeddings. Returns the ids that prompts are made of.
     """
     lead = min(_LEAD, response_length // 8)
     special = set(tokenizer.all_special_ids)
@@ -95,10 +96,10 @@ def plant_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, re
     classes = [ids[first :: lead + 2] for first in range(lead + 2)]  # prompts, lead..., rest
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     width = inputs.shape[1]
-    # Orthogonal directions that add up to 0 over the width: a layer norm's centring leaves them alone.
+    # Orthogonal directions whose entries add up to 0: the centring of a layer norm does not change them.
     noise = torch.randn(width, len(classes), generator=torch.Generator().manual_seed(SEED))
     directions = torch.linalg.qr(noise - noise.mean(0)).Q.T.to(inputs)
-    read = _MARGIN * width**-0.5  # after the last norm a state is about sqrt(width) long
+    read = _MARGIN * width**-0.5  # after the last norm, the length of a state vector is about sqrt(width)
     end = 1 / max(2.0, response_length * MEAN_SHARE)
     rest = len(classes) - 1
     odds = torch.tensor(len(classes[rest]) * end / (1 - end)).log().item()

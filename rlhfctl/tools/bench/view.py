@@ -1,4 +1,4 @@
-"""The report of `rlhfctl bench ppo` for people."""
+"""Show the report of `rlhfctl bench ppo` as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def table(report: dict[str, Any]) -> RenderableType:
-    """The report as a table, a column an engine, with what was measured above it and remarks below."""
+    """Draw the report as a table with one column per engine, the workload above it and remarks below."""
     engines, setup, machine = report["engines"], report["workload"], report["machine"]
     ppo = setup["ppo"]
     head = (

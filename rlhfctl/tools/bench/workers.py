@@ -1,6 +1,6 @@
-"""One engine, measured in a process of its own: `python -m rlhfctl.tools.bench.workers ENGINE FOLDER FILE`.
+"""Measure one engine in its own process: `python -m rlhfctl.tools.bench.workers ENGINE FOLDER FILE`.
 
-Reads what inputs.py left in FOLDER, takes the updates, writes what each took to FILE.
+Reads the files that inputs.py wrote to FOLDER, runs the updates, and writes time and memory of each to FILE.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, wait, weights_bytes
-from rlhfctl.tools.bench.workload import MB, OURS, SEED, THEIRS
+from rlhfctl.tools.bench.workload import MB, RLHFCTL, SEED, TRL
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Critic, Roles
@@ -38,12 +38,12 @@ from rlhfctl.training.trl import ppo
 
 
 class UpdateTimer:
-    """Notes the time at the end of each update, the lengths of its episodes and the seconds of its phases."""
+    """Record for each update its duration, the lengths of its episodes and the seconds of its phases."""
 
     def __init__(self) -> None:
         self.prompts: list[int] = []  # tokens of each episode since the last update ended
         self.responses: list[int] = []
-        self.lengths: list[int] = []  # of all counted responses
+        self.lengths: list[int] = []  # tokens of all counted responses
         self.entries: list[dict[str, Any]] = []
         self.ended: float | None = None
 
@@ -52,7 +52,7 @@ class UpdateTimer:
         self.responses.append(response_tokens)
 
     def end_update(self, rollout_s: float, score_s: float) -> None:
-        """The rest of the time since the last update is this update's learning; the first has no beginning."""
+        """End an update: the remaining time since the last update is learning. The first update is not counted."""
         wait()
         now = time.perf_counter()
         if self.ended is not None:
@@ -67,7 +67,7 @@ class UpdateTimer:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker loads."""
+    """The inputs of a worker: settings, prompts, models and tokenizer."""
 
     section: Ppo
     prompts: list[list[int]]
@@ -95,14 +95,14 @@ class Job:
         return cls(section, job["prompts"], base, tokenizer, policy, reference, folder)
 
     def scorer(self) -> PreTrainedModel:
-        """The reward model as a model of its own; the critic starts as a copy of it too."""
+        """Load the reward model as a separate model; the critic starts as a copy of it too."""
         return loading.load_scorer(str(self.folder / "reward-model"), dtype=self.base.dtype).to(devices.device())
 
 
-def run_ours(job: Job) -> dict[str, Any]:
-    """This engine: policy, reference, critic and reward model on one base where there is LoRA."""
+def run_rlhfctl(job: Job) -> dict[str, Any]:
+    """Measure this engine: with LoRA, policy, reference, critic and reward model share one base."""
     section, policy, pad = job.section, job.policy, job.tokenizer.pad_token_id
-    acting = LanguageModel(policy, pad, adapters.POLICY if section.lora else None)
+    policy_role = LanguageModel(policy, pad, adapters.POLICY if section.lora else None)
     reference = LanguageModel(job.reference or policy, pad, None)
     scorer: Any
     if section.lora:
@@ -115,37 +115,37 @@ def run_ours(job: Job) -> dict[str, Any]:
         critic = Critic(AdapterScorer(LanguageModel(policy, pad, adapters.CRITIC), head))
     elif section.critic_kind == "head":
         head = heads.new_head(policy)
-        critic = Critic(AdapterScorer(acting, head), shares_policy=True, trains_trunk=section.critic_trains_trunk)
+        critic = Critic(AdapterScorer(policy_role, head), shares_policy=True, trains_trunk=section.critic_trains_trunk)
     else:
         critic = Critic(job.scorer())
     scorer.requires_grad_(False).eval()
 
-    meter = UpdateTimer()
+    timer = UpdateTimer()
     scoring = ModelReward(scorer, pad, section.local_rollout_forward_batch_size)
 
     def reward(episodes: Sequence[Episode], /) -> list[float]:
         for episode in episodes:
-            meter.episode(len(episode.prompt_ids), len(episode.response_ids))
+            timer.episode(len(episode.prompt_ids), len(episode.response_ids))
         return scoring(episodes)
 
     def emit(event: Event) -> None:
         if isinstance(event, Metrics):
-            meter.end_update(event.values["rollout_s"], event.values["score_s"])
+            timer.end_update(event.values["rollout_s"], event.values["score_s"])
 
-    everyone = Roles(acting, reference, critic)
+    roles = Roles(policy_role, reference, critic)
     rows = [{"prompt": ""} for _ in job.prompts]
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
         run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit)
-        loop = PpoLoop(section, everyone, reward, PromptData(job.tokenizer, rows, job.prompts), run)
+        loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run)
         before = devices.resident_bytes() / MB
         loop.train()
-    modules = [*everyone.modules(), scorer]
-    result = _result(job, meter, before, modules, loop.optimizer, section.critic_kind)
+    modules = [*roles.modules(), scorer]
+    result = _result(job, timer, before, modules, loop.optimizer, section.critic_kind)
     return result | {"recomputes": loop.recomputes}
 
 
 def run_trl(job: Job) -> dict[str, Any]:
-    """TRL's PPOTrainer, with its phases timed at the functions that it calls when one ends and the next begins."""
+    """Measure TRL's PPOTrainer; its phases are timed in functions that it calls between two phases."""
     from datasets import Dataset
     from trl.experimental.ppo import ppo_trainer
 
@@ -153,7 +153,7 @@ def run_trl(job: Job) -> dict[str, Any]:
     section, pad, eos = job.section, job.tokenizer.pad_token_id, job.tokenizer.eos_token_id
     reward_model, critic = job.scorer(), job.scorer()
     reward_model.requires_grad_(False)
-    meter = UpdateTimer()
+    timer = UpdateTimer()
     clock = {"rollout_s": 0.0, "sampled": 0.0, "score_s": 0.0}
 
     generate = ppo_trainer.batch_generation
@@ -167,11 +167,11 @@ def run_trl(job: Job) -> dict[str, Any]:
         for row in answers.tolist():
             prompt, response = row[: queries.shape[1]], row[queries.shape[1] :]
             length = response.index(eos) + 1 if eos in response else len(response)
-            meter.episode(sum(token != pad for token in prompt), length)
+            timer.episode(sum(token != pad for token in prompt), length)
         return answers, logits
 
     class Watched:
-        """NumPy as TRL's module sees it: its only use is the permutation with which each PPO epoch begins."""
+        """Stand for NumPy in TRL's module, which uses it only for a permutation at the start of each PPO epoch."""
 
         random: Any
 
@@ -186,7 +186,7 @@ def run_trl(job: Job) -> dict[str, Any]:
 
     class EndOfUpdate(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.end_update(clock["rollout_s"], clock["score_s"])
+            timer.end_update(clock["rollout_s"], clock["score_s"])
 
     with tempfile.TemporaryDirectory(dir=job.folder) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -204,28 +204,28 @@ def run_trl(job: Job) -> dict[str, Any]:
         trainer.remove_callback(PrinterCallback)
         ppo_trainer.batch_generation = timed_generation
         ppo_trainer.np = Watched(ppo_trainer.np)
-        gc.freeze()  # as the ppo stage does: TRL collects garbage twice an update
+        gc.freeze()  # as the ppo stage does, because TRL collects garbage twice per update
         before = devices.resident_bytes() / MB
         trainer.train()
     modules = [module for module in (job.policy, job.reference, critic, reward_model) if module is not None]
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    return _result(job, meter, before, modules, optimizer, "model")
+    return _result(job, timer, before, modules, optimizer, "model")
 
 
 def _result(
-    job: Job, meter: UpdateTimer, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
+    job: Job, timer: UpdateTimer, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
 ) -> dict[str, Any]:
     highest = devices.highest_resident_bytes() / MB
     sizes = Matrices.of(job.policy)
-    for entry in meter.entries:
+    for entry in timer.entries:
         entry["flops"] = useful_flops(
             entry["prompt_tokens"], entry["response_tokens"], sizes, job.section.num_ppo_epochs, critic
         )
     weights = weights_bytes(modules, optimizer)
     base = tensor_bytes([p for name, p in job.base.named_parameters() if not adapters.is_adapter_parameter(name)])
     return {
-        "updates": meter.entries,
-        "lengths": meter.lengths,
+        "updates": timer.entries,
+        "lengths": timer.lengths,
         "peak_rss_mb": highest,
         "baseline_rss_mb": before,
         "weights_mb": weights / MB,
@@ -237,9 +237,9 @@ def _result(
 
 
 def main(engine: str, folder: str, out: str) -> None:
-    """A worker: measure one engine on what `prepare` left in `folder`."""
+    """Measure one engine on the files that `prepare` wrote to `folder`."""
     job = Job.load(Path(folder))
-    fs.write_json(Path(out), {OURS: run_ours, THEIRS: run_trl}[engine](job))
+    fs.write_json(Path(out), {RLHFCTL: run_rlhfctl, TRL: run_trl}[engine](job))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `rlhfctl bench ppo` measures: a model, PPO's settings, and what both engines can make of them."""
+"""Define the workloads of `rlhfctl bench ppo`: a model and PPO settings that both engines support."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.load import find_recipe, load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Ppo
 
-OURS, THEIRS = "rlhfctl", "trl"
+RLHFCTL, TRL = "rlhfctl", "trl"
 SEED = 0
-WARM_UP = 1  # updates that are not counted: first allocations, and our engine's check of its own rollout
+WARM_UP = 1  # updates that are not counted: first allocations, and the rlhfctl engine's check of its rollout
 PHASES = ("rollout_s", "score_s", "update_s")
 MB = 1e6
-_LEARNING_RATE = 1e-5  # so small that the lengths of responses stay as they were planted
+_LEARNING_RATE = 1e-5  # small enough to leave the planted lengths of responses unchanged
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured: a model and PPO's settings."""
+    """A workload to measure: a model and PPO settings."""
 
     name: str
     model: Model
     ppo: Ppo
-    updates: int  # measured in each round
+    updates: int  # per round
 
 
 def reference_workload(size: str) -> Workload:
-    """The reference workloads: `small` for speed, `large` for memory."""
+    """Make a reference workload: `small` for speed, `large` for memory."""
     layers, width, heads, batch, updates = {"small": (6, 256, 4, 32, 6), "large": (12, 768, 12, 8, 2)}[size]
     init = Init(
         hidden_size=width,
@@ -50,7 +50,7 @@ def reference_workload(size: str) -> Workload:
 
 
 def recipe_workload(name: str) -> Workload:
-    """The model and PPO sizes of a recipe."""
+    """Make a workload from the model and PPO sizes of a recipe."""
     recipe = load_recipe(find_recipe(name)).recipe
     if recipe.ppo is None:
         raise RlhfctlError("the recipe has no ppo section to measure", where=name, fix="name one with `ppo:`")
@@ -58,12 +58,12 @@ def recipe_workload(name: str) -> Workload:
 
 
 def comparable(ppo: Ppo, updates: int, critic: str | None) -> Ppo:
-    """`ppo` as both engines can do it: one micro-batch a minibatch, no mixed precision or recomputation, no traces."""
+    """Change `ppo` to settings that both engines support: one micro-batch per minibatch, plain precision, no traces."""
     kind = critic or ppo.critic_kind
     if ppo.lora is None and kind == "adapter":
         raise RlhfctlError("a critic as adapter needs LoRA", where="--critic", fix="use --critic model or head")
     changes: dict[str, Any] = {
-        "engine": OURS,
+        "engine": RLHFCTL,
         "critic": kind,
         "critic_from": None,
         "rewards": None,

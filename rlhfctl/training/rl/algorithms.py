@@ -1,7 +1,8 @@
-"""The table of reinforcement-learning algorithms: what each computes from a batch, and how it steps.
+"""List the reinforcement-learning algorithms in one table: advantages, policy loss and optimizer step of each.
 
-One entry is one algorithm. The functions are pure: advantages from rewards and values, a policy loss from
-log-probabilities, and the step that learning takes on each minibatch. docs/extending.md shows how to add an entry.
+Each entry is one algorithm. The advantages and the policy loss are pure functions: advantages from rewards and values,
+a policy loss from log-probabilities. The step updates the weights on one minibatch. docs/extending.md shows how to add
+an entry.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from rlhfctl.training.rl.values import Advantages
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What makes one algorithm another: everything else is the same for all.
+    """The parts in which algorithms differ; all other code is shared.
 
-    `needs_critic`: whether `experience.values` are there for `advantages`, and a critic learns its returns.
-    `step`: takes one optimizer step on a minibatch and returns its means; PPO's is the gradient step.
+    `needs_critic`: if true, `experience.values` exist for `advantages`, and a critic is trained on the returns.
+    `step`: takes one optimizer step on a minibatch and returns the minibatch's mean metrics; PPO uses a gradient step.
     """
 
     advantages: Advantages
@@ -34,7 +35,7 @@ class Algorithm:
 
 
 def generalized_advantages(experience: Experience, section: Ppo) -> tuple[Tensor, Tensor]:
-    """Generalized advantages (B, W), whitened over the batch if the section says so, and returns (B, W)."""
+    """Compute generalized advantages (B, W), whitened over the batch if the section asks for it, and returns (B, W)."""
     mask = experience.response_mask
     advantages, returns = ppo_math.advantages_and_returns(
         experience.rewards, experience.values, experience.value_mask, section.gamma, section.lam
@@ -47,7 +48,7 @@ def generalized_advantages(experience: Experience, section: Ppo) -> tuple[Tensor
 def clipped_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, tokens: Tensor, section: Ppo
 ) -> PolicyTerms:
-    """PPO's clipped objective with its sign turned, summed over `mask`, divided by the minibatch's `tokens`."""
+    """Compute the negative of PPO's clipped objective: summed over `mask`, divided by the minibatch's `tokens`."""
     return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, section.cliprange, tokens)
 
 

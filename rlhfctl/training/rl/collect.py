@@ -1,7 +1,7 @@
 """Collect the experience of one update: sample, score, KL and rewards, values, advantages (steps 1 to 5).
 
-Every random choice is a function of (seed, update, episode, position). Nothing is trained here: the critic's gradients
-that step 4 may leave are kept beside the batch, not on the model.
+Every random choice is a function of (seed, update, episode, position). No weight is changed here. Step 4 may compute
+gradients of the critic; they are kept in the batch (`value_step`), not on the model.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rlhfctl.training.rl.orders import Orders
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.rl.values import critic_values
 
-AGREEMENT = 1e-5  # nats: sampling and learning in float32
-DISAGREEMENT = 1e-2  # nats: beyond rounding, one of them computes something else
+AGREEMENT = 1e-5  # nats per token: the largest difference of sampling and learning in float32
+DISAGREEMENT = 1e-2  # nats per token: more than rounding can explain, so one of them is wrong
 
 
 @dataclass(frozen=True)
 class PromptData:
-    """The prompts to answer: ids, one list each, the rows that they came from, and their tokenizer."""
+    """The prompts to answer: one list of ids per prompt, the row of each prompt, and the tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     rows: Sequence[Row]
@@ -43,7 +43,7 @@ class PromptData:
 
 @dataclass(frozen=True)
 class Collector:
-    """What collect() reads, the same in every update."""
+    """The inputs of collect() that are the same in every update."""
 
     section: Ppo
     algorithm: Algorithm
@@ -56,35 +56,35 @@ class Collector:
 
 
 def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False) -> Experience:
-    """The experience of update `number`. `stream` separates the draws of attempts at the same update.
+    """Collect the experience of update `number`. `stream` gives each attempt at the same update its own random numbers.
 
-    With `recomputes` the log-probabilities of the sampled tokens come from the training forward, not from sampling.
+    If `recomputes`, the log-probabilities of the sampled tokens come from the training forward, not from sampling.
     """
     section, roles, accelerator = collector.section, collector.roles, collector.accelerator
     began = time.monotonic()
     with torch.no_grad(), accelerator.autocast():
-        # 1. Sample: a response to each prompt, with the log-probabilities it was drawn with.
+        # 1. Sample: one response per prompt, with the log-probability of each sampled token.
         experience = sample_responses(collector, number, stream, recomputes)
         set_sampled_logprobs(experience, roles.policy, section, first=number == 1, recomputes=recomputes)
         sampled = time.monotonic()
 
-        # 2. Score: the reward of each whole response, less the penalty where it did not end.
+        # 2. Score: one number per response, minus a penalty if the response did not end.
         set_scores(experience, section, collector.reward, collector.data)
 
-        # 3. KL and rewards: -kl_coef x KL at each token, the score at the end.
+        # 3. KL and rewards: -kl_coef x KL per token, and the score at the end of the response.
         experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
         set_rewards(experience, section)
     scored = time.monotonic()
 
-    # 4. Values: of the state before each token, and of the one after the end.
+    # 4. Values: the value of the state before each token, and of the state after the end.
     if collector.algorithm.needs_critic:
         order = collector.orders.minibatches(number, 0, len(experience.responses))
         experience.values = critic_values(
             experience, section, roles, collector.algorithm.advantages, order, accelerator
         )
-        scored = time.monotonic() if experience.value_step is None else scored  # else it is a part of learning
+        scored = time.monotonic() if experience.value_step is None else scored  # otherwise this time counts as learning
 
-    # 5. Advantages, and returns where there is a critic.
+    # 5. Advantages, and returns if there is a critic.
     with torch.no_grad():
         experience.advantages, returns = collector.algorithm.advantages(experience, section)
     if returns is not None:
@@ -97,7 +97,7 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
 
 
 def sample_responses(collector: Collector, number: int, stream: int, recomputes: bool) -> Experience:
-    """The episodes of update `number`: the update alone decides which prompts, (seed, episode) what is drawn."""
+    """Sample the episodes of update `number`. Its prompts depend on the update alone, the draws on seed and episode."""
     section, data, critic = collector.section, collector.data, collector.roles.critic
     size = section.batch_size
     indices = collector.orders.prompts(number, size, section.num_generations, len(data.prompts))
@@ -118,10 +118,10 @@ def sample_responses(collector: Collector, number: int, stream: int, recomputes:
 def set_sampled_logprobs(
     experience: Experience, policy: LanguageModel, section: Ppo, *, first: bool, recomputes: bool
 ) -> None:
-    """Set `logprobs` (B, W): those of sampling if the training forward gives the same on the first update, otherwise
-    those of the training forward.
+    """Set the log-probabilities of the sampled tokens, `logprobs` (B, W).
 
-    Where both are computed, `rollout_gap` is their largest difference.
+    The numbers of sampling are used if the training forward reproduced them on the first update; otherwise the training
+    forward computes them. If both are computed, `rollout_gap` is their largest difference.
     """
     exact = torch.promote_types(policy.head.weight.dtype, torch.float32)
     sampled = experience.table([response.logprobs for response in experience.responses], exact)
@@ -146,7 +146,7 @@ def set_sampled_logprobs(
 
 
 def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData) -> None:
-    """Set `raw_scores`, their `parts`, and `scores` after the penalty for a missing end."""
+    """Set `raw_scores`, the `parts` of a weighted sum, and `scores` after the penalty for a missing end."""
     stops = stop_strings(section, data.tokenizer)
     episodes = [
         make_episode(data.tokenizer, data.rows[index], prompt, response.ids, stops)
@@ -168,7 +168,7 @@ def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, dat
 def set_rewards(experience: Experience, section: Ppo) -> None:
     """Set `kl` and `rewards` (B, W) from both models' log-probabilities and the scores."""
     mask = experience.response_mask
-    # With top-k or top-p the tokens come from p / p(kept): that is the distribution whose KL is estimated.
+    # With top-k or top-p, tokens are sampled from p / p(kept): estimate the KL of this truncated distribution.
     kept = experience.table([response.kept for response in experience.responses], experience.logprobs.dtype)
     kl = ppo_math.kl_estimate(experience.logprobs - kept, experience.ref_logprobs, section.kl_estimator)
     experience.kl = kl.masked_fill(~mask, 0.0)
@@ -181,7 +181,7 @@ def set_rewards(experience: Experience, section: Ppo) -> None:
 def token_logprobs(
     experience: Experience, model: LanguageModel, section: Ppo, what: str = "asking the policy"
 ) -> Tensor:
-    """(B, W) log-probabilities of the sampled tokens under `model`, by full forwards."""
+    """Compute the log-probabilities (B, W) of the sampled tokens under `model`, by full forwards."""
     result: Tensor | None = None
     for part in forwards(experience, section, what):
         logprobs = model.response_logprobs(experience.sequences(part), section.temperature)

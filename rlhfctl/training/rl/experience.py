@@ -1,4 +1,4 @@
-"""What one update learns from: the sampled episodes with their scores, log-probabilities, values and advantages."""
+"""Hold the experience of one update: sampled episodes with scores, log-probabilities, values and advantages."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def _empty() -> Tensor:
 
 @dataclass(frozen=True)
 class ValueStep:
-    """The critic's part of the first optimizer step, where its forward gave the values of the batch as well.
+    """The critic's part of the first optimizer step, kept if the forward of that step also gave the batch's values.
 
-    `gradients`: of each trained parameter of the critic, by name. `shares`: what each micro-batch adds to the metrics.
+    `gradients`: parameter name -> gradient, for each trained parameter of the critic. `shares`: metric name -> share of
+    the minibatch's mean, one dict per micro-batch.
     """
 
     gradients: dict[str, Tensor]
@@ -32,27 +33,27 @@ class ValueStep:
 
 @dataclass
 class Experience:
-    """The episodes of one update: B responses, W columns (see ppo_math). collect() fills it step by step."""
+    """The episodes of one update: B responses, W columns (see ppo_math). collect() fills the fields step by step."""
 
-    prompt_indices: list[int]  # which prompt each response answers
+    prompt_indices: list[int]  # (B,) index of the prompt that each response answers
     prompts: list[list[int]]
     responses: list[Response]
     lengths: Tensor  # (B,)
     ended: Tensor  # (B,)
     response_mask: Tensor  # (B, W) True at tokens
     value_mask: Tensor  # (B, W) True at states that have a value
-    raw_scores: Tensor = field(default_factory=_empty)  # (B,) as the reward gave them
+    raw_scores: Tensor = field(default_factory=_empty)  # (B,) as returned by the reward function
     scores: Tensor = field(default_factory=_empty)  # (B,) after the penalty for a missing end
-    parts: dict[str, list[float | None]] = field(default_factory=dict)  # of a weighted sum, before the weights
-    logprobs: Tensor = field(default_factory=_empty)  # (B, W) of the policy that sampled
+    parts: dict[str, list[float | None]] = field(default_factory=dict)  # scorer name -> scores (B,), before weighting
+    logprobs: Tensor = field(default_factory=_empty)  # (B, W) under the policy that sampled
     ref_logprobs: Tensor = field(default_factory=_empty)
     kl: Tensor = field(default_factory=_empty)
     rewards: Tensor = field(default_factory=_empty)
     values: Tensor = field(default_factory=_empty)  # stays empty without a critic
     advantages: Tensor = field(default_factory=_empty)
     returns: Tensor = field(default_factory=_empty)  # stays empty without a critic
-    recomputed: bool = False  # whether `logprobs` are those of the training forward, not those of sampling
-    rollout_gap: float | None = None  # the largest difference of both, in nats per token, where both are computed
+    recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling
+    rollout_gap: float | None = None  # largest difference of the two, in nats per token, if both were computed
     value_step: ValueStep | None = None
     rollout_s: float = 0.0
     score_s: float = 0.0
@@ -66,7 +67,7 @@ class Experience:
         response_length: int,
         device: torch.device,
     ) -> Experience:
-        """Masks and lengths of the given responses; nothing is computed from a model."""
+        """Make an Experience with the masks and lengths of `responses`; no model is called."""
         lengths = torch.tensor([len(response.ids) for response in responses], device=device)
         width = min(int(lengths.max()) + 1, response_length)
         ended = torch.tensor([response.ended for response in responses], device=device)
@@ -75,16 +76,16 @@ class Experience:
         return cls(prompt_indices, prompts, responses, lengths, ended, mask, value_mask)
 
     def sequences(self, indices: Sequence[int]) -> Sequences:
-        """Prompt and response of the chosen episodes, laid end to end."""
+        """Pack prompt and response of the chosen episodes into one sequence each."""
         prompts, responses = [self.prompts[i] for i in indices], [self.responses[i].ids for i in indices]
         return Sequences.of(prompts, responses, self.lengths.device)
 
     def width(self, indices: Sequence[int]) -> int:
-        """How many columns the longest of the chosen episodes needs."""
+        """Count the columns that the longest of the chosen episodes needs."""
         return int(min(self.lengths[list(indices)].max() + 1, self.response_mask.shape[1]))
 
     def table(self, lists: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-        """(B, W) from a list of numbers for each response, 0 where a list is short."""
+        """Make a (B, W) tensor from one list of numbers per response, filled up with 0."""
         table = torch.zeros(self.response_mask.shape, dtype=dtype)
         for index, numbers in enumerate(lists):
             table[index, : len(numbers)] = torch.tensor(numbers[: table.shape[1]], dtype=dtype)
@@ -92,16 +93,16 @@ class Experience:
 
 
 def pieces(indices: Sequence[int], size: int) -> list[list[int]]:
-    """`indices` in pieces of `size`; the last may be smaller."""
+    """Split `indices` into pieces of `size`; the last may be smaller."""
     return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
 def forwards(experience: Experience, section: Ppo, what: str) -> Iterator[list[int]]:
-    """The episodes in pieces that fit into one forward; `what` names the work to those who watch."""
+    """Split the episodes into pieces that fit into one forward, and report progress as `what`."""
     parts = pieces(range(len(experience.responses)), section.local_rollout_forward_batch_size)
     return Work(what, len(parts), "batch").through(parts)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """(B, W) with the numbers `flat` (N,) where `mask` is True, row after row, and 0 elsewhere."""
+    """Scatter the numbers `flat` (N,) into a (B, W) tensor where `mask` is True, row after row; 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

@@ -1,4 +1,4 @@
-"""Learn from a batch of experience: PPO epochs over minibatches, an optimizer step for each (step 6 of an update)."""
+"""Train the roles on one batch of experience: PPO epochs, one optimizer step per minibatch (step 6 of an update)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rlhfctl.training.rl.experience import Experience, pieces
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.trace import Trace
 
-_NO_DECAY_BELOW = 2  # norms and biases are vectors: like transformers, they are not decayed
+_NO_DECAY_BELOW = 2  # norms and biases are vectors and are not decayed, as in transformers
 
 
 def build_optimizer(section: Ppo, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW over all trained parameters; matrices are decayed, vectors are not."""
+    """Make an AdamW optimizer for all trained parameters; matrices are decayed, vectors are not."""
     decayed = [p for p in trained.values() if p.dim() >= _NO_DECAY_BELOW]
     others = [p for p in trained.values() if p.dim() < _NO_DECAY_BELOW]
     groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -33,9 +33,9 @@ def learn(
     order: Callable[[int], Sequence[int]],
     trace: Trace | None = None,
 ) -> list[dict[str, float]]:
-    """Train the roles on `experience`, in place. `order(epoch)` says in which order an epoch visits the episodes.
+    """Train the roles on `experience`, in place. `order(epoch)` gives the order in which an epoch visits the episodes.
 
-    Returns the means of each optimizer step. NonFiniteError before anything that is not finite is applied.
+    Returns the mean metrics of each optimizer step. Raises NonFiniteError before a non-finite gradient is applied.
     """
     section = learner.section
     steps: list[dict[str, float]] = []

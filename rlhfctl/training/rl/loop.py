@@ -1,4 +1,4 @@
-"""The `rlhfctl` engine: the reinforcement-learning loop, from prompts to a better policy.
+"""Run the `rlhfctl` engine: the reinforcement-learning loop, from prompts to a better policy.
 
 One update, in the order of the numbered comments in collect.py and learn.py:
 
@@ -6,9 +6,10 @@ One update, in the order of the numbered comments in collect.py and learn.py:
                responses   one number  one per token     one per     and returns     an optimizer step
                            per response                  state                       per minibatch
 
-The loop orders the updates, records their metrics, saves and resumes checkpoints, recovers, and stops. It trains the
-roles in place. Every random choice is a function of (seed, update, episode, position), so a run that goes on from a
-checkpoint draws what it would have drawn. Arithmetic is in ppo_math.py, what makes an algorithm in algorithms.py.
+The loop runs the updates in order, records their metrics, writes checkpoints and resumes from them, recovers from
+failed updates, and stops. It trains the roles in place. Every random choice is a function of (seed, update, episode,
+position), so a resumed run draws the same numbers as an uninterrupted one. The arithmetic is in ppo_math.py, the table
+of algorithms in algorithms.py.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from rlhfctl.training.rl.trace import Trace
 
 
 class Watcher(Protocol):
-    """Is called after every update with the policy as it is; what it remembers belongs to a checkpoint."""
+    """Called before the first and after every update, for example to evaluate; its state is saved in checkpoints."""
 
     def __call__(self, update: int, total: int) -> None: ...
 
@@ -61,9 +62,9 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Where a loop runs, and who hears of it.
+    """The surroundings of a loop: seed, folder, and receivers of events and messages.
 
-    `work`: the folder of its checkpoints. `settings`: what the event at its start states.
+    `work`: the folder of the checkpoints. `settings`: reported in the event at the start.
     """
 
     seed: int
@@ -75,7 +76,7 @@ class Run:
 
 
 class PpoLoop:
-    """Trains `roles` on the prompts of `data` against `reward`, by the algorithm of that name in the table."""
+    """Train `roles` on the prompts of `data` with `reward`; `algorithm` is a name in the table ALGORITHMS."""
 
     def __init__(
         self,
@@ -112,16 +113,17 @@ class PpoLoop:
         self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator)
         self.recovery = Recovery(run.work.parent / "non-finite", data.tokenizer, run.say)
         self.checkpoint_steps = section.checkpoint_steps or checkpoints.interval(section.updates)
-        self.recomputes = has_low_precision(section, roles, self.trained)  # the sampled log-probabilities
-        self.done = 0  # updates
-        self.attempt = 0  # how often training went back: the noise is drawn anew each time
+        # Whether the training forward computes the log-probabilities of the sampled tokens.
+        self.recomputes = has_low_precision(section, roles, self.trained)
+        self.done = 0  # finished updates
+        self.attempt = 0  # number of returns to a checkpoint; each uses new random numbers for sampling
         self.history: list[dict[str, float]] = []
         self._began = (time.monotonic(), 0)
 
     # ------------------------------------------------------------ the run
 
     def train(self) -> dict[str, float]:
-        """All updates that are left. Returns each metric's mean over the last tenth of the updates (at least one)."""
+        """Run all remaining updates. Return each metric's mean over the last tenth of the updates (at least one)."""
         with contextlib.ExitStack() as inside:
             for module in self.roles.modules():
                 inside.enter_context(fused(module))
@@ -133,7 +135,7 @@ class PpoLoop:
         return closing_means(self.history)
 
     def _start(self) -> None:
-        """Resume from the newest checkpoint, or evaluate and save the start."""
+        """Resume from the newest checkpoint; without one, evaluate and save the start."""
         run, updates = self.run, self.section.updates
         if sentence := build.updates_lost_to_rounding(self.trained.values(), self.section.learning_rate):
             run.say(sentence)
@@ -153,11 +155,11 @@ class PpoLoop:
         self._began = (time.monotonic(), self.done)
 
     def _advance(self, number: int) -> None:
-        """Make update `number`, or go back to the last checkpoint if its numbers are not finite."""
+        """Run update `number`; return to the last checkpoint if its numbers are not finite."""
         try:
             metrics = self.update(number)
         except RewardFailed:
-            if self.done % self.checkpoint_steps:  # nothing of this update is applied yet: keep those before it
+            if self.done % self.checkpoint_steps:  # this update changed nothing yet: save the finished updates
                 self._save_checkpoint()
             raise
         except NonFiniteError as error:
@@ -175,7 +177,7 @@ class PpoLoop:
             self.recovery.failures = 0
 
     def update(self, number: int) -> dict[str, float]:
-        """One update: sample a batch, learn from it. NonFiniteError before anything non-finite is applied."""
+        """Run one update: sample a batch and learn from it. NonFiniteError before a non-finite number is applied."""
         section, orders, began = self.section, self.collector.orders, time.monotonic()
         experience = collect(self.collector, number, stream=self.attempt, recomputes=self.recomputes)
         if experience.recomputed and not self.recomputes:
@@ -187,7 +189,7 @@ class PpoLoop:
         trace = Trace(min(section.trace_episodes, section.batch_size)) if traced else None
         try:
             require_finite(experience)
-            # 6. Learn: each epoch visits the whole batch in an order of its own.
+            # 6. Learn: each epoch visits the whole batch in its own random order.
             size = len(experience.responses)
             steps = learn(
                 experience, self.learner, self.algorithm, lambda epoch: orders.minibatches(number, epoch, size), trace
@@ -214,7 +216,7 @@ class PpoLoop:
     # ------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self) -> None:
-        """All that the rest of the run depends on; whole or not at all."""
+        """Write a checkpoint with everything that the remaining updates depend on, in one atomic step."""
         work = self.run.work
         final = work / f"{checkpoints.PREFIX}{self.done}"
         with fs.publish_folder(final) as folder:
@@ -236,17 +238,17 @@ class PpoLoop:
         self.run.emit(CheckpointSaved(stage=self.run.stage, step=self.done, path=str(final)))
 
     def _resume(self) -> bool:
-        """Go on from the newest whole checkpoint; False without one."""
-        found, passed_over = checkpoints.newest_complete(self.run.work)
+        """Resume from the newest complete checkpoint; return False if there is none."""
+        newest, passed_over = checkpoints.newest_complete(self.run.work)
         for sentence in passed_over:
             self.run.say(sentence)
-        if found is None:
+        if newest is None:
             return False
-        state = json.loads((found.path / "trainer_state.json").read_text(encoding="utf-8"))
-        self.roles.load_state(load_file(found.path / "model.safetensors"))
-        self.optimizer.load_state_dict(checkpoints.loaded(found.path / "optimizer.pt"))
-        self.scheduler.load_state_dict(checkpoints.loaded(found.path / "scheduler.pt"))
-        checkpoints.set_random_states(checkpoints.loaded(found.path / "rng_state.pth"))
+        state = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8"))
+        self.roles.load_state(load_file(newest.path / "model.safetensors"))
+        self.optimizer.load_state_dict(checkpoints.loaded(newest.path / "optimizer.pt"))
+        self.scheduler.load_state_dict(checkpoints.loaded(newest.path / "scheduler.pt"))
+        checkpoints.set_random_states(checkpoints.loaded(newest.path / "rng_state.pth"))
         self.done, self.attempt, self.history = state["update"], state["attempt"], state["history"]
         self.recomputes = state["recomputes"]
         if self.watcher is not None:
@@ -254,5 +256,5 @@ class PpoLoop:
         return True
 
     def _restored_updates(self) -> int:
-        """Resume from the newest checkpoint; how many updates are done there."""
+        """Resume from the newest checkpoint; return the number of updates done there."""
         return self.done if self._resume() else 0

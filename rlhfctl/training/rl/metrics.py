@@ -12,10 +12,10 @@ from rlhfctl.training.rl.experience import Experience
 
 
 def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], section: Ppo) -> dict[str, float]:
-    """The metrics of an update by name; what a critic gives is left out where there is none."""
+    """Compute the metrics of one update by name; without a critic, the critic's metrics are left out."""
     mask = experience.response_mask
     kl, score = float(experience.kl.sum(1).mean()), float(experience.scores.mean())
-    found = {
+    metrics = {
         "score": score,
         "kl": kl,
         "entropy": -float(experience.logprobs.masked_fill(~mask, 0.0).sum(1).mean()),
@@ -29,13 +29,13 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
     if experience.values.numel():
         states = experience.value_mask
         explained = ppo_math.explained_variance(experience.values, experience.returns, states)
-        found |= {
+        metrics |= {
             "value_mean": float(ppo_math.masked_mean(experience.values, states)),
             "explained_variance": float(explained),
         }
-    found |= {
+    metrics |= {
         "token_entropy": -float(ppo_math.masked_mean(experience.logprobs, mask)),
         "optimizer_steps": float(len(steps)),
     }
-    found |= part_means(experience.parts) | {name: statistics.fmean(s[name] for s in steps) for name in steps[0]}
-    return found if experience.rollout_gap is None else found | {"rollout_gap": experience.rollout_gap}
+    metrics |= part_means(experience.parts) | {name: statistics.fmean(s[name] for s in steps) for name in steps[0]}
+    return metrics if experience.rollout_gap is None else metrics | {"rollout_gap": experience.rollout_gap}

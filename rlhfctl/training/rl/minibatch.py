@@ -1,7 +1,7 @@
-"""Take one optimizer step on a minibatch: forwards and backwards of critic and policy, micro-batch by micro-batch.
+"""Take one optimizer step on one minibatch: forward and backward of critic and policy, micro-batch by micro-batch.
 
-The critic learns first: each role's backward is done before the other's adapter becomes active. Every mean is over the
-minibatch's tokens, so how it is cut into micro-batches changes no number.
+The critic learns first. Each role finishes its backward pass before the other role's adapter becomes active. Every mean
+is over all tokens of the minibatch, so the size of the micro-batches does not change the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Ppo], PolicyTerms
 
 @dataclass(frozen=True)
 class Learner:
-    """What learning changes, and what it needs for that. `trained`: each trained parameter by name."""
+    """The objects that learning updates or uses. `trained`: parameter name -> parameter, for all that is trained."""
 
     section: Ppo
     roles: Roles
@@ -42,8 +42,9 @@ class Learner:
 
 
 def policy_forward(roles: Roles, sequences: Sequences, section: Ppo) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-probabilities (N,) of the response tokens; their entropies (N,) if `entropy_coef` asks for them; the values
-    (M,) of a critic that shares the policy's trunk.
+    """Run the policy: log-probabilities (N,) of the response tokens, entropies (N,), and values (M,).
+
+    The entropies are None if `entropy_coef` is 0. The values are None unless the critic shares the policy's trunk.
     """
     hidden = roles.policy.states(sequences)
     logprobs, entropies = roles.policy.token_logprobs(
@@ -58,16 +59,16 @@ def policy_forward(roles: Roles, sequences: Sequences, section: Ppo) -> tuple[Te
 
 
 def critic_forward(critic: Critic, sequences: Sequences, response_length: int) -> Tensor:
-    """Values (M,) of the states of the responses, by a critic with a trunk of its own."""
+    """Compute the values (M,) of the response states with a critic that has its own trunk."""
     return critic.values(critic.states(sequences)[sequences.states(response_length)])
 
 
 def value_terms(
     experience: Experience, indices: Sequence[int], flat: Tensor, states: Tensor, section: Ppo
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The critic's part of the loss, its values (b, w), and its share of the minibatch's means.
+    """Compute the critic's part of the loss, its values (b, w), and its share of the minibatch's mean metrics.
 
-    `flat` (M,): the values of a micro-batch. `states`: how many states the whole minibatch has.
+    `flat` (M,): the values of one micro-batch. `states`: the number of states in the whole minibatch.
     """
     chosen, width = list(indices), experience.width(indices)
     mask = experience.value_mask[chosen, :width]
@@ -84,7 +85,7 @@ def value_terms(
     return section.vf_coef * terms.loss, values, shares
 
 
-# ---------------------------------------------------------------- a step
+# ---------------------------------------------------------------- one step
 
 
 def gradient_step(
@@ -95,9 +96,9 @@ def gradient_step(
     policy_loss: PolicyLoss,
     trace: Trace | None = None,
 ) -> dict[str, float]:
-    """One step of the optimizer on a minibatch. Returns the minibatch's means.
+    """Take one optimizer step on one minibatch, and return the minibatch's mean metrics.
 
-    NonFiniteError before anything that is not finite is applied.
+    Raises NonFiniteError before a non-finite loss or gradient is applied.
     """
     section, critic, optimizer = learner.section, learner.roles.critic, learner.optimizer
     tokens = experience.response_mask[list(indices)].sum()
@@ -126,7 +127,7 @@ def gradient_step(
 def _apply_value_step(
     learner: Learner, experience: Experience, epoch: int, trace: Trace | None
 ) -> list[dict[str, Tensor]]:
-    """Hand over the gradients that the critic's forward left when it gave the values of the batch."""
+    """Use the critic's gradients that were computed together with the values of the batch."""
     step = experience.value_step
     assert step is not None
     experience.value_step = None
@@ -146,7 +147,7 @@ def _learn_values(
     epoch: int,
     trace: Trace | None,
 ) -> dict[str, Tensor]:
-    """Forward and backward of a critic with a trunk of its own, on a micro-batch."""
+    """Run forward and backward of a critic that has its own trunk, on one micro-batch."""
     with learner.accelerator.autocast():
         flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
     loss, values, shares = value_terms(experience, part, flat, states, learner.section)
@@ -165,9 +166,9 @@ def _learn_policy(
     policy_loss: PolicyLoss,
     trace: Trace | None,
 ) -> dict[str, Tensor]:
-    """Forward and backward of the policy, and of a critic that shares its trunk, on a micro-batch.
+    """Run forward and backward of the policy, and of a critic that shares its trunk, on one micro-batch.
 
-    `counts`: tokens and states of the whole minibatch. Returns the micro-batch's share of the minibatch's means.
+    `counts`: tokens and states of the whole minibatch. Returns the micro-batch's share of the minibatch's mean metrics.
     """
     section, (tokens, states), width = learner.section, counts, experience.width(part)
     mask = experience.response_mask[part, :width]
@@ -200,7 +201,7 @@ def _learn_policy(
 
 
 def _summed(shares: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of each number over all micro-batches that have it."""
+    """Add up each metric over the micro-batches that have it."""
     sums: dict[str, Tensor] = {}
     for share in shares:
         for name, value in share.items():

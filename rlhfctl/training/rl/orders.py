@@ -1,4 +1,4 @@
-"""Choose prompts and minibatches: random orders that are functions of (seed, update, epoch) alone."""
+"""Choose prompts and minibatches by random orders that depend only on seed, update and epoch."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_PROMPT_ORDER, _MINIBATCH_ORDER = 1, 2  # separates these draws from those of responses
+_PROMPT_ORDER, _MINIBATCH_ORDER = 1, 2  # different keys than for sampling responses
 
 
 @dataclass(frozen=True)
 class Orders:
-    """Every order of a run. A run that goes on from a checkpoint gets the orders that it would have had."""
+    """The random orders of a run. A run resumed from a checkpoint gets the same orders as an uninterrupted one."""
 
     seed: int
 
     def prompts(self, number: int, batch_size: int, repeats: int, count: int) -> list[int]:
-        """Which of `count` prompts update `number` answers: one pass after the other, each in an order of its own."""
-        each = batch_size // repeats
+        """Choose the prompt indices of update `number`; each pass over all `count` prompts has its own order."""
+        per_update = batch_size // repeats
         chosen = []
-        for position in range((number - 1) * each, number * each):
+        for position in range((number - 1) * per_update, number * per_update):
             epoch, index = divmod(position, count)
             chosen += [int(self._order(_PROMPT_ORDER, epoch, 0, count)[index])] * repeats
         return chosen
 
     def minibatches(self, number: int, epoch: int, batch_size: int) -> list[int]:
-        """The order in which PPO epoch `epoch` of update `number` visits the batch."""
+        """Draw the order in which PPO epoch `epoch` of update `number` visits the episodes of the batch."""
         order: list[int] = self._order(_MINIBATCH_ORDER, number, epoch, batch_size).tolist()
         return order
 

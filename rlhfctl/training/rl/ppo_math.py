@@ -1,9 +1,9 @@
 """PPO's arithmetic: pure functions on tensors, nothing else.
 
-Shapes: B responses, W positions (columns). Column t of a response belongs to its t-th token; where a response ends by
-itself before the longest allowed length there is one column more, that of the state after its end. `response_mask` is
-True where a token stands, `value_mask` where a state has a value: the response's columns and that last one. What lies
-outside a mask is never read.
+Shapes: B responses, W positions (columns). Column t of a response belongs to its t-th token. A response that ends by
+itself before the longest allowed length has one more column, for the state after its end. `response_mask` is True at
+tokens. `value_mask` is True at states that have a value: the tokens' columns and the column after the end. Numbers
+outside a mask are never read.
 
 A loss is a sum over a micro-batch divided by the count of its whole minibatch (`count`), so micro-batches of any size
 add up to the minibatch's mean over tokens. Sources: Schulman et al. 2017 (arXiv 1707.06347), PPO; Schulman et al. 2015
@@ -42,7 +42,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `values` where `mask`, blind to NaN elsewhere. Scalar."""
+    """Sum of `values` where `mask`; NaN elsewhere is ignored. Scalar."""
     return values.masked_fill(~mask, 0.0).sum()
 
 
@@ -79,7 +79,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) 
 def token_rewards(kl: Tensor, scores: Tensor, lengths: Tensor, kl_coef: float, mask: Tensor) -> Tensor:
     """Per-token reward (B, W): -kl_coef x KL at each token, and the score (B,) once, where the response ends.
 
-    It is given in the state after the last token, where there is a column for that, else at the last token
+    The score is added one column after the last token if there is such a column, otherwise at the last token
     (2403.17031, detail 4: the value of the finished response learns the score itself).
     """
     rewards = (-kl_coef * kl).masked_fill(~mask, 0.0)
@@ -90,9 +90,9 @@ def token_rewards(kl: Tensor, scores: Tensor, lengths: Tensor, kl_coef: float, m
 def apply_missing_eos(
     scores: Tensor, ended: Tensor, *, penalty: float | None = None, score: float | None = None
 ) -> Tensor:
-    """Scores (B,) of responses that did not end by themselves: less `penalty`, or set to `score`; the others as given.
+    """Scores (B,), minus `penalty` or replaced by `score` for responses that did not end by themselves.
 
-    Taking something off is TRL's way, a fixed low score that of Stiennon et al. 2020 (2009.01325) and 2403.17031.
+    The penalty is TRL's rule. The fixed low score is the rule of Stiennon et al. 2020 (2009.01325) and of 2403.17031.
     """
     if penalty is not None:
         scores = torch.where(ended, scores, scores - penalty)
@@ -130,7 +130,10 @@ def advantages_and_returns(
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """The policy's loss over a micro-batch and its share of the minibatch's means; all scalars but `ratio` (B, W)."""
+    """The policy's loss over a micro-batch and its share of the minibatch's means.
+
+    All are scalars, except `ratio` and `clipped` (B, W).
+    """
 
     loss: Tensor
     clip_fraction: Tensor
@@ -171,8 +174,10 @@ class ValueTerms:
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float, count: Tensor | int
 ) -> ValueTerms:
-    """Half the squared error to the returns, the larger of the plain one and that of the value clipped to
-    old +- `cliprange`, summed over `mask`, divided by `count` (2403.17031; Engstrom et al. 2020, 2005.12729).
+    """Clipped value loss: half the squared error to the returns, summed over `mask`, divided by `count`.
+
+    The error is the larger of two: of the value, and of the value clipped to old +- `cliprange` (2403.17031; Engstrom
+    et al. 2020, 2005.12729).
     """
     clipped = torch.minimum(torch.maximum(values, old_values - cliprange), old_values + cliprange)
     plain_error = (values - returns) ** 2
@@ -184,9 +189,9 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over `mask`: 1 is a perfect critic, 0 one that knows the mean only.
+    """1 - Var(returns - values) / Var(returns) over `mask`: 1 for a perfect critic, 0 for the mean of the returns.
 
-    0 where the returns do not vary.
+    It is 0 if the returns do not vary.
     """
     kept_returns, kept_errors = returns[mask], (returns - values)[mask]
     spread = kept_returns.var(unbiased=False)

@@ -1,4 +1,4 @@
-"""Check what a loop is given before it starts: one process, its precision, positions that do not change."""
+"""Prepare the PPO loop: make its accelerator, refuse unstable positions, and detect low precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rlhfctl.training.rl.roles import Roles
 
 
 def make_accelerator(section: Ppo) -> Accelerator:
-    """A new accelerator in the section's precision; EngineError under a launcher of several processes."""
-    # A process keeps the precision of its first accelerator: that of the sft stage's trainer, if it ran just now.
+    """Make a new accelerator in the section's precision; EngineError under a launcher of several processes."""
+    # A process keeps the precision of its first accelerator, for example that of the sft stage's trainer.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision="bf16" if section.bf16 else "no")
     if accelerator.num_processes > 1:
@@ -28,7 +28,7 @@ def make_accelerator(section: Ppo) -> Accelerator:
 
 
 def require_steady_positions(section: Ppo, roles: Roles, data: PromptData) -> None:
-    """EngineError where sampling would see other rotary angles than the update."""
+    """Raise EngineError if sampling would use other rotary angles than the training forward."""
     steady, longest = max_stable_rope_length(roles.policy.config), max(map(len, data.prompts), default=0)
     if steady is not None and longest + section.response_length > steady:
         raise EngineError(
@@ -40,6 +40,6 @@ def require_steady_positions(section: Ppo, roles: Roles, data: PromptData) -> No
 
 
 def has_low_precision(section: Ppo, roles: Roles, trained: dict[str, Any]) -> bool:
-    """Whether sampling and learning may round differently: half-width numbers, or quantized weights."""
+    """Tell whether sampling and learning may round differently: 16-bit numbers, or quantized weights."""
     widths = (roles.policy.head.weight.dtype.itemsize, next(iter(trained.values())).dtype.itemsize)
     return section.bf16 or min(widths) < 4 or loading.is_quantized(roles.policy.model)

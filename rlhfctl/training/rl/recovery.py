@@ -1,7 +1,7 @@
-"""Recover from an update that fails: keep the batch that was not finite, and stop after three failures in a row.
+"""Recover from an update with NaN or infinite numbers: save its batch, and stop after three failures in a row.
 
-The loop itself goes back to its last checkpoint and samples with other noise. A reward that fails keeps the updates
-that are done: the loop saves them before it stops.
+The loop itself returns to its last checkpoint and samples with other random numbers. A reward function that fails is
+handled in loop.py: the loop saves the finished updates before it stops.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class NonFiniteError(Exception):
 
 
 def require_finite(experience: Experience) -> None:
-    """NonFiniteError that names the first table with a number that is not finite."""
+    """Raise NonFiniteError with the name of the first tensor that holds a non-finite number."""
     for name in _CHECKED:
         if not bool(torch.isfinite(getattr(experience, name)).all()):
             raise NonFiniteError(f"{name} are not finite")
 
 
 class Recovery:
-    """Failed updates of a run: their batches as files under `folder`, and how many failed in a row."""
+    """Save the batches of failed updates under `folder`, and count the failures in a row."""
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
         self.folder = folder
@@ -42,11 +42,11 @@ class Recovery:
         self.failures = 0  # since the last checkpoint
 
     def file(self, number: int, attempt: int) -> Path:
-        """Where the batch of a failed update is kept."""
+        """Return the path for the batch of a failed update."""
         return self.folder / f"update-{number:06d}-attempt-{attempt}.jsonl"
 
     def keep(self, experience: Experience, number: int, attempt: int) -> None:
-        """Write the batch as JSON, one line per episode, for whoever must find out why it failed."""
+        """Write the batch as JSON, one line per episode, so that the cause of the failure can be found."""
         lines = []
         for index, response in enumerate(experience.responses):
             numbers = {
@@ -64,9 +64,10 @@ class Recovery:
         fs.write_atomic(file, "\n".join(lines) + "\n")
 
     def go_back(self, number: int, attempt: int, reason: str, resume: Callable[[], int]) -> None:
-        """Count a failure and return to the last checkpoint by `resume`, which gives the updates done there.
+        """Count a failure and return to the last checkpoint.
 
-        EngineError after three failures in a row.
+        `resume` loads the checkpoint and returns the number of updates done there. EngineError after three failures in
+        a row.
         """
         self.failures += 1
         kept = self.file(number, attempt)

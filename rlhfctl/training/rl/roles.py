@@ -1,13 +1,14 @@
-"""The roles of PPO and how they share one copy of base*: policy, reference, critic and reward model.
+"""Build the four PPO roles on as few copies of base* as possible: policy, reference, critic, reward model.
 
     critic: adapter     base* has the adapters `default` (policy), `critic` and `reward`; the reference is base* with
                         all of them off. Two scalar heads stand beside it.
     critic: head        the value head reads the policy's own hidden states: one forward serves both.
-    critic: model       a sequence-classification model of its own, as TRL has it.
+    critic: model       the critic is a separate sequence-classification model, as in TRL.
 
-A role is made active before each of its forwards, and stays so until its backward is done: peft's switch freezes the
-other adapters, and a recomputation under gradient checkpointing runs with whatever adapter is active *then*. Leaves
-out the steps (collect.py, learn.py), sampling (generation/), and where models come from: what loads them is given.
+A role is made active before each of its forwards, and stays active until its backward is done. The reasons: peft's
+switch freezes the other adapters, and gradient checkpointing recomputes activations with the adapter that is active
+*during the backward*. The training steps are in collect.py and learn.py, sampling is in generation/, and `RoleModels`
+loads the models.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from rlhfctl.recipe.schema import Ppo
 
 
 class Critic:
-    """What gives states their values. `shares_policy` says that it reads the policy's own hidden states."""
+    """The value function of PPO. `shares_policy`: it reads the policy's own hidden states."""
 
     def __init__(self, scorer: Any, *, shares_policy: bool = False, trains_trunk: bool = True) -> None:
         self.scorer = scorer
@@ -47,15 +48,15 @@ class Critic:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is a head on the policy's model, with or without an adapter, and not a model of its own."""
+        """Tell whether it is a head on the policy's model, with or without an adapter, not a separate model."""
         return isinstance(self.scorer, AdapterScorer)
 
     def states(self, sequences: Sequences) -> Tensor:
-        """(T, H) of its own trunk."""
+        """Compute hidden states (T, H) with the critic's own trunk."""
         return hidden_states(architecture.backbone(self.scorer), sequences)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """(N,) from the hidden states (N, H); detached from the trunk unless it is to be trained by them."""
+        """Compute values (N,) from hidden states (N, H). Gradients reach the trunk only if the critic may train it."""
         if self.shares_policy and not self.trains_trunk:
             hidden = hidden.detach()
         values: Tensor = self.scorer.score(hidden.to(self.scorer.score.weight.dtype)).squeeze(-1)
@@ -66,7 +67,7 @@ class Critic:
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`forward`, its activations computed again in the backward pass; nothing in it is random."""
+    """Run `forward` with gradient checkpointing: the backward recomputes activations. It draws no random numbers."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
@@ -74,48 +75,48 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @dataclass
 class Roles:
-    """Policy, reference, critic. `policy.model` is the module that is handed on; an algorithm may need no critic."""
+    """Policy, reference and critic. `policy.model` is the module that is saved; `critic` is None if not needed."""
 
     policy: LanguageModel
     reference: LanguageModel
     critic: Critic | None
 
     def __post_init__(self) -> None:
-        """Roles on one model switch its adapters by one object, which knows what is trained."""
-        every = [self.reference]
+        """Give all roles on one model the same AdapterSwitch, which knows the trained parameters."""
+        others = [self.reference]
         if self.critic is not None and isinstance(self.critic.scorer, AdapterScorer):
-            every.append(self.critic.scorer.backbone.shared)
-        for role in every:
+            others.append(self.critic.scorer.backbone.shared)
+        for role in others:
             if role.model is self.policy.model:
                 role.switch = self.policy.switch
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """name -> parameter of all that is trained, each once."""
-        found: dict[str, nn.Parameter] = {}
+        """Collect all trained parameters by name, each once."""
+        trained: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
             names = [POLICY]
             if self.critic is not None and self.critic.is_adapter and not self.critic.shares_policy:
                 names.append(CRITIC)
             for name, parameter in self.policy.model.named_parameters():
                 if any(is_adapter_parameter(name, adapter) for adapter in names):
-                    found[f"policy.{name}"] = parameter
+                    trained[f"policy.{name}"] = parameter
         else:
-            found |= {f"policy.{name}": parameter for name, parameter in self.policy.model.named_parameters()}
+            trained |= {f"policy.{name}": parameter for name, parameter in self.policy.model.named_parameters()}
         if self.critic is None:
-            return found
+            return trained
         if self.critic.is_adapter:
-            found["critic.score.weight"] = self.critic.scorer.score.weight
+            trained["critic.score.weight"] = self.critic.scorer.score.weight
         else:
-            found |= {f"critic.{name}": parameter for name, parameter in self.critic.scorer.named_parameters()}
-        return found
+            trained |= {f"critic.{name}": parameter for name, parameter in self.critic.scorer.named_parameters()}
+        return trained
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """name -> parameter of the critic's part of `trainable()`."""
-        found = self.trainable()
-        return {n: p for n, p in found.items() if n.startswith("critic.") or is_adapter_parameter(n, CRITIC)}
+        """Collect the critic's trained parameters by name, a part of `trainable()`."""
+        trained = self.trainable()
+        return {n: p for n, p in trained.items() if n.startswith("critic.") or is_adapter_parameter(n, CRITIC)}
 
     def sizes(self) -> dict[str, int]:
-        """Parameters trained by role, and those of all models together (a shared one counts once)."""
+        """Count the trained parameters per role, and the parameters of all models (a shared one counts once)."""
         trained = self.trainable()
         critic = self.critic_parameters()
         every = {id(p): p.numel() for module in self.modules() for p in module.parameters()}
@@ -126,7 +127,7 @@ class Roles:
         }
 
     def prepare(self) -> dict[str, nn.Parameter]:
-        """Freeze all, then state what is trained; dropout off. Returns `trainable()`."""
+        """Freeze everything except `trainable()`, turn dropout off, and return `trainable()`."""
         for module in self.modules():
             module.requires_grad_(False)
             module.eval()
@@ -139,47 +140,48 @@ class Roles:
         return trained
 
     def modules(self) -> list[nn.Module]:
-        """Each model once."""
+        """List the distinct models."""
         every = [self.policy.model, self.reference.model, *([] if self.critic is None else [self.critic.scorer])]
         return list({id(module): module for module in every}.values())
 
     def trunks(self) -> list[Any]:
-        """What gives hidden states, each model once."""
+        """List the distinct trunks, the modules that compute hidden states."""
         own = [] if self.critic is None or self.critic.is_adapter else [architecture.backbone(self.critic.scorer)]
         every = [self.policy.trunk, self.reference.trunk, *own]
         return list({id(trunk): trunk for trunk in every}.values())
 
     @contextmanager
     def recomputing(self, on: bool) -> Iterator[None]:
-        """Gradient checkpointing inside, on each model's layers. EngineError where a model has none that can.
+        """Turn gradient checkpointing on inside the block, for all layers. EngineError if a model has no such layers.
 
-        transformers' own switch acts in training mode only, in which some layers (OPT's) also drop states out.
+        transformers' own switch works in training mode only, and in that mode some layers (OPT's) apply dropout.
         """
         layers: dict[int, GradientCheckpointingLayer] = {}
         for trunk in self.trunks() if on else []:
-            found = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
-            if not found:
+            own_layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+            if not own_layers:
                 raise EngineError(
                     f"the architecture {type(trunk).__name__} has no layers whose activations can be computed again",
                     where="ppo.gradient_checkpointing",
                     fix="set it to false, and lower per_device_train_batch_size to save memory",
                 )
-            layers |= {id(layer): layer for layer in found}
-        own = [(layer, vars(layer).get("forward")) for layer in layers.values()]  # quantized ones may have one
-        for layer, _ in own:
+            layers |= {id(layer): layer for layer in own_layers}
+        # A quantized layer may already have a `forward` of its own in its __dict__: remember it.
+        before = [(layer, vars(layer).get("forward")) for layer in layers.values()]
+        for layer, _ in before:
             vars(layer)["forward"] = partial(_recomputed, layer.forward)
         try:
             yield
         finally:
-            for layer, forward in own:
+            for layer, forward in before:
                 vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of everything trained, by name."""
+        """Copy all trained parameters to the CPU, by name."""
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.trainable().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put `state()` back, in place. HandoffError if it is of other roles."""
+        """Restore `state()` in place. HandoffError if it belongs to other roles."""
         trained = self.trainable()
         if trained.keys() != state.keys():
             raise HandoffError("the checkpoint holds other roles than the recipe's", fix="run the stage with --force")
@@ -188,41 +190,41 @@ class Roles:
                 trained[name].copy_(value)
 
 
-# ---------------------------------------------------------------- making them
+# ---------------------------------------------------------------- building the roles
 
 
 class RoleModels(Protocol):
-    """Loads what PPO's roles start from, as earlier stages or folders from elsewhere have it."""
+    """Loads the models and adapters that PPO's roles start from: from earlier stages, or from other folders."""
 
     @property
     def has_reward(self) -> bool:
-        """Whether the reward is a model; else it is a function."""
+        """Tell whether the reward is a model; otherwise it is a function."""
 
     def shared_reward_adapter(self) -> Path | None:
-        """The reward model's adapter where it stands on the very base* that PPO starts from."""
+        """Return the reward model's adapter if it was trained on the same base* that PPO starts from."""
 
     def check_shared_reward(self, scorer: AdapterScorer) -> None:
-        """Raise unless the reward model scores on the shared base* as it did when it was saved."""
+        """Raise unless the reward model on the shared base* gives the scores recorded when it was saved."""
 
     def classifier(self) -> Classifier | None:
-        """The reward model where it is a classifier of text."""
+        """Return the reward model if it is a text classifier."""
 
     def reward_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-        """The reward model as a model of its own, and its tokenizer where it is not the policy's."""
+        """Load the reward model as a separate model, and its tokenizer if it differs from the policy's."""
 
     def critic_model(self) -> PreTrainedModel | None:
-        """The critic to start from, as a model of its own, where the recipe names one."""
+        """Load the initial critic as a separate model, if the recipe names one."""
 
     def critic_adapter(self) -> Path | None:
-        """The critic to start from, as an adapter with a head, where the recipe names one."""
+        """Return the folder of the initial critic as an adapter with a head, if the recipe names one."""
 
     def note(self, message: str, /) -> None:
-        """Say something and keep it with what is made."""
+        """Report a message, and keep it in the manifest of the new artifact."""
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """What scores the responses, where the reward is a model. `tokenizer`: its own, where it is not the policy's."""
+    """A loaded reward model; all fields are None for a function. `tokenizer`: set if it differs from the policy's."""
 
     scorer: Any = None
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -234,7 +236,7 @@ def build_roles(
 ) -> tuple[Roles, RewardModel]:
     """Make every role, on as few copies of base* as the recipe allows; the critic only if the algorithm needs one."""
     kind = section.critic_kind if needs_critic else None
-    # The reward model first: where it is a model of its own, and the critic a copy of it.
+    # Load the reward model first: a separate critic may start as a copy of it.
     shared = models.shared_reward_adapter() if section.lora and kind != "model" else None
     classifier = models.classifier() if models.has_reward else None
     scorer: Any = None
@@ -262,7 +264,7 @@ def build_roles(
 def _policy_and_reference(
     base: PreTrainedModel, pad: int, section: Ppo, models: RoleModels, *, seed: int
 ) -> tuple[LanguageModel, LanguageModel]:
-    """The policy with pad masked, and the reference: a frozen copy, or the policy's model with its adapter off."""
+    """Make the policy with pad masked, and the reference: a frozen copy, or the policy's model with its adapter off."""
     if section.lora is None:
         reference = build.copy_frozen(base)
         special_tokens.mask_pad(reference, pad)
@@ -281,7 +283,7 @@ def _policy_and_reference(
 def _critic_model(
     base: PreTrainedModel, scorer: PreTrainedModel | None, own_tokenizer: Any, models: RoleModels, *, seed: int
 ) -> PreTrainedModel:
-    """A critic of its own: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
+    """Make a separate critic: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     critic = models.critic_model()
     if critic is None and scorer is not None and own_tokenizer is None:
         critic = build.copy_frozen(scorer)
@@ -298,7 +300,7 @@ def _critic_model(
 def _critic_adapter(
     policy: PeftModel, shared: Path | None, section: Ppo, models: RoleModels, *, seed: int
 ) -> nn.Linear:
-    """Put the critic's adapter on `policy`: the one named, the reward model's, or a fresh one. Returns its head."""
+    """Add the critic's adapter to `policy`: the one named, the reward model's, or a new one. Returns its head."""
     start = models.critic_adapter() or shared
     if start is not None:
         return heads.load_scorer_adapter(policy, CRITIC, start)

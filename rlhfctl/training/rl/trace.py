@@ -1,4 +1,4 @@
-"""Write a few episodes of one PPO update token by token: a trace."""
+"""Write traces: a few episodes of one PPO update, with all numbers per token, as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from rlhfctl.training.rl.experience import Experience
 
 
 class Trace:
-    """A few episodes of one update, token by token."""
+    """Record the per-token numbers of the first `episodes` episodes of one update."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes
-        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}  # episode -> epoch -> name -> one entry per column
+        # episode -> epoch -> name -> one number per column
+        self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}
 
     def add(self, epoch: int, indices: Sequence[int], numbers: Mapping[str, Tensor]) -> None:
-        """Note what an epoch gave for the episodes of a micro-batch before its step: tensors (b, w) by name."""
+        """Record the numbers of one micro-batch in `epoch`, before its optimizer step: tensors (b, w) by name."""
         for position, index in enumerate(indices):
             if index < self.episodes:
                 entry = self.epochs.setdefault(index, {}).setdefault(epoch, {})
@@ -43,7 +44,7 @@ class Trace:
     def _record(
         self, index: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
     ) -> dict[str, Any]:
-        """One episode. The numbers of a critic are left out where there is none."""
+        """Make the record of one episode. Without a critic, the critic's numbers are left out."""
         ids = experience.responses[index].ids
         tokens, states = len(ids), int(experience.value_mask[index].sum())
         rewards = experience.rewards[index, :states]

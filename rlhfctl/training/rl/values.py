@@ -1,4 +1,8 @@
-"""Compute the critic's values of a batch, each by one forward: that of sampling, of learning, or one made for it."""
+"""Compute the critic's values for a batch with as few forwards as possible.
+
+The values come from the forward of sampling if the critic shares the policy's trunk, from the forward of the first
+optimizer step if the batch is one minibatch, and otherwise from a forward of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from rlhfctl.training.rl.roles import Critic, Roles
 
 
 class Advantages(Protocol):
-    """Advantages (B, W) and, with a critic, the returns (B, W) that it learns, from rewards and values.
+    """Compute advantages (B, W) and, with a critic, the returns (B, W) that it learns, from rewards and values.
 
     The returns of a response must depend on that response alone, so that the critic can learn from a part of the batch.
     """
@@ -33,11 +37,11 @@ def critic_values(
     first_order: Sequence[int],
     accelerator: Accelerator,
 ) -> Tensor:
-    """(B, W) values of the states before each token and after the end.
+    """Compute the values (B, W) of the states before each token and after the end.
 
-    If the whole batch is the first minibatch, its forward in the first PPO epoch gives these values too. That forward
-    is made here, micro-batch by micro-batch in `first_order`, and `experience.value_step` keeps what it leaves for the
-    step: the gradients of the critic.
+    If the batch is a single minibatch, the critic's forward in the first PPO epoch gives these values too. That forward
+    runs here, micro-batch by micro-batch in `first_order`, and `experience.value_step` keeps the critic's gradients for
+    the optimizer step.
     """
     critic = roles.critic
     assert critic is not None
@@ -52,7 +56,7 @@ def critic_values(
 
 
 def _plain_values(experience: Experience, section: Ppo, roles: Roles, critic: Critic) -> Tensor:
-    """By forwards of their own."""
+    """Compute the values by forwards that are used for nothing else."""
     result = torch.zeros_like(experience.logprobs)
     for part in forwards(experience, section, "asking the critic"):
         sequences = experience.sequences(part)
@@ -70,7 +74,7 @@ def _first_step(
     order: Sequence[int],
     accelerator: Accelerator,
 ) -> ValueStep:
-    """Set `experience.values` by the forwards of the first value step; keep that step's gradients."""
+    """Set `experience.values` from the forwards of the first value step; return that step's gradients."""
     critic, trained = roles.critic, roles.critic_parameters()
     assert critic is not None
     experience.values = torch.zeros_like(experience.rewards)
@@ -88,8 +92,8 @@ def _first_step(
         experience.returns = returns
         loss, _, share = value_terms(experience, part, flat, states, section)
         shares.append(share)
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        for name, gradient in zip(trained, found, strict=True):
-            if gradient is not None:  # the optimizer reads it in the order in which the parameter lies
+        computed = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, computed, strict=True):
+            if gradient is not None:  # contiguous: the optimizer reads it in the memory order of the parameter
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient.contiguous()
     return ValueStep(gradients, shares)

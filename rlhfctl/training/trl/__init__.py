@@ -1,3 +1,3 @@
-"""Training by TRL's trainers: their options, events and quiet, and its PPOTrainer."""
+"""Train with TRL's trainers: options, events, redirected output, and TRL's PPOTrainer."""
 
 LAST_TRL = "1.12.0"  # the last release that has a PPOTrainer

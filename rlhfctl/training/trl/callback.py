@@ -1,7 +1,7 @@
-"""The bridge from transformers' trainers to our events: steps, metrics, checkpoints and their marks.
+"""Turn the callbacks of transformers' trainers into rlhfctl events: steps, metrics, evaluations, checkpoints.
 
-Also the arguments that rlhfctl sets for SFTTrainer and RewardTrainer alike, and what keeps the libraries' own prints
-and warnings out of the terminal.
+Also marks each checkpoint complete once it is written, and frees the optimizer of a finished trainer. The trainers'
+options are in options.py; quiet.py keeps the libraries' output out of the terminal.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
 from rlhfctl.models import devices
 from rlhfctl.training import checkpoints
 
-KEPT_CHECKPOINTS = 2  # the newest may be the one that a kill tears
+KEPT_CHECKPOINTS = 2  # a kill may leave the newest one incomplete
 # transformers adds these to its logs; they are rates over the whole call, wrong after a resume.
 NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
 
 
 class EventCallback(TrainerCallback):
-    """Emits progress, metrics and checkpoints of one trainer, and marks its checkpoints complete."""
+    """Emit progress, metrics and checkpoints of one trainer, and mark its checkpoints complete."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class EventCallback(TrainerCallback):
         self.rename = dict(rename or {})
         self.unit = unit
         self._began: tuple[float, int] | None = None
-        self._evaluating: tuple[Work, int] | None = None  # and how many batches are done
+        self._evaluating: tuple[Work, int] | None = None  # and the number of finished batches
         self._stepped = False
 
     @property
     def stepped(self) -> bool:
-        """Whether a step is done: options that cannot be used show before that."""
+        """Tell whether one step is done: an option that cannot be used fails before that."""
         return self._stepped
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -111,7 +111,7 @@ class EventCallback(TrainerCallback):
 
 
 def trained_model(trainer: Trainer) -> Any:
-    """The model of a trainer that is done, its optimizer gone as gradients are: what follows needs the memory."""
+    """Take the model out of a finished trainer, and free the memory of its optimizer and gradients."""
     model = trainer.model
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
@@ -121,8 +121,8 @@ def trained_model(trainer: Trainer) -> Any:
 
 
 def last_metrics(history: list[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """The last logged value of each name that was logged (the history is part of a checkpoint, so resumes keep it)."""
-    found: dict[str, float] = {}
+    """Take the last logged value of each of `names`. The history is saved in checkpoints, so resumed runs have it."""
+    values: dict[str, float] = {}
     for entry in history:
-        found |= {name: float(entry[name]) for name in names if name in entry}
-    return found
+        values |= {name: float(entry[name]) for name in names if name in entry}
+    return values

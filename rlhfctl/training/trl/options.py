@@ -1,4 +1,4 @@
-"""Check the options of TRL's trainers, fill in ours, and name the option that a library refuses."""
+"""Check the options of TRL's trainers, add the options that rlhfctl sets, and name an option that a library refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlhfctl.recipe.words import describe, did_you_mean
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl.callback import KEPT_CHECKPOINTS
 
-# Numbers that the trainers take without a look and then divide by, count with or never end on: [lowest, below).
+# Bounds of options that the trainers do not validate themselves: [minimum, exclusive maximum).
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
     **dict.fromkeys(("gradient_accumulation_steps", "max_length", "eval_accumulation_steps"), (1, math.inf)),
@@ -37,7 +37,7 @@ _ABOVE_0 = ("num_train_epochs",)
 
 
 def common_arguments(work: Path, *, seed: int) -> dict[str, Any]:
-    """What rlhfctl owns in SFTConfig and RewardConfig: where, seeds, checkpoints, reporting (tools/trackers.py)."""
+    """Set the options that rlhfctl owns in SFTConfig and RewardConfig: folder, seeds, checkpoints, reporting."""
     return {
         "output_dir": str(work),
         "seed": seed,
@@ -52,21 +52,21 @@ def common_arguments(work: Path, *, seed: int) -> dict[str, Any]:
 
 
 def planned_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the whole training, as transformers will count them."""
+    """Count the optimizer steps of the whole training, as transformers does."""
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
     batches = len(trainer.get_train_dataloader())
-    a_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * a_epoch)
+    steps_per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * steps_per_epoch)
 
 
 def prepare(
     trainer: Trainer, work: Path, checkpoint_steps: int | None, warn: Callable[[str], None]
 ) -> checkpoints.Checkpoint | None:
-    """Set how often the trainer saves, silence its printer, and find the checkpoint to go on from.
+    """Set how often the trainer saves, remove its printer, and find the checkpoint to resume from.
 
-    Warns of weights that the learning rate cannot move.
+    Warns if the number format of the weights rounds steps of this learning rate away.
     """
     trainer.remove_callback(PrinterCallback)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
@@ -80,21 +80,21 @@ def prepare(
 
 
 def trainer_arguments(work: Path, dtype: str, given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """All that SFTConfig or RewardConfig is made with: our defaults, what the recipe gives, what rlhfctl owns."""
+    """Collect all arguments of SFTConfig or RewardConfig: defaults, then the recipe's, then those that rlhfctl owns."""
     on_gpu = devices.device().type == "cuda"
     return trainer_defaults(dtype, on_gpu) | dict(given) | common_arguments(work, seed=seed)
 
 
 def trainer_defaults(dtype: str, on_gpu: bool) -> dict[str, Any]:
-    """Defaults where TRL's own would surprise: mixed bf16 on a GPU only, gradient checkpointing only when asked."""
+    """Set two defaults that differ from TRL's: bf16 on a GPU only, and gradient checkpointing only when asked for."""
     return {"bf16": on_gpu and dtype != "float16", "gradient_checkpointing": False}
 
 
 def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "float32") -> None:
-    """RecipeError for every wrong option under any stage's `trainer:` (stage name -> options), all in one message.
+    """Check the options under every stage's `trainer:` (stage name -> options). RecipeError lists all wrong ones.
 
-    Options that are right one by one are also given to TRL's
-    configuration together, which knows names (of optimizers, say) and combinations.
+    Options that pass one by one are then given to TRL's configuration together, which checks names (for example of
+    optimizers) and combinations.
     """
     from trl import RewardConfig, SFTConfig
 
@@ -121,10 +121,10 @@ _REFUSALS = (
 
 @contextlib.contextmanager
 def naming_options(stage: str, given: Mapping[str, Any], done: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Where TRL or transformers refuse the options `given` under `trainer:`, say so.
+    """Turn an exception of TRL or transformers about the options `given` under `trainer:` into a RecipeError.
 
-    Refusals are the exceptions of libraries that look at their arguments, before the first step is `done`. Without
-    options such an exception is a defect, and goes on as it is. Its traceback is kept in libraries.log.
+    Only exceptions before the first step is `done` are converted. If no options are given, the exception is a defect
+    and is raised unchanged. The traceback is written to libraries.log.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def naming_options(stage: str, given: Mapping[str, Any], done: Callable[[], bool
 
 
 def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: type[Any]) -> None:
-    """RecipeError for keys under `trainer:` that the installed TRL does not know, or values of the wrong kind."""
+    """Raise RecipeError for keys under `trainer:` that the installed TRL lacks, and for values of the wrong kind."""
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
     hints = typing.get_type_hints(config_class)
     problems = []
@@ -162,7 +162,7 @@ def check_trainer_keys(section: str, given: Mapping[str, Any], config_class: typ
 
 
 def _out_of_bounds(key: str, value: object) -> str | None:
-    """What the value must be, where it is a number that no training can use."""
+    """Describe the allowed values if `value` is a number that no training can use; None if it is fine."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value):
@@ -174,14 +174,14 @@ def _out_of_bounds(key: str, value: object) -> str | None:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a YAML value can be meant by a dataclass field's annotation; in doubt, yes."""
+    """Tell whether a YAML value fits the type annotation of a dataclass field; unknown annotations fit."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return True
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in _meant(hint))
+        return any(_fits(value, part) for part in _union_parts(hint))
     if hint is type(None):
         return value is None
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -199,8 +199,8 @@ def _fits(value: object, hint: Any) -> bool:
     return True
 
 
-def _meant(hint: Any) -> list[Any]:
-    """The parts of a union; text beside an enumeration is the name of one of its members."""
+def _union_parts(hint: Any) -> list[Any]:
+    """List the parts of a union. If it holds an enumeration, `str` is dropped: text must name one of its members."""
     parts = list(typing.get_args(hint))
     named = any(isinstance(part, type) and issubclass(part, enum.Enum) for part in parts)
     return [part for part in parts if not (named and part is str)]
@@ -216,14 +216,14 @@ def _describe(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(repr(part) for part in parts)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in _meant(hint))
+        return " or ".join(_describe(part) for part in _union_parts(hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return ", ".join(repr(member.value) for member in hint)
     return str(hint if parts else getattr(hint, "__name__", hint)).replace("typing.", "")
 
 
 def effective_settings(args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as the trainer will use them: the given ones, and those that everyone asks about."""
+    """Collect the settings as the trainer uses them: the given ones, and the most important others."""
     names = [
         "learning_rate",
         "lr_scheduler_type",

@@ -1,8 +1,8 @@
-"""The `trl` engine: TRL's own PPOTrainer, given roles, prompts and a reward of ours.
+"""Run the `trl` engine: TRL's own PPOTrainer with rlhfctl's roles, prompts and rewards.
 
-TRL's trainer takes token ids and a reward *model*; this bridge lets any reward of rewards/ score its rollouts: text,
-conversations and the prompt file's columns reach a Python function. Nothing in TRL is patched. What its trainer cannot
-do (resume, accumulate gradients) is said where it is asked for, in the recipe's schema and the ppo stage.
+TRL's trainer takes token ids and a reward *model*. This bridge lets any reward of rewards/ score its rollouts: text,
+conversations and the prompt file's columns reach a Python function. Nothing in TRL is patched. The recipe's schema and
+the ppo stage refuse settings that this trainer does not support (resuming, accumulating gradients).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlhfctl.training.trl.callback import NOT_METRICS, EventCallback
 
 
 def require() -> Any:
-    """TRL's (PPOTrainer, PPOConfig); EngineError where the installed release has none."""
+    """Import TRL's (PPOTrainer, PPOConfig); EngineError if the installed release has none."""
     try:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
     except ImportError as error:
@@ -48,7 +48,7 @@ def require() -> Any:
 
 
 def config_for(section: Ppo, work: Path, *, seed: int) -> Any:
-    """TRL's PPOConfig for the recipe's section. What has no effect in TRL's trainer is set to off."""
+    """Make TRL's PPOConfig from the recipe's section. Options that have no effect in TRL's trainer are turned off."""
     _, config_class = require()
     return config_class(
         output_dir=str(work),
@@ -96,8 +96,8 @@ def train(
 ) -> dict[str, float]:
     """Run TRL's PPOTrainer over the prompts of `data`; policy and critic of `roles` are trained in place.
 
-    `after_update(update, total)` is called after every update, with the policy as it then is. Returns the mean
-    of each metric over the last tenth of the updates.
+    `after_update(update, total)` is called after every update. Returns the mean of each metric over the last tenth of
+    the updates.
     """
     trainer_class, _ = require()
     assert roles.critic is not None
@@ -124,49 +124,50 @@ def train(
 
 
 def collate(features: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Left-padded `input_ids` and mask (B, L), and `row`: which prompt each is, (B,)."""
+    """Make a batch: left-padded `input_ids` and mask (B, L), and `row` (B,), the index of each prompt."""
     ids, mask = pad_left([feature["input_ids"] for feature in features], pad_token_id, torch.device("cpu"))
     return {"input_ids": ids, "attention_mask": mask, "row": torch.tensor([feature["row"] for feature in features])}
 
 
 class RolloutBatches:
-    """Knows which prompts are in the batch that TRL works on, and turns what it generated back into episodes."""
+    """Remember the prompts of the batch that TRL works on, and turn its generated ids into episodes."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
         self.rows = rows
         self.tokenizer = tokenizer
         self.current: list[Row] = []
         self.context_length = 0  # width of the left-padded prompts
-        self.done = 0  # how many of the batch have been scored
+        self.done = 0  # scored episodes of the current batch
         self.scores: list[float] = []
         self.lengths: list[int] = []
         self.ended: list[bool] = []
 
     def watching(self, dataloader: Any) -> _Watched:
-        """The dataloader, noting each batch at the moment TRL takes it (loaders read one batch ahead)."""
+        """Wrap the dataloader so that each batch is recorded when TRL takes it (loaders read one batch ahead)."""
         return _Watched(dataloader, self)
 
     def begin(self, batch: dict[str, torch.Tensor]) -> None:
+        """Record a new batch and forget the scores of the last."""
         self.current = [self.rows[index] for index in batch["row"].tolist()]
         self.context_length = batch["input_ids"].shape[1]
         self.done = 0
         self.scores, self.lengths, self.ended = [], [], []
 
     def episodes(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[Episode]:
-        """The next chunk of the batch: ids (B, context + T) with True in the mask where there is a token."""
-        found = []
+        """Make the episodes of the next chunk of the batch from ids (B, context + T); the mask is True at tokens."""
+        episodes = []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
             prompt = ids[: self.context_length][mask[: self.context_length]].tolist()
             response = ids[self.context_length :][mask[self.context_length :]].tolist()
-            found.append(make_episode(self.tokenizer, self.current[self.done], prompt, response))
+            episodes.append(make_episode(self.tokenizer, self.current[self.done], prompt, response))
             self.done += 1
             self.lengths.append(len(response))
             self.ended.append(self.tokenizer.eos_token_id in response)
-        return found
+        return episodes
 
 
 class _Watched:
-    """An iterable over a dataloader that tells RolloutBatches which batch is being used."""
+    """Iterate over a dataloader and tell RolloutBatches which batch is in use."""
 
     def __init__(self, dataloader: Any, rollouts: RolloutBatches) -> None:
         self.dataloader = dataloader
@@ -182,8 +183,10 @@ class _Watched:
 
 
 class BridgedReward(nn.Module):
-    """A reward in the shape TRL reads: a backbone whose last hidden state is the score at every position, and an
-    identity for a head, so whichever position TRL picks it finds the score.
+    """Present a reward function to TRL as a reward model: a backbone and a head.
+
+    The backbone's last hidden state is the score, at every position, and the head is the identity. TRL therefore finds
+    the score at whichever position it picks.
     """
 
     base_model_prefix = "backbone"
@@ -197,7 +200,7 @@ class BridgedReward(nn.Module):
 class _ScoringBackbone(nn.Module):
     def __init__(self, reward: RewardFunction, rollouts: RolloutBatches) -> None:
         super().__init__()
-        self.reward = reward  # a plain attribute: its model, if any, is not ours to move or train
+        self.reward = reward  # not a submodule: TRL must not move or train its model
         self.rollouts = rollouts
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SimpleNamespace:
@@ -208,7 +211,7 @@ class _ScoringBackbone(nn.Module):
 
 
 class PpoCallback(EventCallback):
-    """EventCallback with PPO's names, what the rollouts show, and a call after each update."""
+    """EventCallback with PPO's metric names, metrics of the rollouts, and a call after each update."""
 
     def __init__(
         self,
@@ -230,15 +233,15 @@ class PpoCallback(EventCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        seen = self.rollouts
+        rollouts = self.rollouts
         extra = {
-            "length": statistics.fmean(seen.lengths),
-            "eos_rate": statistics.fmean(seen.ended),
-            "raw_score": statistics.fmean(seen.scores),
-            "raw_score_std": statistics.pstdev(seen.scores),
+            "length": statistics.fmean(rollouts.lengths),
+            "eos_rate": statistics.fmean(rollouts.ended),
+            "raw_score": statistics.fmean(rollouts.scores),
+            "raw_score_std": statistics.pstdev(rollouts.scores),
         }
         logs = {k: v for k, v in {**(logs or {}), **extra}.items() if k not in NOT_METRICS}
-        if args.num_ppo_epochs * args.num_mini_batches == 1:  # TRL takes the variance of that one ratio: NaN
+        if args.num_ppo_epochs * args.num_mini_batches == 1:  # TRL computes the variance of a single ratio: NaN
             logs.pop("val/ratio_var", None)
         self.history.append({self.rename.get(k, k): float(v) for k, v in logs.items() if isinstance(v, int | float)})
         super().on_log(args, state, control, logs=logs, **kwargs)
@@ -248,5 +251,5 @@ class PpoCallback(EventCallback):
         self.after_update(state.global_step, state.max_steps)
 
     def closing_means(self) -> dict[str, float]:
-        """Mean of each metric over the last tenth of the updates (at least one)."""
+        """Average each metric over the last tenth of the updates (at least one)."""
         return closing_means(self.history)

@@ -1,4 +1,4 @@
-"""Keep what libraries print out of the terminal: into the run's log, and their progress bars into events."""
+"""Redirect the output of libraries into the run's log file, and turn their progress bars into events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlhfctl.events import Work
 
 @contextlib.contextmanager
 def quiet_libraries(log: Path) -> Iterator[None]:
-    """Send what the libraries print, warn and log to `log`, without progress bars; our listeners are not touched."""
+    """Send the prints, warnings and logs of libraries to the file `log`, and turn their progress bars off."""
     log.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -60,9 +60,9 @@ def quiet_libraries(log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forward_library_progress() -> Iterator[None]:
-    """transformers' loading and writing of weights as work that says how far it is, in place of its own bars."""
+    """Report transformers' loading and writing of weights as progress events, in place of its own progress bars."""
     set_hook = getattr(transformers.utils.logging, "set_tqdm_hook", None)
-    if set_hook is None:  # a release that has none: its loading is silent
+    if set_hook is None:  # this release of transformers has no hook: loading is silent
         yield
         return
     before = set_hook(_counted)
@@ -73,7 +73,7 @@ def forward_library_progress() -> Iterator[None]:
 
 
 def _counted(make: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """A bar that transformers makes over something whose length is known, or the one it would have made."""
+    """Replace a progress bar of transformers by progress events if its length is known; otherwise keep the bar."""
     items, what = (arguments[0] if arguments else None), named.get("desc")
     if not isinstance(items, Collection) or not what:
         return make(*arguments, **named)

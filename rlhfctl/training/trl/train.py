@@ -1,7 +1,7 @@
 """Train a model with one of TRL's trainers: resume from a checkpoint, report events, free the optimizer.
 
-Reads checkpoints in the stage's work folder and writes them there; saves no final model (the stages do). What the sft
-and the reward stage have in common.
+The sft and reward stages share this code. It reads and writes checkpoints in the stage's work folder. The stages save
+the final model.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def train(
     counts: Callable[[Trainer], Mapping[str, int]],
     metrics: Sequence[str],
 ) -> tuple[Any, dict[str, float]]:
-    """Train `model`, or go on training it; return it without its optimizer, with the last value of each of `metrics`.
+    """Train `model`, or resume its training. Return it without its optimizer, and the last value of each of `metrics`.
 
-    `make_trainer` is given the model and the callbacks. `counts`: how many rows are trained on, for those who watch.
+    `make_trainer` receives the model and the callbacks. `counts` gives the numbers of rows, which are reported as
+    settings in the event at the start.
     """
     callback = EventCallback(stage, emit, work)
     naming = options.naming_options(stage, section.trainer)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from small_loops import (
     KINDS_AND_LORA,
     Seen,
@@ -25,13 +24,6 @@ from small_loops import (
 
 from rlhfctl.events import CheckpointSaved, Event, Metrics, StageStarted
 from rlhfctl.rewards.episode import Episode
-
-
-@pytest.mark.parametrize(("before", "bf16"), [("no", True), ("bf16", False)])
-def test_the_precision_is_its_own_whatever_the_stage_before_used(before: str, bf16: bool, tmp_path: Path) -> None:
-    Accelerator(mixed_precision=before)  # what a trainer of an earlier stage leaves in this process
-    loop = loop_for(tmp_path, bf16=bf16)
-    assert loop.accelerator.mixed_precision == ("bf16" if bf16 else "no")
 
 
 def test_checkpoints_are_written_as_often_and_kept_as_many_as_asked(tmp_path: Path) -> None:

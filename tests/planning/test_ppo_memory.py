@@ -1,0 +1,69 @@
+"""The memory of ppo and compare: roles, cache, judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from small_specs import LAYERS, VOCABULARY, WIDTH, shape
+
+from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning.memory import BASE, ModelSpec
+from rlhfctl.planning.meter import (
+    CACHE,
+    GRADIENTS,
+    LOGITS,
+    OPTIMIZER,
+    WEIGHTS,
+)
+from rlhfctl.recipe.schema import Compare, Lora, Ppo
+
+
+def ppo(reward: ModelSpec | None = None, *, shared: bool = True, **changes: Any) -> memory.MemoryEstimate:
+    settings = {"lora": Lora(r=4), "per_device_train_batch_size": 8, "response_length": 24, "eval": {"every": 1}}
+    section = Ppo(**(settings | changes))
+    return ppo_memory.ppo_outlook(shape(), section, 12, reward or shape(), shared=shared, eval_prompts=4)
+
+
+def test_roles_of_ppo() -> None:
+    shared = ppo().peak.needs
+    assert set(shared) == {BASE, "policy", "reward model", "critic"}
+    assert shared["critic"][WEIGHTS] == pytest.approx(shared["policy"][WEIGHTS], rel=0.01)
+    whole = ppo(lora=None, critic="model", shared=False).peak.needs
+    assert set(whole) == {"policy", "reference", "reward model", "critic"}
+    assert whole["critic"][OPTIMIZER] == pytest.approx(2 * whole["critic"][WEIGHTS], rel=0.01)
+    head = ppo(critic="head").peak.needs
+    assert head["critic"][OPTIMIZER] == 8 * WIDTH  # a vector: two numbers a weight
+    assert ppo(bf16=True).peak.needs["policy"][GRADIENTS] > 0
+    cheaper = ppo(gradient_checkpointing=True).peak.total
+    assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
+
+
+def test_a_cache_has_room_for_prompt_and_response() -> None:
+    sampling = next(moment for moment in ppo().moments if moment.what == "sampling")
+    a_row = 2 * LAYERS * WIDTH * 4 * (12 + 24)  # keys and values of all layers in float32
+    assert sampling.needs["policy"][CACHE] == 8 * a_row
+    assert sampling.needs["policy"][LOGITS] >= 2 * 8 * VOCABULARY * 4  # the logarithms and the probabilities
+
+
+def test_compare_holds_two_models_and_then_the_judge() -> None:
+    section = Compare(max_new_tokens=16)
+    judged = ppo_memory.compare_outlook(shape(), section, 8, 12, shape())
+    assert [moment.what for moment in judged.moments] == [
+        "checking what was loaded",
+        "sampling",
+        "comparing distributions",
+        "loading the judge",
+        "judging",
+    ]
+    assert len(ppo_memory.compare_outlook(shape(), section, 8, 12, None).moments) == 3
+    assert judged.trainable == 0
+
+
+def test_a_smaller_batch_size_of_compare_is_judged_in_less_memory() -> None:
+    def judging(size: int) -> int:
+        estimate = ppo_memory.compare_outlook(shape(), Compare(max_new_tokens=16, batch_size=size), 64, 12, shape())
+        return next(moment for moment in estimate.moments if moment.what == "judging").total
+
+    small, usual, large = judging(8), judging(64), judging(256)
+    assert small < usual < large  # 64 prompts with several responses each: 256 at a time
