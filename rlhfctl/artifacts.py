@@ -31,7 +31,7 @@ RECORDED_PACKAGES = ("rlhfctl", "torch", "transformers", "trl", "peft", "acceler
 
 
 class ParentRef(BaseModel):
-    """An input of a stage: its path, relative if it is inside the run folder, and its fingerprint then."""
+    """An input of a stage: its path, relative if it is inside the run folder, and its fingerprint at that time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: str
@@ -77,7 +77,7 @@ class Artifact:
 
     @property
     def run(self) -> Path:
-        """The run folder that the artifact lies in."""
+        """The run folder that holds the artifact."""
         return self.stage.run_of(self.path)
 
     def part(self, name: str) -> Path:
@@ -190,7 +190,7 @@ def resolve_source(text: str, role: str) -> Source:
     """
     path = Path(text).expanduser()
     under_way = (path / WORK).is_dir() and (stage_at(path)[0] / "recipe.yaml").is_file()
-    if (path / MANIFEST).is_file() or under_way:  # of a stage under way, loading says that it is incomplete
+    if (path / MANIFEST).is_file() or under_way:  # loading a stage under way raises that it is incomplete
         return Source.of(load_artifact(path))
     if path.is_dir():
         if (path / "recipe.yaml").is_file():

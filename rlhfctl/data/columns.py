@@ -1,14 +1,14 @@
-"""Turn the columns in which people keep their rows into ours, before a row is checked.
+"""Rename and reshape the columns of a row to rlhfctl's names, before the row is checked.
 
-    columns: {ours: theirs}     other names, values within values, lists made of several columns
+    columns: {our name: the file's}     other names, values within values, lists made of several columns
     prompt beside whole conversations   the text repeats one of their turns: the prompt is taken from them
     system, tools               a system turn (or the beginning of a text prompt), functions for the chat template
-    texts                       made into conversations where the recipe says so
+    texts                       made into conversations if the recipe says so
     prompts that end with an answer     the answer is left out
 
-One row in, a row out; BadRow says what is wrong with one. What is done is counted in a Tally, so that
-data.py can say it once for a whole source. Messages are read by messages.py, scores and labels of several responses by
-preferences.py, pairs are made by formats.py, and whole rows are checked by rows.py.
+Takes a row and returns a row; BadRow explains why a row cannot be used. Each change is counted in a Tally; load.py
+reports it once for a whole source. Leaves out messages (messages.py), scores and labels of several responses
+(preferences.py), making pairs (formats.py) and checking whole rows (rows.py).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from rlhfctl.data.types import BadRow, Row
 
 LISTS = ("responses", "scores", "ratings", "ranks", "label")  # several columns make a list; other texts are joined
 RESPONSES = ("completion", "chosen", "rejected")
-_INDEX = ("Unnamed: 0", "__index_level_0__")  # what pandas makes of an index that it wrote before
+_INDEX = ("Unnamed: 0", "__index_level_0__")  # how pandas names an index that it wrote before
 _TURNS = ("conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
 _MESSAGE_LISTS = ("messages", "prompt", *RESPONSES)
-_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts whose words are not set apart
+_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts that do not separate words
 INDEX_NOTE = "values of a column without a name (an index that pandas wrote) are left out"
 
 # ---------------------------------------------------------------- names of columns
 
 
 def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
-    """Return `row` with its columns under our names. Several columns make a list, or texts joined by an empty line."""
+    """Rename the columns of `row` to rlhfctl's names. Several columns make a list, or texts joined by an empty line."""
     if not mapping:
         return row
     theirs = {one for names in mapping.values() for one in names_of(names)}
@@ -50,18 +50,21 @@ def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
 
 
 def names_of(names: str | list[str]) -> list[str]:
-    """The columns that one entry of `columns` names."""
+    """List the columns that one entry of `columns` names."""
     return [names] if isinstance(names, str) else names
 
 
 def _together(values: Sequence[Any]) -> Any:
-    """Texts as one, with an empty line between; values that are no texts as a list, which no check takes for a text."""
+    """Join texts with an empty line between them; return other values as a list, which no check accepts as a text."""
     there = [value for value in values if value is not None and value != ""]
     return "\n\n".join(there) if all(isinstance(value, str) for value in there) else there
 
 
 def value_at(row: Any, path: str) -> Any:
-    """Find the value of a column, or of `a.b` and `a.0` within one; of `a.b` in a list of objects each b. Else None."""
+    """Find the value of a column, or of a path such as `a.b` or `a.0` within one; None if there is none.
+
+    In a list of objects, `a.b` is the list of their values of b.
+    """
     if isinstance(row, Mapping) and path in row:
         return row[path]
     first, _, rest = path.partition(".")
@@ -77,7 +80,7 @@ def value_at(row: Any, path: str) -> Any:
 
 
 def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: Tally, *, others: bool) -> list[str]:
-    """List the columns with values that nothing read. `others`: also those that `columns` does not bear upon."""
+    """List the columns with values that nothing read. `others`: also columns that `columns` does not concern."""
     theirs = {one for names in mapping.values() for one in names_of(names)}
     theirs |= {one.partition(".")[0] for one in theirs}
     there = {key for row in rows for key, value in row.items() if value is not None} - theirs - {*_INDEX}
@@ -88,7 +91,7 @@ def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: T
 
 
 def normalised(row: Row, tally: Tally) -> Row:
-    """Return `row` with its conversations as messages under our names."""
+    """Return `row` with its conversations as messages with rlhfctl's keys."""
     row = dict(row)
     for name in _INDEX:
         if row.pop(name, None) is not None:
@@ -127,13 +130,13 @@ def with_system(row: Row, tally: Tally) -> Row:
 
 
 def with_tools(row: Row, tally: Tally) -> Row:
-    """Return `row` with its tools as a list of objects; without them where there are none."""
+    """Return `row` with its tools as a list of objects; without the key if there are no tools."""
     value = row.get("tools")
     rest = {key: item for key, item in row.items() if key != "tools"}
     if value is None or value == [] or value == "":
         return rest
     if not isinstance(row.get("messages", row.get("prompt")), list):
-        return row  # a text goes through no template: the column is named as not used
+        return row  # no template renders a text prompt: the column is reported as not used
     tools = messages.read_tools(value)
     tally.read("tools")
     return rest | {"tools": tools} if tools else rest
@@ -172,7 +175,7 @@ def as_conversation(row: Row) -> Row:
 
 
 def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row:
-    """Return `row` with prompt and responses (the columns `names`) of one kind, each turn standing in one of them."""
+    """Make prompt and responses (the columns `names`) both text or both messages, and remove repeated turns."""
     prompt: Any = row.get("prompt")
     responses: list[Any] = [row.get(name) for name in names]
     if prompt is None or not prompt or any(not one for one in responses):
@@ -194,7 +197,7 @@ def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row:
 
 
 def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row:
-    """A text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
+    """Resolve a text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
     if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
         tally.made["text prompts beside an answer as a message became a user's turn"] += 1
         return row | {"prompt": [{"role": "user", "content": prompt}]}
@@ -209,7 +212,7 @@ def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally
 
 
 def repeats(conversation: Any, text: str) -> bool:
-    """Whether a user's turn of the conversation says the text; white space does not count."""
+    """Tell whether a user's turn of the conversation equals the text; white space does not count."""
     if not isinstance(conversation, list):
         return False
     words = text.split()
@@ -220,7 +223,7 @@ def repeats(conversation: Any, text: str) -> bool:
 def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
     """Return `row` with `prefix` before each text response that follows its text prompt without a space.
 
-    Counts the rows in which two words are joined all the same, as "and" + "a bit" are in "anda bit".
+    Counts the rows in which two words are joined nevertheless, as "and" + "a bit" are in "anda bit".
     """
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt:
@@ -241,7 +244,7 @@ def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
 
 
 def _are_joined(last: str, first: str) -> bool:
-    """Whether a reader would miss a space: no sign opens or closes there, and the script sets words apart."""
+    """Tell whether a reader would miss a space: two letters meet there, in a script that separates words."""
     if not first.isalnum() or unicodedata.category(last) in ("Ps", "Pi"):
         return False
     wide = any(unicodedata.east_asian_width(char) in "WF" for char in (last, first))

@@ -1,14 +1,14 @@
-"""Load the rows of a run: read from wherever they lie or made, checked one by one, sifted, mixed, split by prompt.
+"""Load the rows of a run: read or generate them, check each one, remove duplicates and long rows, mix, split by prompt.
 
-Reads the recipe's `data` section; gives rows, and groups of preferences, with a fingerprint. No model, no tokenizer, no
-torch: all rows of a run are checked before anything heavy loads. Files are read by sources.py, rows are checked by
-rows.py, ids are made by encoding.py. Whatever is left out or made of a row is said in the notes, with its number.
+Reads the recipe's `data` section. Returns rows, and groups of preferences, with a fingerprint. Uses no model, no
+tokenizer and no torch: all rows of a run are checked before anything heavy loads. The notes count every row that is
+left out or changed. Leaves out reading files (sources.py), checking a row (rows.py) and making ids (encoding.py).
 
-A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
+A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Formats are TRL's:
 prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin), or a ranked list of
 responses, for preferences; prompt alone, messages that end with the user's turn, or chosen+rejected that begin alike
 for prompts. Other columns of prompts are kept for reward functions. Preferences are groups of ranked responses
-(types.py); they are counted, dropped, limited and weighed in pairs.
+(types.py); they are counted, dropped, limited and weighted in pairs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_preferences(section: Preferences, seed: int) -> Rows:
 
 
 def load_prompts(section: Prompts, seed: int) -> Rows:
-    """Load rows with prompt, and whatever other columns the file has, to train on and to keep apart."""
+    """Load rows with a prompt, and with all other columns of the file, and split them into train, eval and test."""
     return _load("prompts", section, seed)
 
 
@@ -60,7 +60,7 @@ NAMES = ("demonstrations", "preferences", "prompts")
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
-    """Load, check and split the recipe's data sets (of those in `names`). DataError with the faults of all of them.
+    """Load, check and split the recipe's data sets (only those in `names`). DataError with the faults of all of them.
 
     `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out.
     """
@@ -82,7 +82,7 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
 
 
 class _Trying:
-    """Keeps the DataErrors of the blocks that it guards."""
+    """Collect the DataErrors of the blocks that it guards."""
 
     def __init__(self) -> None:
         self.errors: list[DataError] = []
@@ -97,7 +97,7 @@ class _Trying:
 
 @contextmanager
 def _together() -> Iterator[_Trying]:
-    """Let several blocks fail, and raise all their DataErrors in the end."""
+    """Run several blocks even if one fails, and raise all their DataErrors in the end."""
     trying = _Trying()
     yield trying
     if len(trying.errors) == 1:
@@ -107,7 +107,7 @@ def _together() -> Iterator[_Trying]:
 
 
 def _load(name: str, section: Source, seed: int) -> Rows:
-    """Load a source, or all of a list, each row as often as its source's weight says."""
+    """Load one source, or all sources of a list, each row as often as the weight of its source says."""
     parts = section.parts
     if parts == [section]:
         return _load_source(name, section, seed, f"data.{name}")
@@ -121,9 +121,10 @@ def _load(name: str, section: Source, seed: int) -> Rows:
 
 
 def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Rows:
-    """Put several sources together: (rows, source, weight) each.
+    """Combine several sources: (rows, source, weight) each.
 
-    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more; of preferences each pair.
+    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more. For preferences it counts
+    pairs.
     """
     found: list[tuple[Item, str]] = []
     notes: list[str] = []
@@ -151,14 +152,14 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
 
 
 def _weighed(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
-    """How often each of the rows is used, as a function of the row."""
+    """Return a function that says how often a row is used."""
     drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
     times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
     return lambda place, row: times[id(row)]
 
 
 def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
-    """Read, rename, reshape, check, sift the rows of one source, which stands at the key `at` of the recipe."""
+    """Read, rename, reshape, check and filter the rows of one source, which has the key `at` in the recipe."""
     tally = Tally()
     rows, places, fingerprint = _read(name, section, seed, at, tally)
     _require_columns(at, section, rows)
@@ -196,7 +197,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
         notes.append(f"dropped: {_listed(tally.dropped)}")
     if section.limit is not None and _count(kept) > section.limit:
         notes.append(f"the first {section.limit} of {_count(kept)} are used")
-        left_out |= dict.fromkeys((place for _, place in kept), "beyond the limit")  # but for those used, see below
+        left_out |= dict.fromkeys((place for _, place in kept), "beyond the limit")  # used rows are removed below
         kept = _first(kept, section.limit)
     locations = tuple(place for _, place in kept)
     used = set(locations)
@@ -213,7 +214,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
 
 
 def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple[list[Row], list[str], str]:
-    """The rows of a source, their locations and its fingerprint."""
+    """Read the rows of a source, their locations and its fingerprint."""
     if section.builtin:
         with Work(f"making {name}"):
             rows = _generate(name, section, seed)
@@ -221,13 +222,13 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
     try:
         return sources.read(section, sources.TEXT_COLUMNS[name], tally)
     except DataError as error:
-        if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
+        if error.where == section.source and looks_like_id(section.source):  # no path: name the recipe's key
             error.what, error.where = f"{section.source}: {error.what}", f"{at}.source"
         raise
 
 
 def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
-    """The error about lines that cannot be read and rows that cannot be used, all at once."""
+    """Make one error about all lines that cannot be read and all rows that cannot be used."""
     drop = f"or leave them out: {at}.bad_rows: drop"
     lines = text_files.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
     if lines is not None and not bad:
@@ -262,7 +263,7 @@ Located = Sequence[tuple[Item, str]]  # each row, or group, with its "file:line"
 
 
 def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
-    """Leave out repeated and long rows, where the recipe says so; of preferences each pair by itself."""
+    """Remove repeated and long rows if the recipe says so; preferences pair by pair."""
     seen: set[str] = set()
 
     def passes(place: str, row: Row) -> bool:
@@ -282,28 +283,28 @@ def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: 
 
 
 def _first(located: Located, limit: int) -> Located:
-    """The first `limit` rows, or pairs."""
+    """Return the first `limit` rows, or pairs."""
     number = itertools.count()
     return _each(located, lambda place, row: next(number) < limit)
 
 
 def _each(located: Located, times: Callable[[str, Row], int]) -> list[tuple[Item, str]]:
-    """Each row, or pair of a group, as often as `times` says of its location and it."""
+    """Repeat each row, or pair of a group, as often as `times` says of its location and it."""
     return [(part, place) for item, place in located for part in repeated(item, partial(times, place))]
 
 
 def _count(located: Located) -> int:
-    """How many rows these are, or pairs."""
+    """Count the rows, or pairs."""
     return len(examples(item for item, _ in located))
 
 
 def characters(row: Row) -> int:
-    """Of the row's longest text: the prompt with one response."""
+    """Count the characters of the longest text of a row: the prompt with one response."""
 
     def length(value: Any) -> int:
         if isinstance(value, list):
             return sum(length(message.get("content")) for message in value if isinstance(message, dict))
-        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold anything
+        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold any type
 
     answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
     return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
@@ -328,7 +329,7 @@ def _generate(name: str, section: Source, seed: int) -> list[Row]:
 
 
 def _split_prompts(section: Prompts, seed: int) -> Rows:
-    """Load the prompts, also those of sources apart, and split them; what is in none of the parts is counted."""
+    """Load the prompts, also from separate sources for eval and test, and split them; count prompts in no part."""
     loaded = load_prompts(section, seed)
     apart: dict[str, Rows] = {}
     with _together() as trying:
@@ -364,7 +365,7 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
 
 
 def require_a_batch(prompts: int, section: Ppo) -> None:
-    """RecipeError where so many training prompts do not fill a batch of PPO."""
+    """Raise RecipeError if there are fewer training prompts than PPO needs for a batch."""
     if prompts * section.num_generations < section.batch_size:
         left = "prompt" if prompts == 1 else "prompts"
         what = f"{prompts} {left} left to train on: too few to fill one batch of {section.batch_size}"

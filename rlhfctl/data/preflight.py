@@ -1,7 +1,7 @@
-"""What the data and the tokenizer alone can tell, told before the first weights load.
+"""Check the data with the tokenizer before the first weights load, and raise the errors that stages would meet later.
 
 A stop token that the tokenizer lacks, conversations without a chat template, a template that fails, fewer prompts than
-a batch: each would else come up hours later, when its stage is reached. Reads rows and a tokenizer; keeps nothing.
+a batch: each error would else appear hours later, when its stage starts. Reads rows and a tokenizer; keeps nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def check(
     stages: Collection[str],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Rows]:
-    """Raise what the stages to come would: RecipeError or DataError. `tokenizer` None: it is not known.
+    """Raise the RecipeError or DataError that the stages to come would raise. `tokenizer` None: it is not known.
 
-    Returns the data sets without the rows that the chat template refuses, where `bad_rows: drop` allows it; their notes
-    say so.
+    Returns the data sets without the rows that the chat template refuses, if `bad_rows: drop` allows it; their notes
+    count them.
     """
     section = recipe.ppo
     if section is not None and "ppo" in stages and "prompts" in data:
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
-        require_a_batch(len(split.train), section)  # over-long prompts, told by the stage, may leave fewer yet
+        require_a_batch(len(split.train), section)  # the stage may drop over-long prompts later, and reports it
     if tokenizer is None:
         return dict(data)
     encoder = Encoder(tokenizer)
@@ -47,18 +47,18 @@ def check(
 
 
 def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str]:
-    """What `check` added to the notes of the data sets that it was given, as sentences."""
+    """Return the sentences that `check` added to the notes of the data sets."""
     return [f"data.{name}: {note}" for name, rows in after.items() for note in rows.notes[len(before[name].notes) :]]
 
 
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
-    """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
-    refused: dict[int, str] = {}  # by the identity of a row: why
+    """Return the rows whose conversations the chat template accepts; with bad_rows: stop the others are an error."""
+    refused: dict[int, str] = {}  # identity of a row -> the reason
     places_of: dict[int, str] = {}
     first: DataError | None = None
     masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
-    unwritten: dict[str, list[str]] = {}  # role -> the rows of which the template leaves something out
-    within: dict[str, list[str]] = {}  # special token -> the rows in whose text it stands
+    unwritten: dict[str, list[str]] = {}  # role -> rows whose text the template leaves out
+    within: dict[str, list[str]] = {}  # special token -> rows with the token in their text
     for row in Work(f"rendering {rows.name}", len(rows.rows)).through(rows.rows):
         if is_conversation(row):
             try:
@@ -76,8 +76,8 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     rows = replace(rows, notes=(*rows.notes, *(note for note in told_of if note not in rows.notes)))
     if first is None:
         return _with_word_of_tools(encoder, rows)
-    told, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix may repeat a row
-    if len(told) == total:  # a missing or a broken template fails on each
+    told, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
+    if len(told) == total:  # a missing or broken template fails on every row
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
     if kept := [why for row, why in refused.items() if places_of[row] not in rows.droppable]:
         raise DataError(
@@ -105,7 +105,7 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
 
 
 def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
-    """The rows with a note where the chat template does not write out their tools."""
+    """Add a note to the rows if the chat template does not write out their tools."""
     offered = [row for row in rows.rows if row.get("tools") and is_conversation(row)]
     note = f"the tools of {len(offered)} rows are not read: the chat template does not write them out"
     if not offered or note in rows.notes:
@@ -117,7 +117,7 @@ def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
 
 
 def _encode(encoder: Encoder, name: str, row: Row, masked: bool) -> None:
-    """Make the row's ids as its stage will; `masked`: sft takes losses on the assistant's turns alone."""
+    """Encode the row as its stage will; `masked`: sft takes losses on the assistant's turns only."""
     if name == "prompts":
         encoder.prompt(row["prompt"], row.get("tools"))
     elif name == "preferences":
@@ -148,7 +148,7 @@ def _reads_as_tokens(within: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _conversations(row: Row) -> list[list[Any]]:
-    """The whole conversations of a row: one, or that of each side of a pair."""
+    """Return the whole conversations of a row: one, or one per side of a pair."""
     prompt = row["messages"] if "messages" in row else row["prompt"]
     ends = [row[name] for name in ("completion", "chosen", "rejected") if name in row] or [[]]
     return [[*prompt, *end] for end in ends]

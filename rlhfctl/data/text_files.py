@@ -1,8 +1,8 @@
-"""Read files of text: JSONL, JSON, CSV and TSV, plain lines; each row with its "file:line".
+"""Read text files: JSONL, JSON, CSV and TSV, plain lines; each row with its location "file:line".
 
-JSONL and CSV are read line by line, so that a broken line is named. Checks that a file is readable text with columns,
-not what the columns mean (rows.py). Tables in binary files, folders and the Hub are read by sources.py, which chooses
-the reader by a file's ending.
+Reads JSONL and CSV line by line, so that an error names the broken line. Checks that a file is readable text with
+columns. Leaves out the meaning of columns (rows.py), and binary tables, folders and the Hub (sources.py, which chooses
+the reader by a file's ending).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlhfctl.recipe.schema import DATA_SUFFIXES
 
 Found = tuple[list[Row], list[str]]  # rows, and the location of each: "file:line"
 
-PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
+PAIR = "pair"  # not a column: a line of plain text cannot hold chosen and rejected
 _SHOWN_BAD_ROWS = 5
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _LARGEST_CELL = 1 << 27
@@ -39,7 +39,7 @@ def is_file_name(name: str) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """DataError where there is no such file; it names the data files beside it."""
+    """Raise DataError if the file does not exist; the message names the data files beside it."""
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
         near = [name for name in there if name.endswith(path.suffix)] or there
@@ -75,20 +75,20 @@ def _text(path: Path) -> str:
 
 
 def first_of(bad: Sequence[str]) -> str:
-    """The first sentences about bad rows, a line each and indented, and how many more there are."""
+    """List the first sentences about bad rows, indented, one per line, and how many more there are."""
     more = len(bad) - _SHOWN_BAD_ROWS
     shown = [*bad[:_SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
     return "".join(f"\n    {sentence}" for sentence in shown)
 
 
 def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
-    """The error about lines that give no row: (file:line, why) each."""
+    """Make the error about lines that give no row: (file:line, reason) each."""
     told = [f"{place}: {why}" for place, why in bad]
     return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(told)}", fix=fix)
 
 
 def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
-    """Note lines that give no row in the tally; an error where there is none, or no other line gives one."""
+    """Record lines that give no row in the tally; raise an error without a tally, or if no other line gives a row."""
     if not bad:
         return
     if tally is None or not rows:
@@ -98,9 +98,9 @@ def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: 
 
 
 def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
-    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one.
+    """Return (objects, their locations "file:line") of a JSONL file; DataError names every line that is not an object.
 
-    With a `tally` such lines are noted there, for `bad_rows`.
+    With a `tally` such lines are recorded there, for `bad_rows`.
     """
     require_file(path)
     rows: list[Row] = []
@@ -148,13 +148,13 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
 
 
 def _check_surrogates(text: str, value: object) -> None:
-    """UnicodeEncodeError for half a surrogate pair: JSON lets it pass, tokenizers do not."""
+    """Raise UnicodeEncodeError for half a surrogate pair: JSON accepts it, tokenizers do not."""
     if "\\ud" in text or "\\uD" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
 def read_json(path: Path) -> Found:
-    """A list of objects, or an object whose only list holds them."""
+    """Read a JSON file: a list of objects, or an object whose only list holds them."""
     text = _text(path)
     try:
         value = json.loads(text)
@@ -185,9 +185,9 @@ def read_json(path: Path) -> Found:
 
 
 def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
-    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows.
+    """Read a CSV file with column names in its first line.
 
-    A row's place is the line that it begins in.
+    An empty cell is no value. Empty rows are counted and left out. A row's location is the line that it begins in.
     """
     tally = kept or Tally()
     csv.field_size_limit(_LARGEST_CELL)
@@ -218,15 +218,15 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
             tally.made[INDEX_NOTE] += len(named) < len(header)
             rows.append({name: cell if cell != "" else None for name, cell in named})
             places.append(place)
-    except csv.Error as error:  # the rest of the file cannot be told apart
+    except csv.Error as error:  # the rest of the file cannot be split into rows
         raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
-    tally.made += Counter()  # without what was counted 0 times
+    tally.made += Counter()  # removes counts of 0
     _keep(bad, _QUOTE, rows, kept)
     return rows, places
 
 
 def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
-    """What sets the columns apart: the usual sign, or another where the first line has none of it."""
+    """Find the delimiter of columns: the usual one, or another if the first line does not contain it."""
     found = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
     if found != usual:
         tally.examples["columns are set apart by"] = _DELIMITERS[found]
@@ -234,7 +234,7 @@ def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
 
 
 def _header(cells: Sequence[str], path: Path) -> list[str]:
-    """The names of the columns; empty ones before the first named are an index as pandas writes it."""
+    """Read the names of the columns; empty names before the first one are an index, as pandas writes it."""
     header = [cell.strip() for cell in cells]
     named = [name for name in header if name]
     first = header.index(named[0])
@@ -248,7 +248,7 @@ def _header(cells: Sequence[str], path: Path) -> list[str]:
 
 
 def read_text(path: Path, column: str) -> Found:
-    """A row a line."""
+    """Read a text file with one row per line."""
     if column == PAIR:
         raise DataError(
             "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
@@ -258,6 +258,6 @@ def read_text(path: Path, column: str) -> Found:
 
 
 def type_name(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value in words."""
     names = {str: "a string", list: "a list", dict: "an object", bool: "true/false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
