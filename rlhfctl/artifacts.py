@@ -111,14 +111,14 @@ class Artifact:
             )
         if reference.fingerprint == _hub_fingerprint(reference.path):
             return Source(reference.path, reference.fingerprint)
-        place = self.run / reference.path  # an absolute path stays as it is
-        if not place.is_dir():
+        location = self.run / reference.path  # an absolute path stays as it is
+        if not location.is_dir():
             raise HandoffError(
                 f"the {role} that {self.path} was made from is gone",
-                where=str(place),
+                where=str(location),
                 fix=f"put it back, or run the {self.manifest.stage} stage again",
             )
-        source = resolve_source(str(place), role)
+        source = resolve_source(str(location), role)
         if source.fingerprint != reference.fingerprint:
             raise HandoffError(
                 f"the {role} that {self.path} was made from has changed since",
@@ -287,16 +287,16 @@ def changed_inputs(recorded: Mapping[str, str], current: Mapping[str, str]) -> l
     return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
 
 
-def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
+def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
     """List the changed keys of a section with both values: `eval.every 10 -> 5`, also those of inner sections."""
-    found = []
+    changes = []
     for key in dict.fromkeys([*recorded, *current]):
         old, new = recorded.get(key), current.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += changed_keys(old, new, f"{at}{key}.")
+            changes += changed_keys(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{at}{key} {_shown(old)} -> {_shown(new)}")
-    return found
+            changes.append(f"{prefix}{key} {_shown(old)} -> {_shown(new)}")
+    return changes
 
 
 def _shown(value: Any) -> str:

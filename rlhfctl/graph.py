@@ -251,8 +251,8 @@ def latest_before(stage: StageId, names: Collection[str], known: Iterable[StageI
     """
     order = list(STAGES)
 
-    def position(one: StageId) -> tuple[int, int]:
-        return one.round, order.index(one.name)
+    def position(candidate: StageId) -> tuple[int, int]:
+        return candidate.round, order.index(candidate.name)
 
     earlier = [one for one in known if one.name in names and position(one) < position(stage)]
     return max(earlier, key=position, default=None)

@@ -27,18 +27,18 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
 
     A stage that makes rows for this one has its own name as role.
     """
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for role, parent in STAGES[stage.name].parents.items():
         if not parent.used(recipe) or parent.unless in request.options:
             continue
         named = request.external.get(role) or parent.named(recipe)
         if named is not None:
-            found[role] = resolve_source(named, parent.called or role)
+            sources[role] = resolve_source(named, parent.called or role)
         elif _has_maker(parent, recipe):
-            found[role] = _made_here(stage, parent, recipe, paths)
+            sources[role] = _made_here(stage, parent, recipe, paths)
     for name in source_stages(STAGES[stage.name].data, recipe.data):
-        found[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
-    return found
+        sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
+    return sources
 
 
 def _has_maker(parent: Parent, recipe: Recipe) -> bool:
@@ -71,8 +71,8 @@ def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPat
 
 def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
     """Return the last stage before `stage` with one of `names`; if the run has none, the one that would run."""
-    found = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
-    return found if found is not None else StageId(stage.round, names[-1])
+    maker = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
+    return maker if maker is not None else StageId(stage.round, names[-1])
 
 
 def inputs_of(
@@ -88,7 +88,7 @@ def inputs_of(
         inputs["model"] = model_fingerprint(recipe)
     for name in kind.data:
         if name in data:
-            keys = section_without_places(getattr(recipe.data, name))
+            keys = section_without_sources(getattr(recipe.data, name))
             inputs[f"data.{name}"] = fs.hash_json([keys, data[name].fingerprint, recipe.data_seed])
     if kind.prompt_lengths:
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
@@ -110,7 +110,7 @@ def section_fingerprint(name: str, recipe: Recipe) -> str:
     return fs.hash_json(graph.section_of(name, recipe).model_dump(mode="json"))
 
 
-def section_without_places(section: Any) -> dict[str, Any]:
+def section_without_sources(section: Any) -> dict[str, Any]:
     """Return a data set's keys without the names of its sources: their content counts, not their path."""
     names: dict[str, Any] = {"source": True, "sources": {"__all__": {"source"}}}
     names |= {"eval_source": {"source"}, "test_source": {"source"}}
@@ -143,7 +143,10 @@ def unused_newer_keys(recipe: Recipe) -> set[str]:
 def describe_changes(changed: list[str], artifact: Artifact, name: str, recipe: Recipe) -> str:
     """Name the inputs that changed; for the stage's section also the keys with both values."""
     keys = changed_keys(artifact.manifest.section, graph.section_of(name, recipe).model_dump(mode="json"))
-    words = [f"{one} ({', '.join(keys)})" if one == "section" and keys else one for one in changed]
+    words = [
+        f"{changed_input} ({', '.join(keys)})" if changed_input == "section" and keys else changed_input
+        for changed_input in changed
+    ]
     return ", ".join(words)
 
 

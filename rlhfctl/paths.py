@@ -43,10 +43,10 @@ class StageId:
         folder, slash, name = text.rpartition("/")
         if not slash:
             return cls(1, name)
-        found = _ROUND.fullmatch(folder)
-        if found is None or found[1] == "1":
+        match = _ROUND.fullmatch(folder)
+        if match is None or match[1] == "1":
             raise ValueError(f"not a stage: {text!r}")
-        return cls(int(found[1]), name)
+        return cls(int(match[1]), name)
 
     def run_of(self, folder: Path) -> Path:
         """Return the run folder that holds this stage's `folder`."""
@@ -94,9 +94,9 @@ class RunPaths:
 
 
 def _is_later(folder: Path) -> bool:
-    found = _ROUND.fullmatch(folder.parent.name)
+    match = _ROUND.fullmatch(folder.parent.name)
     is_stage = not folder.name.startswith(".") and _ROUND.fullmatch(folder.name) is None
-    return found is not None and found[1] != "1" and is_stage
+    return match is not None and match[1] != "1" and is_stage
 
 
 def stage_at(folder: Path) -> tuple[Path, StageId]:

@@ -142,8 +142,8 @@ def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> N
         same = made.manifest.inputs.get("section") == section_fingerprint(stage.name, work.recipe)
         changed = [] if same else ["section"]
     if changed:
-        told = describe_changes(changed, artifact, stage.name, work.recipe)
-        work.emit(Warned(stage=str(stage), message=f"is used as it is, though {told} changed since it was made"))
+        description = describe_changes(changed, artifact, stage.name, work.recipe)
+        work.emit(Warned(stage=str(stage), message=f"is used as it is, though {description} changed since it was made"))
 
 
 def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
@@ -171,8 +171,8 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
             return _skip(stage, artifact, inputs, began, work.emit)
-        told = describe_changes(changed, artifact, stage.name, work.recipe)
-        work.emit(Note(stage=str(stage), message=f"runs again: changed {told}"))
+        description = describe_changes(changed, artifact, stage.name, work.recipe)
+        work.emit(Note(stage=str(stage), message=f"runs again: changed {description}"))
     with report_progress_to(work.emit, str(stage)), Work("loading libraries"):
         _look_ahead(stage, work)
         door.load_libraries(stage.name)
@@ -207,7 +207,7 @@ def _carry_out(stage: StageId, context: Context, work: _Run) -> Artifact:
     for name in (_FAILED, WAITING):
         (context.work / name).unlink(missing_ok=True)
     for change in read_json(context.work / _CHANGES) if (context.work / _CHANGES).is_file() else ():
-        context.note(_told(change))
+        context.note(_describe_change(change))
     try:
         if work.launcher is None:
             made, peak = door.run_stage(stage.name, graph.section_of(stage.name, work.recipe), context)
@@ -294,7 +294,7 @@ def _note_mended(folder: Path, inputs: Mapping[str, str]) -> None:
     fs.write_json(marker, dict(inputs))
 
 
-def _told(change: Mapping[str, Any]) -> str:
+def _describe_change(change: Mapping[str, Any]) -> str:
     """Describe a change of the reward functions."""
     old, new = (str(change[key])[:12] for key in ("from", "to"))
     return f"the reward functions changed at update {change['update']}: {old} before, {new} since"
@@ -331,20 +331,22 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
     recipe, paths = loaded.recipe, RunPaths(run_dir)
     stages = graph.first_round(recipe)
     chosen = graph.choose(stages, request)
-    found: list[Forecast] = []
+    forecasts: list[Forecast] = []
     anew: set[StageId] = set()
     for stage in stages:
         if stage not in chosen:
-            found.append(Forecast(stage, "skip", "not asked for"))
+            forecasts.append(Forecast(stage, "skip", "not asked for"))
             continue
         waits_for = [str(parent) for parent in graph.own_parents(stage, recipe, stages) if parent in anew]
         if waits_for:
-            found.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
+            forecasts.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
         else:
-            found.append(_forecast(stage, recipe, paths, inputs_of(stage, recipe, paths, data, request), request.force))
-        if found[-1].action != "skip":
+            forecasts.append(
+                _forecast(stage, recipe, paths, inputs_of(stage, recipe, paths, data, request), request.force)
+            )
+        if forecasts[-1].action != "skip":
             anew.add(stage)
-    return found
+    return forecasts
 
 
 def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[str, str], force: bool) -> Forecast:

@@ -127,12 +127,12 @@ def _result(file: Path, context: Context, code: int) -> Outcome:
             where=str(context.run.log),
             fix="see the end of that file; the same command resumes from the last complete checkpoint",
         )
-    found = read_json(file)
-    if "error" in found:
-        raise _error_of(found["error"])
-    if "waiting" in found:
-        return Outcome(Waiting(**found["waiting"]), found["peak_memory"])
-    return Outcome(load_artifact(context.folder), found["peak_memory"])
+    result = read_json(file)
+    if "error" in result:
+        raise _error_of(result["error"])
+    if "waiting" in result:
+        return Outcome(Waiting(**result["waiting"]), result["peak_memory"])
+    return Outcome(load_artifact(context.folder), result["peak_memory"])
 
 
 # ---------------------------------------------------------------- in the stage's process

@@ -108,13 +108,15 @@ def _written_before(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     """Return (the text between an opened turn and the assistant's text, whether the template opens turns at all)."""
     if tokenizer.chat_template is None:
         return "", True
-    asked = [{"role": "user", "content": "a"}]
+    question = [{"role": "user", "content": "a"}]
     try:
         opened, closed = (
-            str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=opens))
+            str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=opens))
             for opens in (True, False)
         )
-        whole = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
+        whole = str(
+            tokenizer.apply_chat_template([*question, {"role": "assistant", "content": _PROBE}], tokenize=False)
+        )
     except Exception:  # noqa: BLE001 - it refuses this conversation or is broken; checks of the rows report it
         return "", True
     if not whole.startswith(opened) or _PROBE not in whole:

@@ -37,16 +37,16 @@ def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
     """Rename the columns of `row` to rlhfctl's names. Several columns make a list, or texts joined by an empty line."""
     if not mapping:
         return row
-    theirs = {one for names in mapping.values() for one in names_of(names)}
-    found = {key: value for key, value in row.items() if key not in theirs and key not in mapping}
-    for ours, names in mapping.items():
-        values = [value_at(row, one) for one in names_of(names)]
+    file_columns = {column for names in mapping.values() for column in names_of(names)}
+    result = {key: value for key, value in row.items() if key not in file_columns and key not in mapping}
+    for key, names in mapping.items():
+        values = [value_at(row, column) for column in names_of(names)]
         if isinstance(names, str):
             if values[0] is not None or names in row:
-                found[ours] = values[0]
+                result[key] = values[0]
         elif any(value is not None for value in values):
-            found[ours] = values if ours in LISTS else _together(values)
-    return found
+            result[key] = values if key in LISTS else _together(values)
+    return result
 
 
 def names_of(names: str | list[str]) -> list[str]:
@@ -56,8 +56,8 @@ def names_of(names: str | list[str]) -> list[str]:
 
 def _together(values: Sequence[Any]) -> Any:
     """Join texts with an empty line between them; return other values as a list, which no check accepts as a text."""
-    there = [value for value in values if value is not None and value != ""]
-    return "\n\n".join(there) if all(isinstance(value, str) for value in there) else there
+    present = [value for value in values if value is not None and value != ""]
+    return "\n\n".join(present) if all(isinstance(value, str) for value in present) else present
 
 
 def value_at(row: Any, path: str) -> Any:
@@ -81,10 +81,10 @@ def value_at(row: Any, path: str) -> Any:
 
 def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: Tally, *, others: bool) -> list[str]:
     """List the columns with values that nothing read. `others`: also columns that `columns` does not concern."""
-    theirs = {one for names in mapping.values() for one in names_of(names)}
-    theirs |= {one.partition(".")[0] for one in theirs}
-    there = {key for row in rows for key, value in row.items() if value is not None} - theirs - {*_INDEX}
-    return sorted(key for key in there if key in mapping or (others and key not in tally.used))
+    mapped = {column for names in mapping.values() for column in names_of(names)}
+    mapped |= {column.partition(".")[0] for column in mapped}
+    present = {key for row in rows for key, value in row.items() if value is not None} - mapped - {*_INDEX}
+    return sorted(key for key in present if key in mapping or (others and key not in tally.used))
 
 
 # ---------------------------------------------------------------- conversations
@@ -114,17 +114,17 @@ def with_system(row: Row, tally: Tally) -> Row:
     if name is None or key is None:
         return row
     tally.read(name)
-    asked, text = row[key], row[name]
+    opening, text = row[key], row[name]
     rest = {other: value for other, value in row.items() if other != name}
-    if isinstance(asked, str):
+    if isinstance(opening, str):
         tally.made["system texts stand before the prompt, with an empty line between"] += 1
-        return rest | {key: f"{text}\n\n{asked}"}
-    if not isinstance(asked, list) or not asked or not isinstance(asked[0], dict):
+        return rest | {key: f"{text}\n\n{opening}"}
+    if not isinstance(opening, list) or not opening or not isinstance(opening[0], dict):
         return row  # rows.py says what is wrong
-    if asked[0].get("role") not in ("system", "developer"):
+    if opening[0].get("role") not in ("system", "developer"):
         tally.made["system texts became a system turn"] += 1
-        return rest | {key: [{"role": "system", "content": text}, *asked]}
-    if str(asked[0].get("content")).strip() != text.strip():
+        return rest | {key: [{"role": "system", "content": text}, *opening]}
+    if str(opening[0].get("content")).strip() != text.strip():
         tally.made["system texts are left out: the conversation has a system turn of its own"] += 1
     return rest
 
@@ -178,30 +178,30 @@ def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row:
     """Make prompt and responses (the columns `names`) both text or both messages, and remove repeated turns."""
     prompt: Any = row.get("prompt")
     responses: list[Any] = [row.get(name) for name in names]
-    if prompt is None or not prompt or any(not one for one in responses):
+    if prompt is None or not prompt or any(not response for response in responses):
         return row
-    if isinstance(prompt, str) and all(isinstance(one, list) for one in responses):
+    if isinstance(prompt, str) and all(isinstance(response, list) for response in responses):
         return _text_beside_messages(row, prompt, responses, tally)
-    if isinstance(prompt, list) and all(isinstance(one, str) for one in responses):
+    if isinstance(prompt, list) and all(isinstance(response, str) for response in responses):
         tally.made["text responses beside a conversation became the assistant's turn"] += 1
         return row | {
             name: [{"role": "assistant", "content": text.strip()}] if text.strip() else text
             for name, text in zip(names, responses, strict=True)
         }
-    if isinstance(prompt, list) and all(isinstance(one, list) for one in responses):
+    if isinstance(prompt, list) and all(isinstance(response, list) for response in responses):
         size = len(prompt)
-        if all(len(one) > size and messages.same_turns(one[:size], prompt) for one in responses):
+        if all(len(response) > size and messages.same_turns(response[:size], prompt) for response in responses):
             tally.made["conversations repeat the prompt beside them: it is read once"] += 1
-            return row | {name: one[size:] for name, one in zip(names, responses, strict=True)}
+            return row | {name: response[size:] for name, response in zip(names, responses, strict=True)}
     return row
 
 
 def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row:
     """Resolve a text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
-    if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
+    if all(isinstance(response[0], dict) and response[0].get("role") == "assistant" for response in responses):
         tally.made["text prompts beside an answer as a message became a user's turn"] += 1
         return row | {"prompt": [{"role": "user", "content": prompt}]}
-    if all(repeats(one, prompt) for one in responses):
+    if all(repeats(response, prompt) for response in responses):
         tally.made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
         tally.read("prompt")
         return {key: value for key, value in row.items() if key != "prompt"}

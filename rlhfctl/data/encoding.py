@@ -39,12 +39,12 @@ def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Ro
 
     own = tokenizer.chat_template
     try:
-        found = get_training_chat_template(tokenizer)
+        variant = get_training_chat_template(tokenizer)
     except Exception:  # noqa: BLE001 - TRL does not know the template, or it fails in TRL's tests
         return None
-    if found is None:
+    if variant is None:
         return None
-    tokenizer.chat_template = templates.without_generation_marks(found)
+    tokenizer.chat_template = templates.without_generation_marks(variant)
     if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
         tokenizer.chat_template = own
         return None
@@ -225,7 +225,9 @@ class Encoder:
             alone, whole = self._plain("a"), list(self.tokenizer("a")["input_ids"])
         except DataError:  # a vocabulary without "a": the tokenizer puts nothing before texts
             return []
-        return next((whole[:at] for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone), [])
+        return next(
+            (whole[:start] for start in range(len(whole)) if alone and whole[start : start + len(alone)] == alone), []
+        )
 
     def _text(self, text: str) -> list[int]:
         ids = self._plain(text)
@@ -279,21 +281,21 @@ class Encoder:
         whole = str(self._rendered(messages, **options))
         text = " ".join(whole.split())
         missing = [turn for turn in messages if " ".join(str(turn.get("content") or "").split()) not in text]
-        found = [turn["role"] for turn in missing]
+        roles = [turn["role"] for turn in missing]
         *before, last = messages
         if last["role"] != "assistant" or not missing or missing[-1] is not last:
-            return found
+            return roles
         try:
             other = str(self._rendered([*before, {**last, "content": "x" * len(last["content"])}], **options))
         except DataError:  # the template refuses this turn, hence it reads the text of turns
-            return found
+            return roles
         if other == whole:
             raise DataError(
                 "the chat template writes nothing of the response",
                 where="chat template",
                 fix="set model.chat_template to one that writes the assistant's turns",
             )
-        return found
+        return roles
 
     @cached_property
     def _read_as_tokens(self) -> re.Pattern[str]:
@@ -331,7 +333,9 @@ class Encoder:
 
 def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
     """Count the ids that both lists begin with."""
-    return next((at for at, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
+    return next(
+        (index for index, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others))
+    )
 
 
 def is_conversation(row: Row) -> bool:

@@ -75,14 +75,14 @@ def with_prompt(row: Row) -> Row:
     """Return `row` with the common beginning of chosen and rejected as its prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        at = _shared_text(chosen, rejected)
+        length = _shared_text(chosen, rejected)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        at = _shared_messages(chosen, rejected)
+        length = _shared_messages(chosen, rejected)
     else:
         raise BadRow("chosen and rejected: both strings or both lists of messages")
-    if at == 0:
+    if length == 0:
         raise BadRow("has no prompt, and chosen and rejected begin differently, so none can be told")
-    return row | {"prompt": chosen[:at], "chosen": chosen[at:], "rejected": rejected[at:]}
+    return row | {"prompt": chosen[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
 
 
 def _shared_text(chosen: str, rejected: str) -> int:
@@ -123,20 +123,20 @@ def _ranked(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]]:
     if not isinstance(responses, list) or len(responses) < 2:
         raise BadRow("responses: expected a list of at least two, best first")
     if scores is None:
-        scores = [-place for place in range(len(responses))]
+        scores = [-index for index in range(len(responses))]
     if not isinstance(scores, list) or len(scores) != len(responses):
         raise BadRow(f"scores: expected {len(responses)} numbers, one a response")
     if not all(isinstance(score, int | float) and not isinstance(score, bool) and score == score for score in scores):
         raise BadRow("scores: expected numbers, the higher the better")
     rest = {key: value for key, value in row.items() if key not in ("responses", "scores")}
-    found: list[tuple[Comparison, Row]] = []
-    for one, other in itertools.combinations(range(len(responses)), 2):
-        if scores[one] == scores[other] or responses[one] == responses[other]:
+    pairs: list[tuple[Comparison, Row]] = []
+    for first, second in itertools.combinations(range(len(responses)), 2):
+        if scores[first] == scores[second] or responses[first] == responses[second]:
             dropped["ties"] += 1
             continue
-        better, worse = (one, other) if scores[one] > scores[other] else (other, one)
-        found.append(((better, worse), rest | {"chosen": responses[better], "rejected": responses[worse]}))
-    return found
+        better, worse = (first, second) if scores[first] > scores[second] else (second, first)
+        pairs.append(((better, worse), rest | {"chosen": responses[better], "rejected": responses[worse]}))
+    return pairs
 
 
 def _ranks(row: Row) -> list[int]:
@@ -144,13 +144,13 @@ def _ranks(row: Row) -> list[int]:
     if row.get("responses") is None:
         return [0, 1]  # chosen and rejected
     scores = row.get("scores")
-    return list(range(len(row["responses"]))) if scores is None else _places([-score for score in scores])
+    return list(range(len(row["responses"]))) if scores is None else _ranks_of_values([-score for score in scores])
 
 
-def _places(values: Sequence[float]) -> list[int]:
+def _ranks_of_values(values: Sequence[float]) -> list[int]:
     """Return the rank of each value among the distinct values, the lowest first."""
-    place = {value: index for index, value in enumerate(sorted(set(values)))}
-    return [place[value] for value in values]
+    rank = {value: index for index, value in enumerate(sorted(set(values)))}
+    return [rank[value] for value in values]
 
 
 def grouped(row: Row, checked: Sequence[tuple[Comparison, Row]]) -> list[PreferenceGroup]:
@@ -185,11 +185,11 @@ class _Run:
 
     def group(self, ranks: Sequence[int]) -> PreferenceGroup:
         listed = sorted(self.responses)
-        index = {place: number for number, place in enumerate(listed)}
+        new_index = {position: index for index, position in enumerate(listed)}
         return PreferenceGroup(
-            responses=tuple(self.responses[place] for place in listed),
-            ranks=tuple(_places([ranks[place] for place in listed])),
-            comparisons=tuple((index[better], index[worse]) for better, worse in self.comparisons),
+            responses=tuple(self.responses[position] for position in listed),
+            ranks=tuple(_ranks_of_values([ranks[position] for position in listed])),
+            comparisons=tuple((new_index[better], new_index[worse]) for better, worse in self.comparisons),
             **self.shared,
         )
 

@@ -63,8 +63,8 @@ def talks(name: str, made: Options, rows: Sequence[Row]) -> bool | None:
     """Tell whether these rows, read with the keys `made`, are conversations; None if none of them can be used."""
     section = _SECTIONS[name](source="guessed", **made)
     for row in rows[:_TRIED]:
-        if found := _read(name, row, section):
-            return "messages" in found[0] or isinstance(found[0].get("prompt"), list)
+        if items := _read(name, row, section):
+            return "messages" in items[0] or isinstance(items[0].get("prompt"), list)
     return None
 
 
@@ -98,52 +98,52 @@ def _usable(name: str, made: Options, rows: Sequence[Row]) -> bool:
     """Tell whether most rows have the columns that these keys name, and can be used with them."""
     section = _SECTIONS[name](source="guessed", **made)
     usable = 0
-    named = [one for names in section.columns.values() for one in columns.names_of(names)]
+    named = [column for names in section.columns.values() for column in columns.names_of(names)]
     for row in rows:
-        there = all(columns.value_at(row, one) is not None for one in named)
-        usable += there and _read(name, row, section) is not None
+        present = all(columns.value_at(row, column) is not None for column in named)
+        usable += present and _read(name, row, section) is not None
     return bool(rows) and usable >= _ENOUGH * len(rows)
 
 
 def _candidates(name: str, rows: Sequence[Row]) -> Iterator[Options]:
     """List keys to try, the likeliest first."""
     paths = _paths(rows)
-    asked = _asked(paths)
+    prompts = _prompt_columns(paths)
     if name == "preferences":
-        yield from _of_preferences(rows, paths, asked)
+        yield from _of_preferences(rows, paths, prompts)
         return
     for path in _named(paths, _CONVERSATIONS):
         if path != "messages" and all(isinstance(columns.value_at(row, path), list) for row in rows):
             yield {"columns": {"messages": path}}
     if name == "prompts":
-        yield from ({"columns": {"prompt": path}} for path in asked)
+        yield from ({"columns": {"prompt": path}} for path in prompts)
         return
     for answer in _named(paths, _ANSWERS):
-        for prompt in asked:
+        for prompt in prompts:
             both = {"prompt": prompt, "completion": answer}
-            yield {"columns": {ours: theirs for ours, theirs in both.items() if ours != theirs}}
+            yield {"columns": {key: column for key, column in both.items() if key != column}}
 
 
-def _asked(paths: Sequence[str]) -> list[Any]:
+def _prompt_columns(paths: Sequence[str]) -> list[Any]:
     """List candidates for the prompt: instruction and input together (as Alpaca writes them), or one column."""
-    found: list[Any] = []
+    candidates: list[Any] = []
     if "instruction" in paths:
-        found += [["instruction", more] for more in ("input", "context") if more in paths]
-    return found + _named(paths, _PROMPTS)
+        candidates += [["instruction", more] for more in ("input", "context") if more in paths]
+    return candidates + _named(paths, _PROMPTS)
 
 
-def _of_preferences(rows: Sequence[Row], paths: Sequence[str], asked: Sequence[Any]) -> Iterator[Options]:
-    prompts: list[Options] = [{"prompt": path} if path != "prompt" else {} for path in asked] or [{}]
+def _of_preferences(rows: Sequence[Row], paths: Sequence[str], prompt_columns: Sequence[Any]) -> Iterator[Options]:
+    prompts: list[Options] = [{"prompt": path} if path != "prompt" else {} for path in prompt_columns] or [{}]
     prompts += [] if {} in prompts else [{}]
     for chosen, rejected in zip(_CHOSEN, _REJECTED, strict=False):
         both = {"chosen": _named(paths, (chosen,)), "rejected": _named(paths, (rejected,))}
         if both["chosen"] and both["rejected"]:
-            mapping = {ours: theirs[0] for ours, theirs in both.items() if ours != theirs[0]}
+            mapping = {key: columns_named[0] for key, columns_named in both.items() if key != columns_named[0]}
             yield from ({"columns": prompt | mapping} for prompt in prompts if prompt | mapping)
-    for one, other in _siblings(rows, paths):
-        for verdict in _verdicts(rows, paths, one, other):
+    for first, second in _siblings(rows, paths):
+        for verdict in _verdicts(rows, paths, first, second):
             for prompt in prompts:
-                yield {"columns": prompt | {"responses": [one, other]} | verdict.get("columns", {})} | {
+                yield {"columns": prompt | {"responses": [first, second]} | verdict.get("columns", {})} | {
                     key: value for key, value in verdict.items() if key != "columns"
                 }
     for path in _named(paths, _LISTS):
@@ -156,13 +156,13 @@ def _of_preferences(rows: Sequence[Row], paths: Sequence[str], asked: Sequence[A
 
 def _paths(rows: Sequence[Row]) -> list[str]:
     """List the columns, and the keys of objects in them as a.b."""
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
-            found[key] = None
+            paths[key] = None
             if isinstance(value, dict):
-                found |= {f"{key}.{inner}": None for inner in value}
-    return list(found)
+                paths |= {f"{key}.{inner}": None for inner in value}
+    return list(paths)
 
 
 def _named(paths: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -173,9 +173,9 @@ def _named(paths: Sequence[str], names: Sequence[str]) -> list[str]:
 def _siblings(rows: Sequence[Row], paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Find two columns of texts or conversations whose names differ by 0 and 1, 1 and 2, or a and b."""
     texts = [path for path in paths if all(isinstance(columns.value_at(row, path), str | list) for row in rows)]
-    for one, other in combinations(texts, 2):
-        if _differ_by_number(one, other):
-            yield one, other
+    for first, second in combinations(texts, 2):
+        if _differ_by_number(first, second):
+            yield first, second
 
 
 def _differ_by_number(one: str, other: str) -> bool:
@@ -188,7 +188,7 @@ def _differ_by_number(one: str, other: str) -> bool:
     return False
 
 
-def _verdicts(rows: Sequence[Row], paths: Sequence[str], one: str, other: str) -> Iterator[Options]:
+def _verdicts(rows: Sequence[Row], paths: Sequence[str], response_column: str, other_column: str) -> Iterator[Options]:
     """List columns that may say which of two responses is better: separate scores, marks in three columns, a label."""
     scored = [path for path in paths if re.search("score|rating|reward", path.lower())]
     for first, second in combinations(scored, 2):
@@ -200,19 +200,19 @@ def _verdicts(rows: Sequence[Row], paths: Sequence[str], one: str, other: str) -
         yield {"columns": {"label": marks}}
     for path in _named(paths, _LABELS):
         values = [columns.value_at(row, path) for row in rows]
-        yield {"columns": {"label": path}} | _meaning(values, one)
+        yield {"columns": {"label": path}} | _meaning(values, response_column)
 
 
-def _meaning(values: Sequence[Any], one: str) -> Options:
+def _meaning(values: Sequence[Any], response_column: str) -> Options:
     """Guess the meaning of a label's values that are neither 0 and 1 nor the names of the responses."""
-    numbers = {found for value in values if (found := number(value)) is not None and found.is_integer()}
+    numbers = {parsed for value in values if (parsed := number(value)) is not None and parsed.is_integer()}
     if len(numbers) < len({str(value) for value in values}):
         return {}
     most = int(max((abs(value) for value in numbers), default=0))
     if any(value < 0 for value in numbers) and most <= _STRONGEST:  # how much better the second response is
         sides = {"first": list(range(-most, 0)), "second": list(range(1, most + 1)), "tie": 0}
         return {"label": sides}
-    if one.lower().endswith(_FIRST_IS_1):
+    if response_column.lower().endswith(_FIRST_IS_1):
         return {"label": {"first": 1, "second": 0}}
     if 2 in numbers and numbers <= {1, 2}:
         return {"label": {"first": 1, "second": 2}}
@@ -223,9 +223,9 @@ def _meaning(values: Sequence[Any], one: str) -> Options:
 
 def _beside(rows: Sequence[Row], path: str, names: Sequence[str]) -> list[str]:
     """List the columns that hold a list as long as the responses."""
-    found = []
+    lists = []
     for name in names:
         pairs = [(columns.value_at(row, path), row.get(name)) for row in rows]
         if all(isinstance(a, list) and isinstance(b, list) and len(a) == len(b) for a, b in pairs):
-            found.append(name)
-    return found
+            lists.append(name)
+    return lists

@@ -55,9 +55,9 @@ def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
     test = {leak_key(row["prompt"]): row["prompt"] for row in getattr(split, "test", ())}
     sets: list[tuple[str, Sequence[Row]]] = [(name, loaded[name].rows) for name in TRAINED_ON if name in loaded]
     for name, rows in [*sets, ("training prompts of ppo", getattr(split, "train", ()))]:
-        found = sorted(_keys_of(rows) & test.keys())
-        if found:
-            yield f"{len(found)} of {len(test)} test prompts are in the {name} too, e.g. {_begin(test[found[0]])!r}"
+        leaked = sorted(_keys_of(rows) & test.keys())
+        if leaked:
+            yield f"{len(leaked)} of {len(test)} test prompts are in the {name} too, e.g. {_begin(test[leaked[0]])!r}"
 
 
 def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:

@@ -126,26 +126,28 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more. For preferences it counts
     pairs.
     """
-    found: list[tuple[Item, str]] = []
+    mix: list[tuple[Item, str]] = []
     notes: list[str] = []
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
         count = len(rows.rows)
         used = _each(rows.located, _weighed(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
         left_out |= rows.left_out
-        left_out |= dict.fromkeys({place for _, place in rows.located} - {place for _, place in used}, "not drawn")
-        found += used
+        left_out |= dict.fromkeys(
+            {location for _, location in rows.located} - {location for _, location in used}, "not drawn"
+        )
+        mix += used
         shown = Path(source).name if sources.is_path(source) else source
         notes += [f"{shown}: {count} rows with weight {weight:g} are {_count(used)} of the mix"]
         notes += [f"{shown}: {note}" for note in rows.notes]
-    if not found:
+    if not mix:
         raise DataError("the weights leave no row", where=f"data.{name}.sources", fix="raise a weight")
     return Rows(
         name,
-        [row for row, _ in found],
+        [row for row, _ in mix],
         fs.hash_json([[rows.fingerprint, weight] for rows, _, weight in parts]),
         tuple(notes),
-        locations=tuple(place for _, place in found),
+        locations=tuple(location for _, location in mix),
         left_out=left_out,
         droppable=frozenset().union(*(rows.droppable for rows, _, _ in parts)),
     )
@@ -155,35 +157,35 @@ def _weighed(rows: Sequence[Row], weight: float, draw: random.Random) -> Callabl
     """Return a function that says how often a row is used."""
     drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
     times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
-    return lambda place, row: times[id(row)]
+    return lambda location, row: times[id(row)]
 
 
-def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
-    """Read, rename, reshape, check and filter the rows of one source, which has the key `at` in the recipe."""
+def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
+    """Read, rename, reshape, check and filter the rows of one source, whose key in the recipe is `key`."""
     tally = Tally()
-    rows, places, fingerprint = _read(name, section, seed, at, tally)
-    _require_columns(at, section, rows)
+    rows, all_locations, fingerprint = _read(name, section, seed, key, tally)
+    _require_columns(key, section, rows)
     usable: list[tuple[Item, str]] = []
     bad: list[str] = []
-    left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
-    for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
-        one = Tally()
+    left_out = dict.fromkeys((location for location, _ in tally.unreadable), "cannot be read")
+    for row, location in Work(f"checking {name}", len(rows)).through(zip(rows, all_locations, strict=True)):
+        changes = Tally()
         try:
-            found = CHECKS[name](columns.renamed(row, section.columns), section, one)
+            items = CHECKS[name](columns.renamed(row, section.columns), section, changes)
         except BadRow as error:
-            bad.append(f"{place}: {error}")
-            left_out[place] = "cannot be used"
+            bad.append(f"{location}: {error}")
+            left_out[location] = "cannot be used"
             continue
-        tally.add(one)
-        usable += [(item, place) for item in found]
-        if not found:
-            left_out[place] = "ties"
+        tally.add(changes)
+        usable += [(item, location) for item in items]
+        if not items:
+            left_out[location] = "ties"
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
-        raise _bad_rows(bad, rows, name, section, at, tally)
+        raise _bad_rows(bad, rows, name, section, key, tally)
     kept = _sifted(usable, section, tally.dropped, left_out)
     if not kept:
-        why = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
-        raise DataError(f"{at} holds no rows{why}", where=section.source, fix="name a source with usable rows")
+        reason = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
+        raise DataError(f"{key} holds no rows{reason}", where=section.source, fix="name a source with usable rows")
     notes = [f"{_count(usable)} pairs of {len(rows)} rows"] if _count(usable) > len(rows) else []
     notes += tally.sentences()
     if not section.builtin:
@@ -197,11 +199,11 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
         notes.append(f"dropped: {_listed(tally.dropped)}")
     if section.limit is not None and _count(kept) > section.limit:
         notes.append(f"the first {section.limit} of {_count(kept)} are used")
-        left_out |= dict.fromkeys((place for _, place in kept), "beyond the limit")  # used rows are removed below
+        left_out |= dict.fromkeys((location for _, location in kept), "beyond the limit")  # used rows are removed below
         kept = _first(kept, section.limit)
-    locations = tuple(place for _, place in kept)
+    locations = tuple(location for _, location in kept)
     used = set(locations)
-    reasons = {place: why for place, why in left_out.items() if place not in used}
+    reasons = {location: reason for location, reason in left_out.items() if location not in used}
     return Rows(
         name,
         [item for item, _ in kept],
@@ -213,7 +215,7 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     )
 
 
-def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple[list[Row], list[str], str]:
+def _read(name: str, section: Source, seed: int, key: str, tally: Tally) -> tuple[list[Row], list[str], str]:
     """Read the rows of a source, their locations and its fingerprint."""
     if section.builtin:
         with Work(f"making {name}"):
@@ -223,37 +225,37 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
         return sources.read(section, sources.TEXT_COLUMNS[name], tally)
     except DataError as error:
         if error.where == section.source and looks_like_id(section.source):  # no path: name the recipe's key
-            error.what, error.where = f"{section.source}: {error.what}", f"{at}.source"
+            error.what, error.where = f"{section.source}: {error.what}", f"{key}.source"
         raise
 
 
-def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
+def _bad_rows(
+    bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, key_path: str, tally: Tally
+) -> DataError:
     """Make one error about all lines that cannot be read and all rows that cannot be used."""
-    drop = f"or leave them out: {at}.bad_rows: drop"
+    drop = f"or leave them out: {key_path}.bad_rows: drop"
     lines = text_files.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
     if lines is not None and not bad:
         return DataError(lines.what, fix=f"{lines.fix}; {drop}")
     guessed = None if section.columns else guess.section_line(name, section, rows)
     mapped = f"say which columns they are:\n    {guessed}\n  or " if guessed else ""
     if section.columns:
-        known = ", ".join(
-            f"{ours} is {' + '.join(columns.names_of(theirs))}" for ours, theirs in section.columns.items()
-        )
+        known = ", ".join(f"{key} is {' + '.join(columns.names_of(names))}" for key, names in section.columns.items())
         ways = f"correct or remove these rows (by `columns` {known})"
     else:
         ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
-    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{text_files.first_of(bad)}"
+    what = f"{len(bad)} of {len(rows)} rows of {key_path} cannot be used:{text_files.first_of(bad)}"
     if lines is not None:
         what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
     return DataError(what, fix=f"{mapped}{ways}, {drop}")
 
 
-def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:
-    for ours, theirs in ((key, one) for key, names in section.columns.items() for one in columns.names_of(names)):
-        if not any(columns.value_at(row, theirs) is not None or theirs in row for row in rows):
+def _require_columns(key_path: str, section: Source, rows: Sequence[Row]) -> None:
+    for key, column in ((key, column) for key, names in section.columns.items() for column in columns.names_of(names)):
+        if not any(columns.value_at(row, column) is not None or column in row for row in rows):
             have = sorted({key for row in rows for key in row})
             raise DataError(
-                f"no row has the column {theirs!r} that {at}.columns.{ours} names",
+                f"no row has the column {column!r} that {key_path}.columns.{key} names",
                 where=section.source,
                 fix=f"the file's columns are: {', '.join(have) or 'none'}",
             )
@@ -266,7 +268,7 @@ def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: 
     """Remove repeated and long rows if the recipe says so; preferences pair by pair."""
     seen: set[str] = set()
 
-    def passes(place: str, row: Row) -> bool:
+    def passes(location: str, row: Row) -> bool:
         key = json.dumps(row, sort_keys=True, default=str) if section.deduplicate else ""
         if section.max_chars is not None and characters(row) > section.max_chars:
             why = f"longer than {section.max_chars} characters"
@@ -276,7 +278,7 @@ def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: 
             seen.update([key] if key else [])
             return True
         dropped[why] += 1
-        left_out.setdefault(place, why)
+        left_out.setdefault(location, why)
         return False
 
     return _each(located, passes)
@@ -285,12 +287,12 @@ def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: 
 def _first(located: Located, limit: int) -> Located:
     """Return the first `limit` rows, or pairs."""
     number = itertools.count()
-    return _each(located, lambda place, row: next(number) < limit)
+    return _each(located, lambda location, row: next(number) < limit)
 
 
 def _each(located: Located, times: Callable[[str, Row], int]) -> list[tuple[Item, str]]:
     """Repeat each row, or pair of a group, as often as `times` says of its location and it."""
-    return [(part, place) for item, place in located for part in repeated(item, partial(times, place))]
+    return [(part, location) for item, location in located for part in repeated(item, partial(times, location))]
 
 
 def _count(located: Located) -> int:
@@ -348,17 +350,17 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
         notes += [f"{part}_source: {note}" for note in rows.notes]
         notes += [f"{part}_source: {count} of {len(rows.rows)} rows are used: each prompt once, and none in two parts"]
     sets = (loaded, *apart.values())
-    located = [(row, place) for rows in sets for row, place in rows.located if id(row) in used]
-    left_out = {place: why for rows in sets for place, why in rows.left_out.items()}
-    kept = {place for _, place in located}
-    left_out |= {place: "in no part" for rows in sets for place in rows.locations if place not in kept}
+    located = [(row, location) for rows in sets for row, location in rows.located if id(row) in used]
+    left_out = {location: reason for rows in sets for location, reason in rows.left_out.items()}
+    kept = {location for _, location in located}
+    left_out |= {location: "in no part" for rows in sets for location in rows.locations if location not in kept}
     return Rows(
         "prompts",
         [row for row, _ in located],
         fs.hash_json([rows.fingerprint for rows in sets]) if apart else loaded.fingerprint,
         tuple(notes),
         split,
-        tuple(place for _, place in located),
+        tuple(location for _, location in located),
         left_out,
         frozenset().union(*(rows.droppable for rows in sets)),
     )

@@ -50,15 +50,15 @@ def with_scores(row: Row, section: Source, tally: Tally) -> Row:
 def _from_objects(row: Row, section: Source, tally: Tally) -> Row:
     """Read texts and scores of objects; responses that are messages are read as messages."""
     responses = row["responses"]
-    if not responses or not all(isinstance(one, dict) and "role" not in one for one in responses):
+    if not responses or not all(isinstance(response, dict) and "role" not in response for response in responses):
         return _from_messages(row, tally)
-    texts = [next((one[key] for key in _TEXTS if key in one), None) for one in responses]
+    texts = [next((response[key] for key in _TEXTS if key in response), None) for response in responses]
     if None in texts:
         raise BadRow(
             f"responses: an object needs one of {', '.join(_TEXTS)}; it has {', '.join(responses[texts.index(None)])}"
         )
     row = row | {"responses": texts}
-    scores = [_score_of(one) for one in responses]
+    scores = [_score_of(response) for response in responses]
     if any(score is not None for score in scores) and all(row.get(name) is None for name, _ in _LISTS):
         row["scores"] = scores
     return row
@@ -86,12 +86,12 @@ def _from_lists(row: Row, section: Source, tally: Tally) -> Row:
         tally.read(name)
         if not isinstance(value, list) or len(value) != len(row["responses"]):
             raise BadRow(f"{name}: expected {len(row['responses'])} numbers, one a response")
-        numbers = [None if _is_unrated(one) else number(one) for one in value]
-        if any(one is None and not _is_unrated(was) for one, was in zip(numbers, value, strict=True)):
+        numbers = [None if _is_unrated(item) else number(item) for item in value]
+        if any(converted is None and not _is_unrated(item) for converted, item in zip(numbers, value, strict=True)):
             raise BadRow(f"{name}: expected numbers, the {'higher' if sign > 0 else 'lower'} the better")
         if name != "scores":
             tally.made[f"rows are ranked by their {name}, the {'higher' if sign > 0 else 'lower'} the better"] += 1
-        return row | {"scores": [None if one is None else sign * one for one in numbers]}
+        return row | {"scores": [None if value is None else sign * value for value in numbers]}
     return row
 
 
@@ -117,16 +117,16 @@ def _from_label(row: Row, section: Source, tally: Tally) -> Row:
 
 def _marked(marks: Sequence[Any], count: int) -> int | None:
     """Return the index of the response that columns of 0 and 1 mark; one past the last is a tie."""
-    at = [index for index, mark in enumerate(marks) if _word(mark) in ("1", "true", "yes")]
-    return None if len(at) != 1 or count > len(marks) else min(at[0], count)
+    marked = [index for index, mark in enumerate(marks) if _word(mark) in ("1", "true", "yes")]
+    return None if len(marked) != 1 or count > len(marks) else min(marked[0], count)
 
 
 def _named(label: Any, count: int, section: Source) -> int | None:
     """Return the index of the response that the label names; `count` for a tie, None for neither."""
     word = _word(label)
-    told = section.label if isinstance(section, Compared) else None
-    if told:
-        sides = {_word(one): side for side, values in told.items() for one in _values(values)}
+    meanings = section.label if isinstance(section, Compared) else None
+    if meanings:
+        sides = {_word(value): side for side, values in meanings.items() for value in _values(values)}
         return {"first": 0, "second": 1, "tie": count}.get(sides.get(word, ""))
     names = names_of(section.columns.get("responses", []))
     if count == len(names) and word in [name.lower() for name in names]:
@@ -144,9 +144,9 @@ def _values(values: Any) -> list[Any]:
 
 def _word(value: Any) -> str:
     """Convert a label to text: a cell's "1.0" is 1, and true is 1."""
-    found = number(value)
-    if isinstance(value, bool) or (found is not None and found.is_integer()):
-        return str(int(value if isinstance(value, bool) or found is None else found))
+    parsed = number(value)
+    if isinstance(value, bool) or (parsed is not None and parsed.is_integer()):
+        return str(int(value if isinstance(value, bool) or parsed is None else parsed))
     return str(value).strip().lower()
 
 
@@ -178,9 +178,9 @@ def _score_of(response: Mapping[str, Any]) -> float | None:
     """Return the score of an object (higher is better): its own, or its rank with the sign changed."""
     for names, sign in ((_HIGH, 1), (_LOW, -1)):
         for name in names:
-            found = number(response.get(name))
-            if found is not None:
-                return sign * found
+            parsed = number(response.get(name))
+            if parsed is not None:
+                return sign * parsed
     return None
 
 
@@ -193,10 +193,10 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        parsed = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def _with_margin(row: Row, tally: Tally) -> Row:

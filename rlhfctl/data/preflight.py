@@ -54,7 +54,7 @@ def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     """Return the rows whose conversations the chat template accepts; with bad_rows: stop the others are an error."""
     refused: dict[int, str] = {}  # identity of a row -> the reason
-    places_of: dict[int, str] = {}
+    locations: dict[int, str] = {}
     first: DataError | None = None
     masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
     unwritten: dict[str, list[str]] = {}  # role -> rows whose text the template leaves out
@@ -70,23 +70,23 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
                         within.setdefault(token, []).append(rows.location_of(row))
             except DataError as error:
                 first = first or error
-                places_of[id(row)] = rows.location_of(row)
-                refused[id(row)] = f"{places_of[id(row)]}: {error.what}"
-    told_of = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
-    rows = replace(rows, notes=(*rows.notes, *(note for note in told_of if note not in rows.notes)))
+                locations[id(row)] = rows.location_of(row)
+                refused[id(row)] = f"{locations[id(row)]}: {error.what}"
+    new_notes_of_rows = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
+    rows = replace(rows, notes=(*rows.notes, *(note for note in new_notes_of_rows if note not in rows.notes)))
     if first is None:
         return _with_word_of_tools(encoder, rows)
-    told, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
-    if len(told) == total:  # a missing or broken template fails on every row
+    refusals, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
+    if len(refusals) == total:  # a missing or broken template fails on every row
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
-    if kept := [why for row, why in refused.items() if places_of[row] not in rows.droppable]:
+    if kept := [reason for row, reason in refused.items() if locations[row] not in rows.droppable]:
         raise DataError(
             f"{len(kept)} of {total} rows of data.{rows.name} cannot be used:{first_of(kept)}",
             where=first.where,
             fix=f"correct or remove these rows, leave them out ({_drop_key(recipe, rows.name)}: drop), or set "
             "model.chat_template to one that takes them",
         )
-    note = f"{len(told)} of {total} rows are refused by the chat template and dropped, the first: {told[0]}"
+    note = f"{len(refusals)} of {total} rows are refused by the chat template and dropped, the first: {refusals[0]}"
     split = rows.split
     if split is not None:
         parts: dict[str, list[Any]] = {
@@ -134,16 +134,16 @@ def _drop_key(recipe: Recipe, name: str) -> str:
 
 
 def _leaves_out(unwritten: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for role, places in unwritten.items():
-        count = len(set(places))
-        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {places[0]}"
+    for role, locations in unwritten.items():
+        count = len(set(locations))
+        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {locations[0]}"
 
 
 def _reads_as_tokens(within: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for token, places in within.items():
+    for token, locations in within.items():
         yield (
-            f"{token} stands in the text of {len(set(places))} rows, where it is read as a token and not as text, the "
-            f"first: {places[0]}"
+            f"{token} stands in the text of {len(set(locations))} rows, where it is read as a token and not as text, "
+            f"the first: {locations[0]}"
         )
 
 

@@ -39,9 +39,9 @@ def preference_groups(row: Row, section: Source, tally: Tally) -> list[Preferenc
     counted in pairs. There are several groups if the pairs of an implicit prompt share different beginnings.
     """
     row = preferences.with_scores(_begun(row, section, tally), section, tally)
-    found = formats.comparisons_of(row, tally.dropped)
+    pairs = formats.comparisons_of(row, tally.dropped)
     tally.read("tie")
-    checked = [(comparison, _checked_pair(pair, section, tally)) for comparison, pair in found]
+    checked = [(comparison, _checked_pair(pair, section, tally)) for comparison, pair in pairs]
     return formats.grouped(row, checked)
 
 
@@ -153,12 +153,12 @@ def _checked_preference(row: Row, tally: Tally) -> Row:
     margin = preferences.number(row.get("margin"))
     if margin is None and row.get("margin") is not None:
         raise BadRow(f"margin: expected a number, got {row['margin']!r}")
-    found: Row = {name: row[name] for name in ("prompt", "chosen", "rejected")}
+    result: Row = {name: row[name] for name in ("prompt", "chosen", "rejected")}
     if margin is not None:
-        found["margin"] = margin
+        result["margin"] = margin
     if isinstance(row.get("tools"), list) and isinstance(row["prompt"], list):
-        found["tools"] = row["tools"]
-    return found
+        result["tools"] = row["tools"]
+    return result
 
 
 def _require(row: Row, *names: str) -> None:

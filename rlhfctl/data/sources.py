@@ -41,26 +41,26 @@ def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple
     """
     counted = tally or Tally()
     with Work(f"reading {Path(section.source).name}"):
-        rows, places, fingerprint = _read(section, Path(section.source), text_column, counted)
+        rows, locations, fingerprint = _read(section, Path(section.source), text_column, counted)
     if tally is None and counted.unreadable:
         raise broken(counted.unreadable, counted.unreadable_fix)
     if not rows:
         raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
-    return rows, places, fingerprint
+    return rows, locations, fingerprint
 
 
 def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[list[Row], list[str], str]:
     if path.is_dir():
-        rows, places = _read_folder(path, section, text_column, tally)
+        rows, locations = _read_folder(path, section, text_column, tally)
         fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
     elif path.is_file() or is_file_name(section.source) or path.is_absolute():
-        rows, places = read_file(path, text_column, tally)
+        rows, locations = read_file(path, text_column, tally)
         fingerprint = fs.hash_file(path)
         _refuse_split(section)
     else:
-        rows, places = _read_hub(section)
+        rows, locations = _read_hub(section)
         fingerprint = fs.hash_json([json.dumps(row, sort_keys=True, default=str) for row in rows])
-    return rows, places, fingerprint
+    return rows, locations, fingerprint
 
 
 def is_path(source: str) -> bool:
@@ -179,15 +179,17 @@ def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) 
         files = named
     if not files:
         raise DataError("the folder holds no data files", where=str(folder), fix=f"known kinds are {_KINDS}")
-    found = [read_file(file, text_column, tally) for file in files]
-    return [row for rows, _ in found for row in rows], [place for _, places in found for place in places]
+    read_files = [read_file(file, text_column, tally) for file in files]
+    return [row for rows, _ in read_files for row in rows], [
+        location for _, locations in read_files for location in locations
+    ]
 
 
 def _split(saved: Any, section: Source) -> Any:
-    wanted = section.split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved)))
-    if wanted not in saved:
-        raise DataError(f"there is no split {wanted!r}", where=section.source, fix=f"splits: {', '.join(saved)}")
-    return saved[wanted]
+    split = section.split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved)))
+    if split not in saved:
+        raise DataError(f"there is no split {split!r}", where=section.source, fix=f"splits: {', '.join(saved)}")
+    return saved[split]
 
 
 def _read_hub(section: Source) -> Found:

@@ -41,8 +41,8 @@ def is_file_name(name: str) -> bool:
 def require_file(path: Path) -> None:
     """Raise DataError if the file does not exist; the message names the data files beside it."""
     if not path.is_file():
-        there = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
-        near = [name for name in there if name.endswith(path.suffix)] or there
+        beside = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
+        near = [name for name in beside if name.endswith(path.suffix)] or beside
         hint = (
             f"in that folder: {', '.join(sorted(near)[:6])}"
             if near
@@ -83,8 +83,8 @@ def first_of(bad: Sequence[str]) -> str:
 
 def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
     """Make the error about lines that give no row: (file:line, reason) each."""
-    told = [f"{place}: {why}" for place, why in bad]
-    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(told)}", fix=fix)
+    sentences = [f"{location}: {reason}" for location, reason in bad]
+    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(sentences)}", fix=fix)
 
 
 def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
@@ -104,14 +104,14 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
     """
     require_file(path)
     rows: list[Row] = []
-    places: list[str] = []
+    locations: list[str] = []
     bad: list[tuple[str, str]] = []
     torn = False
     data = _bytes(path)
     count = data.count(b"\n") + (not data.endswith(b"\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
     for number, raw in enumerate(lines, 1):
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             if not line.strip():
@@ -119,32 +119,32 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
             value = json.loads(line)
             _check_surrogates(line, value)
         except UnicodeDecodeError:
-            bad.append((place, _NOT_UTF8))
+            bad.append((location, _NOT_UTF8))
             continue
         except UnicodeEncodeError as error:
-            bad.append((place, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
+            bad.append((location, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
             continue
         except json.JSONDecodeError as error:
-            bad.append((place, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
+            bad.append((location, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
             torn = not raw.endswith(b"\n")
             continue
         except RecursionError:
-            bad.append((place, "nested too deeply"))
+            bad.append((location, "nested too deeply"))
             continue
         if not isinstance(value, dict):
-            bad.append((place, f"expected a JSON object, got {type_name(value)}"))
+            bad.append((location, f"expected a JSON object, got {type_name(value)}"))
             continue
         rows.append(value)
-        places.append(place)
+        locations.append(location)
     fix = "one JSON object per line, in UTF-8"
-    if all(why == _NOT_UTF8 for _, why in bad):
+    if all(reason == _NOT_UTF8 for _, reason in bad):
         fix = _CONVERT
     elif torn:
         fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
     _keep(bad, fix, rows, tally)
     if not rows:
         raise DataError("the data file is empty", where=str(path), fix="one JSON object per line, in UTF-8")
-    return rows, places
+    return rows, locations
 
 
 def _check_surrogates(text: str, value: object) -> None:
@@ -197,7 +197,7 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
     delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
-    places: list[str] = []
+    locations: list[str] = []
     bad: list[tuple[str, str]] = []
     header: list[str] = []
     begins = ends = 0
@@ -210,27 +210,27 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
             if not header:
                 header = _header(cells, path)
                 continue
-            place = f"{path}:{begins}"
+            location = f"{path}:{begins}"
             if len(cells) != len(header):
-                bad.append((place, f"{len(cells)} cells, but the first line names {len(header)} columns"))
+                bad.append((location, f"{len(cells)} cells, but the first line names {len(header)} columns"))
                 continue
             named = [(name, cell) for name, cell in zip(header, cells, strict=True) if name]
             tally.made[INDEX_NOTE] += len(named) < len(header)
             rows.append({name: cell if cell != "" else None for name, cell in named})
-            places.append(place)
+            locations.append(location)
     except csv.Error as error:  # the rest of the file cannot be split into rows
         raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
     tally.made += Counter()  # removes counts of 0
     _keep(bad, _QUOTE, rows, kept)
-    return rows, places
+    return rows, locations
 
 
 def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
     """Find the delimiter of columns: the usual one, or another if the first line does not contain it."""
-    found = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
-    if found != usual:
-        tally.examples["columns are set apart by"] = _DELIMITERS[found]
-    return found
+    delimiter = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
+    if delimiter != usual:
+        tally.examples["columns are set apart by"] = _DELIMITERS[delimiter]
+    return delimiter
 
 
 def _header(cells: Sequence[str], path: Path) -> list[str]:

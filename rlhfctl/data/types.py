@@ -111,8 +111,10 @@ class Rows:
 
     def only(self, keep: Callable[[Row], bool], **changes: Any) -> Rows:
         """Return the rows for which `keep` holds, with their locations; `changes` replace other fields."""
-        kept = [(part, place) for item, place in self.located for part in repeated(item, keep)]
-        return replace(self, items=[part for part, _ in kept], locations=tuple(place for _, place in kept), **changes)
+        kept = [(part, location) for item, location in self.located for part in repeated(item, keep)]
+        return replace(
+            self, items=[part for part, _ in kept], locations=tuple(location for _, location in kept), **changes
+        )
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,13 @@ class _Side:
         """Sample `samples` responses per prompt; sample i uses the same random numbers for policy and reference."""
         drawn = []
         for index in range(1 if temperature == GREEDY else samples):
-            what = f"sampling the {self.name}"
+            activity = f"sampling the {self.name}"
             sampling = self._sampling(temperature, index)
-            drawn.append(self.generate(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
+            drawn.append(self.generate(self.model, self.prompts, self.tokenizer, sampling, progress, what=activity))
             progress.pass_done()
         stops = self._sampling(temperature, 0).stop_strings
         logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
-        found = Drawn(
+        result = Drawn(
             episodes=[
                 [make_episode(self.tokenizer, row, self.prompts[i], responses[i].ids, stops) for responses in drawn]
                 for i, row in enumerate(self.rows)
@@ -100,7 +100,7 @@ class _Side:
             ended=[[responses[i].ended for responses in drawn] for i in range(len(self.rows))],
             entropy=-statistics.fmean(logprobs) if logprobs else None,
         )
-        return found, drawn
+        return result, drawn
 
     def _sampling(self, temperature: float, index: int) -> generator.Sampling:
         """Return the sampling options of PPO with another temperature and length."""
@@ -148,9 +148,11 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
 
     progress = _Progress(ctx, len(rows), total)
     controls, main = section.controls, section.temperature
-    colder = [one for one in controls.temperatures if one > GREEDY] if controls is not None else []
+    colder = (
+        [temperature for temperature in controls.temperatures if temperature > GREEDY] if controls is not None else []
+    )
     plan = {main: section.samples_per_prompt, GREEDY: 1} | {
-        one: controls.samples_per_prompt for one in colder if controls is not None
+        temperature: controls.samples_per_prompt for temperature in colder if controls is not None
     }
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
     bases = (("policy", policy), ("reference", reference))
@@ -161,8 +163,8 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
     for side in sides:
         drawn[side.name] = {}
         for temperature, samples in plan.items():
-            drawn[side.name][temperature], found = side.draw(temperature, samples, progress)
-            responses = found if side.name == "policy" and temperature == main else responses
+            drawn[side.name][temperature], sampled = side.draw(temperature, samples, progress)
+            responses = sampled if side.name == "policy" and temperature == main else responses
         if side.name == "reference" and controls is not None and controls.matched_entropy:
             if same:
                 wanted = drawn["policy"][main].entropy or 0.0

@@ -25,8 +25,8 @@ def run(section: Model, ctx: Context) -> Artifact:
     model, notes = build.base_from_recipe(section, prepared, seed=ctx.recipe.seed, dtype=dtype)
     for sentence in notes:
         ctx.note(sentence)
-    asked = ctx.data["prompts"].rows if "prompts" in ctx.data else []
-    if any(is_conversation(row) for row in asked):
+    prompts = ctx.data["prompts"].rows if "prompts" in ctx.data else []
+    if any(is_conversation(row) for row in prompts):
         for sentence in template_warnings(tokenizer):
             ctx.warn(sentence)
 

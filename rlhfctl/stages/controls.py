@@ -78,5 +78,5 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _name(who: str, temperature: float) -> str:
-    return f"{who} at {temperature:g}" if temperature != GREEDY else f"{who} greedy"
+def _name(model: str, temperature: float) -> str:
+    return f"{model} at {temperature:g}" if temperature != GREEDY else f"{model} greedy"

@@ -133,11 +133,11 @@ def _tokenizer(
     if base is None:
         return None
     folder = base.artifact.path if base.artifact is not None else Path(base.name)
-    places = (folder / "model", folder / "adapter", folder)
-    found = next((place for place in places if (place / _TOKENIZER).is_file()), None)
-    if found is None:
+    candidates = (folder / "model", folder / "adapter", folder)
+    saved = next((path for path in candidates if (path / _TOKENIZER).is_file()), None)
+    if saved is None:
         return None
-    tokenizer = tokenizing.load_for(recipe.model, str(found))
+    tokenizer = tokenizing.load_for(recipe.model, str(saved))
     if base.artifact is None:
         tokenizing.adopt_where_asked(tokenizer, data)
     return tokenizer

@@ -54,7 +54,7 @@ class Evaluation:
         self.closing: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         self.best_values: dict[str, float] = {}
-        self._spoken_of: Path | None = None  # the best policy's folder that the last checkpoint refers to
+        self._checkpointed_best: Path | None = None  # the best policy's folder that the last checkpoint refers to
         self._references: list[str] = []  # the reference's responses, for the samples shown
         self._reference_scores: list[float] = []
         self._sampling = sampling_for(section, data.tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
@@ -151,9 +151,9 @@ class Evaluation:
         """Return the state for a checkpoint; delete weights that neither it nor the checkpoint before refers to."""
         now = self._folder(self.best[1]) if self.best is not None else None
         for folder in self.ctx.work.glob("best-*"):
-            if folder not in (now, self._spoken_of):
+            if folder not in (now, self._checkpointed_best):
                 shutil.rmtree(folder)
-        self._spoken_of = now
+        self._checkpointed_best = now
         return {
             "closing": self.closing,
             "best": self.best,
@@ -168,7 +168,7 @@ class Evaluation:
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self._references = state["references"]
         self._reference_scores = state.get("reference_scores", [])  # older checkpoints do not have it
-        self._spoken_of = self._folder(self.best[1]) if self.best is not None else None
+        self._checkpointed_best = self._folder(self.best[1]) if self.best is not None else None
 
     def restore_best(self) -> float:
         """Load the weights of the best policy into the model; return the update that they are from."""

@@ -61,13 +61,13 @@ def _trained_against(ctx: Context) -> set[str] | None:
 
     Returns None if that is unknown: samples and models from elsewhere have no manifest, and a parent may be gone.
     """
-    source, found = ctx.parents.get("policy"), set()
+    source, fingerprints = ctx.parents.get("policy"), set()
     while source is not None and source.artifact is not None:
         parents = source.artifact.manifest.parents
         if "reward" in parents:
-            found.add(parents["reward"].fingerprint)
+            fingerprints.add(parents["reward"].fingerprint)
         if "base" not in parents:
-            return found
+            return fingerprints
         try:
             source = source.artifact.parent("base")
         except HandoffError:

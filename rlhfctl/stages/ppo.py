@@ -187,7 +187,7 @@ class ParentModels:
 
 def _reward(
     scorer: Any,
-    theirs: PreTrainedTokenizerBase | None,
+    reward_tokenizer: PreTrainedTokenizerBase | None,
     classifier: Classifier | None,
     tokenizer: PreTrainedTokenizerBase,
     section: Ppo,
@@ -196,7 +196,7 @@ def _reward(
     """Return the scorer of the reward section, or the weighted sum that `ppo.rewards` configures."""
     model, load = classifier or scorer, None
     if model is not None:
-        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
+        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, reward_tokenizer)
     resources = replace(
         Resources.of(ctx.recipe),
         finite=section.engine == "trl",  # rlhfctl's engine keeps the batch and returns to a checkpoint
