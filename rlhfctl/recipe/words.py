@@ -99,9 +99,8 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     names = dict(sections())[section]
     if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # one wrong letter, even if it is a key elsewhere
         return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
-    homes = [
-        home for home, names in sections() if name in names and "source" not in home
-    ]  # not of a list: the set has it
+    # Sections in lists are left out: the data set itself has their keys.
+    homes = [home for home, names in sections() if name in names and "source" not in home]
     has_trainer = "trainer" in names
     if has_trainer:
         homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
