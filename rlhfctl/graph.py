@@ -303,7 +303,7 @@ def require_sources(recipe: Recipe) -> None:
     for data_name in made_data(recipe.data):
         for key, source in sources_of(getattr(recipe.data, data_name)):
             name = stage_named(source)
-            if name is not None and (what := _unfit(name, data_name, names)) is not None:
+            if name is not None and (what := _why_unfit(name, data_name, names)) is not None:
                 givers_said = "a stage that makes rows: " + ", ".join(givers) if givers else "no stage here makes rows"
                 fix = f"name a file, a folder or an id on the Hub; {givers_said}"
                 problems.append(Problem(f"data.{data_name}.{key}", what, fix=fix))
@@ -311,7 +311,7 @@ def require_sources(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def _unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
+def _why_unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
     """Explain why the stage `name` cannot make the data set `data_name` in a recipe with the stages `names`."""
     if name not in names:
         return f"the recipe has no stage {name!r}: its stages are {', '.join(names)}"

@@ -116,10 +116,10 @@ def _read_data(work: _Run) -> None:
         with Work("loading libraries"):
             door.load_data_libraries()
         work.data = door.load_data(data_at_start(work.recipe.data), work.recipe.data_seed, names)
-    _tell_of_data(work, work.data)
+    _report_data(work, work.data)
 
 
-def _tell_of_data(work: _Run, new: Mapping[str, Any]) -> None:
+def _report_data(work: _Run, new: Mapping[str, Any]) -> None:
     """Emit the notes of new data sets, and warnings about all data sets."""
     for rows in new.values():
         for sentence in rows.notes:
@@ -176,7 +176,7 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
     with report_progress_to(work.emit, str(stage)), Work("loading libraries"):
         _look_ahead(stage, work)
         door.load_libraries(stage.name)
-    restarted = _make_room(stage, inputs, work)
+    restarted = _move_aside_or_resume(stage, inputs, work)
     context = Context(
         str(stage),
         work.recipe,
@@ -188,7 +188,7 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         dict(work.request.options) | {"restarted": restarted},
         began=began,
     )
-    return _carry_out(stage, context, work)
+    return _run_stage(stage, context, work)
 
 
 def _skip(stage: StageId, artifact: Artifact, inputs: Mapping[str, str], began: float, emit: Emit) -> Artifact:
@@ -202,7 +202,7 @@ def _skip(stage: StageId, artifact: Artifact, inputs: Mapping[str, str], began: 
     return artifact
 
 
-def _carry_out(stage: StageId, context: Context, work: _Run) -> Artifact:
+def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
     """Run the stage in this process or with the launcher; raise WaitsForPeople if it cannot continue yet."""
     for name in (_FAILED, WAITING):
         (context.work / name).unlink(missing_ok=True)
@@ -234,7 +234,7 @@ def _read_made_data(stage: StageId, work: _Run) -> None:
     if made:
         work.data |= made
         work.unchecked |= set(made)
-        _tell_of_data(work, made)
+        _report_data(work, made)
 
 
 def _look_ahead(stage: StageId, work: _Run) -> None:
@@ -258,14 +258,14 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     work.warn(str(stage), warnings)
 
 
-def _make_room(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
+def _move_aside_or_resume(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
     """Move aside results made from other inputs; keep results to resume from. Returns whether an attempt is resumed."""
     folder = work.paths.stage(stage)
-    if not work.request.force and not (folder / MANIFEST).is_file() and _attempted(folder, inputs):
-        _note_mended(folder, inputs)
+    if not work.request.force and not (folder / MANIFEST).is_file() and _has_attempt(folder, inputs):
+        _record_changed_function(folder, inputs)
         return True
     marker = folder / WORK / _INPUTS
-    if folder.is_dir() and _holds_something(folder):
+    if folder.is_dir() and _has_results(folder):
         kept = fs.move_aside(folder, work.paths.superseded_stages(stage))
         work.emit(Note(stage=str(stage), message=f"what was there is kept in {kept}"))
     (folder / WORK).mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ def _make_room(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
     return False
 
 
-def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
+def _has_attempt(folder: Path, inputs: Mapping[str, str]) -> bool:
     """Tell whether `folder` holds an attempt with the same inputs."""
     marker = folder / WORK / _INPUTS
     if not marker.is_file():
@@ -282,7 +282,7 @@ def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
     return not changed or (changed == ["functions"] and (folder / WORK / _FAILED).is_file())
 
 
-def _note_mended(folder: Path, inputs: Mapping[str, str]) -> None:
+def _record_changed_function(folder: Path, inputs: Mapping[str, str]) -> None:
     """Record that an attempt that a reward function stopped resumes with the changed function."""
     marker, changes = folder / WORK / _INPUTS, folder / WORK / _CHANGES
     was = json.loads(marker.read_text())
@@ -300,7 +300,7 @@ def _describe_change(change: Mapping[str, Any]) -> str:
     return f"the reward functions changed at update {change['update']}: {old} before, {new} since"
 
 
-def _holds_something(folder: Path) -> bool:
+def _has_results(folder: Path) -> bool:
     """Tell whether a folder holds more than the temporary files of an attempt that was killed at its start."""
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
@@ -360,7 +360,7 @@ def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[s
         if not changed:
             return Forecast(stage, "skip", "complete, and nothing that it depends on changed")
         return Forecast(stage, "run", f"changed: {describe_changes(changed, artifact, stage.name, recipe)}")
-    if not _attempted(folder, inputs):
+    if not _has_attempt(folder, inputs):
         return Forecast(stage, "run", "nothing is there yet")
     if (waiting := graph.waiting_at(folder)) is not None:
         return Forecast(stage, "wait", str(waiting))

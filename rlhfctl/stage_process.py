@@ -39,7 +39,7 @@ from rlhfctl.stages.door import Outcome
 
 _FOLDER, _TASK, _EVENTS, _RESULT = "process", "task.json", "events.jsonl", "result.json"
 _LOOK_EVERY_S = 0.1
-_END_S = 10.0  # seconds that a process has to end after SIGTERM
+_END_SECONDS = 10.0  # seconds that a process has to end after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
         # In a new session, Ctrl-C reaches only the pipeline, which then ends the process.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     try:
-        _pass_on(folder / _EVENTS, process, context.emit)
+        _forward_events(folder / _EVENTS, process, context.emit)
     finally:
-        _end(process)
+        _terminate(process)
     return _result(folder / _RESULT, context, process.returncode)
 
 
@@ -88,7 +88,7 @@ def _task(context: Context) -> dict[str, Any]:
     }
 
 
-def _pass_on(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
+def _forward_events(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
     """Forward the events that the process writes, until it has ended."""
     offset, ended = 0, False
     while not ended:
@@ -105,7 +105,7 @@ def _pass_on(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event
             time.sleep(_LOOK_EVERY_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     """Terminate the process if it still runs after an exception in the pipeline."""
     if process.stdin is not None:
         with suppress(OSError):
@@ -113,7 +113,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_END_S)
+            process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -162,7 +162,7 @@ def main(run: Path, stage: StageId) -> None:
 
 
 def _writer(stream: TextIO) -> Callable[[Event], None]:
-    lock = threading.Lock()  # a library may call listeners from a thread of its own
+    lock = threading.Lock()  # a library may call listeners from its own thread
 
     def write(event: Event) -> None:
         with lock:

@@ -45,7 +45,7 @@ def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
             if values[0] is not None or names in row:
                 result[key] = values[0]
         elif any(value is not None for value in values):
-            result[key] = values if key in LISTS else _together(values)
+            result[key] = values if key in LISTS else _joined(values)
     return result
 
 
@@ -54,7 +54,7 @@ def names_of(names: str | list[str]) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _together(values: Sequence[Any]) -> Any:
+def _joined(values: Sequence[Any]) -> Any:
     """Join texts with an empty line between them; return other values as a list, which no check accepts as a text."""
     present = [value for value in values if value is not None and value != ""]
     return "\n\n".join(present) if all(isinstance(value, str) for value in present) else present

@@ -118,8 +118,8 @@ class Encoder:
     ) -> dict[str, list[int]]:
         """Return `input_ids` and `labels` of one demonstration; a label is IGNORED if the token has no loss.
 
-        As in TRL: in prompt+completion rows the completion is learned (unless completion_only_loss is False), in
-        messages and text everything (with assistant_only_loss only the assistant's turns).
+        The rule is that of TRL: in prompt+completion rows the completion is learned (unless completion_only_loss is
+        False), in messages and text everything (with assistant_only_loss only the assistant's turns).
         """
         if "prompt" in row:
             prompt_ids, response = self.pair(row["prompt"], row["completion"], row.get("tools"))

@@ -141,14 +141,14 @@ def _of_preferences(rows: Sequence[Row], paths: Sequence[str], prompt_columns: S
             mapping = {key: columns_named[0] for key, columns_named in both.items() if key != columns_named[0]}
             yield from ({"columns": prompt | mapping} for prompt in prompts if prompt | mapping)
     for first, second in _siblings(rows, paths):
-        for verdict in _verdicts(rows, paths, first, second):
+        for verdict in _label_candidates(rows, paths, first, second):
             for prompt in prompts:
                 yield {"columns": prompt | {"responses": [first, second]} | verdict.get("columns", {})} | {
                     key: value for key, value in verdict.items() if key != "columns"
                 }
     for path in _named(paths, _LISTS):
-        numbers = [{"scores": p} for p in _beside(rows, path, _SCORES)] + [
-            {"ranks": p} for p in _beside(rows, path, _RANKS)
+        numbers = [{"scores": p} for p in _lists_as_long(rows, path, _SCORES)] + [
+            {"ranks": p} for p in _lists_as_long(rows, path, _RANKS)
         ]
         for prompt in prompts:
             yield from ({"columns": prompt | {"responses": path} | more} for more in [*numbers, {}])
@@ -188,7 +188,9 @@ def _differ_by_number(one: str, other: str) -> bool:
     return False
 
 
-def _verdicts(rows: Sequence[Row], paths: Sequence[str], response_column: str, other_column: str) -> Iterator[Options]:
+def _label_candidates(
+    rows: Sequence[Row], paths: Sequence[str], response_column: str, other_column: str
+) -> Iterator[Options]:
     """List columns that may say which of two responses is better: separate scores, marks in three columns, a label."""
     scored = [path for path in paths if re.search("score|rating|reward", path.lower())]
     for first, second in combinations(scored, 2):
@@ -221,7 +223,7 @@ def _meaning(values: Sequence[Any], response_column: str) -> Options:
     return {}
 
 
-def _beside(rows: Sequence[Row], path: str, names: Sequence[str]) -> list[str]:
+def _lists_as_long(rows: Sequence[Row], path: str, names: Sequence[str]) -> list[str]:
     """List the columns that hold a list as long as the responses."""
     lists = []
     for name in names:

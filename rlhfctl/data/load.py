@@ -66,7 +66,7 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
     """
     loaded: dict[str, Rows] = {}
     test: list[Row] = []
-    with _together() as trying:
+    with _collect_errors() as trying:
         if data.prompts is not None and ("prompts" in names or data.leaks == "drop"):
             with trying:
                 loaded["prompts"] = _split_prompts(data.prompts, seed)
@@ -81,7 +81,7 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
     return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 
-class _Trying:
+class _ErrorCollector:
     """Collect the DataErrors of the blocks that it guards."""
 
     def __init__(self) -> None:
@@ -96,9 +96,9 @@ class _Trying:
 
 
 @contextmanager
-def _together() -> Iterator[_Trying]:
+def _collect_errors() -> Iterator[_ErrorCollector]:
     """Run several blocks even if one fails, and raise all their DataErrors in the end."""
-    trying = _Trying()
+    trying = _ErrorCollector()
     yield trying
     if len(trying.errors) == 1:
         raise trying.errors[0]
@@ -112,7 +112,7 @@ def _load(name: str, section: Source, seed: int) -> Rows:
     if parts == [section]:
         return _load_source(name, section, seed, f"data.{name}")
     loaded: list[Rows] = []
-    with _together() as trying:
+    with _collect_errors() as trying:
         for index, part in enumerate(parts):
             with trying:
                 loaded.append(_load_source(name, part, seed, f"data.{name}.sources[{index}]"))
@@ -131,7 +131,7 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
         count = len(rows.rows)
-        used = _each(rows.located, _weighed(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
+        used = _each(rows.located, _times_by_weight(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
         left_out |= rows.left_out
         left_out |= dict.fromkeys(
             {location for _, location in rows.located} - {location for _, location in used}, "not drawn"
@@ -153,7 +153,7 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     )
 
 
-def _weighed(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
+def _times_by_weight(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
     """Return a function that says how often a row is used."""
     drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
     times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
@@ -182,7 +182,7 @@ def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
             left_out[location] = "ties"
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
         raise _bad_rows(bad, rows, name, section, key, tally)
-    kept = _sifted(usable, section, tally.dropped, left_out)
+    kept = _filtered(usable, section, tally.dropped, left_out)
     if not kept:
         reason = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
         raise DataError(f"{key} holds no rows{reason}", where=section.source, fix="name a source with usable rows")
@@ -264,7 +264,7 @@ def _require_columns(key_path: str, section: Source, rows: Sequence[Row]) -> Non
 Located = Sequence[tuple[Item, str]]  # each row, or group, with its "file:line"
 
 
-def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
+def _filtered(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
     """Remove repeated and long rows if the recipe says so; preferences pair by pair."""
     seen: set[str] = set()
 
@@ -334,7 +334,7 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
     """Load the prompts, also from separate sources for eval and test, and split them; count prompts in no part."""
     loaded = load_prompts(section, seed)
     apart: dict[str, Rows] = {}
-    with _together() as trying:
+    with _collect_errors() as trying:
         for part in ("eval", "test"):
             source: Source | None = getattr(section, f"{part}_source")
             if source is not None:

@@ -42,7 +42,7 @@ def with_scores(row: Row, section: Source, tally: Tally) -> Row:
     if not isinstance(responses, list):
         return row | {"responses": responses}  # formats.py reports what is wrong
     row["responses"] = responses
-    for step in (_from_objects, _from_lists, _from_label, _in_their_order):
+    for step in (_from_objects, _from_lists, _from_label, _assume_best_first):
         row = step(row, section, tally)
     return _without_unrated(row, tally)
 
@@ -111,22 +111,22 @@ def _from_label(row: Row, section: Source, tally: Tally) -> Row:
             "beside columns"
         )
     if best < count and not isinstance(label, list):
-        tally.made[f"labels are {_word(label)}: response {best + 1} of {count} is better"] += 1
+        tally.made[f"labels are {_as_text(label)}: response {best + 1} of {count} is better"] += 1
     return row | {"scores": [float(index == best) for index in range(count)]}
 
 
 def _marked(marks: Sequence[Any], count: int) -> int | None:
     """Return the index of the response that columns of 0 and 1 mark; one past the last is a tie."""
-    marked = [index for index, mark in enumerate(marks) if _word(mark) in ("1", "true", "yes")]
+    marked = [index for index, mark in enumerate(marks) if _as_text(mark) in ("1", "true", "yes")]
     return None if len(marked) != 1 or count > len(marks) else min(marked[0], count)
 
 
 def _named(label: Any, count: int, section: Source) -> int | None:
     """Return the index of the response that the label names; `count` for a tie, None for neither."""
-    word = _word(label)
+    word = _as_text(label)
     meanings = section.label if isinstance(section, Compared) else None
     if meanings:
-        sides = {_word(value): side for side, values in meanings.items() for value in _values(values)}
+        sides = {_as_text(value): side for side, values in meanings.items() for value in _values(values)}
         return {"first": 0, "second": 1, "tie": count}.get(sides.get(word, ""))
     names = names_of(section.columns.get("responses", []))
     if count == len(names) and word in [name.lower() for name in names]:
@@ -142,7 +142,7 @@ def _values(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _word(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """Convert a label to text: a cell's "1.0" is 1, and true is 1."""
     parsed = number(value)
     if isinstance(value, bool) or (parsed is not None and parsed.is_integer()):
@@ -150,7 +150,7 @@ def _word(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def _in_their_order(row: Row, section: Source, tally: Tally) -> Row:
+def _assume_best_first(row: Row, section: Source, tally: Tally) -> Row:
     """Note that nothing says which response is better, and that they are read as best first."""
     if row.get("scores") is not None:
         return row

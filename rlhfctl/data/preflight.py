@@ -75,7 +75,7 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     new_notes_of_rows = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
     rows = replace(rows, notes=(*rows.notes, *(note for note in new_notes_of_rows if note not in rows.notes)))
     if first is None:
-        return _with_word_of_tools(encoder, rows)
+        return _with_note_on_tools(encoder, rows)
     refusals, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
     if len(refusals) == total:  # a missing or broken template fails on every row
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
@@ -101,10 +101,10 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
             )
         split = type(split)(**parts)
     fitting = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
-    return _with_word_of_tools(encoder, fitting)
+    return _with_note_on_tools(encoder, fitting)
 
 
-def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
+def _with_note_on_tools(encoder: Encoder, rows: Rows) -> Rows:
     """Add a note to the rows if the chat template does not write out their tools."""
     offered = [row for row in rows.rows if row.get("tools") and is_conversation(row)]
     note = f"the tools of {len(offered)} rows are not read: the chat template does not write them out"

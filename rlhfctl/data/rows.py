@@ -23,7 +23,7 @@ Check = Callable[[Row, Source, Tally], Sequence[Item]]
 
 def demonstration_rows(row: Row, section: Source, tally: Tally) -> list[Row]:
     """Return the demonstration of a row: prompt and completion, messages, or text."""
-    row = _begun(row, section, tally)
+    row = _in_standard_form(row, section, tally)
     if row.get("messages") is None:
         row = _one_kind(row, ("completion",), section, tally)
         if isinstance(row.get("completion"), list) and row.get("prompt") is None:
@@ -38,7 +38,7 @@ def preference_groups(row: Row, section: Source, tally: Tally) -> list[Preferenc
     Each pair of a ranked list is checked by itself, like a pair of a file, and faults and changes are reported and
     counted in pairs. There are several groups if the pairs of an implicit prompt share different beginnings.
     """
-    row = preferences.with_scores(_begun(row, section, tally), section, tally)
+    row = preferences.with_scores(_in_standard_form(row, section, tally), section, tally)
     pairs = formats.comparisons_of(row, tally.dropped)
     tally.read("tie")
     checked = [(comparison, _checked_pair(pair, section, tally)) for comparison, pair in pairs]
@@ -47,7 +47,7 @@ def preference_groups(row: Row, section: Source, tally: Tally) -> list[Preferenc
 
 def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row]:
     """Return the prompt of a row, with its other columns, which reward functions get."""
-    row = _with_asked(_begun(row, section, tally), tally)
+    row = _with_prompt(_in_standard_form(row, section, tally), tally)
     if section.as_conversations:
         row = row | columns.as_conversation({"prompt": row.get("prompt")})
     row = _with_system_and_tools(row, tally)
@@ -64,7 +64,7 @@ CHECKS: dict[str, Check] = {
 """A data set's name -> how its rows are checked."""
 
 
-def _begun(row: Row, section: Source, tally: Tally) -> Row:
+def _in_standard_form(row: Row, section: Source, tally: Tally) -> Row:
     """Convert conversations to rlhfctl's keys, and transcripts to conversations."""
     row = columns.normalised(row, tally)
     return row if section.turns is None else formats.with_conversations(row, section.turns)
@@ -93,7 +93,7 @@ def _with_system_and_tools(row: Row, tally: Tally) -> Row:
     return columns.with_tools(columns.with_system(row, tally), tally)
 
 
-def _with_asked(row: Row, tally: Tally) -> Row:
+def _with_prompt(row: Row, tally: Tally) -> Row:
     """Return `row` with a prompt: its own, that of its conversation, or the common beginning of its two responses."""
     row = dict(row)
     prompt, whole = row.get("prompt"), row.get("messages")

@@ -69,7 +69,7 @@ class Answers:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-class _Side:
+class _SampledModel:
     """Sample one model on all test prompts, at one temperature per call."""
 
     def __init__(
@@ -141,7 +141,7 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
         base.model.to(devices.device())
         special_tokens.mask_pad(base.model, base.tokenizer.pad_token_id)
     assert section.max_new_tokens is not None
-    rows = _that_fit(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
+    rows = _fitting_prompts(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
     total = len(rows) * section.responses_per_prompt
     settings = section.model_dump(mode="json") | {"prompts": len(rows)}
     ctx.emit(StageStarted(stage=ctx.name, total_steps=total, settings=settings))
@@ -156,7 +156,7 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
     }
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
     bases = (("policy", policy), ("reference", reference))
-    sides = [_Side(name, base, rows, section, ctx, generate) for name, base in bases]
+    sides = [_SampledModel(name, base, rows, section, ctx, generate) for name, base in bases]
     drawn: dict[str, dict[float | None, Drawn]] = {}
     responses: list[list[generator.Response]] = []  # the policy's responses in the main comparison
     matched = None
@@ -185,7 +185,7 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
 
 
 def _match_entropy(
-    side: _Side, wanted: float, drawn: dict[float | None, Drawn], main: float, samples: int, progress: _Progress
+    side: _SampledModel, wanted: float, drawn: dict[float | None, Drawn], main: float, samples: int, progress: _Progress
 ) -> float | None:
     """Find the temperature at which the reference's entropy is `wanted` (nats per token); add its responses to `drawn`.
 
@@ -224,7 +224,7 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
     return warm + (warm - cold) * (wanted - high) / (high - low) if high > low else 2 * warm
 
 
-def _that_fit(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
+def _fitting_prompts(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
     """Return the test prompts that leave room for a response in both models, cut if `data.overlong_prompts` says so."""
     rows, cut = test, 0
     for side in sides:

@@ -171,7 +171,7 @@ class Loader:
 
     def _load_foreign_reward_model(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """Load a reward model without a manifest: a folder or Hub id of a model, or of an adapter with a head."""
-        _agree(self.own_tokenizer(source), tokenizer, source.name)
+        _require_same_ids(self.own_tokenizer(source), tokenizer, source.name)
         folder = adapter_folders.fetched(source.name)
         if adapter_folders.is_adapter(folder):
             model = self._foreign_scorer_adapter(Path(folder))
@@ -330,7 +330,7 @@ def _refuse_adapter(source: Source) -> None:
         )
 
 
-def _agree(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, name: str) -> None:
+def _require_same_ids(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, name: str) -> None:
     """Raise HandoffError unless reward model and policy turn text into the same ids."""
     if tokenizing.tokenizer_fingerprint(reward) == tokenizing.tokenizer_fingerprint(policy):
         return

@@ -36,7 +36,7 @@ def context(folder: Path, stage: str, events: list[Event], **changes: Any) -> Co
             "model": {"init": INIT.model_dump(exclude_none=True)},
             "data": {
                 "preferences": {"source": "builtin:reviews", "rows": 30},
-                "prompts": {"source": "builtin:reviews", "rows": 600, "eval": 4, "test": 4},
+                "prompts": {"source": "prompts.jsonl", "eval": 4, "test": 4},
             },
             "reward": {},
             "ppo": {"lora": None, "response_length": 4, "kl_coef": 0.5, "use": "best", "eval": {"every": 2}},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_stage import context
 
-from rlhfctl.artifacts import Source
+from rlhfctl.artifacts import resolve_source
 from rlhfctl.errors import DataError, HandoffError, RecipeError
 from rlhfctl.graph import Waiting
 from rlhfctl.recipe.load import load_recipe
@@ -27,8 +27,8 @@ def jsonl(path: Path, *rows: dict[str, Any]) -> str:
 
 def test_only_the_named_data_sets_are_read(tmp_path: Path) -> None:
     broken = jsonl(tmp_path / "broken.jsonl", {"nothing": 1})
-    good = jsonl(tmp_path / "good.jsonl", {"prompt": "q"})
-    data = Data(demonstrations=Demonstrations(source=broken), prompts=Prompts(source=good))
+    good = jsonl(tmp_path / "good.jsonl", {"prompt": "q"}, {"prompt": "r"})
+    data = Data(demonstrations=Demonstrations(source=broken), prompts=Prompts(source=good, test=1))
     assert list(door.load_data(data, 0, ["prompts"])) == ["prompts"]
     with pytest.raises(DataError, match=r"data\.demonstrations"):
         door.load_data(data, 0, ["prompts", "demonstrations"])
@@ -91,7 +91,7 @@ def test_without_a_known_tokenizer_rows_are_not_encoded(recipe: Recipe, tmp_path
     data = door.load_data(recipe.data, 0, ["prompts"])
     checked = door.look_ahead(recipe, ["ppo"], None, data, tmp_path / "log")
     assert not checked.encoded and list(checked.data) == ["prompts"]
-    elsewhere = Source("org/name", None, "fingerprint")
+    elsewhere = resolve_source("org/name", "base")
     assert not door.look_ahead(recipe, ["ppo"], elsewhere, data, tmp_path / "log").encoded
 
 
