@@ -244,7 +244,10 @@ def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
 
 
 def _are_joined(last: str, first: str) -> bool:
-    """Tell whether a reader would miss a space: two letters meet there, in a script that separates words."""
+    """Tell whether a reader would miss a space between the last and the first character of two texts.
+
+    The second begins with a letter or digit, no bracket or quote opens before it, and its script separates words.
+    """
     if not first.isalnum() or unicodedata.category(last) in ("Ps", "Pi"):
         return False
     wide = any(unicodedata.east_asian_width(char) in "WF" for char in (last, first))

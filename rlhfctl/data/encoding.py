@@ -309,7 +309,7 @@ class Encoder:
         return [mark for m in messages for mark in self._read_as_tokens.findall(str(m.get("content") or ""))]
 
     def grows(self, messages: Sequence[Any], tools: Tools = None) -> bool:
-        """Tell whether each assistant's turn only adds text to the conversation before it."""
+        """Tell whether the text of the conversation up to each assistant's turn begins the text of the whole."""
         try:
             for index, message in enumerate(messages):
                 if message["role"] == "assistant" and index:

@@ -191,7 +191,7 @@ def _differ_by_number(one: str, other: str) -> bool:
 def _label_candidates(
     rows: Sequence[Row], paths: Sequence[str], response_column: str, other_column: str
 ) -> Iterator[Options]:
-    """List columns that may say which of two responses is better: separate scores, marks in three columns, a label."""
+    """List columns that may say which of two responses is better: scores, marks in three columns, or a label."""
     scored = [path for path in paths if re.search("score|rating|reward", path.lower())]
     for first, second in combinations(scored, 2):
         numbers = [number(columns.value_at(row, path)) for row in rows for path in (first, second)]
