@@ -279,9 +279,6 @@ def test_what_a_template_refuses_is_a_data_error(chatml: PreTrainedTokenizerBase
         encoder.prompt([message("system", "s"), ask("one")])
 
 
-# ---------------------------------------------------------------- the end of a turn as the end of a sequence
-
-
 # ---------------------------------------------------------------- rows
 
 

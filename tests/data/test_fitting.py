@@ -1,4 +1,4 @@
-"""Which prompts leave room for a response: the same answer for PPO, the comparison and the plan."""
+"""Prompts that leave room for a response: the same answer for PPO, the comparison and the plan."""
 
 from __future__ import annotations
 

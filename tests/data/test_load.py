@@ -1,4 +1,4 @@
-"""Rows: every accepted shape, what is said of each kind of bad one, and splits that share no prompt."""
+"""Loading of data sets: columns, limits, locations, fingerprints, and all sets of a recipe together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, 
 from rlhfctl.data.types import PromptSplit, Rows
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts
-
-# ---------------------------------------------------------------- shapes that are taken
-
 
 # ---------------------------------------------------------------- rows that are refused
 
@@ -33,9 +30,6 @@ def test_of_many_bad_rows_five_are_shown_and_the_rest_counted(tmp_path: Path) ->
     with pytest.raises(DataError) as caught:
         load("prompts", str(path))
     assert "more" not in str(caught.value)
-
-
-# ---------------------------------------------------------------- files that are refused
 
 
 # ---------------------------------------------------------------- columns and limit
@@ -137,9 +131,6 @@ def test_the_sets_of_the_built_in_task_differ() -> None:
     assert set(builtin("prompts").rows[0]) == {"prompt"}
 
 
-# ---------------------------------------------------------------- splits
-
-
 # ---------------------------------------------------------------- all of a recipe's data
 
 
@@ -158,6 +149,3 @@ def test_all_data_sets_are_checked_and_so_are_their_splits(tmp_path: Path) -> No
         check_all(data, 0)
     with pytest.raises(DataError, match="leave none to train on"):
         check_all(Data(prompts=Prompts(source=prompts.source, test=2)), 0)
-
-
-# ---------------------------------------------------------------- texts as turns, and the space between them

@@ -1,4 +1,4 @@
-"""What ends a response, and what scorers read of it: end tokens, stop strings, marks that are no tokens."""
+"""What ends a response, and what scorers read of it: end tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -80,9 +80,6 @@ def test_every_end_token_of_the_generation_config_ends_a_response(tokenizer: Pre
         model, [[5, 6]], tokenizer, generator.Sampling(6, None, 1, 0, stop_ids=sampling.stop_ids)
     )
     assert (response.ids, response.ended) == ([other], True)
-
-
-# ---------------------------------------------------------------- marks that are no tokens
 
 
 # ---------------------------------------------------------------- ALiBi

@@ -1,4 +1,4 @@
-"""Reading: line numbers, `extends`, `--set`, paths, YAML 1.2, and messages word for word."""
+"""Loading of a whole recipe: all mistakes at once, word for word, and a resolved recipe that loads again."""
 
 from __future__ import annotations
 
@@ -58,9 +58,6 @@ def test_several_mistakes_are_reported_together_word_for_word() -> None:
     assert str(caught.value) == (GOLDEN / "mistakes.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
-# YAML
-
-
 # Lines
 
 
@@ -80,15 +77,6 @@ def test_a_bad_value_does_not_hide_conflicts_elsewhere_nor_cause_new_ones() -> N
     assert problems(PRETRAINED.replace("reward:", "rewards:")) == [
         "recipe.yaml:5: rewards: unknown key; did you mean 'reward'?"
     ]
-
-
-# extends
-
-
-# --set
-
-
-# Paths
 
 
 # Finding and writing

@@ -1,4 +1,4 @@
-"""The controls of a comparison: which samples each row compares, the matched entropy, and a run with all of them."""
+"""The controls of a comparison: which samples each row compares, and a run with all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges score no more responses at a time than compare.batch_size says."""
+"""Judges: how many responses they score at a time, and which judge is independent of the reward of PPO."""
 
 from __future__ import annotations
 
