@@ -31,7 +31,7 @@ RECORDED_PACKAGES = ("rlhfctl", "torch", "transformers", "trl", "peft", "acceler
 
 
 class ParentRef(BaseModel):
-    """An input of a stage: its path, relative if it is inside the run folder, and its fingerprint then."""
+    """An input of a stage: its path, relative if it is inside the run folder, and its fingerprint at that time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: str
@@ -77,7 +77,7 @@ class Artifact:
 
     @property
     def run(self) -> Path:
-        """The run folder that the artifact lies in."""
+        """The run folder that holds the artifact."""
         return self.stage.run_of(self.path)
 
     def part(self, name: str) -> Path:
@@ -111,14 +111,14 @@ class Artifact:
             )
         if reference.fingerprint == _hub_fingerprint(reference.path):
             return Source(reference.path, reference.fingerprint)
-        place = self.run / reference.path  # an absolute path stays as it is
-        if not place.is_dir():
+        location = self.run / reference.path  # an absolute path stays as it is
+        if not location.is_dir():
             raise HandoffError(
                 f"the {role} that {self.path} was made from is gone",
-                where=str(place),
+                where=str(location),
                 fix=f"put it back, or run the {self.manifest.stage} stage again",
             )
-        source = resolve_source(str(place), role)
+        source = resolve_source(str(location), role)
         if source.fingerprint != reference.fingerprint:
             raise HandoffError(
                 f"the {role} that {self.path} was made from has changed since",
@@ -190,7 +190,7 @@ def resolve_source(text: str, role: str) -> Source:
     """
     path = Path(text).expanduser()
     under_way = (path / WORK).is_dir() and (stage_at(path)[0] / "recipe.yaml").is_file()
-    if (path / MANIFEST).is_file() or under_way:  # of a stage under way, loading says that it is incomplete
+    if (path / MANIFEST).is_file() or under_way:  # loading a stage under way raises that it is incomplete
         return Source.of(load_artifact(path))
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
@@ -287,16 +287,16 @@ def changed_inputs(recorded: Mapping[str, str], current: Mapping[str, str]) -> l
     return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
 
 
-def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
+def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
     """List the changed keys of a section with both values: `eval.every 10 -> 5`, also those of inner sections."""
-    found = []
+    changes = []
     for key in dict.fromkeys([*recorded, *current]):
         old, new = recorded.get(key), current.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += changed_keys(old, new, f"{at}{key}.")
+            changes += changed_keys(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{at}{key} {_shown(old)} -> {_shown(new)}")
-    return found
+            changes.append(f"{prefix}{key} {_shown(old)} -> {_shown(new)}")
+    return changes
 
 
 def _shown(value: Any) -> str:

@@ -1,10 +1,10 @@
-"""Define the stages: what each is made from, reads, is handed and makes, in the order in which they run.
+"""Define the stages in one table: the section, data, parents and product of each, in the order in which they run.
 
-`STAGES` is the one table of them. The pipeline, `plan`, `show`, `runs` and `export` read it; another stage is one more
-entry here, a module in stages/ and a section of the recipe. Also here, because it follows from the table: the stages of
-a recipe, those that a command chooses, which stage hands over to which, and the state of each stage of a run.
+`STAGES` is that table. The pipeline, `plan`, `show`, `runs` and `export` read it. A new stage is one entry here, a
+module in stages/ and a section of the recipe. Functions that follow from the table are here too: the stages of a
+recipe, the stages that a command chooses, parents of stages, and the state of each stage of a run.
 
-Reads manifests. Loads no torch and resolves no model: inputs.py does.
+Reads manifests. Loads no torch. Leaves out resolving models, which inputs.py does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.scorers import functions_among
 
-ELSEWHERE = "from elsewhere"  # a stage in whose place a command named a model
-WAITING = "waiting.json"  # in a stage's work folder: what it waits for
+ELSEWHERE = "from elsewhere"  # state of a stage that a model from the command line replaced
+WAITING = "waiting.json"  # in a stage's work folder: the record of a stage that waits
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asks for beyond the recipe."""
+    """The options of a command that the recipe does not hold."""
 
-    only: str | None = None  # one stage, its parents complete
+    only: str | None = None  # run this stage alone; its parents are complete
     start: str | None = None  # --from
     until: str | None = None
     force: bool = False
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A stage's result when it cannot go on before people have done their part: what it waits for, and how to do it.
+    """The result of a stage that waits for people: what it waits for, and how to do it.
 
     The stage's work folder stays. The same command calls the stage again.
     """
@@ -56,18 +56,18 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Parent:
-    """What a stage is handed in one role: what an earlier stage makes, or a model that is named in its place.
+    """One input of a stage by role: the product of an earlier stage, or a model that is named instead.
 
-    A command names one by the role (`Request.external`). Without `makes` there is only a model that the recipe names.
+    A command names a model by the role (`Request.external`). Without `makes` only the recipe can name one.
     """
 
     makes: str | None = None
     used: Callable[[Recipe], bool] = lambda recipe: True
     named: Callable[[Recipe], str | None] = lambda recipe: None  # a model that the recipe names
-    called: str = ""  # in messages (default: the role)
-    optional: bool = False  # the stage does without where the recipe has no stage that makes it
+    called: str = ""  # its name in messages (default: the role)
+    optional: bool = False  # the stage works without it if no stage of the recipe makes it
     unless: str = ""  # an option of the command that replaces it
-    missing: tuple[str, str] = ("", "")  # no stage makes it: what to say, and the way out
+    missing: tuple[str, str] = ("", "")  # the error and its fix if no stage makes it
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class Stage:
     module: str
     section: str
     makes: str
-    how_to_have: str  # what to write into a recipe that lacks it
-    asked: Callable[[Recipe], bool] | None = None  # whether a recipe has it (None: its section stands there)
+    how_to_have: str  # fix in messages: what to add to a recipe without it
+    asked: Callable[[Recipe], bool] | None = None  # whether a recipe has the stage (None: if it has the section)
     data: tuple[str, ...] = ()  # the data sets that it reads
     parents: Mapping[str, Parent] = field(default_factory=dict)  # by role
-    model: Literal["weights", "loading"] | None = "loading"  # what it depends on of `model`: all, or how models load
-    prompt_lengths: bool = False  # whether it depends on which prompts are too long
-    settings: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}  # keys of other sections that it goes by
+    model: Literal["weights", "loading"] | None = "loading"  # what it depends on of `model`: all, or loading only
+    prompt_lengths: bool = False  # whether it depends on the limits of prompt lengths
+    settings: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}  # keys of other sections that it depends on
     functions: Callable[[Recipe], list[str]] = lambda recipe: []  # reward functions that it calls, "module:name"
-    files: tuple[str, ...] = ()  # options of the command that name files which it reads
-    gives_rows: bool = False  # its artifact holds rows (`data` in its layout), which `source: stage:NAME` reads
+    files: tuple[str, ...] = ()  # options of the command that name files to read
+    gives_rows: bool = False  # its artifact holds rows (`data` in its layout) for `source: stage:NAME`
 
 
 def _ready_reward(recipe: Recipe) -> str | None:
@@ -102,13 +102,13 @@ def _judged_by_reward(recipe: Recipe) -> bool:
 
 
 def _sampling(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys of ppo that say how responses end: compare samples as PPO does."""
+    """Return the keys of ppo that decide how responses end: compare samples like PPO."""
     keys = {"stop_token", "stop_strings", "top_k", "top_p"}
     return {"sampling": recipe.ppo.model_dump(mode="json", include=keys)} if recipe.ppo is not None else {}
 
 
 def _classifier_reading(recipe: Recipe) -> dict[str, Any]:
-    """Return how a classifier that the recipe names as its reward is read."""
+    """Return how a classifier that is the recipe's reward is read."""
     if recipe.reward is None or recipe.reward.kind != "model":
         return {}
     reading = [recipe.reward.label, recipe.reward.reads]
@@ -192,7 +192,7 @@ STAGES: dict[str, Stage] = {
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """List the stages that a recipe asks for, in order. Without `sft`, base* is the recipe's model as it is."""
+    """List the stages of a recipe, in order. Without `sft`, base* is the recipe's model unchanged."""
     return [name for name, stage in STAGES.items() if _is_asked(stage, recipe)]
 
 
@@ -206,7 +206,7 @@ def section_of(name: str, recipe: Recipe) -> Any:
 
 
 def trainer_options(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
-    """Return what stands under `trainer:`, by stage."""
+    """Return the options under `trainer:`, by stage."""
     sections = {name: section_of(name, recipe) for name in STAGES}
     return {name: section.trainer for name, section in sections.items() if hasattr(section, "trainer")}
 
@@ -217,7 +217,7 @@ def functions_of(recipe: Recipe) -> list[str]:
 
 
 def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:
-    """Return the stages that a command asks for; RlhfctlError with a way out where the recipe has none of that name."""
+    """Return the stages that a command asks for; RlhfctlError if the recipe has no stage of that name."""
     by_text = {str(stage): stage for stage in stages}
     for option, value in (("", request.only), ("--from ", request.start), ("--until ", request.until)):
         if value is not None and value not in by_text:
@@ -236,7 +236,7 @@ def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:
     return list(stages[first : last + 1])
 
 
-# ---------------------------------------------------------------- which stage hands over to which
+# ---------------------------------------------------------------- parents
 
 
 def makers_of(product: str) -> list[str]:
@@ -245,14 +245,14 @@ def makers_of(product: str) -> list[str]:
 
 
 def latest_before(stage: StageId, names: Collection[str], known: Iterable[StageId]) -> StageId | None:
-    """Return the last of the `known` stages before `stage` that has one of `names`; None where there is none.
+    """Return the last of the `known` stages before `stage` that has one of `names`; None without one.
 
-    A stage of the same round counts where it stands above in the table, then those of the round before, and so on.
+    A stage of the same round counts if it stands above in the table, then stages of the round before, and so on.
     """
     order = list(STAGES)
 
-    def position(one: StageId) -> tuple[int, int]:
-        return one.round, order.index(one.name)
+    def position(candidate: StageId) -> tuple[int, int]:
+        return candidate.round, order.index(candidate.name)
 
     earlier = [one for one in known if one.name in names and position(one) < position(stage)]
     return max(earlier, key=position, default=None)
@@ -264,14 +264,14 @@ def first_round(recipe: Recipe) -> list[StageId]:
 
 
 def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
-    """List the stages of a run: those of its recipe, then those of later rounds that have a folder, in order."""
+    """List the stages of a run: those of its recipe, then stages of later rounds that have a folder, in order."""
     order = list(STAGES)
     later = [stage for stage in paths.later_rounds() if stage.name in STAGES]
     return first_round(recipe) + sorted(later, key=lambda stage: (stage.round, order.index(stage.name)))
 
 
 def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:
-    """List the `known` stages that `stage` reads where no model is named in their place, in order."""
+    """List the `known` stages that `stage` reads unless a model is named instead, in order."""
     kinds = [makers_of(parent.makes) for parent in STAGES[stage.name].parents.values() if parent.makes is not None]
     kinds += [[name] for name in source_stages(STAGES[stage.name].data, recipe.data)]
     found = {latest_before(stage, names, known) for names in kinds}
@@ -279,13 +279,13 @@ def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> lis
 
 
 def base_among(name: str, parents: Mapping[str, Source]) -> Source | None:
-    """Return the base* among the parents of a stage; None where it is handed none."""
+    """Return the base* among the parents of a stage; None if it has none."""
     roles = (role for role, parent in STAGES[name].parents.items() if parent.makes == "base" and role in parents)
     return next((parents[role] for role in roles), None)
 
 
 def require_parents(stages: Iterable[StageId], recipe: Recipe, request: Request) -> None:
-    """Raise HandoffError where a stage needs what no stage of the recipe makes and the command does not name."""
+    """Raise HandoffError if a stage needs a product that no stage of the recipe makes and the command does not name."""
     names = stages_of(recipe)
     for stage in stages:
         for role, parent in STAGES[stage.name].parents.items():
@@ -297,13 +297,13 @@ def require_parents(stages: Iterable[StageId], recipe: Recipe, request: Request)
 
 
 def require_sources(recipe: Recipe) -> None:
-    """Raise RecipeError where a data set names a stage that the recipe lacks, or that cannot give it rows."""
+    """Raise RecipeError if a data set names a stage that the recipe lacks, or that makes no rows for it."""
     names, problems = stages_of(recipe), []
     givers = [name for name in names if STAGES[name].gives_rows]
     for data_name in made_data(recipe.data):
         for key, source in sources_of(getattr(recipe.data, data_name)):
             name = stage_named(source)
-            if name is not None and (what := _unfit(name, data_name, names)) is not None:
+            if name is not None and (what := _why_unfit(name, data_name, names)) is not None:
                 givers_said = "a stage that makes rows: " + ", ".join(givers) if givers else "no stage here makes rows"
                 fix = f"name a file, a folder or an id on the Hub; {givers_said}"
                 problems.append(Problem(f"data.{data_name}.{key}", what, fix=fix))
@@ -311,8 +311,8 @@ def require_sources(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def _unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
-    """Say why the stage `name` cannot make the data set `data_name` in a recipe with the stages `names`."""
+def _why_unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
+    """Explain why the stage `name` cannot make the data set `data_name` in a recipe with the stages `names`."""
     if name not in names:
         return f"the recipe has no stage {name!r}: its stages are {', '.join(names)}"
     if not STAGES[name].gives_rows:
@@ -325,7 +325,7 @@ def _unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
 
 
 def read_stages(paths: RunPaths, stages: Sequence[StageId]) -> tuple[dict[StageId, str], dict[StageId, Artifact]]:
-    """Return the state of each stage, and the artifacts of those that are complete, in the order of `stages`.
+    """Return the state of each stage, and the artifacts of complete stages, in the order of `stages`.
 
     A state is complete, waiting, under way, not started, or from elsewhere.
     """
@@ -344,17 +344,17 @@ def read_stages(paths: RunPaths, stages: Sequence[StageId]) -> tuple[dict[StageI
 
 
 def waiting_at(folder: Path) -> Waiting | None:
-    """Return what the stage in `folder` waits for; None where it does not wait."""
+    """Return what the stage in `folder` waits for; None if it does not wait."""
     file = folder / WORK / WAITING
     return Waiting(**read_json(file)) if file.is_file() else None
 
 
 def _given_from_elsewhere(stage: StageId, artifacts: Mapping[StageId, Artifact]) -> bool:
-    """Tell whether a stage that the run lacks was named by a command instead (`--policy`, `--reward-model`).
+    """Tell whether a command named a model instead of a stage that the run lacks (`--policy`, `--reward-model`).
 
-    `artifacts`: the run's complete stages. Their manifests record where each parent lies.
+    `artifacts`: the run's complete stages. Their manifests record the path of each parent.
     """
-    role = STAGES[stage.name].makes  # a stage that is trained on it calls it by that name
+    role = STAGES[stage.name].makes  # stages that read it use this role
     parents = [artifact.manifest.parents.get(role) for artifact in artifacts.values()]
     return any(parent is not None and not _lies_in(parent.path, stage) for parent in parents)
 

@@ -1,7 +1,7 @@
-"""Work out what a stage depends on: its parents, and a fingerprint of everything that its result comes from.
+"""Compute what a stage depends on: its parents, and a fingerprint of each input of its result.
 
-Reads the recipe, manifests, and the files that the recipe names. Which inputs a stage has is in the table of graph.py.
-Loads no torch; what needs other libraries is asked of stages/door.py.
+Reads the recipe, manifests, and the files that the recipe names. Loads no torch: stages/door.py calls the libraries.
+Leaves out which inputs a stage has, which is in the table of graph.py.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _LOADING = {"dtype", "quantization", "trust_remote_code", "attn_implementation",
 
 
 def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request) -> dict[str, Source]:
-    """Return the sources that a stage is handed, by role: a stage of this run, or what the command or recipe names.
+    """Return the parents of a stage by role: stages of this run, or models that the command or the recipe names.
 
-    A stage that makes rows for this one stands under its own name.
+    A stage that makes rows for this one has its own name as role.
     """
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for role, parent in STAGES[stage.name].parents.items():
         if not parent.used(recipe) or parent.unless in request.options:
             continue
         named = request.external.get(role) or parent.named(recipe)
         if named is not None:
-            found[role] = resolve_source(named, parent.called or role)
+            sources[role] = resolve_source(named, parent.called or role)
         elif _has_maker(parent, recipe):
-            found[role] = _made_here(stage, parent, recipe, paths)
+            sources[role] = _made_here(stage, parent, recipe, paths)
     for name in source_stages(STAGES[stage.name].data, recipe.data):
-        found[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
-    return found
+        sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
+    return sources
 
 
 def _has_maker(parent: Parent, recipe: Recipe) -> bool:
@@ -48,7 +48,7 @@ def _has_maker(parent: Parent, recipe: Recipe) -> bool:
 
 
 def _made_here(stage: StageId, parent: Parent, recipe: Recipe, paths: RunPaths) -> Source:
-    """Return what a stage of this run made; where the run lacks it, what the policy beside it was trained on."""
+    """Return the product of a stage of this run; if the run lacks it, the model that its policy was trained on."""
     assert parent.makes is not None
     maker = paths.stage(_maker(stage, graph.makers_of(parent.makes), recipe, paths))
     if find_artifact(maker) is None and parent.makes != "policy":
@@ -59,7 +59,7 @@ def _made_here(stage: StageId, parent: Parent, recipe: Recipe, paths: RunPaths) 
 
 
 def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPaths) -> Source | None:
-    """Return the `product` that the policy which `stage` reads was trained on (`ppo --policy`, `--reward-model`)."""
+    """Return the `product` that the policy of `stage` was trained on (`ppo --policy`, `--reward-model`)."""
     if all(parent.makes != "policy" for parent in STAGES[stage.name].parents.values()):
         return None
     maker = _maker(stage, graph.makers_of("policy"), recipe, paths)
@@ -70,9 +70,9 @@ def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPat
 
 
 def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
-    """Return the stage of this run, with one of `names`, that hands over to `stage`: one to run where there is none."""
-    found = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
-    return found if found is not None else StageId(stage.round, names[-1])
+    """Return the last stage before `stage` with one of `names`; if the run has none, the one that would run."""
+    maker = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
+    return maker if maker is not None else StageId(stage.round, names[-1])
 
 
 def inputs_of(
@@ -88,7 +88,7 @@ def inputs_of(
         inputs["model"] = model_fingerprint(recipe)
     for name in kind.data:
         if name in data:
-            keys = section_without_places(getattr(recipe.data, name))
+            keys = section_without_sources(getattr(recipe.data, name))
             inputs[f"data.{name}"] = fs.hash_json([keys, data[name].fingerprint, recipe.data_seed])
     if kind.prompt_lengths:
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
@@ -110,8 +110,8 @@ def section_fingerprint(name: str, recipe: Recipe) -> str:
     return fs.hash_json(graph.section_of(name, recipe).model_dump(mode="json"))
 
 
-def section_without_places(section: Any) -> dict[str, Any]:
-    """Return a data set's keys without the names of its sources: what these hold counts, wherever it lies."""
+def section_without_sources(section: Any) -> dict[str, Any]:
+    """Return a data set's keys without the names of its sources: their content counts, not their path."""
     names: dict[str, Any] = {"source": True, "sources": {"__all__": {"source"}}}
     names |= {"eval_source": {"source"}, "test_source": {"source"}}
     found: dict[str, Any] = section.model_dump(mode="json", exclude=names)
@@ -135,7 +135,7 @@ def model_fingerprint(recipe: Recipe) -> str:
 
 
 def unused_newer_keys(recipe: Recipe) -> set[str]:
-    """Return keys of `model` that are not used and that older recipes did not have: older stages stay as they are."""
+    """Return unused keys of `model` that older recipes did not have; without them older stages stay unchanged."""
     fields = type(recipe.model).model_fields
     return {key for key in _NEWER_KEYS if getattr(recipe.model, key) == fields[key].default}
 
@@ -143,7 +143,10 @@ def unused_newer_keys(recipe: Recipe) -> set[str]:
 def describe_changes(changed: list[str], artifact: Artifact, name: str, recipe: Recipe) -> str:
     """Name the inputs that changed; for the stage's section also the keys with both values."""
     keys = changed_keys(artifact.manifest.section, graph.section_of(name, recipe).model_dump(mode="json"))
-    words = [f"{one} ({', '.join(keys)})" if one == "section" and keys else one for one in changed]
+    words = [
+        f"{changed_input} ({', '.join(keys)})" if changed_input == "section" and keys else changed_input
+        for changed_input in changed
+    ]
     return ", ".join(words)
 
 
@@ -151,7 +154,7 @@ def describe_changes(changed: list[str], artifact: Artifact, name: str, recipe: 
 
 
 def made_data_of(stage: StageId, recipe: Recipe, paths: RunPaths) -> Data | None:
-    """Return the recipe's data with those of the stage's sets that other stages make, read from their artifacts.
+    """Return the recipe's data for the stage, with sets that other stages make read from their artifacts.
 
     Other sets that stages make are left out. None: the stage reads no such set, or one that is not complete.
     """
@@ -170,7 +173,7 @@ def made_data_of(stage: StageId, recipe: Recipe, paths: RunPaths) -> Data | None
 def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any]) -> dict[str, Any]:
     """Read the stage's data sets that other stages have made and that are not in `data` yet.
 
-    Nothing where these stages are not complete. Their files are verified first.
+    Returns nothing if these stages are not complete. Their files are verified first.
     """
     section = made_data_of(stage, recipe, paths)
     if section is None:

@@ -1,4 +1,4 @@
-"""The table of all metrics: name, unit, meaning, and where each is shown.
+"""Define all metrics in one table: name, unit, meaning, and the views that show each.
 
 The screen, the plain log, `show`, `runs`, the alarms, TRL's callback and docs/metrics.md all read this one table. A new
 metric is one row here. Standard library only; pure.
@@ -26,7 +26,7 @@ class Metric:
 
     `screen`, `log` and `show` are ranks: 1 comes first, 0 means not shown there. `label` and `hint` are the short name
     and the few words under it on the screen. A `finite` metric is a number as long as training works; others (such as
-    the variance of one value) may be none.
+    the variance of one value) may be NaN.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Metric:
     log: int = 0
     show: int = 0
     finite: bool = False
-    trl: str = ""  # what TRL's PPOTrainer calls it, where that differs
+    trl: str = ""  # its name in TRL's PPOTrainer, if that differs
 
 
 # fmt: off
@@ -183,34 +183,34 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 
 
 def kind(stage: str) -> str:
-    """The kind of a stage, which decides its metrics: `ppo` for `ppo` and for `round-2/ppo` alike."""
+    """Return the kind of a stage, which decides its metrics: `ppo` for `ppo` and for `round-2/ppo` alike."""
     return stage.rpartition("/")[2]
 
 
 def ranked(stage: str, view: View) -> list[Metric]:
-    """The metrics of a stage that a view shows, the most telling first."""
+    """List the metrics of a stage that a view shows, the most important first."""
     return sorted(
         (metric for metric in METRICS.get(kind(stage), ()) if getattr(metric, view)), key=lambda m: getattr(m, view)
     )
 
 
 def step_name(stage: str, reported: str = "step") -> str:
-    """What one step of a stage is called: fixed by its kind (`update` in PPO), else as the stage reports it."""
+    """Return the name of one step of a stage: fixed by its kind (`update` in PPO), else as the stage reports it."""
     return STEP_NAMES.get(kind(stage), reported)
 
 
 def must_be_finite() -> list[str]:
-    """Names of the metrics that are numbers as long as training works, in any stage."""
+    """Return the names of metrics that are finite as long as training works, in any stage."""
     return list(dict.fromkeys(metric.name for metric in _all() if metric.finite))
 
 
 def log_labels() -> dict[str, str]:
-    """Metrics whose name in the plain log is shorter than their own."""
+    """Return the metrics whose name in the plain log is shorter than their own."""
     return {metric.name: metric.log_label for metric in _all() if metric.log_label}
 
 
 def trl_names(stage: str) -> dict[str, str]:
-    """TRL's names of a stage's metrics, mapped to the names of this table."""
+    """Map TRL's names of a stage's metrics to the names of this table."""
     return {metric.trl: metric.name for metric in METRICS.get(kind(stage), ()) if metric.trl}
 
 

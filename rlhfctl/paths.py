@@ -1,4 +1,7 @@
-"""Name the stages of a run and the files of a run folder. Standard library alone, so that `watch` starts quickly."""
+"""Name the stages of a run and the files of a run folder.
+
+Standard library only, so that `watch` starts quickly. Reads folder names; writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _ROUND = re.compile(r"round-([1-9][0-9]*)")
 
 
 def relative_to_run(path: Path, run: Path) -> str:
-    """`path` relative to the run folder where it lies inside it (a moved run stays whole), else absolute."""
+    """Return `path` relative to the run folder if it is inside (a moved run stays valid), else absolute."""
     resolved, base = path.resolve(), run.resolve()
     return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else resolved.as_posix()
 
@@ -36,14 +39,14 @@ class StageId:
 
     @classmethod
     def parse(cls, text: str) -> StageId:
-        """Read the text that `str` gives; ValueError for any other."""
+        """Parse the text of a StageId; ValueError for any other text."""
         folder, slash, name = text.rpartition("/")
         if not slash:
             return cls(1, name)
-        found = _ROUND.fullmatch(folder)
-        if found is None or found[1] == "1":
+        match = _ROUND.fullmatch(folder)
+        if match is None or match[1] == "1":
             raise ValueError(f"not a stage: {text!r}")
-        return cls(int(found[1]), name)
+        return cls(int(match[1]), name)
 
     def run_of(self, folder: Path) -> Path:
         """Return the run folder that holds this stage's `folder`."""
@@ -52,7 +55,7 @@ class StageId:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where things lie in a run folder."""
+    """Return the paths of the files and folders in a run folder."""
 
     root: Path
 
@@ -81,7 +84,7 @@ class RunPaths:
         return self.root / str(stage)
 
     def superseded_stages(self, stage: StageId) -> Path:
-        """Return the folder that earlier attempts of a stage are moved to."""
+        """Return the folder for earlier attempts of a stage."""
         return self.superseded if stage.round == 1 else self.superseded / f"round-{stage.round}"
 
     def later_rounds(self) -> Iterator[StageId]:
@@ -91,15 +94,15 @@ class RunPaths:
 
 
 def _is_later(folder: Path) -> bool:
-    found = _ROUND.fullmatch(folder.parent.name)
+    match = _ROUND.fullmatch(folder.parent.name)
     is_stage = not folder.name.startswith(".") and _ROUND.fullmatch(folder.name) is None
-    return found is not None and found[1] != "1" and is_stage
+    return match is not None and match[1] != "1" and is_stage
 
 
 def stage_at(folder: Path) -> tuple[Path, StageId]:
-    """Tell from a stage's folder which run it lies in, and which stage it is.
+    """Find the run and the stage of a stage's folder.
 
-    A run may itself be called `round-2`. The folder above counts as a round only where the run's recipe lies above it.
+    A run may itself be called `round-2`. The parent folder counts as a round only if the run's recipe is above it.
     """
     above = folder.parent
     if _is_later(folder) and not (above / RECIPE).is_file() and (above.parent / RECIPE).is_file():

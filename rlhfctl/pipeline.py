@@ -1,9 +1,9 @@
-"""Bring a run up to date: skip what is unchanged, resume or start the rest, move aside what a change made obsolete.
+"""Run a pipeline: skip unchanged stages, resume or start the others, and move aside the results that a change replaces.
 
-Reads a resolved recipe and a run folder; writes recipe.yaml, events and the stages' folders. Which stages there are is
-in graph.py, what each depends on in inputs.py, and how one runs in stages/door.py; deciding loads no torch. Nothing is
-deleted or overwritten: what a changed recipe makes obsolete is moved to superseded/, and only the checkpoints of a
-completed stage are removed.
+Reads a resolved recipe and a run folder; writes recipe.yaml, events and the stages' folders. Deciding loads no torch.
+Nothing is deleted or overwritten: results that a changed recipe replaces are moved to superseded/. Only the checkpoints
+of a completed stage are removed. Leaves out the table of stages (graph.py), their inputs (inputs.py) and running one
+(stages/door.py).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from rlhfctl.stage_process import Launcher, launch
 from rlhfctl.stages import door
 from rlhfctl.stages.context import Context
 
-_FAILED = "failed-function.json"  # in a stage's work folder: a reward function stopped it, and may be mended
-_CHANGES = "function-changes.json"  # there too: which functions it was trained on before, and until when
-_INPUTS = "inputs.json"  # in a stage's work folder: what the checkpoints there were trained on
+_FAILED = "failed-function.json"  # in a stage's work folder: a reward function stopped it, and may be corrected
+_CHANGES = "function-changes.json"  # there too: earlier reward functions, and the update until which each was used
+_INPUTS = "inputs.json"  # in a stage's work folder: the inputs of its checkpoints
 
 Emit = Callable[[Event], None]
 
@@ -49,11 +49,11 @@ Emit = Callable[[Event], None]
 def run(
     loaded: LoadedRecipe, run_dir: Path, request: Request, emit: Emit, launcher: Launcher | None = None
 ) -> list[Artifact]:
-    """Bring the stages that `request` asks for up to date, in order. Returns their artifacts.
+    """Run the stages that `request` asks for, in order, and return their artifacts.
 
-    The caller holds the run's lock. All rows of all data sets (for one stage: of those it reads) are checked before the
-    first model loads, but for those that a stage makes. With a `launcher` each stage runs in a process of its own.
-    Raises WaitsForPeople where a stage waits.
+    The caller holds the run's lock. All rows of all data sets (for a single stage: of the sets that it reads) are
+    checked before the first model loads, except rows that a stage makes. With a `launcher` each stage runs in a process
+    of its own. Raises WaitsForPeople if a stage waits.
     """
     with loaded.locating():
         return _run(_Run(loaded.recipe, RunPaths(run_dir), request, emit, launcher))
@@ -61,7 +61,7 @@ def run(
 
 @dataclass
 class _Run:
-    """What one command works with."""
+    """The state of one `run` command."""
 
     recipe: Recipe
     paths: RunPaths
@@ -69,23 +69,25 @@ class _Run:
     emit: Emit
     launcher: Launcher | None
     chosen: list[StageId] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)  # rows by data set
+    data: dict[str, Any] = field(default_factory=dict)  # data set -> rows
     looked_ahead: bool = False
-    unchecked: set[str] = field(default_factory=set)  # data sets that a stage made, until they are encoded once
+    unchecked: set[str] = field(default_factory=set)  # data sets made by a stage and not encoded yet
     warned: set[str] = field(default_factory=set)
 
     def warn(self, stage: str, sentences: Sequence[str]) -> None:
-        """Warn of what was not yet said."""
+        """Emit each warning once."""
         for sentence in sentences:
             if sentence not in self.warned:
                 self.warned.add(sentence)
                 self.emit(Warned(stage=stage, message=sentence))
 
     def inputs(self, stage: StageId) -> dict[str, str]:
+        """Return the fingerprints of a stage's inputs."""
         return inputs_of(stage, self.recipe, self.paths, self.data, self.request)
 
 
 def _run(work: _Run) -> list[Artifact]:
+    """Check the request, read the data, and run the chosen stages in order."""
     recipe, request, emit = work.recipe, work.request, work.emit
     graph.require_sources(recipe)
     stages = graph.first_round(recipe)
@@ -106,7 +108,7 @@ def _run(work: _Run) -> list[Artifact]:
 
 
 def _read_data(work: _Run) -> None:
-    """Read the data sets but for those that stages make; say what was left out, and what leaks."""
+    """Read the data sets that no stage makes; report rows that were left out, and leaked test prompts."""
     one = work.request.only is not None
     kinds = [STAGES[stage.name] for stage in work.chosen] if one else STAGES.values()
     names = {name for kind in kinds for name in kind.data}
@@ -114,10 +116,11 @@ def _read_data(work: _Run) -> None:
         with Work("loading libraries"):
             door.load_data_libraries()
         work.data = door.load_data(data_at_start(work.recipe.data), work.recipe.data_seed, names)
-    _tell_of_data(work, work.data)
+    _report_data(work, work.data)
 
 
-def _tell_of_data(work: _Run, new: Mapping[str, Any]) -> None:
+def _report_data(work: _Run, new: Mapping[str, Any]) -> None:
+    """Emit the notes of new data sets, and warnings about all data sets."""
     for rows in new.values():
         for sentence in rows.notes:
             work.emit(Note(stage="run", message=f"data.{rows.name}: {sentence}"))
@@ -125,7 +128,7 @@ def _tell_of_data(work: _Run, new: Mapping[str, Any]) -> None:
 
 
 def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> None:
-    """Say where the recipe, which is the run's from now on, differs from what a stage that is left was made from."""
+    """Warn if the new recipe differs from the recipe that an unselected stage was made from."""
     if work.request.only is None:
         if stages.index(stage) > stages.index(work.chosen[0]):
             return
@@ -139,11 +142,12 @@ def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> N
         same = made.manifest.inputs.get("section") == section_fingerprint(stage.name, work.recipe)
         changed = [] if same else ["section"]
     if changed:
-        told = describe_changes(changed, artifact, stage.name, work.recipe)
-        work.emit(Warned(stage=str(stage), message=f"is used as it is, though {told} changed since it was made"))
+        description = describe_changes(changed, artifact, stage.name, work.recipe)
+        work.emit(Warned(stage=str(stage), message=f"is used as it is, though {description} changed since it was made"))
 
 
 def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
+    """Write the resolved recipe; a different one from before is kept in superseded/."""
     text = dump_recipe(recipe)
     if paths.recipe.is_file():
         if paths.recipe.read_text(encoding="utf-8") == text:
@@ -157,7 +161,7 @@ def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
 
 
 def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
-    """Skip the stage if its inputs are those of its manifest; else go on with it, or start it."""
+    """Skip the stage if its inputs equal those in its manifest; else resume or start it."""
     began = time.monotonic()
     folder = work.paths.stage(stage)
     _read_made_data(stage, work)
@@ -167,12 +171,12 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
             return _skip(stage, artifact, inputs, began, work.emit)
-        told = describe_changes(changed, artifact, stage.name, work.recipe)
-        work.emit(Note(stage=str(stage), message=f"runs again: changed {told}"))
+        description = describe_changes(changed, artifact, stage.name, work.recipe)
+        work.emit(Note(stage=str(stage), message=f"runs again: changed {description}"))
     with report_progress_to(work.emit, str(stage)), Work("loading libraries"):
         _look_ahead(stage, work)
         door.load_libraries(stage.name)
-    restarted = _make_room(stage, inputs, work)
+    restarted = _move_aside_or_resume(stage, inputs, work)
     context = Context(
         str(stage),
         work.recipe,
@@ -184,10 +188,11 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         dict(work.request.options) | {"restarted": restarted},
         began=began,
     )
-    return _carry_out(stage, context, work)
+    return _run_stage(stage, context, work)
 
 
 def _skip(stage: StageId, artifact: Artifact, inputs: Mapping[str, str], began: float, emit: Emit) -> Artifact:
+    """Verify a complete stage and report that it is skipped."""
     with report_progress_to(emit, str(stage)), Work("checking what is there"):
         artifact.verify()
     _remove_work(artifact.path)
@@ -197,12 +202,12 @@ def _skip(stage: StageId, artifact: Artifact, inputs: Mapping[str, str], began: 
     return artifact
 
 
-def _carry_out(stage: StageId, context: Context, work: _Run) -> Artifact:
-    """Run the stage, in this process or under the launcher. WaitsForPeople where it cannot go on yet."""
+def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
+    """Run the stage in this process or with the launcher; raise WaitsForPeople if it cannot continue yet."""
     for name in (_FAILED, WAITING):
         (context.work / name).unlink(missing_ok=True)
     for change in read_json(context.work / _CHANGES) if (context.work / _CHANGES).is_file() else ():
-        context.note(_told(change))
+        context.note(_describe_change(change))
     try:
         if work.launcher is None:
             made, peak = door.run_stage(stage.name, graph.section_of(stage.name, work.recipe), context)
@@ -223,19 +228,19 @@ def _carry_out(stage: StageId, context: Context, work: _Run) -> Artifact:
 
 
 def _read_made_data(stage: StageId, work: _Run) -> None:
-    """Read the data sets of the stage that other stages have made by now."""
+    """Read the data sets of the stage that other stages have made."""
     with report_progress_to(work.emit, str(stage)):
         made = read_made_data(stage, work.recipe, work.paths, work.data)
     if made:
         work.data |= made
         work.unchecked |= set(made)
-        _tell_of_data(work, made)
+        _report_data(work, made)
 
 
 def _look_ahead(stage: StageId, work: _Run) -> None:
-    """Check all stages to come before the first that runs: a mistake in a later one must not cost hours.
+    """Check all stages to come before the first one runs: an error in a later stage must not cost hours.
 
-    Once the rows were encoded with a tokenizer, only rows that a stage has made since are left to check.
+    After rows were encoded with a tokenizer once, only rows that a stage has made since then are checked.
     """
     base = graph.base_among(stage.name, parents_of(stage, work.recipe, work.paths, work.request))
     if not work.looked_ahead:
@@ -249,18 +254,18 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     else:
         return
     work.unchecked.clear()
-    work.data |= kept  # the stages read what the template takes
+    work.data |= kept  # stages read only rows that the template accepts
     work.warn(str(stage), warnings)
 
 
-def _make_room(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
-    """Move aside what was made from other inputs; keep what can be gone on with. True: an attempt is repeated."""
+def _move_aside_or_resume(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
+    """Move aside results made from other inputs; keep results to resume from. Returns whether an attempt is resumed."""
     folder = work.paths.stage(stage)
-    if not work.request.force and not (folder / MANIFEST).is_file() and _attempted(folder, inputs):
-        _note_mended(folder, inputs)
+    if not work.request.force and not (folder / MANIFEST).is_file() and _has_attempt(folder, inputs):
+        _record_changed_function(folder, inputs)
         return True
     marker = folder / WORK / _INPUTS
-    if folder.is_dir() and _holds_something(folder):
+    if folder.is_dir() and _has_results(folder):
         kept = fs.move_aside(folder, work.paths.superseded_stages(stage))
         work.emit(Note(stage=str(stage), message=f"what was there is kept in {kept}"))
     (folder / WORK).mkdir(parents=True, exist_ok=True)
@@ -268,8 +273,8 @@ def _make_room(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
     return False
 
 
-def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
-    """Whether an attempt with the same inputs was begun there."""
+def _has_attempt(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Tell whether `folder` holds an attempt with the same inputs."""
     marker = folder / WORK / _INPUTS
     if not marker.is_file():
         return False
@@ -277,8 +282,8 @@ def _attempted(folder: Path, inputs: Mapping[str, str]) -> bool:
     return not changed or (changed == ["functions"] and (folder / WORK / _FAILED).is_file())
 
 
-def _note_mended(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Record that an attempt which a reward function stopped goes on with the function as it is now."""
+def _record_changed_function(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Record that an attempt that a reward function stopped resumes with the changed function."""
     marker, changes = folder / WORK / _INPUTS, folder / WORK / _CHANGES
     was = json.loads(marker.read_text())
     if changed_inputs(was, inputs) != ["functions"]:
@@ -289,28 +294,29 @@ def _note_mended(folder: Path, inputs: Mapping[str, str]) -> None:
     fs.write_json(marker, dict(inputs))
 
 
-def _told(change: Mapping[str, Any]) -> str:
+def _describe_change(change: Mapping[str, Any]) -> str:
+    """Describe a change of the reward functions."""
     old, new = (str(change[key])[:12] for key in ("from", "to"))
     return f"the reward functions changed at update {change['update']}: {old} before, {new} since"
 
 
-def _holds_something(folder: Path) -> bool:
-    """Whether there is more than the half-written files of an attempt killed before it had begun."""
+def _has_results(folder: Path) -> bool:
+    """Tell whether a folder holds more than the temporary files of an attempt that was killed at its start."""
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def _remove_work(folder: Path) -> None:
-    """The checkpoints of a complete stage have served; the manifest says that it is complete."""
+    """Remove the checkpoints of a complete stage, whose manifest is written."""
     if (folder / WORK).is_dir():
         shutil.rmtree(folder / WORK)
 
 
-# ---------------------------------------------------------------- what a run would do
+# ---------------------------------------------------------------- plan of a run
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do about one stage, and why."""
+    """The plan for one stage: the action that a run would take, and the reason."""
 
     stage: StageId
     action: Literal["run", "continue", "wait", "skip"]
@@ -318,31 +324,33 @@ class Forecast:
 
 
 def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], request: Request) -> list[Forecast]:
-    """Tell of each stage of the recipe whether it would run, continue from a checkpoint, wait, or be skipped.
+    """Plan each stage of the recipe: whether it would run, continue from a checkpoint, wait, or be skipped.
 
-    `data`: rows as data.check_all gives them, those that stages have made included where these are complete.
+    `data`: rows from load.check_all, and those that stages have made, if these stages are complete.
     """
     recipe, paths = loaded.recipe, RunPaths(run_dir)
     stages = graph.first_round(recipe)
     chosen = graph.choose(stages, request)
-    found: list[Forecast] = []
+    forecasts: list[Forecast] = []
     anew: set[StageId] = set()
     for stage in stages:
         if stage not in chosen:
-            found.append(Forecast(stage, "skip", "not asked for"))
+            forecasts.append(Forecast(stage, "skip", "not asked for"))
             continue
         waits_for = [str(parent) for parent in graph.own_parents(stage, recipe, stages) if parent in anew]
         if waits_for:
-            found.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
+            forecasts.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
         else:
-            found.append(_forecast(stage, recipe, paths, inputs_of(stage, recipe, paths, data, request), request.force))
-        if found[-1].action != "skip":
+            forecasts.append(
+                _forecast(stage, recipe, paths, inputs_of(stage, recipe, paths, data, request), request.force)
+            )
+        if forecasts[-1].action != "skip":
             anew.add(stage)
-    return found
+    return forecasts
 
 
 def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[str, str], force: bool) -> Forecast:
-    """Tell the same of a stage whose parents are complete."""
+    """Plan one stage whose parents are complete."""
     folder = paths.stage(stage)
     artifact = find_artifact(folder)
     if force:
@@ -352,7 +360,7 @@ def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[s
         if not changed:
             return Forecast(stage, "skip", "complete, and nothing that it depends on changed")
         return Forecast(stage, "run", f"changed: {describe_changes(changed, artifact, stage.name, recipe)}")
-    if not _attempted(folder, inputs):
+    if not _has_attempt(folder, inputs):
         return Forecast(stage, "run", "nothing is there yet")
     if (waiting := graph.waiting_at(folder)) is not None:
         return Forecast(stage, "wait", str(waiting))

@@ -1,11 +1,11 @@
-"""Run one stage in a process of its own, or in several that work together: `python -m rlhfctl.stage_process RUN STAGE`.
+"""Run one stage in one process, or in several that work together: `python -m rlhfctl.stage_process RUN STAGE`.
 
     pipeline ── task.json ──▶ process(es) of the stage ── events.jsonl, result.json ──▶ pipeline
 
-The pipeline decides and writes what it decided (inputs, parents, options) into the stage's work folder; the process
-reads it, loads recipe, rows and models itself, and runs the stage as the pipeline would. The pipeline passes the
-process's events on, and raises its error as if it were its own. Of several processes (RANK, as accelerate and torchrun
-set it) only the first writes events, the result and the manifest.
+The pipeline decides and writes its decision (inputs, parents, options) into the stage's work folder. The process reads
+it, loads recipe, rows and models itself, and runs the stage as the pipeline would. The pipeline forwards the events of
+the process, and raises its error. If there are several processes (RANK, as accelerate and torchrun set it), only the
+first writes events, the result and the manifest.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from rlhfctl.stages.door import Outcome
 
 _FOLDER, _TASK, _EVENTS, _RESULT = "process", "task.json", "events.jsonl", "result.json"
 _LOOK_EVERY_S = 0.1
-_END_S = 10.0  # for a process that is asked to end
+_END_SECONDS = 10.0  # seconds that a process has to end after SIGTERM
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is put behind it.
+    """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is appended to it.
 
     For example ("accelerate", "launch", "--num_processes", "2").
     """
@@ -56,7 +56,7 @@ class Launcher:
 
 
 def launch(launcher: Launcher, context: Context) -> Outcome:
-    """Run the stage of `context` in a process of its own, and give what `door.run_stage` would."""
+    """Run the stage of `context` in a separate process; return the same as `door.run_stage`."""
     folder = context.work / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name in (_EVENTS, _RESULT):
@@ -64,17 +64,17 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
     fs.write_json(folder / _TASK, _task(context))
     command = [*launcher.command, "-m", "rlhfctl.stage_process", str(context.run.root), context.name]
     with context.run.log.open("a", encoding="utf-8") as log:
-        # A session of its own: Ctrl-C is the pipeline's, which then ends the process.
+        # In a new session, Ctrl-C reaches only the pipeline, which then ends the process.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     try:
-        _pass_on(folder / _EVENTS, process, context.emit)
+        _forward_events(folder / _EVENTS, process, context.emit)
     finally:
-        _end(process)
+        _terminate(process)
     return _result(folder / _RESULT, context, process.returncode)
 
 
 def _task(context: Context) -> dict[str, Any]:
-    """Return what the pipeline decided, as JSON for the process."""
+    """Return the pipeline's decision as JSON for the process."""
     parents = {
         role: {"name": source.name, "fingerprint": source.fingerprint, "complete": source.artifact is not None}
         for role, source in context.parents.items()
@@ -88,11 +88,11 @@ def _task(context: Context) -> dict[str, Any]:
     }
 
 
-def _pass_on(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
-    """Emit the events that the process writes, until it has ended."""
+def _forward_events(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
+    """Forward the events that the process writes, until it has ended."""
     offset, ended = 0, False
     while not ended:
-        ended = process.poll() is not None  # what it wrote before is read below
+        ended = process.poll() is not None  # ask before reading: events written before the end are read below
         if file.is_file():
             with file.open("rb") as stream:
                 stream.seek(offset)
@@ -105,41 +105,41 @@ def _pass_on(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event
             time.sleep(_LOOK_EVERY_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process where it still runs: an exception has left the pipeline."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Terminate the process if it still runs after an exception in the pipeline."""
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_END_S)
+            process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def _result(file: Path, context: Context, code: int) -> Outcome:
-    """Return what the process left; raise its error where it left one."""
+    """Return the result that the process wrote; raise its error if it wrote one."""
     if not file.is_file():
         raise RlhfctlError(
             f"the process of the stage {context.name} ended (exit code {code}) before it said why",
             where=str(context.run.log),
             fix="see the end of that file; the same command resumes from the last complete checkpoint",
         )
-    found = read_json(file)
-    if "error" in found:
-        raise _error_of(found["error"])
-    if "waiting" in found:
-        return Outcome(Waiting(**found["waiting"]), found["peak_memory"])
-    return Outcome(load_artifact(context.folder), found["peak_memory"])
+    result = read_json(file)
+    if "error" in result:
+        raise _error_of(result["error"])
+    if "waiting" in result:
+        return Outcome(Waiting(**result["waiting"]), result["peak_memory"])
+    return Outcome(load_artifact(context.folder), result["peak_memory"])
 
 
 # ---------------------------------------------------------------- in the stage's process
 
 
 def main(run: Path, stage: StageId) -> None:
-    """Run the stage as its task says. Errors are written for the pipeline to raise."""
+    """Run the stage as its task says; write errors for the pipeline, which raises them."""
     number = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
     first = number == 0
     folder = RunPaths(run).stage(stage) / WORK / _FOLDER
@@ -163,7 +163,7 @@ def main(run: Path, stage: StageId) -> None:
 
 
 def _writer(stream: TextIO) -> Callable[[Event], None]:
-    lock = threading.Lock()  # a library may call listeners from a thread of its own
+    lock = threading.Lock()  # a library may call listeners from its own thread
 
     def write(event: Event) -> None:
         with lock:
@@ -201,7 +201,7 @@ def _source(given: Mapping[str, Any]) -> Source:
 
 
 def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:
-    """Read the rows of the stage, without those that the chat template refuses: the pipeline has told of them."""
+    """Read the rows of the stage without rows that the chat template refuses; the pipeline has reported those."""
     section = made_data_of(stage, recipe, paths) or data_at_start(recipe.data)
     data = door.load_data(section, recipe.data_seed, STAGES[stage.name].data)
     kept, _ = door.check_rows(recipe, stage.name, graph.base_among(stage.name, parents), data, paths.log)
@@ -209,7 +209,7 @@ def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str,
 
 
 def _end_with_pipeline() -> None:
-    """End at once when the pipeline's process is gone: it holds the run's lock, and another may hold it soon."""
+    """Exit when the pipeline's process is gone: it holds the run's lock, and another process may take it soon."""
 
     def wait() -> None:
         while os.read(0, 1):

@@ -1,4 +1,7 @@
-"""Read what a tokenizer's chat template does: the end of a turn, and marks that are no tokens."""
+"""Inspect a tokenizer's chat template: how it ends turns, and which of its marks are no tokens.
+
+Reads the tokenizer; only `use_template_eos` changes it. Leaves out the texts of chat templates (templates.py).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data import templates
 from rlhfctl.errors import DataError
 
-_PROBE = "rlhfctl-response"  # what the assistant says where a template is looked at
+_PROBE = "rlhfctl-response"  # the assistant's text in the conversations that test a template
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """DataError when conversations come and the tokenizer has no chat template."""
+    """Raise DataError if the tokenizer has no chat template, which conversations need."""
     if tokenizer.chat_template is None:
         raise DataError(
             "the rows are conversations but the tokenizer has no chat template",
@@ -28,11 +31,11 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def use_template_eos(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Make the token with which the chat template closes the assistant's turn the end-of-sequence token.
 
-    A policy is stopped by end-of-sequence; where the template closes turns with another special token it would never
-    stop. Returns a sentence when something changed.
+    A policy stops at end-of-sequence; if the template closes turns with another special token, it would never stop.
+    Returns a sentence if something changed.
     """
     ids = _known_ids(tokenizer, _turn_end(tokenizer))
-    # all_special_ids has those with a role or a name of their own; others (Llama 3's <|eot_id|>) are only marked.
+    # all_special_ids holds tokens with a role or a name; others (Llama 3's <|eot_id|>) are only marked as special.
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if not ids or ids[0] == tokenizer.eos_token_id or ids[0] not in marked | set(tokenizer.all_special_ids):
         return None
@@ -42,7 +45,7 @@ def use_template_eos(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with which the chat template closes the assistant's turn; empty where it has none."""
+    """Return the text with which the chat template closes the assistant's turn; empty if it has none."""
     if tokenizer.chat_template is None:
         return ""
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
@@ -50,25 +53,25 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     except TemplateSyntaxError as error:
         raise broken_template(error) from error
-    except Exception:  # noqa: BLE001 - it takes no such conversation; what it makes of the rows is told by these
+    except Exception:  # noqa: BLE001 - the template refuses this conversation; checks of the rows will report it
         return ""
     return text.rpartition(_PROBE)[2].strip() if _PROBE in text else ""
 
 
 def _known_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of `text`; none where the tokenizer cannot read it, or knows it only as unknown."""
+    """Return the ids of `text`; an empty list if the tokenizer cannot read it, or reads it as unknown."""
     try:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    except Exception:  # noqa: BLE001 - a vocabulary without an unknown token raises whatever it likes
+    except Exception:  # noqa: BLE001 - a vocabulary without an unknown token may raise any error
         return []
     return [] if ids == [tokenizer.unk_token_id] else ids
 
 
 def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The mark that closes a turn where it is no token of the tokenizer, so that a model writes it letter by letter.
+    """Return the mark that closes a turn if the tokenizer has no token for it; a model then writes it letter by letter.
 
-    None where the template closes turns with a token, or with nothing but white space. Such a mark ends a response as a
-    stop string does, and is never read by rewards.
+    None if the template closes turns with a token, or with white space only. Such a mark ends a response as a stop
+    string does, and rewards never read it.
     """
     mark = _turn_end(tokenizer).split("\n")[0].strip()
     if not mark or not mark.startswith("<"):
@@ -78,7 +81,7 @@ def written_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_warnings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Sentences about a chat template that a policy cannot learn well from, with the ways out."""
+    """Yield warnings about a chat template that a policy cannot learn well from, with ways out."""
     before, opens = _written_before(tokenizer)
     if before and opens:
         yield (
@@ -102,17 +105,19 @@ def template_warnings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def _written_before(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
-    """(what stands between an opened turn and the assistant's text, whether the template opens turns at all)."""
+    """Return (the text between an opened turn and the assistant's text, whether the template opens turns at all)."""
     if tokenizer.chat_template is None:
         return "", True
-    asked = [{"role": "user", "content": "a"}]
+    question = [{"role": "user", "content": "a"}]
     try:
         opened, closed = (
-            str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=opens))
+            str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=opens))
             for opens in (True, False)
         )
-        whole = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
-    except Exception:  # noqa: BLE001 - it takes no such conversation, or is broken: the rows tell
+        whole = str(
+            tokenizer.apply_chat_template([*question, {"role": "assistant", "content": _PROBE}], tokenize=False)
+        )
+    except Exception:  # noqa: BLE001 - it refuses this conversation or is broken; checks of the rows report it
         return "", True
     if not whole.startswith(opened) or _PROBE not in whole:
         return "", True
@@ -120,16 +125,16 @@ def _written_before(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
 
 
 def marks_without_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The marks that the chat template writes and the tokenizer lacks, where it closes turns with such a mark.
+    """List the marks of the chat template that the tokenizer has no tokens for, if it closes turns with such a mark.
 
-    Empty where turns are closed by a token: other marks are then meant as text.
+    Empty if a token closes turns: other marks are then meant as text.
     """
     if written_turn_end(tokenizer) is None:
         return []
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
     written = ""
     for messages in ([{"role": "system", "content": "a"}, *turns], turns):
-        with contextlib.suppress(Exception):  # a template may take no system turn
+        with contextlib.suppress(Exception):  # a template may refuse a system turn
             written += str(tokenizer.apply_chat_template(messages, tokenize=False))
             written += str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
     known = tokenizer.get_vocab()
@@ -137,6 +142,7 @@ def marks_without_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def broken_template(error: TemplateSyntaxError) -> DataError:
+    """Make the error about a chat template that is no valid Jinja."""
     return DataError(
         f"the chat template is no valid Jinja: {error.message} in its line {error.lineno}",
         where="chat template",

@@ -1,14 +1,14 @@
-"""Turn the columns in which people keep their rows into ours, before a row is checked.
+"""Rename and reshape the columns of a row to rlhfctl's names, before the row is checked.
 
-    columns: {ours: theirs}     other names, values within values, lists made of several columns
+    columns: {our name: the file's}     other names, values within values, lists made of several columns
     prompt beside whole conversations   the text repeats one of their turns: the prompt is taken from them
     system, tools               a system turn (or the beginning of a text prompt), functions for the chat template
-    texts                       made into conversations where the recipe says so
+    texts                       made into conversations if the recipe says so
     prompts that end with an answer     the answer is left out
 
-One row in, a row out; BadRow says what is wrong with one. What is done is counted in a Tally, so that
-data.py can say it once for a whole source. Messages are read by messages.py, scores and labels of several responses by
-preferences.py, pairs are made by formats.py, and whole rows are checked by rows.py.
+Takes a row and returns a row; BadRow explains why a row cannot be used. Each change is counted in a Tally; load.py
+reports it once for a whole source. Leaves out messages (messages.py), scores and labels of several responses
+(preferences.py), making pairs (formats.py) and checking whole rows (rows.py).
 """
 
 from __future__ import annotations
@@ -23,45 +23,48 @@ from rlhfctl.data.types import BadRow, Row
 
 LISTS = ("responses", "scores", "ratings", "ranks", "label")  # several columns make a list; other texts are joined
 RESPONSES = ("completion", "chosen", "rejected")
-_INDEX = ("Unnamed: 0", "__index_level_0__")  # what pandas makes of an index that it wrote before
+_INDEX = ("Unnamed: 0", "__index_level_0__")  # how pandas names an index that it wrote before
 _TURNS = ("conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
 _MESSAGE_LISTS = ("messages", "prompt", *RESPONSES)
-_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts whose words are not set apart
+_NO_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts that do not separate words
 INDEX_NOTE = "values of a column without a name (an index that pandas wrote) are left out"
 
 # ---------------------------------------------------------------- names of columns
 
 
 def renamed(row: Row, mapping: Mapping[str, str | list[str]]) -> Row:
-    """Return `row` with its columns under our names. Several columns make a list, or texts joined by an empty line."""
+    """Rename the columns of `row` to rlhfctl's names. Several columns make a list, or texts joined by an empty line."""
     if not mapping:
         return row
-    theirs = {one for names in mapping.values() for one in names_of(names)}
-    found = {key: value for key, value in row.items() if key not in theirs and key not in mapping}
-    for ours, names in mapping.items():
-        values = [value_at(row, one) for one in names_of(names)]
+    file_columns = {column for names in mapping.values() for column in names_of(names)}
+    result = {key: value for key, value in row.items() if key not in file_columns and key not in mapping}
+    for key, names in mapping.items():
+        values = [value_at(row, column) for column in names_of(names)]
         if isinstance(names, str):
             if values[0] is not None or names in row:
-                found[ours] = values[0]
+                result[key] = values[0]
         elif any(value is not None for value in values):
-            found[ours] = values if ours in LISTS else _together(values)
-    return found
+            result[key] = values if key in LISTS else _joined(values)
+    return result
 
 
 def names_of(names: str | list[str]) -> list[str]:
-    """The columns that one entry of `columns` names."""
+    """List the columns that one entry of `columns` names."""
     return [names] if isinstance(names, str) else names
 
 
-def _together(values: Sequence[Any]) -> Any:
-    """Texts as one, with an empty line between; values that are no texts as a list, which no check takes for a text."""
-    there = [value for value in values if value is not None and value != ""]
-    return "\n\n".join(there) if all(isinstance(value, str) for value in there) else there
+def _joined(values: Sequence[Any]) -> Any:
+    """Join texts with an empty line between them; return other values as a list, which no check accepts as a text."""
+    present = [value for value in values if value is not None and value != ""]
+    return "\n\n".join(present) if all(isinstance(value, str) for value in present) else present
 
 
 def value_at(row: Any, path: str) -> Any:
-    """Find the value of a column, or of `a.b` and `a.0` within one; of `a.b` in a list of objects each b. Else None."""
+    """Find the value of a column, or of a path such as `a.b` or `a.0` within one; None if there is none.
+
+    In a list of objects, `a.b` is the list of their values of b.
+    """
     if isinstance(row, Mapping) and path in row:
         return row[path]
     first, _, rest = path.partition(".")
@@ -77,18 +80,18 @@ def value_at(row: Any, path: str) -> Any:
 
 
 def unused(rows: Sequence[Row], mapping: Mapping[str, str | list[str]], tally: Tally, *, others: bool) -> list[str]:
-    """List the columns with values that nothing read. `others`: also those that `columns` does not bear upon."""
-    theirs = {one for names in mapping.values() for one in names_of(names)}
-    theirs |= {one.partition(".")[0] for one in theirs}
-    there = {key for row in rows for key, value in row.items() if value is not None} - theirs - {*_INDEX}
-    return sorted(key for key in there if key in mapping or (others and key not in tally.used))
+    """List the columns with values that nothing read. `others`: also columns that `columns` does not concern."""
+    mapped = {column for names in mapping.values() for column in names_of(names)}
+    mapped |= {column.partition(".")[0] for column in mapped}
+    present = {key for row in rows for key, value in row.items() if value is not None} - mapped - {*_INDEX}
+    return sorted(key for key in present if key in mapping or (others and key not in tally.used))
 
 
 # ---------------------------------------------------------------- conversations
 
 
 def normalised(row: Row, tally: Tally) -> Row:
-    """Return `row` with its conversations as messages under our names."""
+    """Return `row` with its conversations as messages with rlhfctl's keys."""
     row = dict(row)
     for name in _INDEX:
         if row.pop(name, None) is not None:
@@ -111,29 +114,29 @@ def with_system(row: Row, tally: Tally) -> Row:
     if name is None or key is None:
         return row
     tally.read(name)
-    asked, text = row[key], row[name]
+    opening, text = row[key], row[name]
     rest = {other: value for other, value in row.items() if other != name}
-    if isinstance(asked, str):
+    if isinstance(opening, str):
         tally.made["system texts stand before the prompt, with an empty line between"] += 1
-        return rest | {key: f"{text}\n\n{asked}"}
-    if not isinstance(asked, list) or not asked or not isinstance(asked[0], dict):
+        return rest | {key: f"{text}\n\n{opening}"}
+    if not isinstance(opening, list) or not opening or not isinstance(opening[0], dict):
         return row  # rows.py says what is wrong
-    if asked[0].get("role") not in ("system", "developer"):
+    if opening[0].get("role") not in ("system", "developer"):
         tally.made["system texts became a system turn"] += 1
-        return rest | {key: [{"role": "system", "content": text}, *asked]}
-    if str(asked[0].get("content")).strip() != text.strip():
+        return rest | {key: [{"role": "system", "content": text}, *opening]}
+    if str(opening[0].get("content")).strip() != text.strip():
         tally.made["system texts are left out: the conversation has a system turn of its own"] += 1
     return rest
 
 
 def with_tools(row: Row, tally: Tally) -> Row:
-    """Return `row` with its tools as a list of objects; without them where there are none."""
+    """Return `row` with its tools as a list of objects; without the key if there are no tools."""
     value = row.get("tools")
     rest = {key: item for key, item in row.items() if key != "tools"}
     if value is None or value == [] or value == "":
         return rest
     if not isinstance(row.get("messages", row.get("prompt")), list):
-        return row  # a text goes through no template: the column is named as not used
+        return row  # no template renders a text prompt: the column is reported as not used
     tools = messages.read_tools(value)
     tally.read("tools")
     return rest | {"tools": tools} if tools else rest
@@ -172,33 +175,33 @@ def as_conversation(row: Row) -> Row:
 
 
 def agreeing(row: Row, names: Sequence[str], tally: Tally) -> Row:
-    """Return `row` with prompt and responses (the columns `names`) of one kind, each turn standing in one of them."""
+    """Make prompt and responses (the columns `names`) both text or both messages, and remove repeated turns."""
     prompt: Any = row.get("prompt")
     responses: list[Any] = [row.get(name) for name in names]
-    if prompt is None or not prompt or any(not one for one in responses):
+    if prompt is None or not prompt or any(not response for response in responses):
         return row
-    if isinstance(prompt, str) and all(isinstance(one, list) for one in responses):
+    if isinstance(prompt, str) and all(isinstance(response, list) for response in responses):
         return _text_beside_messages(row, prompt, responses, tally)
-    if isinstance(prompt, list) and all(isinstance(one, str) for one in responses):
+    if isinstance(prompt, list) and all(isinstance(response, str) for response in responses):
         tally.made["text responses beside a conversation became the assistant's turn"] += 1
         return row | {
             name: [{"role": "assistant", "content": text.strip()}] if text.strip() else text
             for name, text in zip(names, responses, strict=True)
         }
-    if isinstance(prompt, list) and all(isinstance(one, list) for one in responses):
+    if isinstance(prompt, list) and all(isinstance(response, list) for response in responses):
         size = len(prompt)
-        if all(len(one) > size and messages.same_turns(one[:size], prompt) for one in responses):
+        if all(len(response) > size and messages.same_turns(response[:size], prompt) for response in responses):
             tally.made["conversations repeat the prompt beside them: it is read once"] += 1
-            return row | {name: one[size:] for name, one in zip(names, responses, strict=True)}
+            return row | {name: response[size:] for name, response in zip(names, responses, strict=True)}
     return row
 
 
 def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally: Tally) -> Row:
-    """A text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
-    if all(isinstance(one[0], dict) and one[0].get("role") == "assistant" for one in responses):
+    """Resolve a text prompt beside messages: a turn that they repeat, or the user's turn before the assistant's."""
+    if all(isinstance(response[0], dict) and response[0].get("role") == "assistant" for response in responses):
         tally.made["text prompts beside an answer as a message became a user's turn"] += 1
         return row | {"prompt": [{"role": "user", "content": prompt}]}
-    if all(repeats(one, prompt) for one in responses):
+    if all(repeats(response, prompt) for response in responses):
         tally.made["text prompts repeat a turn of the conversations beside them: these are used"] += 1
         tally.read("prompt")
         return {key: value for key, value in row.items() if key != "prompt"}
@@ -209,7 +212,7 @@ def _text_beside_messages(row: Row, prompt: str, responses: Sequence[Any], tally
 
 
 def repeats(conversation: Any, text: str) -> bool:
-    """Whether a user's turn of the conversation says the text; white space does not count."""
+    """Tell whether a user's turn of the conversation equals the text; white space does not count."""
     if not isinstance(conversation, list):
         return False
     words = text.split()
@@ -220,7 +223,7 @@ def repeats(conversation: Any, text: str) -> bool:
 def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
     """Return `row` with `prefix` before each text response that follows its text prompt without a space.
 
-    Counts the rows in which two words are joined all the same, as "and" + "a bit" are in "anda bit".
+    Counts the rows in which two words are joined nevertheless, as "and" + "a bit" are in "anda bit".
     """
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt:
@@ -241,7 +244,10 @@ def spaced(row: Row, names: Sequence[str], prefix: str, tally: Tally) -> Row:
 
 
 def _are_joined(last: str, first: str) -> bool:
-    """Whether a reader would miss a space: no sign opens or closes there, and the script sets words apart."""
+    """Tell whether a reader would miss a space between the last and the first character of two texts.
+
+    The second begins with a letter or digit, no bracket or quote opens before it, and its script separates words.
+    """
     if not first.isalnum() or unicodedata.category(last) in ("Ps", "Pi"):
         return False
     wide = any(unicodedata.east_asian_width(char) in "WF" for char in (last, first))

@@ -1,8 +1,8 @@
-"""Rows to ids: the one place where text and conversations become tokens, for every stage alike.
+"""Encode rows as token ids: the only place where text and conversations become tokens, for every stage alike.
 
-Rules: one beginning-of-sequence at most; ids(prompt) is exactly what PPO generates from; a response ends with the
-end-of-turn token and nothing after it (chat templates that add a newline there are cut), so the reward model reads
-the same last token in training as in PPO. Leaves out batching and padding.
+Rules: there is at most one beginning-of-sequence token; ids(prompt) is exactly the input of PPO's generation; a
+response ends with the end-of-turn token and nothing after it (a newline that a chat template adds there is cut). The
+reward model therefore reads the same last token in training and in PPO. Leaves out batching and padding.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rlhfctl.errors import DataError, Problem, RecipeError
 
 
 def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
-    """Put TRL's training variant in the place of a chat template that renders earlier turns of `rows` differently.
+    """Replace a chat template that renders earlier turns of `rows` differently with TRL's training variant.
 
-    Losses on the assistant's turns alone need a conversation that only grows. Returns a sentence when something
-    changed; None where the template grows, or where TRL has no variant of it (the row that fails then says so).
+    Losses on the assistant's turns only need a conversation that only grows. Returns a sentence if something changed;
+    None if the template grows, or if TRL has no variant of it (the row that fails then reports it).
     """
     if not isinstance(tokenizer.chat_template, str):
         return None
@@ -35,16 +35,16 @@ def adopt_training_variant(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Ro
     failing = [row for row in rows if "messages" in row and not encoder.grows(row["messages"], row.get("tools"))]
     if not failing:
         return None
-    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, for few
+    from trl.chat_template_utils import get_training_chat_template  # three seconds of imports, which few runs need
 
     own = tokenizer.chat_template
     try:
-        found = get_training_chat_template(tokenizer)
-    except Exception:  # noqa: BLE001 - a template that it does not know, or one that fails on its probes
+        variant = get_training_chat_template(tokenizer)
+    except Exception:  # noqa: BLE001 - TRL does not know the template, or it fails in TRL's tests
         return None
-    if found is None:
+    if variant is None:
         return None
-    tokenizer.chat_template = templates.without_generation_marks(found)
+    tokenizer.chat_template = templates.without_generation_marks(variant)
     if not any(encoder.grows(row["messages"], row.get("tools")) for row in failing):
         tokenizer.chat_template = own
         return None
@@ -60,14 +60,14 @@ Tools = Sequence[dict[str, Any]] | None  # functions that a row offers the model
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A preference group as ids: each response once, whatever number of pairs it is in."""
+    """A preference group as ids: each response once, even if it is in several pairs."""
 
     group: PreferenceGroup
-    ids: tuple[list[int], ...]  # of each response: the whole sequence, prompt and all; empty for one in no pair
+    ids: tuple[list[int], ...]  # per response: the whole sequence with its prompt; empty for a response in no pair
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
-        """`chosen_ids` and `rejected_ids` of each pair of the group; `margin` where it has one."""
+        """List `chosen_ids` and `rejected_ids` of each pair of the group, and `margin` if it has one."""
         more = {} if self.group.margin is None else {"margin": self.group.margin}
         return [
             more | {"chosen_ids": self.ids[better], "rejected_ids": self.ids[worse]}
@@ -75,27 +75,27 @@ class EncodedGroup:
         ]
 
     def within(self, limit: int) -> list[EncodedGroup]:
-        """The group with the pairs whose sides have at most `limit` ids; an empty list where there are none."""
+        """Return the group with the pairs whose sides have at most `limit` ids; an empty list if none is left."""
         kept = tuple(two for two in self.group.comparisons if all(len(self.ids[index]) <= limit for index in two))
         return [EncodedGroup(replace(self.group, comparisons=kept), self.ids)] if kept else []
 
 
 @dataclass
 class Encoder:
-    """A tokenizer with the rules above, and counts of what did not fit them."""
+    """Encode with a tokenizer by the rules above, and count the rows that do not fit them."""
 
     tokenizer: PreTrainedTokenizerBase
     boundary_mismatches: int = field(default=0, init=False)
     encoded: int = field(default=0, init=False)
 
     def prompt(self, prompt: Prompt, tools: Tools = None) -> list[int]:
-        """Ids to generate from: the text, or the conversation with the assistant's turn opened."""
+        """Encode a prompt for generation: the text, or the conversation with the assistant's turn opened."""
         if isinstance(prompt, str):
             return self._text(prompt)
         return self._template(prompt, tools, add_generation_prompt=True)
 
     def pair(self, prompt: Prompt, completion: Prompt, tools: Tools = None) -> tuple[list[int], list[int]]:
-        """(ids of the prompt, ids of the response with its end token)."""
+        """Return (ids of the prompt, ids of the response with its end token)."""
         prompt_ids = self.prompt(prompt, tools)
         if isinstance(prompt, str):
             assert isinstance(completion, str)
@@ -106,7 +106,7 @@ class Encoder:
         if whole[: len(prompt_ids)] == prompt_ids:
             response = whole[len(prompt_ids) :]
         else:
-            # A token spans the boundary. PPO generates from ids(prompt): they are kept, the response stands alone.
+            # A token spans the boundary. PPO generates from ids(prompt): keep them, and encode the response separately.
             self.boundary_mismatches += 1
             more = [*prompt, *completion]
             rest = completion if isinstance(completion, str) else self._rest(prompt, more, tools, opened=True)
@@ -116,10 +116,10 @@ class Encoder:
     def demonstration(
         self, row: Row, *, completion_only_loss: bool | None = None, assistant_only_loss: bool = False
     ) -> dict[str, list[int]]:
-        """`input_ids` and `labels` of one demonstration; labels are IGNORED where no loss is taken.
+        """Return `input_ids` and `labels` of one demonstration; a label is IGNORED if the token has no loss.
 
-        As in TRL: of prompt+completion rows the completion is learned (unless completion_only_loss is False), of
-        messages and text everything (with assistant_only_loss the assistant's turns only).
+        The rule is that of TRL: in prompt+completion rows the completion is learned (unless completion_only_loss is
+        False), in messages and text everything (with assistant_only_loss only the assistant's turns).
         """
         if "prompt" in row:
             prompt_ids, response = self.pair(row["prompt"], row["completion"], row.get("tools"))
@@ -155,10 +155,10 @@ class Encoder:
         return {"input_ids": ids, "labels": labels}
 
     def shortened(self, prompt: Prompt, limit: int, tools: Tools = None) -> Prompt | None:
-        """`prompt` cut within its content until its ids are at most `limit`; None where even that is too long.
+        """Cut `prompt` within its content until it has at most `limit` ids; None if even that is too long.
 
-        Of a conversation the oldest turns go first, but never the system's and never the last; then the last message
-        loses its beginning. Of a text the beginning goes. BOS, the system turn and the template's marks stay.
+        In a conversation the oldest turns go first, but never the system's and never the last; then the beginning of
+        the last message. In a text the beginning goes. BOS, the system turn and the template's marks stay.
         """
         if isinstance(prompt, str):
             return self._cut_text(prompt, limit, lambda text: text, None)
@@ -176,7 +176,7 @@ class Encoder:
         )
 
     def _cut_text(self, text: str, limit: int, build: Callable[[str], Prompt], tools: Tools) -> Prompt | None:
-        """The longest end of `text`, in whole tokens, with which `build` makes a prompt of at most `limit` ids."""
+        """Cut `text` at its beginning, at a token, until `build` makes a prompt of at most `limit` ids of it."""
         ids = self._plain(text)
         room = limit - (len(self.prompt(build(text), tools)) - len(ids))
         for count in range(min(room, len(ids) - 1), 0, -1):
@@ -186,7 +186,7 @@ class Encoder:
         return None
 
     def preference(self, group: PreferenceGroup) -> EncodedGroup:
-        """Encode the responses of a group, each once; the counts of the warning are those of its pairs' sides."""
+        """Encode the responses of a group, each once; the warning counts the sides of its pairs."""
         uses = Counter(index for comparison in group.comparisons for index in comparison)
         ids: list[list[int]] = [[] for _ in group.responses]
         for index, times in uses.items():
@@ -198,7 +198,7 @@ class Encoder:
         return EncodedGroup(group, tuple(ids))
 
     def warning(self, what: str) -> str | None:
-        """A sentence about prompts whose end merged with their response, or None."""
+        """Return a sentence about prompts whose end merged with their response, or None."""
         if not self.boundary_mismatches:
             return None
         return (
@@ -220,12 +220,14 @@ class Encoder:
 
     @cached_property
     def _opening(self) -> list[int]:
-        """What the tokenizer puts before every text (BOS). What some put after it is left out."""
+        """Return the ids that the tokenizer puts before every text (BOS), without ids that it puts after one."""
         try:
             alone, whole = self._plain("a"), list(self.tokenizer("a")["input_ids"])
-        except DataError:  # tokens of one's own, without an "a": nothing stands before texts then
+        except DataError:  # a vocabulary without "a": the tokenizer puts nothing before texts
             return []
-        return next((whole[:at] for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone), [])
+        return next(
+            (whole[:start] for start in range(len(whole)) if alone and whole[start : start + len(alone)] == alone), []
+        )
 
     def _text(self, text: str) -> list[int]:
         ids = self._plain(text)
@@ -238,7 +240,7 @@ class Encoder:
         except TemplateSyntaxError as error:
             raise broken_template(error) from error
         except Exception as error:  # a template is a program: it refuses, or it fails
-            if options.get("tokenize"):  # or what it wrote has no ids: then this says so
+            if options.get("tokenize"):  # if the rendered text has no ids, this raises
                 self._plain(str(self._rendered(messages, **options | {"tokenize": False, "return_dict": False})))
             roles = ", ".join(str(message["role"]) for message in messages)
             raise DataError(
@@ -254,11 +256,11 @@ class Encoder:
         return list(self._rendered(messages, **options)["input_ids"])
 
     def _rest(self, messages: Sequence[Any], more: Sequence[Any], tools: Tools, *, opened: bool) -> str:
-        """The text by which the conversation `more` goes on after `messages`; DataError if its beginning changed."""
+        """Return the text that continues the conversation `messages` in `more`; DataError if its beginning changed."""
         tools = tools or None
         begun = str(self._rendered(messages, tools=tools, tokenize=False, add_generation_prompt=opened))
         whole = str(self._rendered(more, tools=tools, tokenize=False, add_generation_prompt=False))
-        if not opened and self.tokenizer.eos_token:  # some close a whole conversation with it, after the last turn
+        if not opened and self.tokenizer.eos_token:  # some templates end a whole conversation with it
             begun = begun.removesuffix(self.tokenizer.eos_token)
         if not whole.startswith(begun):
             raise DataError(
@@ -271,43 +273,43 @@ class Encoder:
         return whole[len(begun) :]
 
     def unwritten(self, messages: Sequence[Any], tools: Tools = None) -> list[str]:
-        """The roles of the turns whose text, white space aside, is not in what the template writes of `messages`.
+        """List the roles of the turns whose text is missing (white space ignored) when the template renders `messages`.
 
-        DataError where the last turn is the assistant's and nothing of it is: it would be learned or scored as empty.
+        DataError if all text of a last turn by the assistant is missing: it would be learned or scored as empty.
         """
         options: dict[str, Any] = {"tools": tools or None, "tokenize": False}
         whole = str(self._rendered(messages, **options))
         text = " ".join(whole.split())
         missing = [turn for turn in messages if " ".join(str(turn.get("content") or "").split()) not in text]
-        found = [turn["role"] for turn in missing]
+        roles = [turn["role"] for turn in missing]
         *before, last = messages
         if last["role"] != "assistant" or not missing or missing[-1] is not last:
-            return found
+            return roles
         try:
             other = str(self._rendered([*before, {**last, "content": "x" * len(last["content"])}], **options))
-        except DataError:  # it does not take this one, so it reads them
-            return found
+        except DataError:  # the template refuses this turn, hence it reads the text of turns
+            return roles
         if other == whole:
             raise DataError(
                 "the chat template writes nothing of the response",
                 where="chat template",
                 fix="set model.chat_template to one that writes the assistant's turns",
             )
-        return found
+        return roles
 
     @cached_property
     def _read_as_tokens(self) -> re.Pattern[str]:
-        """Finds special tokens, and the mark that ends a response, in a text."""
+        """A pattern for the special tokens, and the mark that ends a response, in a text."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= {mark for mark in (written_turn_end(self.tokenizer),) if mark is not None}
         return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
     def tokens_within(self, messages: Sequence[Any]) -> list[str]:
-        """The special tokens that stand in the text of `messages`, where they are read as tokens and not as text."""
+        """Find the special tokens in the text of `messages` if the tokenizer reads them as tokens, not as text."""
         return [mark for m in messages for mark in self._read_as_tokens.findall(str(m.get("content") or ""))]
 
     def grows(self, messages: Sequence[Any], tools: Tools = None) -> bool:
-        """Whether the text of the conversation up to each assistant's turn begins the text of the whole."""
+        """Tell whether the text of the conversation up to each assistant's turn begins the text of the whole."""
         try:
             for index, message in enumerate(messages):
                 if message["role"] == "assistant" and index:
@@ -318,7 +320,7 @@ class Encoder:
         return True
 
     def _closed(self, ids: list[int]) -> list[int]:
-        """`ids` without the white space that a template puts after the end token."""
+        """Return `ids` without the white space that a template puts after the end token."""
         eos = self.tokenizer.eos_token_id
         tail = len(ids) - 1 - ids[::-1].index(eos) if eos in ids else None
         return ids[: tail + 1] if tail is not None and not self.tokenizer.decode(ids[tail + 1 :]).strip() else ids
@@ -330,22 +332,24 @@ class Encoder:
 
 
 def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids both begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
+    """Count the ids that both lists begin with."""
+    return next(
+        (index for index, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others))
+    )
 
 
 def is_conversation(row: Row) -> bool:
-    """Whether a row holds messages rather than text."""
+    """Tell whether a row holds messages rather than text."""
     return "messages" in row or isinstance(row.get("prompt"), list)
 
 
 def any_conversation(data: Mapping[str, Rows]) -> bool:
-    """Whether any row of these data sets is a conversation."""
+    """Tell whether any row of these data sets is a conversation."""
     return any(is_conversation(row) for rows in data.values() for row in rows.rows)
 
 
 def texts_of(rows: Iterable[Row]) -> Iterable[str]:
-    """The plain text of rows, for training a tokenizer."""
+    """Return the plain text of rows, for training a tokenizer."""
     for row in rows:
         if "messages" in row:
             yield "\n".join(message["content"] for message in row["messages"])
@@ -360,7 +364,7 @@ def _plain(value: Prompt) -> str:
 
 
 def stop_token_id(stop: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of `eos`, or of a token given as text. RecipeError unless the text is one token."""
+    """Return the id of `eos`, or of a token given as text; RecipeError unless the text is one token."""
     if stop == "eos":
         eos: int = tokenizer.eos_token_id
         return eos

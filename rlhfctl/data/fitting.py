@@ -1,4 +1,4 @@
-"""Decide which prompts fit: drop or cut those that are too long for the model's context, and count them."""
+"""Decide which prompts fit: drop or cut prompts that are too long for the model's context, and count them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rlhfctl.recipe.schema import Data
 
 @dataclass(frozen=True)
 class FittedPrompts:
-    """The rows whose prompts leave room for a response, their ids, and what became of the others.
+    """The rows whose prompts leave room for a response, their ids, and the number of cut and dropped prompts.
 
-    `limit`: the most tokens of a prompt (None: any number). `cut` prompts are shortened, `dropped` ones left out.
+    `limit`: maximum tokens per prompt (None: any number). `cut` prompts are shortened, `dropped` prompts are left out.
     """
 
     rows: list[Row]
@@ -31,7 +31,7 @@ class FittedPrompts:
 def fit_to_context(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, context: int | None, response_length: int, section: Data
 ) -> FittedPrompts:
-    """Fit prompts into what the model's context leaves beside a response, and into data.max_prompt_length."""
+    """Fit prompts into the context that a response leaves free, and into data.max_prompt_length."""
     limit = longest_prompt(section.max_prompt_length, context, response_length)
     return FittedPrompts(*fit_prompts(rows, Encoder(tokenizer), limit, section.overlong_prompts), limit)
 
@@ -44,9 +44,9 @@ def encode_prompts(
     section: Data,
     warn: Callable[[str], None],
 ) -> tuple[list[Row], list[list[int]]]:
-    """Give the rows that PPO can answer and their prompt ids; say how many are cut or dropped.
+    """Encode the prompts that PPO can answer; report how many are cut or dropped.
 
-    DataError where a response leaves no room for any prompt, or no prompt fits.
+    DataError if a response leaves no room for any prompt, or no prompt fits.
     """
     limit = longest_prompt(section.max_prompt_length, context, response_length)
     if limit is not None and limit <= 0:
@@ -77,7 +77,7 @@ def encode_prompts(
 
 
 def fit_lengths(lengths: Sequence[int], context: int | None, response_length: int, section: Data) -> list[int]:
-    """Predict from lengths alone those that prompts have once they are fitted: a cut one has exactly the limit."""
+    """Predict the lengths of fitted prompts from lengths alone: a cut prompt has exactly the limit."""
     limit = longest_prompt(section.max_prompt_length, context, response_length)
     if limit is None:
         return list(lengths)
@@ -88,10 +88,10 @@ def fit_lengths(lengths: Sequence[int], context: int | None, response_length: in
 def fit_prompts(
     rows: Sequence[Row], encoder: Encoder, limit: int | None, overlong: str
 ) -> tuple[list[Row], list[list[int]], int, int]:
-    """Rows whose prompts have at most `limit` ids, their ids, and how many were cut and dropped.
+    """Return rows whose prompts have at most `limit` ids, their ids, and how many were cut and dropped.
 
-    With `overlong: truncate` a longer prompt is cut within its content, and its row holds the shorter prompt: whoever
-    reads the row, policy, reward or judge, reads the same text. What cannot be cut is dropped.
+    With `overlong: truncate` a longer prompt is cut within its content, and its row holds the shorter prompt: policy,
+    reward and judge all read the same text. A prompt that cannot be cut is dropped.
     """
     kept, ids, cut, dropped = [], [], 0, 0
     for row in Work("encoding prompts", len(rows), "prompt").through(rows):
@@ -110,15 +110,15 @@ def fit_prompts(
 
 
 def longest_prompt(stated: int | None, context: int | None, response: int) -> int | None:
-    """The most tokens of a prompt: data.max_prompt_length, and what the context leaves beside a response.
+    """Return the maximum tokens per prompt: data.max_prompt_length, and the context that a response leaves free.
 
-    None where neither is known; 0 or less where the response alone fills the context.
+    None if neither is known; 0 or less if the response alone fills the context.
     """
     return min((one for one in (stated, context and context - response) if one is not None), default=None)
 
 
 def longest_row(stated: int | None, context: int | None) -> tuple[int | None, str]:
-    """The most tokens of a demonstration or of a pair's side, and what sets it, in words; None where nothing does."""
+    """Return the maximum tokens of a demonstration or a side of a pair, and the limit's name; None without a limit."""
     if context is not None and (stated is None or stated > context):
         return context, f"the model's context of {context}"
     return stated, f"max_length={stated}"

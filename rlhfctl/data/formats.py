@@ -1,11 +1,11 @@
-"""Read the shapes in which people keep preferences and conversations.
+"""Convert the common formats of preferences and conversations to prompts with responses.
 
-    transcripts         "Human: ... Assistant: ..." in one text: a list of messages, where the recipe names the words
-    implicit prompts    chosen and rejected begin alike: what they share is the prompt
+    transcripts         "Human: ... Assistant: ..." in one text: a list of messages, if the recipe names the words
+    implicit prompts    chosen and rejected begin alike: their common beginning is the prompt
     ranked lists        K responses, best first (or with scores): a pair for each two that are not tied
 
-One row in, a row or its pairs out; BadRow says what is wrong with one. Each pair is checked by itself in
-rows.py, as a file's own pair is; then `grouped` puts the pairs of a list together again as a PreferenceGroup.
+Takes a row and returns a row or its pairs; BadRow explains why a row cannot be used. rows.py checks each pair by
+itself, like a pair of a file; `grouped` then combines the pairs of a list to a PreferenceGroup.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from rlhfctl.data.types import BadRow, Comparison, PreferenceGroup, Prompt, Row
 from rlhfctl.recipe.schema import Turns
 
-_TRANSCRIPT = re.compile(r"(?:^|\n\n)Assistant:")  # public preference sets write their transcripts so
+_TRANSCRIPT = re.compile(r"(?:^|\n\n)Assistant:")  # how public preference sets write transcripts
 _TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 
 
@@ -27,7 +27,7 @@ _TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 
 
 def conversation(text: str, turns: Turns) -> list[Row]:
-    """Read the messages of a transcript; a last turn that is only opened is left out. BadRow where it is none."""
+    """Split a transcript into messages, without a last turn that is only opened; BadRow if it is no transcript."""
     roles = {turns.user: "user", turns.assistant: "assistant"} | ({turns.system: "system"} if turns.system else {})
     words = "|".join(re.escape(word) for word in sorted(roles, key=len, reverse=True))
     parts = re.split(rf"(?:^|(?<=\n))[ \t]*({words})", text)
@@ -43,7 +43,7 @@ def conversation(text: str, turns: Turns) -> list[Row]:
 
 
 def with_conversations(row: Row, turns: Turns) -> Row:
-    """`row` with its transcripts as messages: whole ones, and responses that stand beside a prompt."""
+    """Return `row` with its transcripts as messages: whole transcripts, and responses beside a prompt."""
     row = dict(row)
     prompted = isinstance(row.get("prompt"), str)
     responses = [row["responses"]] if isinstance(row.get("responses"), list) else []
@@ -72,27 +72,27 @@ def _answer(text: str) -> list[Row]:
 
 
 def with_prompt(row: Row) -> Row:
-    """`row` with the beginning that chosen and rejected share as its prompt."""
+    """Return `row` with the common beginning of chosen and rejected as its prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        at = _shared_text(chosen, rejected)
+        length = _shared_text(chosen, rejected)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        at = _shared_messages(chosen, rejected)
+        length = _shared_messages(chosen, rejected)
     else:
         raise BadRow("chosen and rejected: both strings or both lists of messages")
-    if at == 0:
+    if length == 0:
         raise BadRow("has no prompt, and chosen and rejected begin differently, so none can be told")
-    return row | {"prompt": chosen[:at], "chosen": chosen[at:], "rejected": rejected[at:]}
+    return row | {"prompt": chosen[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
 
 
 def _shared_text(chosen: str, rejected: str) -> int:
-    """Where the responses begin: after the last "Assistant:" of what both share, else at the last whole word of it."""
+    """Find where the responses begin: after the last common "Assistant:", else at the last whole common word."""
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
     shared = "".join(char for char, _ in alike)
     marks = [match.end() for match in _TRANSCRIPT.finditer(shared)]
     if marks:
         return marks[-1]
-    if len(shared) in (len(chosen), len(rejected)):  # one is the beginning of the other: the last word is its own
+    if len(shared) in (len(chosen), len(rejected)):  # one begins the other: the last word belongs to it
         shared = shared.rstrip()
     words = list(re.finditer(r"\s+", shared))
     return words[-1].start() if words else 0
@@ -108,11 +108,11 @@ def _shared_messages(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
 
 
 def comparisons_of(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]]:
-    """Make the pairs of one row of preferences: of a ranked list all that are not tied, with their places in the list.
+    """Make the pairs of one row of preferences, with the indices of their responses; a ranked list gives all but ties.
 
-    Counts ties in `dropped`. BadRow where the row is none of the shapes.
+    Counts ties in `dropped`. BadRow if the row has none of the formats.
     """
-    if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a table's cell is text
+    if str(row.get("tie")).strip().lower() in ("true", "1", "1.0"):  # a cell of a CSV table is text
         dropped["ties"] += 1
         return []
     return [((0, 1), row)] if row.get("responses") is None else _ranked(row, dropped)
@@ -123,41 +123,41 @@ def _ranked(row: Row, dropped: Counter[str]) -> list[tuple[Comparison, Row]]:
     if not isinstance(responses, list) or len(responses) < 2:
         raise BadRow("responses: expected a list of at least two, best first")
     if scores is None:
-        scores = [-place for place in range(len(responses))]
+        scores = [-index for index in range(len(responses))]
     if not isinstance(scores, list) or len(scores) != len(responses):
         raise BadRow(f"scores: expected {len(responses)} numbers, one a response")
     if not all(isinstance(score, int | float) and not isinstance(score, bool) and score == score for score in scores):
         raise BadRow("scores: expected numbers, the higher the better")
     rest = {key: value for key, value in row.items() if key not in ("responses", "scores")}
-    found: list[tuple[Comparison, Row]] = []
-    for one, other in itertools.combinations(range(len(responses)), 2):
-        if scores[one] == scores[other] or responses[one] == responses[other]:
+    pairs: list[tuple[Comparison, Row]] = []
+    for first, second in itertools.combinations(range(len(responses)), 2):
+        if scores[first] == scores[second] or responses[first] == responses[second]:
             dropped["ties"] += 1
             continue
-        better, worse = (one, other) if scores[one] > scores[other] else (other, one)
-        found.append(((better, worse), rest | {"chosen": responses[better], "rejected": responses[worse]}))
-    return found
+        better, worse = (first, second) if scores[first] > scores[second] else (second, first)
+        pairs.append(((better, worse), rest | {"chosen": responses[better], "rejected": responses[worse]}))
+    return pairs
 
 
 def _ranks(row: Row) -> list[int]:
-    """The ranks of a row's responses: 0 is the best, equal scores have equal ranks."""
+    """Return the ranks of a row's responses: 0 is the best, equal scores have equal ranks."""
     if row.get("responses") is None:
         return [0, 1]  # chosen and rejected
     scores = row.get("scores")
-    return list(range(len(row["responses"]))) if scores is None else _places([-score for score in scores])
+    return list(range(len(row["responses"]))) if scores is None else _ranks_of_values([-score for score in scores])
 
 
-def _places(values: Sequence[float]) -> list[int]:
-    """The place of each value among the distinct ones, the lowest first."""
-    place = {value: index for index, value in enumerate(sorted(set(values)))}
-    return [place[value] for value in values]
+def _ranks_of_values(values: Sequence[float]) -> list[int]:
+    """Return the rank of each value among the distinct values, the lowest first."""
+    rank = {value: index for index, value in enumerate(sorted(set(values)))}
+    return [rank[value] for value in values]
 
 
 def grouped(row: Row, checked: Sequence[tuple[Comparison, Row]]) -> list[PreferenceGroup]:
-    """Put the checked pairs of `row` together again, in their order: as one group, where all have one prompt.
+    """Combine the checked pairs of `row` in order, to one group if all have the same prompt.
 
-    They have not where the prompt is what chosen and rejected share: two responses may share more than two others.
-    Then each run of pairs that agree is a group. A response that is in no pair is in no group.
+    They differ in prompt if it is the common beginning of chosen and rejected: two responses may share more than two
+    others. Then each run of pairs that agree is a group. A response that is in no pair is in no group.
     """
     runs: list[_Run] = []
     for comparison, pair in checked:
@@ -168,11 +168,11 @@ def grouped(row: Row, checked: Sequence[tuple[Comparison, Row]]) -> list[Prefere
 
 
 class _Run:
-    """Pairs that follow each other with one prompt, and in which a response always reads the same."""
+    """A run of pairs that have one prompt, in which a response always has the same text."""
 
     def __init__(self, first: Row) -> None:
         self.shared = _shared_keys(first)
-        self.responses: dict[int, Prompt] = {}  # by its place in the list
+        self.responses: dict[int, Prompt] = {}  # by index in the list
         self.comparisons: list[Comparison] = []
 
     def takes(self, comparison: Comparison, pair: Row) -> bool:
@@ -185,11 +185,11 @@ class _Run:
 
     def group(self, ranks: Sequence[int]) -> PreferenceGroup:
         listed = sorted(self.responses)
-        index = {place: number for number, place in enumerate(listed)}
+        new_index = {position: index for index, position in enumerate(listed)}
         return PreferenceGroup(
-            responses=tuple(self.responses[place] for place in listed),
-            ranks=tuple(_places([ranks[place] for place in listed])),
-            comparisons=tuple((index[better], index[worse]) for better, worse in self.comparisons),
+            responses=tuple(self.responses[position] for position in listed),
+            ranks=tuple(_ranks_of_values([ranks[position] for position in listed])),
+            comparisons=tuple((new_index[better], new_index[worse]) for better, worse in self.comparisons),
             **self.shared,
         )
 

@@ -1,9 +1,9 @@
-"""Find training rows that answer a test prompt, and leave them out where the recipe says so.
+"""Find training rows that answer a test prompt, and remove them if the recipe says so.
 
-Reads checked rows; no model, no tokenizer. A verdict on prompts that a stage was trained to answer measures memory, so
-`run`, `validate --deep`, `plan` and `data` warn of each such prompt, and `data.leaks: drop` removes the rows. Left out:
-prompts that are alike but not equal, and plain texts, in which nobody can say where the prompt ends. The other thing to
-see by looking across the data sets stands here too: that one holds conversations and another texts.
+A verdict on prompts that a stage was trained to answer measures memory: `run`, `validate --deep`, `plan` and `data`
+warn of each such prompt, and `data.leaks: drop` removes the rows. Reads checked rows; no model, no tokenizer. Leaves
+out prompts that are similar but not equal, and plain texts, in which the end of the prompt is unknown. The other check
+across data sets is here too: whether one holds conversations and another texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rlhfctl import fs
 from rlhfctl.errors import DataError
 
-if TYPE_CHECKING:  # data.py calls this file
+if TYPE_CHECKING:  # load.py imports this file
     from rlhfctl.data.types import Prompt, Row, Rows
 
 TRAINED_ON = ("demonstrations", "preferences")
@@ -24,7 +24,7 @@ _SHOWN = 48
 
 
 def answered_keys(row: Row) -> set[str]:
-    """Keys of the prompts that training on `row` teaches an answer to: its own, and that of each earlier turn."""
+    """Return keys of the prompts that training on `row` teaches an answer to: its own, and those of earlier turns."""
     messages = row.get("messages", row.get("prompt"))
     keys = {leak_key(row["prompt"])} if row.get("prompt") is not None else set()
     if isinstance(messages, list):
@@ -34,9 +34,9 @@ def answered_keys(row: Row) -> set[str]:
 
 
 def leak_key(prompt: Prompt) -> str:
-    """What makes a prompt the same as a test prompt: its words and roles; white space and capitals do not count.
+    """Return the key by which a prompt equals a test prompt: words and roles, without white space and capitals.
 
-    A conversation of one user turn is the same as its text: one file may be read as text here and as turns there.
+    A conversation of one user turn equals its text: a file may be read as text in one data set and as turns in another.
     """
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]["content"]
@@ -50,18 +50,18 @@ def _plain(text: str) -> str:
 
 
 def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
-    """Give a sentence for each data set whose rows answer prompts of the verdict."""
+    """Return a sentence for each data set whose rows answer prompts of the verdict."""
     split = loaded["prompts"].split if "prompts" in loaded else None
     test = {leak_key(row["prompt"]): row["prompt"] for row in getattr(split, "test", ())}
     sets: list[tuple[str, Sequence[Row]]] = [(name, loaded[name].rows) for name in TRAINED_ON if name in loaded]
     for name, rows in [*sets, ("training prompts of ppo", getattr(split, "train", ()))]:
-        found = sorted(_keys_of(rows) & test.keys())
-        if found:
-            yield f"{len(found)} of {len(test)} test prompts are in the {name} too, e.g. {_begin(test[found[0]])!r}"
+        leaked = sorted(_keys_of(rows) & test.keys())
+        if leaked:
+            yield f"{len(leaked)} of {len(test)} test prompts are in the {name} too, e.g. {_begin(test[leaked[0]])!r}"
 
 
 def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:
-    """Return `rows` without those that answer a test prompt; a note counts them, and the fingerprint tells them."""
+    """Remove the rows that answer a test prompt; a note counts them, and the fingerprint includes the removal."""
     keys = {leak_key(row["prompt"]) for row in test}
     kept = rows.only(lambda row: not answered_keys(row) & keys)
     dropped = len(rows.rows) - len(kept.rows)
@@ -88,7 +88,7 @@ def _begin(prompt: Prompt) -> str:
 
 
 def mixed_kinds(loaded: Mapping[str, Rows]) -> Iterator[str]:
-    """Say where one data set holds conversations and another texts: a stage would then meet what it was not taught."""
+    """Report data sets that mix conversations and texts: a stage would meet a format that it was not taught."""
     kinds: dict[str, list[str]] = {"conversations": [], "texts": []}
     for name, rows in loaded.items():
         row = rows.rows[0]

@@ -1,14 +1,14 @@
-"""Load the rows of a run: read from wherever they lie or made, checked one by one, sifted, mixed, split by prompt.
+"""Load the rows of a run: read or generate them, check each one, remove duplicates and long rows, mix, split by prompt.
 
-Reads the recipe's `data` section; gives rows, and groups of preferences, with a fingerprint. No model, no tokenizer, no
-torch: all rows of a run are checked before anything heavy loads. Files are read by sources.py, rows are checked by
-rows.py, ids are made by encoding.py. Whatever is left out or made of a row is said in the notes, with its number.
+Reads the recipe's `data` section. Returns rows, and groups of preferences, with a fingerprint. Uses no model, no
+tokenizer and no torch: all rows of a run are checked before anything heavy loads. The notes count every row that is
+left out or changed. Leaves out reading files (sources.py), checking a row (rows.py) and making ids (encoding.py).
 
-A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Shapes are TRL's:
+A *prompt* is a string or a list of messages ({"role", "content"}); a *completion* likewise. Formats are TRL's:
 prompt+completion, messages, or text for demonstrations; prompt+chosen+rejected (and a margin), or a ranked list of
 responses, for preferences; prompt alone, messages that end with the user's turn, or chosen+rejected that begin alike
 for prompts. Other columns of prompts are kept for reward functions. Preferences are groups of ranked responses
-(types.py); they are counted, dropped, limited and weighed in pairs.
+(types.py); they are counted, dropped, limited and weighted in pairs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_preferences(section: Preferences, seed: int) -> Rows:
 
 
 def load_prompts(section: Prompts, seed: int) -> Rows:
-    """Load rows with prompt, and whatever other columns the file has, to train on and to keep apart."""
+    """Load rows with a prompt, and with all other columns of the file, and split them into train, eval and test."""
     return _load("prompts", section, seed)
 
 
@@ -60,13 +60,13 @@ NAMES = ("demonstrations", "preferences", "prompts")
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
-    """Load, check and split the recipe's data sets (of those in `names`). DataError with the faults of all of them.
+    """Load, check and split the recipe's data sets (only those in `names`). DataError with the faults of all of them.
 
     `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out.
     """
     loaded: dict[str, Rows] = {}
     test: list[Row] = []
-    with _together() as trying:
+    with _collect_errors() as trying:
         if data.prompts is not None and ("prompts" in names or data.leaks == "drop"):
             with trying:
                 loaded["prompts"] = _split_prompts(data.prompts, seed)
@@ -81,8 +81,8 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
     return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 
-class _Trying:
-    """Keeps the DataErrors of the blocks that it guards."""
+class _ErrorCollector:
+    """Collect the DataErrors of the blocks that it guards."""
 
     def __init__(self) -> None:
         self.errors: list[DataError] = []
@@ -96,9 +96,9 @@ class _Trying:
 
 
 @contextmanager
-def _together() -> Iterator[_Trying]:
-    """Let several blocks fail, and raise all their DataErrors in the end."""
-    trying = _Trying()
+def _collect_errors() -> Iterator[_ErrorCollector]:
+    """Run several blocks even if one fails, and raise all their DataErrors in the end."""
+    trying = _ErrorCollector()
     yield trying
     if len(trying.errors) == 1:
         raise trying.errors[0]
@@ -107,12 +107,12 @@ def _together() -> Iterator[_Trying]:
 
 
 def _load(name: str, section: Source, seed: int) -> Rows:
-    """Load a source, or all of a list, each row as often as its source's weight says."""
+    """Load one source, or all sources of a list, each row as often as the weight of its source says."""
     parts = section.parts
     if parts == [section]:
         return _load_source(name, section, seed, f"data.{name}")
     loaded: list[Rows] = []
-    with _together() as trying:
+    with _collect_errors() as trying:
         for index, part in enumerate(parts):
             with trying:
                 loaded.append(_load_source(name, part, seed, f"data.{name}.sources[{index}]"))
@@ -121,68 +121,71 @@ def _load(name: str, section: Source, seed: int) -> Rows:
 
 
 def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Rows:
-    """Put several sources together: (rows, source, weight) each.
+    """Combine several sources: (rows, source, weight) each.
 
-    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more; of preferences each pair.
+    A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more. For preferences it counts
+    pairs.
     """
-    found: list[tuple[Item, str]] = []
+    mix: list[tuple[Item, str]] = []
     notes: list[str] = []
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
         count = len(rows.rows)
-        used = _each(rows.located, _weighed(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
+        used = _each(rows.located, _times_by_weight(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
         left_out |= rows.left_out
-        left_out |= dict.fromkeys({place for _, place in rows.located} - {place for _, place in used}, "not drawn")
-        found += used
+        left_out |= dict.fromkeys(
+            {location for _, location in rows.located} - {location for _, location in used}, "not drawn"
+        )
+        mix += used
         shown = Path(source).name if sources.is_path(source) else source
         notes += [f"{shown}: {count} rows with weight {weight:g} are {_count(used)} of the mix"]
         notes += [f"{shown}: {note}" for note in rows.notes]
-    if not found:
+    if not mix:
         raise DataError("the weights leave no row", where=f"data.{name}.sources", fix="raise a weight")
     return Rows(
         name,
-        [row for row, _ in found],
+        [row for row, _ in mix],
         fs.hash_json([[rows.fingerprint, weight] for rows, _, weight in parts]),
         tuple(notes),
-        locations=tuple(place for _, place in found),
+        locations=tuple(location for _, location in mix),
         left_out=left_out,
         droppable=frozenset().union(*(rows.droppable for rows, _, _ in parts)),
     )
 
 
-def _weighed(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
-    """How often each of the rows is used, as a function of the row."""
+def _times_by_weight(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
+    """Return a function that says how often a row is used."""
     drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
     times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
-    return lambda place, row: times[id(row)]
+    return lambda location, row: times[id(row)]
 
 
-def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
-    """Read, rename, reshape, check, sift the rows of one source, which stands at the key `at` of the recipe."""
+def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
+    """Read, rename, reshape, check and filter the rows of one source, whose key in the recipe is `key`."""
     tally = Tally()
-    rows, places, fingerprint = _read(name, section, seed, at, tally)
-    _require_columns(at, section, rows)
+    rows, all_locations, fingerprint = _read(name, section, seed, key, tally)
+    _require_columns(key, section, rows)
     usable: list[tuple[Item, str]] = []
     bad: list[str] = []
-    left_out = dict.fromkeys((place for place, _ in tally.unreadable), "cannot be read")
-    for row, place in Work(f"checking {name}", len(rows)).through(zip(rows, places, strict=True)):
-        one = Tally()
+    left_out = dict.fromkeys((location for location, _ in tally.unreadable), "cannot be read")
+    for row, location in Work(f"checking {name}", len(rows)).through(zip(rows, all_locations, strict=True)):
+        changes = Tally()
         try:
-            found = CHECKS[name](columns.renamed(row, section.columns), section, one)
+            items = CHECKS[name](columns.renamed(row, section.columns), section, changes)
         except BadRow as error:
-            bad.append(f"{place}: {error}")
-            left_out[place] = "cannot be used"
+            bad.append(f"{location}: {error}")
+            left_out[location] = "cannot be used"
             continue
-        tally.add(one)
-        usable += [(item, place) for item in found]
-        if not found:
-            left_out[place] = "ties"
+        tally.add(changes)
+        usable += [(item, location) for item in items]
+        if not items:
+            left_out[location] = "ties"
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
-        raise _bad_rows(bad, rows, name, section, at, tally)
-    kept = _sifted(usable, section, tally.dropped, left_out)
+        raise _bad_rows(bad, rows, name, section, key, tally)
+    kept = _filtered(usable, section, tally.dropped, left_out)
     if not kept:
-        why = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
-        raise DataError(f"{at} holds no rows{why}", where=section.source, fix="name a source with usable rows")
+        reason = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
+        raise DataError(f"{key} holds no rows{reason}", where=section.source, fix="name a source with usable rows")
     notes = [f"{_count(usable)} pairs of {len(rows)} rows"] if _count(usable) > len(rows) else []
     notes += tally.sentences()
     if not section.builtin:
@@ -196,11 +199,11 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
         notes.append(f"dropped: {_listed(tally.dropped)}")
     if section.limit is not None and _count(kept) > section.limit:
         notes.append(f"the first {section.limit} of {_count(kept)} are used")
-        left_out |= dict.fromkeys((place for _, place in kept), "beyond the limit")  # but for those used, see below
+        left_out |= dict.fromkeys((location for _, location in kept), "beyond the limit")  # used rows are removed below
         kept = _first(kept, section.limit)
-    locations = tuple(place for _, place in kept)
+    locations = tuple(location for _, location in kept)
     used = set(locations)
-    reasons = {place: why for place, why in left_out.items() if place not in used}
+    reasons = {location: reason for location, reason in left_out.items() if location not in used}
     return Rows(
         name,
         [item for item, _ in kept],
@@ -212,8 +215,8 @@ def _load_source(name: str, section: Source, seed: int, at: str) -> Rows:
     )
 
 
-def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple[list[Row], list[str], str]:
-    """The rows of a source, their locations and its fingerprint."""
+def _read(name: str, section: Source, seed: int, key: str, tally: Tally) -> tuple[list[Row], list[str], str]:
+    """Read the rows of a source, their locations and its fingerprint."""
     if section.builtin:
         with Work(f"making {name}"):
             rows = _generate(name, section, seed)
@@ -221,38 +224,38 @@ def _read(name: str, section: Source, seed: int, at: str, tally: Tally) -> tuple
     try:
         return sources.read(section, sources.TEXT_COLUMNS[name], tally)
     except DataError as error:
-        if error.where == section.source and looks_like_id(section.source):  # no path: only the recipe has it
-            error.what, error.where = f"{section.source}: {error.what}", f"{at}.source"
+        if error.where == section.source and looks_like_id(section.source):  # no path: name the recipe's key
+            error.what, error.where = f"{section.source}: {error.what}", f"{key}.source"
         raise
 
 
-def _bad_rows(bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, at: str, tally: Tally) -> DataError:
-    """The error about lines that cannot be read and rows that cannot be used, all at once."""
-    drop = f"or leave them out: {at}.bad_rows: drop"
+def _bad_rows(
+    bad: Sequence[str], rows: Sequence[Row], name: str, section: Source, key_path: str, tally: Tally
+) -> DataError:
+    """Make one error about all lines that cannot be read and all rows that cannot be used."""
+    drop = f"or leave them out: {key_path}.bad_rows: drop"
     lines = text_files.broken(tally.unreadable, tally.unreadable_fix) if tally.unreadable else None
     if lines is not None and not bad:
         return DataError(lines.what, fix=f"{lines.fix}; {drop}")
     guessed = None if section.columns else guess.section_line(name, section, rows)
     mapped = f"say which columns they are:\n    {guessed}\n  or " if guessed else ""
     if section.columns:
-        known = ", ".join(
-            f"{ours} is {' + '.join(columns.names_of(theirs))}" for ours, theirs in section.columns.items()
-        )
+        known = ", ".join(f"{key} is {' + '.join(columns.names_of(names))}" for key, names in section.columns.items())
         ways = f"correct or remove these rows (by `columns` {known})"
     else:
         ways = "correct or remove these rows" + ("" if guessed else ", map the columns with `columns: {ours: theirs}`")
-    what = f"{len(bad)} of {len(rows)} rows of {at} cannot be used:{text_files.first_of(bad)}"
+    what = f"{len(bad)} of {len(rows)} rows of {key_path} cannot be used:{text_files.first_of(bad)}"
     if lines is not None:
         what, ways = f"{lines.what}\n  and {what}", f"{ways}; lines: {lines.fix}"
     return DataError(what, fix=f"{mapped}{ways}, {drop}")
 
 
-def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:
-    for ours, theirs in ((key, one) for key, names in section.columns.items() for one in columns.names_of(names)):
-        if not any(columns.value_at(row, theirs) is not None or theirs in row for row in rows):
+def _require_columns(key_path: str, section: Source, rows: Sequence[Row]) -> None:
+    for key, column in ((key, column) for key, names in section.columns.items() for column in columns.names_of(names)):
+        if not any(columns.value_at(row, column) is not None or column in row for row in rows):
             have = sorted({key for row in rows for key in row})
             raise DataError(
-                f"no row has the column {theirs!r} that {at}.columns.{ours} names",
+                f"no row has the column {column!r} that {key_path}.columns.{key} names",
                 where=section.source,
                 fix=f"the file's columns are: {', '.join(have) or 'none'}",
             )
@@ -261,11 +264,11 @@ def _require_columns(at: str, section: Source, rows: Sequence[Row]) -> None:
 Located = Sequence[tuple[Item, str]]  # each row, or group, with its "file:line"
 
 
-def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
-    """Leave out repeated and long rows, where the recipe says so; of preferences each pair by itself."""
+def _filtered(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
+    """Remove repeated and long rows if the recipe says so; preferences pair by pair."""
     seen: set[str] = set()
 
-    def passes(place: str, row: Row) -> bool:
+    def passes(location: str, row: Row) -> bool:
         key = json.dumps(row, sort_keys=True, default=str) if section.deduplicate else ""
         if section.max_chars is not None and characters(row) > section.max_chars:
             why = f"longer than {section.max_chars} characters"
@@ -275,35 +278,35 @@ def _sifted(located: Located, section: Source, dropped: Counter[str], left_out: 
             seen.update([key] if key else [])
             return True
         dropped[why] += 1
-        left_out.setdefault(place, why)
+        left_out.setdefault(location, why)
         return False
 
     return _each(located, passes)
 
 
 def _first(located: Located, limit: int) -> Located:
-    """The first `limit` rows, or pairs."""
+    """Return the first `limit` rows, or pairs."""
     number = itertools.count()
-    return _each(located, lambda place, row: next(number) < limit)
+    return _each(located, lambda location, row: next(number) < limit)
 
 
 def _each(located: Located, times: Callable[[str, Row], int]) -> list[tuple[Item, str]]:
-    """Each row, or pair of a group, as often as `times` says of its location and it."""
-    return [(part, place) for item, place in located for part in repeated(item, partial(times, place))]
+    """Repeat each row, or pair of a group, as often as `times` says of its location and it."""
+    return [(part, location) for item, location in located for part in repeated(item, partial(times, location))]
 
 
 def _count(located: Located) -> int:
-    """How many rows these are, or pairs."""
+    """Count the rows, or pairs."""
     return len(examples(item for item, _ in located))
 
 
 def characters(row: Row) -> int:
-    """Of the row's longest text: the prompt with one response."""
+    """Count the characters of the longest text of a row: the prompt with one response."""
 
     def length(value: Any) -> int:
         if isinstance(value, list):
             return sum(length(message.get("content")) for message in value if isinstance(message, dict))
-        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold anything
+        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold any type
 
     answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
     return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
@@ -328,10 +331,10 @@ def _generate(name: str, section: Source, seed: int) -> list[Row]:
 
 
 def _split_prompts(section: Prompts, seed: int) -> Rows:
-    """Load the prompts, also those of sources apart, and split them; what is in none of the parts is counted."""
+    """Load the prompts, also from separate sources for eval and test, and split them; count prompts in no part."""
     loaded = load_prompts(section, seed)
     apart: dict[str, Rows] = {}
-    with _together() as trying:
+    with _collect_errors() as trying:
         for part in ("eval", "test"):
             source: Source | None = getattr(section, f"{part}_source")
             if source is not None:
@@ -347,24 +350,24 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
         notes += [f"{part}_source: {note}" for note in rows.notes]
         notes += [f"{part}_source: {count} of {len(rows.rows)} rows are used: each prompt once, and none in two parts"]
     sets = (loaded, *apart.values())
-    located = [(row, place) for rows in sets for row, place in rows.located if id(row) in used]
-    left_out = {place: why for rows in sets for place, why in rows.left_out.items()}
-    kept = {place for _, place in located}
-    left_out |= {place: "in no part" for rows in sets for place in rows.locations if place not in kept}
+    located = [(row, location) for rows in sets for row, location in rows.located if id(row) in used]
+    left_out = {location: reason for rows in sets for location, reason in rows.left_out.items()}
+    kept = {location for _, location in located}
+    left_out |= {location: "in no part" for rows in sets for location in rows.locations if location not in kept}
     return Rows(
         "prompts",
         [row for row, _ in located],
         fs.hash_json([rows.fingerprint for rows in sets]) if apart else loaded.fingerprint,
         tuple(notes),
         split,
-        tuple(place for _, place in located),
+        tuple(location for _, location in located),
         left_out,
         frozenset().union(*(rows.droppable for rows in sets)),
     )
 
 
 def require_a_batch(prompts: int, section: Ppo) -> None:
-    """RecipeError where so many training prompts do not fill a batch of PPO."""
+    """Raise RecipeError if there are fewer training prompts than PPO needs for a batch."""
     if prompts * section.num_generations < section.batch_size:
         left = "prompt" if prompts == 1 else "prompts"
         what = f"{prompts} {left} left to train on: too few to fill one batch of {section.batch_size}"

@@ -1,13 +1,13 @@
-"""Read conversations as people write them: a list of messages, each with role and content as text.
+"""Read conversations in common formats: a list of messages, each with role and content as text.
 
-    from, value         ShareGPT's words for role and content, and its roles (human, gpt, function_call, observation)
-    user, assistant     an object for each exchange, in place of one for each message
+    from, value         ShareGPT's names of role and content, and its roles (human, gpt, function_call, observation)
+    user, assistant     an object for each exchange, instead of one for each message
     parts               a content that is a list: its texts are joined, images, audio and video are refused by name
     tool calls          their content may be null; arguments that are JSON text are read as an object
     tools               a list of objects, or JSON text that holds one
 
-A list of messages in, a list of messages out; BadRow where something cannot be read. Whether a conversation is
-whole (roles, the last turn, empty texts) is checked by data.py.
+Takes a list of messages and returns a list of messages; BadRow if something cannot be read. Leaves out whether a
+conversation is whole (roles, the last turn, empty texts), which rows.py checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlhfctl.data.types import BadRow
 
 Message = dict[str, Any]
 
-# Who speaks, as other formats write it -> our role.
+# Role in other formats -> rlhfctl's role.
 ROLES = {
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
@@ -38,42 +38,42 @@ _JSON_ARGUMENTS = "conversations whose tool calls hold their arguments as JSON t
 
 def read_messages(value: Sequence[Any], name: str, tally: Tally) -> list[Any]:
     """Return messages with role and content as text; other keys of a message stay. `name` is the column's."""
-    told: set[str] = set()
-    found: list[Any] = []
+    changes: set[str] = set()
+    result: list[Any] = []
     for index, item in enumerate(value):
         if not isinstance(item, dict):
-            return list(value)  # data.py says what is wrong
-        for message in _exchange(item, told):
+            return list(value)  # rows.py reports what is wrong
+        for message in _exchange(item, changes):
             try:
-                found.append(_read_message(message, told))
+                result.append(_read_message(message, changes))
             except BadRow as error:
                 raise BadRow(f"{name}[{index}]: {error}") from error
-    tally.made.update(told)
-    return found
+    tally.made.update(changes)
+    return result
 
 
-def _exchange(item: Message, told: set[str]) -> list[Message]:
-    """The messages of {"user": ..., "assistant": ...}; an item that is a message stands alone."""
+def _exchange(item: Message, changes: set[str]) -> list[Message]:
+    """Return the messages of {"user": ..., "assistant": ...}; an item that is a message is returned as it is."""
     spoken = {key: value for key, value in item.items() if isinstance(value, str) and str(key).lower() in ROLES}
     if not spoken or any(key in item for key in (*_ROLE_KEYS, *_CONTENT_KEYS)):
         return [item]
-    told.add(_EXCHANGES)
+    changes.add(_EXCHANGES)
     return [{"role": key, "content": value} for key, value in spoken.items()]
 
 
-def _read_message(message: Message, told: set[str]) -> Message:
+def _read_message(message: Message, changes: set[str]) -> Message:
     message = dict(message)
     for keys in (_ROLE_KEYS, _CONTENT_KEYS):
-        ours, other = keys
-        if message.get(ours) is None and other in message:
-            message[ours] = message.pop(other)
-            told.add(_OTHER_WORDS)
+        name, other = keys
+        if message.get(name) is None and other in message:
+            message[name] = message.pop(other)
+            changes.add(_OTHER_WORDS)
     role = message.get("role")
     word = role.strip().lower() if isinstance(role, str) else role
     message["role"] = ROLES.get(word, role) if isinstance(word, str) else role
     if isinstance(message.get("content"), list):
         message["content"] = _joined(message["content"])
-        told.add(_IN_PARTS)
+        changes.add(_IN_PARTS)
     if word == "function_call" and not message.get("tool_calls"):
         call = _json(message.get("content"))
         if not isinstance(call, dict) or "name" not in call:
@@ -81,9 +81,9 @@ def _read_message(message: Message, told: set[str]) -> Message:
         message |= {"content": "", "tool_calls": [{"type": "function", "function": call}]}
     if message.get("tool_calls"):
         message["content"] = message.get("content") or ""
-        message["tool_calls"] = _with_objects(message["tool_calls"], told)
+        message["tool_calls"] = _with_objects(message["tool_calls"], changes)
     elif "tool_calls" in message:
-        del message["tool_calls"]  # an empty list, as some exports write for no call
+        del message["tool_calls"]  # some exports write an empty list for no call
     return message
 
 
@@ -98,7 +98,7 @@ def _joined(parts: Sequence[Any]) -> str:
 
 
 def _not_text(part: Any) -> BadRow:
-    """What is wrong with a part of a message that is no text."""
+    """Explain which part of a message is not text."""
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if kind is None and isinstance(part, dict):
         kind = next((key for key in part if key != "text"), "unknown")
@@ -107,27 +107,27 @@ def _not_text(part: Any) -> BadRow:
     return BadRow(f"its content has a part of type {kind!r}: only text is read")
 
 
-def _with_objects(calls: Any, told: set[str]) -> Any:
-    """Tool calls whose arguments are objects, as chat templates expect them."""
+def _with_objects(calls: Any, changes: set[str]) -> Any:
+    """Return tool calls whose arguments are objects, as chat templates expect them."""
     if not isinstance(calls, list):
         return calls
-    return [_with_object(call, told) for call in calls]
+    return [_with_object(call, changes) for call in calls]
 
 
-def _with_object(call: Any, told: set[str]) -> Any:
+def _with_object(call: Any, changes: set[str]) -> Any:
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):
-        return call | {"function": _with_object(call["function"], told)}
+        return call | {"function": _with_object(call["function"], changes)}
     arguments = _json(call.get("arguments"))
     if not isinstance(arguments, dict):
         return call
-    told.add(_JSON_ARGUMENTS)
+    changes.add(_JSON_ARGUMENTS)
     return call | {"arguments": arguments}
 
 
 def read_tools(value: Any) -> list[Any]:
-    """Return the tools of a row, a list of objects; BadRow where they are something else."""
+    """Return the tools of a row, a list of objects; BadRow if they are something else."""
     tools = _json(value) if isinstance(value, str) else value
     if isinstance(tools, list):
         tools = [_json(tool) if isinstance(tool, str) else tool for tool in tools]
@@ -137,7 +137,7 @@ def read_tools(value: Any) -> list[Any]:
 
 
 def _json(text: Any) -> Any:
-    """What JSON text holds; None where it is none."""
+    """Parse JSON text; None if it is not JSON."""
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -145,12 +145,13 @@ def _json(text: Any) -> Any:
 
 
 def same_turns(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two lists of messages say the same, whatever other keys they have."""
+    """Tell whether two lists of messages have the same roles and contents; other keys are ignored."""
     return len(one) == len(other) and all(
-        isinstance(a, dict) and isinstance(b, dict) and _said(a) == _said(b) for a, b in zip(one, other, strict=True)
+        isinstance(a, dict) and isinstance(b, dict) and _content_of(a) == _content_of(b)
+        for a, b in zip(one, other, strict=True)
     )
 
 
-def _said(message: Message) -> tuple[Any, Any]:
+def _content_of(message: Message) -> tuple[Any, Any]:
     content = message.get("content")
     return message.get("role"), content.strip() if isinstance(content, str) else content

@@ -1,11 +1,12 @@
-"""Read what people say of several responses: scores, ratings, ranks, labels; and the margin of a pair.
+"""Read how people rate several responses: scores, ratings, ranks, labels; and the margin of a pair.
 
     responses, ratings (or scores, ranks)       lists, or objects that hold a text and a number
-    responses, label                            which of two responses is better; a column for each works too
+    responses, label                            which of two responses is better; separate columns for each work too
     score_chosen, score_rejected                a margin
 
-One row in; a row with `responses` and `scores` (the higher the better) out, from which formats.py makes pairs;
-BadRow says what is wrong with one. Without any of these a list of responses is read as best first, and that is said.
+Takes a row and returns a row with `responses` and `scores` (higher is better), from which formats.py makes pairs.
+BadRow explains why a row cannot be used. Without any of these columns a list of responses counts as best first, with a
+note.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SECOND = ("1", "b", "model_b", "response_b", "answer_b", "assistant_b", "second
 
 
 def with_scores(row: Row, section: Source, tally: Tally) -> Row:
-    """Return `row` with `responses` and `scores` where it holds several responses; else with a margin at most."""
+    """Return `row` with `responses` and `scores` if it holds several responses; else with a margin at most."""
     row = dict(row)
     responses = row.get("responses")
     if responses is None and isinstance(row.get("answers"), list) and row.get("chosen") is None:
@@ -39,32 +40,32 @@ def with_scores(row: Row, section: Source, tally: Tally) -> Row:
         return _with_margin(row, tally)
     tally.read("responses")
     if not isinstance(responses, list):
-        return row | {"responses": responses}  # formats.py says what is wrong
+        return row | {"responses": responses}  # formats.py reports what is wrong
     row["responses"] = responses
-    for step in (_from_objects, _from_lists, _from_label, _in_their_order):
+    for step in (_from_objects, _from_lists, _from_label, _assume_best_first):
         row = step(row, section, tally)
     return _without_unrated(row, tally)
 
 
 def _from_objects(row: Row, section: Source, tally: Tally) -> Row:
-    """Texts and scores of objects; responses that are messages are read as such."""
+    """Read texts and scores of objects; responses that are messages are read as messages."""
     responses = row["responses"]
-    if not responses or not all(isinstance(one, dict) and "role" not in one for one in responses):
+    if not responses or not all(isinstance(response, dict) and "role" not in response for response in responses):
         return _from_messages(row, tally)
-    texts = [next((one[key] for key in _TEXTS if key in one), None) for one in responses]
+    texts = [next((response[key] for key in _TEXTS if key in response), None) for response in responses]
     if None in texts:
         raise BadRow(
             f"responses: an object needs one of {', '.join(_TEXTS)}; it has {', '.join(responses[texts.index(None)])}"
         )
     row = row | {"responses": texts}
-    scores = [_score_of(one) for one in responses]
+    scores = [_score_of(response) for response in responses]
     if any(score is not None for score in scores) and all(row.get(name) is None for name, _ in _LISTS):
         row["scores"] = scores
     return row
 
 
 def _from_messages(row: Row, tally: Tally) -> Row:
-    """Responses that are messages, or lists of them, as such; texts stay."""
+    """Read responses that are messages, or lists of them, as messages; texts stay."""
     read: list[Any] = []
     for index, response in enumerate(row["responses"]):
         turns = [response] if isinstance(response, dict) else response
@@ -75,7 +76,7 @@ def _from_messages(row: Row, tally: Tally) -> Row:
 
 
 def _from_lists(row: Row, section: Source, tally: Tally) -> Row:
-    """Numbers from a list beside the responses; ranks with the sign changed."""
+    """Read numbers from a list beside the responses; ranks with the sign changed."""
     for name, sign in _LISTS:
         value = row.get(name)
         if value is None and name in section.columns:
@@ -85,17 +86,17 @@ def _from_lists(row: Row, section: Source, tally: Tally) -> Row:
         tally.read(name)
         if not isinstance(value, list) or len(value) != len(row["responses"]):
             raise BadRow(f"{name}: expected {len(row['responses'])} numbers, one a response")
-        numbers = [None if _is_unrated(one) else number(one) for one in value]
-        if any(one is None and not _is_unrated(was) for one, was in zip(numbers, value, strict=True)):
+        numbers = [None if _is_unrated(item) else number(item) for item in value]
+        if any(converted is None and not _is_unrated(item) for converted, item in zip(numbers, value, strict=True)):
             raise BadRow(f"{name}: expected numbers, the {'higher' if sign > 0 else 'lower'} the better")
         if name != "scores":
             tally.made[f"rows are ranked by their {name}, the {'higher' if sign > 0 else 'lower'} the better"] += 1
-        return row | {"scores": [None if one is None else sign * one for one in numbers]}
+        return row | {"scores": [None if value is None else sign * value for value in numbers]}
     return row
 
 
 def _from_label(row: Row, section: Source, tally: Tally) -> Row:
-    """Scores of the responses from the label that says which is better; equal ones for a tie."""
+    """Make scores of the responses from the label that says which is better; equal scores for a tie."""
     if row.get("scores") is not None or ("label" not in section.columns and row.get("label") is None):
         return row
     tally.read("label")
@@ -110,22 +111,22 @@ def _from_label(row: Row, section: Source, tally: Tally) -> Row:
             "beside columns"
         )
     if best < count and not isinstance(label, list):
-        tally.made[f"labels are {_word(label)}: response {best + 1} of {count} is better"] += 1
+        tally.made[f"labels are {_as_text(label)}: response {best + 1} of {count} is better"] += 1
     return row | {"scores": [float(index == best) for index in range(count)]}
 
 
 def _marked(marks: Sequence[Any], count: int) -> int | None:
-    """Which response the columns of 0 and 1 mark; one past the last stands for a tie."""
-    at = [index for index, mark in enumerate(marks) if _word(mark) in ("1", "true", "yes")]
-    return None if len(at) != 1 or count > len(marks) else min(at[0], count)
+    """Return the index of the response that columns of 0 and 1 mark; one past the last is a tie."""
+    marked = [index for index, mark in enumerate(marks) if _as_text(mark) in ("1", "true", "yes")]
+    return None if len(marked) != 1 or count > len(marks) else min(marked[0], count)
 
 
 def _named(label: Any, count: int, section: Source) -> int | None:
-    """Which response the label names; `count` for a tie, None for neither."""
-    word = _word(label)
-    told = section.label if isinstance(section, Compared) else None
-    if told:
-        sides = {_word(one): side for side, values in told.items() for one in _values(values)}
+    """Return the index of the response that the label names; `count` for a tie, None for neither."""
+    word = _as_text(label)
+    meanings = section.label if isinstance(section, Compared) else None
+    if meanings:
+        sides = {_as_text(value): side for side, values in meanings.items() for value in _values(values)}
         return {"first": 0, "second": 1, "tie": count}.get(sides.get(word, ""))
     names = names_of(section.columns.get("responses", []))
     if count == len(names) and word in [name.lower() for name in names]:
@@ -141,16 +142,16 @@ def _values(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _word(value: Any) -> str:
-    """A label as text: a cell's "1.0" is 1, and true is 1."""
-    found = number(value)
-    if isinstance(value, bool) or (found is not None and found.is_integer()):
-        return str(int(value if isinstance(value, bool) or found is None else found))
+def _as_text(value: Any) -> str:
+    """Convert a label to text: a cell's "1.0" is 1, and true is 1."""
+    parsed = number(value)
+    if isinstance(value, bool) or (parsed is not None and parsed.is_integer()):
+        return str(int(value if isinstance(value, bool) or parsed is None else parsed))
     return str(value).strip().lower()
 
 
-def _in_their_order(row: Row, section: Source, tally: Tally) -> Row:
-    """Nothing says which response is better: that they are read as best first is told."""
+def _assume_best_first(row: Row, section: Source, tally: Tally) -> Row:
+    """Note that nothing says which response is better, and that they are read as best first."""
     if row.get("scores") is not None:
         return row
     tally.made["rows of responses are read as best first: no scores, ratings, ranks or label stand beside them"] += 1
@@ -174,12 +175,12 @@ def _without_unrated(row: Row, tally: Tally) -> Row:
 
 
 def _score_of(response: Mapping[str, Any]) -> float | None:
-    """The score of an object, the higher the better: its own, or its rank with the sign changed."""
+    """Return the score of an object (higher is better): its own, or its rank with the sign changed."""
     for names, sign in ((_HIGH, 1), (_LOW, -1)):
         for name in names:
-            found = number(response.get(name))
-            if found is not None:
-                return sign * found
+            parsed = number(response.get(name))
+            if parsed is not None:
+                return sign * parsed
     return None
 
 
@@ -188,18 +189,18 @@ def _is_unrated(value: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """A number, also one that is written as text; None for anything else."""
+    """Convert a value to a number, also from text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        parsed = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def _with_margin(row: Row, tally: Tally) -> Row:
-    """Return `row` with the difference of its two scores as the margin; 0 where the chosen one is scored lower."""
+    """Return `row` with the difference of its two scores as the margin; 0 if the chosen response is scored lower."""
     chosen, rejected = number(row.get("score_chosen")), number(row.get("score_rejected"))
     if row.get("margin") is not None or chosen is None or rejected is None:
         return row

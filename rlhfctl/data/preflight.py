@@ -1,7 +1,7 @@
-"""What the data and the tokenizer alone can tell, told before the first weights load.
+"""Check the data with the tokenizer before the first weights load, and raise the errors that stages would meet later.
 
 A stop token that the tokenizer lacks, conversations without a chat template, a template that fails, fewer prompts than
-a batch: each would else come up hours later, when its stage is reached. Reads rows and a tokenizer; keeps nothing.
+a batch: each error would else appear hours later, when its stage starts. Reads rows and a tokenizer; keeps nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def check(
     stages: Collection[str],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Rows]:
-    """Raise what the stages to come would: RecipeError or DataError. `tokenizer` None: it is not known.
+    """Raise the RecipeError or DataError that the stages to come would raise. `tokenizer` None: it is not known.
 
-    Returns the data sets without the rows that the chat template refuses, where `bad_rows: drop` allows it; their notes
-    say so.
+    Returns the data sets without the rows that the chat template refuses, if `bad_rows: drop` allows it; their notes
+    count them.
     """
     section = recipe.ppo
     if section is not None and "ppo" in stages and "prompts" in data:
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
-        require_a_batch(len(split.train), section)  # over-long prompts, told by the stage, may leave fewer yet
+        require_a_batch(len(split.train), section)  # the stage may drop over-long prompts later, and reports it
     if tokenizer is None:
         return dict(data)
     encoder = Encoder(tokenizer)
@@ -47,18 +47,18 @@ def check(
 
 
 def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str]:
-    """What `check` added to the notes of the data sets that it was given, as sentences."""
+    """Return the sentences that `check` added to the notes of the data sets."""
     return [f"data.{name}: {note}" for name, rows in after.items() for note in rows.notes[len(before[name].notes) :]]
 
 
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
-    """The rows whose conversations the chat template takes, each tried; with bad_rows: stop the others are an error."""
-    refused: dict[int, str] = {}  # by the identity of a row: why
-    places_of: dict[int, str] = {}
+    """Return the rows whose conversations the chat template accepts; with bad_rows: stop the others are an error."""
+    refused: dict[int, str] = {}  # identity of a row -> the reason
+    locations: dict[int, str] = {}
     first: DataError | None = None
     masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
-    unwritten: dict[str, list[str]] = {}  # role -> the rows of which the template leaves something out
-    within: dict[str, list[str]] = {}  # special token -> the rows in whose text it stands
+    unwritten: dict[str, list[str]] = {}  # role -> rows whose text the template leaves out
+    within: dict[str, list[str]] = {}  # special token -> rows with the token in their text
     for row in Work(f"rendering {rows.name}", len(rows.rows)).through(rows.rows):
         if is_conversation(row):
             try:
@@ -70,23 +70,23 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
                         within.setdefault(token, []).append(rows.location_of(row))
             except DataError as error:
                 first = first or error
-                places_of[id(row)] = rows.location_of(row)
-                refused[id(row)] = f"{places_of[id(row)]}: {error.what}"
-    told_of = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
-    rows = replace(rows, notes=(*rows.notes, *(note for note in told_of if note not in rows.notes)))
+                locations[id(row)] = rows.location_of(row)
+                refused[id(row)] = f"{locations[id(row)]}: {error.what}"
+    new_notes_of_rows = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
+    rows = replace(rows, notes=(*rows.notes, *(note for note in new_notes_of_rows if note not in rows.notes)))
     if first is None:
-        return _with_word_of_tools(encoder, rows)
-    told, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix may repeat a row
-    if len(told) == total:  # a missing or a broken template fails on each
+        return _with_note_on_tools(encoder, rows)
+    refusals, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
+    if len(refusals) == total:  # a missing or broken template fails on every row
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
-    if kept := [why for row, why in refused.items() if places_of[row] not in rows.droppable]:
+    if kept := [reason for row, reason in refused.items() if locations[row] not in rows.droppable]:
         raise DataError(
             f"{len(kept)} of {total} rows of data.{rows.name} cannot be used:{first_of(kept)}",
             where=first.where,
             fix=f"correct or remove these rows, leave them out ({_drop_key(recipe, rows.name)}: drop), or set "
             "model.chat_template to one that takes them",
         )
-    note = f"{len(told)} of {total} rows are refused by the chat template and dropped, the first: {told[0]}"
+    note = f"{len(refusals)} of {total} rows are refused by the chat template and dropped, the first: {refusals[0]}"
     split = rows.split
     if split is not None:
         parts: dict[str, list[Any]] = {
@@ -101,11 +101,11 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
             )
         split = type(split)(**parts)
     fitting = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
-    return _with_word_of_tools(encoder, fitting)
+    return _with_note_on_tools(encoder, fitting)
 
 
-def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
-    """The rows with a note where the chat template does not write out their tools."""
+def _with_note_on_tools(encoder: Encoder, rows: Rows) -> Rows:
+    """Add a note to the rows if the chat template does not write out their tools."""
     offered = [row for row in rows.rows if row.get("tools") and is_conversation(row)]
     note = f"the tools of {len(offered)} rows are not read: the chat template does not write them out"
     if not offered or note in rows.notes:
@@ -117,7 +117,7 @@ def _with_word_of_tools(encoder: Encoder, rows: Rows) -> Rows:
 
 
 def _encode(encoder: Encoder, name: str, row: Row, masked: bool) -> None:
-    """Make the row's ids as its stage will; `masked`: sft takes losses on the assistant's turns alone."""
+    """Encode the row as its stage will; `masked`: sft takes losses on the assistant's turns only."""
     if name == "prompts":
         encoder.prompt(row["prompt"], row.get("tools"))
     elif name == "preferences":
@@ -134,21 +134,21 @@ def _drop_key(recipe: Recipe, name: str) -> str:
 
 
 def _leaves_out(unwritten: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for role, places in unwritten.items():
-        count = len(set(places))
-        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {places[0]}"
+    for role, locations in unwritten.items():
+        count = len(set(locations))
+        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {locations[0]}"
 
 
 def _reads_as_tokens(within: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for token, places in within.items():
+    for token, locations in within.items():
         yield (
-            f"{token} stands in the text of {len(set(places))} rows, where it is read as a token and not as text, the "
-            f"first: {places[0]}"
+            f"{token} stands in the text of {len(set(locations))} rows, where it is read as a token and not as text, "
+            f"the first: {locations[0]}"
         )
 
 
 def _conversations(row: Row) -> list[list[Any]]:
-    """The whole conversations of a row: one, or that of each side of a pair."""
+    """Return the whole conversations of a row: one, or one per side of a pair."""
     prompt = row["messages"] if "messages" in row else row["prompt"]
     ends = [row[name] for name in ("completion", "chosen", "rejected") if name in row] or [[]]
     return [[*prompt, *end] for end in ends]

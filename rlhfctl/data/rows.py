@@ -1,8 +1,8 @@
-"""Check one row: give the rows to use of it, or raise BadRow with a sentence that says what is wrong with it.
+"""Check one row of a data set: return the rows to use, or raise BadRow with a sentence that explains the fault.
 
-Each of the three functions below takes a row under our names (columns.py), puts it through the shapes that its data set
-may have, and checks the result: types, roles, empty texts, the last turn. Leaves out what a chat template or a
-tokenizer makes of a row (preflight.py).
+Each of the three public functions takes a row with rlhfctl's names (columns.py), converts it from the formats that its
+data set may have, and checks the result: types, roles, empty texts, the last turn. Leaves out rendering by a chat
+template and tokens (preflight.py).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ Check = Callable[[Row, Source, Tally], Sequence[Item]]
 
 
 def demonstration_rows(row: Row, section: Source, tally: Tally) -> list[Row]:
-    """Give the demonstration that a row holds: prompt and completion, messages, or text."""
-    row = _begun(row, section, tally)
+    """Return the demonstration of a row: prompt and completion, messages, or text."""
+    row = _in_standard_form(row, section, tally)
     if row.get("messages") is None:
         row = _one_kind(row, ("completion",), section, tally)
         if isinstance(row.get("completion"), list) and row.get("prompt") is None:
-            row["messages"] = row.pop("completion")  # a whole conversation, whose turn the prompt repeated
+            row["messages"] = row.pop("completion")  # a whole conversation; the prompt repeated one of its turns
             tally.read("completion")
     return [_checked_demonstration(_with_system_and_tools(row, tally), tally)]
 
 
 def preference_groups(row: Row, section: Source, tally: Tally) -> list[PreferenceGroup]:
-    """Give the group of ranked responses that a row holds; an empty list where all of them are tied.
+    """Return the group of ranked responses of a row; an empty list if all of them are tied.
 
-    Each pair of a ranked list is checked by itself, as a file's own pair is, so what is wrong with it or made of it is
-    said and counted in pairs. They are more than one group where the pairs of an implicit prompt share different ones.
+    Each pair of a ranked list is checked by itself, like a pair of a file, and faults and changes are reported and
+    counted in pairs. There are several groups if the pairs of an implicit prompt share different beginnings.
     """
-    row = preferences.with_scores(_begun(row, section, tally), section, tally)
-    found = formats.comparisons_of(row, tally.dropped)
+    row = preferences.with_scores(_in_standard_form(row, section, tally), section, tally)
+    pairs = formats.comparisons_of(row, tally.dropped)
     tally.read("tie")
-    checked = [(comparison, _checked_pair(pair, section, tally)) for comparison, pair in found]
+    checked = [(comparison, _checked_pair(pair, section, tally)) for comparison, pair in pairs]
     return formats.grouped(row, checked)
 
 
 def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row]:
-    """Give the prompt that a row holds, with its other columns, which reward functions are given."""
-    row = _with_asked(_begun(row, section, tally), tally)
+    """Return the prompt of a row, with its other columns, which reward functions get."""
+    row = _with_prompt(_in_standard_form(row, section, tally), tally)
     if section.as_conversations:
         row = row | columns.as_conversation({"prompt": row.get("prompt")})
     row = _with_system_and_tools(row, tally)
@@ -64,14 +64,14 @@ CHECKS: dict[str, Check] = {
 """A data set's name -> how its rows are checked."""
 
 
-def _begun(row: Row, section: Source, tally: Tally) -> Row:
-    """Conversations under our names, and transcripts as conversations."""
+def _in_standard_form(row: Row, section: Source, tally: Tally) -> Row:
+    """Convert conversations to rlhfctl's keys, and transcripts to conversations."""
     row = columns.normalised(row, tally)
     return row if section.turns is None else formats.with_conversations(row, section.turns)
 
 
 def _one_kind(row: Row, names: tuple[str, ...], section: Source, tally: Tally) -> Row:
-    """Prompt and responses both as messages or both as text, these with a space between where the recipe puts one."""
+    """Make prompt and responses both messages or both text, with a space between texts if the recipe adds one."""
     row = columns.agreeing(row, names, tally)
     if section.as_conversations:
         row = columns.as_conversation(row)
@@ -79,7 +79,7 @@ def _one_kind(row: Row, names: tuple[str, ...], section: Source, tally: Tally) -
 
 
 def _checked_pair(pair: Row, section: Source, tally: Tally) -> Row:
-    """The pair with a prompt, of one kind with its responses, and checked."""
+    """Return the pair with a prompt of the same kind as its responses, and checked."""
     pair = columns.agreeing(pair, ("chosen", "rejected"), tally)
     if pair.get("prompt") is None:
         tally.read("prompt")
@@ -93,8 +93,8 @@ def _with_system_and_tools(row: Row, tally: Tally) -> Row:
     return columns.with_tools(columns.with_system(row, tally), tally)
 
 
-def _with_asked(row: Row, tally: Tally) -> Row:
-    """`row` with a prompt: its own, that of its conversation, or what its two responses begin with alike."""
+def _with_prompt(row: Row, tally: Tally) -> Row:
+    """Return `row` with a prompt: its own, that of its conversation, or the common beginning of its two responses."""
     row = dict(row)
     prompt, whole = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and isinstance(whole, list) and columns.repeats(whole, prompt):
@@ -103,10 +103,10 @@ def _with_asked(row: Row, tally: Tally) -> Row:
     if prompt is None and whole is not None:
         row["prompt"] = row.pop("messages")
     elif isinstance(prompt, str) and isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list):
-        with suppress(BadRow):  # a prompt of its own words is one, whatever stands beside it
+        with suppress(BadRow):  # a prompt with other words is a prompt, even if the responses disagree
             row = columns.agreeing(row, ("chosen", "rejected"), tally)
     if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
-        return formats.with_prompt(row)  # a row of preferences, from which only its question is wanted
+        return formats.with_prompt(row)  # a row of preferences: only its prompt is needed
     return columns.without_answer(row, tally)
 
 
@@ -114,7 +114,7 @@ def _with_asked(row: Row, tally: Tally) -> Row:
 
 
 def _checked_demonstration(row: Row, tally: Tally) -> Row:
-    row = {name: value for name, value in row.items() if value is not None}  # null is how some exports say: not there
+    row = {name: value for name, value in row.items() if value is not None}  # some exports write null for none
     tools = {"tools": row["tools"]} if isinstance(row.get("tools"), list) else {}
     if "messages" in row:
         _require_messages(row["messages"], "messages", last="assistant")
@@ -138,7 +138,7 @@ def _checked_demonstration(row: Row, tally: Tally) -> Row:
 
 
 def _is_repeated(row: Row) -> bool:
-    """Whether the row's text prompt is a turn of its messages: then nothing is lost with it."""
+    """Tell whether the row's text prompt is a turn of its messages: then the prompt can be removed without loss."""
     return isinstance(row.get("prompt"), str) and columns.repeats(row["messages"], row["prompt"])
 
 
@@ -153,23 +153,23 @@ def _checked_preference(row: Row, tally: Tally) -> Row:
     margin = preferences.number(row.get("margin"))
     if margin is None and row.get("margin") is not None:
         raise BadRow(f"margin: expected a number, got {row['margin']!r}")
-    found: Row = {name: row[name] for name in ("prompt", "chosen", "rejected")}
+    result: Row = {name: row[name] for name in ("prompt", "chosen", "rejected")}
     if margin is not None:
-        found["margin"] = margin
+        result["margin"] = margin
     if isinstance(row.get("tools"), list) and isinstance(row["prompt"], list):
-        found["tools"] = row["tools"]
-    return found
+        result["tools"] = row["tools"]
+    return result
 
 
 def _require(row: Row, *names: str) -> None:
-    """BadRow where the row lacks one of these columns."""
+    """Raise BadRow if the row lacks one of these columns."""
     absent = [name for name in names if row.get(name) is None]
     if absent:
         raise BadRow(f"has no {' and no '.join(absent)}; it has {_columns(row)}")
 
 
 def _require_prompt(prompt: object) -> None:
-    """BadRow unless this is a text, or messages after which the assistant speaks."""
+    """Raise BadRow unless this is a text, or messages after which the assistant speaks."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise BadRow("prompt is empty")
@@ -184,7 +184,7 @@ def _require_prompt(prompt: object) -> None:
 
 
 def _require_response(response: object, name: str, prompt: object) -> None:
-    """BadRow unless this is a response of the prompt's kind."""
+    """Raise BadRow unless this is a response of the prompt's kind."""
     if isinstance(prompt, str) != isinstance(response, str):
         raise BadRow(
             f"{name} is {_type_name(response)} but prompt is {_type_name(prompt)}: both strings or both messages"
@@ -196,7 +196,7 @@ def _require_response(response: object, name: str, prompt: object) -> None:
 
 
 def _require_messages(messages: object, name: str, last: str | None = None) -> None:
-    """BadRow unless these are whole messages, and the last one is of the role `last` and not empty."""
+    """Raise BadRow unless these are whole messages, and the last one has the role `last` and is not empty."""
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{name}: expected a list of messages, got {_type_name(messages)}")
     for index, message in enumerate(messages):

@@ -1,7 +1,7 @@
-"""Find where rows lie (files of every common kind, folders, the Hub) and read them, each with its location.
+"""Find the rows of a data source (files of every common kind, folders, the Hub) and read them, each with its location.
 
-Reads one `source` of the recipe's data; checks that it is readable and has columns, not what the columns mean
-(rows.py). Text files are read by text_files.py; the rest by pyarrow and datasets.
+Reads one `source` of the recipe's data, and checks that it is readable and has columns. Leaves out the meaning of
+columns (rows.py). text_files.py reads text files; pyarrow and datasets read the rest.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
 
-TEXT_COLUMNS = {"demonstrations": "text", "preferences": PAIR, "prompts": "prompt"}  # what a line of plain text is
+TEXT_COLUMNS = {"demonstrations": "text", "preferences": PAIR, "prompts": "prompt"}  # the column for plain text
 _KINDS = ", ".join(DATA_SUFFIXES)
-_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # what datasets' save_to_disk leaves
+_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # files that datasets' save_to_disk writes
 
 
 def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple[list[Row], list[str], str]:
-    """(rows, their places, fingerprint) of a source that is no built-in. Plain text gives rows of `text_column`.
+    """Return (rows, locations, fingerprint) of a source that is not built in. Plain text gives rows of `text_column`.
 
-    What is left out or read in an unusual way is counted in `tally`; without one a line that gives no row is an error.
+    `tally` counts rows that are left out or read in an unusual way; without one a line that gives no row is an error.
     """
     counted = tally or Tally()
     with Work(f"reading {Path(section.source).name}"):
-        rows, places, fingerprint = _read(section, Path(section.source), text_column, counted)
+        rows, locations, fingerprint = _read(section, Path(section.source), text_column, counted)
     if tally is None and counted.unreadable:
         raise broken(counted.unreadable, counted.unreadable_fix)
     if not rows:
         raise DataError("there are no rows", where=section.source, fix="name data with at least one row")
-    return rows, places, fingerprint
+    return rows, locations, fingerprint
 
 
 def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[list[Row], list[str], str]:
     if path.is_dir():
-        rows, places = _read_folder(path, section, text_column, tally)
+        rows, locations = _read_folder(path, section, text_column, tally)
         fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
     elif path.is_file() or is_file_name(section.source) or path.is_absolute():
-        rows, places = read_file(path, text_column, tally)
+        rows, locations = read_file(path, text_column, tally)
         fingerprint = fs.hash_file(path)
         _refuse_split(section)
     else:
-        rows, places = _read_hub(section)
+        rows, locations = _read_hub(section)
         fingerprint = fs.hash_json([json.dumps(row, sort_keys=True, default=str) for row in rows])
-    return rows, places, fingerprint
+    return rows, locations, fingerprint
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is a file or a folder here, not an id on the Hub or a built-in task."""
+    """Tell whether a source is a file or a folder here, not an id on the Hub or a built-in task."""
     return Path(source).is_absolute() or is_file_name(source)
 
 
 def read_file(path: Path, text_column: str = "text", tally: Tally | None = None) -> Found:
-    """Rows of one file, by its ending. DataError where it is missing, empty, or not what the ending says."""
+    """Read the rows of one file by its ending; DataError if it is missing, empty, or does not match its ending."""
     require_file(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers: dict[str, Callable[[Path], Found]] = {
@@ -129,7 +129,7 @@ def _read_arrow(path: Path) -> Found:
 
 
 def _without_nulls(rows: list[Row]) -> list[Row]:
-    """Rows without the nulls that tables put into objects for keys which other objects have."""
+    """Remove the nulls that tables put into objects for keys that only other objects have."""
     return [{key: _without_null(value) for key, value in row.items()} for row in rows]
 
 
@@ -157,7 +157,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) -> Found:
-    """A data set that datasets saved, or all files of known kinds, by name; `split` is part of their names then."""
+    """Read a data set that datasets saved, or all files of known kinds; `split` is then part of the file names."""
     if any((folder / name).is_file() for name in _SAVED):
         from datasets import DatasetDict, load_from_disk
 
@@ -179,15 +179,17 @@ def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) 
         files = named
     if not files:
         raise DataError("the folder holds no data files", where=str(folder), fix=f"known kinds are {_KINDS}")
-    found = [read_file(file, text_column, tally) for file in files]
-    return [row for rows, _ in found for row in rows], [place for _, places in found for place in places]
+    read_files = [read_file(file, text_column, tally) for file in files]
+    return [row for rows, _ in read_files for row in rows], [
+        location for _, locations in read_files for location in locations
+    ]
 
 
 def _split(saved: Any, section: Source) -> Any:
-    wanted = section.split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved)))
-    if wanted not in saved:
-        raise DataError(f"there is no split {wanted!r}", where=section.source, fix=f"splits: {', '.join(saved)}")
-    return saved[wanted]
+    split = section.split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved)))
+    if split not in saved:
+        raise DataError(f"there is no split {split!r}", where=section.source, fix=f"splits: {', '.join(saved)}")
+    return saved[split]
 
 
 def _read_hub(section: Source) -> Found:

@@ -1,7 +1,7 @@
-"""Split rows by prompt, so that no prompt is on two sides: preferences in two, prompts into train, eval and test.
+"""Split rows by prompt, with no prompt on two sides: preferences in two, prompts into train, eval and test.
 
-Test and eval prompts may come from sources of their own; then training prompts that are among them are left out.
-Which prompts are the same is decided by their text here, and by leaks.py across data sets.
+Test and eval prompts may come from separate sources; training prompts that are among them are then left out. Prompts
+are equal here if their text is; leaks.py compares prompts across data sets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhfctl.recipe.schema import Preferences, Prompts
 
 
 def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
-    """What makes two prompts the same."""
+    """Return the key by which two prompts are equal."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
@@ -42,7 +42,7 @@ def split_preferences(section: Preferences, groups: Sequence[PreferenceGroup], s
 
 
 def _only_the_first() -> Callable[[Row], bool]:
-    """A function that is true of a row, and false of the same row again."""
+    """Return a function that is true the first time it gets a row, and false afterwards."""
     seen: set[int] = set()
 
     def is_first(row: Row) -> bool:
@@ -61,10 +61,10 @@ def split_prompts(
     eval_rows: Sequence[Row] | None = None,
     test_rows: Sequence[Row] | None = None,
 ) -> PromptSplit:
-    """Split three ways by distinct prompt: `test` for the comparison, `eval` for choosing, the rest trains PPO.
+    """Split prompts into three by distinct prompt: `test` for the comparison, `eval` for choosing, the rest for PPO.
 
-    Test and eval hold each prompt once; training keeps repeated rows. `eval_rows` and `test_rows` are those of sources
-    apart: no training prompt is among them, and no eval prompt among the test prompts.
+    Test and eval hold each prompt once; training keeps repeated rows. `eval_rows` and `test_rows` come from separate
+    sources: no training prompt is among them, and no eval prompt is among the test prompts.
     """
     test = None if test_rows is None else _chosen(test_rows, section.test, seed, "test")
     taken = _leak_keys(test or [])
@@ -95,7 +95,7 @@ def split_prompts(
 
 
 def _chosen(rows: Sequence[Row], count: int | None, seed: int, part: str) -> list[Row]:
-    """So many distinct prompts of a source apart, or all of them, in the order of their file."""
+    """Return `count` distinct prompts of a separate source, or all of them, in the order of their file."""
     keys = _shuffled_keys((row["prompt"] for row in rows), seed, part)
     if count is not None and count > len(keys):
         raise DataError(

@@ -1,7 +1,7 @@
-"""Chat templates by name, and a template with its settings or its clock fixed.
+"""Define chat templates by name, and fix a template's settings or its clock.
 
-A template is text (Jinja) that is stored with the tokenizer, so every later stage and each export renders alike. Reads
-and writes nothing.
+A template is text (Jinja) that is stored with the tokenizer; every later stage and each export renders alike. Reads and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from datetime import date, datetime, time
 
 _SYSTEM_FIRST = "{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
 NAMED = {
-    # As Qwen and many others have it. Its marks should be tokens of the tokenizer.
+    # The template of Qwen and many others. Its marks should be tokens of the tokenizer.
     "chatml": (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
-    # Plain words as in helpful/harmless transcripts; an answer ends with the end-of-sequence token of any tokenizer.
+    # Plain words, as in helpful/harmless transcripts; an answer ends with the end-of-sequence token of any tokenizer.
     "human-assistant": (
         "{% for m in messages %}"
         f"{_SYSTEM_FIRST}"
@@ -36,7 +36,7 @@ NAMED = {
 
 
 def with_settings(template: str, settings: Mapping[str, bool | int | float | str]) -> str:
-    """`template` with variables set at its beginning, whatever the caller gives: `enable_thinking: false`, say."""
+    """Fix variables at the beginning of `template`, such as `enable_thinking: false`; callers cannot change them."""
     lines = [f"{{%- set {name} = {_literal(value)} %}}" for name, value in settings.items()]
     return "".join(lines) + template
 
@@ -47,12 +47,12 @@ def _literal(value: bool | int | float | str) -> str:
 
 # ---------------------------------------------------------------- marks
 
-_BAR = "\N{FULLWIDTH VERTICAL LINE}"  # DeepSeek's
+_BAR = "\N{FULLWIDTH VERTICAL LINE}"  # in DeepSeek's marks
 _MARK = re.compile(rf"<\|[^\s<>|]+\|>|<{_BAR}[^\s<>{_BAR}]+{_BAR}>|<(?:start|end)_of_(?:turn|text|message)>|</?s>")
 
 
 def marks_in(text: str) -> list[str]:
-    """The marks of a chat template in `text`, each once: <|im_end|>, <end_of_turn>, </s> and their like."""
+    """List the marks of a chat template in `text`, each once, such as <|im_end|>, <end_of_turn>, </s>."""
     return list(dict.fromkeys(_MARK.findall(text)))
 
 
@@ -60,16 +60,16 @@ def marks_in(text: str) -> list[str]:
 
 _CLOCK = re.compile(r"\bstrftime_now\s*\(")
 _PINNED = re.compile(r"\{#- the day is fixed -#\}.*?\{#- end of the fixed day -#\}", re.DOTALL)
-_PARTS = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDefFGhHIjmMpRSTuUVwWxXyYzZ")  # of a format, after a %
+_PARTS = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDefFGhHIjmMpRSTuUVwWxXyYzZ")  # date directives, after a %
 
 
 def reads_clock(template: str) -> bool:
-    """Whether `template` writes the day or the hour at which it is rendered."""
+    """Tell whether `template` writes the day or the hour at which it is rendered."""
     return _CLOCK.search(template) is not None and _PINNED.match(template) is None
 
 
 def with_day(template: str, day: date) -> str:
-    """`template` with its clock stopped at the first moment of `day`; as it is where it reads no clock."""
+    """Return `template` with its clock stopped at the first moment of `day`; unchanged if it reads no clock."""
     if not reads_clock(template):
         return template
     moment = datetime.combine(day, time())
@@ -79,7 +79,7 @@ def with_day(template: str, day: date) -> str:
 
 
 def without_day(template: str) -> str:
-    """`template` as it was before `with_day`."""
+    """Return `template` as it was before `with_day`."""
     return _PINNED.sub("", template, count=1)
 
 
@@ -89,5 +89,8 @@ _GENERATION = re.compile(r"\{#.*?#\}|\{%(-?)\s*(?:end)?generation\s*(-?)%\}", re
 
 
 def without_generation_marks(template: str) -> str:
-    """`template` without {% generation %} and {% endgeneration %}, which only some libraries know; it renders alike."""
+    """Return `template` without {% generation %} and {% endgeneration %}, which only some libraries know.
+
+    It renders the same text.
+    """
     return _GENERATION.sub(lambda found: found[0] if found[0][1] == "#" else f"{{#{found[1]} {found[2]}#}}", template)

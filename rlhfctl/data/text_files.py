@@ -1,8 +1,8 @@
-"""Read files of text: JSONL, JSON, CSV and TSV, plain lines; each row with its "file:line".
+"""Read text files: JSONL, JSON, CSV and TSV, plain lines; each row with its location "file:line".
 
-JSONL and CSV are read line by line, so that a broken line is named. Checks that a file is readable text with columns,
-not what the columns mean (rows.py). Tables in binary files, folders and the Hub are read by sources.py, which chooses
-the reader by a file's ending.
+Reads JSONL and CSV line by line, so that an error names the broken line. Checks that a file is readable text with
+columns. Leaves out the meaning of columns (rows.py), and binary tables, folders and the Hub (sources.py, which chooses
+the reader by a file's ending).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlhfctl.recipe.schema import DATA_SUFFIXES
 
 Found = tuple[list[Row], list[str]]  # rows, and the location of each: "file:line"
 
-PAIR = "pair"  # no column of a plain text: a line cannot hold chosen and rejected
+PAIR = "pair"  # not a column: a line of plain text cannot hold chosen and rejected
 _SHOWN_BAD_ROWS = 5
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _LARGEST_CELL = 1 << 27
@@ -39,10 +39,10 @@ def is_file_name(name: str) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """DataError where there is no such file; it names the data files beside it."""
+    """Raise DataError if the file does not exist; the message names the data files beside it."""
     if not path.is_file():
-        there = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
-        near = [name for name in there if name.endswith(path.suffix)] or there
+        beside = [p.name for p in path.parent.iterdir() if is_file_name(p.name)] if path.parent.is_dir() else []
+        near = [name for name in beside if name.endswith(path.suffix)] or beside
         hint = (
             f"in that folder: {', '.join(sorted(near)[:6])}"
             if near
@@ -75,20 +75,20 @@ def _text(path: Path) -> str:
 
 
 def first_of(bad: Sequence[str]) -> str:
-    """The first sentences about bad rows, a line each and indented, and how many more there are."""
+    """List the first sentences about bad rows, indented, one per line, and how many more there are."""
     more = len(bad) - _SHOWN_BAD_ROWS
     shown = [*bad[:_SHOWN_BAD_ROWS], *([f"and {more} more"] if more > 0 else [])]
     return "".join(f"\n    {sentence}" for sentence in shown)
 
 
 def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
-    """The error about lines that give no row: (file:line, why) each."""
-    told = [f"{place}: {why}" for place, why in bad]
-    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(told)}", fix=fix)
+    """Make the error about lines that give no row: (file:line, reason) each."""
+    sentences = [f"{location}: {reason}" for location, reason in bad]
+    return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(sentences)}", fix=fix)
 
 
 def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
-    """Note lines that give no row in the tally; an error where there is none, or no other line gives one."""
+    """Record lines that give no row in the tally; raise an error without a tally, or if no other line gives a row."""
     if not bad:
         return
     if tally is None or not rows:
@@ -98,20 +98,20 @@ def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: 
 
 
 def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
-    """(objects, their places "file:line") of a JSONL file; DataError names every line that is not one.
+    """Return (objects, their locations "file:line") of a JSONL file; DataError names every line that is not an object.
 
-    With a `tally` such lines are noted there, for `bad_rows`.
+    With a `tally` such lines are recorded there, for `bad_rows`.
     """
     require_file(path)
     rows: list[Row] = []
-    places: list[str] = []
+    locations: list[str] = []
     bad: list[tuple[str, str]] = []
     torn = False
     data = _bytes(path)
     count = data.count(b"\n") + (not data.endswith(b"\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
     for number, raw in enumerate(lines, 1):
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             if not line.strip():
@@ -119,42 +119,42 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
             value = json.loads(line)
             _check_surrogates(line, value)
         except UnicodeDecodeError:
-            bad.append((place, _NOT_UTF8))
+            bad.append((location, _NOT_UTF8))
             continue
         except UnicodeEncodeError as error:
-            bad.append((place, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
+            bad.append((location, f"\\u{ord(error.object[error.start]):04x} is half a surrogate pair, not a character"))
             continue
         except json.JSONDecodeError as error:
-            bad.append((place, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
+            bad.append((location, f"not a JSON object ({error.msg.removesuffix(' at')} at character {error.pos + 1})"))
             torn = not raw.endswith(b"\n")
             continue
         except RecursionError:
-            bad.append((place, "nested too deeply"))
+            bad.append((location, "nested too deeply"))
             continue
         if not isinstance(value, dict):
-            bad.append((place, f"expected a JSON object, got {type_name(value)}"))
+            bad.append((location, f"expected a JSON object, got {type_name(value)}"))
             continue
         rows.append(value)
-        places.append(place)
+        locations.append(location)
     fix = "one JSON object per line, in UTF-8"
-    if all(why == _NOT_UTF8 for _, why in bad):
+    if all(reason == _NOT_UTF8 for _, reason in bad):
         fix = _CONVERT
     elif torn:
         fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
     _keep(bad, fix, rows, tally)
     if not rows:
         raise DataError("the data file is empty", where=str(path), fix="one JSON object per line, in UTF-8")
-    return rows, places
+    return rows, locations
 
 
 def _check_surrogates(text: str, value: object) -> None:
-    """UnicodeEncodeError for half a surrogate pair: JSON lets it pass, tokenizers do not."""
+    """Raise UnicodeEncodeError for half a surrogate pair: JSON accepts it, tokenizers do not."""
     if "\\ud" in text or "\\uD" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
 def read_json(path: Path) -> Found:
-    """A list of objects, or an object whose only list holds them."""
+    """Read a JSON file: a list of objects, or an object whose only list holds them."""
     text = _text(path)
     try:
         value = json.loads(text)
@@ -185,9 +185,9 @@ def read_json(path: Path) -> Found:
 
 
 def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
-    """Columns by the first line; an empty cell is no value. Rows of empty cells are counted, and no rows.
+    """Read a CSV file with column names in its first line.
 
-    A row's place is the line that it begins in.
+    An empty cell is no value. Empty rows are counted and left out. A row's location is the line that it begins in.
     """
     tally = kept or Tally()
     csv.field_size_limit(_LARGEST_CELL)
@@ -197,7 +197,7 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
     delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
-    places: list[str] = []
+    locations: list[str] = []
     bad: list[tuple[str, str]] = []
     header: list[str] = []
     begins = ends = 0
@@ -210,31 +210,31 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
             if not header:
                 header = _header(cells, path)
                 continue
-            place = f"{path}:{begins}"
+            location = f"{path}:{begins}"
             if len(cells) != len(header):
-                bad.append((place, f"{len(cells)} cells, but the first line names {len(header)} columns"))
+                bad.append((location, f"{len(cells)} cells, but the first line names {len(header)} columns"))
                 continue
             named = [(name, cell) for name, cell in zip(header, cells, strict=True) if name]
             tally.made[INDEX_NOTE] += len(named) < len(header)
             rows.append({name: cell if cell != "" else None for name, cell in named})
-            places.append(place)
-    except csv.Error as error:  # the rest of the file cannot be told apart
+            locations.append(location)
+    except csv.Error as error:  # the rest of the file cannot be split into rows
         raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
-    tally.made += Counter()  # without what was counted 0 times
+    tally.made += Counter()  # removes counts of 0
     _keep(bad, _QUOTE, rows, kept)
-    return rows, places
+    return rows, locations
 
 
 def _delimiter(first_line: str, usual: str, tally: Tally) -> str:
-    """What sets the columns apart: the usual sign, or another where the first line has none of it."""
-    found = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
-    if found != usual:
-        tally.examples["columns are set apart by"] = _DELIMITERS[found]
-    return found
+    """Find the delimiter of columns: the usual one, or another if the first line does not contain it."""
+    delimiter = next((sign for sign in (usual, *_DELIMITERS) if sign in first_line), usual)
+    if delimiter != usual:
+        tally.examples["columns are set apart by"] = _DELIMITERS[delimiter]
+    return delimiter
 
 
 def _header(cells: Sequence[str], path: Path) -> list[str]:
-    """The names of the columns; empty ones before the first named are an index as pandas writes it."""
+    """Read the names of the columns; empty names before the first one are an index, as pandas writes it."""
     header = [cell.strip() for cell in cells]
     named = [name for name in header if name]
     first = header.index(named[0])
@@ -248,7 +248,7 @@ def _header(cells: Sequence[str], path: Path) -> list[str]:
 
 
 def read_text(path: Path, column: str) -> Found:
-    """A row a line."""
+    """Read a text file with one row per line."""
     if column == PAIR:
         raise DataError(
             "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
@@ -258,6 +258,6 @@ def read_text(path: Path, column: str) -> Found:
 
 
 def type_name(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value in words."""
     names = {str: "a string", list: "a list", dict: "an object", bool: "true/false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

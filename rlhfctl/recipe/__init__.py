@@ -1,1 +1,1 @@
-"""The strict recipe: what it may say (schema.py) and how files become one (load.py)."""
+"""Define the strict recipe: its sections and rules (schema.py), and how it is read from files (load.py)."""

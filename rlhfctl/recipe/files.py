@@ -1,4 +1,4 @@
-"""Paths in a recipe: made absolute, from the folder of the file that states them, and checked to be there.
+"""Resolve the paths in a recipe: make each absolute from the folder of its recipe file, and check that it exists.
 
 Reads environment variables that paths name, and which files exist; opens none.
 """
@@ -15,20 +15,20 @@ from rlhfctl.recipe.sections.base import Key
 from rlhfctl.recipe.sections.data import STAGE_SOURCE, looks_like_id
 from rlhfctl.recipe.words import did_you_mean, shortened
 
-_NO_PATH = ("builtin:", STAGE_SOURCE)  # a source that begins with one of these is no path
+_NO_PATH = ("builtin:", STAGE_SOURCE)  # prefixes of sources that are no paths
 _MODELS = (("model", "path"), ("reward", "model"))
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def resolve_paths(layer: Layer, problems: Problems) -> None:
-    """Make paths absolute, from the folder of the file that states them, and see that they are there."""
+    """Make paths absolute from the folder of the file that states them, and check that they exist."""
     sources = list(_source_keys(layer))
     for key in (("folder",), *sources, *_MODELS, ("model", "chat_template")):
         text = layer.get(key)
         if not isinstance(text, str) or not text or (key in sources and text.startswith(_NO_PATH)):
             continue
         if key[-1] == "chat_template" and not text.endswith((".jinja", ".j2")):
-            continue  # the template itself
+            continue  # the text of the template, not a path
         origin = layer.origin(key)
         expanded = expand(text, key, origin, problems)
         if expanded is None:
@@ -37,11 +37,11 @@ def resolve_paths(layer: Layer, problems: Problems) -> None:
         is_folder = key[-1] in ("folder", "path", "model")
         try:
             there = path.is_dir() if is_folder else path.exists() if key in sources else path.is_file()
-        except OSError:  # a name that no file can have
+        except OSError:  # the name is invalid for a file
             there = False
         may_be_id = key in _MODELS or (key in sources and looks_like_id(expanded))
         if may_be_id and not there and not expanded.startswith((".", "/", "~")):
-            path = Path(expanded)  # an id on the Hub
+            path = Path(expanded)  # or an id on the Hub
         elif key != ("folder",) and not there:
             kind = "folder" if is_folder else "file"
             problems.add(origin, key, f"there is no {kind} {shown(path)}{near_file(path)}")
@@ -51,7 +51,7 @@ def resolve_paths(layer: Layer, problems: Problems) -> None:
 
 
 def _source_keys(layer: Layer) -> Iterator[Key]:
-    """Where the recipe names sources of data: of a set, of each source in a list, of prompts that are kept apart."""
+    """List the keys that name sources of data: of a set, of each source in a list, of separate eval and test sets."""
     for at in DATA_SETS:
         yield (*at, "source")
         listed = layer.get((*at, "sources"))
@@ -64,7 +64,7 @@ def _source_keys(layer: Layer) -> Iterator[Key]:
 
 
 def expand(text: str, key: Key, origin: Origin, problems: Problems) -> str | None:
-    """Text with ${VAR} from the environment; None, and a problem, where a variable is not set."""
+    """Replace ${VAR} by environment variables; None, and a problem, if a variable is not set."""
     unset = [name for name in _VARIABLE.findall(text) if name not in os.environ]
     for name in unset:
         problems.add(origin, key, f"the environment variable {name} is not set", f"export {name}=...")

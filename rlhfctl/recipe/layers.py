@@ -33,7 +33,7 @@ _REPLACES: dict[Key, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Location of a value: as shown in messages, the folder its paths start from, and its sort key (layer, line)."""
+    """The origin of a value: its location in messages, the folder of its paths, and its sort key (layer, line)."""
 
     where: str
     folder: Path
@@ -52,12 +52,12 @@ class Layer:
         return value if reached == key else None
 
     def origin(self, key: Key) -> Origin:
-        """The origin of the key, or of the nearest section above it that is there."""
+        """Return the origin of the key, or of the nearest section above it that has one."""
         return self.origins[reach(self.data, key)[0]]
 
 
 class Problems:
-    """Collects the faults of a recipe, and reports all of them at once, sorted by file and line."""
+    """Collect the faults of a recipe, and report all of them at once, sorted by file and line."""
 
     def __init__(self) -> None:
         self.found: list[tuple[tuple[int, int], Problem]] = []
@@ -86,7 +86,7 @@ def merge(low: Layer, high: Layer) -> Layer:
             here = (*key, name)
             if isinstance(value, dict) and isinstance(target.get(name), dict):
                 into(target[name], value, here)
-                if () in high.origins:  # a file; after `--set` the section itself still stands where it stood
+                if () in high.origins:  # a file; `--set` does not change the section's origin
                     merged.origins[here] = high.origins[here]
             else:
                 target[name] = deepcopy(value)
@@ -110,7 +110,10 @@ def name_lists(layer: Layer) -> Layer:
 
 
 def reach(data: dict[str, Any], key: Key) -> tuple[Key, Any]:
-    """Follow a key into the data: the part of the key that exists, and its value. Parts not in the data are skipped."""
+    """Follow a key into the data; return the part of the key that exists, and its value.
+
+    Parts that are not in the data are skipped.
+    """
     reached: Key = ()
     value: Any = data
     for part in key:

@@ -1,8 +1,8 @@
-"""From files to a valid `Recipe`: every problem at once, with file and line.
+"""Load a valid `Recipe` from files; report every problem at once, with file and line.
 
 Reads the recipe file, the files that it extends and the environment variables that its paths name; writes nothing.
-Leaves out what the keys mean (sections/) and, under `trainer:`, everything but the keys that rlhfctl owns. Layers are
-merged from the last ancestor to the recipe and then `--set` (layers.py, reading.py), paths made absolute (files.py).
+Leaves out what the keys mean (sections/) and, under `trainer:`, everything except the keys that rlhfctl owns. Layers
+are merged from the last ancestor to the recipe and then `--set` (layers.py, reading.py); files.py makes paths absolute.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rlhfctl.recipe.shipped import ROOTS as _SHIPPED
 from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import did_you_mean, dotted, help_of, unknown_key, wrong_value
 
-# What a required key is given while the rest is checked, once its own problem is noted.
+# The value of a required key while the rest is checked, after its own problem is noted.
 _STAND_INS: dict[str, Any] = {"name": "recipe", "model": {"path": "model"}}
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid, resolved recipe, the file it was read from (absolute), that file's folder, and each key's location."""
+    """A valid, resolved recipe with its file (absolute), that file's folder, and the location of each key."""
 
     recipe: Recipe
     path: Path
@@ -52,7 +52,7 @@ class LoadedRecipe:
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Load the recipe at a path (or a shipped one, by name) with `--set` values on top; RecipeError has all faults."""
+    """Load a recipe by path (or a shipped one by name) with `--set` values on top; RecipeError has all faults."""
     file = find_recipe(str(path)).absolute()
     problems = Problems()
     changes = read_overrides(overrides, problems)
@@ -65,9 +65,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 
 def outline(path: Path | str) -> Recipe:
-    """Load the recipe at a path as its text says it, without looking for the files and models that it names.
+    """Load a recipe without looking for the files and models that it names.
 
-    For lists: a recipe whose data is not there yet, or no longer, still says what it does.
+    For lists: a recipe whose data does not exist yet, or no longer exists, can still be described.
     """
     problems = Problems()
     merged = Layer()
@@ -84,7 +84,7 @@ def _recipe_of(merged: Layer, problems: Problems) -> Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """A path as given, or the file of a shipped recipe given its name ("quickstart")."""
+    """Return the path as given, or the file of a shipped recipe by its name ("quickstart")."""
     path = Path(name)
     if path.is_file():
         return path
@@ -98,7 +98,7 @@ def find_recipe(name: str) -> Path:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML text that loads to an equal one."""
+    """Write the resolved recipe as YAML text that loads to an equal recipe."""
     yaml = yaml_1_2()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -108,9 +108,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _validate(layer: Layer, problems: Problems) -> Recipe | None:
-    """The recipe; with faulty keys noted and left out, so that the rules about several keys still run on the rest."""
+    """Validate the recipe without its faulty keys, which are noted: the rules between keys then check the rest."""
     data = deepcopy(layer.data)
-    cuts: set[Key] = set()  # what was left out, or was meant by a misspelt key: rules about these say nothing
+    cuts: set[Key] = set()  # keys left out, or meant by a misspelt key: rules about them are skipped
     for attempt in itertools.count():
         try:
             return Recipe.model_validate(data)
@@ -126,12 +126,12 @@ def _validate(layer: Layer, problems: Problems) -> Recipe | None:
         faults: dict[Key, list[Any]] = {}
         for detail in details:
             missing = detail["loc"][-1:] if detail["type"] == "missing" else ()
-            # Pydantic's location also names the types that it tried; those are not in the data.
+            # Pydantic's location also names the types that it tried, which are not in the data.
             faults.setdefault(reach(data, detail["loc"])[0] + missing, []).append(detail)
         if attempt == 0:
             cuts |= _note(faults, layer, problems)
         for key, (detail, *_) in faults.items():
-            whole = key[:-1] or key if detail["type"] == "missing" else key  # the section that cannot do without it
+            whole = key[:-1] or key if detail["type"] == "missing" else key  # the section that requires it
             cut = tuple(itertools.takewhile(lambda part: isinstance(part, str), whole))  # or the list that it is in
             section = reach(data, cut[:-1])[1]
             if isinstance(section, dict):
@@ -142,12 +142,12 @@ def _validate(layer: Layer, problems: Problems) -> Recipe | None:
 
 
 def _key_of(text: str) -> Key:
-    """A conflict's dotted key; its numbers count the items of a list."""
+    """Parse a conflict's dotted key; numbers in it are indices of a list."""
     return tuple(int(part) if part.isdecimal() else part for part in text.split("."))
 
 
 def _note(faults: dict[Key, list[Any]], layer: Layer, problems: Problems) -> set[Key]:
-    """Pydantic's errors as problems in plain words; returns the keys that were probably meant by unknown ones."""
+    """Note pydantic's errors as problems in plain words; return the keys that unknown keys probably meant."""
     meant: set[Key] = set()
     for key, (detail, *_) in faults.items():
         if detail["type"] == "extra_forbidden":
@@ -157,7 +157,7 @@ def _note(faults: dict[Key, list[Any]], layer: Layer, problems: Problems) -> set
     for key, details in faults.items():
         if details[0]["type"] == "missing" and key not in meant:
             problems.add(layer.origin(key), key, "missing", f"add it: {help_of(key)}")
-        # Where an item of a value is at fault, that says more than that the value is not of another type.
+        # An error about an item says more than the error that the whole value has another type.
         deeper = any(key != other and other[: len(key)] == key for other in faults)
         if details[0]["type"] not in ("missing", "extra_forbidden") and not deeper:
             problems.add(layer.origin(key), key, wrong_value(key, details))

@@ -1,6 +1,7 @@
-"""Find the data sets of a recipe that its own stages make (`source: stage:NAME`), and put the stages' files in place.
+"""Find the data sets of a recipe that its own stages make (`source: stage:NAME`), and insert the paths of their files.
 
-Works on the recipe's `data` section alone; which stages there are is graph.py's, where their rows lie inputs.py's.
+Works on the recipe's `data` section alone. Leaves out which stages exist (graph.py) and where their rows are
+(inputs.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def source_stages(names: Iterable[str], data: Data) -> list[str]:
 
 
 def made_data(data: Data) -> list[str]:
-    """List the data sets of which a stage makes a part or all: they are read when a stage needs them."""
+    """List the data sets that a stage makes partly or fully; they are read when a stage needs them."""
     return [name for name in type(data).model_fields if source_stages([name], data)]
 
 
@@ -31,7 +32,7 @@ def data_at_start(data: Data) -> Data:
 
 
 def with_sources(section: Source, place_of: Mapping[str, str]) -> Source:
-    """Return a data set's section with the place of each stage's rows (`place_of`) instead of its `stage:NAME`."""
+    """Replace each `stage:NAME` in a data set's section by the path of that stage's rows (`place_of`)."""
 
     def replaced(source: Source) -> Source:
         changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Reading recipe files and `--set` values into layers: YAML 1.2 and `extends:`.
+"""Read recipe files and `--set` values into layers: YAML 1.2 and `extends:`.
 
 Reads the recipe file and the files that it extends. Leaves out what the keys mean (sections/) and merging (layers.py).
 """
@@ -25,7 +25,7 @@ _SET = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", re.DOTALL)
 
 
 def read_chain(file: Path, problems: Problems) -> list[Layer]:
-    """Read the recipe's layer, then those of the files that it extends."""
+    """Read the recipe's layer, then the layers of the files that it extends."""
     files, layers = [file], [_read_file(file, 0, problems)]
     while "extends" in layers[-1].data:
         stated, key, origin = layers[-1].data.pop("extends"), ("extends",), layers[-1].origins[("extends",)]
@@ -90,10 +90,10 @@ def yaml_1_2() -> YAML:
 
 @dataclass
 class _Builder:
-    """Turns YAML nodes into plain values, and notes the origin of everything in them."""
+    """Turn YAML nodes into plain values, and note the origin of each."""
 
     origins: dict[Key, Origin]
-    at: Callable[[int], Origin]  # from a line, counted from 1
+    at: Callable[[int], Origin]  # maps a line, counted from 1, to its origin
     problems: Problems
     scalars: Any = field(default_factory=lambda: yaml_1_2().constructor)
 
@@ -137,7 +137,7 @@ class _Builder:
 
 
 def read_overrides(overrides: Sequence[str], problems: Problems) -> Layer:
-    """All `--set` values as one layer; paths in them start from the current directory."""
+    """Read all `--set` values as one layer; paths in them start from the current directory."""
     layer = Layer()
     for index, text in enumerate(overrides):
         origin = Origin(f"--set {text}", Path.cwd(), (1_000_000, index))

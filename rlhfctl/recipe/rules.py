@@ -1,7 +1,7 @@
-"""Rules between the sections of a recipe, as data: what one section needs of another.
+"""Define the rules between the sections of a recipe as data: what one section needs of another.
 
-Rules about the keys of a single section stand in that section (sections/). Keys and placeholders here are paths from
-the top of the recipe.
+Rules about the keys of a single section are in that section (sections/). Keys and placeholders here are paths from the
+top of the recipe.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _trains_tokenizer_alone(recipe: Sections) -> bool:
     return recipe.sft is None and recipe.model.init is not None and recipe.model.init.tokens is None
 
 
-# Key that needs a data set -> the data set, what for, another way out, and whether the recipe needs it.
+# Key that needs a data set -> the data set, its purpose, another fix, and whether the recipe needs it.
 DATA_NEEDS: tuple[tuple[str, str, str, str, Broken], ...] = (
     ("sft", "demonstrations", "to train on", "", lambda recipe: recipe.sft is not None),
     (
@@ -81,7 +81,7 @@ def _best_without_prompts(recipe: Sections) -> bool:
 
 
 def _batch_above_prompts(recipe: Sections) -> bool:
-    # TRL's loader drops a last batch that is not full, and then waits for a full one for ever.
+    # TRL's loader drops a last batch that is not full; without any full batch it waits forever.
     ppo, prompts = recipe.ppo, recipe.data.prompts
     if ppo is None or prompts is None or prompts.known_train_rows is None:
         return False
@@ -177,7 +177,7 @@ def _float16_with_whole_critic(recipe: Sections) -> bool:
 
 
 def _lora_on_random_weights(stage: str, inherited: bool) -> Broken:
-    """Whether the first stages that train have LoRA: without sft these are reward and ppo."""
+    """Tell whether the first stages that train have LoRA: without sft these are reward and ppo."""
 
     def broken(recipe: Sections) -> bool:
         section: Sft | Reward | Ppo | None = getattr(recipe, stage)
@@ -256,7 +256,7 @@ WEIGHTS: tuple[Rule[Sections], ...] = (
 
 
 def _too_long(length_key: str, with_prompt: bool) -> Broken:
-    """Whether a response and a prompt (of one token, where no maximum is set) are too long for a new model."""
+    """Tell whether a response and a prompt (of one token if no maximum is set) are too long for a new model."""
     stage, _, key = length_key.partition(".")
 
     def broken(recipe: Sections) -> bool:

@@ -1,13 +1,13 @@
-"""The recipe: puts the sections together, fills in what one takes from another, and runs all rules.
+"""Define the recipe: combine the sections, fill in values that one inherits from another, and check all rules.
 
-The keys of each section, their types, defaults and descriptions stand in sections/, the rules between sections in
-rules.py. Names are those of Hugging Face and TRL. Each key's description is written once and feeds the help, the JSON
-Schema and the docs. A validated `Recipe` is resolved: the inherited `lora` stands in each stage.
+The keys of each section, their types, defaults and descriptions are in sections/, the rules between sections in
+rules.py. Names are those of Hugging Face and TRL. Each key's description is written once for the help, the JSON Schema
+and the docs. A validated `Recipe` is resolved: each stage has the inherited `lora`.
 
 A new stage is a file in sections/ with a `Stage` class, and one field of `Recipe` here. Its chapter in docs/recipe.md
 is a line of tools/reference.py.
 
-Left out: reading files, paths and messages with line numbers (load.py).
+Leaves out reading files, paths and messages with line numbers (load.py).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _resolve_and_check(self) -> Recipe:
-        """Fill in what one section takes from another; then raise all conflicts as one error."""
+        """Fill in values that one section inherits from another; then raise all conflicts as one error."""
         self._inherit_lora()
         found = list(self.conflicts())
         if found:
@@ -111,6 +111,6 @@ class Recipe(Section):
         self.__dict__[name] = section
 
     def conflicts(self, at: str = "") -> Iterator[Conflict]:
-        """All broken rules: those of each section, in order, then those between sections."""
+        """List all broken rules: those of each section, in order, then those between sections."""
         yield from self.inner_conflicts(at)
         yield from self.broken_rules(at)

@@ -1,7 +1,7 @@
-"""Read the names of scorers in a recipe: which kind each one is, and which of them are Python functions.
+"""Read the names of scorers in a recipe: the kind of each, and which of them are Python functions.
 
-A scorer stands in `ppo.rewards` or `compare.judges` by its kind, or as module:name. What builds each kind is in
-rewards/build.py; which stage asks for which scorers is in graph.py.
+A scorer is named in `ppo.rewards` or `compare.judges` by its kind, or as module:name. Leaves out building scorers
+(rewards/build.py) and which stage uses which scorers (graph.py).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 from rlhfctl.recipe.schema import Recipe
 
-REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
+REWARD = "reward"  # in ppo.rewards: the model or function of the recipe's reward section
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
-FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
+FUNCTION = "module:name"  # the kind of every Python function that a recipe names
 
 
 def kind_of(name: str) -> str:
-    """Tell the kind of scorer that a name in a recipe stands for: a key of build.BUILDERS."""
+    """Return the kind of scorer that a name in a recipe means: a key of build.BUILDERS."""
     return FUNCTION if ":" in name else name
 
 

@@ -1,6 +1,6 @@
-"""Where the recipes that come with rlhfctl lie, by name.
+"""Find the recipes that come with rlhfctl, by name.
 
-Standard library only: a shell asks for these names while somebody types.
+Standard library only: shell completion asks for these names while the user types.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ ROOTS = (_PACKAGE / "recipes_data", _PACKAGE.parent / "recipes")  # in the wheel
 
 
 def shipped_recipes(roots: Iterable[Path] = ROOTS) -> dict[str, Path]:
-    """name -> file: "quickstart", or "text/summaries" for one in a folder."""
+    """Map each name to its file: "quickstart", or "text/summaries" for a recipe in a folder."""
     return {file.relative_to(root).with_suffix("").as_posix(): file for root in roots for file in root.rglob("*.yaml")}

@@ -1,6 +1,6 @@
-"""In plain words: what is said of a faulty key or value, and of those that may have been meant.
+"""Word the messages about a faulty key or value, and suggest keys that were probably meant.
 
-Reads the schema's fields; load.py makes messages with lines of what this says.
+Reads the schema's fields. load.py adds the lines of files to these messages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pydantic.fields import FieldInfo
 
 from rlhfctl.recipe.schema import REFUSED_PPO_KEYS, Key, Recipe, owned_trainer_key
 
-LONGEST_SHOWN = 200  # characters of somebody else's text in a message
-ALMOST = 0.9  # how alike two names are before one is taken for the other even where it is a key of another section
-NEAR = 0.65  # how alike two names are before one is suggested for the other
+LONGEST_SHOWN = 200  # characters of the user's text in a message
+ALMOST = 0.9  # similarity from which a name counts as misspelt, even if another section has that key
+NEAR = 0.65  # similarity from which a name is suggested
 
-# What pydantic's errors say, in words.
+# Pydantic's errors in words.
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -39,12 +39,12 @@ _EXPECTED = {
 
 
 def dotted(key: Key) -> str:
-    """("compare", "judges", 1) as compare.judges[1]."""
+    """Write a key as text: ("compare", "judges", 1) is compare.judges[1]."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
 
 
 def wrong_value(key: Key, details: list[Any]) -> str:
-    """What is wrong with a value, from what pydantic says of it (once for each type that it might have had)."""
+    """Explain what is wrong with a value, from pydantic's errors (one for each type that the value may have)."""
     kind, context, got = details[0]["type"], details[0].get("ctx", {}), describe(details[0]["input"])
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
@@ -68,13 +68,14 @@ def wrong_value(key: Key, details: list[Any]) -> str:
 
 
 def _literal_names(annotation: Any) -> tuple[Any, ...]:
-    """The values of the first Literal in a type, also within a list or a union."""
+    """Return the values of the first Literal in a type, also within a list or a union."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return next((names for part in get_args(annotation) if (names := _literal_names(part))), ())
 
 
 def describe(value: Any) -> str:
+    """Describe a value in words, with its type."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -83,12 +84,12 @@ def describe(value: Any) -> str:
 
 
 def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
-    """Text as a message can hold it."""
+    """Shorten a text to a length that fits into a message."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
-    """What to say of an unknown key: the problem, the fix, and the key of the same section that was probably meant."""
+    """Return the problem of an unknown key, its fix, and the key of the same section that was probably meant."""
     section, name = dotted(tuple(part for part in key[:-1] if isinstance(part, str))), str(key[-1])
     if section == "ppo" and name in REFUSED_PPO_KEYS:
         return (*REFUSED_PPO_KEYS[name], None)
@@ -96,9 +97,10 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     if instead is not None:
         return "rlhfctl sets this itself", instead, None
     names = dict(sections())[section]
-    if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # a slip of one letter, whatever it means elsewhere
+    if nearly := difflib.get_close_matches(name, names, 1, ALMOST):  # one wrong letter, even if it is a key elsewhere
         return f"unknown key; did you mean {nearly[0]!r}?", None, nearly[0]
-    homes = [home for home, names in sections() if name in names and "source" not in home]  # a list's: the set says it
+    # Sections in lists are left out: the data set itself has their keys.
+    homes = [home for home, names in sections() if name in names and "source" not in home]
     has_trainer = "trainer" in names
     if has_trainer:
         homes = [home for home in homes if home.split(".")[0] not in ("ppo", "compare")]
@@ -115,7 +117,7 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
 
 
 def sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each section's dotted name ("" for the top) with its keys."""
+    """Yield each section's dotted name ("" for the top) with its keys."""
     yield at, [*section.model_fields, *([] if at else ["extends"])]
     for name, info in section.model_fields.items():
         inner = _section_of(info)
@@ -124,7 +126,7 @@ def sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The section that a key holds, also as the items of a list."""
+    """Return the section that a key holds, also as the items of a list."""
     types = (info.annotation, *get_args(info.annotation))
     items = [item for listed in types if get_origin(listed) is list for item in get_args(listed)]
     for part in (*types, *items):
@@ -134,7 +136,7 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
 
 
 def field_at(key: Key) -> FieldInfo | None:
-    """The declaration of a key of the schema; None for what lies inside a value."""
+    """Return the declaration of a key of the schema; None for a key inside a value."""
     section: type[BaseModel] | None = Recipe
     info: FieldInfo | None = None
     for name in key:
@@ -146,12 +148,13 @@ def field_at(key: Key) -> FieldInfo | None:
 
 
 def help_of(key: Key) -> str:
-    """A key's description, to go on after a colon."""
+    """Return a key's description in lower case, to follow a colon."""
     info = field_at(key)
     text = (info.description if info else None) or ""
     return text[:1].lower() + text[1:]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Suggest the most similar name, as the end of a message; empty if none is similar."""
     near = difflib.get_close_matches(name, list(names), 1, NEAR)
     return f"; did you mean {near[0]!r}?" if near else ""

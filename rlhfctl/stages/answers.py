@@ -1,7 +1,7 @@
-"""The responses that compare judges: both sides on the same test prompts, at every temperature that is asked for.
+"""Sample the responses that compare judges: both models answer the same test prompts at every temperature.
 
-Reads two policies (sampled here, by the same random numbers), or two files of samples made elsewhere. Writes nothing.
-Left out: judging (judges.py) and what is compared with what (controls.py).
+Reads two policies, which it samples with the same random numbers, or two files of samples made elsewhere. Writes
+nothing. Leaves out judging (judges.py) and the choice of comparisons (controls.py).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from rlhfctl.stages.loader import Base
 
 GREEDY = 0.0  # the temperature of greedy decoding
 MATCH_ROUNDS = 3  # tries to find the temperature at which the entropies are equal
-MATCH_TOLERANCE = 0.02  # of the policy's entropy: nearer than this is equal
-MATCH_LIMIT = 0.10  # of the policy's entropy: further than this after all tries is no match
-MATCH_WARMEST = 2.0  # times compare.temperature: no reference is sampled hotter
+MATCH_TOLERANCE = 0.02  # share of the policy's entropy: a smaller difference counts as equal
+MATCH_LIMIT = 0.10  # share of the policy's entropy: a larger difference after all tries is no match
+MATCH_WARMEST = 2.0  # times compare.temperature: the largest temperature for the reference
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One side's responses at one temperature: `episodes[i]` are those to test prompt i.
+    """The responses of one model at one temperature: `episodes[i]` are the responses to test prompt i.
 
-    `ended`: whether each ended by itself (None: not known). `entropy`: nats per token of the distributions sampled
-    from, estimated as the mean of -log p of the sampled tokens (None: greedy, or samples made elsewhere).
+    `ended`: whether each response ended by itself (None: not known). `entropy`: nats per token of the distributions
+    that were sampled, estimated as the mean of -log p of the sampled tokens (None: greedy, or samples made elsewhere).
     """
 
     episodes: list[list[Episode]]
@@ -54,10 +54,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Answers:
-    """Both sides' responses by temperature; `main` is that of the main comparison (None: samples made elsewhere).
+    """The responses of policy and reference by temperature; `main` is the temperature of the main comparison.
 
-    `matched`: the temperature at which the reference's entropy is the policy's, where it was found; the reference's
-    responses at it stand under `reference`. `kl`: nats per response of the main comparison, where it can be measured.
+    `main` is None for samples made elsewhere. `matched`: the temperature at which the reference has the entropy of the
+    policy, where one was found; the reference's responses at that temperature are in `reference`. `kl`: nats per
+    response of the main comparison, where it can be measured.
     """
 
     policy: Mapping[float | None, Drawn]
@@ -68,8 +69,8 @@ class Answers:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-class _Side:
-    """A model that answers all test prompts at a temperature."""
+class _SampledModel:
+    """Sample one model on all test prompts, at one temperature per call."""
 
     def __init__(
         self, name: str, base: Base, rows: list[Row], section: Compare, ctx: Context, generate: Generator
@@ -82,16 +83,16 @@ class _Side:
     def draw(
         self, temperature: float, samples: int, progress: _Progress
     ) -> tuple[Drawn, list[list[generator.Response]]]:
-        """`samples` responses to each prompt; the i-th ones are drawn by the same random numbers on both sides."""
+        """Sample `samples` responses per prompt; sample i uses the same random numbers for policy and reference."""
         drawn = []
         for index in range(1 if temperature == GREEDY else samples):
-            what = f"sampling the {self.name}"
+            activity = f"sampling the {self.name}"
             sampling = self._sampling(temperature, index)
-            drawn.append(self.generate(self.model, self.prompts, self.tokenizer, sampling, progress, what=what))
+            drawn.append(self.generate(self.model, self.prompts, self.tokenizer, sampling, progress, what=activity))
             progress.pass_done()
         stops = self._sampling(temperature, 0).stop_strings
         logprobs = [value for responses in drawn for response in responses for value in response.logprobs]
-        found = Drawn(
+        result = Drawn(
             episodes=[
                 [make_episode(self.tokenizer, row, self.prompts[i], responses[i].ids, stops) for responses in drawn]
                 for i, row in enumerate(self.rows)
@@ -99,10 +100,10 @@ class _Side:
             ended=[[responses[i].ended for responses in drawn] for i in range(len(self.rows))],
             entropy=-statistics.fmean(logprobs) if logprobs else None,
         )
-        return found, drawn
+        return result, drawn
 
     def _sampling(self, temperature: float, index: int) -> generator.Sampling:
-        """How PPO samples, at another temperature and length."""
+        """Return the sampling options of PPO with another temperature and length."""
         section, ppo = self.section, self.ctx.recipe.ppo
         assert section.max_new_tokens is not None
         seed = self.ctx.recipe.seed * 1_000 + index
@@ -118,7 +119,7 @@ class _Side:
 
 
 class _Progress:
-    """Tells how many of all responses are sampled."""
+    """Report how many of all responses are sampled."""
 
     def __init__(self, ctx: Context, prompts: int, total: int) -> None:
         self.ctx, self.prompts, self.total, self.before = ctx, prompts, total, 0
@@ -128,47 +129,49 @@ class _Progress:
         self.ctx.emit(Progress(stage=self.ctx.name, step=step, total=self.total, unit="response"))
 
     def pass_done(self) -> None:
-        """All prompts are answered once more."""
+        """Count one more response to each prompt as sampled."""
         self.before += self.prompts
 
 
 def from_models(section: Compare, ctx: Context, generate: Generator = local.sample) -> Answers:
-    """Sample both policies on the test prompts: the same batches and the same random numbers for both."""
+    """Sample both policies on the test prompts, with the same batches and the same random numbers."""
     policy = ctx.loader.load_base(ctx.parents["policy"])
     reference = ctx.loader.load_base(ctx.parents["reference"])
     for base in (policy, reference):
         base.model.to(devices.device())
         special_tokens.mask_pad(base.model, base.tokenizer.pad_token_id)
     assert section.max_new_tokens is not None
-    rows = _that_fit(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
+    rows = _fitting_prompts(ctx.data["prompts"].split.test, (policy, reference), section.max_new_tokens, ctx)
     total = len(rows) * section.responses_per_prompt
     settings = section.model_dump(mode="json") | {"prompts": len(rows)}
     ctx.emit(StageStarted(stage=ctx.name, total_steps=total, settings=settings))
 
     progress = _Progress(ctx, len(rows), total)
     controls, main = section.controls, section.temperature
-    colder = [one for one in controls.temperatures if one > GREEDY] if controls is not None else []
+    colder = (
+        [temperature for temperature in controls.temperatures if temperature > GREEDY] if controls is not None else []
+    )
     plan = {main: section.samples_per_prompt, GREEDY: 1} | {
-        one: controls.samples_per_prompt for one in colder if controls is not None
+        temperature: controls.samples_per_prompt for temperature in colder if controls is not None
     }
     same = tokenizing.tokenizer_fingerprint(policy.tokenizer) == tokenizing.tokenizer_fingerprint(reference.tokenizer)
     bases = (("policy", policy), ("reference", reference))
-    sides = [_Side(name, base, rows, section, ctx, generate) for name, base in bases]
+    sides = [_SampledModel(name, base, rows, section, ctx, generate) for name, base in bases]
     drawn: dict[str, dict[float | None, Drawn]] = {}
-    responses: list[list[generator.Response]] = []  # the policy's in the main comparison
+    responses: list[list[generator.Response]] = []  # the policy's responses in the main comparison
     matched = None
     for side in sides:
         drawn[side.name] = {}
         for temperature, samples in plan.items():
-            drawn[side.name][temperature], found = side.draw(temperature, samples, progress)
-            responses = found if side.name == "policy" and temperature == main else responses
+            drawn[side.name][temperature], sampled = side.draw(temperature, samples, progress)
+            responses = sampled if side.name == "policy" and temperature == main else responses
         if side.name == "reference" and controls is not None and controls.matched_entropy:
             if same:
                 wanted = drawn["policy"][main].entropy or 0.0
                 matched = _match_entropy(side, wanted, drawn[side.name], main, controls.samples_per_prompt, progress)
             else:
                 ctx.warn("policy and reference have different tokenizers: their entropies per token cannot be matched")
-        devices.release_memory()  # the caches of keys and values
+        devices.release_memory()  # frees the caches of keys and values
     kl: list[float] | None = None
     if same:
         pad = policy.tokenizer.pad_token_id
@@ -182,11 +185,11 @@ def from_models(section: Compare, ctx: Context, generate: Generator = local.samp
 
 
 def _match_entropy(
-    side: _Side, wanted: float, drawn: dict[float | None, Drawn], main: float, samples: int, progress: _Progress
+    side: _SampledModel, wanted: float, drawn: dict[float | None, Drawn], main: float, samples: int, progress: _Progress
 ) -> float | None:
-    """Find the temperature at which the reference's entropy is `wanted`, nats per token; its responses go to `drawn`.
+    """Find the temperature at which the reference's entropy is `wanted` (nats per token); add its responses to `drawn`.
 
-    None, with a warning, where no temperature up to twice the main one comes near.
+    Returns None, with a warning, where no temperature up to twice the main one comes near.
     """
     known = {temperature: one.entropy or 0.0 for temperature, one in drawn.items() if temperature is not None}
     for _ in range(MATCH_ROUNDS):
@@ -209,7 +212,7 @@ def _match_entropy(
 
 
 def interpolated(wanted: float, known: Mapping[float, float]) -> float:
-    """The temperature at which the entropy is `wanted`, on straight lines through `known` (temperature -> entropy).
+    """Interpolate linearly the temperature at which the entropy is `wanted`; `known` maps temperature to entropy.
 
     Beyond the largest entropy the last line is continued.
     """
@@ -221,8 +224,8 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
     return warm + (warm - cold) * (wanted - high) / (high - low) if high > low else 2 * warm
 
 
-def _that_fit(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
-    """The test prompts that both sides have room for, cut as PPO's are where `data.overlong_prompts` says so."""
+def _fitting_prompts(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
+    """Return the test prompts that leave room for a response in both models, cut if `data.overlong_prompts` says so."""
     rows, cut = test, 0
     for side in sides:
         fitted = fit_to_context(rows, side.tokenizer, context_of(side.model.config), new, ctx.recipe.data)
@@ -241,7 +244,7 @@ def _that_fit(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) ->
 
 
 def from_files(section: Compare, ctx: Context) -> Answers:
-    """Two JSONL files of {"prompt", "response"}; the prompts of both must be the same set."""
+    """Read two JSONL files of {"prompt", "response"} and compare them on the prompts that both files hold."""
     grouped = [_read_samples(Path(ctx.options[name])) for name in ("policy_samples", "reference_samples")]
     shared = [key for key in grouped[0] if key in grouped[1]]
     if len(shared) < max(len(side) for side in grouped):
@@ -269,6 +272,7 @@ def from_files(section: Compare, ctx: Context) -> Answers:
 
 
 def _read_samples(path: Path) -> dict[str, list[Row]]:
+    """Read a file of samples and group its rows by prompt."""
     grouped: dict[str, list[Row]] = {}
     rows, places = read_jsonl(path)
     for row, place in zip(rows, places, strict=True):
@@ -281,13 +285,14 @@ def _read_samples(path: Path) -> dict[str, list[Row]]:
 
 
 def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBase | None:
-    """Needed only where a reward model is to read the samples: its own."""
+    """Load the tokenizer of the reward model if it is a judge; None if no reward model reads the samples."""
     if "reward_model" not in section.judges or "reward" not in ctx.parents:
         return None
     return ctx.loader.own_tokenizer(ctx.parents["reward"])
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:
+    """Make an episode of a row of samples, with ids if there is a tokenizer."""
     prompt, response = row["prompt"], row["response"]
     completion = response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
     prompt_ids, response_ids = Encoder(tokenizer).pair(prompt, completion) if tokenizer is not None else ([], [])

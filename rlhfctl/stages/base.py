@@ -1,7 +1,7 @@
-"""base* without fine-tuning: the recipe's model as it is, made ready to hand over.
+"""Prepare base* without fine-tuning: save the recipe's model unchanged, ready for the later stages.
 
-Reads `model` (a folder, a Hub id, or new weights) and, for new weights, the demonstrations its tokenizer learns from;
-writes model/ with tokenizer, template, pad token and pad row, and probe log-probabilities. Trains nothing.
+Reads `model` (a folder, a Hub id, or new weights) and, for new weights, the demonstrations that train its tokenizer.
+Writes model/ with tokenizer, template, pad token and pad row, and probe log-probabilities. Trains nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rlhfctl.stages.context import Context
 
 
 def run(section: Model, ctx: Context) -> Artifact:
-    """Publish base*."""
+    """Save the recipe's model and publish it as base*."""
     prepared = tokenizing.prepare(ctx.recipe, ctx.data)
     tokenizer = prepared.tokenizer
     dtype = loading.torch_dtype(section.dtype)
     model, notes = build.base_from_recipe(section, prepared, seed=ctx.recipe.seed, dtype=dtype)
     for sentence in notes:
         ctx.note(sentence)
-    asked = ctx.data["prompts"].rows if "prompts" in ctx.data else []
-    if any(is_conversation(row) for row in asked):
+    prompts = ctx.data["prompts"].rows if "prompts" in ctx.data else []
+    if any(is_conversation(row) for row in prompts):
         for sentence in template_warnings(tokenizer):
             ctx.warn(sentence)
 

@@ -1,8 +1,8 @@
-"""The verdict: policy and reference answer the same test prompts, judges score both, controls test what explains it.
+"""Compare policy and reference: both answer the same test prompts, judges score them, controls test other explanations.
 
-Reads two policies (or two files of samples made elsewhere) and the test prompts, which nothing before this stage has
-seen; writes compare.json (the verdict and its numbers) and samples.jsonl (every response of the main comparison with
-its scores). The unit is the prompt: a prompt's value is the mean over its samples. Chooses nothing and trains nothing.
+Reads two policies (or two files of samples made elsewhere) and the test prompts, which no earlier stage has seen.
+Writes compare.json (the verdict and its numbers) and samples.jsonl (every response of the main comparison with its
+scores). The unit is the prompt: the value of a prompt is the mean over its samples. Chooses nothing and trains nothing.
 """
 
 from __future__ import annotations
@@ -35,20 +35,22 @@ _SHOWN = 3
 def run(section: Compare, ctx: Context) -> Artifact:
     """Sample (or read samples), judge, and write the verdict."""
     # 1. Responses of both sides to the same prompts.
-    found = answers.from_files(section, ctx) if "policy_samples" in ctx.options else answers.from_models(section, ctx)
-    main = found.main
-    policy, reference = found.policy[main], found.reference[main]
-    devices.release_memory()  # both models are gone
+    responses = (
+        answers.from_files(section, ctx) if "policy_samples" in ctx.options else answers.from_models(section, ctx)
+    )
+    main = responses.main
+    policy, reference = responses.policy[main], responses.reference[main]
+    devices.release_memory()  # both models are freed by now
 
     # 2. Scores: judge -> temperature -> prompt, sample.
     scores: dict[str, dict[str, dict[float | None, list[list[float]]]]] = {"policy": {}, "reference": {}}
-    for name, judge in judges.build_judges(section, ctx, found.tokenizer).items():
-        for side, drawn in (("policy", found.policy), ("reference", found.reference)):
-            scores[side][name] = {key: judges.score(name, judge, one.episodes) for key, one in drawn.items()}
+    for name, judge in judges.build_judges(section, ctx, responses.tokenizer).items():
+        for side, by_temperature in (("policy", responses.policy), ("reference", responses.reference)):
+            scores[side][name] = {key: judges.score(name, judge, one.episodes) for key, one in by_temperature.items()}
 
     # 3. Statistics over prompts: the main comparison, then its controls.
-    def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-        return _compared(ours, theirs, section, ctx)
+    def compared(policy_means: Sequence[float], reference_means: Sequence[float]) -> dict[str, Any]:
+        return _compared(policy_means, reference_means, section, ctx)
 
     results = {
         name: compared(means(scores["policy"][name][main]), means(scores["reference"][name][main]))
@@ -56,9 +58,9 @@ def run(section: Compare, ctx: Context) -> Artifact:
         for name in section.judges
     }
     scorer = next((name for name in section.judges if not results[name]["independent"]), None)
-    controls = list(control_rows(section, found, scores["policy"], scores["reference"], scorer, compared))
+    controls = list(control_rows(section, responses, scores["policy"], scores["reference"], scorer, compared))
     primary = section.primary_judge
-    assert primary is not None  # resolved by the schema
+    assert primary is not None  # the schema has filled it in
     fair = [row["judges"][primary]["verdict"] for row in controls if row["kind"] in verdicts.FAIR]
     colder = [row["judges"][primary]["verdict"] for row in controls if row["kind"] == verdicts.COLDER]
     report: dict[str, Any] = {
@@ -71,16 +73,16 @@ def run(section: Compare, ctx: Context) -> Artifact:
         "temperature": main,
         "judges": results,
         "controls": controls,
-        "kl_mean": statistics.fmean(found.kl) if found.kl is not None else None,
+        "kl_mean": statistics.fmean(responses.kl) if responses.kl is not None else None,
     }
-    for side, one in (("policy", policy), ("reference", reference)):
-        report |= {f"{key}_{side}": value for key, value in _described(one).items()}
-    # The two names that scripts rely on.
+    for side, drawn in (("policy", policy), ("reference", reference)):
+        report |= {f"{key}_{side}": value for key, value in _described(drawn).items()}
+    # Scripts rely on these two names.
     report["length_policy_mean"], report["length_reference_mean"] = (
         report.pop("length_policy"),
         report.pop("length_reference"),
     )
-    if GREEDY in found.policy:
+    if GREEDY in responses.policy:
         report["greedy"] = {
             name: compared(means(scores["policy"][name][GREEDY]), means(scores["reference"][name][GREEDY]))
             for name in section.judges
@@ -90,7 +92,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
         ctx.warn(judges.dependence(primary, ctx))
 
     # 4. Write.
-    kept = [{name: one[main] for name, one in scores[side].items()} for side in ("policy", "reference")]
+    kept = [{name: drawn[main] for name, drawn in scores[side].items()} for side in ("policy", "reference")]
     rows = _sample_rows(policy, reference, *kept)
     fs.write_atomic(ctx.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     fs.write_json(ctx.folder / "compare.json", report)
@@ -119,10 +121,15 @@ def run(section: Compare, ctx: Context) -> Artifact:
 # ---------------------------------------------------------------- numbers
 
 
-def _compared(ours: Sequence[float], theirs: Sequence[float], section: Compare, ctx: Context) -> dict[str, Any]:
-    """A judge's entry: means, difference, win rate, their 95% intervals, p, and the verdict of this row alone."""
+def _compared(
+    policy_means: Sequence[float], reference_means: Sequence[float], section: Compare, ctx: Context
+) -> dict[str, Any]:
+    """Return a judge's entry: means, difference, win rate, their 95% intervals, p, and the verdict of this row."""
     result = compare_paired(
-        numpy.array(ours), numpy.array(theirs), seed=ctx.recipe.seed, samples=section.bootstrap_samples
+        numpy.array(policy_means),
+        numpy.array(reference_means),
+        seed=ctx.recipe.seed,
+        samples=section.bootstrap_samples,
     )
     values = {
         key: [value["low"], value["high"]] if isinstance(value, dict) else value
@@ -133,7 +140,7 @@ def _compared(ours: Sequence[float], theirs: Sequence[float], section: Compare, 
 
 
 def _metrics(report: dict[str, Any], primary: str) -> dict[str, float]:
-    """What screen, manifest and trackers get: the main comparison, and the lowest win rate of a fair control."""
+    """Return the metrics for screen, manifest and trackers: main comparison and lowest win rate of a fair control."""
     judge = report["judges"][primary]
     metrics = {"win_rate": judge["win_rate"], "delta": judge["delta"], "length": report["length_policy_mean"]}
     lowest = verdicts.lowest_control(report)
@@ -142,7 +149,7 @@ def _metrics(report: dict[str, Any], primary: str) -> dict[str, float]:
 
 
 def _described(answers: Drawn) -> dict[str, float | None]:
-    """Length in tokens (in words where there are no ids), share that ended by itself, distinct-1 and distinct-2."""
+    """Measure responses: length in tokens (words without ids), share that ended by itself, distinct-1, distinct-2."""
     episodes = [episode for samples in answers.episodes for episode in samples]
     texts = [e.completion if isinstance(e.completion, str) else e.completion[-1]["content"] for e in episodes]
     units: list[list[str | int]] = [
@@ -164,9 +171,10 @@ def _sample_rows(
     policy_scores: dict[str, list[list[float]]],
     reference_scores: dict[str, list[list[float]]],
 ) -> list[dict[str, Any]]:
+    """Make the rows of samples.jsonl: each pair of responses with its scores."""
     rows = []
-    for i, (ours, theirs) in enumerate(zip(policy.episodes, reference.episodes, strict=True)):
-        for j, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+    for i, (policy_answers, reference_answers) in enumerate(zip(policy.episodes, reference.episodes, strict=True)):
+        for j, (a, b) in enumerate(zip(policy_answers, reference_answers, strict=False)):
             rows.append(
                 {
                     "prompt": a.prompt,

@@ -1,4 +1,4 @@
-"""What every stage is given, and nothing more: its place, its parents, its rows and someone to tell."""
+"""Define the context of a stage: its recipe, folders, parents, rows and event output, and nothing more."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 
 class PublishedByFirst(Exception):
-    """End the stage in a process beside the first: what is left to do is to publish."""
+    """End the stage in a process other than the first, which alone publishes the result."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One stage of one run. `name` is the text of its StageId; `parents` are named by role: base, reward, policy."""
+    """Hold what one stage of one run works with.
+
+    `name` is the text of its StageId. `parents` maps roles to sources: base, reward, policy.
+    """
 
     name: str
     recipe: Recipe
@@ -33,8 +36,8 @@ class Context:
     inputs: Mapping[str, str]
     data: Mapping[str, Any]  # name -> rlhfctl.data.types.Rows
     emit: Callable[[Event], None]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the command, beyond the recipe
-    notes: list[str] = field(default_factory=list)  # end up in the manifest
+    options: Mapping[str, Any] = field(default_factory=dict)  # options of the command that the recipe does not hold
+    notes: list[str] = field(default_factory=list)  # recorded in the manifest
     began: float = field(default_factory=time.monotonic)
     process: int = 0  # number of this one among the processes that run the stage together; 0 publishes
 
@@ -55,18 +58,18 @@ class Context:
 
     @cached_property
     def loader(self) -> Loader:
-        """Loads models as the recipe says; what it could not check is noted in this stage's manifest."""
-        from rlhfctl.stages.loader import Loader  # the pipeline plans without torch
+        """The loader of models for the recipe; it records skipped checks in this stage's manifest."""
+        from rlhfctl.stages.loader import Loader  # imported late, because the pipeline plans without torch
 
         return Loader.of(self.recipe, note=self.note, warn=self.warn, data=self.data)
 
     def note(self, message: str) -> None:
-        """Say something and keep it in the manifest."""
+        """Emit a note and record it in the manifest."""
         self.notes.append(message)
         self.emit(Note(stage=self.name, message=message))
 
     def warn(self, message: str) -> None:
-        """Warn and keep it in the manifest."""
+        """Emit a warning and record it in the manifest."""
         self.notes.append(f"warning: {message}")
         self.emit(Warned(stage=self.name, message=message))
 
@@ -79,7 +82,7 @@ class Context:
         tokenizer: str | None = None,
         chat_template: str | None = None,
     ) -> Artifact:
-        """Write the manifest: from now on the stage is complete. Only the first of several processes comes back."""
+        """Write the manifest, which completes the stage. Returns only in the first of several processes."""
         if not self.first:
             raise PublishedByFirst
         with Work("hashing what was made"):

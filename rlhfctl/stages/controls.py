@@ -1,8 +1,8 @@
-"""What a comparison is held against: rows of policy against reference that cheap explanations would win.
+"""Compute the controls of a comparison: policy against reference under conditions that expose cheap explanations.
 
-Reads the scores of responses that were sampled already; pure. The kinds of rows and the verdict over them are
-verdict.py's. The unit is the prompt: a prompt's value is the mean over its samples, of which both sides count equally
-many.
+Reads the scores of responses that are already sampled; pure. The kinds of control rows and the verdict over them are in
+verdict.py. The unit is the prompt: the value of a prompt is the mean over its samples, and both models have equally
+many samples.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def control_rows(
     scorer: str | None,
     compared: Compared,
 ) -> Iterator[dict[str, Any]]:
-    """Give the rows of `controls` in compare.json. `policy` and `reference` hold each judge's scores by temperature.
+    """Return the rows of `controls` in compare.json. `policy` and `reference` hold each judge's scores by temperature.
 
-    `scorer`: the judge that PPO trained against, by which the best of n samples is chosen (None: there is none).
+    `scorer`: the judge that PPO trained against; it chooses the best of n samples (None: there is none).
     """
     controls, main = section.controls, answers.main
     if controls is None or main is None:
@@ -39,7 +39,7 @@ def control_rows(
     count = controls.samples_per_prompt
 
     def row(kind: str, name: str, warm: float, cold: float) -> dict[str, Any]:
-        """The policy at one temperature against the reference at another, on equally many samples."""
+        """Compare the policy at one temperature with the reference at another, on equally many samples."""
         judges = {
             judge: compared(means(policy[judge][warm], count), means(reference[judge][cold], count)) for judge in policy
         }
@@ -69,14 +69,14 @@ def control_rows(
 
 
 def means(scores: Sequence[Sequence[float]], count: int | None = None) -> list[float]:
-    """Each prompt's mean over its first `count` samples (None: over all)."""
+    """Return the mean score per prompt over its first `count` samples (None: over all samples)."""
     return [statistics.fmean(samples[:count]) for samples in scores]
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL in nats of best-of-n from the distribution it samples: at most ln n - (n - 1) / n (Beirami et al. 2024)."""
+    """Bound the KL (nats) between best-of-n and the sampled distribution: ln n - (n - 1) / n (Beirami et al. 2024)."""
     return math.log(n) - (n - 1) / n
 
 
-def _name(who: str, temperature: float) -> str:
-    return f"{who} at {temperature:g}" if temperature != GREEDY else f"{who} greedy"
+def _name(model: str, temperature: float) -> str:
+    return f"{model} at {temperature:g}" if temperature != GREEDY else f"{model} greedy"

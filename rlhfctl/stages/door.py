@@ -1,7 +1,7 @@
-"""The one way from the pipeline to the libraries: read the data, look ahead, run a stage.
+"""Connect the pipeline to the stages and their libraries: read data, check later stages in advance, run a stage.
 
-Each function imports what it needs when it is called, so that deciding what to run loads no torch. Decides nothing
-itself: the pipeline says which data, which stage and with which parents.
+Each function imports what it needs when it is called; the pipeline can decide which stages run without loading torch.
+Decides nothing: the pipeline passes the data, the stage and the parents.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOKENIZER = "tokenizer_config.json"
 
 
 def load_data_libraries() -> None:
-    """Import what reads data."""
+    """Import the libraries that read data."""
     importlib.import_module("rlhfctl.data.load")
 
 
@@ -41,7 +41,7 @@ def load_data(data: Data, seed: int, names: Collection[str]) -> dict[str, Rows]:
 
 
 def data_warnings(data: Mapping[str, Rows]) -> list[str]:
-    """Return sentences about what only a look across the data sets shows: mixed kinds, leaked test prompts."""
+    """Return warnings that need several data sets at once: mixed kinds of rows, leaked test prompts."""
     from rlhfctl.data.leaks import find_leaks, mixed_kinds
 
     fix = "the verdict would measure memory; leave these rows out with data.leaks: drop, or use other test prompts"
@@ -56,7 +56,7 @@ def function_fingerprint(spec: str, folder: Path) -> str:
 
 
 def bases_of(path: str) -> list[str]:
-    """Return the base models beneath an adapter folder; none for a model folder."""
+    """Return the base models that an adapter folder builds on; an empty list for a model folder."""
     from rlhfctl.models import adapter_folders
 
     return adapter_folders.bases_of(path)
@@ -66,7 +66,7 @@ def bases_of(path: str) -> list[str]:
 
 
 class Checked(NamedTuple):
-    """What a look ahead found: the rows that the stages read, sentences to warn with, and whether rows were encoded."""
+    """The result of the check in advance: rows that the stages read, warnings, and whether the rows were encoded."""
 
     data: dict[str, Rows]
     warnings: list[str]
@@ -81,11 +81,11 @@ def look_ahead(
     log: Path,
     reward: str | None = None,
 ) -> Checked:
-    """Raise what `stages`, which are to run in this order, would raise hours later.
+    """Check the stages to come before the first one runs, and raise the errors that they would raise hours later.
 
-    Checks the trainers' options, the model's configuration, the reward model, and each row with the tokenizer: that of
-    `base`, or the one that the first stage will make. Without either, rows are not encoded. `reward`: a reward model
-    that the command names.
+    Checks the options of the trainers, the configuration of the model, the reward model, and each row with the
+    tokenizer. The tokenizer is that of `base`, or the one that the first stage will make; without either, rows are not
+    encoded. `reward`: a reward model that the command names.
     """
     from rlhfctl.models import checks, loading
     from rlhfctl.training.trl import options, quiet
@@ -102,7 +102,7 @@ def look_ahead(
 def check_rows(
     recipe: Recipe, stage: str, base: Source | None, data: Mapping[str, Rows], log: Path
 ) -> tuple[dict[str, Rows], list[str]]:
-    """Encode rows that came after the look ahead; return those that the stage reads, and sentences to warn with."""
+    """Encode rows that were made after the check in advance; return the rows that the stage reads, and warnings."""
     from rlhfctl.training.trl import quiet
 
     with quiet.quiet_libraries(log):
@@ -113,7 +113,7 @@ def check_rows(
 def _fitting(
     recipe: Recipe, stages: Sequence[str], base: Source | None, data: Mapping[str, Rows]
 ) -> tuple[dict[str, Rows], list[str], bool]:
-    """Return the rows that the chat template takes, sentences about the others, and whether there was a tokenizer."""
+    """Return the rows that the chat template accepts, warnings about the others, and whether there was a tokenizer."""
     from rlhfctl.data import preflight
 
     tokenizer = _tokenizer(recipe, stages[0], base, data)
@@ -125,7 +125,7 @@ def _fitting(
 def _tokenizer(
     recipe: Recipe, first: str, base: Source | None, data: Mapping[str, Rows]
 ) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that the stages from `first` on read with; None where it cannot be told yet."""
+    """Return the tokenizer of the stages from `first` on; None if it is not known yet."""
     from rlhfctl.models import tokenizing
 
     if STAGES[first].model == "weights":
@@ -133,18 +133,18 @@ def _tokenizer(
     if base is None:
         return None
     folder = base.artifact.path if base.artifact is not None else Path(base.name)
-    places = (folder / "model", folder / "adapter", folder)
-    found = next((place for place in places if (place / _TOKENIZER).is_file()), None)
-    if found is None:
+    candidates = (folder / "model", folder / "adapter", folder)
+    saved = next((path for path in candidates if (path / _TOKENIZER).is_file()), None)
+    if saved is None:
         return None
-    tokenizer = tokenizing.load_for(recipe.model, str(found))
+    tokenizer = tokenizing.load_for(recipe.model, str(saved))
     if base.artifact is None:
         tokenizing.adopt_where_asked(tokenizer, data)
     return tokenizer
 
 
 def load_libraries(stage: str) -> None:
-    """Import the module of a stage, with all that it needs."""
+    """Import the module of a stage and the libraries that it needs."""
     _module(stage)
 
 
@@ -153,14 +153,14 @@ def _module(stage: str) -> Any:
 
 
 class Outcome(NamedTuple):
-    """What a stage that ran left: its artifact, or what it waits for; and the most memory that it held, in bytes."""
+    """The result of a stage: its artifact or what it waits for, and its peak memory in bytes."""
 
     made: Artifact | Waiting
     peak_memory: int | None
 
 
 def run_stage(stage: str, section: Any, context: Context) -> Outcome:
-    """Run the module of a stage in this process, with what libraries print kept in the run's log."""
+    """Run the module of a stage in this process; write the output of libraries to the run's log."""
     from rlhfctl.models import devices
     from rlhfctl.training.trl import quiet
 

@@ -1,7 +1,7 @@
-"""How PPO is watched: every so many updates the policy answers the eval prompts; that is scored, logged, remembered.
+"""Evaluate the policy during PPO: every N updates sample the eval prompts, score, log, and remember the best policy.
 
-Gold is logged where the task has it and decides nothing. With `use: best` the best policy so far is kept by the score
-less kl_coef x KL on these prompts. Used by the ppo stage with either engine.
+Gold scores are logged where the task has them, and decide nothing. With `use: best` the best policy is the one with the
+highest score - kl_coef x KL on these prompts. The ppo stage uses it with either engine.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
 
 _SAMPLES_SHOWN = 1
-_STREAM = 1 << 32  # its draws are apart from those of training
+_STREAM = 1 << 32  # a stream of random numbers that training does not use
 
 
 class Evaluation:
-    """Called after every update with the policy as it then is; `data` holds the eval prompts."""
+    """Evaluate the policy after an update; `data` holds the eval prompts."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Evaluation:
         self.closing: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         self.best_values: dict[str, float] = {}
-        self._spoken_of: Path | None = None  # the best policy's folder in the last checkpoint
-        self._references: list[str] = []  # what the reference answers, for the samples shown
+        self._checkpointed_best: Path | None = None  # the best policy's folder that the last checkpoint refers to
+        self._references: list[str] = []  # the reference's responses, for the samples shown
         self._reference_scores: list[float] = []
         self._sampling = sampling_for(section, data.tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
@@ -110,9 +110,9 @@ class Evaluation:
                 build.save_weights(self.policy.model, folder)
 
     def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int) -> list[float]:
-        """`scores`, where one is not finite the mean of the others in its place: said, and kept in non-finite/.
+        """Replace scores that are not finite by the mean of the others; warn, and keep the responses in non-finite/.
 
-        RewardFailed where none is finite.
+        Raises RewardFailed if no score is finite.
         """
         good = [score for score in scores if math.isfinite(score)]
         if len(good) == len(scores):
@@ -148,12 +148,12 @@ class Evaluation:
         return self.ctx.work / f"best-{update}"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it. Weights that neither it nor the checkpoint before speaks of are dropped."""
+        """Return the state for a checkpoint; delete weights that neither it nor the checkpoint before refers to."""
         now = self._folder(self.best[1]) if self.best is not None else None
         for folder in self.ctx.work.glob("best-*"):
-            if folder not in (now, self._spoken_of):
+            if folder not in (now, self._checkpointed_best):
                 shutil.rmtree(folder)
-        self._spoken_of = now
+        self._checkpointed_best = now
         return {
             "closing": self.closing,
             "best": self.best,
@@ -163,19 +163,19 @@ class Evaluation:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put `state()` back."""
+        """Restore the state that `state()` returned."""
         self.closing, self.best_values = state["closing"], state["best_values"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self._references = state["references"]
-        self._reference_scores = state.get("reference_scores", [])  # checkpoints of before have none
-        self._spoken_of = self._folder(self.best[1]) if self.best is not None else None
+        self._reference_scores = state.get("reference_scores", [])  # older checkpoints do not have it
+        self._checkpointed_best = self._folder(self.best[1]) if self.best is not None else None
 
     def restore_best(self) -> float:
-        """Put the best policy's weights back. Returns the update they are from."""
+        """Load the weights of the best policy into the model; return the update that they are from."""
         assert self.best is not None
         score, update = self.best
         build.load_weights(self.policy.model, self._folder(update))
-        self.closing = self.best_values  # the manifest's figures are those of the policy that is handed on
+        self.closing = self.best_values  # the manifest describes the policy that later stages load
         self.ctx.note(
             f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
         )

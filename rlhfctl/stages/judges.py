@@ -1,6 +1,6 @@
-"""Who scores the responses in a comparison, and whether a judge is independent of what PPO was trained against.
+"""Build the judges of a comparison, and decide whether a judge is independent of the reward that PPO trained against.
 
-Builds the judges by rewards/build.py, and passes it the built-in task's gold. Writes nothing.
+Builds the judges with rewards/build.py, and passes it the gold scorer of the built-in task. Writes nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _gold(episodes: Sequence[Episode], /) -> list[float]:
 
 
 def is_independent(judge: str, ctx: Context) -> bool:
-    """Whether a judge is another than what the policy was trained against, as far as manifests tell."""
+    """Decide from the manifests whether a judge differs from the reward that the policy was trained against."""
     reward, ppo = ctx.recipe.reward, ctx.recipe.ppo
     if judge == REWARD_MODEL:
         against = _trained_against(ctx)
@@ -57,17 +57,17 @@ def is_independent(judge: str, ctx: Context) -> bool:
 
 
 def _trained_against(ctx: Context) -> set[str] | None:
-    """Fingerprints of the reward models that the policy, or what it started from, was trained against.
+    """Return fingerprints of the reward models that the policy, or the model it started from, was trained against.
 
-    None where that cannot be told: samples and models from elsewhere have no manifest, and a parent may be gone.
+    Returns None if that is unknown: samples and models from elsewhere have no manifest, and a parent may be gone.
     """
-    source, found = ctx.parents.get("policy"), set()
+    source, fingerprints = ctx.parents.get("policy"), set()
     while source is not None and source.artifact is not None:
         parents = source.artifact.manifest.parents
         if "reward" in parents:
-            found.add(parents["reward"].fingerprint)
+            fingerprints.add(parents["reward"].fingerprint)
         if "base" not in parents:
-            return found
+            return fingerprints
         try:
             source = source.artifact.parent("base")
         except HandoffError:
@@ -76,7 +76,7 @@ def _trained_against(ctx: Context) -> set[str] | None:
 
 
 def dependence(judge: str, ctx: Context) -> str:
-    """Say why a judge that is not independent is no evidence."""
+    """Explain why a judge that is not independent is no evidence."""
     no_evidence = "it is not independent evidence of improvement"
     if judge == REWARD_MODEL and _trained_against(ctx) is None:
         return f"the verdict rests on a reward model, and nothing shows that PPO did not train on it: {no_evidence}"
@@ -85,7 +85,7 @@ def dependence(judge: str, ctx: Context) -> str:
 
 
 def score(name: str, judge: RewardFunction, episodes: Sequence[Sequence[Episode]]) -> list[list[float]]:
-    """Scores of all episodes in one call, in the shape that they came in: prompt, sample."""
+    """Score all episodes in one call; the result has the shape of `episodes`: prompt, sample."""
     with Work(f"judging with {name}"):
         flat = judge([episode for samples in episodes for episode in samples])
     scores, start = [], 0

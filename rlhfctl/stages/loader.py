@@ -1,10 +1,10 @@
-"""Load the models of earlier stages, or from elsewhere, and verify that they are what was saved.
+"""Load models of earlier stages, or from elsewhere, and verify that they are unchanged.
 
 Before weights load: the artifact is complete and unaltered, tokenizer and template agree, the head is there. After:
-base* gives the log-probabilities recorded with it, the reward model the scores (probes.py). A model from elsewhere has
-no manifest; the checks that are possible run, and those that are not are noted.
+base* gives the recorded log-probabilities, and the reward model the recorded scores (probes.py). A model from elsewhere
+has no manifest: the checks that are possible run, and the others are noted.
 
-Reads a recipe's `model` section and what artifacts hold. Writes nothing, and knows no stage: tools load by it too.
+Reads a recipe's `model` section and artifacts. Writes nothing, and does not depend on any stage: tools use it too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Base:
-    """base*: the policy at step 0 and the reference, with its tokenizer."""
+    """base* with its tokenizer: the policy at step 0, and the reference."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -53,9 +53,9 @@ class Base:
 
 @dataclass(frozen=True)
 class Loader:
-    """Load models as a recipe's `model` section says; `note` and `warn` hear what could not be checked.
+    """Load models as a recipe's `model` section says; report checks that are not possible to `note` and `warn`.
 
-    `conversations`: the recipe's data hold conversations, so a model from elsewhere ends its turns as its template
+    `conversations`: the recipe's data holds conversations, and a model from elsewhere then ends turns as its template
     does. `label` and `reads`: the label of a classifier that is the reward, and the text that it reads.
     """
 
@@ -68,13 +68,13 @@ class Loader:
 
     @classmethod
     def of(cls, recipe: Recipe, *, note: Say, warn: Say, data: Mapping[str, Rows] | None = None) -> Loader:
-        """Make the loader of a recipe. `data`: its data sets, where these are read."""
+        """Make the loader of a recipe. `data`: its data sets, if they are read."""
         label, reads = (recipe.reward.label, recipe.reward.reads) if recipe.reward is not None else (None, None)
         return cls(recipe.model, note, warn, any_conversation(data or {}), label, reads)
 
     @property
     def precision(self) -> str:
-        """The number format that limits how exactly a reloaded model gives what was recorded."""
+        """The number format that limits how exactly a reloaded model reproduces the recorded numbers."""
         return precision(self.model)
 
     # ---------------------------------------------------------------- base* and policies
@@ -82,7 +82,7 @@ class Loader:
     def load_base(self, source: Source, *, check: bool = True, to_train: bool = False) -> Base:
         """Load base* of an sft or base artifact, a ppo policy (merged), or a model or adapter from elsewhere.
 
-        `to_train`: adapters are going to be trained on it, so it is quantized where the recipe says so.
+        `to_train`: adapters will be trained on it; it is then quantized if the recipe says so.
         """
         quantization = self.model.quantization if to_train else None
         artifact = source.artifact
@@ -103,7 +103,7 @@ class Loader:
         return Base(model, tokenizer, path)
 
     def _load_policy_adapter(self, artifact: Artifact) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load a ppo artifact that is an adapter on its run's base*, merged."""
+        """Load a ppo policy that is an adapter on its run's base*, and merge it."""
         base = self.load_base(artifact.parent("base"), check=False)
         model = merging.merged(merging.load_adapter(base.model, artifact.part("adapter")))
         if artifact.has("probes"):
@@ -113,7 +113,7 @@ class Loader:
     def _load_foreign(
         self, source: Source, quantization: str | None = None
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load a policy that has no manifest: its adapter is merged, and pad and end tokens are set."""
+        """Load a policy without a manifest: merge its adapter, and set its pad and end tokens."""
         folder = adapter_folders.fetched(source.name)
         if adapter_folders.is_adapter(folder):
             adapter_folders.require_policy_adapter(folder)
@@ -136,7 +136,7 @@ class Loader:
         return model, tokenizer
 
     def _base_of_adapter(self, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load what the adapter folder names as its base: a folder relative to it, any other, a Hub id, or a stage."""
+        """Load the base of an adapter folder: a folder relative to it, another folder, a Hub id, or a stage."""
         path = adapter_folders.base_of(folder)
         if (stage := find_artifact(Path(path))) is not None:  # an adapter on another adapter
             base = self.load_base(Source.of(stage), check=False)
@@ -149,7 +149,7 @@ class Loader:
     # ---------------------------------------------------------------- reward models and critics
 
     def load_reward_model(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """Load the reward model with its adapter merged and its head, checked against the policy's `tokenizer`."""
+        """Load the reward model with its adapter merged and its head; check it against the policy's `tokenizer`."""
         artifact = source.artifact
         if artifact is None:
             return self._load_foreign_reward_model(source, tokenizer)
@@ -170,8 +170,8 @@ class Loader:
         return model
 
     def _load_foreign_reward_model(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """Load a reward model that has no manifest: a folder or Hub id of a model, or of an adapter with a head."""
-        _agree(self.own_tokenizer(source), tokenizer, source.name)
+        """Load a reward model without a manifest: a folder or Hub id of a model, or of an adapter with a head."""
+        _require_same_ids(self.own_tokenizer(source), tokenizer, source.name)
         folder = adapter_folders.fetched(source.name)
         if adapter_folders.is_adapter(folder):
             model = self._foreign_scorer_adapter(Path(folder))
@@ -184,7 +184,7 @@ class Loader:
     def load_scoring_model(
         self, source: Source, policy_tokenizer: PreTrainedTokenizerBase | None = None
     ) -> LoadedRewardModel:
-        """Load the reward model on the device, ready to score a policy's ids (None: text, in tokens of its own)."""
+        """Load the reward model on the device to score a policy's ids (None: to score text with its own tokenizer)."""
         if (classifier := self.load_classifier(source)) is not None:
             return LoadedRewardModel(classifier)
         if policy_tokenizer is None:
@@ -195,7 +195,7 @@ class Loader:
         return LoadedRewardModel(model, policy_tokenizer.pad_token_id, other)
 
     def load_classifier(self, source: Source) -> Classifier | None:
-        """Load the reward model as a classifier of text; None where it is a scalar head on a decoder."""
+        """Load the reward model as a classifier of text; None if it is a scalar head on a decoder."""
         if source.artifact is not None:
             return None
         folder = adapter_folders.fetched(source.name)
@@ -213,19 +213,19 @@ class Loader:
     def new_scorer(
         self, source: Source, *, seed: int, check: bool = True
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-        """Make a reward model to be trained, with a new head, on base*; give base*'s tokenizer and folder too."""
+        """Make a new reward model on base* with a new head; return it with base*'s tokenizer and folder."""
         base = self.load_base(source, check=check, to_train=True)
         make = heads.scorer_around if loading.is_quantized(base.model) else heads.scorer_on
         return make(base.model, seed=seed), base.tokenizer, base.path
 
     def scorer_from_adapter(self, base: Source, adapter: Path) -> PreTrainedModel:
-        """Load the reward model that `adapter` is on `base`: merged, or on the quantized base it was trained on."""
+        """Load the reward model of `adapter` on `base`: merged, or on the quantized base that it was trained on."""
         model, _, _ = self.new_scorer(base, seed=0, check=False)
         scorer = merging.load_adapter(model, adapter)
         return scorer if loading.is_quantized(model) else merging.merged(scorer)
 
     def load_critic(self, source: Source) -> PreTrainedModel:
-        """Load a critic that is a model of its own: a ppo stage's, or one named itself."""
+        """Load a critic that is a separate model: from a ppo stage, or the critic that is named itself."""
         folder = critic_folder(source)
         if (folder / adapter_folders.CONFIG).is_file():
             return self._foreign_scorer_adapter(folder)
@@ -243,7 +243,7 @@ class Loader:
         return merging.merged(merging.load_adapter(heads.scorer_on(base, seed=0), folder))
 
     def check_shared_scores(self, scorer: Any, pad: int, source: Source) -> None:
-        """Raise unless the reward model scores its kept pairs on the shared base* as it did when it was saved."""
+        """Check that the reward model on the shared base* reproduces the scores recorded when it was saved."""
         assert source.artifact is not None
         check_scores(scorer, pad, source.artifact.part("probes"), self.precision)
 
@@ -258,7 +258,7 @@ class Loader:
         return tokenizing.load_for(self.model, folder)
 
     def other_tokenizer(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
-        """Load the reward model's tokenizer where it, or its chat template, is not the policy's; else None."""
+        """Load the reward model's tokenizer if it, or its chat template, differs from the policy's; else None."""
         if source.artifact is not None:
             verify(source.artifact)
         own = self.own_tokenizer(source)
@@ -271,29 +271,29 @@ class Loader:
 
 
 def verify(artifact: Artifact) -> None:
-    """Raise HandoffError unless every file of the artifact is as it was recorded; show that this takes time."""
+    """Verify every file of the artifact against its hash, and report progress; raise HandoffError for a difference."""
     with Work(f"checking the files of {artifact.path}"):
         artifact.verify()
 
 
 def shared_reward_adapter(base: Source, reward: Source | None) -> Path | None:
-    """Find the reward stage's adapter where it stands on the very base* that PPO starts from; None for any other."""
+    """Return the reward adapter if it was trained on the same base* that PPO starts from; else None."""
     if reward is None or reward.artifact is None or not reward.artifact.has("adapter"):
         return None
     artifact = reward.artifact
     verify(artifact)
     if not artifact.manifest.layout.get("head"):
-        return None  # loading it as a reward model says what is wrong
+        return None  # loading it as a reward model raises the error
     return artifact.part("adapter") if base.fingerprint == artifact.parent("base").fingerprint else None
 
 
 def critic_folder(source: Source) -> Path:
-    """The folder of a ppo stage's critic, or of a critic named itself."""
+    """Return the folder of a ppo stage's critic, or of a critic that is named itself."""
     return Path(source.name) if source.artifact is None else source.artifact.part("critic")
 
 
 def critic_adapter(source: Source) -> Path:
-    """The folder of a critic that is an adapter with a head: a ppo stage's, or one named itself."""
+    """Return the folder of a critic that is an adapter with a head: a ppo stage's, or one that is named itself."""
     folder = critic_folder(source)
     if not (folder / adapter_folders.CONFIG).is_file():
         raise HandoffError(
@@ -305,10 +305,10 @@ def critic_adapter(source: Source) -> Path:
 
 
 def recorded_base(source: Source, path: str, run: Path) -> str:
-    """Name an adapter's base as peft records it: relative inside the folder `run`, so that a moved run stays whole."""
+    """Return an adapter's base as peft records it: relative inside the folder `run`, and valid after a run is moved."""
     if source.artifact is None:
         return path
-    # A policy that is an adapter itself has no model/: then the stage's folder is named.
+    # A policy that is an adapter has no model/: record the stage's folder.
     folder = source.artifact.part("model") if source.artifact.has("model") else source.artifact.path
     inside = relative_to_run(folder, run)
     return inside if Path(inside).is_absolute() else f"../../{inside}"
@@ -318,7 +318,7 @@ def recorded_base(source: Source, path: str, run: Path) -> str:
 
 
 def _refuse_adapter(source: Source) -> None:
-    """HandoffError for a base that is an adapter: merging it into quantized weights would round it away."""
+    """Raise HandoffError for a base that is an adapter: merging into quantized weights would round it away."""
     artifact = source.artifact
     folder = Path(source.name) if artifact is None else artifact.path
     is_adapter = adapter_folders.is_adapter(folder) if artifact is None else not artifact.has("model")
@@ -330,8 +330,8 @@ def _refuse_adapter(source: Source) -> None:
         )
 
 
-def _agree(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, name: str) -> None:
-    """HandoffError unless reward model and policy turn text into the same ids."""
+def _require_same_ids(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise HandoffError unless reward model and policy turn text into the same ids."""
     if tokenizing.tokenizer_fingerprint(reward) == tokenizing.tokenizer_fingerprint(policy):
         return
     ids, policy_ids = reward.get_vocab(), policy.get_vocab()

@@ -1,13 +1,13 @@
-"""PPO: a policy that scores higher with the reward while staying near base*.
+"""Train the policy with PPO: it gets higher rewards while it stays near base*.
 
     base* ──────┬─▶ policy (LoRA adapter on it, or a copy) ──▶ responses ─┐
                 └─▶ reference (adapter off, or a copy) ──▶ KL ────────────┤
     reward model ─┬─▶ score of each response ─────────────────────────────┼─▶ PPO updates ─▶ policy, critic
                   └─▶ critic at the start ──▶ values ─────────────────────┘
 
-Reads base*, the reward (a model of this run, one from elsewhere, or a Python function) and `data.prompts`; writes
-adapter/ or model/ (the policy), critic/, traces/, probes.json. The loop itself is the engine's: ours
-(training/rl/loop.py) or TRL's (training/trl/ppo.py). Watching the policy as it goes is in evaluation.py.
+Reads base*, the reward (a model of this run, one from elsewhere, or a Python function) and `data.prompts`. Writes
+adapter/ or model/ (the policy), critic/, traces/, probes.json. Leaves out the training loop, which is the engine's:
+rlhfctl's (training/rl/loop.py) or TRL's (training/trl/ppo.py), and evaluation during training (evaluation.py).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.roles import Roles, build_roles
 from rlhfctl.training.trl import ppo
 
-_STEP0_TOLERANCE = 1e-6  # nats a token, in float32: policy and reference are the same weights
+_STEP0_TOLERANCE = 1e-6  # nats per token, in float32: policy and reference are the same weights
 
 
 def run(section: Ppo, ctx: Context) -> Artifact:
-    """Train (or, with our engine, go on training) and publish the policy and its critic."""
+    """Train the policy and its critic, and publish both; rlhfctl's engine resumes from checkpoints."""
     recipe = ctx.recipe
     if section.engine == "trl":
         ppo.require()
@@ -81,7 +81,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
         metrics["best_update"] = evaluation.restore_best()
     metrics |= evaluation.closing
 
-    # 4. Save both, and what the policy gives, for those who load it.
+    # 4. Save both, and record outputs of the policy for later loads.
     roles.policy.activate()
     layout = _publish(roles, tokenizer, base, [list(p) for p in prompts[: scoring.PROBE_ROWS]], ctx)
     return ctx.publish(
@@ -105,7 +105,7 @@ def _train(
     settings: dict[str, Any],
     ctx: Context,
 ) -> dict[str, float]:
-    """Train by our own loop, which goes on from its checkpoints."""
+    """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
     run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, settings=settings)
     loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
@@ -122,7 +122,7 @@ def _train_with_trl(
     settings: dict[str, Any],
     ctx: Context,
 ) -> dict[str, float]:
-    """Train by TRL's PPOTrainer, from the start."""
+    """Train with TRL's PPOTrainer from the first update."""
     assert roles.critic is not None
     policy, critic = roles.policy.model, roles.critic.scorer
     trainable, total = build.count_parameters(policy)
@@ -135,7 +135,7 @@ def _train_with_trl(
     if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
         ctx.warn(sentence)
     evaluation(0, section.updates)
-    gc.freeze()  # TRL collects garbage twice an update; what is alive now need not be looked through each time
+    gc.freeze()  # TRL collects garbage twice per update; skip the objects that exist by now
     config = ppo.config_for(section, ctx.work, seed=ctx.recipe.seed)
     metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, after_update=evaluation)
     gc.unfreeze()
@@ -147,7 +147,7 @@ def _train_with_trl(
 
 @dataclass(frozen=True)
 class ParentModels:
-    """Loads what PPO's roles start from: the stage's parents, or what the recipe names in their place."""
+    """Load the models that PPO starts from: those of the stage's parents, or those that the recipe names instead."""
 
     ctx: Context
     section: Ppo
@@ -187,19 +187,19 @@ class ParentModels:
 
 def _reward(
     scorer: Any,
-    theirs: PreTrainedTokenizerBase | None,
+    reward_tokenizer: PreTrainedTokenizerBase | None,
     classifier: Classifier | None,
     tokenizer: PreTrainedTokenizerBase,
     section: Ppo,
     ctx: Context,
 ) -> RewardFunction:
-    """The scorer of the reward section, or the weighted sum that ppo.rewards asks for."""
+    """Return the scorer of the reward section, or the weighted sum that `ppo.rewards` configures."""
     model, load = classifier or scorer, None
     if model is not None:
-        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, theirs)
+        load = partial(LoadedRewardModel, model, tokenizer.pad_token_id, reward_tokenizer)
     resources = replace(
         Resources.of(ctx.recipe),
-        finite=section.engine == "trl",  # the other engine keeps the batch and goes back to a checkpoint
+        finite=section.engine == "trl",  # rlhfctl's engine keeps the batch and returns to a checkpoint
         batch_size=section.local_rollout_forward_batch_size,
         warn=ctx.warn,
         reward_model=load,
@@ -208,7 +208,7 @@ def _reward(
 
 
 def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:
-    """Before the first update policy and reference must give the same log-probabilities."""
+    """Check that policy and reference give the same log-probabilities before the first update."""
     rows = [row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1]
     given = []
     for role in (roles.reference, roles.policy):
@@ -223,15 +223,15 @@ def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> No
         )
 
 
-# ---------------------------------------------------------------- what is left behind
+# ---------------------------------------------------------------- publishing
 
 
 def _publish(
     roles: Roles, tokenizer: PreTrainedTokenizerBase, base: loader.Base, rows: list[list[int]], ctx: Context
 ) -> dict[str, Any]:
-    """Write the policy, its critic and what the policy gives for kept rows; the layout of these parts."""
+    """Save the policy, its critic and recorded outputs for a few rows; return the layout of these parts."""
     policy = roles.policy.model
-    special_tokens.unmask_pad(policy)  # the recorded numbers are those of the plain model, as anyone will load it
+    special_tokens.unmask_pad(policy)  # record the numbers of the plain model, which other tools will load
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
     special_tokens.set_token_ids(policy, tokenizer)
@@ -252,7 +252,7 @@ def _publish(
     with fs.publish_folder(ctx.folder / "critic") as folder:
         if isinstance(scorer, AdapterScorer) and isinstance(policy, PeftModel):
             scorer.save(folder, tokenizer, recorded)
-        elif isinstance(scorer, AdapterScorer):  # a head on a policy that is trained whole
+        elif isinstance(scorer, AdapterScorer):  # a value head on a policy without an adapter
             whole = heads.scorer_on(policy, seed=0)
             whole.score.load_state_dict(scorer.score.state_dict())
             build.save_model(whole, tokenizer, folder)

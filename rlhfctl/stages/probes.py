@@ -1,7 +1,7 @@
-"""Record what a trained model gives for a few kept rows, and check that a reloaded model gives the same.
+"""Record a trained model's outputs for a few rows, and check that the reloaded model gives the same outputs.
 
 Writes and reads probes.json: rows of token ids with their log-probabilities or scores. A stage writes it from the model
-in memory, before merging and saving; every later load compares.
+in memory, before merging and saving. Every later load compares with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlhfctl.models import devices, scoring
 from rlhfctl.recipe.schema import Model
 
 PROBES = "probes.json"
-# How far a reloaded model may be from what was recorded: natural-log probabilities per token, and scores.
+# Largest gap between a reloaded model and the recorded numbers: natural-log probabilities per token, and scores.
 # base* is merged in full precision after training on a quantized one, and quantized again where it is loaded for PPO:
 # there the log-probabilities move. Scores are always those of the adapter on base* quantized.
 LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05, "8bit": 0.5, "4bit": 2.0}
@@ -29,16 +29,16 @@ SCORE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.25, "float16": 0.05, "8bit": 0
 
 
 def precision(section: Model) -> str:
-    """Name what limits how alike two ways to the same numbers can be: the key of the tolerances."""
+    """Return what limits the precision of two equal computations: the key of the tolerances."""
     return section.quantization or section.dtype
 
 
 def write_probes(
     folder: Path, rows: Sequence[Sequence[int]], values: Sequence[Any], kind: str, **more: Sequence[Any]
 ) -> None:
-    """Keep `rows` of ids and what the model gave for them: kind logprobs (a list per row) or scores (a number per row).
+    """Record `rows` of ids and the model's outputs: kind logprobs (a list per row) or scores (a number per row).
 
-    `more`: what else is kept for each row, by name.
+    `more`: other values to record for each row, by name.
     """
     numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
     require_finite(numbers, folder.name, "log-probabilities" if kind == "logprobs" else kind)
@@ -46,7 +46,7 @@ def write_probes(
 
 
 def require_finite(numbers: Sequence[float], stage: str, kind: str) -> None:
-    """RlhfctlError where what a trained model gives are no numbers: that is not handed over."""
+    """Raise RlhfctlError if a trained model's outputs are not finite: such a model is not published."""
     if not all(math.isfinite(number) for number in numbers):
         raise RlhfctlError(
             f"training diverged: the {kind} that the model of the stage {stage} gives are not finite",
@@ -82,7 +82,10 @@ def check_scores(model: PreTrainedModel, pad: int, probes: Path, precise: str) -
 
 @contextmanager
 def _on_accelerator(model: PreTrainedModel) -> Iterator[None]:
-    """`model` where the numbers were recorded, and where each kind of attention works; afterwards where it was."""
+    """Move `model` to the accelerator, where its outputs were recorded, and back afterwards.
+
+    Every kind of attention works there.
+    """
     before = next(model.parameters()).device
     if before.type == devices.device().type:
         yield

@@ -1,8 +1,8 @@
-"""The reward model: pairs in, a scalar head (and an adapter) on base* out.
+"""Train the reward model: a scalar head (and an adapter) on base*, from pairs of responses.
 
-Reads base* and `data.preferences`; trains with TRL's RewardTrainer on the pairs of the training prompts; measures
-accuracy on the held-out ones; writes adapter/ (LoRA and head) or model/, and probes.json: held-out sequences with
-their scores, which PPO and the comparison re-score after they load it.
+Reads base* and `data.preferences`. Trains with TRL's RewardTrainer on the pairs of the training prompts, and measures
+accuracy on the held-out ones. Writes adapter/ (LoRA and head) or model/, and probes.json: held-out sequences with their
+scores, which PPO and the comparison score again after they load the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PROBE_PAIRS = 16
 
 
 def run(section: Reward, ctx: Context) -> Artifact:
-    """Train (or go on training) and publish the reward model."""
+    """Train the reward model and publish it; training resumes from a checkpoint."""
     recipe = ctx.recipe
 
     # 1. Load base* and put a scalar head on it.
@@ -103,7 +103,7 @@ def _config(section: Reward, ctx: Context) -> RewardConfig:
 def _encode(
     groups: list[PreferenceGroup], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
 ) -> list[EncodedGroup]:
-    """The groups as ids, with the pairs that fit into max_length."""
+    """Encode the groups as ids, and keep the pairs that fit into max_length."""
     encoded: list[EncodedGroup] = []
     done, total = 0, len(examples(groups))
     with Work("encoding pairs", total, "pair") as work:
@@ -125,9 +125,9 @@ def _encode(
 
 
 def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
-    """The pairs of all groups, in their order, as TRL's trainer reads them: one pair per row."""
+    """List the pairs of all groups in order, as TRL's trainer reads them: one pair per row."""
     pairs = [pair for group in groups for pair in group.pairs]
-    if any("margin" in pair for pair in pairs):  # TRL asks that the chosen side wins by so much
+    if any("margin" in pair for pair in pairs):  # TRL trains the chosen response to win by the margin
         pairs = [{"margin": 0.0} | pair for pair in pairs]
     return pairs
 
@@ -135,7 +135,7 @@ def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
 def _heldout(
     model: Any, pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, float]:
-    """Accuracy on pairs whose prompts were not trained on, with its 95% interval; ties count as wrong."""
+    """Measure the accuracy on held-out prompts, with its 95% interval; ties count as wrong."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
     probes.require_finite(scores, ctx.name, "scores")
@@ -168,8 +168,9 @@ def _publish(
     base_path: str,
     ctx: Context,
 ) -> None:
+    """Save the reward model, and record its scores for a few held-out pairs."""
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
-    # In words too: export shows one of them with its score.
+    # Keep the text too: export shows one example with its score.
     examples = [
         {"prompt": row["prompt"], "response": row[side]}
         for row in heldout[:_PROBE_PAIRS]
@@ -188,7 +189,7 @@ def _publish(
 
 
 def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
-    """How far the scores of the model on disk are from the recorded ones, after checking it."""
+    """Load the saved reward model and measure the largest gap between its scores and the recorded ones."""
     section = ctx.recipe.model
     reloaded: PreTrainedModel
     if (ctx.folder / "adapter").is_dir():

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: demonstrations in, base* out.
+"""Fine-tune the model on demonstrations (supervised fine-tuning, SFT); the result is base*.
 
-Reads the recipe's `model` and `data.demonstrations`; trains with TRL's SFTTrainer, with LoRA or whole; writes model/
-(merged, with tokenizer, template and pad), adapter/ where LoRA was used, and probes.json: log-probabilities of the
-trained model before it was merged, which every later stage compares with what it loads.
+Reads the recipe's `model` and `data.demonstrations`. Trains with TRL's SFTTrainer, all weights or LoRA. Writes model/
+(merged, with tokenizer, template and pad), adapter/ if LoRA was used, and probes.json: log-probabilities of the trained
+model before merging. Every later stage compares the model that it loads with them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlhfctl.training.trl.train import train
 
 
 def run(section: Sft, ctx: Context) -> Artifact:
-    """Train (or go on training) and publish base*."""
+    """Train base* and publish it; training resumes from a checkpoint."""
     recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
@@ -70,7 +70,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
         metrics=("loss", "mean_token_accuracy", "num_tokens"),
     )
 
-    # 4. Save: record what it gives, merge, publish, load again and compare.
+    # 4. Save: record outputs, merge, publish, load again and compare.
     longest = min(scoring.PROBE_TOKENS, config.max_length or scoring.PROBE_TOKENS)  # within the model's context
     rows = [row["input_ids"][:longest] for row in encoded[: scoring.PROBE_ROWS]]
     _publish(model, prepared, rows, ctx)
@@ -97,6 +97,7 @@ def _config(section: Sft, ctx: Context) -> SFTConfig:
 def _encode(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, model: PreTrainedModel, ctx: Context
 ) -> list[dict[str, list[int]]]:
+    """Encode the demonstrations as ids and labels, and warn about those that are too long."""
     encoder = Encoder(tokenizer)
     encoded = [
         encoder.demonstration(
@@ -104,12 +105,12 @@ def _encode(
         )
         for row in Work("encoding demonstrations", len(rows)).through(rows)
     ]
-    # These two have been applied; TRL would ask for columns that are gone.
+    # Both options are applied by now; TRL would require columns that no longer exist.
     config.completion_only_loss, config.assistant_only_loss = False, False
     if sentence := encoder.warning("demonstrations"):
         ctx.warn(sentence)
     limit, name = longest_row(config.max_length, context_of(model.config))
-    config.max_length = limit  # beyond the context there are no positions, or such as the model never saw
+    config.max_length = limit  # the model has no trained positions beyond its context
     if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
         ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than {name} tokens and are cut there")
         lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
@@ -125,12 +126,13 @@ def _encode(
 
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:
+    """Record log-probabilities of the trained model, merge its adapter, and save."""
     recipe, tokenizer = ctx.recipe.model, prepared.tokenizer
     probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(model, rows, tokenizer.pad_token_id), "logprobs")
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             adapters.save_adapter(model, folder, base=recipe.path or "", head=False)
-        if recipe.quantization is not None:  # base* is merged in full precision; later stages quantize it on loading
+        if recipe.quantization is not None:  # merge base* in full precision; later stages quantize it on loading
             del model
             whole, _ = build.base_from_recipe(
                 recipe, prepared, seed=ctx.recipe.seed, dtype=loading.torch_dtype(recipe.dtype)
@@ -143,7 +145,7 @@ def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], c
 
 
 def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Nats by which the merged model, read back from disk, differs from the trained one; an error above tolerance."""
+    """Load the merged model from disk and measure how far (nats) it differs; HandoffError above tolerance."""
     section = ctx.recipe.model
     reloaded = loading.load_causal_lm(
         str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization

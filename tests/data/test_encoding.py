@@ -6,48 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from chat_tokenizers import CHATML, INIT, PLAIN, WORLD, answer, ask, build, ids_of, message
+from transformers import PreTrainedTokenizerBase
 
-from rlhfctl.data.chat import require_template, use_template_eos
+from rlhfctl.data.chat import require_template
 from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation, texts_of
 from rlhfctl.data.fitting import fit_prompts
 from rlhfctl.data.types import PreferenceGroup, Prompt, Row
 from rlhfctl.errors import DataError
 from rlhfctl.models.tokenizing import EOS_TOKEN, train_tokenizer
-from rlhfctl.recipe.schema import Init
 from rlhfctl.world import reviews
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Turns without an end token: only the last turn of a row can be ended by ours.
-PLAIN = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 # As Qwen3 does with thoughts: an assistant's turn is rendered otherwise once another turn follows.
 FORGETFUL = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and not loop.last %}..."
     "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORLD = reviews.demonstrations(300, 0)
-INIT = Init(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=600)
 EOS = 0
-
-
-def message(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def ask(content: str) -> dict[str, Any]:
-    return message("user", content)
-
-
-def answer(content: str) -> dict[str, Any]:
-    return message("assistant", content)
 
 
 def group(prompt: Prompt, chosen: Prompt, rejected: Prompt, **more: Any) -> PreferenceGroup:
@@ -71,32 +47,6 @@ def chatml(trained: str) -> PreTrainedTokenizerBase:
     tokenizer = build(trained, eos="<|im_end|>", more=["<|im_start|>"])
     tokenizer.chat_template = CHATML
     return tokenizer
-
-
-def build(
-    trained: str,
-    *,
-    eos: str = EOS_TOKEN,
-    bos: str | None = None,
-    around: str | None = None,
-    more: list[str] | None = None,
-) -> PreTrainedTokenizerBase:
-    """The world's merges with other special tokens; `around` is a post-processor's template, as "<s> $A </s>"."""
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(trained)
-    backend.add_special_tokens([token for token in (bos, eos, *(more or [])) if token is not None])
-    if around is not None:
-        special = [(token, backend.token_to_id(token)) for token in around.split() if token != "$A"]
-        backend.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=eos, bos_token=bos, pad_token="<|pad|>", clean_up_tokenization_spaces=False
-    )
-
-
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text alone: what the rules are checked against."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, row: dict[str, list[int]]) -> list[str]:
@@ -327,35 +277,6 @@ def test_what_a_template_refuses_is_a_data_error(chatml: PreTrainedTokenizerBase
     encoder.prompt([ask("one")])
     with pytest.raises(DataError, match=r"refuses a conversation \(system, user\): System role not supported"):
         encoder.prompt([message("system", "s"), ask("one")])
-
-
-# ---------------------------------------------------------------- the end of a turn as the end of a sequence
-
-
-def test_the_token_that_closes_turns_becomes_the_end(trained: str) -> None:
-    tokenizer = build(trained, more=["<|im_start|>", "<|im_end|>"])
-    tokenizer.chat_template = CHATML
-    sentence = use_template_eos(tokenizer)
-    assert sentence is not None and "<|im_end|>" in sentence and EOS_TOKEN in sentence
-    assert tokenizer.eos_token == "<|im_end|>"
-    assert Encoder(tokenizer).pair([ask("one")], [answer("two")])[1] == ids_of(tokenizer, "two<|im_end|>")
-    assert use_template_eos(tokenizer) is None  # once is enough
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        PLAIN,  # turns end with a newline only
-        "{% for m in messages %}{{ m['content'] }}</end>{% endfor %}",  # with ordinary text
-        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}{% endif %}{% endfor %}",
-    ],
-    ids=["newline", "text", "no answer"],
-)
-def test_what_is_no_closing_token_is_not_adopted(trained: str, template: str) -> None:
-    tokenizer = build(trained, more=["<|im_start|>"])
-    tokenizer.chat_template = template
-    assert use_template_eos(tokenizer) is None
-    assert tokenizer.eos_token == EOS_TOKEN
 
 
 # ---------------------------------------------------------------- rows

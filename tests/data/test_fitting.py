@@ -1,4 +1,4 @@
-"""Which prompts leave room for a response: the same answer for PPO, the comparison and the plan."""
+"""Prompts that leave room for a response: the same answer for PPO, the comparison and the plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import encode_prompts, fit_lengths, fit_to_context
+from rlhfctl.data.fitting import encode_prompts, fit_lengths, fit_to_context, longest_prompt, longest_row
 from rlhfctl.errors import DataError
 from rlhfctl.models import tokenizing
 from rlhfctl.recipe.schema import Data, Init
@@ -59,3 +59,23 @@ def test_where_no_prompt_fits_the_key_to_change_is_named(tokenizer: PreTrainedTo
             encode_prompts(ROWS, tokenizer, context, 10, section, lambda sentence: None)
         assert caught.value.fix is not None and caught.value.fix.startswith(key)
     assert encode_prompts([], tokenizer, 12, 10, Data(), pytest.fail) == ([], [])
+
+
+@pytest.mark.parametrize(("stated", "context", "response", "limit"), [
+    (60, 32, 8, 24), (10, 32, 8, 10), (None, 32, 8, 24), (60, None, 8, 60), (None, None, 8, None), (60, 32, 40, -8),
+])  # fmt: skip
+def test_a_prompt_has_what_the_recipe_states_and_the_context_leaves(
+    stated: int | None, context: int | None, response: int, limit: int | None
+) -> None:
+    assert longest_prompt(stated, context, response) == limit
+
+
+@pytest.mark.parametrize(("stated", "context", "limit", "name"), [
+    (64, 32, 32, "the model's context of 32"), (None, 32, 32, "the model's context of 32"),
+    (32, 32, 32, "max_length=32"), (16, 32, 16, "max_length=16"), (16, None, 16, "max_length=16"),
+])  # fmt: skip
+def test_a_row_has_what_max_length_and_the_context_allow(
+    stated: int | None, context: int | None, limit: int, name: str
+) -> None:
+    assert longest_row(stated, context) == (limit, name)
+    assert longest_row(None, None)[0] is None

@@ -12,7 +12,7 @@ import pytest
 from rlhfctl.data.load import check_all, mixed
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import DataError, RecipeError
-from rlhfctl.inputs import section_without_places
+from rlhfctl.inputs import section_without_sources
 from rlhfctl.recipe.load import dump_recipe, load_recipe
 from rlhfctl.recipe.schema import Data, Demonstrations, Preferences, Prompts, Recipe
 
@@ -260,8 +260,8 @@ def test_moving_the_files_of_a_mix_runs_nothing_again(tmp_path: Path) -> None:
         text += "  prompts: {source: prompts.jsonl, test_source: test.jsonl}\nsft: {}"
         folder.mkdir()
         loaded = recipe(folder, text)
-        names = section_without_places(loaded.data.demonstrations)
-        hashes.append((names, section_without_places(loaded.data.prompts)))
+        names = section_without_sources(loaded.data.demonstrations)
+        hashes.append((names, section_without_sources(loaded.data.prompts)))
     assert hashes[0] == hashes[1] and "weight" in json.dumps(hashes[0])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data import preflight
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.data.fitting import fit_prompts, longest_prompt, longest_row
+from rlhfctl.data.fitting import fit_prompts
 from rlhfctl.data.load import check_all
 from rlhfctl.data.types import PromptSplit, Rows
 from rlhfctl.errors import DataError
@@ -196,26 +196,6 @@ def test_rows_longer_than_the_context_are_cut_with_a_count(architecture: str, tm
         line for line in result.stdout.splitlines() if "pairs are longer than the model's context of 32 tokens" in line
     ]
     assert sum(int(line.split("warning: ")[1].split()[0]) for line in dropped) == 4
-
-
-@pytest.mark.parametrize(("stated", "context", "response", "limit"), [
-    (60, 32, 8, 24), (10, 32, 8, 10), (None, 32, 8, 24), (60, None, 8, 60), (None, None, 8, None), (60, 32, 40, -8),
-])  # fmt: skip
-def test_a_prompt_has_what_the_recipe_states_and_the_context_leaves(
-    stated: int | None, context: int | None, response: int, limit: int | None
-) -> None:
-    assert longest_prompt(stated, context, response) == limit
-
-
-@pytest.mark.parametrize(("stated", "context", "limit", "name"), [
-    (64, 32, 32, "the model's context of 32"), (None, 32, 32, "the model's context of 32"),
-    (32, 32, 32, "max_length=32"), (16, 32, 16, "max_length=16"), (16, None, 16, "max_length=16"),
-])  # fmt: skip
-def test_a_row_has_what_max_length_and_the_context_allow(
-    stated: int | None, context: int | None, limit: int, name: str
-) -> None:
-    assert longest_row(stated, context) == (limit, name)
-    assert longest_row(None, None)[0] is None
 
 
 def test_a_max_prompt_length_beyond_the_context_lets_no_response_run_past_it(tmp_path: Path) -> None:

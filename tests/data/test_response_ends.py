@@ -1,4 +1,4 @@
-"""What ends a response, and what scorers read of it: end tokens, stop strings, marks that are no tokens."""
+"""What ends a response, and what scorers read of it: end tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from rlhfctl.data.chat import template_warnings, written_turn_end
 from rlhfctl.generation import generator, local
 from rlhfctl.models import build, special_tokens, tokenizing
 from rlhfctl.recipe.schema import Init, Ppo
 from rlhfctl.rewards.episode import make_episode
 
 TEXT = "a tiny text to start from. stop here\n"
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +80,6 @@ def test_every_end_token_of_the_generation_config_ends_a_response(tokenizer: Pre
         model, [[5, 6]], tokenizer, generator.Sampling(6, None, 1, 0, stop_ids=sampling.stop_ids)
     )
     assert (response.ids, response.ended) == ([other], True)
-
-
-# ---------------------------------------------------------------- marks that are no tokens
-
-
-def test_a_template_whose_marks_are_no_tokens_is_told_and_its_mark_ends_responses(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    assert written_turn_end(tokenizer) is None and not list(template_warnings(tokenizer))
-    tokenizer.chat_template = CHATML
-    try:
-        assert written_turn_end(tokenizer) == "<|im_end|>"
-        assert "<|im_end|>, which is no token of this tokenizer" in str(list(template_warnings(tokenizer)))
-        sampling = generator.sampling_for(Ppo(stop_strings=["x"]), tokenizer, seed=0, stream=0)
-        assert sampling.stop_strings == ("x", "<|im_end|>")
-        ids = tokenizer("yes<|im_end|>\n", add_special_tokens=False)["input_ids"]
-        assert make_episode(tokenizer, {"prompt": "q"}, [5], ids, sampling.stop_strings).completion == "yes"
-    finally:
-        tokenizer.chat_template = None
 
 
 # ---------------------------------------------------------------- ALiBi

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from sample_recipe import problems, recipe, sample_with_inherited_lora
 
-from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.errors import RecipeError
 from rlhfctl.recipe.load import dump_recipe, load_recipe
 from rlhfctl.recipe.schema import (
     OWN_ENGINE_KEYS,
@@ -25,7 +26,6 @@ from rlhfctl.tools.reference import PAGES
 
 INIT: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 DATA = {name: {"source": "builtin:reviews", "rows": 1200} for name in ("preferences", "prompts")}
-SAMPLE = Path(__file__).parent / "golden" / "sample.yaml"
 TOKENS = "model.init={hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, tokens: [a, b]}"
 
 
@@ -33,24 +33,6 @@ TOKENS = "model.init={hidden_size: 8, num_hidden_layers: 1, num_attention_heads:
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").touch()
-
-
-def problems(*overrides: str) -> list[Problem]:
-    """Return the problems of the sample recipe after these changes."""
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(SAMPLE, overrides)
-    return caught.value.problems
-
-
-def recipe(*overrides: str) -> Recipe:
-    return load_recipe(SAMPLE, overrides).recipe
-
-
-def sample_with_inherited_lora() -> Path:
-    """Write the sample without `lora: null` under sft, which makes it invalid."""
-    inherited = SAMPLE.read_text(encoding="utf-8").replace("lora: null ", "# ")
-    Path("inherited.yaml").write_text(inherited, encoding="utf-8")
-    return Path("inherited.yaml")
 
 
 LORA = "so LoRA learns nothing"
@@ -258,39 +240,11 @@ def test_keys_of_ppo_config_that_do_nothing(key: str) -> None:
     assert (problem.what, problem.fix) == REFUSED_PPO_KEYS[key]
 
 
-def test_lora_on_random_weights_names_where_it_comes_from() -> None:
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(sample_with_inherited_lora())
-    (problem,) = caught.value.problems
-    assert problem.key == "sft.lora" and problem.where == "inherited.yaml:13"
-    assert problem.what.endswith(f"{LORA} (inherited from the top-level lora)")
-    assert problem.fix == "write `lora: null` under sft, which trains all weights"
-    without_sft = problems("sft=null")
-    assert [problem.key for problem in without_sft] == ["reward.lora", "ppo.lora"]
-    assert recipe("sft=null", "lora=null").sft is None
-
-
-def test_stages_need_their_data_and_their_parents() -> None:
-    assert [problem.key for problem in problems("data.prompts=null")] == ["ppo", "compare"]
-    assert [problem.key for problem in problems("reward=null")] == ["ppo", "compare.judges"]
-    assert "add a reward section" in str(problems("reward=null")[0])
-    (none,) = problems("sft=null", "reward=null", "ppo=null", "compare=null")
-    assert (none.key, none.what) == ("", "no stage to run")
-    (untrained,) = problems("sft=null", "lora=null", "data.demonstrations=null")
-    assert untrained.key == "model.init" and "to train the tokenizer on" in untrained.what
-
-
 def test_new_vocabulary_of_whole_tokens() -> None:
     new = recipe(TOKENS, "sft=null", "lora=null", "data.demonstrations=null")
     assert new.model.init is not None and new.model.init.tokens == ["a", "b"]
     with pytest.raises(ValidationError, match="the list of tokens fixes it"):
         Recipe.model_validate({"name": "x", "model": {"init": {**INIT, "tokens": ["a"], "vocab_size": 300}}})
-
-
-def test_best_needs_prompts_to_choose_on() -> None:
-    (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
-    assert "data.prompts.eval is 0" in problem.what
-    assert recipe("ppo.use=best").ppo is not None
 
 
 def test_every_key_of_our_own_engine_has_a_value_here() -> None:
@@ -343,27 +297,6 @@ def test_a_resolved_recipe_reads_back_as_it_was(engine: str) -> None:
     assert resolved.ppo is not None and again.ppo is not None and again.ppo.engine == engine
     assert ("trace_every" in text) is (engine == "rlhfctl")
     assert all(getattr(again.ppo, key) == getattr(resolved.ppo, key) for key in OWN)
-
-
-def test_gold_is_for_the_builtin_task_alone() -> None:
-    (problem,) = problems("data.prompts={source: rows.jsonl}")
-    assert problem.key == "compare.judges" and "gold scores only the built-in task" in problem.what
-    assert recipe("data.prompts={source: rows.jsonl}", "compare={judges: [reward_model], primary_judge: null}").compare
-
-
-def test_judges_fit_the_reward() -> None:
-    (problem,) = problems("reward.function=scores:length")
-    assert "reward_model needs a reward section that trains or names a model" in problem.what
-    compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare
-    assert compare is not None and compare.primary_judge == "gold"  # as the sample states
-    (shape,) = problems("reward.function=scores.length", "compare.judges=[gold]")
-    assert shape.key == "reward.function" and shape.fix == "write it as module:name"
-
-
-def test_prompt_and_response_fit_the_context_together() -> None:
-    found = problems("data.max_prompt_length=240", "compare.max_new_tokens=10")
-    assert [problem.key for problem in found] == ["ppo.response_length"]
-    assert "24 tokens beside a prompt of 240 (data.max_prompt_length)" in found[0].what
 
 
 def test_what_is_inherited_and_resolved() -> None:

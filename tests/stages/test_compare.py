@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from comparisons import invoke, jsonl, report_of
 
 from rlhfctl.artifacts import load_artifact
-from rlhfctl.cli import app
 from rlhfctl.world import gold, reviews
 
 JUDGE = {
@@ -46,20 +45,6 @@ REPORT = {
     "distinct_2_policy": float,
     "distinct_2_reference": float,
 }
-
-
-def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def report_of(run: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run / "compare" / "compare.json").read_text())
-    return report
 
 
 def check_shape(report: dict[str, Any], *, judges: list[str]) -> None:
@@ -161,31 +146,6 @@ def test_swapping_the_files_mirrors_the_verdict(tiny_recipe: Path, tmp_path: Pat
     assert verdicts == {"better": ("better", 1.0, 0), "worse": ("worse", 0.0, 0)}
 
 
-def test_prompts_and_samples_that_do_not_pair_up_are_told(tiny_recipe: Path, tmp_path: Path) -> None:
-    prompts = [row["prompt"] for row in reviews.prompts(3, 1)]
-    a = jsonl(tmp_path / "a.jsonl", [{"prompt": p, "response": "good"} for p in [prompts[0], prompts[0], prompts[1]]])
-    b = jsonl(tmp_path / "b.jsonl", [{"prompt": p, "response": "bad"} for p in [prompts[0], prompts[1], prompts[2]]])
-    run = tmp_path / "run"
-    common = ("--set", "compare.judges=[gold]", "--run-dir", run)
-    result = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", b, *common)
-    assert result.exit_code == 0, result.output
-    report = report_of(run)
-    assert (report["prompts"], report["samples_per_prompt"]) == (2, 1)
-    notes = " ".join(load_artifact(run / "compare").manifest.notes)
-    assert "1 prompts stand in one file only" in notes
-    assert "1 prompts have another number of samples" in notes
-    rows = [json.loads(line) for line in (run / "compare" / "samples.jsonl").read_text().splitlines()]
-    assert [(row["prompt"], row["sample"]) for row in rows] == [(prompts[0], 0), (prompts[1], 0)]
-    strange = jsonl(tmp_path / "c.jsonl", [{"prompt": "another", "response": "x"}])
-    failed = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", strange, *common)
-    assert "share no prompt" in str(failed.exception)
-    broken = jsonl(tmp_path / "d.jsonl", [{"prompt": "another"}])
-    failed = invoke("compare", tiny_recipe, "--policy-samples", a, "--reference-samples", broken, *common)
-    assert "needs prompt and response" in str(failed.exception) and "d.jsonl:1" in str(failed.exception)
-    failed = invoke("compare", tiny_recipe, "--policy-samples", a)
-    assert "go together" in str(failed.exception)
-
-
 def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     tiny_run: Path, tmp_path: Path, samples: tuple[Path, Path, dict[str, list[float]]]
 ) -> None:
@@ -223,24 +183,6 @@ def test_a_verdict_by_the_reward_model_is_no_independent_evidence(
     assert row["policy_scores"]["reward_model"] == pytest.approx(score, abs=1e-5)
 
 
-def test_only_the_reward_model_that_was_trained_against_is_dependent(tiny_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    result = invoke("reward", tiny_run.parent / "tiny.yaml", "--run-dir", tmp_path / "other", "--policy",
-        tiny_run / "sft", "--set", "seed=1",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    for judge, independent in ((tmp_path / "other" / "reward", True), (tiny_run / "reward", False)):
-        result = invoke(
-            "compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--reward-model", judge,
-            "--set", "compare.primary_judge=reward_model",
-        )  # fmt: skip
-        assert result.exit_code == 0, result.output
-        assert report_of(run)["independent"] is independent
-        notes = load_artifact(run / "compare").manifest.notes
-        assert any("the reward model that PPO trained against" in note for note in notes) is not independent
-
-
 def test_a_policy_compared_with_itself_is_undecided(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = invoke(
@@ -270,15 +212,6 @@ def test_the_run_of_the_whole_loop_has_the_contracts_keys(tiny_run: Path) -> Non
     assert report["temperature"] == 1.0
     assert report["judges"]["reward_model"]["independent"] is False
     assert set(report["greedy"]) == {"gold", "reward_model"}
-
-
-def test_the_same_command_gives_the_same_samples(tiny_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    result = invoke("compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--force")
-    assert result.exit_code == 0, result.output
-    assert (run / "compare" / "samples.jsonl").read_text() == (tiny_run / "compare" / "samples.jsonl").read_text()
-    assert report_of(run) == report_of(tiny_run)
 
 
 def test_both_models_are_gone_and_their_memory_is_released_before_a_judge_is_loaded(
@@ -314,27 +247,3 @@ def test_both_models_are_gone_and_their_memory_is_released_before_a_judge_is_loa
     assert result.exit_code == 0, result.output
     # While each model is checked, and after each side has answered.
     assert [True] * 2 in alive and len(alive) >= 5 and not loaded
-
-
-def test_a_prompt_that_one_side_has_no_room_for_is_left_out_for_both(tiny_run: Path, tmp_path: Path) -> None:
-    """The reference's context is shorter than the policy's."""
-    import torch
-
-    from rlhfctl.models import build, tokenizing
-    from rlhfctl.recipe.schema import Init
-
-    tokenizer = tokenizing.load_tokenizer(str(tiny_run / "sft" / "model"))
-    lengths = sorted(len(tokenizer(row["prompt"])["input_ids"]) for row in reviews.prompts(60, 0))
-    context = lengths[len(lengths) // 2] + 12  # half of the prompts fit beside 12 tokens
-    init = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=context)
-    build.save_model(build.build_model(init, tokenizer, seed=0, dtype=torch.float32), tokenizer, tmp_path / "short")
-    run = tmp_path / "run"
-    result = invoke(
-        "compare", tiny_run.parent / "tiny.yaml", "--policy", tiny_run / "sft", "--reference", tmp_path / "short",
-        "--run-dir", run, "--set", "compare.judges=[gold]",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    notes = load_artifact(run / "compare").manifest.notes
-    kept = report_of(run)["prompts"]
-    assert 0 < kept < 12
-    assert any(f"{12 - kept} of 12 test prompts leave no room for 12 tokens" in note for note in notes)

@@ -1,4 +1,4 @@
-"""The controls of a comparison: which samples each row compares, the matched entropy, and a run with all of them."""
+"""The controls of a comparison: which samples each row compares, and a run with all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlhfctl.recipe.schema import Compare, Controls
-from rlhfctl.stages.answers import Answers, Drawn, interpolated
+from rlhfctl.stages.answers import Answers, Drawn
 from rlhfctl.stages.controls import best_of_n_kl, control_rows, means
 from rlhfctl.stats import compare_paired, verdict
 from rlhfctl.verdict import COLDER, FAIR, overall, sentence
@@ -78,14 +78,6 @@ def test_best_of_n_is_chosen_by_what_ppo_trained_on_and_judged_by_all() -> None:
 def test_best_of_n_kl_by_hand() -> None:
     assert best_of_n_kl(1) == 0
     assert best_of_n_kl(2) == pytest.approx(0.193147, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [(0.5, 0.3), (1.0, 0.6), (1.5, 0.8), (2.0, 1.0), (3.0, 1.4), (0.0, 0.0)],
-)
-def test_the_temperature_of_an_entropy_lies_on_straight_lines(wanted: float, expected: float) -> None:
-    assert interpolated(wanted, {0.0: 0.0, 1.0: 2.0, 0.6: 1.0}) == pytest.approx(expected)
 
 
 def test_defaults_are_fitted_to_a_colder_or_smaller_comparison() -> None:

@@ -1,13 +1,15 @@
-"""Judges score no more responses at a time than compare.batch_size says."""
+"""Judges: how many responses they score at a time, and which judge is independent of the reward of PPO."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comparisons import invoke, report_of
 
-from rlhfctl.artifacts import resolve_source
+from rlhfctl.artifacts import load_artifact, resolve_source
 from rlhfctl.events import Event
 from rlhfctl.models import tokenizing
 from rlhfctl.paths import RunPaths
@@ -51,3 +53,21 @@ def test_batch_size_bounds_what_judges_score_at_a_time(
     assert len(model(EPISODES)) == len(function(EPISODES)) == 7
     assert sizes == calls
     assert function.function.__globals__["sizes"] == calls  # type: ignore[attr-defined]
+
+
+def test_only_the_reward_model_that_was_trained_against_is_dependent(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    result = invoke("reward", tiny_run.parent / "tiny.yaml", "--run-dir", tmp_path / "other", "--policy",
+        tiny_run / "sft", "--set", "seed=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for judge, independent in ((tmp_path / "other" / "reward", True), (tiny_run / "reward", False)):
+        result = invoke(
+            "compare", tiny_run.parent / "tiny.yaml", "--run-dir", run, "--reward-model", judge,
+            "--set", "compare.primary_judge=reward_model",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert report_of(run)["independent"] is independent
+        notes = load_artifact(run / "compare").manifest.notes
+        assert any("the reward model that PPO trained against" in note for note in notes) is not independent

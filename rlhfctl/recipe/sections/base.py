@@ -1,8 +1,8 @@
-"""What all sections of a recipe share: strict validation, and rules between keys that are written as data.
+"""Define the base of all sections of a recipe: strict validation, and rules between keys that are written as data.
 
-A `Rule` is relative to the section it belongs to and never knows that section's full path, so that a section may stand
-at several places of a recipe. `Section.conflicts(at)` applies the rules of a section that stands at the path `at`, and
-those of the sections inside it. The docs list the same rules (tools/reference.py).
+A `Rule` is relative to the section it belongs to and never knows that section's full path; a section may therefore
+occur several times in a recipe. `Section.conflicts(at)` applies the rules of a section with the path `at`, and those of
+the sections inside it. The docs list the same rules (tools/reference.py).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Rule(Generic[S_contra]):
     about: tuple[str, ...] = ()
 
     def conflicts(self, section: S_contra, at: str) -> Iterator[Conflict]:
-        """One conflict for each time that the section, which stands at the path `at`, breaks this rule."""
+        """Return one conflict for each time that the section, which has the path `at`, breaks this rule."""
         broken = self.broken(section)
         for values in [{}] if broken is True else broken or ():
             fill = _Filler(section, values, {"at": at, "key": self.key.rpartition(".")[2]})
@@ -62,18 +62,18 @@ class Section(BaseModel):
     RULES: ClassVar[tuple[Rule[Any], ...]] = ()  # in addition to the base classes' rules
 
     def conflicts(self, at: str = "") -> Iterator[Conflict]:
-        """All broken rules of this section, which stands at the path `at`, and of the sections inside it."""
+        """List all broken rules of this section, which has the path `at`, and of the sections inside it."""
         yield from self.broken_rules(at)
         yield from self.inner_conflicts(at)
 
     def broken_rules(self, at: str) -> Iterator[Conflict]:
-        """Broken rules of this section itself, those of its base classes first."""
+        """List the broken rules of this section itself, those of its base classes first."""
         for kind in reversed(type(self).__mro__):
             for rule in vars(kind).get("RULES", ()):
                 yield from rule.conflicts(self, at)
 
     def inner_conflicts(self, at: str) -> Iterator[Conflict]:
-        """Broken rules of the sections inside this one, also of sections in a list."""
+        """List the broken rules of the sections inside this one, also of sections in a list."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Section):
@@ -84,7 +84,7 @@ class Section(BaseModel):
                         yield from item.conflicts(_below(at, f"{name}.{index}"))
 
     def is_set(self, key: str) -> bool:
-        """Whether the recipe states the key, even if it states the default."""
+        """Tell whether the recipe states the key, even if it states the default."""
         return key in self.model_fields_set
 
 
@@ -93,22 +93,22 @@ class Stage(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether the stage trains weights. A stage that trains and has a key `lora` inherits the recipe's `lora`."""
+        """Tell whether the stage trains weights. A training stage with a key `lora` inherits the recipe's `lora`."""
         return True
 
 
 def without(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A dumped section without keys that would be refused when the resolved recipe is read again."""
+    """Remove keys from a dumped section that would be refused when the resolved recipe is read again."""
     return {key: value for key, value in data.items() if key not in keys}
 
 
 def _below(at: str, key: str) -> str:
-    """The full path of a key of the section at the path `at`."""
+    """Return the full path of a key of the section at the path `at`."""
     return f"{at}.{key}" if at and key else at or key
 
 
 class _Filler(Formatter):
-    """Fills placeholders from the first of its sources that has the name: mappings, then attributes of a section."""
+    """Fill placeholders from the first of its sources that has the name: mappings, then attributes of a section."""
 
     def __init__(self, section: object, *values: Mapping[str, str]) -> None:
         self.section = section

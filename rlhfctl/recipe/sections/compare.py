@@ -1,4 +1,4 @@
-"""The `compare` section: the verdict on the policy against the base model."""
+"""Define the `compare` section: the verdict on the policy against the base model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Controls(Section):
 
 
 def _controls_set(compare: Compare) -> Controls | None:
-    """The controls that the recipe states; the defaults are fitted instead (`resolved_controls`)."""
+    """Return the controls that the recipe states; defaults are fitted instead (`resolved_controls`)."""
     return compare.controls if compare.is_set("controls") else None
 
 
@@ -100,7 +100,7 @@ class Compare(Stage):
 
     @property
     def resolved_controls(self) -> Controls | None:
-        """The controls, defaults fitted to the main comparison: colder than it, and with no more samples."""
+        """Return the controls with defaults fitted to the main comparison: colder, and with no more samples."""
         if self.controls is None:
             return None
         best = min(self.controls.best_of_n, self.samples_per_prompt)
@@ -113,7 +113,7 @@ class Compare(Stage):
 
     @property
     def responses_per_prompt(self) -> int:
-        """Number of responses sampled for each prompt from both models, greedy ones and controls included."""
+        """Number of responses sampled per prompt from both models, with greedy ones and controls."""
         count, controls = 2 * (self.samples_per_prompt + 1), self.resolved_controls
         if controls is not None:
             warm = sum(one > 0 for one in controls.temperatures)
@@ -121,7 +121,7 @@ class Compare(Stage):
         return count
 
     def resolved(self, response_length: int) -> Compare:
-        """This section with its defaults filled in, `response_length` being the longest response of PPO."""
+        """Return this section with its defaults filled in; `response_length` is the longest response of PPO."""
         defaults = {
             "primary_judge": self.primary_judge or self.judges[0],
             "max_new_tokens": self.max_new_tokens or response_length,

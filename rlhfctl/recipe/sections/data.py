@@ -1,4 +1,4 @@
-"""The `data` section: three data sets, where their rows come from, and how they are split."""
+"""Define the `data` section: three data sets, the source of their rows, and how they are split."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from rlhfctl.recipe.sections.base import Rule, Section, without
 
 BUILTIN_SOURCES = ("builtin:reviews",)
-STAGE_SOURCE = "stage:"  # before the name of a stage whose artifact holds the rows
+STAGE_SOURCE = "stage:"  # prefix of a stage's name whose artifact holds the rows
 OWN_DATA_KEYS = (
     "columns", "label", "subset", "split", "revision", "turns", "as_conversations", "response_prefix", "bad_rows",
     "deduplicate", "max_chars",
 )  # fmt: skip
 BUILTIN_DATA_KEYS = ("rows", "label_noise")
-# In a list of sources: keys beside it that hold for each source which does not state them, and keys of one source.
+# In a list of sources: keys beside the list are defaults for each source; other keys belong to one source.
 SHARED_DATA_KEYS = (
     "columns", "label", "turns", "as_conversations", "response_prefix", "bad_rows", "deduplicate", "max_chars",
 )  # fmt: skip
@@ -28,7 +28,7 @@ LONGEST_ID = 200  # the Hub allows 96
 
 
 def looks_like_id(source: str) -> bool:
-    """Whether a data source that is no path here may be an id on the Hub: `name` or `owner/name`, no file's ending."""
+    """Tell whether a data source that is no path here may be a Hub id: `name` or `owner/name`, with no file ending."""
     is_file = source.removesuffix(".gz").endswith(DATA_SUFFIXES)
     return not is_file and len(source) <= LONGEST_ID and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
 
@@ -55,7 +55,7 @@ def _beside_list(key: str) -> Callable[[Source], bool]:
 
 
 def _own_data_beside_builtin(key: str) -> Callable[[Source], bool]:
-    """Whether the key says something, which `columns` does only if it names one."""
+    """Tell whether the key changes anything; `columns` does only if it names a column."""
     unsaid = (None, False, "")
 
     def broken(source: Source) -> bool:
@@ -138,7 +138,7 @@ _SOURCE_RULES: tuple[Rule[Source], ...] = (
 
 
 class Source(Section):
-    """Where rows come from, what their columns are called, and which of them are used."""
+    """The source of rows, the names of its columns, and which of its rows are used."""
 
     source: str = Field(min_length=1, description=_SOURCE)
     subset: str | None = Field(None, min_length=1, description="Configuration (subset) of a data set on the Hub.")
@@ -181,14 +181,14 @@ class Source(Section):
 
     @property
     def kind(self) -> Literal["list", "missing", "builtin", "own"]:
-        """Which kind of source this is: a list of sources, none, the built-in task, or the user's own data."""
+        """The kind of this source: a list of sources, none, the built-in task, or the user's own data."""
         if self.parts != [self]:
             return "list"
         return "missing" if not self.source else "builtin" if self.builtin else "own"
 
     @property
     def known_rows(self) -> int | None:
-        """Largest possible number of rows; None where that needs a file to be read."""
+        """Largest possible number of rows; None if only reading a file can tell."""
         bounds = [bound for bound in (self.rows, self.limit) if bound is not None]
         return min(bounds) if bounds else None
 
@@ -197,7 +197,7 @@ class Source(Section):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, value: Any) -> Any:
-        """A list of sources as a section, and what stands beside one in each of them."""
+        """Rewrite a list of sources as a section, and copy the keys beside the list into each source."""
         value = {"sources": value} if isinstance(value, list) and "sources" in cls.model_fields else value
         if not isinstance(value, dict) or not isinstance(value.get("sources"), list):
             return value
@@ -213,14 +213,14 @@ class Source(Section):
 
 
 def _with_shared(part: Any, beside: dict[str, Any]) -> Any:
-    """A source of a list, or one of its own for a part of the prompts, with the keys that it does not state itself."""
+    """Add shared keys to a source, of a list or of a part of the prompts, that does not state them itself."""
     if not isinstance(part, dict) or str(part.get("source")).startswith("builtin:"):
         return part
     return {key: beside[key] for key in SHARED_DATA_KEYS if key in beside} | part
 
 
 class Weighted(Section):
-    """How much a source of a list counts."""
+    """The weight of one source in a list of sources."""
 
     weight: float = Field(
         1.0,
@@ -232,7 +232,7 @@ class Weighted(Section):
 
 
 class Answered(Source):
-    """What sources with responses share."""
+    """Keys that all sources with responses share."""
 
     response_prefix: str = Field(
         "", description="Text put before each plain-text response, unless it or its prompt has white space there: ' '."
@@ -240,7 +240,7 @@ class Answered(Source):
 
 
 class Compared(Answered):
-    """What sources with several responses to a prompt share."""
+    """Keys that all sources with several responses per prompt share."""
 
     label_noise: float = Field(0.1, ge=0, le=1, description="Fraction of built-in pairs whose labels are swapped.")
     label: dict[Literal["first", "second", "tie"], LabelValue | list[LabelValue]] | None = Field(
@@ -319,7 +319,7 @@ class Prompts(Source):
     @model_validator(mode="before")
     @classmethod
     def _with_counts(cls, value: Any) -> Any:
-        """Sources given by name alone as sections; counts that are not given."""
+        """Rewrite sources that are given by name alone as sections, and fill in counts that are not given."""
         if not isinstance(value, dict):
             return {"sources": value} if isinstance(value, list) else value
         value = dict(value)

@@ -1,4 +1,4 @@
-"""The `model` section: pretrained weights, or new ones of a given shape."""
+"""Define the `model` section: pretrained weights, or new ones of a given size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Init(Section):
 
     @property
     def repeated_tokens(self) -> list[str]:
-        """Tokens that are listed more than once, sorted."""
+        """List the tokens that occur more than once, sorted."""
         tokens = self.tokens or []
         return sorted({token for token in tokens if tokens.count(token) > 1})
 
@@ -97,7 +97,7 @@ def _beside_init(key: str) -> Callable[[Model], bool]:
 
 
 class Model(Section):
-    """Where the weights come from: new ones (`init`) or pretrained ones (`path`)."""
+    """The source of the weights: new ones (`init`) or pretrained ones (`path`)."""
 
     init: Init | None = Field(
         None, description="Shape of a new model with random weights, in place of a pretrained one."

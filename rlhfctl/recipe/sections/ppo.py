@@ -1,4 +1,4 @@
-"""The `ppo` section: reinforcement learning against the reward, with the keys of TRL's PPOConfig and some more."""
+"""Define the `ppo` section: reinforcement learning against the reward, with TRL's PPOConfig keys and some more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
 DEFAULT_RESPONSE_LENGTH = 53
 
-# Keys that TRL's PPOConfig accepts and `ppo` does not: what is wrong with each, and the way out.
+# Keys that TRL's PPOConfig accepts and `ppo` does not: the problem with each, and the fix.
 REFUSED_PPO_KEYS = {
     "num_train_epochs": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
     "max_steps": ("PPO's length is counted in episodes", "set ppo.total_episodes"),
@@ -24,7 +24,7 @@ REFUSED_PPO_KEYS = {
     "sft_model_path": ("the policy is what the sft stage leaves, or else the model section", "set model.path"),
     "reward_model_path": ("the reward model has a section of its own", "set reward.model"),
 }
-# What only our own engine can do: `engine: trl` refuses these where they are given.
+# Keys of rlhfctl's engine only: `engine: trl` refuses them if they are set.
 OWN_ENGINE_KEYS = (
     "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
     "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
@@ -142,7 +142,7 @@ class Ppo(Stage):
 
     @property
     def batch_size(self) -> int:
-        """Responses sampled for each update."""
+        """Number of responses sampled per update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
@@ -152,22 +152,22 @@ class Ppo(Stage):
 
     @property
     def updates(self) -> int:
-        """How many updates the stage makes in all."""
+        """Number of updates of the whole stage."""
         return math.ceil(self.total_episodes / self.batch_size)
 
     @property
     def mini_batch_size(self) -> int:
-        """Responses in each optimizer step."""
+        """Number of responses per optimizer step."""
         return self.batch_size // self.num_mini_batches
 
     @property
     def prompts_per_batch(self) -> int:
-        """Prompts whose responses are sampled for each update."""
+        """Number of prompts per update."""
         return self.batch_size // self.num_generations
 
     @property
     def critic_kind(self) -> Literal["adapter", "head", "model"]:
-        """What the critic is, after the default."""
+        """The kind of critic, with the default filled in."""
         if self.critic is not None:
             return self.critic
         return "model" if self.engine == "trl" or self.lora is None else "adapter"

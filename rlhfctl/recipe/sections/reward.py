@@ -1,4 +1,4 @@
-"""The `reward` section: a reward model to train, a ready reward model, or a Python function."""
+"""Define the `reward` section: a reward model to train, a ready reward model, or a Python function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhfctl.recipe.sections.base import Rule, without
 from rlhfctl.recipe.sections.training import Trained
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-RewardText = Literal["text", "pair", "response"]  # what a classifier is given to read
+RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
 CLASSIFIER_KEYS = ("label", "reads")
 TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps")
 
@@ -26,7 +26,7 @@ def _without_training(key: str) -> Callable[[Reward], bool]:
 
 
 class Reward(Trained):
-    """What scores a response: a model trained here by TRL's RewardTrainer, a ready model, or a function."""
+    """The scorer of responses: a model trained here by TRL's RewardTrainer, a ready model, or a function."""
 
     model: str | None = Field(None, min_length=1, description="A ready reward model: a local folder or a Hub id.")
     label: str | int | None = Field(

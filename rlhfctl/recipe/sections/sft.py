@@ -1,4 +1,4 @@
-"""The `sft` section: supervised fine-tuning."""
+"""Define the `sft` section: supervised fine-tuning."""
 
 from __future__ import annotations
 

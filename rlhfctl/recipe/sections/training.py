@@ -1,7 +1,7 @@
-"""Keys that the stages which train share: `lora`, and TRL's trainer options in `sft` and `reward`.
+"""Define keys that all training stages share: `lora`, and TRL's trainer options in `sft` and `reward`.
 
-Leaves out the fields of TRL's SFTConfig and RewardConfig under `trainer:`: the stages check these, which have TRL. Only
-the keys that rlhfctl owns are refused here.
+Leaves out the fields of TRL's SFTConfig and RewardConfig under `trainer:`: the stages check them, because they have
+TRL. Only the keys that rlhfctl owns are refused here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from rlhfctl.recipe.sections.base import Rule, Section, Stage
 
-# Keys of TRL's trainers that rlhfctl sets itself, and what to use in their place.
+# Keys of TRL's trainers that rlhfctl sets itself, and their replacements.
 OWNED_TRAINER_KEYS = {
     "output_dir": "choose the folder with `--run-dir`",
     "overwrite_output_dir": "choose another folder with `--run-dir`: nothing is overwritten silently",
@@ -37,7 +37,7 @@ OWNED_TRAINER_KEYS = {
 
 
 def owned_trainer_key(key: str) -> str | None:
-    """What to use in place of a trainer key that rlhfctl owns; None for any other key."""
+    """Return the replacement of a trainer key that rlhfctl owns; None for any other key."""
     return OWNED_TRAINER_KEYS["push_to_hub"] if key.startswith("hub_") else OWNED_TRAINER_KEYS.get(key)
 
 
@@ -58,7 +58,7 @@ LORA_OF_A_STAGE = "LoRA adapters (absent: the recipe's top-level lora; null: tra
 
 
 def _owned_keys(section: Trained) -> list[Mapping[str, str]]:
-    """The trainer keys that rlhfctl owns, with what to use instead."""
+    """List the trainer keys that rlhfctl owns, with their replacements."""
     pairs = ((key, owned_trainer_key(key)) for key in section.trainer)
     return [{"option": key, "instead": instead} for key, instead in pairs if instead is not None]
 

@@ -1,0 +1,122 @@
+"""Splits by prompt: no prompt is on two sides, and the split depends on the seed alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from row_files import message
+
+from rlhfctl.data.splits import prompt_key, split_preferences, split_prompts
+from rlhfctl.data.types import PreferenceGroup, Row, examples
+from rlhfctl.errors import DataError
+from rlhfctl.recipe.schema import Preferences, Prompts
+
+
+def text_prompt(number: int) -> str:
+    return f"prompt {number}"
+
+
+def conversation(number: int) -> list[dict[str, Any]]:
+    return [message("system", "same"), message("user", f"prompt {number}")]
+
+
+def as_rows(make: Callable[[int], Any], distinct: int, copies: int) -> list[Row]:
+    """`copies` rows of each prompt, far apart; each row has a number of its own."""
+    return [{"prompt": make(n % distinct), "chosen": str(n), "rejected": "x"} for n in range(distinct * copies)]
+
+
+def as_groups(make: Callable[[int], Any], distinct: int, copies: int) -> list[PreferenceGroup]:
+    """The same rows as groups of two."""
+    rows = as_rows(make, distinct, copies)
+    return [PreferenceGroup(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), ((0, 1),)) for row in rows]
+
+
+def keys(rows: list[Row]) -> list[str]:
+    return [prompt_key(row["prompt"]) for row in rows]
+
+
+@pytest.mark.parametrize("make", [text_prompt, conversation])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_held_out_pairs_share_no_prompt_with_the_others(make: Callable[[int], Any], copies: int) -> None:
+    groups = as_groups(make, 40, copies)
+    split = split_preferences(Preferences(source="d", heldout=0.25), groups, 0)
+    train, heldout = examples(split.train), examples(split.heldout)
+    assert not set(keys(train)) & set(keys(heldout))
+    assert len(split.heldout) == 10 * copies and len(split.train) == 30 * copies
+    assert sorted(split.train + split.heldout, key=groups.index) == groups
+
+
+@pytest.mark.parametrize(("heldout", "distinct", "expected"), [(0.01, 10, 1), (0.9, 2, 1), (0.9, 10, 9), (0.5, 5, 2)])
+def test_neither_side_is_ever_empty(heldout: float, distinct: int, expected: int) -> None:
+    split = split_preferences(Preferences(source="d", heldout=heldout), as_groups(text_prompt, distinct, 2), 0)
+    assert len(split.heldout) == 2 * expected and split.train
+
+
+def test_one_prompt_cannot_be_held_out() -> None:
+    with pytest.raises(DataError, match="one distinct prompt: none can be held out"):
+        split_preferences(Preferences(source="d"), as_groups(text_prompt, 1, 9), 0)
+
+
+@pytest.mark.parametrize("make", [text_prompt, conversation])
+def test_prompts_are_split_three_ways_without_a_leak(make: Callable[[int], Any]) -> None:
+    rows = as_rows(make, 20, 3)
+    split = split_prompts(Prompts(source="d", eval=4, test=6), rows, 0)
+    train, evaluation, test = (Counter(keys(part)) for part in (split.train, split.eval, split.test))
+    assert (len(train), len(evaluation), len(test)) == (10, 4, 6)
+    assert not train.keys() & evaluation.keys() and not train.keys() & test.keys()
+    assert not evaluation.keys() & test.keys()
+    assert set(train.values()) == {3}  # a prompt that is there three times is trained on three times
+    assert set(evaluation.values()) == set(test.values()) == {1}
+    assert all(int(row["chosen"]) < 20 for row in split.eval + split.test)  # the first row of each
+
+
+def test_the_test_prompts_do_not_depend_on_how_many_are_for_evaluation() -> None:
+    rows = as_rows(text_prompt, 20, 1)
+    one, two = (split_prompts(Prompts(source="d", eval=n, test=6), rows, 0) for n in (0, 5))
+    assert one.test == two.test and one.eval == [] and len(one.train) == 14
+
+
+def test_splits_follow_the_seed_and_not_the_order_of_rows() -> None:
+    rows = as_rows(text_prompt, 30, 2)
+    section, prompts = Preferences(source="d", heldout=0.3), Prompts(source="d", eval=5, test=5)
+    groups = as_groups(text_prompt, 30, 2)
+    held = [set(keys(examples(split_preferences(section, groups, seed).heldout))) for seed in (0, 0, 1, 2)]
+    assert held[0] == held[1] and len({frozenset(part) for part in held}) == 3
+    tests = [keys(split_prompts(prompts, rows, seed).test) for seed in (0, 0, 1, 2)]
+    assert tests[0] == tests[1] and len({tuple(part) for part in tests}) == 3
+    assert keys(split_prompts(prompts, rows[::-1], 0).test) == tests[0]
+    assert set(keys(examples(split_preferences(section, groups[::-1], 0).heldout))) == held[0]
+
+
+def test_splits_are_the_same_in_every_process() -> None:
+    """Python's own hash of a string differs from process to process; the split must not depend on it."""
+    code = (
+        "from rlhfctl.data.splits import split_prompts\n"
+        "from rlhfctl.recipe.schema import Prompts\n"
+        "rows = [{'prompt': f'prompt {n}'} for n in range(30)]\n"
+        "print([row['prompt'] for row in split_prompts(Prompts(source='d', test=5), rows, 0).test])\n"
+        "import sys; assert 'torch' not in sys.modules\n"
+    )
+    rows = as_rows(text_prompt, 30, 1)
+    here = [row["prompt"] for row in split_prompts(Prompts(source="d", test=5), rows, 0).test]
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == str(here)
+
+
+@pytest.mark.parametrize(("evaluation", "test"), [(0, 10), (5, 5), (9, 3)])
+def test_too_few_distinct_prompts_are_refused(evaluation: int, test: int) -> None:
+    rows = as_rows(text_prompt, 10, 5)
+    with pytest.raises(DataError, match=r"data\.prompts: 10 distinct prompts") as caught:
+        split_prompts(Prompts(source="d", eval=evaluation, test=test), rows, 0)
+    assert "leave none to train on" in str(caught.value)
+    assert len(split_prompts(Prompts(source="d", eval=4, test=5), rows, 0).train) == 5
+
+
+def test_conversations_are_the_same_prompt_whatever_the_order_of_keys() -> None:
+    assert prompt_key([{"role": "user", "content": "q"}]) == prompt_key([{"content": "q", "role": "user"}])
+    assert prompt_key([message("user", "q")]) != prompt_key([message("system", "q")])

@@ -1,0 +1,69 @@
+"""Rules between the sections of a recipe: what one section needs of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sample_recipe import problems, recipe, sample_with_inherited_lora
+
+from rlhfctl.errors import RecipeError
+from rlhfctl.recipe.load import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").touch()
+
+
+LORA = "so LoRA learns nothing"
+
+
+def test_lora_on_random_weights_names_where_it_comes_from() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(sample_with_inherited_lora())
+    (problem,) = caught.value.problems
+    assert problem.key == "sft.lora" and problem.where == "inherited.yaml:13"
+    assert problem.what.endswith(f"{LORA} (inherited from the top-level lora)")
+    assert problem.fix == "write `lora: null` under sft, which trains all weights"
+    without_sft = problems("sft=null")
+    assert [problem.key for problem in without_sft] == ["reward.lora", "ppo.lora"]
+    assert recipe("sft=null", "lora=null").sft is None
+
+
+def test_stages_need_their_data_and_their_parents() -> None:
+    assert [problem.key for problem in problems("data.prompts=null")] == ["ppo", "compare"]
+    assert [problem.key for problem in problems("reward=null")] == ["ppo", "compare.judges"]
+    assert "add a reward section" in str(problems("reward=null")[0])
+    (none,) = problems("sft=null", "reward=null", "ppo=null", "compare=null")
+    assert (none.key, none.what) == ("", "no stage to run")
+    (untrained,) = problems("sft=null", "lora=null", "data.demonstrations=null")
+    assert untrained.key == "model.init" and "to train the tokenizer on" in untrained.what
+
+
+def test_best_needs_prompts_to_choose_on() -> None:
+    (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
+    assert "data.prompts.eval is 0" in problem.what
+    assert recipe("ppo.use=best").ppo is not None
+
+
+def test_gold_is_for_the_builtin_task_alone() -> None:
+    (problem,) = problems("data.prompts={source: rows.jsonl}")
+    assert problem.key == "compare.judges" and "gold scores only the built-in task" in problem.what
+    assert recipe("data.prompts={source: rows.jsonl}", "compare={judges: [reward_model], primary_judge: null}").compare
+
+
+def test_judges_fit_the_reward() -> None:
+    (problem,) = problems("reward.function=scores:length")
+    assert "reward_model needs a reward section that trains or names a model" in problem.what
+    compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare
+    assert compare is not None and compare.primary_judge == "gold"  # as the sample states
+    (shape,) = problems("reward.function=scores.length", "compare.judges=[gold]")
+    assert shape.key == "reward.function" and shape.fix == "write it as module:name"
+
+
+def test_prompt_and_response_fit_the_context_together() -> None:
+    found = problems("data.max_prompt_length=240", "compare.max_new_tokens=10")
+    assert [problem.key for problem in found] == ["ppo.response_length"]
+    assert "24 tokens beside a prompt of 240 (data.max_prompt_length)" in found[0].what
