@@ -1,7 +1,7 @@
 """Build scorers from their names in a recipe: rewards of PPO and judges of the comparison alike.
 
-BUILDERS is the one table. To add a scorer: write it in a file beside this one as a RewardFunction, give its name a row
-here, and let the recipe accept the name (NAMED_JUDGES for compare.judges, the rule of ppo.rewards).
+BUILDERS is the one table. To add a scorer: write it in a file beside this one as a RewardFunction, and give its name a
+row here and in recipe/scorers.py. docs/extending.md shows one.
 A reward model arrives loaded (stages/loader.py), and gold is passed in by those who may read it.
 """
 

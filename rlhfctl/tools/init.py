@@ -21,7 +21,8 @@ from rlhfctl import fs
 from rlhfctl.dashboard.text import visible
 from rlhfctl.data import guess, sources
 from rlhfctl.errors import DataError, RlhfctlError
-from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME
+from rlhfctl.recipe.schema import DATA_SUFFIXES, NAME
+from rlhfctl.recipe.scorers import FUNCTION_NAME
 
 NEW = "new"
 NONE = "none"
@@ -149,7 +150,7 @@ def _rows(text: str, folder: Path, otherwise: str | None = None) -> str:
 
 
 def _scorer(text: str, folder: Path) -> str:
-    if FUNCTION.fullmatch(text):
+    if FUNCTION_NAME.fullmatch(text):
         return text
     if Path(text).expanduser().is_file() or Path(text).suffix in DATA_SUFFIXES:
         return _rows(text, folder)
@@ -189,7 +190,7 @@ def _from(folder: Path, text: str, *, model: bool = False) -> str:
 
 
 def _scored_by(stated: str, folder: Path) -> ScoredBy:
-    if FUNCTION.fullmatch(stated):
+    if FUNCTION_NAME.fullmatch(stated):
         return "function"
     rows = Path(stated).suffix in DATA_SUFFIXES or _seen_from(folder, stated).is_file()
     return "preferences" if rows else "model"
