@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 Place = Literal["ppo.rewards", "compare.judges"]
@@ -17,18 +18,32 @@ REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
 FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
-SCORERS: dict[str, tuple[Place, ...]] = {
-    REWARD: ("ppo.rewards",),
-    GOLD: ("compare.judges",),
-    REWARD_MODEL: ("compare.judges",),
-    REWARD_FUNCTION: ("compare.judges",),
+
+@dataclass(frozen=True)
+class Scorer:
+    """Where a recipe may name a scorer, and a few words about it for the docs."""
+
+    places: tuple[Place, ...]
+    words: str = ""
+
+
+SCORERS: dict[str, Scorer] = {
+    REWARD: Scorer(("ppo.rewards",), "the section"),
+    GOLD: Scorer(("compare.judges",), "built-in task"),
+    REWARD_MODEL: Scorer(("compare.judges",)),
+    REWARD_FUNCTION: Scorer(("compare.judges",)),
 }
-"""Name of a scorer -> where a recipe may name it. rewards/build.py has what builds it."""
+"""The scorers by name. What builds each is in rewards/build.py."""
 
 
 def names_in(place: Place) -> tuple[str, ...]:
     """Return the names that may stand at a place of the recipe, beside module:name."""
-    return tuple(name for name, places in SCORERS.items() if place in places)
+    return tuple(name for name, scorer in SCORERS.items() if place in scorer.places)
+
+
+def described_in(place: Place) -> str:
+    """List the names that may stand at a place of the recipe, each with the words about it."""
+    return ", ".join(name + (f" ({SCORERS[name].words})" if SCORERS[name].words else "") for name in names_in(place))
 
 
 def unknown_in(place: Place, given: Iterable[str]) -> list[str]:

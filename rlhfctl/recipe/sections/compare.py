@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from rlhfctl.recipe.scorers import names_in, unknown_in
+from rlhfctl.recipe.scorers import described_in, names_in, unknown_in
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage
 
 
@@ -78,7 +78,7 @@ class Compare(Stage):
     judges: list[str] = Field(
         ["gold", "reward_model"],
         min_length=1,
-        description="Scorers: gold (built-in task), reward_model, reward_function, or module:name of a function.",
+        description=f"Scorers: {described_in('compare.judges')}, or module:name of a function.",
     )
     primary_judge: str | None = Field(None, description="Judge whose scores decide the verdict (null: the first).")
     batch_size: int = Field(64, gt=0, description="Batch size for sampling and scoring responses.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.scorers import names_in, unknown_in
+from rlhfctl.recipe.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 
@@ -279,7 +279,7 @@ class Ppo(Stage):
         Rule(
             "rewards",
             "there is no scorer {scorer!r}",
-            f"use {', '.join(names_in('ppo.rewards'))} (the section) or module:name",
+            f"use {described_in('ppo.rewards')} or module:name",
             _unknown_scorers,
         ),
     )
