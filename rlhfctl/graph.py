@@ -19,7 +19,7 @@ from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.scorers import FUNCTION, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, kind_of
 
 ELSEWHERE = "from elsewhere"  # a stage in whose place a command named a model
 WAITING = "waiting.json"  # in a stage's work folder: what it waits for

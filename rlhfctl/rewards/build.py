@@ -1,7 +1,7 @@
 """Build scorers from their names in a recipe: rewards of PPO and judges of the comparison alike.
 
 BUILDERS is the one table. To add a scorer: write it in a file beside this one as a RewardFunction, and give its name a
-row here and in recipe/scorers.py. docs/extending.md shows one.
+row here and in recipe/sections/scorers.py. docs/extending.md shows one.
 A reward model arrives loaded (stages/loader.py), and gold is passed in by those who may read it.
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
@@ -126,4 +126,4 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     GOLD: _gold,
     FUNCTION: build_function,
 }
-"""Kind of scorer (recipe/scorers.py) -> what builds it, from its name and from what there is to build it from."""
+"""Kind of scorer (recipe/sections/scorers.py) -> what builds it, from its name and from what it may need."""

@@ -22,7 +22,7 @@ from rlhfctl.dashboard.text import visible
 from rlhfctl.data import guess, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.recipe.schema import DATA_SUFFIXES, NAME
-from rlhfctl.recipe.scorers import FUNCTION_NAME
+from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 
 NEW = "new"
 NONE = "none"

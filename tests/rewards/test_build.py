@@ -12,7 +12,7 @@ from rlhfctl.errors import HandoffError
 from rlhfctl.graph import STAGES
 from rlhfctl.models import build, heads, scoring, tokenizing
 from rlhfctl.recipe.schema import Compare, Init, Model, Ppo, Recipe, Reward
-from rlhfctl.recipe.scorers import FUNCTION, SCORERS, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, SCORERS, kind_of
 from rlhfctl.rewards.build import BUILDERS, LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import Episode, parts_of
 from rlhfctl.rewards.function import FunctionReward

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from rlhfctl.recipe.scorers import described_in, names_in, unknown_in
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage
+from rlhfctl.recipe.sections.scorers import described_in, names_in, unknown_in
 
 
 class Controls(Section):

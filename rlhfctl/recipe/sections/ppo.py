@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
+from rlhfctl.recipe.sections.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 
 SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it

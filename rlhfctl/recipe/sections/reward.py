@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.base import DataNeed, Rule, without
+from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.training import Trained
 
 RewardText = Literal["text", "pair", "response"]  # what a classifier is given to read
