@@ -19,7 +19,7 @@ from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.scorers import functions_among
+from rlhfctl.recipe.sections.scorers import FUNCTION, kind_of
 
 ELSEWHERE = "from elsewhere"  # state of a stage that a model from the command line replaced
 WAITING = "waiting.json"  # in a stage's work folder: the record of a stage that waits
@@ -101,6 +101,13 @@ def _judged_by_reward(recipe: Recipe) -> bool:
     return recipe.compare is not None and "reward_model" in recipe.compare.judges
 
 
+def _functions(scorers: Iterable[str], recipe: Recipe) -> list[str]:
+    """List the functions that a stage's result depends on: that of the reward section, then those among `scorers`."""
+    section = recipe.reward
+    functions = [section.function] if section is not None and section.function is not None else []
+    return [*functions, *(name for name in scorers if kind_of(name) == FUNCTION)]
+
+
 def _sampling(recipe: Recipe) -> dict[str, Any]:
     """Return the keys of ppo that decide how responses end: compare samples like PPO."""
     keys = {"stop_token", "stop_strings", "top_k", "top_p"}
@@ -155,9 +162,7 @@ STAGES: dict[str, Stage] = {
         },
         prompt_lengths=True,
         settings=_classifier_reading,
-        functions=lambda recipe: functions_among(
-            (recipe.ppo.rewards if recipe.ppo is not None else None) or (), recipe
-        ),
+        functions=lambda recipe: _functions((recipe.ppo.rewards if recipe.ppo is not None else None) or (), recipe),
     ),
     "compare": Stage(
         module="compare",
@@ -181,7 +186,7 @@ STAGES: dict[str, Stage] = {
         },
         prompt_lengths=True,
         settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe),
-        functions=lambda recipe: functions_among(recipe.compare.judges if recipe.compare is not None else (), recipe),
+        functions=lambda recipe: _functions(recipe.compare.judges if recipe.compare is not None else (), recipe),
         files=("policy_samples", "reference_samples"),
     ),
 }

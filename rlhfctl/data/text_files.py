@@ -62,7 +62,8 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file, unpacked where its name ends in .gz; DataError where it is not UTF-8."""
     try:
         return _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,7 +156,7 @@ def _check_surrogates(text: str, value: object) -> None:
 
 def read_json(path: Path) -> Found:
     """Read a JSON file: a list of objects, or an object whose only list holds them."""
-    text = _text(path)
+    text = text_of(path)
     try:
         value = json.loads(text)
         _check_surrogates(text, value)
@@ -191,7 +192,7 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
     """
     tally = kept or Tally()
     csv.field_size_limit(_LARGEST_CELL)
-    text = _text(path)
+    text = text_of(path)
     count = text.count("\n") + (not text.endswith("\n"))
     lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
     delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
@@ -253,7 +254,7 @@ def read_text(path: Path, column: str) -> Found:
         raise DataError(
             "plain text holds no pairs of responses", where=str(path), fix="use .jsonl, .csv or .parquet with columns"
         )
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text_of(path).splitlines(), 1) if line.strip()]
     return [{column: line} for _, line in lines], [f"{path}:{number}" for number, _ in lines]
 
 

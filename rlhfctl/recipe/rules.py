@@ -6,10 +6,10 @@ top of the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from rlhfctl.recipe.sections.base import Rule
+from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.compare import Compare
 from rlhfctl.recipe.sections.data import Data
 from rlhfctl.recipe.sections.model import Model
@@ -17,9 +17,6 @@ from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import Lora
-
-STAGES = ("sft", "reward", "ppo", "compare")
-TRAINED_STAGES = ("sft", "reward", "ppo")
 
 
 class Sections(Protocol):
@@ -47,32 +44,48 @@ Broken = Callable[[Sections], bool]
 # ---------------------------------------------------------------- stages need data and other stages
 
 
-def _has_no(data_set: str, needed: Broken) -> Broken:
-    return lambda recipe: needed(recipe) and getattr(recipe.data, data_set) is None
+def _reads_data(stage: str) -> Broken:
+    def needed(recipe: Sections) -> bool:
+        section: Stage | None = getattr(recipe, stage)
+        return section is not None and section.needs_data
 
-
-def _trains_reward(recipe: Sections) -> bool:
-    return recipe.reward is not None and recipe.reward.trains
+    return needed
 
 
 def _trains_tokenizer_alone(recipe: Sections) -> bool:
     return recipe.sft is None and recipe.model.init is not None and recipe.model.init.tokens is None
 
 
-# Key that needs a data set -> the data set, its purpose, another fix, and whether the recipe needs it.
-DATA_NEEDS: tuple[tuple[str, str, str, str, Broken], ...] = (
-    ("sft", "demonstrations", "to train on", "", lambda recipe: recipe.sft is not None),
-    (
-        "model.init", "demonstrations", "to train the tokenizer on", ", or list whole tokens under model.init.tokens",
-        _trains_tokenizer_alone,
-    ),
-    (
-        "reward", "preferences", "to train on", ", or name a ready scorer: reward.model or reward.function",
-        _trains_reward,
-    ),
-    ("ppo", "prompts", "to sample responses to", "", lambda recipe: recipe.ppo is not None),
-    ("compare", "prompts", "to compare on", "", lambda recipe: recipe.compare is not None),
-)  # fmt: skip
+def _data_rule(key: str, need: DataNeed, needed: Broken) -> Rule[Sections]:
+    """The rule that `key` needs a data set where `needed` says so."""
+    return Rule(
+        key,
+        f"needs data.{need.name} {need.use}",
+        f"add data.{need.name}{need.otherwise}",
+        lambda recipe: needed(recipe) and getattr(recipe.data, need.name) is None,
+        about=(f"data.{need.name}", "model.init.tokens"),
+    )
+
+
+TOKENIZER_NEED = DataNeed(
+    "demonstrations", "to train the tokenizer on", ", or list whole tokens under model.init.tokens"
+)
+
+
+def stage_rules(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
+    """The rules that there is a stage at all, and that each has the data sets it needs. `stages`: by key."""
+    names = tuple(stages)
+    return (
+        Rule(
+            "",
+            "no stage to run",
+            f"add a section: {', '.join(names)}",
+            lambda recipe: all(getattr(recipe, stage) is None for stage in names),
+            about=names,
+        ),
+        _data_rule("model.init", TOKENIZER_NEED, _trains_tokenizer_alone),
+        *(_data_rule(stage, need, _reads_data(stage)) for stage, section in stages.items() for need in section.NEEDS),
+    )
 
 
 def _best_without_prompts(recipe: Sections) -> bool:
@@ -88,24 +101,7 @@ def _batch_above_prompts(recipe: Sections) -> bool:
     return 0 < prompts.known_train_rows < ppo.prompts_per_batch
 
 
-NEEDS: tuple[Rule[Sections], ...] = (
-    Rule(
-        "",
-        "no stage to run",
-        f"add a section: {', '.join(STAGES)}",
-        lambda recipe: all(getattr(recipe, stage) is None for stage in STAGES),
-        about=STAGES,
-    ),
-    *(
-        Rule(
-            key,
-            f"needs data.{data_set} {use}",
-            f"add data.{data_set}{otherwise}",
-            _has_no(data_set, needed),
-            about=(f"data.{data_set}", "model.init.tokens"),
-        )
-        for key, data_set, use, otherwise, needed in DATA_NEEDS
-    ),
+PPO_NEEDS: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo",
         "needs something that scores responses",
@@ -192,17 +188,7 @@ def _lora_on_random_weights(stage: str, inherited: bool) -> Broken:
 FLOAT16_FAILS = "float16 weights cannot be trained: the squares of their gradients round to 0"
 FLOAT16_FIX = "use dtype: bfloat16 or float32, or LoRA, whose adapters are float32"
 
-WEIGHTS: tuple[Rule[Sections], ...] = (
-    *(
-        Rule(
-            f"{stage}.lora",
-            "is null, but the weights of a quantized base cannot be trained",
-            "give the recipe a lora section, or take model.quantization out",
-            _quantized_without_lora(stage),
-            about=("lora", "model.quantization"),
-        )
-        for stage in TRAINED_STAGES
-    ),
+QUANTIZED_PPO: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo.engine",
         "trl holds critic and reward model whole, beside a quantized base",
@@ -217,39 +203,57 @@ WEIGHTS: tuple[Rule[Sections], ...] = (
         _quantized_with_whole_critic,
         about=("model.quantization",),
     ),
-    *(
-        Rule(
-            f"{stage}.lora",
-            f"is null, but {FLOAT16_FAILS}",
-            FLOAT16_FIX,
-            _float16_without_lora(stage),
-            about=("lora", "model.dtype"),
-        )
-        for stage in TRAINED_STAGES
-    ),
-    Rule(
-        "ppo.critic",
-        f"is a whole model to train, but {FLOAT16_FAILS}",
-        FLOAT16_FIX,
-        _float16_with_whole_critic,
-        about=("ppo.engine", "model.dtype"),
-    ),
-    *(
-        Rule(
-            f"{stage}.lora",
-            f"the random weights of model.init stay as they are beneath the adapters, so LoRA learns nothing{origin}",
-            f"write `lora: null` under {stage}, which trains all weights{otherwise}",
-            _lora_on_random_weights(stage, inherited=bool(origin)),
-            about=("model.init", "sft", "lora"),
-        )
-        for stage, otherwise in (
-            ("sft", ""),
-            ("reward", ", or add an sft stage that does"),
-            ("ppo", ", or add an sft stage that does"),
-        )
-        for origin in ("", " (inherited from the top-level lora)")
-    ),
 )
+
+FLOAT16_PPO: Rule[Sections] = Rule(
+    "ppo.critic",
+    f"is a whole model to train, but {FLOAT16_FAILS}",
+    FLOAT16_FIX,
+    _float16_with_whole_critic,
+    about=("ppo.engine", "model.dtype"),
+)
+
+
+def weight_rules(trained: Iterable[str]) -> tuple[Rule[Sections], ...]:
+    """The rules about which weights can be trained. `trained`: the stages that have a key `lora`."""
+    stages = tuple(trained)
+    return (
+        *(
+            Rule[Sections](
+                f"{stage}.lora",
+                "is null, but the weights of a quantized base cannot be trained",
+                "give the recipe a lora section, or take model.quantization out",
+                _quantized_without_lora(stage),
+                about=("lora", "model.quantization"),
+            )
+            for stage in stages
+        ),
+        *QUANTIZED_PPO,
+        *(
+            Rule[Sections](
+                f"{stage}.lora",
+                f"is null, but {FLOAT16_FAILS}",
+                FLOAT16_FIX,
+                _float16_without_lora(stage),
+                about=("lora", "model.dtype"),
+            )
+            for stage in stages
+        ),
+        FLOAT16_PPO,
+        *(
+            Rule[Sections](
+                f"{stage}.lora",
+                "the random weights of model.init stay as they are beneath the adapters, so LoRA learns nothing"
+                f"{origin}",
+                f"write `lora: null` under {stage}, which trains all weights"
+                + ("" if stage == "sft" else ", or add an sft stage that does"),
+                _lora_on_random_weights(stage, inherited=bool(origin)),
+                about=("model.init", "sft", "lora"),
+            )
+            for stage in stages
+            for origin in ("", " (inherited from the top-level lora)")
+        ),
+    )
 
 
 # ---------------------------------------------------------------- lengths
@@ -332,4 +336,8 @@ JUDGES: tuple[Rule[Sections], ...] = (
     ),
 )
 
-RULES: tuple[Rule[Sections], ...] = (*NEEDS, *WEIGHTS, *LENGTHS, *JUDGES)
+
+def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
+    """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
+    trained = [name for name, section in stages.items() if "lora" in section.model_fields]
+    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *JUDGES)

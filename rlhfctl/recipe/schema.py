@@ -4,8 +4,7 @@ The keys of each section, their types, defaults and descriptions are in sections
 rules.py. Names are those of Hugging Face and TRL. Each key's description is written once for the help, the JSON Schema
 and the docs. A validated `Recipe` is resolved: each stage has the inherited `lora`.
 
-A new stage is a file in sections/ with a `Stage` class, and one field of `Recipe` here. Its chapter in docs/recipe.md
-is a line of tools/reference.py.
+A new stage is a file in sections/ with a `Stage` class, and one field of `Recipe` here: docs/extending.md shows one.
 
 Leaves out reading files, paths and messages with line numbers (load.py).
 """
@@ -13,14 +12,14 @@ Leaves out reading files, paths and messages with line numbers (load.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from rlhfctl.recipe import rules
 from rlhfctl.recipe.sections.base import Conflict, Key, Rule, Section, Stage
-from rlhfctl.recipe.sections.compare import NAMED_JUDGES, Compare, Controls
+from rlhfctl.recipe.sections.compare import Compare, Controls
 from rlhfctl.recipe.sections.data import (
     BUILTIN_DATA_KEYS,
     DATA_SUFFIXES,
@@ -42,12 +41,12 @@ from rlhfctl.recipe.sections.data import (
 )
 from rlhfctl.recipe.sections.model import Init, Model
 from rlhfctl.recipe.sections.ppo import DEFAULT_RESPONSE_LENGTH, OWN_ENGINE_KEYS, REFUSED_PPO_KEYS, Ppo, PpoEval
-from rlhfctl.recipe.sections.reward import FUNCTION, Reward, RewardText
+from rlhfctl.recipe.sections.reward import Reward, RewardText
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import OWNED_TRAINER_KEYS, Lora, Trained, owned_trainer_key
 
 __all__ = [
-    "BUILTIN_DATA_KEYS", "DATA_SUFFIXES", "FUNCTION", "NAME", "NAMED_JUDGES", "ONE_SOURCE_KEYS", "OWNED_TRAINER_KEYS",
+    "BUILTIN_DATA_KEYS", "DATA_SUFFIXES", "NAME", "ONE_SOURCE_KEYS", "OWNED_TRAINER_KEYS",
     "OWN_DATA_KEYS", "OWN_ENGINE_KEYS", "REFUSED_PPO_KEYS", "STAGE_SOURCE", "Answered", "Compare", "Compared",
     "Conflict", "Controls",
     "Data", "Demonstrations", "DemonstrationsPart", "Init", "Key", "Lora", "Model", "Ppo", "PpoEval", "Preferences",
@@ -82,8 +81,6 @@ class Recipe(Section):
         [], description="Trackers that also get the metrics of every stage. TensorBoard's files stay in the run folder."
     )
 
-    RULES: ClassVar[tuple[Rule[Recipe], ...]] = rules.RULES
-
     @model_validator(mode="after")
     def _resolve_and_check(self) -> Recipe:
         """Fill in values that one section inherits from another; then raise all conflicts as one error."""
@@ -114,3 +111,13 @@ class Recipe(Section):
         """List all broken rules: those of each section, in order, then those between sections."""
         yield from self.inner_conflicts(at)
         yield from self.broken_rules(at)
+
+
+def stage_sections(recipe: type[Section] = Recipe) -> dict[str, type[Stage]]:
+    """The sections of a recipe that make a stage, by key, in order."""
+    kinds = {name: (info.annotation, *get_args(info.annotation)) for name, info in recipe.model_fields.items()}
+    found = [(name, part) for name, parts in kinds.items() for part in parts if isinstance(part, type)]
+    return {name: part for name, part in found if issubclass(part, Stage)}
+
+
+Recipe.RULES = rules.rules_of(stage_sections())

@@ -1,8 +1,8 @@
 """Build scorers from their names in a recipe: rewards of PPO and judges of the comparison alike.
 
-BUILDERS is the only table of scorers. To add a scorer: write it as a RewardFunction in a file of this folder, add its
-name to BUILDERS, and let the recipe accept the name (NAMED_JUDGES for compare.judges, the rule of ppo.rewards). This
-file loads no models: stages/loader.py loads the reward model, and the caller passes the gold scorer in.
+BUILDERS is the only table of scorers. To add a scorer: write it as a RewardFunction in a file of this folder, and give
+its name a row here and in recipe/sections/scorers.py; docs/extending.md shows one. This file loads no models:
+stages/loader.py loads the reward model, and the caller passes the gold scorer in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
@@ -128,4 +128,4 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     GOLD: _gold,
     FUNCTION: build_function,
 }
-"""Kind of scorer (recipe/scorers.py) -> function that builds it from its name and the resources."""
+"""Kind of scorer (recipe/sections/scorers.py) -> function that builds it from its name and the resources."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.recipe.scorers import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.context import Context

@@ -17,7 +17,8 @@ from typing import Literal
 
 from rlhfctl import fs
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.recipe.schema import DATA_SUFFIXES, FUNCTION, NAME
+from rlhfctl.recipe.schema import DATA_SUFFIXES, NAME
+from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 
 NEW = "new"
 NONE = "none"
@@ -133,7 +134,7 @@ def _check_file(text: str, folder: Path, otherwise: str | None = None) -> str:
 
 
 def _check_scorer(text: str, folder: Path) -> str:
-    if FUNCTION.fullmatch(text):
+    if FUNCTION_NAME.fullmatch(text):
         return text
     if Path(text).expanduser().is_file() or Path(text).suffix in DATA_SUFFIXES:
         return _check_file(text, folder)
@@ -173,7 +174,7 @@ def _relative_to_recipe(folder: Path, text: str, *, model: bool = False) -> str:
 
 
 def _kind_of_scorer(stated: str, folder: Path) -> ScoredBy:
-    if FUNCTION.fullmatch(stated):
+    if FUNCTION_NAME.fullmatch(stated):
         return "function"
     rows = Path(stated).suffix in DATA_SUFFIXES or resolve_path(folder, stated).is_file()
     return "preferences" if rows else "model"

@@ -17,8 +17,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from rlhfctl.recipe.schema import (
     OWNED_TRAINER_KEYS,
     REFUSED_PPO_KEYS,
-    Compare,
-    Controls,
     Data,
     Demonstrations,
     DemonstrationsPart,
@@ -26,7 +24,6 @@ from rlhfctl.recipe.schema import (
     Lora,
     Model,
     Ppo,
-    PpoEval,
     Preferences,
     PreferencesPart,
     Prompts,
@@ -35,16 +32,33 @@ from rlhfctl.recipe.schema import (
     Reward,
     Rule,
     Section,
-    Sft,
     Source,
     Turns,
+    stage_sections,
 )
 from rlhfctl.recipe.words import describe
 
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
 FIRST_LINE = f"<!-- Made by `{COMMAND}` from rlhfctl/recipe/: change it there. -->"
 
-# Heading -> (section, base section whose keys have a chapter of their own). A test checks that every section is here.
+
+def _union_members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _stage_pages() -> dict[str, tuple[type[Section], None]]:
+    """A chapter for each stage's section, then for each section in it; `lora` has one for all stages."""
+    found: dict[str, tuple[type[Section], None]] = {}
+    for name, section in stage_sections().items():
+        found[name] = (section, None)
+        for key, info in section.model_fields.items():
+            inner = [part for part in _union_members(info.annotation) if isinstance(part, type)]
+            found |= {f"{name}.{key}": (part, None) for part in inner if issubclass(part, Section) and part is not Lora}
+    return found
+
+
+# Heading -> (section, base section whose keys have a chapter of their own). Every section of a recipe is here (a test
+# looks).
 PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
     "model": (Model, None),
@@ -59,12 +73,7 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "data.preferences.sources": (PreferencesPart, Source),
     "data.prompts.sources": (PromptsPart, Source),
     "turns": (Turns, None),
-    "sft": (Sft, None),
-    "reward": (Reward, None),
-    "ppo": (Ppo, None),
-    "ppo.eval": (PpoEval, None),
-    "compare": (Compare, None),
-    "compare.controls": (Controls, None),
+    **_stage_pages(),
 }
 # Heading -> the section's path in a recipe, where it differs from the heading.
 PATHS = {"The top level": "", "Every data source": "data.<set>"}
@@ -148,10 +157,6 @@ def _type(info: FieldInfo) -> str:
     ]
     nullable = [", or null" if bounds else " or null"] if NoneType in _union_members(info.annotation) else []
     return "".join([words, *([" " + " and ".join(bounds)] if bounds else []), *nullable])
-
-
-def _union_members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _words(part: Any) -> str:

@@ -47,8 +47,9 @@ def recipe_schema() -> dict[str, Any]:
         sections["Data"]["properties"][name]["anyOf"].append(listed)
     for name in ("eval_source", "test_source"):
         sections["Prompts"]["properties"][name]["anyOf"].append({"type": "string"})
-    for name in ("Sft", "Reward"):
-        sections[name]["properties"]["trainer"]["propertyNames"] = _NOT_OWNED
+    for section in sections.values():
+        if "trainer" in section["properties"]:
+            section["properties"]["trainer"]["propertyNames"] = _NOT_OWNED
     return {
         "$schema": DIALECT,
         "title": TITLE,

@@ -25,7 +25,7 @@ from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
-from rlhfctl.recipe.scorers import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.loader import Loader

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import ValidationError
 
-from rlhfctl.recipe import rules
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init, Lora, Model, Prompts, Recipe, Rule, Section, Source, Stage
 from rlhfctl.recipe.words import sections
@@ -107,7 +106,7 @@ def test_stages_that_train_inherit_lora_and_others_do_not() -> None:
 
 def test_no_rule_of_a_section_knows_where_it_stands() -> None:
     """Each key of a rule, and each that it is about, is a key of the section itself or of one inside it."""
-    for kind, rule in ALL_RULES - {(Recipe, rule) for rule in rules.RULES}:
+    for kind, rule in ALL_RULES - {(Recipe, rule) for rule in Recipe.RULES}:
         for key in (rule.key, *rule.about):
             names = {name for one in [kind, *kind.__subclasses__(), *kinds(kind)] for name in one.model_fields}
             assert key == "" or key.split(".")[0] in names, (kind, key)
@@ -126,6 +125,6 @@ def test_each_placeholder_has_a_value() -> None:
             for name in placeholders(rule) - {"at", "key", *returned, *kind.model_fields}:
                 assert hasattr(kind, name), (kind, name)
     whole = load_recipe(Path(__file__).parent / "golden" / "sample.yaml").recipe
-    for rule in rules.RULES:
+    for rule in Recipe.RULES:
         for name in placeholders(rule) - {""}:
             attrgetter(name)(whole)

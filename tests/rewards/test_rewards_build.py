@@ -11,8 +11,8 @@ import torch
 from rlhfctl.errors import HandoffError
 from rlhfctl.graph import STAGES
 from rlhfctl.models import build, heads, scoring, tokenizing
-from rlhfctl.recipe.schema import NAMED_JUDGES, Compare, Init, Model, Ppo, Recipe, Reward
-from rlhfctl.recipe.scorers import FUNCTION, REWARD, kind_of
+from rlhfctl.recipe.schema import Compare, Init, Model, Ppo, Recipe, Reward
+from rlhfctl.recipe.sections.scorers import FUNCTION, SCORERS, kind_of
 from rlhfctl.rewards.build import BUILDERS, LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import Episode, parts_of
 from rlhfctl.rewards.function import FunctionReward
@@ -44,10 +44,6 @@ def reward_model() -> LoadedRewardModel:
     return LoadedRewardModel(heads.scorer_on(base, seed=1), tokenizer.pad_token_id, tokenizer)
 
 
-def functions_of(stage: str, given: Recipe) -> list[str]:
-    return list(STAGES[stage].functions(given))
-
-
 def recipe(**sections: object) -> Recipe:
     given = {"name": "t", "model": Model(path="m"), **sections}
     return Recipe.model_construct(**given)
@@ -56,8 +52,12 @@ def recipe(**sections: object) -> Recipe:
 # ---------------------------------------------------------------- names
 
 
+def functions_of(stage: str, whole: Recipe) -> list[str]:
+    return STAGES[stage].functions(whole)
+
+
 def test_every_name_that_a_recipe_accepts_has_a_builder() -> None:
-    assert {kind_of(name) for name in (*NAMED_JUDGES, REWARD, "a.b:c")} == set(BUILDERS)
+    assert {kind_of(name) for name in (*SCORERS, "a.b:c")} == set(BUILDERS)
     assert kind_of("a.b:c") == FUNCTION
 
 

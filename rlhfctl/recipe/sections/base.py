@@ -88,8 +88,24 @@ class Section(BaseModel):
         return key in self.model_fields_set
 
 
+@dataclass(frozen=True)
+class DataNeed:
+    """A data set that a stage cannot do without: what it is for, and another way out than to add it."""
+
+    name: str
+    use: str
+    otherwise: str = ""
+
+
 class Stage(Section):
     """A section that makes a stage of the run."""
+
+    NEEDS: ClassVar[tuple[DataNeed, ...]] = ()  # the recipe is refused without these data sets
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the stage, with the keys that it has, reads the data sets of `NEEDS`."""
+        return True
 
     @property
     def trains(self) -> bool:

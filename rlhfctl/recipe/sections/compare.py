@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from rlhfctl.recipe.sections.base import Rule, Section, Stage
-from rlhfctl.recipe.sections.reward import FUNCTION
-
-NAMED_JUDGES = ("gold", "reward_model", "reward_function")
+from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage
+from rlhfctl.recipe.sections.scorers import described_in, names_in, unknown_in
 
 
 class Controls(Section):
@@ -64,11 +62,13 @@ def _no_best_of_n(compare: Compare) -> bool:
 
 
 def _unknown_judges(compare: Compare) -> list[Mapping[str, str]]:
-    return [{"judge": name} for name in compare.judges if name not in NAMED_JUDGES and not FUNCTION.fullmatch(name)]
+    return [{"judge": name} for name in unknown_in("compare.judges", compare.judges)]
 
 
 class Compare(Stage):
     """The verdict: comparison of the policy with the base model on the test prompts."""
+
+    NEEDS: ClassVar[tuple[DataNeed, ...]] = (DataNeed("prompts", "to compare on"),)
 
     samples_per_prompt: int = Field(4, gt=0, description="Responses per prompt from each model.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
@@ -78,7 +78,7 @@ class Compare(Stage):
     judges: list[str] = Field(
         ["gold", "reward_model"],
         min_length=1,
-        description="Scorers: gold (built-in task), reward_model, reward_function, or module:name of a function.",
+        description=f"Scorers: {described_in('compare.judges')}, or module:name of a function.",
     )
     primary_judge: str | None = Field(None, description="Judge whose scores decide the verdict (null: the first).")
     batch_size: int = Field(64, gt=0, description="Batch size for sampling and scoring responses.")
@@ -154,7 +154,7 @@ class Compare(Stage):
         Rule(
             "judges",
             "there is no judge {judge!r}",
-            f"use {', '.join(NAMED_JUDGES)} or module:name",
+            f"use {', '.join(names_in('compare.judges'))} or module:name",
             _unknown_judges,
         ),
         Rule(

@@ -42,7 +42,7 @@ class Turns(Section):
 
 
 _SOURCE = (
-    "A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; .gz too), a folder of such files or one saved by "
+    f"A file ({', '.join(DATA_SUFFIXES)}; .gz too), a folder of such files or one saved by "
     "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or builtin:reviews for the "
     "built-in task."
 )

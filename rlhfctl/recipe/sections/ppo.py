@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.sections.base import Rule, Section, Stage, without
-from rlhfctl.recipe.sections.reward import FUNCTION
+from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
+from rlhfctl.recipe.sections.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 
 SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
@@ -55,11 +55,13 @@ def _too_small_to_whiten(ppo: Ppo) -> bool:
 
 
 def _unknown_scorers(ppo: Ppo) -> list[Mapping[str, str]]:
-    return [{"scorer": name} for name in ppo.rewards or {} if name != "reward" and not FUNCTION.fullmatch(name)]
+    return [{"scorer": name} for name in unknown_in("ppo.rewards", ppo.rewards or {})]
 
 
 class Ppo(Stage):
     """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
+
+    NEEDS: ClassVar[tuple[DataNeed, ...]] = (DataNeed("prompts", "to sample responses to"),)
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
@@ -277,7 +279,7 @@ class Ppo(Stage):
         Rule(
             "rewards",
             "there is no scorer {scorer!r}",
-            "use reward (the section) or module:name",
+            f"use {described_in('ppo.rewards')} or module:name",
             _unknown_scorers,
         ),
     )

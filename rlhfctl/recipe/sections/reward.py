@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.sections.base import Rule, without
+from rlhfctl.recipe.sections.base import DataNeed, Rule, without
+from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.training import Trained
 
-FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
 CLASSIFIER_KEYS = ("label", "reads")
 TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps")
@@ -27,6 +26,10 @@ def _without_training(key: str) -> Callable[[Reward], bool]:
 
 class Reward(Trained):
     """The scorer of responses: a model trained here by TRL's RewardTrainer, a ready model, or a function."""
+
+    NEEDS: ClassVar[tuple[DataNeed, ...]] = (
+        DataNeed("preferences", "to train on", ", or name a ready scorer: reward.model or reward.function"),
+    )
 
     model: str | None = Field(None, min_length=1, description="A ready reward model: a local folder or a Hub id.")
     label: str | int | None = Field(
@@ -51,6 +54,10 @@ class Reward(Trained):
     @property
     def trains(self) -> bool:
         return self.kind == "trained"
+
+    @property
+    def needs_data(self) -> bool:
+        return self.trains
 
     RULES: ClassVar[tuple[Rule[Reward], ...]] = (
         *(
@@ -87,7 +94,7 @@ class Reward(Trained):
             "function",
             "{function!r} is not a function",
             "write it as module:name",
-            lambda reward: reward.function is not None and not FUNCTION.fullmatch(reward.function),
+            lambda reward: reward.function is not None and not FUNCTION_NAME.fullmatch(reward.function),
         ),
     )
 
