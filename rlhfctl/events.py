@@ -254,7 +254,10 @@ _reporter: ContextVar[tuple[Callable[[Event], None], str] | None] = ContextVar("
 
 @contextmanager
 def report_progress_to(emit: Callable[[Event], None], stage: str) -> Iterator[None]:
-    """Send progress of long work inside the block to `emit`, under the name of `stage`; outside it is not sent."""
+    """Send progress of long work inside the block to `emit`, under the name of `stage`.
+
+    Work outside the block reports nothing.
+    """
     token = _reporter.set((emit, stage))
     try:
         yield

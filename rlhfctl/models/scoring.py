@@ -80,12 +80,12 @@ def score_rows(
 
 
 def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """(B, outputs) of a linear head at the last token of each row of ids, in one forward."""
+    """Compute the outputs (B, outputs) of a linear head at the last token of each row of ids, in one forward."""
     return outputs_at_end(model, Sequences.of(rows, [[] for _ in rows], next(model.parameters()).device))
 
 
 def outputs_at_end(model: nn.Module, sequences: Sequences) -> torch.Tensor:
-    """(B, outputs) of a linear head at the last token of each sequence, in one forward."""
+    """Compute the outputs (B, outputs) of a linear head at the last token of each sequence, in one forward."""
     last = hidden_states(backbone(model), sequences)[sequences.last()]
     outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
     return outputs

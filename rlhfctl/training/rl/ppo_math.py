@@ -27,12 +27,12 @@ KlEstimator = Literal["k1", "k2", "k3"]
 
 
 def response_mask(lengths: Tensor, width: int) -> Tensor:
-    """(B, W) True at the `lengths` (B,) tokens of each response."""
+    """Make a mask (B, W) that is True at the `lengths` (B,) tokens of each response."""
     return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def value_mask(lengths: Tensor, width: int) -> Tensor:
-    """(B, W) True at each token's state and at the state after the last one, where the width has room for it."""
+    """Make a mask (B, W) that is True at each token's state, and at the state after the last if the width has room."""
     return torch.arange(width, device=lengths.device)[None, :] <= lengths[:, None]
 
 
