@@ -33,8 +33,9 @@ def test_notes_and_warnings_are_emitted_and_reach_the_manifest(tmp_path: Path) -
 
 
 def test_another_process_than_the_first_publishes_nothing(tmp_path: Path) -> None:
-    ctx = context(tmp_path, "sft", [], first=False)
-    ctx.folder.mkdir()
+    ctx = context(tmp_path, "sft", [], process=1)
+    assert ctx.folder == tmp_path / "sft" / "work" / "process-1"  # thrown away with the work folder
+    ctx.folder.mkdir(parents=True)
     with pytest.raises(PublishedByFirst):
         ctx.publish({}, {}, metrics={})
     assert list(ctx.folder.iterdir()) == []
