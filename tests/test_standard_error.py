@@ -45,7 +45,12 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+SLOW = ("bench",)  # twenty seconds; tests/tools/bench measures too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in COMMANDS]
+)
 def test_standard_error_is_empty(name: str, folder: Path) -> None:
     result = run_cli(*COMMANDS[name], cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
