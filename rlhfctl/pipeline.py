@@ -133,6 +133,7 @@ def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> N
         if stages.index(stage) > stages.index(work.chosen[0]):
             return
         artifact = load_artifact(work.paths.stage(stage))
+        _read_made_data(stage, work)
         changed = changed_inputs(artifact.manifest.inputs, work.inputs(stage))
     else:
         made = find_artifact(work.paths.stage(stage))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlhfctl.dashboard.jsonl import read_events
 from rlhfctl.dashboard.state import RunState
 from rlhfctl.data import preflight
 from rlhfctl.errors import HandoffError, RlhfctlError, WaitsForPeople
-from rlhfctl.events import Event, Note, StageFinished, StageWaiting
+from rlhfctl.events import Event, Note, StageFinished, StageWaiting, Warned
 from rlhfctl.graph import STAGES, Parent, Request, Stage
 from rlhfctl.models import tokenizing
 from rlhfctl.recipe.load import load_recipe
@@ -163,6 +164,14 @@ def test_until_and_from_take_any_stage_of_the_table(project: Path) -> None:
     (project / "all" / "run" / "label" / "pairs.jsonl").write_text("altered")
     with pytest.raises(HandoffError, match=r"pairs.jsonl was altered after its stage finished"):
         carry_out(project, Request(start="reward"))
+
+
+def test_a_stage_left_as_it_is_has_not_changed_because_its_rows_were_made_by_another(project: Path) -> None:
+    STAGES["again"] = replace(LABEL, parents={}, gives_rows=False)
+    (project / "answers.jsonl").write_text(PAIRS)
+    carry_out(project, Request())
+    events = carry_out(project, Request(start="again", force=True))
+    assert [event.message for event in events if isinstance(event, Warned)] == []
 
 
 def test_validate_takes_a_stage_that_makes_rows(project: Path) -> None:
