@@ -8,7 +8,7 @@ sampled at a lower temperature.
 one of several controls is not corrected for their number: its only effect is that the verdict is not better.
 
 Reads the content of `compare.json`; reads and writes no files itself. Pure functions; imports the standard library and
-stats.py only. Leaves out sampling and judging (stages/compare.py).
+stats/ only. Leaves out sampling and judging (stages/compare.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from rlhfctl.stats import Verdict
+from rlhfctl.stats.paired import Verdict
 
 Overall = Literal["better", "worse", "undecided", "mixed"]
 Row = Mapping[str, Any]

@@ -43,7 +43,7 @@ NOT_RUN = {
     ".venv/bin/pip install --constraint constraints.txt .": "installing needs a network",
     ".venv/bin/pip install pre-commit": "installing needs a network",
     ".venv/bin/pre-commit install": "installing needs a network",
-    ".venv/bin/python -m pytest tests/test_stats.py -q": "this very suite",
+    ".venv/bin/python -m pytest tests/stats/test_paired.py -q": "this very suite",
     "rlhfctl bench ppo --against trl": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",

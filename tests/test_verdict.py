@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.stats import Verdict
+from rlhfctl.stats.paired import Verdict
 from rlhfctl.verdict import BEST_OF_N, COLDER, EQUAL, MATCHED, basis, overall, sentence
 
 RESULTS: tuple[Verdict, ...] = ("better", "undecided", "worse")

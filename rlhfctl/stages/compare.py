@@ -26,8 +26,8 @@ from rlhfctl.stages import answers, judges
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_rows, means
-from rlhfctl.stats import compare_paired, distinct_n
-from rlhfctl.stats import verdict as verdict_of
+from rlhfctl.stats.paired import compare_paired, distinct_n
+from rlhfctl.stats.paired import verdict as verdict_of
 
 _SHOWN = 3
 

@@ -29,7 +29,7 @@ from rlhfctl.recipe.schema import Reward
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
-from rlhfctl.stats import wilson_ci
+from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.train import train
 

@@ -29,7 +29,7 @@ from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.loader import Loader
-from rlhfctl.stats import wilson_ci
+from rlhfctl.stats.paired import wilson_ci
 
 Row = dict[str, Any]
 _READ_AS = {"columns", "label", "turns", "as_conversations", "response_prefix"}

@@ -12,7 +12,7 @@ import pytest
 from rlhfctl.recipe.schema import Compare, Controls
 from rlhfctl.stages.answers import Answers, Drawn
 from rlhfctl.stages.controls import best_of_n_kl, control_rows, means
-from rlhfctl.stats import compare_paired, verdict
+from rlhfctl.stats.paired import compare_paired, verdict
 from rlhfctl.verdict import COLDER, FAIR, overall, sentence
 
 PROMPTS = 3

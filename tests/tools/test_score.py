@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.errors import DataError, HandoffError, RlhfctlError
 from rlhfctl.models import scoring, tokenizing
-from rlhfctl.stats import wilson_ci
+from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.tools.export import export
 from rlhfctl.tools.score import read_examples, score
 from rlhfctl.world import reviews

@@ -1,4 +1,4 @@
-"""stats.py against hand-computed numbers, SciPy as oracle, a coverage simulation, and mirror images."""
+"""paired.py against hand-computed numbers, SciPy as oracle, a coverage simulation, and mirror images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from rlhfctl import stats
-from rlhfctl.stats import (
+from rlhfctl.stats import paired as stats
+from rlhfctl.stats.paired import (
     Interval,
     PairedComparison,
     bootstrap_mean_ci,
@@ -27,7 +27,7 @@ from rlhfctl.stats import (
 
 
 def test_importing_stats_leaves_scipy_and_torch_alone() -> None:
-    code = "import sys, rlhfctl.stats; sys.exit(sorted({'scipy', 'torch', 'rich'} & set(sys.modules)) != [])"
+    code = "import sys, rlhfctl.stats.paired; sys.exit(sorted({'scipy', 'torch', 'rich'} & set(sys.modules)) != [])"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
