@@ -8,13 +8,16 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check slow clean setup
+.PHONY: demo test test-ci check slow clean setup
 
 demo: setup ## The whole loop on the built-in task: sft, reward model, PPO, verdict
 	$(BIN)/rlhfctl run quickstart
 
-test: setup ## The tests (those marked slow left out)
+test: setup ## The tests (those marked slow or ci left out)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+test-ci: setup ## What CI runs beside them
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m ci
 
 slow: setup ## The long checks: kills, seeds, real text, benchmarks, the newest TRL
 	$(BIN)/python -m pytest -m slow

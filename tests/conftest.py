@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import resource
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -94,7 +97,7 @@ def fastest(*arguments: object, env: dict[str, str] | None = None) -> float:
     return min(times)
 
 
-def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_here(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process, for speed. Output, exit code and tracebacks are as in `run_cli`."""
     from rlhfctl import __main__
 
@@ -103,7 +106,12 @@ def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     given = ["rlhfctl", *map(str, arguments)]
     was, sys.argv = sys.argv, given
     try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            mock.patch.dict(os.environ, env or {}),
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             try:
                 __main__.main()
             except SystemExit as ended:
@@ -122,6 +130,12 @@ def cli() -> Cli:
     return run_cli
 
 
+@pytest.fixture
+def here(tmp_path: Path) -> Cli:
+    """The command line in this process: loading the libraries anew would take longer than most tests."""
+    return partial(run_here, cwd=tmp_path)
+
+
 @pytest.fixture(scope="module")
 def cli_of_module() -> Cli:
     return run_cli
@@ -129,19 +143,18 @@ def cli_of_module() -> Cli:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finish one run of the tiny recipe, for tests that only read it. The recipe lies beside the run folder."""
-    folder = tmp_path_factory.mktemp("session")
-    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
-    result = run_cli("run", folder / "tiny.yaml", "--run-dir", folder / "run")
-    assert result.returncode == 0, result.stderr
-    (folder / "run" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    """Finish one run of the tiny recipe, for tests that only read it. The recipe lies beside the run folder.
+
+    Parallel workers share it: the first one that needs it makes it, the others wait.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "session"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "stdout.txt").is_file():
+            (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+            result = run_cli("run", folder / "tiny.yaml", "--run-dir", folder / "run")
+            assert result.returncode == 0, result.stderr
+            (folder / "run" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return folder / "run"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Return the folder with real text and a real base model. Skips the test if there is none."""
-    value = os.environ.get("RLHFCTL_SHARED")
-    if not value:
-        pytest.skip("RLHFCTL_SHARED is not set: no real text and base model here")
-    return Path(value)

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+QUICK = ("A metric", "A data format")  # the others train models
 COPIED = ("rlhfctl", "recipes", "docs")
 MOST_FILES = 2  # existing ones that an example may touch
 NEW_FILE = re.compile(r"# new file: (\S+)\n")
@@ -118,7 +119,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.ci) for name in EXAMPLES]
+)
 def test_the_example_works(name: str, folder: Path) -> None:
     apply(EXAMPLES[name], folder)
     follow(EXAMPLES[name].steps, folder)
@@ -142,7 +145,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.ci) for name in REFUSED]
+)
 def test_without_the_changes_the_example_does_not_work(name: str, folder: Path) -> None:
     apply(Example(new=EXAMPLES[name].new), folder)
     with pytest.raises(AssertionError, match=REFUSED[name]):

@@ -45,11 +45,11 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-SLOW = ("bench",)  # twenty seconds; tests/tools/bench measures too
+LONG = ("bench", "plan", "export", "export --adapter", "score")  # `run` loads the same libraries
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in COMMANDS]
+    "name", [pytest.param(name, marks=pytest.mark.ci) if name in LONG else name for name in COMMANDS]
 )
 def test_standard_error_is_empty(name: str, folder: Path) -> None:
     result = run_cli(*COMMANDS[name], cwd=folder)

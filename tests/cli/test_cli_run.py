@@ -15,7 +15,7 @@ from rlhfctl.cli import app
 from rlhfctl.errors import RlhfctlError
 
 
-def test_bad_rows_are_named_before_any_model_loads(tmp_path: Path, tiny_recipe: Path, cli: Cli) -> None:
+def test_bad_rows_are_named_before_any_model_loads(tmp_path: Path, tiny_recipe: Path, here: Cli) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"p{i}", "chosen": " a", "rejected": " b" if i != 2 else " a"} for i in range(8)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -23,16 +23,16 @@ def test_bad_rows_are_named_before_any_model_loads(tmp_path: Path, tiny_recipe: 
     start = text.index("  preferences:")
     line = text[start : text.index("\n", start)]
     tiny_recipe.write_text(text.replace(line, "  preferences: {source: pairs.jsonl}"))
-    result = cli("run", tiny_recipe, "--run-dir", tmp_path / "run")
+    result = here("run", tiny_recipe, "--run-dir", tmp_path / "run")
     assert result.returncode == 2
     assert "pairs.jsonl:3: chosen and rejected are the same" in result.stderr
     assert not (tmp_path / "run" / "sft").exists()
 
 
 def test_a_wrong_trainer_option_of_a_later_stage_stops_the_run_before_the_first(
-    tiny_recipe: Path, tmp_path: Path, cli: Cli
+    tiny_recipe: Path, tmp_path: Path, here: Cli
 ) -> None:
-    result = cli("run", tiny_recipe, "--run-dir", tmp_path / "run", "--set", "reward.trainer.lerning_rate=1")
+    result = here("run", tiny_recipe, "--run-dir", tmp_path / "run", "--set", "reward.trainer.lerning_rate=1")
     assert result.returncode == 2
     assert "did you mean 'learning_rate'" in result.stderr
     assert not (tmp_path / "run" / "sft").exists()

@@ -34,9 +34,9 @@ def test_it_validates(path: Path, reviews: Path) -> None:
     assert load_recipe(path).recipe.name == path.stem
 
 
-def test_reviews_says_what_to_set(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+def test_reviews_says_what_to_set(monkeypatch: pytest.MonkeyPatch, here: Cli) -> None:
     monkeypatch.delenv("RLHFCTL_REVIEWS", raising=False)
-    result = cli("validate", "reviews")
+    result = here("validate", "reviews")
     assert result.returncode == 2
     assert "RLHFCTL_REVIEWS" in result.stderr
 
@@ -60,8 +60,8 @@ def test_reviews_data_makes_the_three_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny-chatgpt"])
-def test_deep_validation_passes(name: str, cli: Cli) -> None:
-    result = cli("validate", name, "--deep")
+def test_deep_validation_passes(name: str, here: Cli) -> None:
+    result = here("validate", name, "--deep")
     assert result.returncode == 0, result.stderr
     assert "valid, with its data and trainer options" in result.stdout
     assert result.stderr == ""  # libraries' remarks about each other are none of the recipe's
@@ -74,13 +74,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
-def test_commands_page_names_every_command_and_no_other(cli: Cli) -> None:
-    listed = set(re.findall(r"^  (\w+) ", cli("--help").stdout.split("Commands:")[1], re.MULTILINE))
+def test_commands_page_names_every_command_and_no_other(here: Cli) -> None:
+    listed = set(re.findall(r"^  (\w+) ", here("--help").stdout.split("Commands:")[1], re.MULTILINE))
     named = {line.split()[0] for line in re.findall(r"`rlhfctl (\w[^`]*)`", COMMANDS)}
     assert named == listed
 
 
-def test_every_help_shows_an_example_that_parses(cli: Cli) -> None:
+def test_every_help_shows_an_example_that_parses(here: Cli) -> None:
     commands = [
         "run",
         "sft",
@@ -97,11 +97,11 @@ def test_every_help_shows_an_example_that_parses(cli: Cli) -> None:
     ]
     commands += ["data", "doctor", "bench ppo", "recipes list", "recipes show", "recipes copy"]
     for command in commands:
-        text = cli(*command.split(), "--help").stdout
+        text = here(*command.split(), "--help").stdout
         assert f"Example: rlhfctl {command}" in " ".join(text.split()), command
 
 
-def test_readme_recipe_validates(tmp_path: Path, cli: Cli) -> None:
+def test_readme_recipe_validates(tmp_path: Path, here: Cli) -> None:
     (recipe,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     data_page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     two_lines = next(block for block in re.findall(r"```yaml\n(.*?)```", data_page, re.DOTALL) if "helpful" in block)
@@ -111,7 +111,7 @@ def test_readme_recipe_validates(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "support.yaml").write_text(recipe)
     (tmp_path / "hh.yaml").write_text(f"name: hh\nmodel: {{path: ./my-base-model}}\ndata:\n{two_lines}")
     for name in ("support.yaml", "hh.yaml"):
-        result = cli("validate", tmp_path / name)
+        result = here("validate", tmp_path / name)
         assert result.returncode == 0, result.stderr
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Cli
+from conftest import TINY, Cli, run_cli
 
 from rlhfctl import fs
 from rlhfctl.artifacts import load_artifact
@@ -82,20 +82,20 @@ def test_the_plain_log_is_greppable(tiny_run: Path) -> None:
     assert "===training policy===" not in out
 
 
-def test_nothing_changed_nothing_done(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_nothing_changed_nothing_done(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
     before = manifests(run)
-    result = cli("run", recipe, "--run-dir", run)
+    result = here("run", recipe, "--run-dir", run)
     assert result.returncode == 0, result.stderr
     assert manifests(run) == before
     assert result.stdout.count("skipped: unchanged") == len(STAGES)
     assert "data.preferences" in result.stdout  # it says what it looked at
 
 
-def test_a_changed_key_reruns_what_depends_on_it(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_a_changed_key_reruns_what_depends_on_it(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
     before = manifests(run)
-    result = cli("run", recipe, "--run-dir", run, "--set", "ppo.kl_coef=0.2")
+    result = here("run", recipe, "--run-dir", run, "--set", "ppo.kl_coef=0.2")
     assert result.returncode == 0, result.stderr
     after = manifests(run)
     assert after["sft"] == before["sft"]
@@ -107,7 +107,7 @@ def test_a_changed_key_reruns_what_depends_on_it(copy: tuple[Path, Path], cli: C
     assert (kept[0] / "manifest.json").read_text() == before["ppo"]
 
 
-def test_changed_data_reruns_what_depends_on_it(tmp_path: Path, cli: Cli) -> None:
+def test_changed_data_reruns_what_depends_on_it(tmp_path: Path, here: Cli) -> None:
     rows = [{"prompt": f"question {i}", "completion": f" answer {i}"} for i in range(24)]
     data = tmp_path / "demos.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -116,57 +116,57 @@ def test_changed_data_reruns_what_depends_on_it(tmp_path: Path, cli: Cli) -> Non
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    assert cli("sft", recipe, "--run-dir", tmp_path / "run").returncode == 0
-    assert "skipped" in cli("sft", recipe, "--run-dir", tmp_path / "run").stdout
+    assert here("sft", recipe, "--run-dir", tmp_path / "run").returncode == 0
+    assert "skipped" in here("sft", recipe, "--run-dir", tmp_path / "run").stdout
     data.write_text(data.read_text() + json.dumps({"prompt": "more", "completion": " of it"}) + "\n")
-    assert "changed data.demonstrations" in cli("sft", recipe, "--run-dir", tmp_path / "run").stdout
+    assert "changed data.demonstrations" in here("sft", recipe, "--run-dir", tmp_path / "run").stdout
 
 
-def test_force_runs_again_and_gives_the_same(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_force_runs_again_and_gives_the_same(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
     before = load_artifact(run / "sft").fingerprint
-    result = cli("sft", recipe, "--run-dir", run, "--force")
+    result = here("sft", recipe, "--run-dir", run, "--force")
     assert result.returncode == 0, result.stderr
     assert load_artifact(run / "sft").fingerprint == before
     assert list((run / "superseded").glob("sft-*"))
 
 
-def test_an_altered_artifact_stops_the_run(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_an_altered_artifact_stops_the_run(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
     weights = run / "sft" / "model" / "model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(bytes(raw))
-    result = cli("ppo", recipe, "--run-dir", run, "--force")
+    result = here("ppo", recipe, "--run-dir", run, "--force")
     assert result.returncode == 3
     assert "was altered after its stage finished" in result.stderr
     assert "fix:" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_until_and_from(tiny_recipe: Path, tmp_path: Path, cli: Cli) -> None:
+def test_until_and_from(tiny_recipe: Path, tmp_path: Path, here: Cli) -> None:
     run = tmp_path / "run"
-    assert cli("run", tiny_recipe, "--run-dir", run, "--until", "sft").returncode == 0
+    assert here("run", tiny_recipe, "--run-dir", run, "--until", "sft").returncode == 0
     assert not (run / "reward").exists()
-    early = cli("run", tiny_recipe, "--run-dir", run, "--from", "ppo")
+    early = here("run", tiny_recipe, "--run-dir", run, "--from", "ppo")
     assert early.returncode == 3
     assert "reward" in early.stderr
-    wrong = cli("run", tiny_recipe, "--run-dir", run, "--until", "sfd")
+    wrong = here("run", tiny_recipe, "--run-dir", run, "--until", "sfd")
     assert wrong.returncode == 1
     assert "its stages are sft, reward, ppo, compare" in wrong.stderr
 
 
-def test_a_stage_whose_parent_is_missing_says_so(tiny_recipe: Path, tmp_path: Path, cli: Cli) -> None:
-    result = cli("reward", tiny_recipe, "--run-dir", tmp_path / "run")
+def test_a_stage_whose_parent_is_missing_says_so(tiny_recipe: Path, tmp_path: Path, here: Cli) -> None:
+    result = here("reward", tiny_recipe, "--run-dir", tmp_path / "run")
     assert result.returncode == 3
     assert "run that stage first" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_second_process_is_told_who_holds_the_run(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_a_second_process_is_told_who_holds_the_run(copy: tuple[Path, Path]) -> None:
     recipe, run = copy
     with fs.RunLock(run / ".lock"):
-        result = cli("run", recipe, "--run-dir", run)
+        result = run_cli("run", recipe, "--run-dir", run)
     assert result.returncode == 4
     assert "is in use by process" in result.stderr
 
@@ -208,9 +208,9 @@ def test_a_torn_checkpoint_is_passed_over(tiny_recipe: Path, tiny_run: Path, tmp
     assert load_artifact(run / "sft").manifest.outputs["model/model.safetensors"] == expected
 
 
-def test_use_best_hands_on_the_best_policy_of_the_evaluations(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_use_best_hands_on_the_best_policy_of_the_evaluations(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
-    result = cli("ppo", recipe, "--run-dir", run, "--set", "ppo.use=best", "--set", "ppo.total_episodes=64")
+    result = here("ppo", recipe, "--run-dir", run, "--set", "ppo.use=best", "--set", "ppo.total_episodes=64")
     assert result.returncode == 0, result.stderr
     events = [e for e in read_events(run / "events.jsonl") if e["event"] == "metrics" and e["stage"] == "ppo"]
     evaluations = [e for e in events if e["split"] == "eval"][-5:]  # updates 0 to 4 of this command
@@ -220,15 +220,15 @@ def test_use_best_hands_on_the_best_policy_of_the_evaluations(copy: tuple[Path, 
     assert f"is that of update {best['step']}" in result.stdout
 
 
-def test_a_stage_on_its_own_says_what_the_others_were_made_with(copy: tuple[Path, Path], cli: Cli) -> None:
+def test_a_stage_on_its_own_says_what_the_others_were_made_with(copy: tuple[Path, Path], here: Cli) -> None:
     recipe, run = copy
-    changed = cli(
+    changed = here(
         "compare", recipe, "--run-dir", run, "--set", "ppo.kl_coef=0.2", "--set", "compare.samples_per_prompt=1"
     )
     assert changed.returncode == 0, changed.stderr
     said = "[ppo] warning: is used as it is, though section (kl_coef 0.05 -> 0.2) changed since it was made"
     assert said in changed.stdout
-    shown = cli("show", run, env={"COLUMNS": "200"})
+    shown = here("show", run, env={"COLUMNS": "200"})
     assert (
         "ppo: was made with other settings than recipe.yaml states now (stated -> used): kl_coef 0.2 -> 0.05"
         in shown.stdout
@@ -236,19 +236,19 @@ def test_a_stage_on_its_own_says_what_the_others_were_made_with(copy: tuple[Path
 
 
 def test_compare_after_ppo_on_models_from_elsewhere(
-    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, cli: Cli
+    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, here: Cli
 ) -> None:
     models = ["--policy", tiny_run / "sft", "--reward-model", tiny_run / "reward", "--run-dir", tmp_path / "run"]
     small = ["--set", "ppo.total_episodes=16"]
-    assert cli("ppo", tiny_recipe, *models, *small).returncode == 0
-    result = cli("compare", tiny_recipe, "--run-dir", tmp_path / "run", *small)
+    assert here("ppo", tiny_recipe, *models, *small).returncode == 0
+    result = here("compare", tiny_recipe, "--run-dir", tmp_path / "run", *small)
     assert result.returncode == 0, result.stderr
     made = load_artifact(tmp_path / "run" / "compare")
     assert made.parent("reference").fingerprint == load_artifact(tiny_run / "sft").fingerprint
     assert made.parent("reward").fingerprint == load_artifact(tiny_run / "reward").fingerprint
-    listed = json.loads(cli("runs", tmp_path, "--json").stdout)
+    listed = json.loads(here("runs", tmp_path, "--json").stdout)
     assert [(run["name"], run["state"]) for run in listed] == [("run", "complete")]
     assert listed[0]["stages"]["sft"] == listed[0]["stages"]["reward"] == "from elsewhere"
-    shown = json.loads(cli("show", tmp_path / "run", "--json").stdout)["stages"]
+    shown = json.loads(here("show", tmp_path / "run", "--json").stdout)["stages"]
     assert shown["sft"] == {"state": "from elsewhere", "manifest": None}
     assert shown["ppo"]["manifest"]["seed"] == 0

@@ -37,7 +37,7 @@ def manifest(run: Path, stage: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("turns", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_public_preference_file_trains_a_reward_model_with_two_lines(
-    turns: bool, tiny_run: Path, tmp_path: Path, cli: Cli
+    turns: bool, tiny_run: Path, tmp_path: Path, here: Cli
 ) -> None:
     helpful_harmless(tmp_path / "hh.jsonl.gz")
     (tmp_path / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
@@ -49,7 +49,7 @@ def test_a_public_preference_file_trains_a_reward_model_with_two_lines(
         encoding="utf-8",
     )
     run = tmp_path / "run"
-    done = cli("run", tmp_path / "own.yaml", "--run-dir", run)
+    done = here("run", tmp_path / "own.yaml", "--run-dir", run)
     assert done.returncode == 0, done.stdout + done.stderr
     said = " ".join((done.stdout + done.stderr).split())
     assert "1 of 25 rows cannot be used and are dropped" in said and "chosen and rejected" in said
@@ -57,7 +57,7 @@ def test_a_public_preference_file_trains_a_reward_model_with_two_lines(
 
 
 @pytest.mark.slow
-def test_margins_and_ranked_lists_reach_the_trainer(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+def test_margins_and_ranked_lists_reach_the_trainer(tiny_run: Path, tmp_path: Path, here: Cli) -> None:
     rows = [{"prompt": f"number {n}: ", "responses": ["a good one", "fine", "bad"], "margin": 1.5} for n in range(8)]
     (tmp_path / "ranked.json").write_text(json.dumps(rows), encoding="utf-8")
     losses = []
@@ -72,7 +72,7 @@ def test_margins_and_ranked_lists_reach_the_trainer(tiny_run: Path, tmp_path: Pa
             encoding="utf-8",
         )
         run = tmp_path / name
-        done = cli("run", tmp_path / "own.yaml", "--run-dir", run)
+        done = here("run", tmp_path / "own.yaml", "--run-dir", run)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "24 pairs of 8 rows" in " ".join((done.stdout + done.stderr).split())
         losses.append(manifest(run, "reward")["metrics"]["loss"])

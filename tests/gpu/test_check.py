@@ -22,6 +22,7 @@ def module() -> ModuleType:
     return made
 
 
+@pytest.mark.ci
 def test_it_passes_here() -> None:
     command = ["bash", str(ROOT / "tests" / "gpu" / "check.sh")]
     environment = {**os.environ, "PYTHON": sys.executable}

@@ -126,8 +126,8 @@ def test_disk_is_that_of_the_run(recipe: Path, run: Path) -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_for_scripts(cli: Cli, recipe: Path) -> None:
-    done = cli("plan", recipe, "--json", "--until", "sft", "--memory", "24")
+def test_the_command_for_scripts(here: Cli, recipe: Path) -> None:
+    done = here("plan", recipe, "--json", "--until", "sft", "--memory", "24")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["memory_limit"] == 24_000_000_000
@@ -135,17 +135,17 @@ def test_the_command_for_scripts(cli: Cli, recipe: Path) -> None:
     assert sft["fit"] == "fits" and sft["memory"] == found["memory_overhead"] + max(sft["moments"].values())
 
 
-def test_a_mistake_is_one_message(cli: Cli, recipe: Path) -> None:
-    done = cli("plan", recipe, "--set", "sft.trainer.learning_rat=1")
+def test_a_mistake_is_one_message(here: Cli, recipe: Path) -> None:
+    done = here("plan", recipe, "--set", "sft.trainer.learning_rat=1")
     assert done.returncode == 2 and "learning_rate" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_mistake_in_the_data_has_its_line(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_a_mistake_in_the_data_has_its_line(here: Cli, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n', encoding="utf-8")
     text = recipe.read_text(encoding="utf-8").replace('"builtin:reviews", rows: 60,', "prompts.jsonl,")
     (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
     line = next(number for number, line in enumerate(text.splitlines(), 1) if "prompts.jsonl" in line)
-    done = cli("plan", tmp_path / "two.yaml", "--set", "compare.judges=[reward_model]")
+    done = here("plan", tmp_path / "two.yaml", "--set", "compare.judges=[reward_model]")
     assert done.returncode == 2
     assert f"two.yaml:{line}: data.prompts: 2 distinct prompts" in done.stderr
 

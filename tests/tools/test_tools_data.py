@@ -93,8 +93,8 @@ def test_examples_show_special_tokens_and_parts(recipe: Path) -> None:
     assert first[1][1].startswith("b ") and first[1][1] != "b "  # the end token is there
 
 
-def test_the_command_shows_it_and_writes_json(recipe: Path, cli: Cli, tmp_path: Path) -> None:
-    done = cli("data", recipe, "--json", tmp_path / "data.json", env={"COLUMNS": "100", "NO_COLOR": "1"})
+def test_the_command_shows_it_and_writes_json(recipe: Path, here: Cli, tmp_path: Path) -> None:
+    done = here("data", recipe, "--json", tmp_path / "data.json", env={"COLUMNS": "100", "NO_COLOR": "1"})
     assert done.returncode == 0, done.stderr
     for said in (
         "demonstrations: 3 rows from",
@@ -174,7 +174,7 @@ def test_the_default_length_is_that_of_the_trainers() -> None:
         assert config.__dataclass_fields__["max_length"].default == data.MAX_LENGTH
 
 
-def test_what_is_done_to_the_tokenizer_is_said(tmp_path: Path, cli: Cli) -> None:
+def test_what_is_done_to_the_tokenizer_is_said(tmp_path: Path, here: Cli) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
     init = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 300}
@@ -182,6 +182,6 @@ def test_what_is_done_to_the_tokenizer_is_said(tmp_path: Path, cli: Cli) -> None
     given["data"] = {"demonstrations": {"source": "demos.jsonl"}}
     (tmp_path / "mine.yaml").write_text(json.dumps(given))
     for command in (["data"], ["validate", "--deep"]):
-        said = " ".join(cli(*command, "mine.yaml", cwd=tmp_path).stdout.split())
+        said = " ".join(here(*command, "mine.yaml", cwd=tmp_path).stdout.split())
         assert "marks <|im_start|>, <|im_end|> are no tokens of this tokenizer: they are added" in said
         assert "it replaces <|endoftext|> as end-of-sequence" in said

@@ -155,6 +155,7 @@ def kept(database: Path) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_real_library_has_every_metric_of_every_stage_at_growing_steps(name: str, tmp_path: Path, cli: Cli) -> None:
     pytest.importorskip(name)

@@ -21,8 +21,8 @@ def changed(recipe: Path, old: str, new: str) -> Path:
     return recipe
 
 
-def test_deep_validation_finds_a_wrong_trainer_option(cli: Cli) -> None:
-    result = cli("validate", "quickstart", "--deep", "--set", "sft.trainer.lerning_rate=1e-3")
+def test_deep_validation_finds_a_wrong_trainer_option(here: Cli) -> None:
+    result = here("validate", "quickstart", "--deep", "--set", "sft.trainer.lerning_rate=1e-3")
     assert result.returncode == 2
     assert "sft.trainer.lerning_rate" in result.stderr
     assert "did you mean 'learning_rate'" in result.stderr

@@ -117,22 +117,22 @@ def test_an_error_is_the_reason_in_events_and_goes_on(error: Exception, reason: 
 # ---------------------------------------------------------------- runs side by side
 
 
-def test_runs_side_by_side(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+def test_runs_side_by_side(tiny_run: Path, tmp_path: Path, here: Cli) -> None:
     shutil.copytree(tiny_run, tmp_path / "other")
-    result = cli("compare", tiny_run, tmp_path / "other")
+    result = here("compare", tiny_run, tmp_path / "other")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("undecided") + result.stdout.count("better") + result.stdout.count("worse") >= 2
     assert "different test prompts" not in result.stdout and "different controls" not in result.stdout
 
 
-def test_runs_with_other_controls_say_so(tiny_run: Path, tiny_recipe: Path, tmp_path: Path, cli: Cli) -> None:
+def test_runs_with_other_controls_say_so(tiny_run: Path, tiny_recipe: Path, tmp_path: Path, here: Cli) -> None:
     shutil.copytree(tiny_run, tmp_path / "other")
     fewer = ["--set", "compare.controls={temperatures: [0.0], matched_entropy: false}"]
-    assert cli("compare", tiny_recipe, "--run-dir", tmp_path / "other", *fewer).returncode == 0
-    assert "these runs had different controls" in cli("compare", tiny_run, tmp_path / "other").stdout
+    assert here("compare", tiny_recipe, "--run-dir", tmp_path / "other", *fewer).returncode == 0
+    assert "these runs had different controls" in here("compare", tiny_run, tmp_path / "other").stdout
 
 
-def test_runs_of_other_models_and_data_say_so(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+def test_runs_of_other_models_and_data_say_so(tiny_run: Path, tmp_path: Path, here: Cli) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     for stage, key in (("sft", "model"), ("reward", "data.preferences"), ("ppo", "section")):
@@ -140,7 +140,7 @@ def test_runs_of_other_models_and_data_say_so(tiny_run: Path, tmp_path: Path, cl
         manifest = json.loads(file.read_text(encoding="utf-8"))
         manifest["inputs"][key] = "of another"
         file.write_text(json.dumps(manifest), encoding="utf-8")
-    said = " ".join(cli("compare", tiny_run, other).stdout.split())
+    said = " ".join(here("compare", tiny_run, other).stdout.split())
     assert "differs from" in said and said.endswith(
         "model, data.preferences"
     )  # a section's keys are told by themselves
