@@ -8,15 +8,16 @@ average them first. Leaves out corrections for several judges (the primary judge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from rlhfctl.stats.resampling import Floats, Interval, bootstrap_columns, checked, checked_confidence
+
 Verdict = Literal["better", "worse", "undecided"]
 
 TIE_TOLERANCE = 1e-12
@@ -27,16 +28,6 @@ MIN_DECIDED_PROMPTS = 6
 """Minimum number of prompts that are not ties for a decision. If all n agree, the exact two-sided sign test gives
 2 / 2**n, which is below 0.05 from n = 6 on. The percentile bootstrap does not show this: one prompt gives an interval
 of width 0."""
-
-_CHUNK_CELLS = 1_000_000  # resamples x units in memory at a time: about 24 MB for any n and samples
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval, both ends included, in the unit of the estimated number."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -66,16 +57,6 @@ class PairedComparison:
     p_value: float
 
 
-def bootstrap_mean_ci(values: ArrayLike, *, confidence: float = 0.95, samples: int = 10_000, seed: int) -> Interval:
-    """Compute a confidence interval for the mean of `values` (n,), in their unit, by the percentile bootstrap.
-
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: draw n units (prompts) with replacement,
-    take the mean, and read the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of `samples` such means.
-    """
-    array = _checked(values, "values")
-    return _bootstrap_columns(array[:, None], confidence=confidence, samples=samples, seed=seed)[0]
-
-
 def sign_test(differences: ArrayLike) -> SignTest:
     """Compute the exact two-sided sign test of `differences` (n,): is a win as likely as a loss?
 
@@ -83,7 +64,7 @@ def sign_test(differences: ArrayLike) -> SignTest:
     only, p is 1.0.
     Dixon and Mood, The statistical sign test, JASA 41 (1946). Integer arithmetic, so exact for any n.
     """
-    array = _checked(differences, "differences")
+    array = checked(differences, "differences")
     wins = int(np.count_nonzero(array > 0))
     losses = int(np.count_nonzero(array < 0))
     decided = wins + losses
@@ -97,12 +78,12 @@ def sign_test(differences: ArrayLike) -> SignTest:
 
 def win_rate(differences: ArrayLike) -> float:
     """Compute the share (0..1) of `differences` (n,) above 0; a tie (exact zero) counts half."""
-    return _mean(_win_values(_checked(differences, "differences")))
+    return _mean(win_values(checked(differences, "differences")))
 
 
 def paired_differences(policy: ArrayLike, reference: ArrayLike) -> Floats:
     """Compute policy - reference (n,), in the judge's unit, with ties (see TIE_TOLERANCE) set to exactly 0."""
-    first, second = _checked(policy, "policy"), _checked(reference, "reference")
+    first, second = checked(policy, "policy"), checked(reference, "reference")
     if first.size != second.size:
         raise ValueError(
             f"policy has {first.size} values and reference {second.size}: one of each per prompt is needed"
@@ -120,9 +101,9 @@ def compare_paired(policy: ArrayLike, reference: ArrayLike, *, seed: int, sample
     rate counts ties half.
     """
     differences = paired_differences(policy, reference)
-    policy_values, reference_values = _checked(policy, "policy"), _checked(reference, "reference")
-    wins = _win_values(differences)
-    policy_ci, reference_ci, delta_ci, win_ci = _bootstrap_columns(
+    policy_values, reference_values = checked(policy, "policy"), checked(reference, "reference")
+    wins = win_values(differences)
+    policy_ci, reference_ci, delta_ci, win_ci = bootstrap_columns(
         np.stack([policy_values, reference_values, differences, wins], axis=1),
         confidence=0.95,
         samples=samples,
@@ -171,7 +152,7 @@ def wilson_ci(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"n is {n}: an interval needs at least one trial")
     if not 0 <= successes <= n:
         raise ValueError(f"successes is {successes}: it must lie in 0..{n}")
-    z = NormalDist().inv_cdf(0.5 + _checked_confidence(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + checked_confidence(confidence) / 2)
     share = successes / n
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -199,27 +180,7 @@ def distinct_n(token_lists: Sequence[Sequence[str | int]], n: int) -> float:
     return len(seen) / total if total else 0.0
 
 
-def _checked(values: ArrayLike, name: str) -> Floats:
-    """Convert `values` to float64 (n,); raise ValueError unless n >= 1 and all are finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}: one number per prompt is needed")
-    if array.size == 0:
-        raise ValueError(f"{name} is empty: at least one value is needed")
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
-        more = f" ({bad.size} such values in all)" if bad.size > 1 else ""
-        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}: every value must be finite{more}")
-    return array
-
-
-def _checked_confidence(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}: it must lie between 0 and 1")
-    return confidence
-
-
-def _win_values(differences: Floats) -> Floats:
+def win_values(differences: Floats) -> Floats:
     """Map each difference to 1 for a win, 0.5 for a tie, 0 for a loss."""
     return (np.sign(differences) + 1) / 2
 
@@ -227,28 +188,3 @@ def _win_values(differences: Floats) -> Floats:
 def _mean(array: Floats) -> float:
     """Compute the mean relative to the first value: exact if all are equal, so it is always inside its interval."""
     return float(array[0] + np.mean(array - array[0]))
-
-
-def _bootstrap_columns(columns: Floats, *, confidence: float, samples: int, seed: int) -> list[Interval]:
-    """Compute percentile intervals of the column means of `columns` (n, k), all on the same resamples of its rows."""
-    _checked_confidence(confidence)
-    if samples < 1:
-        raise ValueError(f"samples is {samples}: at least one resample is needed")
-    origin = columns[0]  # relative to the first row, so that a column of equal values has an interval of width 0
-    centred = columns - origin
-    means = np.concatenate([counts @ centred for counts in _resample_counts(len(columns), samples, seed)])
-    means = means / len(columns) + origin
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
-def _resample_counts(n: int, samples: int, seed: int) -> Iterator[Floats]:
-    """Draw resamples and count each of n units in each: yields (chunk, n); every row sums to n."""
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_CELLS // n)
-    for start in range(0, samples, chunk):
-        rows = min(chunk, samples - start)
-        drawn = rng.integers(0, n, size=(rows, n))
-        drawn += np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
