@@ -39,6 +39,7 @@ LORA = "so LoRA learns nothing"
 RULES = [
     # model
     ("model.init.hidden_size=130", "model.init.hidden_size", "130 cannot be shared among 4 attention heads"),
+    ("model.init.hidden_size=132", "model.init.hidden_size", "132 in 4 attention heads is an odd number per head"),
     ("model.init.vocab_size=259", "model.init.vocab_size", "byte-level BPE needs at least 260, got 259"),
     ("model.init.tokens=[]", "model.init.tokens", "must not be empty"),
     ("model.init.tokens=[a, '', b]", "model.init.tokens", "a token is empty"),

@@ -12,6 +12,7 @@ from rlhfctl.recipe.sections.base import Rule, Section, without
 
 BYTE_LEVEL_VOCABULARY = 260  # 256 bytes, and the pad, begin, end and unknown tokens
 PRETRAINED_KEYS = ("path", "revision", "quantization", "trust_remote_code")
+ROTARY = ("llama", "mistral", "qwen2")  # gpt_neox turns a part of each head, gpt2 none
 
 
 class Init(Section):
@@ -50,6 +51,14 @@ class Init(Section):
             "use a multiple of {num_attention_heads}",
             lambda init: init.hidden_size % init.num_attention_heads != 0,
             about=("num_attention_heads",),
+        ),
+        Rule(
+            "hidden_size",
+            "{hidden_size} in {num_attention_heads} attention heads is an odd number per head; {architecture} turns "
+            "pairs of them (rotary positions)",
+            "use a multiple of twice {num_attention_heads}",
+            lambda init: init.architecture in ROTARY and init.hidden_size / init.num_attention_heads % 2 == 1,
+            about=("num_attention_heads", "architecture"),
         ),
         Rule(
             "vocab_size",
