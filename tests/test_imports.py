@@ -30,7 +30,11 @@ def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
 
 
 LAYERS = layers()
-GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "world/reviews.py"}
+PARTS = {  # of a stage: its files beside the one of its name
+    "compare": ("answers", "judges", "controls"),
+    "card": ("pool", "altered", "card_numbers", "card_scorers"),
+}
+GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "world/reviews.py"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -152,8 +156,8 @@ def test_stages_do_not_import_each_other() -> None:
             "rlhfctl.stages.evaluation",
             "rlhfctl.stages.context.Context",
         )
-        parts = ("answers", "judges", "controls")  # of compare
-        allowed += tuple(f"rlhfctl.stages.{part}" for part in parts) if path.stem in ("compare", *parts) else ()
+        for stage, parts in PARTS.items():
+            allowed += tuple(f"rlhfctl.stages.{part}" for part in parts) if path.stem in (stage, *parts) else ()
         assert all(name.startswith(allowed) for name in names), path.name
 
 
