@@ -364,7 +364,7 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
         if forecasts[-1].action != "skip":
             anew.add(stage)
         elif STAGES[stage.name].makes == "card":
-            closed = reward_card.why_closed(load_artifact(paths.stage(stage)), recipe)
+            closed = reward_card.closed(load_artifact(paths.stage(stage)), recipe)
     return forecasts
 
 

@@ -54,6 +54,8 @@ _ALTERED = {
     "flattery": "a flattering phrase before the answer",
 }
 
+_NOT_PASSED = "the reward model does not pass reward.gate"
+
 Card = Mapping[str, Any]
 
 
@@ -195,21 +197,18 @@ def read(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
     return card | {"gate": decided(card, recipe.reward.gate if recipe.reward is not None else None)}
 
 
-def why_closed(artifact: Artifact, recipe: Recipe) -> str | None:
-    """Explain why PPO may not begin: all reasons of the gate in one text; None if it may."""
+def closed(artifact: Artifact, recipe: Recipe) -> str | None:
+    """Say in a line that PPO may not begin, for the plan of a run; None if the card passes the recipe's gate."""
     gate = read(artifact, recipe)["gate"]
-    if gate is None or gate["passed"]:
-        return None
-    listed = "".join(f"\n  - {reason}" for reason in gate["reasons"])
-    return f"the reward model does not pass reward.gate, so PPO is not begun:{listed}"
+    return None if gate is None or gate["passed"] else f"{_NOT_PASSED} (rlhfctl reward-eval {artifact.run})"
 
 
 def require_open_gate(artifact: Artifact, recipe: Recipe) -> None:
     """Raise GateClosed if the card of a complete `card` stage does not pass the recipe's gate."""
-    why = why_closed(artifact, recipe)
-    if why is not None:
+    gate = read(artifact, recipe)["gate"]
+    if gate is not None and not gate["passed"]:
         raise GateClosed(
-            why,
+            f"{_NOT_PASSED}, so PPO is not begun:" + "".join(f"\n  - {reason}" for reason in gate["reasons"]),
             where="reward.gate",
             fix=f"`rlhfctl reward-eval {artifact.run}` shows the whole card. Give more or cleaner pairs (`rlhfctl data "
             "RECIPE` shows them) or train it otherwise (reward.trainer); or change the threshold under reward.gate: "

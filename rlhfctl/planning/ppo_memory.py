@@ -293,18 +293,24 @@ def _judging(spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length:
     needs = held_by("reward model", judge, reward.quantization)
     copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
     moments = [Moment("loading the judge", needs | copies)]
+    sequences = _longest(rows, prompt, length)
     meter = AllocationMeter(spec.config.vocab_size)
     meter.ignore_weights(judge)
     with torch.no_grad(), meter:
-        scoring.outputs_at_end(judge, _longest(rows, prompt, length))
+        scoring.outputs_at_end(judge, sequences)
     return [*moments, Moment("judging", with_seen(needs, "reward model", meter.peak))]
 
 
 # ---------------------------------------------------------------- card
 
 
-def card_outlook(spec: ModelSpec, answers: int, section: Ppo, prompt: int, reward: ModelSpec | None) -> MemoryEstimate:
-    """Estimate the memory of card: base* samples `answers` responses like PPO, then `reward` (if any) scores them."""
+def card_outlook(
+    spec: ModelSpec, answers: int, section: Ppo, prompt: int, pair: int, reward: ModelSpec | None
+) -> MemoryEstimate:
+    """Estimate the memory of card: base* samples `answers` responses like PPO, then `reward` (if any) scores.
+
+    It scores pairs, too, of up to `pair` tokens with their prompts, and answers that are twice as long.
+    """
     length, rows = section.response_length, min(section.local_rollout_forward_batch_size, answers)
     with on_meta_device():
         base = LanguageModel(language_model(spec), 0)
@@ -320,5 +326,5 @@ def card_outlook(spec: ModelSpec, answers: int, section: Ppo, prompt: int, rewar
             Moment("sampling the pool", with_seen(held, BASE, meter.peak)),
         ]
         if reward is not None:
-            moments += _judging(spec, reward, rows, prompt, length)
+            moments += _judging(spec, reward, rows, max(prompt, 2 * pair - length), length)
     return MemoryEstimate(tuple(moments), 0, parameters)

@@ -222,8 +222,9 @@ def _card(recipe: Recipe, lengths: Lengths) -> StagePlan:
     assert section is not None
     count = min(section.prompts, lengths.eval or lengths.heldout)
     prompts = _fitting_prompts(lengths.prompts or (max(lengths.chosen),), recipe, lengths, ppo.response_length)
-    answers, longest = count * section.samples, max(prompts)
-    outlook = ppo_memory.card_outlook(_shape(recipe, lengths), answers, ppo, longest, _scorer(recipe, lengths)[0])
+    answers, longest, pair = count * section.samples, max(prompts), max((*lengths.chosen, *lengths.rejected))
+    scorer, _ = _scorer(recipe, lengths)
+    outlook = ppo_memory.card_outlook(_shape(recipe, lengths), answers, ppo, longest, pair, scorer)
     tokens = answers * ppo.response_length
     kept = answers * (_CHARS * (longest + ppo.response_length) + 6 * _NUMBER) + _SMALL_FILES
     disk = Disk(kept + tokens * _ID, kept)  # blocks of ids lie in work/ while it samples

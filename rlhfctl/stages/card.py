@@ -130,10 +130,17 @@ class Pairs:
     def scored(self, scores: Sequence[float]) -> PairScores:
         """Sort the responses' scores and lengths into pairs."""
         values = np.asarray(scores, dtype=np.float64)
-        lengths = np.array([len(episode.response_ids) for episode in self.episodes], dtype=np.float64)
         better, worse = (np.array([pair[side] for pair in self.comparisons]) for side in (0, 1))
         prompts = [prompt_key(self.episodes[index].prompt) for index in better]
-        return PairScores(prompts, values[better], values[worse], lengths[better], lengths[worse])
+        texts = [transcript(episode.completion) for episode in self.episodes]
+        units = {
+            "tokens": [len(episode.response_ids) for episode in self.episodes],
+            "words": [len(text.split()) for text in texts],
+            "characters": [len(text) for text in texts],
+        }
+        lengths = {unit: np.asarray(counts, dtype=np.float64) for unit, counts in units.items()}
+        sides = {unit: (counts[better], counts[worse]) for unit, counts in lengths.items()}
+        return PairScores(prompts, values[better], values[worse], sides)
 
 
 def _episode(group: PreferenceGroup, response: Any, encoder: Encoder) -> Episode:

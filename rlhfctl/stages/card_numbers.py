@@ -25,13 +25,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class PairScores:
-    """Held-out pairs with one scorer's scores. `prompts`: the key of each pair's prompt; lengths in tokens."""
+    """Held-out pairs with one scorer's scores.
+
+    `prompts`: the key of each pair's prompt. `lengths`: those of the chosen and the rejected responses, by unit.
+    """
 
     prompts: Sequence[str]
     chosen: Floats
     rejected: Floats
-    chosen_length: Floats
-    rejected_length: Floats
+    lengths: Mapping[str, tuple[Floats, Floats]]
 
     @property
     def margins(self) -> Floats:
@@ -72,13 +74,20 @@ def margins_of(pairs: PairScores, seed: int) -> dict[str, Any]:
 
 
 def length_of(pairs: PairScores) -> dict[str, Any]:
-    """Separate accuracy from length, and correlate the responses' scores with their lengths."""
-    found = correlation.length_report(pairs.correct, pairs.chosen_length - pairs.rejected_length, pairs.prompts)
+    """Separate accuracy from length, and correlate the responses' scores with their lengths.
+
+    Length is in the unit (of `pairs.lengths`) that the scores follow most. Which one people went by is not known, and
+    control for another unit leaves a part of the length in the accuracy.
+    """
     scores = np.concatenate([pairs.chosen, pairs.rejected])
-    lengths = np.concatenate([pairs.chosen_length, pairs.rejected_length])
+    correlations = {unit: correlation.spearman(scores, np.concatenate(two)) for unit, two in pairs.lengths.items()}
+    unit = max(correlations, key=lambda unit: abs(correlations[unit] or 0.0))
+    chosen, rejected = pairs.lengths[unit]
+    found = correlation.length_report(pairs.correct, chosen - rejected, pairs.prompts)
     controlled = found.controlled_ci95
     return {
-        "score_correlation": correlation.spearman(scores, lengths),
+        "unit": unit,
+        "score_correlation": correlations[unit],
         "chosen_longer": found.chosen_longer,
         "prefers_longer": found.prefers_longer,
         "accuracy_chosen_longer": _value(found.accuracy_longer),

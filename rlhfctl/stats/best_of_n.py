@@ -25,6 +25,8 @@ from rlhfctl.stats.paired import Interval, bootstrap_mean_ci
 
 Floats = NDArray[np.float64]
 
+_ROUNDING = 1e-12  # relative to the largest score
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -95,6 +97,7 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int], *, seed: i
     if first.shape != second.shape:
         raise ValueError(f"proxy has shape {first.shape} and scores {second.shape}")
     by_prompt = np.stack([(chances(first, n) * second).sum(axis=1) for n in ns], axis=1)
+    by_prompt[np.abs(by_prompt) <= _ROUNDING * np.abs(second).max()] = 0.0  # of standardized scores at n = 1
     intervals = [bootstrap_mean_ci(column, samples=resamples, seed=seed) for column in by_prompt.T]
     return Curve([float(column.mean()) for column in by_prompt.T], intervals, by_prompt)
 

@@ -110,7 +110,9 @@ def _figures(card: Mapping[str, Any]) -> Table:
         f"right {_optional(length['accuracy_chosen_longer'], '.0%')} there, "
         f"{_optional(length['accuracy_chosen_shorter'], '.0%')} where shorter",
     )
-    table.add_row("score and length", _optional(length["score_correlation"], "+.2f"), "rank correlation")
+    table.add_row(
+        "score and length", _optional(length["score_correlation"], "+.2f"), f"rank correlation, in {length['unit']}"
+    )
     if calibration is not None:
         table.add_row(
             "calibration error", f"{calibration['ece']:.3f}", f"mean confidence {calibration['confidence']:.0%}"
