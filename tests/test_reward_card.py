@@ -203,7 +203,7 @@ def test_the_gate_is_decided_by_the_recipe_of_now(tmp_path: Path) -> None:
     reward_card.require_open_gate(made, low)
     told = reward_card.closed(made, high)
     assert told == f"the reward model does not pass reward.gate (rlhfctl reward-eval {tmp_path / 'run'})"
-    with pytest.raises(GateClosed, match="the lower end is 0[.]180 below min_accuracy 0[.]9") as caught:
+    with pytest.raises(GateClosed, match=r"the lower end is 0[.]180 below min_accuracy 0[.]9") as caught:
         reward_card.require_open_gate(made, high)
     assert caught.value.exit_code == 8 and caught.value.where == "reward.gate"
     assert "the same command then goes on with PPO" in str(caught.value.fix)
