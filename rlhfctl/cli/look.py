@@ -114,12 +114,11 @@ def reward_eval(
     """The reward model's card: accuracy, calibration, length, probes, best-of-n curves, and what is wrong with it."""
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.dashboard.terminal.progress import progress_bar
-    from rlhfctl.tools.reward_eval import evaluate, view
+    from rlhfctl.tools.reward_eval import evaluate, print_card
 
     with progress_bar() as listen:
         card = evaluate(run, prompts=prompts, samples=samples, listen=listen)
     if as_json:
         typer.echo(json.dumps(card, indent=2, ensure_ascii=False))
         return
-    for part in view(card):
-        console().print(part)
+    print_card(card, console())

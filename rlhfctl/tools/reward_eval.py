@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +37,7 @@ _PROBES = {
     "doubled": "the answer twice",
     "flattery": "flattery before it",
 }
-_SCORERS = {"heldout": "held-out reward model", "gold": "gold (true preference)"}
+_SCORERS = {"heldout": "held-out", "gold": "gold"}
 
 
 def evaluate(
@@ -83,8 +83,14 @@ def _with_card(loaded: LoadedRecipe, paths: RunPaths, prompts: int | None, sampl
 # ---------------------------------------------------------------- the table
 
 
+def print_card(card: Mapping[str, Any], screen: Console) -> None:
+    """Print a card in lines of at most 80 characters."""
+    for part in view(card):
+        screen.print(part, width=min(screen.width, _WIDTH))
+
+
 def view(card: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Draw a card: figures, probes, curves, flags and the gate, within 80 characters."""
+    """Draw a card: figures, probes, curves, flags and the gate."""
     yield _figures(card)
     yield Text()
     yield _probes(card)
@@ -121,7 +127,7 @@ def _figures(card: Mapping[str, Any]) -> Table:
     table.add_row("margin", number(margins["mean"]), f"standard deviation {number(margins['std'])}")
     for name, values in card["agreement"].items():
         table.add_row(
-            f"agrees with {_SCORERS[name].split(' (')[0]}",
+            f"agrees with {_SCORERS[name]}",
             _optional(values["pairs_same"], ".0%"),
             f"of pairs; rank correlation {_optional(values['spearman'], '+.2f')} on samples",
         )
@@ -141,7 +147,7 @@ def _probes(card: Mapping[str, Any]) -> Table:
 def _curves(card: Mapping[str, Any]) -> Table:
     curves = card["optimization"]
     shown = [name for name in ("proxy", "heldout", "gold") if curves[name] is not None]
-    names = {"proxy": "its own score", "heldout": "held-out", "gold": "gold"}
+    names = {"proxy": "its own score"} | _SCORERS
     more = ["disagreement"] if curves["disagreement"] is not None else []
     table = _table("best of n by it", "KL up to", *(names[name] for name in shown), *more)
     peak = curves["peak"]
@@ -162,22 +168,14 @@ def _flags(card: Mapping[str, Any]) -> Iterator[RenderableType]:
     if not card["flags"]:
         yield Text("no flags", style="green")
     for flag in card["flags"]:
-        yield _wrapped(f"{flag['name']}: {flag['message']}", "yellow")
+        yield Text(f"{flag['name']}: {flag['message']}", style="yellow")
     gate = card["gate"]
     if gate is not None and gate["passed"]:
         yield Text("reward.gate: passed", style="green")
     elif gate is not None:
         yield Text("reward.gate: closed, run stops before PPO", style="bold red")
         for reason in gate["reasons"]:
-            yield _wrapped(f"- {reason}", "red")
-
-
-def _wrapped(sentence: str, style: str) -> Table:
-    """Make a paragraph that wraps at 80 characters on a wider console, too."""
-    grid = Table.grid()
-    grid.add_column(max_width=_WIDTH, overflow="fold")
-    grid.add_row(Text(sentence, style=style))
-    return grid
+            yield Text(f"- {reason}", style="red")
 
 
 def _table(*names: str) -> Table:
