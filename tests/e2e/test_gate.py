@@ -87,7 +87,7 @@ def test_a_good_reward_model_passes(start: Path, seed: int) -> None:
     assert result.returncode == 0, result.stderr
     assert card["gate"] == {"passed": True, "reasons": []}
     assert names(card).isdisjoint({"at_chance", "length_only", "overconfident", "other_base", "will_not_survive"})
-    assert card["optimization"]["gold"]["mean"][-1] > 0.3  # it survives best of 32
+    assert card["accuracy"]["value"] > 0.7
 
 
 def test_shuffled_labels_are_stopped(start: Path, seed: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.artifacts import Source, load_artifact
+from rlhfctl.artifacts import resolve_source
 from rlhfctl.data.load import check_all
 from rlhfctl.events import Event
 from rlhfctl.paths import RunPaths
@@ -27,7 +27,7 @@ def card_context(
     recipe = load_recipe(tiny_run / "recipe.yaml", given).recipe
     data = check_all(recipe.data, recipe.data_seed, {"preferences", "prompts"} - set(without))
     folders = {"base": tiny_run / "sft", "reward": tiny_run / "reward"} | dict(parents or {})
-    sources = {role: Source.of(load_artifact(folder)) for role, folder in folders.items() if folder != Path()}
+    sources = {role: resolve_source(str(folder), role) for role, folder in folders.items() if folder != Path()}
     events: list[Event] = []
     return Context("card", recipe, RunPaths(run), sources, {"seed": "0"}, data, events.append), events
 

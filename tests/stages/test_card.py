@@ -11,16 +11,19 @@ import pytest
 from conftest import run_here
 from small_cards import card_context, made_card, pool_rows
 from small_stage import small_tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.load import check_all
 from rlhfctl.data.types import PreferenceGroup
 from rlhfctl.events import Metrics, StageStarted
+from rlhfctl.models import tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.stages.altered import PROBES
 from rlhfctl.stages.card import Pairs
 from rlhfctl.stats.best_of_n import best_of_n, standardized
+from rlhfctl.tools.export import export
 from rlhfctl.world import gold
 
 
@@ -128,6 +131,33 @@ def test_a_function_has_a_card_without_calibration(tiny_run: Path, tmp_path: Pat
     assert by_name["flattery"]["delta_mean"] == 8
     assert "length_only" in [flag["name"] for flag in card["flags"]]
     assert "ece" not in load_artifact(tmp_path / "run" / "card").manifest.metrics
+
+
+def test_a_ready_model_scores_as_the_one_that_was_trained_here(
+    carded_run: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    export(tiny_run, "reward", tmp_path / "own", adapter=False)
+    ready = f"reward={{model: {tmp_path / 'own'}, card: {{prompts: 6, samples: 8}}}}"
+    parents = {"reward": tmp_path / "own"}
+    ctx, _ = card_context(tiny_run, tmp_path / "run", ready, parents=parents)
+    card, expected = made_card(ctx), card_of(carded_run)
+    assert card["base_is_policys"] is None
+    for key in ("accuracy", "probes", "length"):
+        assert json.dumps(card[key]) == json.dumps(expected[key]) or card[key] == pytest.approx(expected[key])
+    assert card["optimization"]["proxy"]["mean"] == pytest.approx(expected["optimization"]["proxy"]["mean"], abs=1e-5)
+
+
+def test_a_classifier_reads_text_and_is_of_another_base(tiny_run: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizing.load_tokenizer(str(tiny_run / "sft" / "model"))
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model("bert", vocab_size=len(tokenizer), num_labels=2, pad_token_id=0, **size)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    ready = f"reward={{model: {tmp_path / 'classifier'}, label: 1, card: {{prompts: 3, samples: 4}}}}"
+    ctx, _ = card_context(tiny_run, tmp_path / "run", ready, parents={"reward": tmp_path / "classifier"})
+    card = made_card(ctx)
+    assert card["base_is_policys"] is False and "other_base" in [flag["name"] for flag in card["flags"]]
+    assert card["calibration"] is not None and len({row["scores"]["reward"] for row in pool_rows(tmp_path / "run")}) > 6
 
 
 def test_without_eval_prompts_the_prompts_of_held_out_pairs_are_answered(tiny_run: Path, tmp_path: Path) -> None:
