@@ -31,7 +31,7 @@ from rlhfctl.rewards.episode import Episode
 from rlhfctl.stages import altered, card_numbers, card_scorers, pool
 from rlhfctl.stages.card_numbers import PairScores
 from rlhfctl.stages.card_scorers import GOLD, HELDOUT, PROXY
-from rlhfctl.stages.context import Context
+from rlhfctl.stages.context import Context, PublishedByFirst
 
 PROBE_ROWS = 128  # chosen answers that are altered, one per prompt
 _BATCH = 64  # responses per forward without a ppo section
@@ -39,6 +39,8 @@ _BATCH = 64  # responses per forward without a ppo section
 
 def run(section: Card, ctx: Context) -> Artifact:
     """Sample, score, measure, and write the card."""
+    if not ctx.first:
+        raise PublishedByFirst  # one process is enough, and two would write the same blocks of the pool
     # 1. Pairs and altered answers as ids; the pool of samples.
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)  # quantized if PPO's is
     build.to_device(base.model)

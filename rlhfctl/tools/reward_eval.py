@@ -58,7 +58,7 @@ def evaluate(
 
 
 def _with_card(loaded: LoadedRecipe, paths: RunPaths, prompts: int | None, samples: int | None) -> LoadedRecipe:
-    """Return the recipe with the card to make: as asked, else as the recipe says, else as the run has it."""
+    """Return the recipe with the card to make: as asked, else as the run has one, else as the recipe says."""
     reward = loaded.recipe.reward
     if reward is None:
         raise RlhfctlError(
@@ -73,7 +73,7 @@ def _with_card(loaded: LoadedRecipe, paths: RunPaths, prompts: int | None, sampl
             fix="add data.preferences to the recipe and give its command again",
         )
     made = find_artifact(paths.stage(STAGE))
-    section = reward.resolved_card or (Card() if made is None else Card.model_validate(made.manifest.section))
+    section = reward.resolved_card or Card() if made is None else Card.model_validate(made.manifest.section)
     asked = {"prompts": prompts, "samples": samples}
     section = Card.model_validate(section.model_dump() | {key: value for key, value in asked.items() if value})
     recipe = loaded.recipe.model_copy(update={"reward": reward.model_copy(update={"card": section})})

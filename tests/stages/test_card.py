@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlhfctl.models import tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.stages.altered import PROBES
 from rlhfctl.stages.card import Pairs
+from rlhfctl.stages.context import PublishedByFirst
 from rlhfctl.stats.best_of_n import best_of_n, standardized
 from rlhfctl.tools.export import export
 from rlhfctl.world import gold
@@ -158,6 +160,13 @@ def test_a_classifier_reads_text_and_is_of_another_base(tiny_run: Path, tmp_path
     card = made_card(ctx)
     assert card["base_is_policys"] is False and "other_base" in [flag["name"] for flag in card["flags"]]
     assert card["calibration"] is not None and len({row["scores"]["reward"] for row in pool_rows(tmp_path / "run")}) > 6
+
+
+def test_the_first_of_several_processes_alone_makes_the_card(tiny_run: Path, tmp_path: Path) -> None:
+    ctx, events = card_context(tiny_run, tmp_path)
+    with pytest.raises(PublishedByFirst):
+        made_card(replace(ctx, process=1))
+    assert events == [] and not list((tmp_path / "card").rglob("*.json*"))
 
 
 def test_without_eval_prompts_the_prompts_of_held_out_pairs_are_answered(tiny_run: Path, tmp_path: Path) -> None:
