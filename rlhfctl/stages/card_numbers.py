@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhfctl.stats import best_of_n, calibration, correlation
-from rlhfctl.stats.correlation import Share
-from rlhfctl.stats.paired import Interval, wilson_ci
+from rlhfctl.stats.correlation import LengthReport, Share
+from rlhfctl.stats.paired import wilson_ci
+from rlhfctl.stats.resampling import Interval
 
 Floats = NDArray[np.float64]
 
@@ -76,18 +77,19 @@ def margins_of(pairs: PairScores, seed: int) -> dict[str, Any]:
 def length_of(pairs: PairScores) -> dict[str, Any]:
     """Separate accuracy from length, and correlate the responses' scores with their lengths.
 
-    Length is in the unit (of `pairs.lengths`) that the scores follow most. Which one people went by is not known, and
-    control for another unit leaves a part of the length in the accuracy.
+    Length is in the unit of `pairs.lengths` that tells best which response of a pair scores higher. Which one people
+    went by is not known, and control for another unit leaves a part of the length in the accuracy.
     """
+    reports = {
+        unit: correlation.length_report(pairs.correct, chosen - rejected, pairs.prompts)
+        for unit, (chosen, rejected) in pairs.lengths.items()
+    }
+    unit = max(reports, key=lambda unit: _leaning(reports[unit]))
+    found, controlled = reports[unit], reports[unit].controlled_ci95
     scores = np.concatenate([pairs.chosen, pairs.rejected])
-    correlations = {unit: correlation.spearman(scores, np.concatenate(two)) for unit, two in pairs.lengths.items()}
-    unit = max(correlations, key=lambda unit: abs(correlations[unit] or 0.0))
-    chosen, rejected = pairs.lengths[unit]
-    found = correlation.length_report(pairs.correct, chosen - rejected, pairs.prompts)
-    controlled = found.controlled_ci95
     return {
         "unit": unit,
-        "score_correlation": correlations[unit],
+        "score_correlation": correlation.spearman(scores, np.concatenate(pairs.lengths[unit])),
         "chosen_longer": found.chosen_longer,
         "prefers_longer": found.prefers_longer,
         "accuracy_chosen_longer": _value(found.accuracy_longer),
@@ -95,6 +97,11 @@ def length_of(pairs: PairScores) -> dict[str, Any]:
         "length_controlled_accuracy": found.controlled,
         "length_controlled_accuracy_ci95": None if controlled is None else _pair(controlled),
     }
+
+
+def _leaning(report: LengthReport) -> float:
+    """Return how far from one half the share is in which the longer response of a pair scores higher."""
+    return 0.0 if report.prefers_longer is None else abs(report.prefers_longer - 0.5)
 
 
 def agreement_of(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhfctl.stats.paired import Interval, bootstrap_mean_ci
+from rlhfctl.stats.resampling import Interval, bootstrap_columns, bootstrap_mean_ci
 
 Floats = NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int], *, seed: i
         raise ValueError(f"proxy has shape {first.shape} and scores {second.shape}")
     by_prompt = np.stack([(chances(first, n) * second).sum(axis=1) for n in ns], axis=1)
     by_prompt[np.abs(by_prompt) <= _ROUNDING * np.abs(second).max()] = 0.0  # of standardized scores at n = 1
-    intervals = [bootstrap_mean_ci(column, samples=resamples, seed=seed) for column in by_prompt.T]
+    intervals = bootstrap_columns(by_prompt, confidence=0.95, samples=resamples, seed=seed)
     return Curve([float(column.mean()) for column in by_prompt.T], intervals, by_prompt)
 
 

@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhfctl.stats.paired import Interval
+from rlhfctl.stats.resampling import Interval
 
 Floats = NDArray[np.float64]
 

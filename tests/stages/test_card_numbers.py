@@ -51,11 +51,17 @@ def test_margins() -> None:
     assert np.mean(kept) == pytest.approx(2_500, abs=150)  # of all pairs, not of the first ones
 
 
-def test_length_is_in_the_unit_that_the_scores_follow() -> None:
+def test_length_is_in_the_unit_that_tells_which_response_scores_higher() -> None:
     words, tokens = [9.0, 8.0, 7.0, 1.0, 2.0, 3.0], [1.0, 9.0, 2.0, 8.0, 3.0, 7.0]
     found = card_numbers.length_of(pairs(words[:3], words[3:], tokens=tokens, words=words))
     assert found["unit"] == "words" and found["score_correlation"] == pytest.approx(1)
     assert found["chosen_longer"] == 1.0 and found["length_controlled_accuracy"] is None
+    # Over all responses the scores follow words, within pairs the shorter one in tokens always wins.
+    within = pairs([9.0, 1.0], [8.0, 0.0], words=[9.0, 1.0, 8.0, 1.0], tokens=[1.0, 2.0, 5.0, 6.0])
+    assert card_numbers.length_of(within)["unit"] == "words"  # 1 of 1 against 0 of 2: the first of equals
+    mixed = pairs([9.0, 1.0], [8.0, 0.0], words=[9.0, 1.0, 8.0, 2.0], tokens=[1.0, 2.0, 5.0, 6.0])
+    found = card_numbers.length_of(mixed)
+    assert found["unit"] == "tokens" and found["prefers_longer"] == 0.0 and found["score_correlation"] < 0
     against = card_numbers.length_of(pairs(words[:3], words[3:], tokens=[-v for v in words]))
     assert against["unit"] == "tokens" and against["score_correlation"] == pytest.approx(-1)
     constant = card_numbers.length_of(pairs([1.0, 2.0], [0.0, 3.0], tokens=[4.0] * 4, words=[4.0] * 4))

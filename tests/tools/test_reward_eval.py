@@ -108,15 +108,15 @@ def test_a_run_that_cannot_be_examined_says_why(run: Path, tmp_path: Path) -> No
 # ---------------------------------------------------------------- the table
 
 
-def test_the_command_prints_a_table_or_the_json(carded_run: Path) -> None:
-    out = (carded_run / "stdout.txt").read_text(encoding="utf-8")
-    card = json.loads((carded_run / "card" / "card.json").read_text(encoding="utf-8"))
+def test_the_command_prints_a_table_or_the_json(run: Path) -> None:
+    out = (run / "card.txt").read_text(encoding="utf-8")
+    card = json.loads((run / "card" / "card.json").read_text(encoding="utf-8"))
     assert f"accuracy                     {card['accuracy']['value']:.0%} [" in out
     for words in ("length-controlled accuracy", "calibration error", "no text at all", "best of n by it", "gold"):
         assert words in out
     for flag in card["flags"]:
         assert flag["name"] in out
-    printed = run_here("reward-eval", carded_run, "--json", cwd=carded_run.parent)
+    printed = run_here("reward-eval", run, "--json", cwd=run.parent)
     assert json.loads(printed.stdout) == card
 
 
