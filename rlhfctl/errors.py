@@ -138,6 +138,13 @@ class WaitsForPeople(RlhfctlError):
     way_on = "next"
 
 
+class GateClosed(RlhfctlError):
+    """The reward model's card does not pass `reward.gate`: PPO is not begun. All stages before it are complete."""
+
+    exit_code = 8
+    heading = "stopped"
+
+
 class OutputClosed(RlhfctlError):
     """The reader of standard output has closed it: `rlhfctl run ... | head`."""
 

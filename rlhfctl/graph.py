@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhfctl.artifacts import WORK, Artifact, Source, find_artifact, read_json
+from rlhfctl.artifacts import MANIFEST, WORK, Artifact, Source, find_artifact, read_json
 from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
@@ -35,6 +35,7 @@ class Request:
     force: bool = False
     external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, ...) -> path or Hub id
     options: Mapping[str, Any] = field(default_factory=dict)
+    keeps_recipe: bool = False  # the run's recipe.yaml stays as it is
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Stage:
     makes: str
     how_to_have: str  # fix in messages: what to add to a recipe without it
     asked: Callable[[Recipe], bool] | None = None  # whether a recipe has the stage (None: if it has the section)
+    part: Callable[[Recipe], Any] | None = None  # the part of the section that it is made from (None: all of it)
+    on_request: bool = False  # a command makes it, too, in a run whose recipe does not ask for it
     data: tuple[str, ...] = ()  # the data sets that it reads
     parents: Mapping[str, Parent] = field(default_factory=dict)  # by role
     model: Literal["weights", "loading"] | None = "loading"  # what it depends on of `model`: all, or loading only
@@ -108,9 +111,9 @@ def _functions(scorers: Iterable[str], recipe: Recipe) -> list[str]:
     return [*functions, *(name for name in scorers if kind_of(name) == FUNCTION)]
 
 
-def _sampling(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys of ppo that decide how responses end: compare samples like PPO."""
-    keys = {"stop_token", "stop_strings", "top_k", "top_p"}
+def _sampling(recipe: Recipe, *more: str) -> dict[str, Any]:
+    """Return the keys of ppo that decide how responses end, and `more`: compare and card sample like PPO."""
+    keys = {"stop_token", "stop_strings", "top_k", "top_p", *more}
     return {"sampling": recipe.ppo.model_dump(mode="json", include=keys)} if recipe.ppo is not None else {}
 
 
@@ -146,8 +149,27 @@ STAGES: dict[str, Stage] = {
         makes="reward",
         how_to_have="add a `reward:` section that trains a model",
         asked=_trains_reward,
+        part=lambda recipe: recipe.reward.scorer if recipe.reward is not None else None,
         data=("preferences",),
         parents={"base": Parent("base")},
+    ),
+    "card": Stage(
+        module="card",
+        section="reward",
+        makes="card",
+        how_to_have="add `card: {}` to the reward section, or give the command rlhfctl reward-eval RUN",
+        asked=lambda recipe: recipe.reward is not None and recipe.reward.resolved_card is not None,
+        part=lambda recipe: recipe.reward.resolved_card if recipe.reward is not None else None,
+        on_request=True,
+        data=("preferences", "prompts"),
+        parents={
+            "base": Parent("base"),
+            "reward": Parent("reward", named=_ready_reward, called="reward model", optional=True),
+            "heldout": Parent("heldout", called="held-out reward model", optional=True),
+        },
+        prompt_lengths=True,
+        settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe, "response_length", "temperature"),
+        functions=lambda recipe: _functions((), recipe),
     ),
     "ppo": Stage(
         module="ppo",
@@ -206,8 +228,9 @@ def _is_asked(stage: Stage, recipe: Recipe) -> bool:
 
 
 def section_of(name: str, recipe: Recipe) -> Any:
-    """Return the section of the recipe that a stage is made from."""
-    return getattr(recipe, STAGES[name].section)
+    """Return the section of the recipe that a stage is made from, or its part of one."""
+    part = STAGES[name].part
+    return part(recipe) if part is not None else getattr(recipe, STAGES[name].section)
 
 
 def trainer_options(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
@@ -269,10 +292,12 @@ def first_round(recipe: Recipe) -> list[StageId]:
 
 
 def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
-    """List the stages of a run: those of its recipe, then stages of later rounds that have a folder, in order."""
-    order = list(STAGES)
+    """List the stages of a run: those of its recipe, made on request, or of later rounds with a folder, in order."""
+    order, asked = list(STAGES), stages_of(recipe)
+    on_request = (name for name, stage in STAGES.items() if stage.on_request and name not in asked)
+    made = [StageId(1, name) for name in on_request if (paths.stage(name) / MANIFEST).is_file()]
     later = [stage for stage in paths.later_rounds() if stage.name in STAGES]
-    return first_round(recipe) + sorted(later, key=lambda stage: (stage.round, order.index(stage.name)))
+    return sorted([*first_round(recipe), *made, *later], key=lambda stage: (stage.round, order.index(stage.name)))
 
 
 def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:

@@ -98,6 +98,28 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("reload_gap", "score",
                "Largest difference between the trained model's scores and those of the one read back from disk."),
     ),
+    "card": (
+        Metric("accuracy", "share", "Share of held-out pairs that the reward ranks as people did, by prompt; ties "
+               "count half.", UP, "accuracy", "pairs ranked as people did", screen=1, log=1, show=1),
+        Metric("accuracy_low", "share", "95% interval of `accuracy`.", log=2, show=2),
+        Metric("accuracy_high", "share", "95% interval of `accuracy`.", log=3, show=3),
+        Metric("length_controlled_accuracy", "share", "`accuracy` if the chosen response were the longer one as often "
+               "as the shorter one; length alone gets 0.5.", UP, "length-controlled", "accuracy without length",
+               screen=2, log=4, show=4),
+        Metric("score_length_correlation", "", "Spearman's correlation of score and length over the pairs' responses.",
+               NEITHER, "score and length", "rank correlation", screen=4),
+        Metric("ece", "share", "Expected calibration error of sigmoid(margin); not for functions.", DOWN,
+               "calibration error", "how wrong its confidence is", screen=3, log=5, show=5),
+        Metric("proxy_gain", "standard deviations", "What choosing the best of `samples` raises the reward's own score "
+               "by; the unit is that of base*'s samples to one prompt."),
+        Metric("heldout_gain", "standard deviations", "The same in the held-out reward model's score.", UP,
+               "held-out gain", "at the best of n, in deviations", screen=5),
+        Metric("gold_gain", "standard deviations", "The same in the built-in task's true preference."),
+        Metric("peak_kl", "nats per response", "KL at which the held-out reward model's score is highest.", NEITHER,
+               "KL at the peak", "where the held-out score peaks", screen=6, show=6),
+        Metric("flags", "flags", "Number of the card's flags.", DOWN, "flags", "what the card warns of", screen=7,
+               log=6, show=7),
+    ),
     "ppo": (
         Metric("score", "score", "Mean score of the batch after `missing_eos_penalty` and `missing_eos_score`.", UP,
                "score", "what the reward gives, on average", screen=1, log=1, show=1, finite=True,

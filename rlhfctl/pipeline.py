@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhfctl import fs, graph
+from rlhfctl import fs, graph, reward_card
 from rlhfctl.artifacts import MANIFEST, WORK, Artifact, changed_inputs, find_artifact, load_artifact, read_json
 from rlhfctl.errors import RewardFailed, WaitsForPeople
 from rlhfctl.events import (
@@ -97,14 +97,26 @@ def _run(work: _Run) -> list[Artifact]:
     emit(RunStarted(stage="run", name=recipe.name, stages=names))
     emit(Note(stage="run", message=f"{', '.join(names)} in {work.paths.root}; checking data, loading libraries"))
     _read_data(work)
-    _write_recipe(recipe, work.paths, emit)
+    if not request.keeps_recipe:
+        _write_recipe(recipe, work.paths, emit)
     done = []
     for stage in stages:
         if stage in work.chosen:
             done.append(_bring_up_to_date(stage, work))
         else:
             _warn_of_changes(stage, stages, work)
+        _stop_at_gate(stage, stages, work)
     return done
+
+
+def _stop_at_gate(stage: StageId, stages: Sequence[StageId], work: _Run) -> None:
+    """Raise GateClosed after the stage that makes the card, if the card does not pass `reward.gate`.
+
+    A command for a single stage passes no gate, and neither does one that ends before the card.
+    """
+    comes_later = stages.index(stage) > stages.index(work.chosen[-1])
+    if STAGES[stage.name].makes == "card" and work.request.only is None and not comes_later:
+        reward_card.require_open_gate(load_artifact(work.paths.stage(stage)), work.recipe)
 
 
 def _read_data(work: _Run) -> None:
@@ -334,9 +346,13 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
     chosen = graph.choose(stages, request)
     forecasts: list[Forecast] = []
     anew: set[StageId] = set()
+    closed: str | None = None  # why the gate is closed
     for stage in stages:
         if stage not in chosen:
             forecasts.append(Forecast(stage, "skip", "not asked for"))
+            continue
+        if closed is not None:
+            forecasts.append(Forecast(stage, "wait", closed))
             continue
         waits_for = [str(parent) for parent in graph.own_parents(stage, recipe, stages) if parent in anew]
         if waits_for:
@@ -347,6 +363,8 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
             )
         if forecasts[-1].action != "skip":
             anew.add(stage)
+        elif STAGES[stage.name].makes == "card":
+            closed = reward_card.closed(load_artifact(paths.stage(stage)), recipe)
     return forecasts
 
 

@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,3 +159,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert result.returncode == 0, result.stderr
             (folder / "run" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def carded_run(tiny_run: Path) -> Path:
+    """Make the reward model's card of a copy of the tiny run, for tests that only read it; workers share it, too."""
+    run = tiny_run.parent / "carded"
+    with (tiny_run.parent / "carded.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "card.txt").is_file():
+            shutil.copytree(tiny_run, run)
+            result = run_here("reward-eval", run, "--prompts", 6, "--samples", 8, cwd=run.parent)
+            assert result.returncode == 0, result.stderr
+            (run / "card.txt").write_text(result.stdout, encoding="utf-8")
+    return run

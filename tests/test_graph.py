@@ -23,10 +23,12 @@ from rlhfctl.graph import (
     read_stages,
     require_parents,
     require_sources,
+    section_of,
     stages_in,
     stages_of,
 )
 from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.recipe.schema import Card
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,25 @@ from rlhfctl.paths import RunPaths, StageId
 def test_the_stages_are_the_sections_in_order(tmp_path: Path, without: tuple[str, ...], expected: list[str]) -> None:
     lines = [line for line in RECIPE.splitlines(keepends=True) if not line.startswith(without)]
     assert stages_of(recipe_at(tmp_path, text="".join(lines)).recipe) == expected
+
+
+@pytest.mark.parametrize(
+    "reward", ["{card: {}}", "{gate: {}}", '{function: "scores:length", card: {}}', "{model: org/scorer, gate: {}}"]
+)
+def test_the_card_is_a_stage_between_reward_and_ppo_where_it_is_asked_for(tmp_path: Path, reward: str) -> None:
+    recipe = recipe_at(tmp_path, text=RECIPE.replace("reward: {}", f"reward: {reward}")).recipe
+    assert [name for name in stages_of(recipe) if name != "reward"] == ["sft", "card", "ppo", "compare"]
+    assert section_of("card", recipe) == Card()
+    assert section_of("card", recipe_at(tmp_path).recipe) is None
+
+
+def test_a_card_that_a_command_made_is_listed_with_the_stages_of_the_recipe(tmp_path: Path) -> None:
+    recipe, paths = recipe_at(tmp_path).recipe, RunPaths(tmp_path / "run")
+    (tmp_path / "run" / "card").mkdir(parents=True)
+    assert [str(one) for one in stages_in(recipe, paths)] == NAMES  # it is not complete
+    publish(tmp_path / "run" / "card", layout={"card": "card.json"})
+    publish(tmp_path / "run" / "base")  # of another recipe: no command makes it on request
+    assert [str(one) for one in stages_in(recipe, paths)] == ["sft", "reward", "card", "ppo", "compare"]
 
 
 @pytest.mark.parametrize("scorer", ['{function: "scores:length"}', "{model: org/scorer}"])

@@ -65,6 +65,34 @@ def test_a_change_reaches_the_stages_that_depend_on_it_and_no_other(
     assert {name: inputs for name, inputs in changed.items() if inputs} == expected
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("reward.gate={min_accuracy: 0.9}", {}),  # a threshold is no input of anything
+        ("reward.card.samples=8", {"card": ["section"]}),
+        ("reward.trainer.learning_rate=0.1", {"reward": ["section"]}),  # it reaches the card as its parent
+        ("ppo.kl_coef=0.2", {"ppo": ["section"]}),
+        ("ppo.temperature=0.9", {"card": ["sampling"], "ppo": ["section"]}),
+        ("ppo.response_length=20", {"card": ["sampling"], "ppo": ["section"], "compare": ["section"]}),
+        ("ppo.local_rollout_forward_batch_size=2", {"ppo": ["section"]}),
+        ("data.preferences.heldout=0.3", {"reward": ["data.preferences"], "card": ["data.preferences"]}),
+    ],
+)
+def test_what_the_card_depends_on_and_what_depends_on_it(
+    tmp_path: Path, change: str, expected: dict[str, list[str]]
+) -> None:
+    run, names = tmp_path / "run", ["sft", "reward", "card", "ppo", "compare"]
+    for name in names:
+        publish(run / name)
+    with_card = ("reward.card={}",)
+    before, after = (plan(recipe_at(tmp_path, *with_card, *more), run) for more in ((), (change,)))
+    changed = {name: changed_inputs(before[name], after[name]) for name in names}
+    assert {name: inputs for name, inputs in changed.items() if inputs} == expected
+    assert {"base", "reward"} <= before["card"].keys() and "card" not in before["ppo"]
+    without = plan(recipe_at(tmp_path), run)  # a run made before there were cards stays as it is
+    assert without == {name: inputs for name, inputs in before.items() if name != "card"}
+
+
 def test_the_seed_edited_data_the_parents_and_an_edited_function_reach_their_stages(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in NAMES:

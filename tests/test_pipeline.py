@@ -14,17 +14,19 @@ from typing import Any
 
 import pytest
 from conftest import run_here
+from stages_of_a_run import publish, recipe_at
 
 import rlhfctl.stages
-from rlhfctl import pipeline
+from rlhfctl import graph, pipeline
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.dashboard.jsonl import read_events
 from rlhfctl.dashboard.state import RunState
 from rlhfctl.data import preflight
-from rlhfctl.errors import HandoffError, RlhfctlError, WaitsForPeople
+from rlhfctl.errors import GateClosed, HandoffError, RlhfctlError, WaitsForPeople
 from rlhfctl.events import Event, Note, StageFinished, StageWaiting, Warned
 from rlhfctl.graph import STAGES, Parent, Request, Stage
 from rlhfctl.models import tokenizing
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 
 LABEL = Stage(
@@ -234,3 +236,34 @@ def test_waiting_is_an_event_and_no_finish(project: Path) -> None:
     assert waiting.stage == "label"
     assert [event.stage for event in events if isinstance(event, StageFinished)] == ["sft"]
     assert not any(isinstance(event, Note) and "what was there is kept" in event.message for event in events)
+
+
+@pytest.mark.parametrize(
+    ("request_", "stops"),
+    [
+        (Request(), True),
+        (Request(until="card"), True),
+        (Request(start="compare"), True),  # the card is left as it is, and counts
+        (Request(until="reward"), False),  # the card comes later
+        (Request(only="ppo"), False),  # a single stage passes no gate
+        (Request(only="card"), False),
+    ],
+)
+def test_the_gate_is_passed_by_each_command_that_goes_beyond_the_card(
+    request_: Request, stops: bool, tmp_path: Path
+) -> None:
+    loaded = recipe_at(tmp_path, "reward.gate={min_accuracy: 0.9, min_length_controlled_accuracy: null}")
+    card = {"accuracy": {"value": 0.8, "ci95": [0.7, 0.9]}, "pairs": 50, "flags": []}
+    (tmp_path / "run" / "card").mkdir(parents=True)
+    (tmp_path / "run" / "card" / "card.json").write_text(json.dumps(card))
+    publish(tmp_path / "run" / "card", layout={"card": "card.json"})
+    stages = graph.first_round(loaded.recipe)
+    work = pipeline._Run(loaded.recipe, RunPaths(tmp_path / "run"), request_, lambda event: None, None)
+    work.chosen = graph.choose(stages, request_)
+    stopped = []
+    for stage in stages:
+        try:
+            pipeline._stop_at_gate(stage, stages, work)
+        except GateClosed:
+            stopped.append(str(stage))
+    assert stopped == (["card"] if stops else [])

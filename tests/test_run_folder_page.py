@@ -26,6 +26,9 @@ OTHER_RECIPES = {
     "tensorboard/FILE": "report_to: [tensorboard]; tests/tools/test_trackers.py",
     "wandb/FILE": "report_to: [wandb]; tests/tools/test_trackers.py",
     "superseded/FILE": "a changed recipe; tests/e2e/test_run.py",
+    "card/card.json": "reward.card; the fixture carded_run",
+    "card/pool.jsonl": "reward.card; the fixture carded_run",
+    "STAGE/work/pool/block-NUMBER.json": "the card under way; tests/stages/test_pool.py",
     "STAGE/work/waiting.json": "a stage that waits for people; tests/test_pipeline.py",
     "STAGE/work/process/": "a stage in a process of its own; tests/test_stage_process.py",
 }
@@ -117,7 +120,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 18 and len(work) == 9
+    assert len(files) == 20 and len(work) == 10
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)
@@ -172,6 +175,17 @@ def test_compare_json(tiny_run: Path) -> None:
     fields = set(report["judges"]["gold"])
     for entry in (*(row["judges"]["gold"] for row in report["controls"]), report["greedy"]["gold"]):
         assert entry.keys() == fields - {"independent"}
+
+
+def test_card_json(carded_run: Path) -> None:
+    named = set(names_in("card.json"))
+    card = json.loads((carded_run / "card" / "card.json").read_text(encoding="utf-8"))
+    assert set(paths_in(card, named)) == named
+    for row in rows_of(carded_run / "card" / "pool.jsonl"):
+        assert set(paths_in(row, set(names_in("pool.jsonl")))) == set(names_in("pool.jsonl"))
+    manifest = json.loads((carded_run / "card" / "manifest.json").read_text(encoding="utf-8"))
+    layout = set(re.findall(r"`(\w+)`", next(line for line in PAGE.splitlines() if "`layout.NAME`" in line)))
+    assert manifest["layout"].keys() <= layout
 
 
 def test_samples(tiny_run: Path) -> None:

@@ -31,6 +31,7 @@ COMMANDS: Commands = (
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
+    ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),
     ("init", make.init, "rlhfctl init support.yaml   or   rlhfctl init --yes"),
     ("schema", make.schema, "rlhfctl schema --out recipe.schema.json"),
     ("doctor", check.doctor, "rlhfctl doctor --json"),

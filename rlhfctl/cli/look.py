@@ -1,4 +1,4 @@
-"""Commands that look at runs: `show`, `runs`, `watch`, `score`.
+"""Commands that look at runs: `show`, `runs`, `watch`, `score`, `reward-eval`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -98,3 +98,27 @@ def score(
         fs.write_new(out, scoring.text_of(found.rows), fix=another)
     for line in [*found.summary, *([f"wrote {out}"] if out is not None else [])]:
         typer.echo(line, err=out is None)
+
+
+def reward_eval(
+    run: RunArgument,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="Eval prompts to sample (default: 64, or as the run has it).")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=2, max=256, help="Responses per prompt (default: 32, or as the run has it)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="card.json, for scripts.")] = False,
+) -> None:
+    """The reward model's card: accuracy, calibration, length, probes, best-of-n curves, and what is wrong with it."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools.reward_eval import evaluate, print_card
+
+    with progress_bar() as listen:
+        card = evaluate(run, prompts=prompts, samples=samples, listen=listen)
+    if as_json:
+        typer.echo(json.dumps(card, indent=2, ensure_ascii=False))
+        return
+    print_card(card, console())

@@ -12,6 +12,7 @@ from typing import Literal
 from trl import RewardConfig, SFTConfig
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.graph import STAGES
 from rlhfctl.planning.stages import Lengths, StagePlan, facts, trainer_config
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
@@ -94,12 +95,14 @@ def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str,
             yield ("ppo.gradient_checkpointing=true",)
         if ppo.lora is None:
             yield ("ppo.lora={r: 16}",)
+    elif name == "card" and recipe.ppo is not None and recipe.ppo.local_rollout_forward_batch_size > 8:
+        yield ("ppo.local_rollout_forward_batch_size=8",)
     elif name == "compare" and recipe.compare is not None and recipe.compare.batch_size > 8:
         yield ("compare.batch_size=8",)
     if recipe.model.dtype == "float32":
         yield ("model.dtype=bfloat16",)
     if recipe.model.path is not None and recipe.model.quantization is None and name not in ("base", "compare"):
-        trained = getattr(recipe, name)
+        trained = getattr(recipe, STAGES[name].section)
         if trained.lora is not None:
             yield ("model.quantization=4bit",)
 

@@ -1,4 +1,4 @@
-"""Estimate the memory of ppo and compare by running the engine's own functions on meta tensors.
+"""Estimate the memory of ppo, compare and card by running the engine's own functions on meta tensors.
 
 The functions are in training/rl/minibatch.py, generation/local.py and models/scoring.py. Steps that need numbers
 (drawing tokens, choosing positions) are replaced here. TRL's PPO engine is not modelled. memory.py explains how an
@@ -281,15 +281,50 @@ def compare_outlook(
             _kl(sides[0], sides[1], min(kl.ROWS_AT_ONCE, prompts), prompt, length)
             moments.append(Moment("comparing distributions", with_seen(held, "policy", meter.peak)))
         if reward is not None:
-            judge = scorer_model(reward)
-            _lay_end_to_end(judge)
-            needs = held_by("reward model", judge, reward.quantization)
-            copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
-            moments.append(Moment("loading the judge", needs | copies))
-            sequences = _longest(min(section.batch_size, prompts * section.samples_per_prompt), prompt, length)
-            meter = AllocationMeter(sides[0].vocabulary)
-            meter.ignore_weights(judge)
-            with torch.no_grad(), meter:
-                scoring.outputs_at_end(judge, sequences)
-            moments.append(Moment("judging", with_seen(needs, "reward model", meter.peak)))
+            rows = min(section.batch_size, prompts * section.samples_per_prompt)
+            moments += _judging(spec, reward, rows, prompt, length)
     return MemoryEstimate(tuple(moments), 0, counts[1])
+
+
+def _judging(spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length: int) -> list[Moment]:
+    """Measure loading a reward model alone, and scoring `rows` responses of full length at once."""
+    judge = scorer_model(reward)
+    _lay_end_to_end(judge)
+    needs = held_by("reward model", judge, reward.quantization)
+    copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
+    moments = [Moment("loading the judge", needs | copies)]
+    sequences = _longest(rows, prompt, length)
+    meter = AllocationMeter(spec.config.vocab_size)
+    meter.ignore_weights(judge)
+    with torch.no_grad(), meter:
+        scoring.outputs_at_end(judge, sequences)
+    return [*moments, Moment("judging", with_seen(needs, "reward model", meter.peak))]
+
+
+# ---------------------------------------------------------------- card
+
+
+def card_outlook(
+    spec: ModelSpec, answers: int, section: Ppo, prompt: int, pair: int, reward: ModelSpec | None
+) -> MemoryEstimate:
+    """Estimate the memory of card: base* samples `answers` responses like PPO, then `reward` (if any) scores.
+
+    It scores pairs, too, of up to `pair` tokens with their prompts, and answers that are twice as long.
+    """
+    length, rows = section.response_length, min(section.local_rollout_forward_batch_size, answers)
+    with on_meta_device():
+        base = LanguageModel(language_model(spec), 0)
+        held = held_by(BASE, base.model, spec.quantization)
+        probed = checked(held, BASE, base.model, scoring.PROBE_ROWS, min(scoring.PROBE_TOKENS, prompt + length))
+        _, parameters = counted(base.model)
+        meter = AllocationMeter(base.vocabulary)
+        meter.ignore_weights(base.model)
+        with torch.no_grad(), meter:
+            _sample(meter, base, rows, prompt, length)
+        moments = [
+            Moment("checking what was loaded", probed),
+            Moment("sampling the pool", with_seen(held, BASE, meter.peak)),
+        ]
+        if reward is not None:
+            moments += _judging(spec, reward, rows, max(prompt, 2 * pair - length), length)
+    return MemoryEstimate(tuple(moments), 0, parameters)

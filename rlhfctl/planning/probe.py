@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,11 @@ def one_step(recipe: Recipe) -> dict[str, Any]:
         if "trainer" in given[name]:  # a ready reward model has none
             given[name]["trainer"] = given[name]["trainer"] | {"max_steps": 1}
             given[name].pop("checkpoint_steps", None)
+    if recipe.reward is not None and (card := recipe.reward.resolved_card) is not None:
+        given["reward"].pop("gate", None)  # a model of one step would not pass it
+        at_once = recipe.ppo.local_rollout_forward_batch_size if recipe.ppo is not None else card.prompts
+        samples = min(card.samples, max(2, math.ceil(at_once / card.prompts)))
+        given["reward"]["card"] = {"prompts": card.prompts, "samples": samples}
     if recipe.ppo is not None:
         given["ppo"] |= {"total_episodes": recipe.ppo.batch_size}
     if recipe.compare is not None:

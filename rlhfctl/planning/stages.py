@@ -29,13 +29,14 @@ from rlhfctl.planning import memory, ppo_memory
 from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
 from rlhfctl.recipe.made_data import made_data, source_stages
-from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.schema import Ppo, Recipe
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
 _SMALL_FILES = 25_000  # bytes of configurations, random states and manifest
 _NUMBER = 22  # bytes per number in JSON
 _CHARS = 4  # characters per token, about
+_ID = 7  # bytes per token id in a list of JSON
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,22 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
     return StagePlan("reward", "run", "", what, steps, int(sum(map(sum, pairs)) * epochs), outlook, disk)
 
 
+def _card(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    assert recipe.reward is not None
+    section, ppo = recipe.reward.resolved_card, recipe.ppo or Ppo()
+    assert section is not None
+    count = min(section.prompts, lengths.eval or lengths.heldout)
+    prompts = _fitting_prompts(lengths.prompts or (max(lengths.chosen),), recipe, lengths, ppo.response_length)
+    answers, longest, pair = count * section.samples, max(prompts), max((*lengths.chosen, *lengths.rejected))
+    scorer, _ = _scorer(recipe, lengths)
+    outlook = ppo_memory.card_outlook(_shape(recipe, lengths), answers, ppo, longest, pair, scorer)
+    tokens = answers * ppo.response_length
+    kept = answers * (_CHARS * (longest + ppo.response_length) + 6 * _NUMBER) + _SMALL_FILES
+    disk = Disk(kept + tokens * _ID, kept)  # blocks of ids lie in work/ while it samples
+    what = f"{count} prompts x {section.samples} responses, {lengths.heldout} held-out pairs"
+    return StagePlan("card", "run", "", what, answers, tokens, outlook, disk)
+
+
 def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.ppo
     assert section is not None
@@ -277,6 +294,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "base": _base,
     "sft": _sft,
     "reward": _reward,
+    "card": _card,
     "ppo": _ppo,
     "compare": _compare,
 }

@@ -290,6 +290,32 @@ LENGTHS: tuple[Rule[Sections], ...] = tuple(
 )
 
 
+# ---------------------------------------------------------------- the reward model's card
+
+
+def _card_without_pairs(key: str) -> Broken:
+    """Tell whether a ready scorer is to be examined on pairs that are not there; a trained one needs them anyway."""
+
+    def broken(recipe: Sections) -> bool:
+        reward = recipe.reward
+        asked = reward is not None and not reward.needs_data and getattr(reward, key) is not None
+        return asked and recipe.data.preferences is None
+
+    return broken
+
+
+CARDS: tuple[Rule[Sections], ...] = tuple(
+    Rule(
+        f"reward.{key}",
+        "examines the scorer on pairs, but there are none",
+        f"add data.preferences, or remove {key}",
+        _card_without_pairs(key),
+        about=("data.preferences",),
+    )
+    for key in ("card", "gate")
+)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -340,4 +366,4 @@ JUDGES: tuple[Rule[Sections], ...] = (
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *JUDGES)
+    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES)

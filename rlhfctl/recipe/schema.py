@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from rlhfctl.recipe import rules
 from rlhfctl.recipe.sections.base import Conflict, Key, Rule, Section, Stage
+from rlhfctl.recipe.sections.card import Card, Gate
 from rlhfctl.recipe.sections.compare import Compare, Controls
 from rlhfctl.recipe.sections.data import (
     BUILTIN_DATA_KEYS,
@@ -46,12 +47,47 @@ from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import OWNED_TRAINER_KEYS, Lora, Trained, owned_trainer_key
 
 __all__ = [
-    "BUILTIN_DATA_KEYS", "DATA_SUFFIXES", "NAME", "ONE_SOURCE_KEYS", "OWNED_TRAINER_KEYS",
-    "OWN_DATA_KEYS", "OWN_ENGINE_KEYS", "REFUSED_PPO_KEYS", "STAGE_SOURCE", "Answered", "Compare", "Compared",
-    "Conflict", "Controls",
-    "Data", "Demonstrations", "DemonstrationsPart", "Init", "Key", "Lora", "Model", "Ppo", "PpoEval", "Preferences",
-    "PreferencesPart", "Prompts", "PromptsPart", "Recipe", "Reward", "RewardText", "Rule", "Section", "Sft", "Source",
-    "Stage", "Trained", "Turns", "looks_like_id", "owned_trainer_key",
+    "BUILTIN_DATA_KEYS",
+    "DATA_SUFFIXES",
+    "NAME",
+    "ONE_SOURCE_KEYS",
+    "OWNED_TRAINER_KEYS",
+    "OWN_DATA_KEYS",
+    "OWN_ENGINE_KEYS",
+    "REFUSED_PPO_KEYS",
+    "STAGE_SOURCE",
+    "Answered",
+    "Card",
+    "Compare",
+    "Compared",
+    "Conflict",
+    "Controls",
+    "Data",
+    "Demonstrations",
+    "DemonstrationsPart",
+    "Gate",
+    "Init",
+    "Key",
+    "Lora",
+    "Model",
+    "Ppo",
+    "PpoEval",
+    "Preferences",
+    "PreferencesPart",
+    "Prompts",
+    "PromptsPart",
+    "Recipe",
+    "Reward",
+    "RewardText",
+    "Rule",
+    "Section",
+    "Sft",
+    "Source",
+    "Stage",
+    "Trained",
+    "Turns",
+    "looks_like_id",
+    "owned_trainer_key",
 ]  # fmt: skip
 
 LARGEST_SEED = 2**32 - 1  # NumPy's limit

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl import fs
+from rlhfctl import fs, reward_card
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
@@ -45,6 +45,8 @@ def describe(run: Path) -> Iterator[RenderableType]:
         table.add_row(str(stage), state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table
+    if cards := [artifact for artifact in artifacts.values() if artifact.has("card")]:
+        yield from _card(cards[-1], artifacts, recipe)
     if verdicts := [artifact for artifact in artifacts.values() if artifact.has("compare")]:
         yield Text("")
         report = read_json(verdicts[-1].part("compare"))
@@ -64,6 +66,19 @@ def describe(run: Path) -> Iterator[RenderableType]:
             yield Text("notes", style="bold")
             for name, note in notes:
                 yield Text(f"{name}: {note}")
+
+
+def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) -> Iterator[RenderableType]:
+    """Describe the reward model's card in a few lines: its flags, its gate, and whether it is of an earlier model."""
+    card = reward_card.read(made, recipe)
+    names = ", ".join(flag["name"] for flag in card["flags"])
+    gate = "" if card["gate"] is None else f"; reward.gate: {'passed' if card['gate']['passed'] else 'closed'}"
+    yield Text("")
+    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {made.run})")
+    recorded = made.manifest.parents.get("reward")
+    now = [artifact for artifact in artifacts.values() if artifact.manifest.layout.get("head")]
+    if recorded is not None and now and all(artifact.fingerprint != recorded.fingerprint for artifact in now):
+        yield Text("the card is of an earlier reward model: the command makes it anew", style="yellow")
 
 
 def to_json(run: Path) -> dict[str, Any]:
@@ -91,7 +106,10 @@ def _read(run: Path) -> tuple[Recipe, dict[StageId, str], dict[StageId, Artifact
 def _setting_differences(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
     """Name the keys whose values differ between a stage's manifest and recipe.yaml, which a later command rewrote."""
     manifest = artifact.manifest
-    section = section_of(artifact.stage.name, recipe).model_dump(mode="json")
+    stated = section_of(artifact.stage.name, recipe)
+    if stated is None:  # made on request: the recipe does not ask for it
+        return
+    section = stated.model_dump(mode="json")
     keys = changed_keys(section, manifest.section)
     if keys and manifest.inputs.get("section") not in (None, fs.hash_json(section)):
         yield f"was made with other settings than recipe.yaml states now (stated -> used): {', '.join(keys)}"

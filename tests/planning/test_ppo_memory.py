@@ -1,4 +1,4 @@
-"""The memory of ppo and compare: roles, cache, judge."""
+"""The memory of ppo, compare and card: roles, cache, judge."""
 
 from __future__ import annotations
 
@@ -67,3 +67,18 @@ def test_a_smaller_batch_size_of_compare_is_judged_in_less_memory() -> None:
 
     small, usual, large = judging(8), judging(64), judging(256)
     assert small < usual < large  # 64 prompts with several responses each: 256 at a time
+
+
+def test_the_card_samples_and_then_scores_pairs_and_answers_twice_as_long() -> None:
+    section = Ppo(response_length=24, local_rollout_forward_batch_size=8)
+    found = ppo_memory.card_outlook(shape(), 100, section, 12, 30, shape())
+    names = ["checking what was loaded", "sampling the pool", "loading the judge", "judging"]
+    assert [moment.what for moment in found.moments] == names
+    assert found.moments[1].needs[BASE][CACHE] == 8 * 2 * LAYERS * WIDTH * 4 * (12 + 24)
+    assert len(ppo_memory.card_outlook(shape(), 100, section, 12, 30, None).moments) == 2  # a function
+    longer = ppo_memory.card_outlook(shape(), 100, section, 12, 60, shape())
+    assert longer.moments[3].total > found.moments[3].total
+    assert longer.moments[1].total == found.moments[1].total
+    few = ppo_memory.card_outlook(shape(), 4, section, 12, 30, shape())
+    assert few.moments[1].needs[BASE][CACHE] * 2 == found.moments[1].needs[BASE][CACHE]
+    assert found.trainable == 0

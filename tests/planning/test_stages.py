@@ -27,3 +27,23 @@ def test_trl_is_not_foreseen(tiny_recipe: Path, tiny_run: Path) -> None:
     found = planned(tiny_recipe, tiny_run, "ppo.engine=trl", request=Request(start="ppo", until="ppo"))
     ppo = next(stage for stage in found.stages if stage.name == "ppo")
     assert ppo.outlook is None and ppo.note == "TRL's PPOTrainer is not modelled: --probe measures it"
+
+
+def test_the_card_counts_its_responses(tiny_recipe: Path) -> None:
+    found = planned(tiny_recipe, tiny_recipe.parent / "nothing", "reward.card={prompts: 50, samples: 4}")
+    card = next(stage for stage in found.stages if stage.name == "card")
+    assert (card.steps, card.tokens) == (6 * 4, 6 * 4 * 12)  # there are 6 eval prompts
+    assert card.rows == "6 prompts x 4 responses, 16 held-out pairs"
+    assert card.outlook is not None and card.disk.highest > card.disk.kept > 0
+    assert [stage.name for stage in found.stages] == ["sft", "reward", "card", "ppo", "compare"]
+
+
+def test_behind_a_closed_gate_stages_wait(tiny_recipe: Path, carded_run: Path) -> None:
+    settings = ("reward.card={prompts: 6, samples: 8}", "reward.gate={min_accuracy: 1.0}", "ppo.kl_coef=0.3")
+    waits = {stage.name: (stage.action, stage.why) for stage in planned(tiny_recipe, carded_run, *settings).stages}
+    assert waits["card"][0] == "skip" and waits["ppo"] == waits["compare"]
+    assert waits["ppo"][0] == "wait"
+    assert waits["ppo"][1].startswith("the reward model does not pass reward.gate (rlhfctl reward-eval")
+    open_gate = "reward.gate={min_accuracy: null, min_length_controlled_accuracy: null, flags: []}"
+    runs = {stage.name: stage.action for stage in planned(tiny_recipe, carded_run, *settings, open_gate).stages}
+    assert runs == {"sft": "skip", "reward": "skip", "card": "skip", "ppo": "run", "compare": "run"}

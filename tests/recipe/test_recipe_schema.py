@@ -95,6 +95,10 @@ RULES = [
     ("reward={model: a/b, lora: {}}", "reward.lora", "is for a reward model trained here"),
     ("reward={model: a/b, trainer: {x: 1}}", "reward.trainer", "is for a reward model trained here"),
     ("reward={model: a/b, checkpoint_steps: 1}", "reward.checkpoint_steps", "is for a reward model trained here"),
+    ("reward.card={samples: 257}", "reward.card.samples", "must be at most 256, got 257"),
+    ("reward.card={samples: 1}", "reward.card.samples", "must be at least 2, got 1"),
+    ("reward.gate={min_accuracy: 2}", "reward.gate.min_accuracy", "must be at most 1, got 2"),
+    ("reward.gate={flags: [length]}", "reward.gate.flags[0]", "did you mean 'length_only'?"),
     ("reward={model: a/b, function: 'm:f'}", "reward.function", "a response has one scorer"),
     # ppo
     ("ppo.gradient_accumulation_steps=2", "ppo.gradient_accumulation_steps", "(measured: 6 where 12 are due)"),
@@ -172,6 +176,7 @@ MORE = [
     ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),
     ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),
     ("reward.function=no function",),
+    ("reward={model: a/b, card: {}, gate: {}}", "data.preferences=null"),
     ("sft=null", "reward=null", "ppo=null", "compare=null"),
     ("sft=null", "data.demonstrations=null", "data.prompts=null"),
     ("reward=null", "lora={}", "sft=null"),
@@ -286,7 +291,7 @@ def test_our_own_engine_is_the_default_and_its_critic_follows_lora() -> None:
 
 @pytest.mark.parametrize("engine", ["trl", "rlhfctl"])
 def test_a_resolved_recipe_reads_back_as_it_was(engine: str) -> None:
-    overrides = [f"ppo.engine={engine}"]
+    overrides = [f"ppo.engine={engine}", "reward.card={samples: 8}", "reward.gate={flags: []}"]
     if engine == "rlhfctl":
         overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key != "critic_from"]
         overrides += OWN_BESIDE["missing_eos_score"]

@@ -42,6 +42,27 @@ def test_stages_need_their_data_and_their_parents() -> None:
     assert untrained.key == "model.init" and "to train the tokenizer on" in untrained.what
 
 
+def test_a_card_needs_pairs_whatever_the_scorer() -> None:
+    ready = "reward={model: a/b, card: {}, gate: {}}"
+    found = problems(ready, "data.preferences=null")
+    assert [problem.key for problem in found] == ["reward.card", "reward.gate"]
+    assert found[0].what == "examines the scorer on pairs, but there are none"
+    assert found[0].fix == "add data.preferences, or remove card"
+    assert recipe(ready).reward is not None
+    (trained,) = problems("reward={card: {}}", "data.preferences=null")  # said once: it needs them anyway
+    assert trained.key == "reward"
+
+
+def test_a_gate_alone_has_the_card_that_it_needs() -> None:
+    asked = [recipe(change).reward for change in ("name=x", "reward.gate={}", "reward.card={samples: 4}")]
+    sizes = [None if one is None or one.resolved_card is None else one.resolved_card.samples for one in asked]
+    assert sizes == [None, 32, 4]
+    assert asked[1] is not None and asked[1].gate is not None
+    assert (asked[1].gate.min_accuracy, asked[1].gate.flags) == (0.55, ["length_only"])
+    assert asked[1].scorer.model_dump() == asked[0].model_dump()  # type: ignore[union-attr]
+    assert {"card", "gate"}.isdisjoint(asked[0].model_dump())  # type: ignore[union-attr]
+
+
 def test_best_needs_prompts_to_choose_on() -> None:
     (problem,) = problems("ppo.use=best", "data.prompts.eval=0")
     assert "data.prompts.eval is 0" in problem.what

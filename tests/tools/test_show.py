@@ -113,3 +113,17 @@ def test_a_folder_that_is_no_run_names_the_runs_beside_it(run: Path) -> None:
     with pytest.raises(RlhfctlError) as caught:
         show.to_json(run.parent / "none" / "other")
     assert caught.value.fix == "start one: rlhfctl run quickstart"
+
+
+def test_the_card_is_shown_and_said_to_be_old_after_another_reward_model(carded_run: Path, tmp_path: Path) -> None:
+    run_copy = tmp_path / "run"
+    shutil.copytree(carded_run, run_copy)
+    said = " ".join(shown(run_copy).split())
+    names = ", ".join(flag["name"] for flag in json.loads((run_copy / "card" / "card.json").read_text())["flags"])
+    assert f"reward model's card: {names} (rlhfctl reward-eval {run_copy})" in said
+    assert "accuracy 0.4" in said and "the card is of an earlier reward model" not in said
+    assert "settings than recipe.yaml states" not in said  # its sizes are the command's
+    manifest = json.loads((run_copy / "card" / "manifest.json").read_text())
+    manifest["parents"]["reward"]["fingerprint"] = "0" * 64
+    (run_copy / "card" / "manifest.json").write_text(json.dumps(manifest))
+    assert "the card is of an earlier reward model" in shown(run_copy)

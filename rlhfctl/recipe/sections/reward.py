@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rlhfctl.recipe.sections.base import DataNeed, Rule, without
+from rlhfctl.recipe.sections.card import Card, Gate
 from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.training import Trained
 
@@ -46,6 +47,20 @@ class Reward(Trained):
     retries: int = Field(
         0, ge=0, description="Number of further calls of a function that raised, after 1, 2, 4, ... seconds."
     )
+    card: Card | None = Field(
+        None, description="The reward model's card: accuracy, calibration, length, probes and best-of-n curves."
+    )
+    gate: Gate | None = Field(None, description="Conditions on the card (made with defaults without `card`) for PPO.")
+
+    @property
+    def resolved_card(self) -> Card | None:
+        """Return the card to make: as stated, or with defaults where there is a gate alone; None without either."""
+        return self.card or (Card() if self.gate is not None else None)
+
+    @property
+    def scorer(self) -> Reward:
+        """Return this section without the keys that only examine the scorer: what its training depends on."""
+        return self.model_copy(update={"card": None, "gate": None})
 
     @property
     def kind(self) -> Literal["trained", "model", "function"]:
@@ -105,4 +120,5 @@ class Reward(Trained):
             "model": ("function", "lora", "trainer", "checkpoint_steps"),
             "function": ("model", "lora", "trainer", "checkpoint_steps", "label", "reads"),
         }
-        return without(handler(self), unused[self.kind])
+        absent = tuple(key for key in ("card", "gate") if getattr(self, key) is None)  # runs made before these existed
+        return without(handler(self), (*unused[self.kind], *absent))

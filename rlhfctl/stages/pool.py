@@ -1,0 +1,146 @@
+"""Sample the pool of responses that the reward model's card chooses from: base* answers the eval prompts many times.
+
+Samples like PPO at its first step: the same settings, prompts of the same length. A response depends on the seed, the
+prompt and its number alone, so neither batch size nor a kill changes it. Blocks of responses are kept in the stage's
+work folder, and an attempt that was killed goes on after the last whole block. Never reads test prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import fs
+from rlhfctl.artifacts import read_json
+from rlhfctl.data.fitting import encode_prompts
+from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.types import PreferenceGroup, Row
+from rlhfctl.events import Progress, StageStarted
+from rlhfctl.generation import local
+from rlhfctl.generation.generator import Generator, Sampling, sampling_for
+from rlhfctl.models.architecture import context_of
+from rlhfctl.recipe.schema import Card, Ppo, Source
+from rlhfctl.rewards.episode import Episode, make_episode
+from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import Base
+
+BLOCK = 256  # responses between two writes; not the batch size, which may change between two attempts
+_STREAM = 2 << 32  # a stream of random numbers that neither training nor evaluation uses
+_PER_SAMPLE = 1 << 32  # numbers of episodes per sample: prompt i of sample j is episode j * this + i
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`episodes[i][j]` is response j to prompt i, and `ended[i][j]` tells whether it ended by itself.
+
+    `source`: the section of the data set that the prompts are from.
+    """
+
+    episodes: list[list[Episode]]
+    ended: list[list[bool]]
+    source: Source | None
+
+    @property
+    def flat(self) -> list[Episode]:
+        """All episodes, those of the first prompt first."""
+        return [episode for samples in self.episodes for episode in samples]
+
+
+def draw(section: Card, base: Base, ctx: Context, generate: Generator = local.sample) -> Pool:
+    """Sample `section.samples` responses to each prompt with base*; resume after the blocks that are there already."""
+    sampling = _sampling(ctx, base)
+    rows, prompts = _prompts(section, base, sampling, ctx)
+    places = [(index, number) for number in range(section.samples) for index in range(len(rows))]
+    folder = ctx.work / "pool"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"block-{start // BLOCK:05d}.json" for start in range(0, len(places), BLOCK)]
+    done = min(len(places), BLOCK * next((index for index, file in enumerate(files) if not file.is_file()), len(files)))
+    settings: dict[str, Any] = {"prompts": len(rows), "samples": section.samples}
+    settings |= {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=len(places), resumed_from=done or None, settings=settings))
+    sampler = _Sampler(base, prompts, sampling, ctx, generate)
+    found: list[tuple[list[int], bool]] = []
+    for start, file in zip(range(0, len(places), BLOCK), files, strict=True):
+        if not file.is_file():
+            sampler.write_block(file, places, start)
+        found += [(ids, ended) for ids, ended in read_json(file)]
+    episodes: list[list[Episode]] = [[] for _ in rows]
+    ended: list[list[bool]] = [[] for _ in rows]
+    for (index, _), (ids, end) in zip(places, found, strict=True):
+        episodes[index].append(make_episode(base.tokenizer, rows[index], prompts[index], ids, sampling.stop_strings))
+        ended[index].append(end)
+    data = ctx.recipe.data
+    asked = (
+        data.preferences if data.prompts is None or not _eval_rows(ctx) else data.prompts.eval_source or data.prompts
+    )
+    return Pool(episodes, ended, asked)
+
+
+def _sampling(ctx: Context, base: Base) -> Sampling:
+    """Return PPO's settings of sampling (its defaults at temperature 1 without a ppo section)."""
+    section = ctx.recipe.ppo or Ppo(temperature=1.0)
+    return sampling_for(section, base.tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
+
+
+def _prompts(section: Card, base: Base, sampling: Sampling, ctx: Context) -> tuple[list[Row], list[list[int]]]:
+    """Return the prompts to answer: eval prompts, or those of the held-out pairs; reports where they are fewer."""
+    rows, what = _eval_rows(ctx), "eval prompts"
+    if not rows:
+        rows, what = prompts_of(ctx.data["preferences"].split.heldout), "prompts of held-out pairs"
+        ctx.note("there are no eval prompts (data.prompts.eval): the pool answers the prompts of the held-out pairs")
+    limit = context_of(base.model.config)
+    kept, ids = encode_prompts(rows, base.tokenizer, limit, sampling.max_new_tokens, ctx.recipe.data, ctx.warn)
+    if len(kept) < section.prompts:
+        ctx.note(f"the pool has all {len(kept)} {what}; reward.card.prompts would take up to {section.prompts}")
+    return kept[: section.prompts], ids[: section.prompts]
+
+
+def _source(ctx: Context) -> Source | None:
+    prompts = ctx.recipe.data.prompts
+    if prompts is None or not _eval_rows(ctx):
+        return ctx.recipe.data.preferences
+    return prompts.eval_source or prompts
+
+
+def _eval_rows(ctx: Context) -> list[Row]:
+    return list(ctx.data["prompts"].split.eval) if "prompts" in ctx.data else []
+
+
+def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:
+    """Return the distinct prompts of pairs, in order, as rows."""
+    first = {prompt_key(group.prompt): group for group in reversed(groups)}
+    kept = [first[key] for key in dict.fromkeys(prompt_key(group.prompt) for group in groups)]
+    return [{"prompt": one.prompt} | ({} if one.tools is None else {"tools": one.tools}) for one in kept]
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Sample blocks of responses with base*."""
+
+    base: Base
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    ctx: Context
+    generate: Generator
+
+    def write_block(self, file: Path, places: Sequence[tuple[int, int]], start: int) -> None:
+        """Sample the block of `places` (prompt, number) that begins at `start`, and write it in one step."""
+        block = places[start : start + BLOCK]
+
+        def report(count: int) -> None:
+            step = start + count
+            self.ctx.emit(Progress(stage=self.ctx.name, step=step, total=len(places), unit="response"))
+
+        drawn = self.generate(
+            self.base.model,
+            [self.prompts[index] for index, _ in block],
+            self.base.tokenizer,
+            self.sampling,
+            report,
+            [number * _PER_SAMPLE + index for index, number in block],
+            what="sampling the pool",
+        )
+        fs.write_atomic(file, json.dumps([[response.ids, response.ended] for response in drawn]))
