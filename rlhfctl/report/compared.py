@@ -86,7 +86,7 @@ def judged(name: str, entry: Mapping[str, Any]) -> Judged:
         win_rate_ci=interval(entry.get("win_rate_ci95")),
         delta=real(entry.get("delta")),
         delta_ci=interval(entry.get("delta_ci95")),
-        verdict=str(entry.get("verdict") or ""),
+        verdict=str(entry.get("verdict") or _verdict(entry)),
         independent=entry.get("independent"),
         policy_mean=real(entry.get("policy_mean")),
         reference_mean=real(entry.get("reference_mean")),
@@ -99,6 +99,19 @@ def judged(name: str, entry: Mapping[str, Any]) -> Judged:
         length_controlled_ci=interval(entry.get("length_controlled_win_rate_ci95")),
         prompts_to_settle=entry.get("prompts_to_settle"),
     )
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    """Return what the two intervals say where an entry has no word of its own, as in a summary over seeds."""
+    ends = [interval(entry.get("delta_ci95")), interval(entry.get("win_rate_ci95"))]
+    if any(end is None for end in ends):
+        return ""
+    centred = [
+        (end[0] - chance, end[1] - chance) for end, chance in zip(ends, (0.0, 0.5), strict=True) if end is not None
+    ]
+    if all(low > 0 for low, _ in centred):
+        return "better"
+    return "worse" if all(high < 0 for _, high in centred) else "undecided"
 
 
 def interval(value: Any) -> tuple[float, float] | None:

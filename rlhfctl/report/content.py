@@ -102,6 +102,13 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Legend:
+    """The colours of several runs or seeds, for all figures that follow."""
+
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Parts that are closed until they are asked for."""
 
@@ -109,7 +116,7 @@ class Fold:
     parts: Sequence[Part]
 
 
-Part = Text | Heading | Table | Code | Samples | Tokens | Figures | Fold
+Part = Text | Heading | Table | Code | Samples | Tokens | Figures | Legend | Fold
 
 
 @dataclass(frozen=True)

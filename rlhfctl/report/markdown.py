@@ -6,7 +6,20 @@ import re
 from collections.abc import Iterator, Sequence
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report.content import Code, Example, Figures, Fold, Heading, Page, Part, Samples, Table, Text, Tokens
+from rlhfctl.report.content import (
+    Code,
+    Example,
+    Figures,
+    Fold,
+    Heading,
+    Legend,
+    Page,
+    Part,
+    Samples,
+    Table,
+    Text,
+    Tokens,
+)
 
 _MARKS = {"good": "yes", "caution": "caution", "bad": "no", "unknown": "?"}
 
@@ -51,6 +64,8 @@ def _part(part: Part) -> Iterator[str]:
         case Figures():
             yield from (f"- {_plain(figure.title)}: {_plain(figure.alt)}" for figure in part.figures)
             yield ""
+        case Legend():
+            pass
         case Fold():
             for inner in part.parts:
                 yield from _part(inner)

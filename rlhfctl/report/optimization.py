@@ -113,13 +113,13 @@ def told(found: Optimization) -> str:
     rise = found.change(PROXY, len(found.evaluations) - 1) - found.change(PROXY, peak) if PROXY in found.units else 0
     if fall >= CLEAR_FALL and rise > 0:
         return (
-            f"PPO went too far: from update {at.update} (KL {number(at.kl, 3)}) to update {last.update} (KL "
+            f"PPO went too far: from update {at.update:,} (KL {number(at.kl, 3)}) to update {last.update:,} (KL "
             f"{number(last.kl, 3)}) the reward that it raises rose by {number(rise, 2)} {unit}, while the {name} fell "
-            f"by {number(fall, 2)}. The policy of update {at.update} is the better one."
+            f"by {number(fall, 2)}. The policy of update {at.update:,} is the better one."
         )
     if fall >= CLEAR_FALL:
         return (
-            f"The {name} was highest at update {at.update} (KL {number(at.kl, 3)}) and has fallen by "
+            f"The {name} was highest at update {at.update:,} (KL {number(at.kl, 3)}) and has fallen by "
             f"{number(fall, 2)} {unit} since."
         )
     gain = found.change(found.guide, len(found.evaluations) - 1)

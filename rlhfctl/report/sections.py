@@ -102,11 +102,11 @@ def _judge_table(judges: Mapping[str, Judged], primary: str) -> Table:
     ordered = sorted(judges.values(), key=lambda one: one.judge != primary)
     columns: list[_Column] = [("judge", lambda one: one.judge + (" *" if one.independent is False else ""))]
     columns += [
-        ("reference to policy", lambda one: f"{plain(one.reference_mean)} to {plain(one.policy_mean)}"),
         ("change", lambda one: with_interval(one.delta, one.delta_ci, lambda value: f"{value:+.3g}")),
         ("win rate", lambda one: with_interval(one.win_rate, one.win_rate_ci, share)),
     ]
     optional: list[tuple[str, str, Callable[[Judged], str]]] = [
+        ("reference to policy", "policy_mean", lambda one: f"{plain(one.reference_mean)} to {plain(one.policy_mean)}"),
         ("length-controlled win rate", "length_controlled",
          lambda one: with_interval(one.length_controlled, one.length_controlled_ci, share)),
         ("effect size", "effect_size",
@@ -216,7 +216,7 @@ def _scores(run: Run) -> Section:
         for judge in sorted(found.judges, key=lambda name: name != found.primary):
             results = by_prompt(run.pairs, judge)
             if results:
-                spread = verdict.distribution(score_bins(run.pairs, judge), judge, found.judges[judge])
+                spread = verdict.distribution(score_bins(run.pairs, judge), judge, results)
                 rows.append(Figures([spread, verdict.changes(results, judge)]))
     return Section(
         "scores",
@@ -281,7 +281,7 @@ def _reproduce(run: Run) -> Section:
     return Section(
         "reproduce",
         "Recipe and commands",
-        "The recipe has every default filled in: saved as a file, it gives this run again if its paths lead to the data.",
+        "The recipe has every default filled in: saved as a file, it gives this run again where its data is found.",
         [
             Code(commands(run), "commands"),
             Code(run.recipe_text, "recipe"),

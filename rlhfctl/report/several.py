@@ -12,7 +12,7 @@ from typing import Any
 from rlhfctl.dashboard.text import counted, number, setting
 from rlhfctl.report import words
 from rlhfctl.report.cells import plain, with_interval
-from rlhfctl.report.content import Check, Figures, Fold, Number, Page, Part, Section, Table, Text
+from rlhfctl.report.content import Check, Figures, Fold, Legend, Number, Page, Part, Section, Table, Text
 from rlhfctl.report.data import Run, Stage
 from rlhfctl.report.figures import training
 from rlhfctl.report.figures.runs import pareto
@@ -64,7 +64,7 @@ def _bar(run: Run) -> tuple[tuple[float, float] | None, float | None]:
 
 
 def _best(judged: Sequence[tuple[str, Run]]) -> str:
-    """Name the run with the highest lower end of its win rate's interval; no test between runs is made here."""
+    """Name the run whose win rate's interval begins highest; this is no test between runs."""
     if not judged:
         return "none of these runs has a verdict yet"
 
@@ -76,7 +76,7 @@ def _best(judged: Sequence[tuple[str, Run]]) -> str:
     label, run = max(judged, key=lower_end)
     assert run.comparison is not None
     return (
-        f"{label} has the highest win rate that its interval assures: at least {share(lower_end((label, run)))} by "
+        f"{label} is the surest to win: at least {share(lower_end((label, run)))} of the test prompts, by "
         f"{run.comparison.primary}"
     )
 
@@ -125,8 +125,11 @@ def _sections(named: Sequence[tuple[str, Run]]) -> Iterator[Section]:
         differs or [Text("The recipes are equal.")],
     )
     parts: list[Part] = []
-    for place, stages in _by_place(named).items():
-        parts += curve_parts(place, stages)
+    by_place = _by_place(named)
+    series = list(dict.fromkeys(name for stages in by_place.values() for name in stages))
+    for place, stages in by_place.items():
+        parts += curve_parts(place, stages, series)
+    parts = [Legend(series), *parts] if parts else []
     yield Section("curves", "Curves", "The same metric of all runs over each other, a colour per run.", parts)
     over = training.reward_over_kl({label: run.of_kind("ppo")[-1] for label, run in named if run.of_kind("ppo")})
     yield Section(

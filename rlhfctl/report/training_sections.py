@@ -11,7 +11,7 @@ from typing import Any
 from rlhfctl.dashboard.text import counted
 from rlhfctl.report import words
 from rlhfctl.report.cells import plain, with_interval
-from rlhfctl.report.content import Figures, Fold, Heading, Part, Section, Table, Text, Tokens
+from rlhfctl.report.content import Figures, Fold, Heading, Legend, Part, Section, Table, Text, Tokens
 from rlhfctl.report.data import Run, Stage
 from rlhfctl.report.figures import card as card_figures
 from rlhfctl.report.figures import training
@@ -28,8 +28,12 @@ _GB = 1e9
 
 def curves(run: Run) -> Section:
     parts: list[Part] = []
+    seeds = sorted({stage.seed for stage in run.stages if stage.seed}) or [""]
     for place, stages in grouped(run.stages).items():
-        parts += curve_parts(place, stages)
+        # A stage that all seeds share has one curve, in the colour of none of them.
+        parts += curve_parts(place, stages, seeds if "" not in stages else [""])
+    if parts and len(seeds) > 1:
+        parts.insert(0, Legend(seeds))
     return Section(
         "curves",
         "Curves of every stage",
@@ -46,9 +50,9 @@ def grouped(stages: Sequence[Stage]) -> dict[str, dict[str, Stage]]:
     return found
 
 
-def curve_parts(place: str, stages: Mapping[str, Stage]) -> list[Part]:
+def curve_parts(place: str, stages: Mapping[str, Stage], series: Sequence[str]) -> list[Part]:
     """Return the curves of the stages of one place: a heading, what matters most, and the rest closed."""
-    drawn = training.curves(place, stages)
+    drawn = training.curves(place, stages, series)
     if drawn is None:
         return []
     parts: list[Part] = [Heading(place)]

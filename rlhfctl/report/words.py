@@ -116,7 +116,7 @@ def _typical(run: Run, found: Comparison) -> str:
 def _unfinished(run: Run) -> str:
     missing = [stage.name for stage in run.stages if stage.state != "complete"]
     if missing:
-        why = f" The last command ended early: {run.stopped.splitlines()[0]}" if run.stopped else ""
+        why = f" {_sentence('The last command ended early: ' + run.stopped.splitlines()[0])}" if run.stopped else ""
         return (
             f"There is no verdict yet: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not complete.{why}"
         )

@@ -99,6 +99,54 @@ def make_run(
     return folder
 
 
+def make_seeds(folder: Path, seeds: Sequence[int] = (0, 1, 2), *, prompts: int = 16) -> Path:
+    """Write the folder of a run of several seeds: sft is shared, PPO and its comparison are of each seed."""
+    folder.mkdir(parents=True)
+    _write_recipe(folder, {})
+    names = [f"seed-{seed}/{stage}" for stage in ("ppo", "compare") for seed in seeds]
+    events = [_event("run_started", "run", name=folder.name, stages=["sft", *names, "summary"])]
+    events += _training("sft", 10, lambda t: {"loss": 2 - t})
+    manifest(folder / "sft", "sft", data=["data.demonstrations"])
+    reports = {}
+    for seed in seeds:
+        events += [{**event, "stage": f"seed-{seed}/ppo"} for event in _ppo(20, seed, heldout=True)]
+        manifest(folder / f"seed-{seed}" / "ppo", f"seed-{seed}/ppo", metrics={"updates": 20}, parents=["base=sft"])
+        _compare(folder / f"seed-{seed}" / "compare", prompts, 2, seed, 0.5, nasty=False, words=9)
+        reports[seed] = json.loads((folder / f"seed-{seed}" / "compare" / "compare.json").read_text())
+    (folder / "summary").mkdir()
+    fs.write_json(folder / "summary" / "summary.json", summary_json(reports))
+    manifest(folder / "summary", "summary", layout={"summary": "summary.json"})
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    (folder / "events.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def summary_json(reports: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of summary.json over the seeds' compare.json."""
+    judges = {}
+    for judge in JUDGES:
+        entries = [report["judges"][judge] for report in reports.values()]
+        rates = [entry["win_rate"] for entry in entries]
+        mean = sum(rates) / len(rates)
+        keys = ("win_rate", "win_rate_ci95", "delta", "verdict")
+        judges[judge] = {
+            "win_rate": mean,
+            "win_rate_ci95": [min(rates) - 0.05, max(rates) + 0.02],
+            "delta": 0.4,
+            "delta_ci95": [0.1, 0.7],
+            "per_seed": [
+                {"seed": seed, **{key: report["judges"][judge][key] for key in keys}}
+                for seed, report in reports.items()
+            ],
+        }
+    first = next(iter(reports.values()))
+    return {
+        "verdict": "better", "sentence": "better: gold prefers the policy over three seeds", "seeds": list(reports),
+        "primary_judge": "gold", "judges": judges, "controls": first["controls"],
+        "kl_mean": [9.1, 9.5, 9.9][: len(reports)], "shared": ["sft"],
+    }  # fmt: skip
+
+
 def _write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / "recipe.yaml").write_text(TINY, encoding="utf-8")
     recipe = outline(folder / "recipe.yaml")
@@ -231,9 +279,11 @@ def _compare(folder: Path, prompts: int, samples: int, seed: int, gain: float, *
     rows = sample_rows(prompts, samples, seed, gain, nasty=nasty, words=words)
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     fs.write_json(folder / "compare.json", compare_json(rows, prompts, samples))
+    seed_of_run = folder.parent.name if folder.parent.name.startswith("seed-") else ""
+    above = f"{seed_of_run}/" if seed_of_run else ""
     manifest(
-        folder, "compare", layout={"compare": "compare.json", "samples": "samples.jsonl"}, data=["data.prompts"],
-        parents=["policy=ppo", "reference=sft"],
+        folder, f"{above}compare", layout={"compare": "compare.json", "samples": "samples.jsonl"},
+        data=["data.prompts"], parents=[f"policy={above}ppo", "reference=sft"],
     )  # fmt: skip
 
 

@@ -43,8 +43,11 @@ class Drawn:
     merged: int  # reports per point of the most thinned curve; 1: every report is a point
 
 
-def curves(place: str, stages: Mapping[str, Stage]) -> Drawn | None:
-    """Draw the curves of stages of one place, by the name of their seed or run; None without curves."""
+def curves(place: str, stages: Mapping[str, Stage], series: Sequence[str]) -> Drawn | None:
+    """Draw the curves of stages of one place, by the name of their seed or run; None without curves.
+
+    `series` are the names of all seeds or runs of the page, in the order of their colours.
+    """
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage.curves))
     names = [name for name in names if name not in _NO_CURVE and _has_several(name, stages.values())]
     twins = {name: f"eval_{name}" for name in names if f"eval_{name}" in names}
@@ -59,7 +62,7 @@ def curves(place: str, stages: Mapping[str, Stage]) -> Drawn | None:
     )
 
     def drawn(name: str) -> Figure:
-        return _curve(place, name, stages, twins.get(name))
+        return _curve(place, name, stages, twins.get(name), series)
 
     return Drawn(place, [drawn(name) for name in first], [drawn(name) for name in rest], merged)
 
@@ -76,10 +79,10 @@ def _finite(points: Sequence[Point]) -> list[Point]:
     return [point for point in points if math.isfinite(point[1])]
 
 
-def _curve(place: str, name: str, stages: Mapping[str, Stage], twin: str | None) -> Figure:
+def _curve(place: str, name: str, stages: Mapping[str, Stage], twin: str | None, all_series: Sequence[str]) -> Figure:
     """Draw one metric over steps: a line per series, and its twin on rows held aside as points."""
     metric = next((one for one in METRICS.get(kind(place), ()) if one.name == name), Metric(name, "", ""))
-    several = len(stages) > 1
+    several = len(all_series) > 1
     splits = {name: _TRAIN, **({twin: _EVAL} if twin is not None else {})}
     values = [
         _value(point, series if several else split, split)
@@ -87,11 +90,11 @@ def _curve(place: str, name: str, stages: Mapping[str, Stage], twin: str | None)
         for each, split in splits.items()
         for point in thin(stage.curves.get(each, ()))
     ]
-    names = list(stages) if several else list(splits.values())
     step, unit = step_name(place), metric.unit
     x = field("step", title=step, axis={"tickMinStep": 1, "tickCount": 5, "format": ",d"})
     y = field("mean", title=unit or None, axis={"tickCount": 5, "format": ".5~r"})
-    colour = series_colour(names)
+    names = list(splits.values())
+    colour = series_colour(all_series, legend=None) if several else series_colour(names)
     dash = {
         "field": "split", "type": "nominal", "scale": {"domain": [_TRAIN, _EVAL], "range": [[1, 0], [4, 3]]},
         "legend": None,
@@ -122,7 +125,8 @@ def _curve(place: str, name: str, stages: Mapping[str, Stage], twin: str | None)
         f"{place}-{name}".replace("/", "-"),
         metric.label or name,
         layered(values, layers, height=170),
-        _sentence(metric.hint or metric.meaning.replace("`", "") or name),
+        _sentence(metric.hint or metric.meaning.replace("`", "") or name)
+        + (" Dashed: rows held aside." if several and twin is not None else ""),
         f"{name} of the stage {place} by {step}: {ends}.",
     )
 
@@ -179,8 +183,8 @@ def reward_over_kl(stages: Mapping[str, Stage]) -> Figure | None:
                 },
             ],
         ),
-        "Each dot is an update, later ones stronger; PPO moves right as it leaves the reference. Where the dots flatten, "
-        "more KL buys little reward.",
+        "Each dot is an update, later ones stronger; PPO moves right as it leaves the reference. Where the dots "
+        "flatten, more KL buys little reward.",
         f"Score over KL, from {_at(values[0])} to {_at(values[-1])}.",
         wide=True,
     )
@@ -246,7 +250,7 @@ def _marks(found: Optimization) -> list[tuple[float, str]]:
     for index in handed[:1]:
         marks.setdefault(index, []).append("handed on")
     return [
-        (math.sqrt(found.evaluations[index].kl), f"{' and '.join(words)}: update {found.evaluations[index].update}")
+        (math.sqrt(found.evaluations[index].kl), f"{' and '.join(words)}: update {found.evaluations[index].update:,}")
         for index, words in sorted(marks.items())
     ]
 

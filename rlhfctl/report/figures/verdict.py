@@ -100,18 +100,15 @@ def _forest(rows: Sequence[dict[str, object]]) -> Spec:
     )
 
 
-def distribution(bins: Sequence[Bin], judge: str, mean: Judged) -> Figure:
+def distribution(bins: Sequence[Bin], judge: str, results: Sequence[PromptResult]) -> Figure:
     """Draw how one judge's scores of both sides are spread."""
     values = [
         {"low": one.low, "high": one.high, "share": value, "side": side}
         for one in bins
         for side, value in (("policy", one.policy), ("reference", one.reference))
     ]
-    means = [
-        {"mean": value, "side": side}
-        for side, value in (("policy", mean.policy_mean), ("reference", mean.reference_mean))
-        if value is not None
-    ]
+    mean = [float(np.mean([getattr(one, side) for one in results])) for side in ("policy", "reference")]
+    means = [{"mean": value, "side": side} for side, value in zip(("policy", "reference"), mean, strict=True)]
     colour = {"field": "side", "type": "nominal", "scale": _SIDES}
     x = field("low", title=f"score by {judge}", bin={"binned": True}, axis={"tickCount": 8})
     y = field("share", title="share of responses", axis={"format": ".0%"}, scale={"zero": True}, stack=None)
@@ -138,8 +135,8 @@ def distribution(bins: Sequence[Bin], judge: str, mean: Judged) -> Figure:
         ),
         "The further the policy's bars lie to the right of the reference's, the more its responses score; the lines "
         "are the means.",
-        f"Histogram of scores by {judge}: mean {_or_dash(mean.policy_mean)} of the policy, "
-        f"{_or_dash(mean.reference_mean)} of the reference.",
+        f"Histogram of scores by {judge}: mean {number(mean[0], 3)} of the policy, {number(mean[1], 3)} of the "
+        "reference.",
     )
 
 
@@ -263,7 +260,3 @@ def groups(heading: str, found: Sequence[Group], judge: str) -> Figure:
         f"Win rate by {heading}: {_listed(rows)}.",
         wide=True,
     )
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else number(value, 3)
