@@ -221,7 +221,7 @@ def over_optimization(found: Optimization) -> Figure:
         chance("y", 0),
         {
             "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6},
-            "encoding": {"x": x, "y": y, "color": colour, "order": field("update")},
+            "encoding": {"x": x, "y": y, "color": colour, "order": {"field": "update", "type": "quantitative"}},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
