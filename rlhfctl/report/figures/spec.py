@@ -72,6 +72,7 @@ def config(colours: Mapping[str, str], *, scale: float = 1.0) -> Spec:
     quiet = {"labelColor": colours["muted"], "titleColor": colours["muted"]}
     return {
         "background": "transparent",
+        "aria": False,  # the place of a figure has its content in words; a label per point would bury them
         "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif",
         "view": {"stroke": None},
         "axis": {

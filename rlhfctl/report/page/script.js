@@ -23,11 +23,18 @@
   // ---------------------------------------------------------------- charts
   const figures = read("figures"), config = read("config");
   const drawn = new WeakSet();
+  const waits = (place) => !drawn.has(place) && place.clientWidth > 0 && !place.closest("details:not([open])");
   const draw = (place) => {
-    if (drawn.has(place) || place.clientWidth === 0) return null;
+    if (!waits(place)) return null;
     drawn.add(place);
+    const label = place.getAttribute("aria-label");
     return vegaEmbed(place, figures[place.dataset.figure], {
       config, actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+    }).then(() => {
+      // Vega names the place a document of marks; it is a picture with its content in words.
+      place.setAttribute("role", "img");
+      place.removeAttribute("aria-roledescription");
+      place.setAttribute("aria-label", label);
     }).catch((error) => { place.textContent = "This chart cannot be drawn."; console.error(error); });
   };
   const places = $$(".chart");
@@ -38,7 +45,7 @@
   // What is out of sight is drawn while nothing else happens, so that printing finds every chart.
   const idle = window.requestIdleCallback || ((act) => setTimeout(act, 30));
   const next = () => {
-    const place = places.find((one) => !drawn.has(one) && one.clientWidth > 0);
+    const place = places.find(waits);
     if (place) { Promise.resolve(draw(place)).then(() => idle(next)); } else { document.body.dataset.drawn = "all"; }
   };
   window.addEventListener("load", () => idle(next));
