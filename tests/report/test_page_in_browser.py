@@ -38,6 +38,17 @@ def is_quiet(found: Opened) -> bool:
     return True
 
 
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_an_absent_browser_fails_in_ci_and_is_skipped_elsewhere(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("RLHFCTL_CHROMIUM", raising=False)
+    with pytest.raises(outcome, match="apt-get install chromium"), open_browser():
+        pass
+
+
 # ---------------------------------------------------------------- charts
 
 
@@ -193,35 +204,39 @@ def luminance(colour: str) -> float:
     return sum(parts) / 3
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_down_only(browser: Browser, file: Path, scheme: str) -> None:
-    with opened(browser, file, size=PHONE, scheme=scheme) as found:
-        assert found.wide() == (390, 390)
-        paper = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        text = found.page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
-        assert (luminance(paper) > luminance(text)) is (scheme == "light")
-        assert abs(luminance(paper) - luminance(text)) > 100
+def paper_and_ink(found: Opened) -> tuple[float, float]:
+    """How light the page is, and the texts of its charts."""
+    paper: str = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink: str = found.page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+    return luminance(paper), luminance(ink)
+
+
+def test_a_phone_scrolls_down_only_in_light_and_in_dark(browser: Browser, file: Path) -> None:
+    with opened(browser, file, size=PHONE) as found:
         assert found.page.locator(".chart:visible svg").count() > 20
         wide = "[...document.querySelectorAll('.chart svg')].filter(s => s.getBoundingClientRect().right > 391).length"
-        assert found.page.evaluate(wide) == 0
+        for scheme in ("light", "dark"):
+            found.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            assert found.wide() == (390, 390) and found.page.evaluate(wide) == 0
+            paper, ink = paper_and_ink(found)
+            assert (paper > ink) is (scheme == "light") and abs(paper - ink) > 100
         assert is_quiet(found)
 
 
-def test_paper_is_white_and_shows_no_controls(browser: Browser, file: Path) -> None:
-    with opened(browser, file, scheme="dark") as found:
-        found.page.emulate_media(media="print", color_scheme="dark")
-        assert found.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        text = found.page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
-        assert luminance(text) < 130
-        assert (
-            not found.page.locator(".controls").first.is_visible() and not found.page.locator(".contents").is_visible()
-        )
-        assert found.page.locator(".chart:visible").count() == found.page.locator(".chart:visible svg").count()
+def test_paper_is_white_and_shows_no_controls(desktop: Opened) -> None:
+    page = desktop.page
+    page.emulate_media(media="print", color_scheme="dark")
+    paper, ink = paper_and_ink(desktop)
+    assert paper == 255 and ink < 130
+    assert not page.locator(".controls").first.is_visible() and not page.locator(".contents").is_visible()
+    assert page.locator(".chart:visible").count() == page.locator(".chart:visible svg").count()
+    page.emulate_media(media="screen", color_scheme="light")
 
 
 # ---------------------------------------------------------------- other pages
 
 
+@pytest.mark.ci
 def test_pages_of_several_runs_of_seeds_and_of_unfinished_runs_are_drawn(browser: Browser, tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "low", gain=0.1),
