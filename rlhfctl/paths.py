@@ -72,6 +72,10 @@ class RunPaths:
         return self.root / "libraries.log"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def lock(self) -> Path:
         return self.root / LOCK
 

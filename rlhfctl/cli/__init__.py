@@ -29,6 +29,7 @@ COMMANDS: Commands = (
     ("show", look.show, "rlhfctl show runs/quickstart"),
     ("runs", look.runs, "rlhfctl runs   or   rlhfctl runs /data/runs"),
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
+    ("report", look.report, "rlhfctl report runs/quickstart   or   rlhfctl report runs/a runs/b --out runs.html"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),

@@ -1,4 +1,4 @@
-"""Commands that look at runs: `show`, `runs`, `watch`, `score`, `reward-eval`.
+"""Commands that look at runs: `show`, `runs`, `watch`, `report`, `score`, `reward-eval`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -56,6 +56,33 @@ def watch(
     from rlhfctl.dashboard.terminal.watch import watch as show_run
 
     show_run(run, follow=follow, ascii_only=ascii_only)
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders: one, or several side by side.", autocompletion=complete_run
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write here. Default: RUN/report.html; md and json are printed."),
+    ] = None,
+    form: Annotated[
+        Literal["html", "md", "json"], typer.Option("--format", help="A page, Markdown, or JSON for scripts.")
+    ] = "html",
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="DIR", help="Write the main figures as pictures for slides instead.")
+    ] = None,
+) -> None:
+    """One page on a run: is the model better, by how much, at what cost, why, and can I trust it."""
+    from rlhfctl.report.write import report as write_report
+
+    text, said = write_report(runs, out=out, form=form, pictures=png)
+    typer.echo(text, nl=False)
+    for line in said:
+        typer.echo(line, err=bool(text))
 
 
 def score(

@@ -148,6 +148,20 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
         artifacts = pipeline.run(loaded, folder, request, emit_to_all)
     print_verdict(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")
+    if request.only in (None, "compare"):
+        _write_report(folder)
+
+
+def _write_report(folder: Path) -> None:
+    """Write the run's report and say where it is. A report that fails is only a warning: the run is finished."""
+    from rlhfctl.dashboard.text import one_line
+    from rlhfctl.report.write import report_at_end
+
+    try:
+        typer.echo(f"report: {report_at_end(folder)}")
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the report, the models and the verdict stand
+        said = one_line(f"{type(error).__name__}: {error}")
+        typer.echo(f"warning: the report could not be written ({said}); again: rlhfctl report {folder}", err=True)
 
 
 def _models_by_role(**named: str | None) -> dict[str, str]:

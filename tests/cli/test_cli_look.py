@@ -1,4 +1,4 @@
-"""`show`, `runs`, `watch`, `score` as commands: JSON for scripts, and files that are not overwritten."""
+"""`show`, `runs`, `watch`, `report`, `score` as commands: JSON for scripts, and files that are not overwritten."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def test_no_runs_yet_is_an_empty_list_and_a_hint(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert json.loads(CliRunner().invoke(app, ["runs", "--json"]).output) == []
     assert "start one: rlhfctl run quickstart" in CliRunner().invoke(app, ["runs"]).output
+
+
+def test_report_writes_a_page_and_prints_other_formats(run: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(run)])
+    assert result.output == f"wrote {run / 'report.html'}\n" and (run / "report.html").is_file()
+    printed = CliRunner().invoke(app, ["report", str(run), "--format", "json"])
+    assert json.loads(printed.stdout)["runs"][0]["name"] == "tiny"
+    written = CliRunner().invoke(app, ["report", str(run), "--format", "md", "--out", "report.md"])
+    assert written.output == "wrote report.md\n"
+    assert Path("report.md").read_text(encoding="utf-8").startswith("# tiny\n")
+    again = CliRunner().invoke(app, ["report", str(run), "--out", "report.md"])
+    assert isinstance(again.exception, RlhfctlError) and "not overwritten" in str(again.exception)
+
+
+def test_report_writes_pictures_in_place_of_the_page(run: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(run), "--png", "slides"])
+    assert result.output == "wrote 0 pictures in slides\n"  # a run that has not begun has no figure
+    assert not (run / "report.html").exists()
 
 
 def test_score_refuses_an_existing_file_before_it_scores(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,29 @@ def test_options_reach_the_request(command: str, expected: dict[str, Any], asked
     assert {name: value for name, value in vars(request).items() if value} == expected
 
 
+def test_run_says_where_its_report_is(tiny_run: Path) -> None:
+    said = (tiny_run / "stdout.txt").read_text(encoding="utf-8").splitlines()
+    assert said[-1] == f"report: {tiny_run / 'report.html'}" and said[-2].startswith("run: ")
+    assert "<!doctype html>" in (tiny_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("command", "writes"), [("run", True), ("compare", True), ("sft", False), ("ppo", False)])
+def test_a_report_that_fails_is_a_warning(
+    command: str, writes: bool, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(folder: Path) -> Path:
+        raise ZeroDivisionError(f"in {folder.name}\nof the report")
+
+    monkeypatch.setattr(pipeline, "run", lambda *_: [None])
+    monkeypatch.setattr("rlhfctl.dashboard.terminal.run_view.print_verdict", lambda _: None)
+    monkeypatch.setattr("rlhfctl.report.write.report_at_end", fails)
+    result = CliRunner().invoke(app, [command, str(tiny_recipe), "--run-dir", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    warned = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    said = "warning: the report could not be written (ZeroDivisionError: in run of the report); again: rlhfctl report "
+    assert warned == ([f"{said}{tmp_path / 'run'}"] if writes else [])
+
+
 def test_samples_made_elsewhere_reach_the_request_if_both_files_are_there(asked: Any, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).touch()

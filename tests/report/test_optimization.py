@@ -1,0 +1,117 @@
+"""Over-optimisation from the evaluations of PPO: units, the recommended evaluation, and the sentence about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_run import hidden, kl_at, make_run, manifest, proxy
+
+from rlhfctl.report.data import Run
+from rlhfctl.report.gather import gather
+from rlhfctl.report.optimization import Evaluation, Optimization, best_evaluation, optimization_of, told
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return gather(make_run(tmp_path_factory.mktemp("over") / "one"))
+
+
+def found_in(run: Run) -> Optimization:
+    found = optimization_of(run, run.of_kind("ppo")[-1])
+    assert found is not None
+    return found
+
+
+def test_the_evaluations_are_read_with_their_kl(run: Run) -> None:
+    found = found_in(run)
+    assert [one.update for one in found.evaluations] == list(range(0, 41, 5))
+    assert found.evaluations[4].kl == kl_at(0.5) and found.evaluations[4].scores["eval_gold"] == hidden(0.5)
+    assert found.scorers == ["eval_score", "eval_heldout", "eval_gold"]
+
+
+def test_the_recommended_policy_is_where_the_held_out_reward_peaks(run: Run) -> None:
+    found = found_in(run)
+    assert found.guide == "eval_heldout" and found.recommended is not None
+    assert found.evaluations[found.recommended].update == 20
+    assert found.handed_on == 40
+
+
+def test_without_a_known_spread_each_scorer_is_drawn_over_its_own_range(run: Run) -> None:
+    found = found_in(run)
+    assert not found.in_deviations  # no judge of the comparison gives the held-out reward's scores
+    assert found.change("eval_score", 8) == pytest.approx(1) and found.change("eval_gold", 4) == pytest.approx(1)
+    assert "of its range" in told(found)
+
+
+def test_with_a_known_spread_changes_are_in_standard_deviations(run: Run, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "two")
+    manifest(folder / "heldout", "heldout", metrics={"score_std": 2.0})
+    found = found_in(gather(folder))
+    assert found.in_deviations and found.units["eval_heldout"] == 2.0
+    assert found.units["eval_score"] == pytest.approx(found_in(run).units["eval_score"] / 2, rel=0.9)
+    assert found.change("eval_heldout", 4) == pytest.approx((0.8 * hidden(0.5) + 0.2 * 0.5) / 2.0)
+
+
+def test_a_rising_reward_beside_a_falling_one_is_said_in_words(run: Run) -> None:
+    said = told(found_in(run))
+    assert said.startswith("PPO went too far: from update 20 (KL 6) to update 40 (KL 12)")
+    assert said.endswith("The policy of update 20 is the better one.")
+
+
+def only(found: Optimization, *scorers: str) -> Optimization:
+    evaluations = [replace(one, scores={name: one.scores[name] for name in scorers}) for one in found.evaluations]
+    guide = next((name for name in ("eval_heldout", "eval_gold") if name in scorers), "")
+    return replace(found, evaluations=evaluations, units={name: found.units[name] for name in scorers}, guide=guide)
+
+
+def test_a_fall_without_a_rise_of_the_reward_is_told_as_a_fall(run: Run) -> None:
+    falling = [
+        replace(one, scores={"eval_score": 1.0, "eval_gold": one.scores["eval_gold"]})
+        for one in found_in(run).evaluations
+    ]
+    found = replace(only(found_in(run), "eval_score", "eval_gold"), evaluations=falling)
+    assert told(found).startswith("The gold, the true preference was highest at update 20")
+
+
+def test_a_reward_that_all_follow_is_no_over_optimisation(run: Run) -> None:
+    rising = [
+        replace(one, scores={"eval_score": proxy(one.update / 40), "eval_gold": proxy(one.update / 40)})
+        for one in found_in(run).evaluations
+    ]
+    found = replace(only(found_in(run), "eval_score", "eval_gold"), evaluations=rising)
+    assert told(found).startswith("No sign of over-optimisation: the gold, the true preference rose by")
+
+
+def test_without_another_scorer_nothing_is_recommended(tmp_path: Path, run: Run) -> None:
+    assert told(only(found_in(run), "eval_score")).startswith("Nothing independent was measured during PPO")
+    stage = run.of_kind("ppo")[-1]
+    curves = {name: points for name, points in stage.curves.items() if name not in ("eval_gold", "eval_heldout")}
+    found = optimization_of(run, replace(stage, curves=curves))
+    assert found is not None and found.recommended is None and found.guide == ""
+
+
+def test_one_evaluation_is_no_curve(run: Run) -> None:
+    stage = run.of_kind("ppo")[-1]
+    assert optimization_of(run, replace(stage, curves={"eval_score": [(0, 1.0)], "eval_kl": [(0, 0.0)]})) is None
+    assert optimization_of(run, replace(stage, curves={})) is None
+
+
+def test_the_best_evaluation_keeps_to_the_kl_limit() -> None:
+    rows = [
+        Evaluation(step, kl, {"eval_heldout": score}) for step, kl, score in ((0, 0, 0.0), (1, 2, 0.5), (2, 9, 1.0))
+    ]
+    assert best_evaluation(rows, "eval_heldout", None) == 2
+    assert best_evaluation(rows, "eval_heldout", 5.0) == 1
+    assert best_evaluation(rows[2:], "eval_heldout", 5.0) == 0  # none is within: the first
+
+
+def test_the_policy_of_use_best_is_the_one_handed_on(run: Run) -> None:
+    stage = run.of_kind("ppo")[-1]
+    assert stage.manifest is not None
+    manifest_ = stage.manifest.model_copy(
+        update={"section": {"use": "best"}, "metrics": {"updates": 40, "best_update": 15}}
+    )
+    found = optimization_of(run, replace(stage, manifest=manifest_))
+    assert found is not None and found.handed_on == 15
