@@ -1,0 +1,93 @@
+"""The command `tokens`: one traced response token by token.
+
+Modules that load torch are imported inside the function.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from rlhfctl.cli.options import RunArgument
+from rlhfctl.errors import RlhfctlError
+
+
+def tokens(
+    run: RunArgument,
+    update: Annotated[int | None, typer.Option("--update", metavar="N", help="Default: the last one traced.")] = None,
+    episode: Annotated[
+        int | None, typer.Option("--episode", metavar="K", help="Episode of its batch, from 0 (default: the first).")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="A ppo stage's folder, such as seed-1/ppo.")
+    ] = None,
+    form: Annotated[
+        Literal["table", "text"], typer.Option("--as", help="A table, or text coloured by advantage or KL.")
+    ] = "table",
+    by: Annotated[Literal["advantage", "kl"], typer.Option("--by", help="With --as text: the number shown.")] = (
+        "advantage"
+    ),
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Each formula with one token's numbers in it, and where it stands.")
+    ] = False,
+    token: Annotated[
+        int | None, typer.Option("--token", metavar="T", help="With --explain: its position (default: the last token).")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List what is traced.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="In a small world: every response to the prompt, before and after training.")
+    ] = False,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="With --tree: tokens shown.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """One response token by token: log-probabilities, KL, reward, value, advantage, return, ratios, clipping."""
+    from rlhfctl.dashboard.terminal import tokens as views
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.draw import signs_for
+    from rlhfctl.tools import tokens as finding
+
+    _refuse_idle(explain=explain, token=token, form=form, by=by)
+    screen = console()
+    signs = signs_for(screen, dict(os.environ))
+    if listed:
+        rows = finding.list_traces(run, stage)
+        _print_json(rows) if as_json else screen.print(views.listing(rows))
+        return
+    found = finding.find(run, stage, update, episode)
+    if tree:
+        from rlhfctl.dashboard.terminal.tree import tree_view
+        from rlhfctl.tools.tree import grow
+
+        grown = grow(found)
+        _print_json(asdict(grown)) if as_json else screen.print(tree_view(grown, depth, signs))
+        return
+    if as_json:
+        _print_json(finding.to_json(found, token, with_explanation=explain))
+        return
+    screen.print(views.heading(found.stage, found.record, len(found.others)))
+    screen.print()
+    if explain:
+        screen.print(views.explanation(*finding.explained(found, token)))
+        screen.print()
+        screen.print(views.losses(finding.losses(found)))
+    elif form == "text":
+        colours = screen.color_system is not None and not screen.no_color
+        screen.print(views.text(found.rows, by, screen.width, signs, colours=colours))
+    else:
+        screen.print(views.table(found.rows, screen.width, signs))
+
+
+def _refuse_idle(*, explain: bool, token: int | None, form: str, by: str) -> None:
+    """Raise RlhfctlError for an option that would have no effect."""
+    if token is not None and not explain:
+        raise RlhfctlError("--token says which token to explain", fix="add --explain")
+    if by != "advantage" and form != "text":
+        raise RlhfctlError("--by says by which number text is coloured", fix="add --as text")
+
+
+def _print_json(found: object) -> None:
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
