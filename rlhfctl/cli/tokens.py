@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Literal
 
@@ -14,6 +15,9 @@ import typer
 
 from rlhfctl.cli.options import RunArgument
 from rlhfctl.errors import RlhfctlError
+
+_DEPTH = 3  # tokens of the tree that are shown: two dozen lines in a world of two letters
+_GOES_WITH = {"--token": "--explain", "--by": "--as text", "--depth": "--tree"}
 
 
 def tokens(
@@ -41,7 +45,9 @@ def tokens(
     tree: Annotated[
         bool, typer.Option("--tree", help="In a small world: every response to the prompt, before and after training.")
     ] = False,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="With --tree: tokens shown.")] = 3,
+    depth: Annotated[
+        int | None, typer.Option("--depth", metavar="N", min=1, help="With --tree: tokens shown (default: 3).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """One response token by token: log-probabilities, KL, reward, value, advantage, return, ratios, clipping."""
@@ -50,7 +56,13 @@ def tokens(
     from rlhfctl.dashboard.terminal.draw import signs_for
     from rlhfctl.tools import tokens as finding
 
-    _refuse_idle(explain=explain, token=token, form=form, by=by)
+    _refuse_idle(
+        {
+            "--token": token is not None and not explain,
+            "--by": by != "advantage" and form != "text",
+            "--depth": depth is not None and not tree,
+        }
+    )
     screen = console()
     signs = signs_for(screen, dict(os.environ))
     if listed:
@@ -63,7 +75,7 @@ def tokens(
         from rlhfctl.tools.tree import grow
 
         grown = grow(found)
-        _print_json(asdict(grown)) if as_json else screen.print(tree_view(grown, depth, signs))
+        _print_json(asdict(grown)) if as_json else screen.print(tree_view(grown, depth or _DEPTH, signs))
         return
     if as_json:
         _print_json(finding.to_json(found, token, with_explanation=explain))
@@ -81,12 +93,11 @@ def tokens(
         screen.print(views.table(found.rows, screen.width, signs))
 
 
-def _refuse_idle(*, explain: bool, token: int | None, form: str, by: str) -> None:
-    """Raise RlhfctlError for an option that would have no effect."""
-    if token is not None and not explain:
-        raise RlhfctlError("--token says which token to explain", fix="add --explain")
-    if by != "advantage" and form != "text":
-        raise RlhfctlError("--by says by which number text is coloured", fix="add --as text")
+def _refuse_idle(idle: Mapping[str, bool]) -> None:
+    """Raise RlhfctlError for an option that would have no effect without another one."""
+    for option, is_idle in idle.items():
+        if is_idle:
+            raise RlhfctlError(f"{option} has no effect alone", where="tokens", fix=f"add {_GOES_WITH[option]}")
 
 
 def _print_json(found: object) -> None:

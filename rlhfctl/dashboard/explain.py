@@ -33,7 +33,7 @@ _KL_FORMULAS = {"k1": "log p - log q", "k2": "(log p - log q)^2 / 2", "k3": "q/p
 
 @dataclass(frozen=True)
 class Step:
-    """One number: its name, its formula in symbols, the formula with the numbers in it, and its source.
+    """One number: its name, its formula in symbols, the formula with the numbers in it, its source ("": as before).
 
     `value` is computed here; `recorded` is the same number in the trace, or (`compared` says which) by another formula;
     None where there is none.
@@ -267,7 +267,7 @@ def _policy_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, a
         f"exp({_n(epoch['logprobs'][at])} - {_signed(record['policy_logprobs'][at])})",
         ratio,
         epoch["ratio"][at],
-        f"{_PPO}, section 3",
+        f"{_PPO}, section 3" if number_ == 0 else "",
     )
     plain, clipped = (float(term[0]) for term in arithmetic.objective([ratio], [advantage], clip))
     held = "the clip holds it" if epoch["clipped"][at] else "not clipped"
@@ -277,7 +277,7 @@ def _policy_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, a
         f"min({_n(plain)}, {_n(clipped)}): {held}",
         min(plain, clipped),
         None,
-        f"{_PPO}, eq. 7",
+        f"{_PPO}, eq. 7" if number_ == 0 else "",
     )
 
 
@@ -294,7 +294,7 @@ def _value_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, at
         f"max(({_n(now)} - {_signed(due)})^2 = {_n(plain)}, {_n(near)}) / 2: {held}",
         max(plain, near) / 2,
         None,
-        "Engstrom et al. 2020, arXiv 2005.12729, section 3",
+        "Engstrom et al. 2020, arXiv 2005.12729, section 3" if number_ == 0 else "",
     )
 
 
@@ -309,6 +309,7 @@ class Losses:
     episodes: int
     computed: Mapping[str, float]
     logged: Mapping[str, float]
+    objective: str  # what each optimizer step lowers
 
 
 def batch_losses(episodes: Sequence[Record], settings: Mapping[str, Any], logged: Mapping[str, float]) -> Losses:
@@ -316,7 +317,14 @@ def batch_losses(episodes: Sequence[Record], settings: Mapping[str, Any], logged
     size = int(settings["per_device_train_batch_size"]) * int(settings["gradient_accumulation_steps"])
     whole = len(episodes) == size and all("minibatch" in epoch for one in episodes for epoch in one["epochs"])
     found = arithmetic.losses(episodes, settings["cliprange"], settings["cliprange_value"]) if whole else {}
-    return Losses(len(episodes), size, found, {name: logged[name] for name in found if name in logged})
+    kept = {name: logged[name] for name in found if name in logged}
+    return Losses(len(episodes), size, found, kept, _objective(settings))
+
+
+def _objective(settings: Mapping[str, Any]) -> str:
+    entropy = settings["entropy_coef"]
+    bonus = f" - {_n(entropy)} x policy_entropy (entropy_coef)" if entropy else ""
+    return f"policy_loss + {_n(settings['vf_coef'])} x value_loss (vf_coef){bonus}"
 
 
 # ---------------------------------------------------------------- writing numbers

@@ -55,7 +55,7 @@ def rewards(kl_per_token: ArrayLike, score: float, states: int, kl_coef: float) 
 
 def rescaled(values: ArrayLike, mean: float, std: float, *, centre: bool) -> Numbers:
     """Whiten `values` by the batch's mean and standard deviation; without `centre` the mean is added again."""
-    scaled = (_array(values) - mean) / np.sqrt(std**2 + WHITENING_EPSILON)
+    scaled = _array((_array(values) - mean) / np.sqrt(std**2 + WHITENING_EPSILON))
     return scaled if centre else scaled + mean
 
 

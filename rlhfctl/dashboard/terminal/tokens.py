@@ -219,10 +219,11 @@ def explanation(row: TokenRow, steps: Sequence[Step]) -> Group:
     parts: list[RenderableType] = [Text(f"position {row.position}: {name}", "bold")]
     for step in steps:
         parts += [Text(), Text(step.name, "bold cyan").append(f" = {step.formula}", "")]
-        result = Text(f"    = {step.worked} = ").append(number(step.value, 4), "bold")
+        worked = "" if step.worked == number(step.value, 4) else f"{step.worked} = "
+        result = Text(f"    = {worked}").append(number(step.value, 4), "bold")
         if step.recorded is not None:
             result.append(f"   ({_comparison(step)})", "green" if step.agrees else "bold red")
-        parts += [result, Text(f"    {step.source}", "dim")]
+        parts += [result, *([Text(f"    {step.source}", "dim")] if step.source else [])]
     return Group(*parts)
 
 
@@ -253,7 +254,7 @@ def losses(found: Losses) -> Group:
         word = "not logged" if logged is None else "the same" if agrees else "differs"
         written = "" if logged is None else number(logged, 6)
         made.add_row(name, number(value, 6), written, Text(word, "green" if agrees else "red"))
-    return Group(title, made)
+    return Group(title, made, Text(f"each optimizer step lowers {found.objective}", "dim"))
 
 
 # ---------------------------------------------------------------- the list
