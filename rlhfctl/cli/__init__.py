@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, check, look, make, run, tokens
+from rlhfctl.cli import bench, check, course, look, make, run, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -46,6 +46,12 @@ RECIPES: Commands = (
     ("copy", make.copy_recipe, "rlhfctl recipes copy quickstart mine.yaml"),
 )
 
+COURSE: Commands = (
+    ("list", course.list_exercises, "rlhfctl course list"),
+    ("copy", course.copy_exercise, "rlhfctl course copy 3"),
+    ("check", course.check_exercise, "rlhfctl course check 3 runs/course-3"),
+)
+
 
 def _with_commands(group: typer.Typer, commands: Commands) -> typer.Typer:
     """Add commands to a group, each with its example below its help."""
@@ -70,6 +76,7 @@ app = _with_commands(
 )
 app.add_typer(_group("Measure speed and memory on this machine.", BENCHES), name="bench")
 app.add_typer(_group("The shipped recipes: list, show, copy to edit.", RECIPES), name="recipes")
+app.add_typer(_group("A course: ten runs with planted faults, to find and to mend.", COURSE), name="course")
 
 
 @app.callback(invoke_without_command=True)
