@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import os
 import resource
 import shutil
@@ -158,6 +159,51 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             result = run_cli("run", folder / "tiny.yaml", "--run-dir", folder / "run")
             assert result.returncode == 0, result.stderr
             (folder / "run" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return folder / "run"
+
+
+# PPO alone in a world of two letters: seconds, every episode of every update traced, a tree that can be written out.
+LETTERS = """\
+name: letters
+model:
+  init: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32, tokens: [a, b]}
+data:
+  prompts: {source: prompts.jsonl, eval: 4, test: 4}
+reward: {function: "scores:share_of_a"}
+ppo:
+  lora: null
+  total_episodes: 24
+  per_device_train_batch_size: 8
+  num_mini_batches: 2
+  num_ppo_epochs: 2
+  learning_rate: 1e-2
+  response_length: 4
+  temperature: 1.0
+  missing_eos_penalty: 0.5
+  kl_coef: 0.2
+  cliprange: 0.05
+  trace_every: 1
+  trace_episodes: 8
+  eval: {every: 0}
+"""
+SHARE_OF_A = """\
+def share_of_a(prompts, completions):
+    return [completion.count("a") / 4 for completion in completions]
+"""
+
+
+@pytest.fixture(scope="session")
+def traced_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finish a run of PPO that traces everything. Beside it lies `again`, whose critic began as that of the first."""
+    folder = tmp_path_factory.mktemp("letters")
+    prompts = ["ab"[n % 2] * (1 + n // 2) for n in range(20)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    (folder / "letters.yaml").write_text(LETTERS)
+    (folder / "scores.py").write_text(SHARE_OF_A)
+    critic = f"ppo.critic_from={folder / 'run' / 'ppo'}"
+    for name, options in (("run", ()), ("again", ("--set", critic, "--set", "ppo.total_episodes=8"))):
+        result = run_here("run", "letters.yaml", "--run-dir", name, *options, cwd=folder)
+        assert result.returncode == 0, result.stderr
     return folder / "run"
 
 

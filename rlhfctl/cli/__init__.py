@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, check, look, make, run
+from rlhfctl.cli import bench, check, course, look, make, run, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -30,6 +30,7 @@ COMMANDS: Commands = (
     ("runs", look.runs, "rlhfctl runs   or   rlhfctl runs /data/runs"),
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
     ("report", look.report, "rlhfctl report runs/quickstart   or   rlhfctl report runs/a runs/b --out runs.html"),
+    ("tokens", tokens.tokens, "rlhfctl tokens runs/quickstart --update 10 --explain"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),
@@ -45,6 +46,12 @@ RECIPES: Commands = (
     ("list", make.list_recipes, "rlhfctl recipes list"),
     ("show", make.show_recipe, "rlhfctl recipes show quickstart"),
     ("copy", make.copy_recipe, "rlhfctl recipes copy quickstart mine.yaml"),
+)
+
+COURSE: Commands = (
+    ("list", course.list_exercises, "rlhfctl course list"),
+    ("copy", course.copy_exercise, "rlhfctl course copy 3"),
+    ("check", course.check_exercise, "rlhfctl course check 3 runs/course-3"),
 )
 
 
@@ -71,6 +78,7 @@ app = _with_commands(
 )
 app.add_typer(_group("Measure speed and memory on this machine.", BENCHES), name="bench")
 app.add_typer(_group("The shipped recipes: list, show, copy to edit.", RECIPES), name="recipes")
+app.add_typer(_group("A course: ten runs with planted faults, to find and to mend.", COURSE), name="course")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,8 +10,15 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 ROOTS = (_PACKAGE / "recipes_data", _PACKAGE.parent / "recipes")  # in the wheel; in a checkout
+COURSE = "course"  # the folder of the course's exercises: recipes with faults, which nobody should start from
 
 
 def shipped_recipes(roots: Iterable[Path] = ROOTS) -> dict[str, Path]:
-    """Map each name to its file: "quickstart", or "text/summaries" for a recipe in a folder."""
-    return {file.relative_to(root).with_suffix("").as_posix(): file for root in roots for file in root.rglob("*.yaml")}
+    """Map each name to its file: "quickstart", or "text/summaries" for a recipe in a folder. The course is left out."""
+    files = {file: file.relative_to(root) for root in roots for file in root.rglob("*.yaml")}
+    return {name.with_suffix("").as_posix(): file for file, name in files.items() if name.parts[0] != COURSE}
+
+
+def course_recipes(roots: Iterable[Path] = ROOTS) -> dict[str, Path]:
+    """Map the number of each exercise to its file."""
+    return {file.stem: file for root in roots for file in (root / COURSE).glob("*.yaml")}

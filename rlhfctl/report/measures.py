@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhfctl.report.data import Pair, Point, Run, Stage
-from rlhfctl.stats.paired import bootstrap_mean_ci, paired_differences, win_rate
+from rlhfctl.stats.paired import paired_differences, win_rate
+from rlhfctl.stats.resampling import bootstrap_mean_ci
 
 MOST_POINTS = 250
 """Points of one curve on the page: more than a screen can show apart."""

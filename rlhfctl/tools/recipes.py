@@ -79,7 +79,7 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
     another = f"name another: rlhfctl recipes copy {name} my-{file.name}"
     fs.require_new(to, fix=another)  # checked before the first file is written
     beside = []
-    for other in _companion_files(text, file):
+    for other in companion_files(text, file):
         copied = to.parent / other.name
         if copied.is_file() and copied.read_bytes() == other.read_bytes():
             continue
@@ -94,7 +94,7 @@ def copy(name: str, to: Path | None) -> Iterator[str]:
     yield f"its run goes to runs/{run} (its name); edit it, then: rlhfctl validate {shlex.quote(str(to))}"
 
 
-def _companion_files(text: str, file: Path) -> list[Path]:
+def companion_files(text: str, file: Path) -> list[Path]:
     """Find the files beside a recipe that it names: by file name, or a Python file by the module in `module:name`."""
     found = []
     for other in sorted(path for path in file.parent.iterdir() if path.is_file() and path != file):

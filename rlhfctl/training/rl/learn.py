@@ -42,7 +42,10 @@ def learn(
     work = Work("learning", section.num_ppo_epochs * section.num_mini_batches, "minibatch")
     with learner.roles.recomputing(section.gradient_checkpointing), work:
         for epoch in range(section.num_ppo_epochs):
-            for indices in pieces(order(epoch), section.batch_size // section.num_mini_batches):
+            minibatches = pieces(order(epoch), section.batch_size // section.num_mini_batches)
+            for number, indices in enumerate(minibatches):
+                if trace is not None:
+                    trace.assign(epoch, number, indices)
                 steps.append(algorithm.step(learner, experience, indices, epoch, algorithm.policy_loss, trace))
                 work.advance(len(steps))
             moved = statistics.fmean(step["approx_kl"] for step in steps[-section.num_mini_batches :])

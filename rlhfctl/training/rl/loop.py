@@ -200,7 +200,7 @@ class PpoLoop:
         learning_rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         if trace is not None:
-            trace.write(self.run.work.parent / "traces", number, experience, self.data.tokenizer, section.gamma)
+            trace.write(self.run.work.parent / "traces", number, experience, self.data.tokenizer, section)
         metrics = update_metrics(experience, steps, section) | {"learning_rate": learning_rate}
         took = time.monotonic() - began
         metrics |= {"rollout_s": experience.rollout_s, "score_s": experience.score_s}

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
 
 
@@ -22,6 +24,11 @@ class Trace:
         self.episodes = episodes
         # episode -> epoch -> name -> one number per column
         self.epochs: dict[int, dict[int, dict[str, list[Any]]]] = {}
+        self.minibatches: dict[tuple[int, int], int] = {}  # (episode, epoch) -> number of its minibatch
+
+    def assign(self, epoch: int, minibatch: int, indices: Sequence[int]) -> None:
+        """Record the minibatch in which `epoch` learns from the episodes `indices`: the losses are means over it."""
+        self.minibatches.update({(index, epoch): minibatch for index in indices if index < self.episodes})
 
     def add(self, epoch: int, indices: Sequence[int], numbers: Mapping[str, Tensor]) -> None:
         """Record the numbers of one micro-batch in `epoch`, before its optimizer step: tensors (b, w) by name."""
@@ -31,13 +38,15 @@ class Trace:
                 entry.update({name: table[position].tolist() for name, table in numbers.items()})
 
     def write(
-        self, folder: Path, number: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
+        self, folder: Path, number: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, section: Ppo
     ) -> None:
         """Write one JSON line per episode to `update-NNNNNN.jsonl`."""
-        lines = [
-            json.dumps({"update": number, "episode": index} | self._record(index, experience, tokenizer, gamma))
-            for index in range(self.episodes)
-        ]
+        whitening = whitening_numbers(experience, section)
+        lines = []
+        for index in range(self.episodes):
+            record = self._record(index, experience, tokenizer, section.gamma) | whitening
+            epochs = self._epochs(index, len(record["ids"]), len(record["rewards"]))
+            lines.append(json.dumps({"update": number, "episode": index} | record | {"epochs": epochs}))
         folder.mkdir(parents=True, exist_ok=True)
         fs.write_atomic(folder / f"update-{number:06d}.jsonl", "\n".join(lines) + "\n")
 
@@ -48,10 +57,6 @@ class Trace:
         ids = experience.responses[index].ids
         tokens, states = len(ids), int(experience.value_mask[index].sum())
         rewards = experience.rewards[index, :states]
-        epochs = []
-        for _, numbers in sorted(self.epochs[index].items()):
-            cut = {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
-            epochs.append(cut | ({"values": numbers["values"][:states]} if "values" in numbers else {}))
         record: dict[str, Any] = {
             "prompt": tokenizer.decode(experience.prompts[index]),
             "response": tokenizer.decode(ids),
@@ -63,6 +68,7 @@ class Trace:
             "reward_parts": {name: part[index] for name, part in experience.parts.items()},
             "policy_logprobs": experience.logprobs[index, :tokens].tolist(),
             "reference_logprobs": experience.ref_logprobs[index, :tokens].tolist(),
+            "kept_logprobs": experience.responses[index].kept or [0.0] * tokens,
             "kl": experience.kl[index, :tokens].tolist(),
             "rewards": rewards.tolist(),
         }
@@ -73,4 +79,44 @@ class Trace:
         record["advantages"] = experience.advantages[index, :tokens].tolist()
         if experience.returns.numel():
             record["returns"] = experience.returns[index, :states].tolist()
-        return record | {"epochs": epochs}
+        return record
+
+    def _epochs(self, index: int, tokens: int, states: int) -> list[dict[str, Any]]:
+        """Make the records of one episode's PPO epochs, each as it stood before its optimizer step."""
+        epochs = []
+        for epoch, numbers in sorted(self.epochs[index].items()):
+            cut: dict[str, Any] = {"minibatch": self.minibatches[index, epoch]}
+            cut |= {name: numbers[name][:tokens] for name in ("logprobs", "ratio", "clipped")}
+            epochs.append(cut | ({"values": numbers["values"][:states]} if "values" in numbers else {}))
+        return epochs
+
+
+def whitening_numbers(experience: Experience, section: Ppo) -> dict[str, float | None]:
+    """Compute mean and deviation of the batch's rewards and advantages before whitening; None without whitening.
+
+    With them the numbers of a single episode can be worked out, although whitening reads the whole batch.
+    """
+    rewards: tuple[float | None, float | None] = (None, None)
+    advantages = rewards
+    if section.whiten_rewards:
+        plain = ppo_math.token_rewards(
+            experience.kl, experience.scores, experience.lengths, section.kl_coef, experience.response_mask
+        )
+        rewards = _mean_and_std(plain, experience.value_mask)
+    if section.whiten_advantages and experience.returns.numel():
+        plain, _ = ppo_math.advantages_and_returns(
+            experience.rewards, experience.values, experience.value_mask, section.gamma, section.lam
+        )
+        advantages = _mean_and_std(plain, experience.response_mask)
+    return {
+        "reward_mean": rewards[0],
+        "reward_std": rewards[1],
+        "advantage_mean": advantages[0],
+        "advantage_std": advantages[1],
+    }
+
+
+def _mean_and_std(values: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Compute mean and standard deviation (n - 1 in the denominator, as in whitening) of `values` where `mask`."""
+    kept = values[mask].double()
+    return float(kept.mean()), float(kept.std()) if len(kept) > 1 else 0.0

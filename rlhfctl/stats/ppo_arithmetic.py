@@ -1,0 +1,144 @@
+"""Compute PPO's numbers of one response again, with NumPy in float64, from what a trace recorded.
+
+This is a second implementation of the arithmetic of training/rl/ppo_math.py, written from the papers: it shares no code
+with it, sums where the other recurs, and works on one response at a time. `rlhfctl tokens --explain` prints its numbers
+beside the recorded ones, and a test adds them up to the logged losses.
+
+Arrays hold one number per token (T) or per state (S); a response that ended by itself has one state more than tokens.
+Sources: Schulman et al. 2017 (1707.06347), PPO; Schulman et al. 2015 (1506.02438), GAE; Ziegler et al. 2019
+(1909.08593), KL as a reward; Huang et al. 2024 (2403.17031), details. Reads and writes no files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Numbers = NDArray[np.float64]
+WHITENING_EPSILON = 1e-8  # in whitening, added to the variance
+
+
+def kl(policy: ArrayLike, reference: ArrayLike, kept: ArrayLike, estimator: str) -> Numbers:
+    """Estimate the KL of each token (T,) in nats: k1 log(p/q), k2 half its square, k3 q/p - 1 - log(q/p).
+
+    p is the policy's probability of the token among those that top-k and top-p kept, q the reference's (Schulman 2020).
+    """
+    log_q_over_p = _array(reference) - (_array(policy) - _array(kept))
+    if estimator == "k1":
+        return -log_q_over_p
+    if estimator == "k2":
+        return _array(np.square(log_q_over_p) / 2)
+    return _array(np.expm1(log_q_over_p) - log_q_over_p)
+
+
+def final_score(raw: float, ended: bool, penalty: float | None, fixed: float | None) -> float:
+    """Compute the score after what is due for a missing end: less `penalty`, or `fixed` in its place."""
+    if ended:
+        return raw
+    if fixed is not None:
+        return fixed
+    return raw - penalty if penalty is not None else raw
+
+
+def rewards(kl_per_token: ArrayLike, score: float, states: int, kl_coef: float) -> Numbers:
+    """Compute the reward of each state (S,): -kl_coef x KL, and the score in the last one (1909.08593, eq. 2)."""
+    given = np.zeros(states)
+    tokens = _array(kl_per_token)
+    given[: len(tokens)] = -kl_coef * tokens
+    given[-1] += score
+    return given
+
+
+def rescaled(values: ArrayLike, mean: float, std: float, *, centre: bool) -> Numbers:
+    """Whiten `values` by the batch's mean and standard deviation; without `centre` the mean is added again."""
+    scaled = _array((_array(values) - mean) / np.sqrt(std**2 + WHITENING_EPSILON))
+    return scaled if centre else scaled + mean
+
+
+def deltas(rewards_: ArrayLike, values: ArrayLike, gamma: float) -> Numbers:
+    """Compute the critic's one-step errors (S,): r + gamma V(next) - V. After the last state V is 0."""
+    value = _array(values)
+    return _array(rewards_) + gamma * np.append(value[1:], 0.0) - value
+
+
+def discounted_sums(terms: ArrayLike, rate: float) -> Numbers:
+    """Sum the terms from each position on, discounted: sum over l of rate^l x[t+l]."""
+    term = _array(terms)
+    weights = rate ** np.arange(len(term))
+    return np.array([weights[: len(term) - t] @ term[t:] for t in range(len(term))])
+
+
+def advantages(deltas_: ArrayLike, gamma: float, lam: float) -> Numbers:
+    """Compute generalized advantages (S,): the sum over l of (gamma lam)^l delta[t+l] (1506.02438, eq. 16)."""
+    return discounted_sums(deltas_, gamma * lam)
+
+
+def n_step_advantages(rewards_: ArrayLike, values: ArrayLike, gamma: float) -> Numbers:
+    """Compute the advantages of lambda 1 (S,) without any delta: the discounted rewards to come, less V (eq. 18)."""
+    return discounted_sums(rewards_, gamma) - _array(values)
+
+
+def objective(ratio: ArrayLike, advantage: ArrayLike, cliprange: float) -> tuple[Numbers, Numbers]:
+    """Compute both terms of the clipped objective (T,), ratio A and clip(ratio) A; their minimum counts (eq. 7)."""
+    plain, wanted = _array(ratio), _array(advantage)
+    return plain * wanted, np.clip(plain, 1 - cliprange, 1 + cliprange) * wanted
+
+
+def value_errors(
+    values: ArrayLike, old: ArrayLike, returns: ArrayLike, cliprange_value: float
+) -> tuple[Numbers, Numbers]:
+    """Compute both squared errors of the critic (S,): of V, and of V held within cliprange_value of what it was.
+
+    The larger one counts (Engstrom et al. 2020, 2005.12729, section 3).
+    """
+    was, due = _array(old), _array(returns)
+    near = np.clip(_array(values), was - cliprange_value, was + cliprange_value)
+    return np.square(_array(values) - due), np.square(near - due)
+
+
+def losses(episodes: Iterable[Mapping[str, Any]], cliprange: float, cliprange_value: float) -> dict[str, float]:
+    """Compute the losses of an update from the traces of all its episodes: means over the tokens of each minibatch.
+
+    Returns the mean over the minibatches, as the metrics log it. Without a critic its metrics are left out.
+    """
+    tokens: dict[tuple[int, int], list[Numbers]] = defaultdict(list)
+    states: dict[tuple[int, int], list[Numbers]] = defaultdict(list)
+    for episode in episodes:
+        for number, epoch in enumerate(episode["epochs"]):
+            minibatch = (number, epoch["minibatch"])
+            tokens[minibatch].append(_token_terms(episode, epoch, cliprange))
+            if "values" in epoch:
+                states[minibatch].append(_state_terms(episode, epoch, cliprange_value))
+    names = ("policy_loss", "approx_kl", "clip_fraction", "ratio")
+    found = dict(zip(names, _mean_of_means(tokens.values()), strict=True))
+    if states:
+        found |= dict(zip(("value_loss", "value_clip_fraction"), _mean_of_means(states.values()), strict=True))
+    return found
+
+
+def _token_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], cliprange: float) -> Numbers:
+    """Compute loss, half the squared log-ratio, clipped and ratio of each token: (4, T)."""
+    log_ratio = _array(epoch["logprobs"]) - _array(episode["policy_logprobs"])
+    ratio = np.exp(log_ratio)
+    plain, clipped = objective(ratio, episode["advantages"], cliprange)
+    return np.stack([-np.minimum(plain, clipped), np.square(log_ratio) / 2, clipped < plain, ratio])
+
+
+def _state_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], cliprange_value: float) -> Numbers:
+    """Compute half the critic's squared error, and whether the clip held it, of each state: (2, S)."""
+    plain, near = value_errors(epoch["values"], episode["values"], episode["returns"], cliprange_value)
+    return np.stack([np.maximum(plain, near) / 2, near > plain])
+
+
+def _mean_of_means(groups: Iterable[Sequence[Numbers]]) -> list[float]:
+    """Average over all columns of each group's tables, then over the groups."""
+    means = [np.concatenate(group, axis=1).mean(axis=1) for group in groups]
+    return [float(value) for value in np.mean(means, axis=0)]
+
+
+def _array(values: ArrayLike) -> Numbers:
+    return np.asarray(values, dtype=np.float64)
