@@ -127,6 +127,8 @@ class Client:
         self.client: Any = openai.AsyncOpenAI(
             api_key=self.key or _NO_KEY, base_url=section.base_url, timeout=section.timeout, max_retries=0
         )
+        # The library reads these from the environment; they are for OpenAI, and base_url may name any server.
+        self.client.organization = self.client.project = self.client.admin_api_key = None
         self.limit_name = "max_tokens"  # newer models of OpenAI know it as max_completion_tokens
         self.last_answer = -math.inf  # time.monotonic() of the last completion
 

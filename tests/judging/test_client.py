@@ -52,6 +52,8 @@ def test_an_answer_has_text_tokens_and_model(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, f"{KEY}-{name}")
     with serving(lambda asked: A) as server:
         ask(server.section(temperature=None))
     assert KEY not in str(server.asked[0]) and "temperature" not in server.asked[0].body

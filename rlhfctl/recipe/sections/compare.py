@@ -169,7 +169,7 @@ class Compare(Stage):
         Rule(
             "judges",
             "endpoint needs {at}.endpoint: the address and the model to ask",
-            "add `endpoint: {{base_url: ..., model: ...}}`, or take it out of {at}.judges",
+            "add that section with base_url and model, or take it out of {at}.judges",
             lambda compare: ENDPOINT in compare.judges and compare.endpoint is None,
             about=("endpoint",),
         ),
