@@ -13,7 +13,7 @@ from typing import Any
 from rlhfctl.judging.budget import cost
 from rlhfctl.judging.judge import Judged, Judgement
 from rlhfctl.recipe.sections.endpoint import Endpoint
-from rlhfctl.stats.paired import bootstrap_mean_ci
+from rlhfctl.stats.resampling import bootstrap_mean_ci
 
 
 def totals(section: Endpoint, judged: Judged) -> dict[str, Any]:
