@@ -130,6 +130,12 @@ class RewardFailed(RlhfctlError):
     exit_code = 6
 
 
+class JudgeFailed(RlhfctlError):
+    """A judge cannot be asked, does not answer, or gives too few usable answers. The same command goes on later."""
+
+    exit_code = 6
+
+
 class WaitsForPeople(RlhfctlError):
     """A stage cannot go on before people have done their part. Then the same command goes on."""
 

@@ -107,7 +107,7 @@ def inputs_of(
 
 def section_fingerprint(name: str, recipe: Recipe) -> str:
     """Return the hash of the section that a stage is made from."""
-    return fs.hash_json(graph.section_of(name, recipe).model_dump(mode="json"))
+    return fs.hash_json(graph.section_of(name, recipe).as_input())
 
 
 def section_without_sources(section: Any) -> dict[str, Any]:

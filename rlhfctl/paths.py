@@ -76,6 +76,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def judge_cache(self) -> Path:
+        """Return the file that keeps the answers of the judge `endpoint`."""
+        return self.root / "judge-cache.sqlite"
+
+    @property
     def lock(self) -> Path:
         return self.root / LOCK
 

@@ -73,6 +73,28 @@ def sentence(report: Mapping[str, Any]) -> str:
     return f"mixed: {'; '.join(_claims(judge, at_main, fair, controls))}"
 
 
+def judging(block: Mapping[str, Any]) -> str:
+    """Write what the judge `endpoint` did and cost. `block`: `endpoint` of `compare.json`."""
+    asked, cached = block["calls"], block["cached"]
+    pairs = f"{block['model']} judged {block['pairs'] - block['failed']} of {block['pairs']} pairs"
+    notes = [f"{block['identical']} with equal responses" if block["identical"] else ""]
+    notes.append(f"{block['failed']} without a usable answer are left out" if block["failed"] else "")
+    told = "; ".join(note for note in notes if note)
+    answers = f"{asked} answers" + (f" and {cached} from before" if cached else "")
+    parts = [f"{pairs} ({told})" if told else pairs, answers]
+    if block["input_tokens"] is not None and block["output_tokens"] is not None:
+        parts.append(f"{block['input_tokens']:,} tokens read and {block['output_tokens']:,} written")
+    parts.append("cost unknown" if block["cost"] is None else f"cost {block['cost']:.4g}")
+    if block["position_bias"] is not None:
+        low, high = block["position_bias_ci95"]
+        bias = f"position bias {block['position_bias']:+.2f} (95% interval {low:+.2f} to {high:+.2f})"
+        parts.append(f"{bias}, the same winner in both orders for {share(block['consistent'])}")
+    for judge, value in block["agreement"].items():
+        if value is not None:
+            parts.append(f"agrees with {judge} on {share(value)} of {block['agreement_pairs'][judge]} pairs")
+    return ", ".join(parts)
+
+
 def _claims(
     judge: str, at_main: tuple[str, Row], fair: Sequence[tuple[str, Row]], controls: Sequence[Row]
 ) -> Iterator[str]:
@@ -100,8 +122,9 @@ def _prefers(judge: str, report: Mapping[str, Any], condition: str, values: Row,
     winner = "policy"
     if side == "worse":
         rate, low, high, winner = 1 - rate, 1 - high, 1 - low, "reference"
+    prompts = values.get("prompts", report["prompts"])  # a judge that left some out counts its own
     return (
-        f"{judge} prefers the {winner} on {share(rate)} of {report['prompts']} prompts {condition} "
+        f"{judge} prefers the {winner} on {share(rate)} of {prompts} prompts {condition} "
         f"(95% interval {share(low)} to {share(high)})"
     )
 

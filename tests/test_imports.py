@@ -31,7 +31,7 @@ def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
 
 LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
-    "compare": ("answers", "judges", "controls"),
+    "compare": ("answers", "judges", "controls", "endpoint"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
 }
 GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "world/reviews.py"}

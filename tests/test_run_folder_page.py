@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, run_here
+from fake_endpoint import TIE, serving
 
 from rlhfctl.artifacts import Manifest, ParentRef
 from rlhfctl.dashboard.jsonl import read_events
@@ -25,6 +26,8 @@ SECTIONS = dict(
 OTHER_RECIPES = {
     "tensorboard/FILE": "report_to: [tensorboard]; tests/tools/test_trackers.py",
     "wandb/FILE": "report_to: [wandb]; tests/tools/test_trackers.py",
+    "compare/judgements.jsonl": "compare.judges: [endpoint]; below",
+    "judge-cache.sqlite": "compare.judges: [endpoint]; below",
     "superseded/FILE": "a changed recipe; tests/e2e/test_run.py",
     "card/card.json": "reward.card; the fixture carded_run",
     "card/pool.jsonl": "reward.card; the fixture carded_run",
@@ -120,7 +123,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 21 and len(work) == 10
+    assert len(files) == 23 and len(work) == 10
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)
@@ -192,6 +195,32 @@ def test_samples(tiny_run: Path) -> None:
     named = set(names_in("samples.jsonl"))
     for row in rows_of(tiny_run / "compare" / "samples.jsonl"):
         assert set(paths_in(row, named)) == named
+
+
+def test_what_the_endpoint_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Two pairs, one of them without an answer."""
+    (tmp_path / "scores.py").write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
+    for name, texts in (("ours", ["longer", "bad"]), ("theirs", ["less", "worse"])):
+        rows = [{"prompt": f"p{n}", "response": text} for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(lambda asked: TIE if asked.is_knock or asked.texts["PROMPT"] == "p0" else "hm") as server:
+        section = f"{{base_url: '{server.url}', model: m, key_env: null, max_failed: 0.5}}"
+        done = run_here(
+            "compare", tiny_recipe, "--policy-samples", "ours.jsonl", "--reference-samples", "theirs.jsonl",
+            "--set", 'compare.judges=[endpoint, "scores:length"]', "--set", f"compare.endpoint={section}",
+            "--run-dir", tmp_path / "run", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    files = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    assert {"compare/judgements.jsonl", "judge-cache.sqlite"} <= files
+    report = json.loads((run / "compare" / "compare.json").read_text(encoding="utf-8"))
+    named = set(names_in("The endpoint in compare.json"))
+    assert set(paths_in({"endpoint": report["endpoint"]}, named)) == named
+    entries = report["judges"]
+    assert entries["endpoint"].keys() - entries["scores:length"].keys() == {"prompts"}
+    rows = rows_of(run / "compare" / "judgements.jsonl")
+    assert len(rows) == 4 and all(row.keys() == set(names_in("judgements.jsonl")) for row in rows)
 
 
 def test_traces(stopped_run: Path) -> None:

@@ -286,6 +286,9 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     what = f"{len(lengths.test)} prompts x {plain} responses (policy and reference, one of each greedy)"
     if more := section.responses_per_prompt - plain:
         what += f" + {more} for controls (compare.controls: none leaves them out)"
+    if (endpoint := section.endpoint) is not None:
+        questions = len(lengths.test) * section.questions_per_prompt
+        what += f"; up to {questions:,} questions to {endpoint.model} at {endpoint.host}"
     tokens = answers * section.max_new_tokens
     return StagePlan("compare", "run", "", what, answers, tokens, outlook, Disk(kept, kept))
 

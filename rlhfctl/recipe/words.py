@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhfctl.recipe.schema import REFUSED_PPO_KEYS, Key, Recipe, owned_trainer_key
+from rlhfctl.recipe.sections.endpoint import REFUSED_ENDPOINT_KEYS
 
 LONGEST_SHOWN = 200  # characters of the user's text in a message
 ALMOST = 0.9  # similarity from which a name counts as misspelt, even if another section has that key
@@ -26,6 +27,8 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+
+_REFUSED = {"ppo": REFUSED_PPO_KEYS, "compare.endpoint": REFUSED_ENDPOINT_KEYS}  # section -> key -> (problem, fix)
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -91,8 +94,8 @@ def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
 def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     """Return the problem of an unknown key, its fix, and the key of the same section that was probably meant."""
     section, name = dotted(tuple(part for part in key[:-1] if isinstance(part, str))), str(key[-1])
-    if section == "ppo" and name in REFUSED_PPO_KEYS:
-        return (*REFUSED_PPO_KEYS[name], None)
+    if name in (refused := _REFUSED.get(section, {})):
+        return (*refused[name], None)
     instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
     if instead is not None:
         return "rlhfctl sets this itself", instead, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +21,12 @@ from rlhfctl.artifacts import Artifact
 from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
 from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
+from rlhfctl.recipe.sections.scorers import ENDPOINT
 from rlhfctl.rewards.episode import Episode
-from rlhfctl.stages import answers, judges
+from rlhfctl.stages import answers, endpoint, judges
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.controls import control_rows, means
+from rlhfctl.stages.controls import control_name, control_rows, means
 from rlhfctl.stats.paired import compare_paired, distinct_n
 from rlhfctl.stats.paired import verdict as verdict_of
 
@@ -47,18 +48,25 @@ def run(section: Compare, ctx: Context) -> Artifact:
     for name, judge in judges.build_judges(section, ctx, responses.tokenizer).items():
         for side, by_temperature in (("policy", responses.policy), ("reference", responses.reference)):
             scores[side][name] = {key: judges.score(name, judge, one.episodes) for key, one in by_temperature.items()}
+    independent = {name: judges.is_independent(name, ctx) for name in section.judges}
+    scorer = next((name for name in section.judges if not independent[name]), None)
+    asked = endpoint.ask(section, ctx, responses, scores["reference"], scorer)
 
     # 3. Statistics over prompts: the main comparison, then its controls.
     def compared(policy_means: Sequence[float], reference_means: Sequence[float]) -> dict[str, Any]:
         return _compared(policy_means, reference_means, section, ctx)
 
-    results = {
-        name: compared(means(scores["policy"][name][main]), means(scores["reference"][name][main]))
-        | {"independent": judges.is_independent(name, ctx)}
-        for name in section.judges
-    }
-    scorer = next((name for name in section.judges if not results[name]["independent"]), None)
-    controls = list(control_rows(section, responses, scores["policy"], scores["reference"], scorer, compared))
+    def at(temperature: float | None, pairs: str) -> dict[str, dict[str, Any]]:
+        """Compare both sides at one temperature, by each judge; `pairs`: the endpoint's name of the comparison."""
+        entries = {} if asked is None or pairs not in asked.pairs else {ENDPOINT: asked.entry(pairs, compared)}
+        for name in scores["policy"]:
+            ours, theirs = scores["policy"][name][temperature], scores["reference"][name][temperature]
+            entries[name] = compared(means(ours), means(theirs))
+        return {name: entries[name] for name in section.judges if name in entries}
+
+    results = {name: entry | {"independent": independent[name]} for name, entry in at(main, verdicts.MAIN).items()}
+    paired = asked.controls(compared) if asked is not None else {}
+    controls = list(control_rows(section, responses, scores["policy"], scores["reference"], scorer, compared, paired))
     primary = section.primary_judge
     assert primary is not None  # the schema has filled it in
     fair = [row["judges"][primary]["verdict"] for row in controls if row["kind"] in verdicts.FAIR]
@@ -83,17 +91,17 @@ def run(section: Compare, ctx: Context) -> Artifact:
         report.pop("length_reference"),
     )
     if GREEDY in responses.policy:
-        report["greedy"] = {
-            name: compared(means(scores["policy"][name][GREEDY]), means(scores["reference"][name][GREEDY]))
-            for name in section.judges
-        }
+        report["greedy"] = at(GREEDY, control_name("both", GREEDY))
+    if asked is not None:
+        report["endpoint"] = asked.block(section, scores["policy"], scores["reference"], main, ctx.recipe.seed)
+        ctx.note(verdicts.judging(report["endpoint"]))
     report["sentence"] = verdicts.sentence(report)
     if not report["independent"]:
         ctx.warn(judges.dependence(primary, ctx))
 
     # 4. Write.
     kept = [{name: drawn[main] for name, drawn in scores[side].items()} for side in ("policy", "reference")]
-    rows = _sample_rows(policy, reference, *kept)
+    rows = _sample_rows(policy, reference, kept[0], kept[1], asked.scores() if asked is not None else {})
     fs.write_atomic(ctx.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     fs.write_json(ctx.folder / "compare.json", report)
     metrics = _metrics(report, primary)
@@ -113,7 +121,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
     ctx.emit(VerdictReached(stage=ctx.name, verdict=report["verdict"], sentence=report["sentence"]))
     return ctx.publish(
         section.model_dump(mode="json"),
-        {"compare": "compare.json", "samples": "samples.jsonl"},
+        {"compare": "compare.json", "samples": "samples.jsonl"}
+        | ({"judgements": endpoint.FILE} if asked is not None else {}),
         metrics=metrics,
     )
 
@@ -170,11 +179,17 @@ def _sample_rows(
     reference: Drawn,
     policy_scores: dict[str, list[list[float]]],
     reference_scores: dict[str, list[list[float]]],
+    pair_values: Mapping[tuple[int, int], float],
 ) -> list[dict[str, Any]]:
-    """Make the rows of samples.jsonl: each pair of responses with its scores."""
+    """Make the rows of samples.jsonl: each pair of responses with its scores.
+
+    `pair_values`: the endpoint's value for the policy, by prompt and sample; pairs that it has not judged are missing.
+    """
     rows = []
     for i, (policy_answers, reference_answers) in enumerate(zip(policy.episodes, reference.episodes, strict=True)):
         for j, (a, b) in enumerate(zip(policy_answers, reference_answers, strict=False)):
+            value = pair_values.get((i, j))
+            paired = ({ENDPOINT: value}, {ENDPOINT: 1 - value}) if value is not None else ({}, {})
             rows.append(
                 {
                     "prompt": a.prompt,
@@ -183,8 +198,8 @@ def _sample_rows(
                     "reference": _text(b),
                     "policy_ended": policy.ended[i][j],
                     "reference_ended": reference.ended[i][j],
-                    "policy_scores": {name: scores[i][j] for name, scores in policy_scores.items()},
-                    "reference_scores": {name: scores[i][j] for name, scores in reference_scores.items()},
+                    "policy_scores": {name: scores[i][j] for name, scores in policy_scores.items()} | paired[0],
+                    "reference_scores": {name: scores[i][j] for name, scores in reference_scores.items()} | paired[1],
                 }
             )
     return rows

@@ -17,6 +17,7 @@ from rlhfctl.stages.answers import GREEDY, Answers
 from rlhfctl.verdict import BEST_OF_N, COLDER, EQUAL, MATCHED
 
 Scores = Mapping[float | None, list[list[float]]]  # temperature -> prompt, sample
+Entries = Mapping[str, dict[str, Any]]  # judge -> its entry
 Compared = Callable[[Sequence[float], Sequence[float]], dict[str, Any]]
 """Compares policy and reference on one value per prompt each: a judge's entry in compare.json."""
 
@@ -28,18 +29,18 @@ def control_rows(
     reference: Mapping[str, Scores],
     scorer: str | None,
     compared: Compared,
+    more: Mapping[str, Entries] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return the rows of `controls` in compare.json. `policy` and `reference` hold each judge's scores by temperature.
 
-    `scorer`: the judge that PPO trained against; it chooses the best of n samples (None: there is none).
+    `scorer`: the judge that PPO trained against; it chooses the best of n samples (None: there is none). `more`:
+    entries of judges that compare pairs and score no single response, by the control's name.
     """
-    controls, main = section.controls, answers.main
+    controls, main, more = section.controls, answers.main, more or {}
     if controls is None or main is None:
         return
     count = controls.samples_per_prompt
-
-    def row(kind: str, name: str, warm: float, cold: float) -> dict[str, Any]:
-        """Compare the policy at one temperature with the reference at another, on equally many samples."""
+    for kind, name, warm, cold in pairings(section, answers):
         judges = {
             judge: compared(means(policy[judge][warm], count), means(reference[judge][cold], count)) for judge in policy
         }
@@ -48,24 +49,42 @@ def control_rows(
             "entropy_reference": answers.reference[cold].entropy,
         }
         base = {"kind": kind, "name": name, "temperature": cold, "policy_temperature": warm, "n": 1}
-        return base | entropies | {"judges": judges}
-
-    for temperature in controls.temperatures:
-        yield row(EQUAL, _name("both", temperature), temperature, temperature)
-    if answers.matched is not None:
-        yield row(MATCHED, "matched entropy", main, answers.matched)
-    for temperature in controls.temperatures:
-        yield row(COLDER, _name("reference", temperature), main, temperature)
+        yield base | entropies | {"judges": judges | dict(more.get(name, {}))}
     n = controls.best_of_n
     if scorer is not None and n:
-        chosen = [max(range(n), key=scores.__getitem__) for scores in reference[scorer][main]]
+        chosen = best_samples(n, reference[scorer][main])
         best = {
             judge: [scores[index] for scores, index in zip(by_temperature[main], chosen, strict=True)]
             for judge, by_temperature in reference.items()
         }
         judges = {judge: compared(means(policy[judge][main]), best[judge]) for judge in policy}
-        base = {"kind": BEST_OF_N, "name": f"reference, best of {n}", "temperature": main, "policy_temperature": main}
+        name = best_name(n)
+        base = {"kind": BEST_OF_N, "name": name, "temperature": main, "policy_temperature": main}
+        judges |= dict(more.get(name, {}))
         yield base | {"n": n, "scorer": scorer, "kl": best_of_n_kl(n), "judges": judges}
+
+
+def pairings(section: Compare, answers: Answers) -> Iterator[tuple[str, str, float, float]]:
+    """Yield kind, name, and the temperatures of policy and reference, of each control on equally many samples."""
+    controls, main = section.controls, answers.main
+    if controls is None or main is None:
+        return
+    for temperature in controls.temperatures:
+        yield EQUAL, control_name("both", temperature), temperature, temperature
+    if answers.matched is not None:
+        yield MATCHED, "matched entropy", main, answers.matched
+    for temperature in controls.temperatures:
+        yield COLDER, control_name("reference", temperature), main, temperature
+
+
+def best_samples(n: int, scores: Sequence[Sequence[float]]) -> list[int]:
+    """Choose for each prompt the sample with the highest score among the first `n`."""
+    return [max(range(n), key=samples.__getitem__) for samples in scores]
+
+
+def best_name(n: int) -> str:
+    """Return the name of the control of the best of `n` samples."""
+    return f"reference, best of {n}"
 
 
 def means(scores: Sequence[Sequence[float]], count: int | None = None) -> list[float]:
@@ -78,5 +97,6 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _name(model: str, temperature: float) -> str:
+def control_name(model: str, temperature: float) -> str:
+    """Return the name of a control in which `model` (both, or reference) is sampled at a lower temperature."""
     return f"{model} at {temperature:g}" if temperature != GREEDY else f"{model} greedy"

@@ -83,9 +83,9 @@ def look_ahead(
 ) -> Checked:
     """Check the stages to come before the first one runs, and raise the errors that they would raise hours later.
 
-    Checks the options of the trainers, the configuration of the model, the reward model, and each row with the
-    tokenizer. The tokenizer is that of `base`, or the one that the first stage will make; without either, rows are not
-    encoded. `reward`: a reward model that the command names.
+    Checks the options of the trainers, the configuration of the model, the reward model, the judge's key and server,
+    and each row with the tokenizer. The tokenizer is that of `base`, or the one that the first stage will make; without
+    either, rows are not encoded. `reward`: a reward model that the command names.
     """
     from rlhfctl.models import checks, loading
     from rlhfctl.training.trl import options, quiet
@@ -96,7 +96,16 @@ def look_ahead(
         if STAGES[stages[0]].model == "weights":
             checks.check_base(recipe, stages)
         kept, refused, encoded = _fitting(recipe, stages, base, data)
-        return Checked(kept, [*refused, *checks.check_reward(recipe, kept, stages, reward)], encoded)
+        warnings = [*refused, *checks.check_reward(recipe, kept, stages, reward), *_check_endpoint(recipe, stages)]
+        return Checked(kept, warnings, encoded)
+
+
+def _check_endpoint(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """Check library, key and server of the judge `endpoint`, if one of the stages asks it."""
+    from rlhfctl.judging import client
+
+    section = recipe.compare.endpoint if recipe.compare is not None and "compare" in stages else None
+    return [*client.check(section), *client.knock(section)] if section is not None else []
 
 
 def check_rows(

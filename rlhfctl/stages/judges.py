@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import ENDPOINT, REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.context import Context
@@ -23,7 +23,7 @@ from rlhfctl.stages.context import Context
 def build_judges(
     section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, RewardFunction]:
-    """Build the recipe's judges by name; `tokenizer` is the policy's."""
+    """Build the recipe's judges of single responses by name; `tokenizer` is the policy's."""
     load = None
     if "reward" in ctx.parents and tokenizer is not None:
         load = partial(ctx.loader.load_scoring_model, ctx.parents["reward"], tokenizer)
@@ -36,7 +36,7 @@ def build_judges(
         reward_model=load,
         gold=_gold,
     )
-    return {name: build_scorer(name, resources) for name in section.judges}
+    return {name: build_scorer(name, resources) for name in section.judges if name != ENDPOINT}
 
 
 def _gold(episodes: Sequence[Episode], /) -> list[float]:

@@ -45,6 +45,7 @@ EXTRAS = {  # library -> (extra of rlhfctl that installs it, the recipe key that
     "tensorboard": ("tensorboard", "report_to: [tensorboard]"),
     "wandb": ("wandb", "report_to: [wandb]"),
     "bitsandbytes": ("quantization", "model.quantization"),
+    "openai": ("judge", "compare.judges: [endpoint]"),
 }
 SLOW_TO_IMPORT = ("peft",)  # takes as long as all other libraries together
 _GB = 1e9

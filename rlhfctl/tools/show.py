@@ -15,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl import fs, reward_card
+from rlhfctl import reward_card
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, read_stages, section_of, stages_in, waiting_at
+from rlhfctl.inputs import section_fingerprint
 from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
@@ -111,7 +112,7 @@ def _setting_differences(artifact: Artifact, recipe: Recipe) -> Iterator[str]:
         return
     section = stated.model_dump(mode="json")
     keys = changed_keys(section, manifest.section)
-    if keys and manifest.inputs.get("section") not in (None, fs.hash_json(section)):
+    if keys and manifest.inputs.get("section") not in (None, section_fingerprint(artifact.stage.name, recipe)):
         yield f"was made with other settings than recipe.yaml states now (stated -> used): {', '.join(keys)}"
 
 

@@ -1,7 +1,7 @@
 """Check data, trainer options, functions and tokenizer of a recipe before hours are spent: `validate --deep`.
 
-Checks the options under `trainer:` against the installed TRL, every data row, reward functions, the PPO engine and
-that the model's tokenizer loads. Trains nothing, loads no weights.
+Checks the options under `trainer:` against the installed TRL, every data row, reward functions, the PPO engine, that
+the model's tokenizer loads, and that the server of the judge `endpoint` answers. Trains nothing, loads no weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder, any_conversation
 from rlhfctl.data.leaks import find_leaks, mixed_kinds
 from rlhfctl.graph import functions_of, require_sources, stages_of, trainer_options
+from rlhfctl.judging import client
 from rlhfctl.models import checks, loading, tokenizing
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.made_data import data_at_start, made_data, source_stages
@@ -67,6 +68,10 @@ def _check(recipe: Recipe) -> Iterator[str]:
     if any_conversation(kept):
         yield from (f"warning: {sentence}" for sentence in template_warnings(tokenizer))
     rows_of = kept
+    if recipe.compare is not None and (endpoint := recipe.compare.endpoint) is not None:
+        doubts = [*client.check(endpoint), *client.knock(endpoint)]
+        yield from (f"warning: {sentence}" for sentence in doubts)
+        yield f"judge {endpoint.model} at {endpoint.host}: asked one short question"
     for sentence in checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
     yield from _call_functions(functions, recipe, rows_of, tokenizer)

@@ -17,6 +17,13 @@ def test_ppo_counts_updates_and_tokens(tiny_recipe: Path) -> None:
     assert (ppo.steps, ppo.tokens, ppo.rows) == (2, 32 * 12, "42 prompts, 32 episodes")
 
 
+def test_compare_says_how_many_questions_go_where(tiny_recipe: Path) -> None:
+    endpoint = "compare.endpoint={base_url: 'https://judge.example/v1', model: judge-1}"
+    new = planned(tiny_recipe, tiny_recipe.parent / "nothing", "compare.judges=[gold, endpoint]", endpoint)
+    compare = next(stage for stage in new.stages if stage.name == "compare")
+    assert compare.rows.endswith("; up to 24 questions to judge-1 at judge.example")  # 12 prompts, both orders
+
+
 def test_an_optimizers_state() -> None:
     weight = nn.Parameter(nn.Linear(4, 8).weight.detach())
     sizes = {name: optimizer_state(name)(weight) for name in ("adamw_torch_fused", "adamw_8bit", "lion_32bit", "sgd")}

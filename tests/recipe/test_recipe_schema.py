@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ TOKENS = "model.init={hidden_size: 8, num_hidden_layers: 1, num_attention_heads:
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").touch()
+
+
+def endpoint(**changes: Any) -> str:
+    """An override that adds the judge `endpoint`, with changes of its section."""
+    section = {"base_url": "http://127.0.0.1:1/v1", "model": "m"} | changes
+    return f"compare={{judges: [gold, endpoint], endpoint: {json.dumps(section)}}}"
 
 
 LORA = "so LoRA learns nothing"
@@ -130,6 +137,18 @@ RULES = [
     ("compare.judges=[]", "compare.judges", "must not be empty"),
     ("compare.primary_judge=m:f", "compare.primary_judge", "'m:f' is not among the judges: gold, reward_model"),
     ("compare.judges=[gold, reward_function]", "compare.judges", "reward_function needs reward.function"),
+    ("compare.judges=[gold, endpoint]", "compare.judges", "endpoint needs compare.endpoint: the address and the model"),
+    ("compare.endpoint={base_url: 'http://a', model: m}", "compare.endpoint", "is not used: endpoint is not among the"),
+    (endpoint(samples=9), "compare.endpoint.samples", "is more than the 4 of compare.samples_per_prompt"),
+    (endpoint(base_url="ftp://a"), "compare.endpoint.base_url", "is no address of a server"),
+    (endpoint(base_url="http://a:b/v1"), "compare.endpoint.base_url", "is no address of a server"),
+    (endpoint(base_url="https://me:k@a/v1"), "compare.endpoint.base_url", "holds more than host, port and path"),
+    (endpoint(base_url="https://a/v1?api-key=k"), "compare.endpoint.base_url", "keys never stand in a recipe"),
+    (endpoint(key_env="gsk_Abc123"), "compare.endpoint.key_env", "is no name of an environment variable in capitals"),
+    (endpoint(api_key="sk-abc"), "compare.endpoint.api_key", "keys never stand in a recipe"),
+    (endpoint(max_cost=2), "compare.endpoint.max_cost", "cannot be watched without prices"),
+    (endpoint(price_per_million_input=2), "compare.endpoint.price_per_million_output", "the two prices belong"),
+    (endpoint(max_failed=2), "compare.endpoint.max_failed", "must be at most 1, got 2"),
     ("compare.max_new_tokens=256", "compare.max_new_tokens", "do not fit into 256 positions"),
     # between sections
     ("data.demonstrations=null", "sft", "needs data.demonstrations to train on"),
@@ -287,6 +306,42 @@ def test_our_own_engine_is_the_default_and_its_critic_follows_lora() -> None:
     assert recipe("ppo={engine: rlhfctl, gradient_accumulation_steps: 2}").ppo.batch_size == 128  # type: ignore[union-attr]
     uneven = recipe("ppo={engine: rlhfctl, total_episodes: 100, per_device_train_batch_size: 32}").ppo
     assert uneven is not None and uneven.updates == 4
+
+
+def test_no_message_about_the_endpoint_shows_what_may_be_a_key() -> None:
+    wrong: list[dict[str, Any]] = [{"key_env": "gsk_SECRET9x"}, {"base_url": "https://me:SECRET9x@a/v1"}]
+    for change in [*wrong, {"base_url": "https://a/v1?api-key=SECRET9x"}, {"api_key": "SECRET9x"}]:
+        (problem,) = problems(endpoint(**change))
+        assert "SECRET9x" not in f"{problem.what} {problem.fix}", change
+
+
+def test_the_endpoint_reads_back_and_is_absent_from_recipes_without_it() -> None:
+    asked = recipe(endpoint(samples=2, key_env=None, criteria="Shorter."))
+    Path("resolved.yaml").write_text(dump_recipe(asked), encoding="utf-8")
+    assert load_recipe("resolved.yaml").recipe.model_dump() == asked.model_dump()
+    assert asked.compare is not None and asked.compare.endpoint is not None
+    assert (asked.compare.endpoint.samples, asked.compare.endpoint.key_env) == (2, None)
+    assert "endpoint" not in dump_recipe(recipe())
+
+
+def test_questions_to_the_endpoint_are_counted() -> None:
+    """Two for each pair; of the controls only where the verdict goes by it."""
+
+    def count(judges: str, **changes: Any) -> int:
+        section = json.dumps({"base_url": "http://a/v1", "model": "m", "samples": 3})
+        more = json.dumps(changes)[1:-1]
+        compare = recipe(f"compare={{judges: {judges}, primary_judge: null, endpoint: {section}, {more}}}").compare
+        assert compare is not None
+        return compare.questions_per_prompt
+
+    assert count("[gold, endpoint]") == 2 * 3
+    # main 3; both at 0.8, 0.6: 2 each, greedy 1; matched 2; the reference at 0.8, 0.6: 2 each, greedy 1; best of n 3
+    assert count("[endpoint, gold]") == 2 * (3 + 2 + 2 + 1 + 2 + 2 + 2 + 1 + 3)
+    assert count("[endpoint]", controls="none") == 2 * 3
+    few = {"temperatures": [0.5], "matched_entropy": False, "best_of_n": 0, "samples_per_prompt": 1}
+    assert count("[endpoint]", controls=few) == 2 * (3 + 1 + 1)
+    whole = recipe().compare
+    assert whole is not None and whole.questions_per_prompt == 0
 
 
 @pytest.mark.parametrize("engine", ["trl", "rlhfctl"])

@@ -61,6 +61,7 @@ def test_a_wrong_value_in_words(key: Key, value: object, expected: str) -> None:
             "trainer",
         ),
         (("sft", "optim"), "unknown key; trainer options go under sft.trainer", "write sft.trainer.optim", None),
+        (("compare", "endpoint", "api_key"), "keys never stand in a recipe", "set the environment variable", None),
         (("kl_coef",), "unknown key; it belongs under ppo", None, None),
         (("lora", "zzz"), "unknown key", "the keys of lora: r, ", None),
     ],

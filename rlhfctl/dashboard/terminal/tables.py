@@ -25,7 +25,7 @@ _MISSING = "-"
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
-    """Build the verdict in words, one row per judge (the primary one first), the controls, then KL, lengths, ends.
+    """Build the verdict in words, a row per judge (the primary one first), controls, KL, lengths, and the judging.
 
     `compare` is the content of `compare.json`. Keys that are absent or null are not shown.
     """
@@ -43,6 +43,8 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
     if any(judge.get("independent") is False for judge in judges.values()):
         notes += "\n* what PPO trained against: not independent evidence"
     parts += [Text(notes, "dim"), Text(), _behaviour_table(compare)]
+    if (endpoint := compare.get("endpoint")) is not None:
+        parts += [Text(), Text(visible(f"endpoint: {verdicts.judging(endpoint)}"))]
     return Group(*parts)
 
 

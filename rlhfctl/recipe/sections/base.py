@@ -83,6 +83,10 @@ class Section(BaseModel):
                     if isinstance(item, Section):
                         yield from item.conflicts(_below(at, f"{name}.{index}"))
 
+    def as_input(self) -> dict[str, Any]:
+        """Return the keys that a stage's result depends on, for the fingerprint of its section: by default all."""
+        return self.model_dump(mode="json")
+
     def is_set(self, key: str) -> bool:
         """Tell whether the recipe states the key, even if it states the default."""
         return key in self.model_fields_set

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage
-from rlhfctl.recipe.sections.scorers import described_in, names_in, unknown_in
+from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
+from rlhfctl.recipe.sections.endpoint import NOT_INPUTS, Endpoint
+from rlhfctl.recipe.sections.scorers import ENDPOINT, described_in, names_in, unknown_in
 
 
 class Controls(Section):
@@ -89,6 +90,17 @@ class Compare(Stage):
         Controls(), description="Controls: other explanations of the result, measured beside it (none: skip them)."
     )
 
+    endpoint: Endpoint | None = Field(
+        None, description="The judge `endpoint`: a model behind an OpenAI-compatible API."
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), () if self.endpoint is not None else ("endpoint",))  # older runs lack the key
+
+    def as_input(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"endpoint": set(NOT_INPUTS)})
+
     @field_validator("controls", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
@@ -120,6 +132,30 @@ class Compare(Stage):
             count += (2 * warm + int(controls.matched_entropy)) * controls.samples_per_prompt
         return count
 
+    @property
+    def endpoint_samples(self) -> int:
+        """Number of pairs per prompt that the endpoint judges in the main comparison."""
+        return min(self.endpoint.samples, self.samples_per_prompt) if self.endpoint is not None else 0
+
+    @property
+    def endpoint_decides(self) -> bool:
+        """Whether the verdict goes by the endpoint: it then judges every control, else the main comparison alone."""
+        return (self.primary_judge or self.judges[0]) == ENDPOINT
+
+    @property
+    def questions_per_prompt(self) -> int:
+        """Number of questions per prompt to the endpoint, two for each pair; 0 without it. Equal responses need none.
+
+        The control of the best of n samples counts, although it is there only with a judge that PPO trained on.
+        """
+        pairs, controls = self.endpoint_samples, self.resolved_controls
+        if pairs and self.endpoint_decides and controls is not None:
+            few = min(pairs, controls.samples_per_prompt)
+            warm = sum(one > 0 for one in controls.temperatures)
+            cold = len(controls.temperatures) - warm
+            pairs += 2 * (warm * few + cold) + few * controls.matched_entropy + pairs * (controls.best_of_n > 0)
+        return 2 * pairs
+
     def resolved(self, response_length: int) -> Compare:
         """Return this section with its defaults filled in; `response_length` is the longest response of PPO."""
         defaults = {
@@ -130,6 +166,27 @@ class Compare(Stage):
         return self.model_copy(update=defaults)
 
     RULES: ClassVar[tuple[Rule[Compare], ...]] = (
+        Rule(
+            "judges",
+            "endpoint needs {at}.endpoint: the address and the model to ask",
+            "add that section with base_url and model, or take it out of {at}.judges",
+            lambda compare: ENDPOINT in compare.judges and compare.endpoint is None,
+            about=("endpoint",),
+        ),
+        Rule(
+            "endpoint",
+            "is not used: endpoint is not among the judges",
+            "add endpoint to {at}.judges, or remove the section",
+            lambda compare: compare.endpoint is not None and ENDPOINT not in compare.judges,
+            about=("judges",),
+        ),
+        Rule(
+            "endpoint.samples",
+            "is more than the {samples_per_prompt} of {at}.samples_per_prompt",
+            "lower it, or raise that",
+            lambda compare: compare.endpoint is not None and compare.endpoint.samples > compare.samples_per_prompt,
+            about=("samples_per_prompt",),
+        ),
         Rule(
             "controls.temperatures",
             "a control is colder than {at}.temperature ({temperature:g}), and 0 or more",

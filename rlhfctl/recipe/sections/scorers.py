@@ -15,25 +15,31 @@ Place = Literal["ppo.rewards", "compare.judges"]
 
 REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
+ENDPOINT = "endpoint"  # a judge of pairs: stages/endpoint.py asks it
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
 FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Where a recipe may name a scorer, and a few words about it for the docs."""
+    """Where a recipe may name a scorer, and a few words about it for the docs.
+
+    `of_pairs`: it compares two responses and gives no score to one alone, so BUILDERS has no row for it.
+    """
 
     places: tuple[Place, ...]
     words: str = ""
+    of_pairs: bool = False
 
 
 SCORERS: dict[str, Scorer] = {
     REWARD: Scorer(("ppo.rewards",), "the section"),
     GOLD: Scorer(("compare.judges",), "built-in task"),
+    ENDPOINT: Scorer(("compare.judges",), "a model behind an API: compare.endpoint", of_pairs=True),
     REWARD_MODEL: Scorer(("compare.judges",)),
     REWARD_FUNCTION: Scorer(("compare.judges",)),
 }
-"""The scorers by name. What builds each is in rewards/build.py."""
+"""The scorers by name. What builds each is in rewards/build.py; stages/endpoint.py asks the judge of pairs."""
 
 
 def names_in(place: Place) -> tuple[str, ...]:

@@ -72,6 +72,36 @@ def test_the_verdict_in_plain_words_comes_first() -> None:
     assert lines[1] == "mean 0.46 -> 0.71 (+0.25, 0.21 to 0.29)"
 
 
+def judged(**other: Any) -> dict[str, Any]:
+    """The block `endpoint` of a comparison."""
+    return {
+        "model": "judge-1", "pairs": 100, "identical": 0, "failed": 0, "calls": 200, "cached": 0, "input_tokens": 61234,
+        "output_tokens": 1400, "cost": 0.0312, "position_bias": 0.12, "position_bias_ci95": [0.03, 0.2],
+        "consistent": 0.84, "agreement": {"gold": 0.9, "mine:f": None}, "agreement_pairs": {"gold": 60, "mine:f": 0},
+    } | other  # fmt: skip
+
+
+def test_the_endpoint_says_what_it_did_and_cost() -> None:
+    said = one_line(text(comparison_table(compare(endpoint=judged()))))
+    assert said.endswith(
+        "endpoint: judge-1 judged 100 of 100 pairs, 200 answers, 61,234 tokens read and 1,400 written, cost 0.0312, "
+        "position bias +0.12 (95% interval +0.03 to +0.20), the same winner in both orders for 84%, "
+        "agrees with gold on 90% of 60 pairs"
+    )
+    unknown = {"input_tokens": None, "output_tokens": None, "cost": None, "position_bias": None, "agreement": {}}
+    said = one_line(text(comparison_table(compare(endpoint=judged(**unknown, identical=3, failed=2, cached=5)))))
+    assert said.endswith(
+        "endpoint: judge-1 judged 98 of 100 pairs (3 with equal responses; 2 without a usable answer are left out), "
+        "200 answers and 5 from before, cost unknown"
+    )
+    assert "endpoint" not in text(comparison_table(compare()))
+
+
+def test_a_judge_that_left_prompts_out_counts_its_own() -> None:
+    lines = text(comparison_table(compare(judges={"gold": judge(prompts=288)})), 200).splitlines()
+    assert "78% of 288 prompts" in lines[0]
+
+
 def test_worse_is_told_from_the_references_side() -> None:
     gold = judge(win_rate=0.3, win_rate_ci95=[0.25, 0.36], delta=-0.2, delta_ci95=[-0.25, -0.15], policy_mean=0.26)
     rendered = text(comparison_table(compare(verdict="worse", judges={"gold": gold})))
