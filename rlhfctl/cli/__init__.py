@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, check, course, look, make, run, tokens
+from rlhfctl.cli import bench, check, course, look, make, reproduce, run, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -41,6 +41,8 @@ COMMANDS: Commands = (
 """Name, function and example of each command."""
 
 BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updates 3 --json bench.json"),)
+
+REPRODUCTIONS: Commands = (("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),)
 
 RECIPES: Commands = (
     ("list", make.list_recipes, "rlhfctl recipes list"),
@@ -77,6 +79,7 @@ app = _with_commands(
     COMMANDS,
 )
 app.add_typer(_group("Measure speed and memory on this machine.", BENCHES), name="bench")
+app.add_typer(_group("Repeat published experiments in small, over seeds.", REPRODUCTIONS), name="reproduce")
 app.add_typer(_group("The shipped recipes: list, show, copy to edit.", RECIPES), name="recipes")
 app.add_typer(_group("A course: ten runs with planted faults, to find and to mend.", COURSE), name="course")
 

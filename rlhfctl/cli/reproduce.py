@@ -1,0 +1,53 @@
+"""Commands that repeat published experiments in small: `reproduce gao`.
+
+Modules that load torch are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhfctl.errors import RlhfctlError
+
+
+def gao(
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs lie.")] = Path("runs/gao"),
+    small: Annotated[
+        bool, typer.Option("--small", help="Sizes that only try the command: minutes, and no result of interest.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all points, fits and outcomes here.")
+    ] = None,
+) -> None:
+    """Reward over-optimization (Gao et al. 2022, Coste et al. 2023) on the built-in task: an hour or more; resumes."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools.reproduce import curves, experiment, statements, view
+
+    chosen = _seeds(seeds)
+    sizes = experiment.SMALL if small else experiment.Sizes()
+    with progress_bar() as emit:
+        experiment.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+    found = [curves.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
+    outcomes = statements.check(found)
+    for part in view.view(found, outcomes):
+        console().print(part)
+    if report is not None:
+        fs.write_json(report, view.to_json(found, outcomes))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise RlhfctlError(
+            f"--seeds {text}: at least two different seeds are needed, for intervals", fix="--seeds 0,1,2"
+        )
+    return seeds
