@@ -1,6 +1,6 @@
 """Say in plain words what a verdict means, which numbers matter, and whether the result can be trusted.
 
-Pure functions of the records in data.py.
+Pure functions of the records in facts/records.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from rlhfctl.dashboard.text import counted, number
 from rlhfctl.report.content import Check, Mark, Number
-from rlhfctl.report.data import Comparison, Judged, Run
-from rlhfctl.report.measures import peak_memory, seconds_of, share_below, tokens_sampled
+from rlhfctl.report.facts.measures import peak_memory, seconds_of, share_below, tokens_sampled
+from rlhfctl.report.facts.records import Comparison, Judged, Run
 from rlhfctl.verdict import share
 
 FEW_PROMPTS = 100

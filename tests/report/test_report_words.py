@@ -9,8 +9,8 @@ import pytest
 from made_run import make_run, make_seeds
 
 from rlhfctl.report import words
-from rlhfctl.report.data import Alarm, Judged, Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Alarm, Judged, Run
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from made_run import make_run, make_seeds
 
 from rlhfctl.report import training_sections
 from rlhfctl.report.content import Figures, Fold, Heading, Legend, Part, Section, Table, Text, Tokens
-from rlhfctl.report.data import Alarm, Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Alarm, Run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from rlhfctl.dashboard.text import number
 from rlhfctl.metrics import METRICS, Metric, kind, ranked, step_name
-from rlhfctl.report.data import Point, Stage
+from rlhfctl.report.facts.measures import Cost, Thinned, thin
+from rlhfctl.report.facts.optimization import SCORERS, Optimization
+from rlhfctl.report.facts.records import Point, Stage
 from rlhfctl.report.figures.spec import (
     Figure,
     Spec,
@@ -26,8 +28,6 @@ from rlhfctl.report.figures.spec import (
     series_shape,
     tooltip,
 )
-from rlhfctl.report.measures import Cost, Thinned, thin
-from rlhfctl.report.optimization import SCORERS, Optimization
 
 _TRAIN, _EVAL = "training", "held aside"
 _NO_CURVE = ("epoch", "num_tokens", "min_reward", "max_reward")  # they say little, or another curve says it

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from made_run import hidden, kl_at, make_run, manifest, proxy
 
-from rlhfctl.report.data import Run
-from rlhfctl.report.gather import gather
-from rlhfctl.report.optimization import Evaluation, Optimization, best_evaluation, optimization_of, told
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.optimization import Evaluation, Optimization, best_evaluation, optimization_of, told
+from rlhfctl.report.facts.records import Run
 
 
 @pytest.fixture(scope="module")

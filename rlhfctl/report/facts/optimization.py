@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report.data import Pair, Run, Stage
-from rlhfctl.report.measures import reference_std
+from rlhfctl.report.facts.measures import reference_std
+from rlhfctl.report.facts.records import Pair, Run, Stage
 
 SCORERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval_score": ("reward that PPO raises", ("reward_model", "reward_function")),
