@@ -152,7 +152,9 @@ def tokens(run: Run) -> Section:
         "tokens",
         "Token by token",
         "Each token is coloured by what PPO made of it: better than expected, or worse. Point at one for its numbers.",
-        [Tokens(run.traces)] if run.traces else [],
+        [Tokens(run.traces), Text(f"rlhfctl tokens {run.path} --explain writes out each number's formula.")]
+        if run.traces
+        else [],
     )
 
 

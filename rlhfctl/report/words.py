@@ -253,8 +253,9 @@ def _of_reward(run: Run) -> Iterator[Check]:
         said = f"It ranks {share(accuracy)} of unseen pairs as people did ({share(low)} to {share(high)})"
         title = "Reward model" if stage.name == "reward" else f"Reward model ({stage.name})"
         yield Check("bad" if chance else "good", title, f"{said}{': maybe no better than a coin' if chance else ''}.")
-    for flag in (run.card or {}).get("flags") or ():
-        yield Check("caution", "Reward model's flag", _sentence(str(flag.get("message") or flag.get("name"))))
+    flags = [str(flag.get("message") or flag.get("name")) for flag in (run.card or {}).get("flags") or ()]
+    if flags:
+        yield Check("caution", "Reward model's flags", _sentence("; ".join(flags)))
 
 
 def _of_run(run: Run) -> Iterator[Check]:
