@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlhfctl.report.content import Page
-from rlhfctl.report.data import Run
-from rlhfctl.report.measures import by_prompt, cost_of, length_effect, prompt_groups
-from rlhfctl.report.optimization import optimization_of, told
+from rlhfctl.report.facts.measures import by_prompt, cost_of, length_effect, prompt_groups
+from rlhfctl.report.facts.optimization import optimization_of, told
+from rlhfctl.report.facts.records import Run
 
 FORMAT = 1
 

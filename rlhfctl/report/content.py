@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhfctl.report.data import Pair
+from rlhfctl.report.facts.records import Pair
 from rlhfctl.report.figures.spec import Figure
 
 Mark = Literal["good", "caution", "bad", "unknown"]

@@ -22,7 +22,7 @@ from markupsafe import Markup
 import rlhfctl
 from rlhfctl.dashboard.text import number
 from rlhfctl.report.content import Page, Samples, Tokens
-from rlhfctl.report.data import Pair
+from rlhfctl.report.facts.records import Pair
 from rlhfctl.report.figures.spec import PAGE, config
 
 _HERE = Path(__file__).resolve().parent

@@ -1,6 +1,6 @@
 """Build the page of one run: the first screen, then a section per question, each with a sentence on how to read it.
 
-Pure: the records of data.py in, the parts of content.py out. A section that has nothing to show is left out.
+Pure: the records of facts/records.py in, the parts of content.py out. A section that has nothing to show is left out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from rlhfctl.dashboard.text import number
 from rlhfctl.report import training_sections, words
 from rlhfctl.report.cells import p_value, plain, with_interval
 from rlhfctl.report.content import Code, Example, Figures, Page, Part, Samples, Section, Table, Text
-from rlhfctl.report.data import Judged, Pair, Run
+from rlhfctl.report.facts.measures import by_prompt, changed_most, length_effect, prompt_groups, score_bins
+from rlhfctl.report.facts.records import Judged, Pair, Run
 from rlhfctl.report.figures import verdict
 from rlhfctl.report.figures.spec import Figure
-from rlhfctl.report.measures import by_prompt, changed_most, length_effect, prompt_groups, score_bins
 from rlhfctl.verdict import share
 
 EXAMPLES = 3

@@ -1,6 +1,6 @@
 """Build the page of several runs: verdicts side by side, what differs in their recipes, win rate against KL, curves.
 
-Pure: the records of data.py in, the parts of content.py out. Samples stay in each run's own report.
+Pure: the records of facts/records.py in, the parts of content.py out. Samples stay in each run's own report.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rlhfctl.dashboard.text import counted, number, setting
 from rlhfctl.report import words
 from rlhfctl.report.cells import plain, with_interval
 from rlhfctl.report.content import Check, Figures, Fold, Legend, Number, Page, Part, Section, Table, Text
-from rlhfctl.report.data import Run, Stage
+from rlhfctl.report.facts.records import Run, Stage
 from rlhfctl.report.figures import training
 from rlhfctl.report.figures.runs import pareto
 from rlhfctl.report.training_sections import curve_parts

@@ -1,6 +1,6 @@
 """Build the sections about training and the run itself: curves, KL, reward model, tokens, alarms, costs, lineage.
 
-Pure: the records of data.py in, the parts of content.py out.
+Pure: the records of facts/records.py in, the parts of content.py out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from rlhfctl.dashboard.text import counted
 from rlhfctl.report import words
 from rlhfctl.report.cells import plain, with_interval
 from rlhfctl.report.content import Figures, Fold, Heading, Legend, Part, Section, Table, Text, Tokens
-from rlhfctl.report.data import Run, Stage
+from rlhfctl.report.facts.measures import cost_of
+from rlhfctl.report.facts.optimization import optimization_of, told
+from rlhfctl.report.facts.records import Run, Stage
 from rlhfctl.report.figures import card as card_figures
 from rlhfctl.report.figures import training
-from rlhfctl.report.measures import cost_of
-from rlhfctl.report.optimization import optimization_of, told
 from rlhfctl.verdict import share
 
 _HASH = 12
@@ -152,7 +152,9 @@ def tokens(run: Run) -> Section:
         "tokens",
         "Token by token",
         "Each token is coloured by what PPO made of it: better than expected, or worse. Point at one for its numbers.",
-        [Tokens(run.traces)] if run.traces else [],
+        [Tokens(run.traces), Text(f"rlhfctl tokens {run.path} --explain writes out each number's formula.")]
+        if run.traces
+        else [],
     )
 
 

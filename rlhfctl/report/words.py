@@ -1,6 +1,6 @@
 """Say in plain words what a verdict means, which numbers matter, and whether the result can be trusted.
 
-Pure functions of the records in data.py.
+Pure functions of the records in facts/records.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from rlhfctl.dashboard.text import counted, number
 from rlhfctl.report.content import Check, Mark, Number
-from rlhfctl.report.data import Comparison, Judged, Run
-from rlhfctl.report.measures import peak_memory, seconds_of, share_below, tokens_sampled
+from rlhfctl.report.facts.measures import peak_memory, seconds_of, share_below, tokens_sampled
+from rlhfctl.report.facts.records import Comparison, Judged, Run
 from rlhfctl.verdict import share
 
 FEW_PROMPTS = 100
@@ -253,8 +253,9 @@ def _of_reward(run: Run) -> Iterator[Check]:
         said = f"It ranks {share(accuracy)} of unseen pairs as people did ({share(low)} to {share(high)})"
         title = "Reward model" if stage.name == "reward" else f"Reward model ({stage.name})"
         yield Check("bad" if chance else "good", title, f"{said}{': maybe no better than a coin' if chance else ''}.")
-    for flag in (run.card or {}).get("flags") or ():
-        yield Check("caution", "Reward model's flag", _sentence(str(flag.get("message") or flag.get("name"))))
+    flags = [str(flag.get("message") or flag.get("name")) for flag in (run.card or {}).get("flags") or ()]
+    if flags:
+        yield Check("caution", "Reward model's flags", _sentence("; ".join(flags)))
 
 
 def _of_run(run: Run) -> Iterator[Check]:

@@ -14,8 +14,8 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths
 from rlhfctl.report.as_json import json_of
 from rlhfctl.report.content import Page
-from rlhfctl.report.data import Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Run
 from rlhfctl.report.markdown import markdown_of
 from rlhfctl.report.page import html_of
 from rlhfctl.report.png import write_pictures

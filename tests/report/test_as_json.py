@@ -9,7 +9,7 @@ import pytest
 from made_run import make_run, make_seeds
 
 from rlhfctl.report.as_json import FORMAT, json_of
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
 from rlhfctl.report.sections import page_of
 from rlhfctl.report.several import page_of_several
 

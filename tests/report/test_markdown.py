@@ -8,7 +8,7 @@ import pytest
 from made_run import make_run
 from markdown_it import MarkdownIt
 
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
 from rlhfctl.report.markdown import markdown_of
 from rlhfctl.report.sections import page_of
 

@@ -13,7 +13,7 @@ from schema import faults
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.report.content import Page
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
 from rlhfctl.report.png import main_figures, picture_spec, write_pictures
 from rlhfctl.report.sections import page_of
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 from made_run import NASTY, make_run
 
 from rlhfctl.report import page as pages
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
 from rlhfctl.report.page import html_of
 from rlhfctl.report.sections import page_of
 

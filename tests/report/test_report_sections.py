@@ -12,8 +12,8 @@ from schema import faults
 
 from rlhfctl.report import sections
 from rlhfctl.report.content import Code, Figures, Page, Part, Samples, Section, Table, Text
-from rlhfctl.report.data import Pair, Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Pair, Run
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from made_run import make_run, make_seeds
 
 from rlhfctl.report import words
-from rlhfctl.report.data import Alarm, Judged, Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Alarm, Judged, Run
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_the_reward_model_is_held_to_a_coin(run: Run, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert check(replace(run, stages=stages), "Reward model").mark == "bad"
     carded = gather(make_run(tmp_path / "carded"))
-    assert check(carded, "Reward model's flag").text == "A flattering phrase raises the score of 64% of the answers."
+    assert check(carded, "Reward model's flags").text == "A flattering phrase raises the score of 64% of the answers."
 
 
 def test_few_test_prompts_are_a_caution(run: Run) -> None:

@@ -11,8 +11,8 @@ from schema import faults
 
 from rlhfctl.report import several
 from rlhfctl.report.content import Fold, Legend, Table, Text
-from rlhfctl.report.data import Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Run
 
 
 @pytest.fixture(scope="module")

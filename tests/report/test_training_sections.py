@@ -10,8 +10,8 @@ from made_run import make_run, make_seeds
 
 from rlhfctl.report import training_sections
 from rlhfctl.report.content import Figures, Fold, Heading, Legend, Part, Section, Table, Text, Tokens
-from rlhfctl.report.data import Alarm, Run
-from rlhfctl.report.gather import gather
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Alarm, Run
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ def test_lineage_names_what_each_stage_was_made_from(run: Run) -> None:
 
 
 def test_traced_episodes_are_shown(run: Run) -> None:
-    (part,) = training_sections.tokens(run).parts
+    part, told = training_sections.tokens(run).parts
     assert isinstance(part, Tokens) and len(part.episodes) == 4
+    assert isinstance(told, Text) and "--explain" in told.text
     nothing: list[Part] = []
     assert training_sections.tokens(replace(run, traces=[])).parts == nothing

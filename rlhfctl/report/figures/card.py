@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report.compared import interval
+from rlhfctl.report.facts.compared import interval
+from rlhfctl.report.facts.measures import BINS
 from rlhfctl.report.figures.spec import (
     Figure,
     Spec,
@@ -25,7 +26,6 @@ from rlhfctl.report.figures.spec import (
     series_shape,
     tooltip,
 )
-from rlhfctl.report.measures import BINS
 
 SCORERS = {"proxy": "the reward model itself", "heldout": "held-out reward model", "gold": "gold"}
 _DISAGREEMENT = "disagreement of the two reward models"

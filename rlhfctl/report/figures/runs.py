@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhfctl.report.data import Run
+from rlhfctl.report.facts.records import Run
 from rlhfctl.report.figures.spec import Figure, chance, field, layered, series_colour, series_shape, tooltip
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from rlhfctl.dashboard.text import number
 from rlhfctl.metrics import METRICS, Metric, kind, ranked, step_name
-from rlhfctl.report.data import Point, Stage
+from rlhfctl.report.facts.measures import Cost, Thinned, thin
+from rlhfctl.report.facts.optimization import SCORERS, Optimization
+from rlhfctl.report.facts.records import Point, Stage
 from rlhfctl.report.figures.spec import (
     Figure,
     Spec,
@@ -26,8 +28,6 @@ from rlhfctl.report.figures.spec import (
     series_shape,
     tooltip,
 )
-from rlhfctl.report.measures import Cost, Thinned, thin
-from rlhfctl.report.optimization import SCORERS, Optimization
 
 _TRAIN, _EVAL = "training", "held aside"
 _NO_CURVE = ("epoch", "num_tokens", "min_reward", "max_reward")  # they say little, or another curve says it
@@ -49,7 +49,7 @@ def curves(place: str, stages: Mapping[str, Stage], series: Sequence[str]) -> Dr
     `series` are the names of all seeds or runs of the page, in the order of their colours.
     """
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage.curves))
-    names = [name for name in names if name not in _NO_CURVE and _has_several(name, stages.values())]
+    names = [name for name in names if not _says_little(name) and _has_several(name, stages.values())]
     twins = {name: f"eval_{name}" for name in names if f"eval_{name}" in names}
     alone = [name for name in names if name not in twins.values()]
     listed = [metric.name for metric in ranked(place, "screen")]
@@ -65,6 +65,10 @@ def curves(place: str, stages: Mapping[str, Stage], series: Sequence[str]) -> Dr
         return _curve(place, name, stages, twins.get(name), series)
 
     return Drawn(place, [drawn(name) for name in first], [drawn(name) for name in rest], merged)
+
+
+def _says_little(name: str) -> bool:
+    return name in _NO_CURVE or name.endswith("_se")  # the standard error of another metric
 
 
 def _has_several(name: str, stages: Iterable[Stage]) -> bool:

@@ -8,9 +8,9 @@ from random import Random
 import numpy as np
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report.data import Comparison, Judged, Pair, SeedResult
+from rlhfctl.report.facts.measures import BINS, Bin, Group, LengthEffect, PromptResult
+from rlhfctl.report.facts.records import Comparison, Judged, Pair, SeedResult
 from rlhfctl.report.figures.spec import Figure, Spec, chance, field, layered, tooltip
-from rlhfctl.report.measures import BINS, Bin, Group, LengthEffect, PromptResult
 from rlhfctl.verdict import share
 
 MOST_DOTS = 600

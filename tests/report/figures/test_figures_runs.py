@@ -9,9 +9,9 @@ import pytest
 from made_run import make_run
 from schema import faults, rows_of
 
-from rlhfctl.report.data import Run
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.records import Run
 from rlhfctl.report.figures.runs import pareto, pareto_front
-from rlhfctl.report.gather import gather
 
 
 @pytest.mark.parametrize(

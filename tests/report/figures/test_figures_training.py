@@ -10,11 +10,11 @@ import pytest
 from made_run import make_run
 from schema import faults, rows_of
 
-from rlhfctl.report.data import Run, Stage
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.measures import Cost
+from rlhfctl.report.facts.optimization import optimization_of
+from rlhfctl.report.facts.records import Run, Stage
 from rlhfctl.report.figures import training
-from rlhfctl.report.gather import gather
-from rlhfctl.report.measures import Cost
-from rlhfctl.report.optimization import optimization_of
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from made_run import make_run, make_seeds
 from schema import faults, rows_of
 
-from rlhfctl.report.data import Run
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.measures import by_prompt, length_effect, prompt_groups, score_bins
+from rlhfctl.report.facts.records import Run
 from rlhfctl.report.figures import verdict
-from rlhfctl.report.gather import gather
-from rlhfctl.report.measures import by_prompt, length_effect, prompt_groups, score_bins
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from made_run import hidden, kl_at, make_run, manifest, proxy
 
-from rlhfctl.report.data import Run
-from rlhfctl.report.gather import gather
-from rlhfctl.report.optimization import Evaluation, Optimization, best_evaluation, optimization_of, told
+from rlhfctl.report.facts.gather import gather
+from rlhfctl.report.facts.optimization import Optimization, best_evaluation, optimization_of, told
+from rlhfctl.report.facts.records import Run
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,10 @@ def test_one_evaluation_is_no_curve(run: Run) -> None:
 
 
 def test_the_best_evaluation_keeps_to_the_kl_limit() -> None:
-    rows = [
-        Evaluation(step, kl, {"eval_heldout": score}) for step, kl, score in ((0, 0, 0.0), (1, 2, 0.5), (2, 9, 1.0))
-    ]
-    assert best_evaluation(rows, "eval_heldout", None) == 2
-    assert best_evaluation(rows, "eval_heldout", 5.0) == 1
-    assert best_evaluation(rows[2:], "eval_heldout", 5.0) == 0  # none is within: the first
+    points = [(0.0, 0.0), (2.0, 0.5), (9.0, 1.0), (9.5, 1.0)]
+    assert best_evaluation(points) == 2  # the earlier of two that are equal
+    assert best_evaluation(points, 5.0) == 1
+    assert best_evaluation(points[:0:-1], 1.0) == 2  # none is within the limit: the lowest KL
 
 
 def test_the_policy_of_use_best_is_the_one_handed_on(run: Run) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfctl.report.data import Comparison, Control, Judged, Pair, Run, Stage
+from rlhfctl.report.facts.records import Comparison, Control, Judged, Pair, Run, Stage
 
 
 def judged(rate: float, verdict: str = "better") -> Judged:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.report.history import History
+from rlhfctl.report.facts.history import History
 
 
 def history_of(*events: dict[str, Any], tmp_path: Path) -> History:

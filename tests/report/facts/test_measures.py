@@ -8,8 +8,7 @@ from random import Random
 import pytest
 from scipy.stats import spearmanr
 
-from rlhfctl.report.data import Pair, Stage
-from rlhfctl.report.measures import (
+from rlhfctl.report.facts.measures import (
     by_prompt,
     changed_most,
     cost_of,
@@ -20,6 +19,7 @@ from rlhfctl.report.measures import (
     share_below,
     thin,
 )
+from rlhfctl.report.facts.records import Pair, Stage
 
 
 def pair(

@@ -1,4 +1,4 @@
-"""Gather what a run folder holds into the records of data.py: events, manifests, verdict, samples, card, traces.
+"""Gather what a run folder holds into the records of records.py: events, manifests, verdict, samples, card, traces.
 
 Reads recipe.yaml, events.jsonl and the files of complete stages; loads no model and writes nothing. Works on a run that
 is not finished: what is missing is None or empty. Leaves out figures and sentences.
@@ -19,9 +19,9 @@ from rlhfctl.events import transcript
 from rlhfctl.graph import STAGES
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.reading import yaml_1_2
-from rlhfctl.report.compared import comparison_of, summary_of
-from rlhfctl.report.data import Comparison, Pair, Run, SeedResult, Stage
-from rlhfctl.report.history import History
+from rlhfctl.report.facts.compared import comparison_of, summary_of
+from rlhfctl.report.facts.history import History
+from rlhfctl.report.facts.records import Comparison, Pair, Run, SeedResult, Stage
 
 TRACED_UPDATES = 2
 """The first and the last traced update are shown."""

@@ -1,4 +1,4 @@
-"""Read compare.json and summary.json into the records of data.py.
+"""Read compare.json and summary.json into the records of records.py.
 
 Pure: JSON values in, records out. Fields that an older version does not have are None.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhfctl.dashboard.state import is_map, real
-from rlhfctl.report.data import Comparison, Control, Judged, SeedResult
+from rlhfctl.report.facts.records import Comparison, Control, Judged, SeedResult
 
 _FACTS = {  # what it is called -> fields of compare.json for policy and reference
     "response length": ("length_policy_mean", "length_reference_mean"),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report.data import Pair, Run, Stage
-from rlhfctl.report.measures import reference_std
+from rlhfctl.report.facts.measures import reference_std
+from rlhfctl.report.facts.records import Pair, Run, Stage
 
 SCORERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval_score": ("reward that PPO raises", ("reward_model", "reward_function")),
@@ -88,15 +88,24 @@ def optimization_of(run: Run, stage: Stage) -> Optimization | None:
         units={name: unit or 1.0 for name, unit in units.items()},
         in_deviations=in_deviations,
         guide=guide,
-        recommended=best_evaluation(evaluations, guide, _setting(stage, "best_kl_limit")) if guide else None,
+        recommended=_recommended(evaluations, guide, _setting(stage, "best_kl_limit")) if guide else None,
         handed_on=_handed_on(stage, evaluations),
     )
 
 
-def best_evaluation(evaluations: Sequence[Evaluation], scorer: str, kl_limit: float | None) -> int:
-    """Return the index of the highest score among evaluations within the KL limit (None: no limit)."""
-    within = [index for index, one in enumerate(evaluations) if kl_limit is None or one.kl <= kl_limit]
-    return max(within or [0], key=lambda index: evaluations[index].scores[scorer])
+def _recommended(evaluations: Sequence[Evaluation], guide: str, kl_limit: float | None) -> int:
+    return best_evaluation([(one.kl, one.scores[guide]) for one in evaluations], kl_limit)
+
+
+def best_evaluation(points: Sequence[tuple[float, float]], kl_limit: float | None = None) -> int:
+    """Return the index of the highest value among points of (KL, value) within the limit (None: there is none).
+
+    The earliest of equal ones is best. If no point is within the limit, it is the one with the lowest KL.
+    """
+    within = [index for index, (kl, _) in enumerate(points) if kl_limit is None or kl <= kl_limit]
+    if not within:
+        return min(range(len(points)), key=lambda index: points[index][0])
+    return max(within, key=lambda index: points[index][1])
 
 
 def told(found: Optimization) -> str:

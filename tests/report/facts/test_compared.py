@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made_run import compare_json, sample_rows, summary_json
 
-from rlhfctl.report.compared import comparison_of, interval, judged, summary_of
+from rlhfctl.report.facts.compared import comparison_of, interval, judged, summary_of
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Compute what the report shows beside recorded numbers: thinned curves, histograms, groups, effects of length, costs.
 
-Pure functions of the records in data.py. Random ones (intervals by bootstrap) have a fixed seed. The unit of a win rate
-is the prompt: a prompt's value is the mean over its samples.
+Pure functions of the records in records.py. Random ones (intervals by bootstrap) have a fixed seed. The unit of a
+win rate is the prompt: a prompt's value is the mean over its samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhfctl.report.data import Pair, Point, Run, Stage
+from rlhfctl.report.facts.records import Pair, Point, Run, Stage
+from rlhfctl.stats.correlation import spearman
 from rlhfctl.stats.paired import paired_differences, win_rate
 from rlhfctl.stats.resampling import bootstrap_mean_ci
 
@@ -227,7 +228,7 @@ def length_effect(pairs: Sequence[Pair], judge: str) -> LengthEffect | None:
     longer = [pair for pair in scored if pair.policy_length > pair.reference_length]
     shorter = [pair for pair in scored if pair.policy_length < pair.reference_length]
     return LengthEffect(
-        correlation=_spearman(np.array(lengths), np.array(scores)),
+        correlation=spearman(lengths, scores),
         longer=_group("policy's response is longer", by_prompt(longer, judge)) if longer else None,
         shorter=_group("policy's response is shorter", by_prompt(shorter, judge)) if shorter else None,
         curve=curve,
@@ -239,20 +240,6 @@ def _mean_by_length(lengths: np.ndarray, scores: np.ndarray) -> list[tuple[float
     order = np.argsort(lengths, kind="stable")
     parts = np.array_split(order, min(_LENGTH_BINS, len(np.unique(lengths))))
     return [(float(lengths[part].mean()), float(scores[part].mean()), len(part)) for part in parts if len(part)]
-
-
-def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Compute Spearman's rank correlation, ties with their mean rank; None where one side does not vary."""
-    ranks = [_ranks(values) for values in (first, second)]
-    if len(first) < 3 or any(np.ptp(values) == 0 for values in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
 
 
 # ---------------------------------------------------------------- costs
