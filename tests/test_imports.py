@@ -185,7 +185,7 @@ except SystemExit:
 """
 
 
-LIGHT = ["--help", "run --help", "validate quickstart", "recipes list", "schema", "doctor", "runs"]
+LIGHT = ["--help", "run --help", "validate quickstart", "recipes list", "schema", "doctor", "runs", "course list"]
 
 
 @pytest.mark.parametrize("command", LIGHT)
@@ -200,6 +200,11 @@ def test_deciding_what_to_run_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", ["show", "watch"])
 def test_reading_a_run_loads_nothing_heavy(command: str, tiny_run: Path) -> None:
     assert not loaded_by(CALL.format(arguments=[command, str(tiny_run)])) & HEAVY
+
+
+def test_looking_at_tokens_loads_nothing_heavy(traced_run: Path) -> None:
+    for options in ([], ["--explain"], ["--list"], ["--json"]):
+        assert not loaded_by(CALL.format(arguments=["tokens", str(traced_run), *options])) & HEAVY
 
 
 def test_a_plain_watch_loads_nothing_of_the_command_line(tiny_run: Path) -> None:

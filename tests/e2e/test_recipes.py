@@ -12,7 +12,7 @@ from conftest import ROOT, Cli
 
 from rlhfctl.recipe.load import load_recipe
 
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 EXPECTED = 6
 
 
@@ -96,6 +96,7 @@ def test_every_help_shows_an_example_that_parses(here: Cli) -> None:
         "schema",
     ]
     commands += ["data", "doctor", "bench ppo", "recipes list", "recipes show", "recipes copy"]
+    commands += ["tokens", "course list", "course copy", "course check"]
     for command in commands:
         text = here(*command.split(), "--help").stdout
         assert f"Example: rlhfctl {command}" in " ".join(text.split()), command
@@ -138,3 +139,5 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     for path in SHIPPED:
         assert f"rlhfctl/recipes_data/{path.name}" in names
     assert "rlhfctl/recipes_data/tiny_chatgpt.py" in names
+    for path in (ROOT / "recipes" / "course").iterdir():
+        assert path.name == "__pycache__" or f"rlhfctl/recipes_data/course/{path.name}" in names
