@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, check, look, make, run
+from rlhfctl.cli import bench, chat, check, look, make, run
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -29,6 +29,7 @@ COMMANDS: Commands = (
     ("show", look.show, "rlhfctl show runs/quickstart"),
     ("runs", look.runs, "rlhfctl runs   or   rlhfctl runs /data/runs"),
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
+    ("chat", chat.chat, "rlhfctl chat runs/quickstart --against reference"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("init", make.init, "rlhfctl init support.yaml   or   rlhfctl init --yes"),
