@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,10 @@ def test_options_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(app, ["chat", "runs/x", "--temperature", "-1"]).exit_code == 2
 
 
-def test_a_piped_line_is_answered_in_plain_text(tiny_run: Path) -> None:
-    command = [sys.executable, "-m", "rlhfctl", "chat", str(tiny_run), "--against", "reference"]
-    environment = os.environ | {"FORCE_COLOR": "", "TERM": "xterm-256color"}
-    done = subprocess.run(command, input="the tea is\n", env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_piped_line_is_answered_in_plain_text(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    done = CliRunner().invoke(app, ["chat", str(tiny_run), "--against", "reference"], input="the tea is\n")
+    assert done.exit_code == 0, done.exception
     assert done.stderr == "" and "\x1b" not in done.stdout and "you>" not in done.stdout
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ppo: ") and any(line.startswith("reference: ") for line in lines)

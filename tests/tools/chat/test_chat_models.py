@@ -71,7 +71,8 @@ def test_answers_fit_into_the_context(tmp_path: Any) -> None:
         speaker(tmp_path, context=2).begin("ab", Settings(1.0, 0), 0)
 
 
-def test_a_function_of_the_recipe_scores_answers(tmp_path: Any) -> None:
+def test_a_function_of_the_recipe_scores_answers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     one = speaker(tmp_path)
     recipe = recipe_at(tmp_path, "reward={function: 'scores:length'}", "compare.judges=[gold]").recipe
     scorer = Scorer.of(None, recipe, print)

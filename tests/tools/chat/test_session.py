@@ -38,7 +38,9 @@ def test_a_chat_says_what_the_comparison_sampled_and_scored(tiny_run: Path, toge
     first = [row for row in rows if row["sample"] == 0][:4]
     screen = Recorder(*(row["prompt"] for row in first), together=together)
     talk(tiny_run, against="reference", temperature=1.0, seed=0, screen=screen)
-    drawn = screen.answers if together else [[*pair[0], *pair[1]] for pair in zip(*[iter(screen.answers)] * 2)]
+    each = [answer for answers in screen.answers for answer in answers]
+    drawn = [each[index : index + 2] for index in range(0, len(each), 2)]
+    assert {len(answers) for answers in screen.answers} == {2 if together else 1}
     assert len(drawn) == 4
     for row, (policy, reference) in zip(first, drawn, strict=True):
         assert (policy.by, reference.by) == ("ppo", "reference")
@@ -69,12 +71,13 @@ def test_the_recipes_settings_hold_until_others_are_given(tiny_run: Path) -> Non
 
 
 def test_seeds_and_draws_decide_what_is_said(tiny_run: Path) -> None:
-    said = []
+    session, screen = opened(tiny_run)
     for seed in (1, 1, 2):
-        session, screen = opened(tiny_run, seed=seed)
+        session.settings, session.draws = replace(session.settings, seed=seed), 0
         session.say("the tea is")
         session.again()
-        said.append([text for (text,) in texts(screen)])
+    each = [text for (text,) in texts(screen)]
+    said = [each[index : index + 2] for index in (0, 2, 4)]
     assert said[0] == said[1] != said[2]
     assert said[0][0] != said[0][1]  # another draw
 
@@ -205,7 +208,7 @@ def test_texts_can_be_asked_where_conversations_are_usual(talker: Path, tiny_run
 
 
 def test_a_model_without_a_template_does_not_join_a_conversation(talker: Path, tiny_run: Path) -> None:
-    session, screen = opened(talker)
+    session, _ = opened(talker)
     with pytest.raises(RlhfctlError, match="has no chat template, and the prompts of this chat are conversations"):
         session.set_right(session.run.choose(str(tiny_run)))
     assert session.right is None
