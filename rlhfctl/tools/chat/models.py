@@ -156,13 +156,14 @@ class Scorer:
     def score(self, draft: Draft) -> float:
         """Score an answer that is over, as PPO scores it: before any penalty for a missing end."""
         with loading.silence_libraries():
-            return float(self._scorer(draft.speaker.base.tokenizer)([draft.episode()])[0])
+            return float(self.scorer(draft.speaker.base.tokenizer)([draft.episode()])[0])
 
-    def _scorer(self, tokenizer: Any) -> RewardFunction:
-        """Return what scores the ids of a policy with this tokenizer."""
+    def scorer(self, tokenizer: Any) -> RewardFunction:
+        """Return what scores the ids of a policy with this tokenizer; load the reward model first if need be."""
         known = next((scorer for one, scorer in self.built if one is tokenizer), None)
         if known is None:
-            known = self._build(tokenizer)
+            with loading.silence_libraries():
+                known = self._build(tokenizer)
             self.built.append((tokenizer, known))
         return known
 

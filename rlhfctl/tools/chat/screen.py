@@ -27,7 +27,7 @@ Show = Callable[[int, str], None]  # the index of an answer, and its text so far
 PROMPT = "you> "
 _EVERY_S = 0.08  # seconds between two drawings of a growing answer
 _BLOCK = '"""'  # begins and ends a text of several lines
-_KEPT_LINES = 2  # of the terminal, which a growing answer leaves free
+_KEPT_LINES = 3  # of the terminal, which a growing answer leaves free
 
 
 class Screen(Protocol):
@@ -182,18 +182,18 @@ def side_by_side(
     for _ in names:
         columns.add_column(ratio=1, overflow="fold")
     columns.add_row(*(Text(visible(name), "bold cyan") for name in names))
-    columns.add_row(*(Text(safe(text).strip("\n")) if text else Text("(empty)", "dim") for text in texts))
+    columns.add_row(*(Text(safe(text).strip()) if text.strip() else Text("(empty)", "dim") for text in texts))
     if any(footers):
         columns.add_row(*(Text(text, style) for text, style in zip(footers, styles, strict=True)))
     return columns
 
 
 class _Tail:
-    """The last lines of a view that is higher than the terminal."""
+    """The last lines of a view that is higher than the terminal, and an empty line, where the terminal echoes ^C."""
 
     def __init__(self, view: RenderableType) -> None:
         self.view = view
 
     def __rich_console__(self, shown: Console, options: ConsoleOptions) -> RenderResult:
         lines = shown.render_lines(Group(self.view), options.update(height=None), pad=False)
-        yield SegmentLines(lines[-max(1, options.size.height - _KEPT_LINES) :], new_lines=True)
+        yield SegmentLines([*lines[-max(1, options.size.height - _KEPT_LINES) :], []], new_lines=True)

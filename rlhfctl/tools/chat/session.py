@@ -6,7 +6,8 @@ comparison. Ctrl-C stops an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhfctl.dashboard.terminal.progress import progress_bar
@@ -67,11 +68,18 @@ class Session:
         return session
 
     def _find_scorer(self, choice: Choice) -> None:
-        """Find the reward that scores answers; say so if it cannot be used."""
+        """Load the reward that scores answers; say so if it cannot be used."""
+        said: list[str] = []
         try:
-            self.scorer = Scorer.of(self.run.reward(choice), self.run.recipe, self.screen.note)
+            scorer = Scorer.of(self.run.reward(choice), self.run.recipe, said.append)
+            if scorer is not None:
+                with _loading():
+                    scorer.scorer(self.left.base.tokenizer)
+            self.scorer = scorer
         except HandoffError as error:
-            self.screen.error(f"answers are not scored: {error}")
+            said.append(f"answers are not scored: {error}")
+        for sentence in said:
+            self.screen.note(sentence)
 
     def described(self) -> str:
         """Describe the chat in a few sentences: models, sampling, kind of prompts, what scores."""
@@ -176,9 +184,20 @@ class Session:
 
 
 def _load(choice: Choice, screen: Screen, *, roles: bool) -> Speaker:
-    """Load a model with a progress bar."""
+    """Load a model with a progress bar, and say then what was noticed."""
+    said: list[str] = []
+    with _loading():
+        speaker = Speaker.load(choice, roles=roles, say=said.append)
+    for sentence in said:
+        screen.note(sentence)
+    return speaker
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Draw a progress bar of the loading inside the block."""
     with progress_bar() as emit, report_progress_to(emit, "chat"):
-        return Speaker.load(choice, roles=roles, say=screen.note)
+        yield
 
 
 def _no_template(speaker: Speaker) -> RlhfctlError:
