@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, check, course, look, make, reproduce, run, tokens
+from rlhfctl.cli import bench, chat, check, course, look, make, reproduce, run, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -31,6 +31,7 @@ COMMANDS: Commands = (
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
     ("report", look.report, "rlhfctl report runs/quickstart   or   rlhfctl report runs/a runs/b --out runs.html"),
     ("tokens", tokens.tokens, "rlhfctl tokens runs/quickstart --update 10 --explain"),
+    ("chat", chat.chat, "rlhfctl chat runs/quickstart --against reference"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),

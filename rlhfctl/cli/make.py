@@ -22,11 +22,22 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="REPO_ID", help="Also upload the folder to this repository on the Hub."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: make the repository private.")
+    ] = False,
 ) -> None:
-    """A stage's model as a plain Hugging Face folder."""
+    """A stage's model as a plain Hugging Face folder, with a model card."""
+    if private and push_to_hub is None:
+        raise RlhfctlError("--private is of a repository on the Hub", fix="give --push-to-hub REPO_ID too")
     from rlhfctl.tools.export import export as export_stage
+    from rlhfctl.tools.hub import Push
 
-    for line in export_stage(run, stage, to, adapter=adapter):
+    push = None if push_to_hub is None else Push(push_to_hub, private)
+    for line in export_stage(run, stage, to, adapter=adapter, push=push):
         typer.echo(line)
 
 

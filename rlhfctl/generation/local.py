@@ -108,17 +108,14 @@ def _sample_batch(
         if noise is None:
             token = logits.argmax(-1)
         else:
-            logp = torch.log_softmax(logits if sampling.temperature == 1.0 else logits / sampling.temperature, dim=-1)
-            probabilities = logp.exp()
-            if sampling.truncates:
-                probabilities = truncated(probabilities, sampling.top_k, sampling.top_p)
-                kept[going, t] = probabilities.sum(-1).log().to(kept.dtype)
-            token = inverse_cdf(probabilities, noise[going, t])
+            token, logp, probabilities = draw(logits, noise[going, t], sampling)
             logprobs[going, t] = logp.gather(-1, token[:, None]).squeeze(-1).to(logprobs.dtype)
+            if sampling.truncates:
+                kept[going, t] = probabilities.sum(-1).log().to(kept.dtype)
         tokens[going, t] = token
         stopped = torch.isin(token, stop_ids)
         if sampling.stop_strings:
-            stopped |= _holds_stop(tokens[going, : t + 1], tokenizer, sampling.stop_strings)
+            stopped |= holds_stop(tokens[going, : t + 1], tokenizer, sampling.stop_strings)
         ended_before = ended[going]
         stopped &= ~ended_before
         counts[going[stopped]] = t + 1
@@ -150,6 +147,19 @@ def _sample_batch(
             )
         )
     return result
+
+
+def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token per row of `logits` (B, V) with `noise` (B,) in [0, 1).
+
+    Returns the tokens (B,), log-probabilities (B, V) at the sampling temperature, and the probabilities (B, V) that the
+    tokens are drawn from: those that top-k and top-p keep.
+    """
+    logp = torch.log_softmax(logits if sampling.temperature == 1.0 else logits / sampling.temperature, dim=-1)
+    probabilities = logp.exp()
+    if sampling.truncates:
+        probabilities = truncated(probabilities, sampling.top_k, sampling.top_p)
+    return inverse_cdf(probabilities, noise), logp, probabilities
 
 
 class _Forward:
@@ -250,7 +260,7 @@ def uses_alibi(config: Any) -> bool:
     return config.model_type in ("bloom", "mpt") or bool(getattr(config, "alibi", False))
 
 
-def _holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:
+def holds_stop(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> Tensor:
     """Tell for each row of `tokens` (B, T) whether its text holds a stop string; (B,) of bool."""
     texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=False)
     return torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=tokens.device)

@@ -1,7 +1,8 @@
 """Export a stage's model as a plain Hugging Face folder, which loads without rlhfctl.
 
-The weights are merged by default. An exported adapter comes with its base in the same folder. README.md holds a Python
-snippet that loads the model; probes.json holds token ids and the numbers that the model gave for them.
+The weights are merged by default. An exported adapter comes with its base in the same folder. README.md is a model card
+for the Hub with a Python snippet that loads the model (model_card.py); probes.json holds token ids and the numbers that
+the model gave for them. `push` uploads the folder (hub.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages.loader import Loader
 from rlhfctl.stages.probes import PROBES
+from rlhfctl.tools import card_facts, hub, model_card
+from rlhfctl.tools.card_facts import Facts
 from rlhfctl.training.trl.quiet import quiet_libraries
 
 _MODELS = ("base", "reward", "policy")  # kinds of artifacts that can be exported
@@ -75,8 +78,11 @@ _CONVERSATION = """text = tokenizer.apply_chat_template(prompt + response, token
 text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token"""
 
 
-def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
-    """Write the model of `stage` to the new folder `to`; return lines for the user that say how to load it."""
+def export(run: Path, stage: str, to: Path, *, adapter: bool, push: hub.Push | None = None) -> list[str]:
+    """Write the model of `stage` to the new folder `to`; return lines for the user that say how to load it.
+
+    `push`: the repository on the Hub to upload the folder to. Whether that is possible is found out first.
+    """
     if stage not in NAMES:
         raise RlhfctlError(f"there is no stage {stage!r} to export", fix=f"one of {', '.join(NAMES)}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -89,16 +95,20 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
     recipe = load_recipe(paths.recipe).recipe
     folder = _stage_of(stage, recipe)
     artifact = load_artifact(paths.stage(folder))
+    if push is not None:
+        push.prepare()
     messages: list[str] = []
     loader = Loader.of(recipe, note=messages.append, warn=messages.append)
     to.parent.mkdir(parents=True, exist_ok=True)
     with quiet_libraries(paths.log):
+        facts = card_facts.collect(stage, artifact, recipe, paths)
         if adapter:
-            _export_adapter(stage, artifact, recipe, loader, to)
+            _export_adapter(facts, loader, to)
         else:
-            _export_merged(stage, artifact, loader, to)
+            _export_merged(facts, loader, to)
+    uploaded = [] if push is None else [push.upload(to, f"{stage} of the run {recipe.name}")]
     snippet = _snippet(stage, to, json.dumps(str(to)), adapter=adapter)
-    return [*messages, f"exported {stage} to {to}", "load it with:", "", *snippet.splitlines()]
+    return [*messages, f"exported {stage} to {to}", *uploaded, "load it with:", "", *snippet.splitlines()]
 
 
 def _stage_of(name: str, recipe: Recipe) -> str:
@@ -109,7 +119,8 @@ def _stage_of(name: str, recipe: Recipe) -> str:
     return next((stage for stage in stages_of(recipe) if stage in makers_of(product)), name)
 
 
-def _export_merged(stage: str, artifact: Artifact, loader: Loader, to: Path) -> None:
+def _export_merged(facts: Facts, loader: Loader, to: Path) -> None:
+    stage, artifact = facts.stage, facts.artifact
     source = Source.of(artifact)
     with fs.publish_folder(to) as folder:
         if stage == "critic":
@@ -126,10 +137,11 @@ def _export_merged(stage: str, artifact: Artifact, loader: Loader, to: Path) -> 
             base = loader.load_base(source)
             build.save_model(base.model, base.tokenizer, folder)
         _restart_clock(folder)
-        _card(folder, stage, artifact, adapter=False)
+        _card(folder, facts, adapter=False)
 
 
-def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, loader: Loader, to: Path) -> None:
+def _export_adapter(facts: Facts, loader: Loader, to: Path) -> None:
+    stage, artifact, recipe = facts.stage, facts.artifact, facts.recipe
     part = "critic" if stage == "critic" else "adapter"
     if not artifact.has(part) or not _is_adapter(artifact.part(part)):
         whole = "a model of its own" if stage == "critic" else "trained whole, without LoRA"
@@ -156,7 +168,7 @@ def _export_adapter(stage: str, artifact: Artifact, recipe: Recipe, loader: Load
         (folder / "base").mkdir()
         build.save_model(model, tokenizer, folder / "base")
         _restart_clock(folder)
-        _card(folder, stage, artifact, adapter=True)
+        _card(folder, facts, adapter=True)
 
 
 def _restart_clock(folder: Path) -> None:
@@ -243,26 +255,17 @@ def _example(folder: Path) -> tuple[Any, Any, float | None]:
     return example["prompt"], example["response"], score
 
 
-def _card(folder: Path, stage: str, artifact: Artifact, *, adapter: bool) -> None:
-    """Write probes.json (ids and the recorded numbers) and README.md with the snippet that loads the model."""
+def _card(folder: Path, facts: Facts, *, adapter: bool) -> None:
+    """Write probes.json (ids and the recorded numbers) and README.md, the model card."""
+    stage, artifact = facts.stage, facts.artifact
     if stage != "critic":
         shutil.copy(artifact.part("probes"), folder / PROBES)
     if stage in ("reward", "critic"):
         _make_loadable(folder)
     snippet = _snippet(stage, folder, '"."', adapter=adapter)
-    lines = [
-        f"# {stage}",
-        "",
-        f"Exported by rlhfctl {artifact.manifest.versions.get('rlhfctl')} from artifact {artifact.fingerprint}.",
-        "`probes.json`, where there is one, holds token ids and what the model gave for them when it was saved.",
-        "",
-        "```python",
-        snippet.rstrip(),
-        "```",
-        "",
-        *(_scores_text(folder) if stage == "reward" else []),
-    ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    about_scores = _scores_text(folder) if stage == "reward" else []
+    text = model_card.page(facts, adapter=adapter, snippet=snippet, about_scores=about_scores)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _scores_text(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from rlhfctl.cli import app
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.tools import export
+from rlhfctl.tools.hub import Push
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +94,19 @@ def test_a_copied_recipe_validates_by_the_printed_command() -> None:
 def test_export_prints_each_line_and_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
 
-    def exported(run: Path, stage: str, to: Path, *, adapter: bool) -> list[str]:
-        given.extend((run, stage, to, adapter))
+    def exported(run: Path, stage: str, to: Path, *, adapter: bool, push: object) -> list[str]:
+        given.extend((run, stage, to, adapter, push))
         return ["first", "second"]
 
     monkeypatch.setattr(export, "export", exported)
     result = CliRunner().invoke(app, ["export", "runs/x", "--stage", "sft", "--to", "out", "--adapter"])
     assert result.output == "first\nsecond\n"
-    assert given == [Path("runs/x"), "sft", Path("out"), True]
+    assert given == [Path("runs/x"), "sft", Path("out"), True, None]
+    CliRunner().invoke(app, ["export", "runs/x", "--to", "out", "--push-to-hub", "me/mine", "--private"])
+    push = given[-1]
+    assert isinstance(push, Push) and (push.repo_id, push.private) == ("me/mine", True)
+
+
+def test_private_is_of_a_repository() -> None:
+    result = CliRunner().invoke(app, ["export", "runs/x", "--to", "out", "--private"])
+    assert isinstance(result.exception, RlhfctlError) and "give --push-to-hub REPO_ID too" in str(result.exception)

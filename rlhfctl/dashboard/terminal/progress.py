@@ -18,7 +18,7 @@ from rlhfctl.events import Event, Working
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Event], None]]:
     """Yield a listener that draws one bar per piece of long work."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     screen = Console(file=sys.stderr)
     quiet = not screen.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True, disable=quiet) as bar:
@@ -28,8 +28,9 @@ def progress_bar() -> Iterator[Callable[[Event], None]]:
             if not isinstance(event, Working):
                 return
             if event.what not in tasks:
-                tasks[event.what] = bar.add_task(event.what, total=event.total)
-            bar.update(tasks[event.what], completed=event.done)
+                tasks[event.what] = bar.add_task(event.what, total=event.total, count="")
+            count = "" if event.total is None else f"{event.done}/{event.total}"
+            bar.update(tasks[event.what], completed=event.done, count=count)
             if event.over:
                 bar.remove_task(tasks.pop(event.what))
 

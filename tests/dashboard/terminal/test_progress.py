@@ -40,5 +40,14 @@ def test_a_terminal_shows_what_is_done_and_of_how_much(monkeypatch: pytest.Monke
     assert "other events" not in text
 
 
+def test_work_that_cannot_be_counted_shows_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar() as emit:
+        emit(Working(stage="chat", what="loading", done=0, total=None, unit="", seconds=1.0))
+    assert "loading" in stream.getvalue() and "None" not in stream.getvalue()
+
+
 def test_pipes_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn_into(io.StringIO(), monkeypatch) == ""

@@ -1,0 +1,1 @@
+"""Talk to the models of a run in a terminal: `rlhfctl chat`."""
