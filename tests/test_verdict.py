@@ -141,7 +141,7 @@ def test_a_win_that_length_explains_is_a_warning_in_words() -> None:
     ]
     lost = report("worse", (0.38, "worse"))
     lost["judges"]["gold"]["length_controlled_win_rate"] = 0.59
-    assert list(length_warnings(lost))[0].startswith("gold prefers the reference on 62% of the prompts, but at equal")
+    assert next(length_warnings(lost)).startswith("gold prefers the reference on 62% of the prompts, but at equal")
 
 
 def test_worse_is_told_from_the_references_side() -> None:

@@ -10,7 +10,7 @@ from rlhfctl.rewards.episode import Episode
 from rlhfctl.stages.readings import length_differences, length_of, of_judges, text_of
 
 # Eight prompts: six wins by 1, a loss by 1, a tie.
-WON = {prompt: (1.0, 0.0) for prompt in range(6)} | {6: (0.0, 1.0), 7: (0.5, 0.5)}
+WON = dict.fromkeys(range(6), (1.0, 0.0)) | {6: (0.0, 1.0), 7: (0.5, 0.5)}
 EQUAL = [0.0] * 8
 
 
@@ -31,7 +31,7 @@ def test_the_numbers_of_a_judge_by_hand() -> None:
 
 def test_p_is_corrected_for_the_number_of_judges() -> None:
     lost = {prompt: (-a, -b) for prompt, (a, b) in WON.items()}
-    even = {prompt: (1.0, 1.0) for prompt in range(8)}
+    even = dict.fromkeys(range(8), (1.0, 1.0))
     found = of_judges({"gold": WON, "mirror": lost, "blind": even}, EQUAL, seed=0, samples=100)
     # Holm: 3 times the smallest p; the other is no smaller; 1 stays 1
     assert [found[name]["p_adjusted"] for name in ("gold", "mirror", "blind")] == [0.375, 0.375, 1.0]
@@ -41,7 +41,7 @@ def test_p_is_corrected_for_the_number_of_judges() -> None:
 
 
 def test_what_a_comparison_with_itself_cannot_tell_is_null() -> None:
-    same = {prompt: (0.25, 0.25) for prompt in range(8)}
+    same = dict.fromkeys(range(8), (0.25, 0.25))
     found = of_judges({"gold": same}, EQUAL, seed=0, samples=100)["gold"]
     assert found["length_controlled_win_rate"] == 0.5
     for key in ("effect_size", "effect_size_ci95", "reference_deviations", "prompts_to_settle", "power"):
