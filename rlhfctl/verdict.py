@@ -60,7 +60,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     fair = [(_where(row), row["judges"][judge]) for row in controls if row["kind"] in FAIR]
     at_main = (_main(report), main)
     if not fair:
-        return f"{word}: {_prefers(judge, report, *at_main, side=word)}{_without_controls(report)}"
+        return f"{word}: {_prefers(judge, report, *at_main, side=word)}{_open(report)}{_without_controls(report)}"
     weakest = min([at_main, *fair], key=lambda pair: (pair[1]["win_rate"], pair[1]["delta"]))
     if word == "better":
         others = [pair for pair in (at_main, *fair) if pair is not weakest]
@@ -69,7 +69,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     if word == "worse":
         return f"worse: {_prefers(judge, report, *weakest, side=word)}"
     if word == "undecided":
-        return f"undecided: {_prefers(judge, report, *weakest)}; no control decides it either"
+        return f"undecided: {_prefers(judge, report, *weakest)}; no control decides it either{_open(report)}"
     return f"mixed: {'; '.join(_claims(judge, at_main, fair, controls))}"
 
 
@@ -93,6 +93,38 @@ def judging(block: Mapping[str, Any]) -> str:
         if value is not None:
             parts.append(f"agrees with {judge} on {share(value)} of {block['agreement_pairs'][judge]} pairs")
     return ", ".join(parts)
+
+
+def length_warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a warning for each judge whose win rate lies on the other side of one half at equal length."""
+    for name, values in report["judges"].items():
+        rate, controlled = values["win_rate"], values.get("length_controlled_win_rate")
+        if controlled is None or (rate - 0.5) * (controlled - 0.5) >= 0:
+            continue
+        winner, other = ("policy", "reference") if rate > 0.5 else ("reference", "policy")
+        yield (
+            f"{name} prefers the {winner} on {share(max(rate, 1 - rate))} of the prompts, but at equal length the "
+            f"{other} on {share(max(controlled, 1 - controlled))}: the length of the responses may be why it wins"
+        )
+
+
+def _open(report: Mapping[str, Any]) -> str:
+    """Write what an undecided main comparison needs; nothing for other verdicts and for reports without the number."""
+    values = report["judges"][report["primary_judge"]]
+    if report["verdict"] != "undecided" or "prompts_to_settle" not in values:
+        return ""
+    needed, prompts = values["prompts_to_settle"], values.get("prompts", report["prompts"])
+    if needed is None:
+        return "; wins and losses are too even for any number of prompts to settle it"
+    if needed <= prompts:
+        return f"; the sign test finds a difference (p {values['p_value']:.2g}), the mean of the scores does not"
+    return f"; if wins and losses stay in proportion, about {_rounded(needed):,} prompts would settle it"
+
+
+def _rounded(count: int) -> int:
+    """Round up to two digits: the number rests on shares that are themselves uncertain."""
+    step = int(10 ** max(0, len(str(count)) - 2))
+    return -(-count // step) * step
 
 
 def _claims(

@@ -145,6 +145,7 @@ def test_a_newcomer_types_what_the_pages_say(newcomer: Path, monkeypatch: pytest
     assert "valid, with its data and trainer options" in outputs["validate"]
     assert "no test prompt is in the demonstrations or preferences" in outputs["data"]
     assert "this verdict rests on the reward model that PPO trained against" in " ".join(outputs["run"].split())
+    assert "reference of runs/other" in outputs["rank"] and "corrected for 6 pairs" in outputs["rank"]
     for name in ("my-policy", "my-model", "my-reward-model"):
         assert (newcomer / name / "model.safetensors").is_file()
     assert (newcomer / "my-adapter" / "adapter_model.safetensors").is_file()

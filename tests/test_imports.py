@@ -31,7 +31,7 @@ def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
 
 LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
-    "compare": ("answers", "judges", "controls", "endpoint"),
+    "compare": ("answers", "judges", "controls", "endpoint", "readings"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
 }
 GOLD_READERS = {"stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "world/reviews.py"}
@@ -194,7 +194,9 @@ def test_light_commands_load_nothing_heavy(command: str) -> None:
 
 
 def test_deciding_what_to_run_loads_nothing_heavy() -> None:
-    assert not loaded_by("import rlhfctl.pipeline, rlhfctl.stage_process, rlhfctl.tools.show") & HEAVY
+    assert (
+        not loaded_by("import rlhfctl.pipeline, rlhfctl.stage_process, rlhfctl.tools.show, rlhfctl.tools.rank") & HEAVY
+    )
 
 
 @pytest.mark.parametrize("command", ["show", "watch"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhfctl.stats.paired import Verdict
-from rlhfctl.verdict import BEST_OF_N, COLDER, EQUAL, MATCHED, basis, overall, sentence
+from rlhfctl.verdict import BEST_OF_N, COLDER, EQUAL, MATCHED, basis, length_warnings, overall, sentence
 
 RESULTS: tuple[Verdict, ...] = ("better", "undecided", "worse")
 
@@ -107,6 +107,41 @@ def test_without_controls_the_sentence_says_so() -> None:
     )
     made_elsewhere = sentence(report("undecided", (0.5, "undecided"), temperature=None))
     assert "samples made elsewhere cannot be drawn again" in made_elsewhere
+
+
+@pytest.mark.parametrize(
+    ("needed", "said"),
+    [
+        (1_234, "; if wins and losses stay in proportion, about 1,300 prompts would settle it"),
+        (301, "; if wins and losses stay in proportion, about 310 prompts would settle it"),
+        (None, "; wins and losses are too even for any number of prompts to settle it"),
+        (300, "; the sign test finds a difference (p 0.0012), the mean of the scores does not"),
+    ],
+)
+def test_an_undecided_sentence_says_how_many_prompts_would_settle_it(needed: int | None, said: str) -> None:
+    for controls in ([], [row(EQUAL, 0.0, 0.5, "undecided")]):
+        found = report("undecided", (0.52, "undecided"), *controls)
+        before = sentence(found)  # of a comparison before the number was there
+        found["judges"]["gold"] |= {"prompts_to_settle": needed, "p_value": 0.00123}
+        assert said in sentence(found) and sentence(found).replace(said, "") == before
+    better = report("better", (0.8, "better"))
+    better["judges"]["gold"]["prompts_to_settle"] = 40
+    assert "prompts would" not in sentence(better)
+
+
+def test_a_win_that_length_explains_is_a_warning_in_words() -> None:
+    found = report("better", (0.62, "better"))
+    assert list(length_warnings(found)) == []  # of a comparison before the number was there
+    for controlled, warned in ((None, False), (0.55, False), (0.5, False), (0.41, True)):
+        found["judges"]["gold"]["length_controlled_win_rate"] = controlled
+        assert bool(list(length_warnings(found))) is warned
+    assert list(length_warnings(found)) == [
+        "gold prefers the policy on 62% of the prompts, but at equal length the reference on 59%: the length of the "
+        "responses may be why it wins"
+    ]
+    lost = report("worse", (0.38, "worse"))
+    lost["judges"]["gold"]["length_controlled_win_rate"] = 0.59
+    assert next(length_warnings(lost)).startswith("gold prefers the reference on 62% of the prompts, but at equal")
 
 
 def test_worse_is_told_from_the_references_side() -> None:

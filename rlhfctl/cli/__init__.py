@@ -28,6 +28,7 @@ COMMANDS: Commands = (
     ("data", check.data, "rlhfctl data my-recipe.yaml"),
     ("show", look.show, "rlhfctl show runs/quickstart"),
     ("runs", look.runs, "rlhfctl runs   or   rlhfctl runs /data/runs"),
+    ("rank", look.rank, "rlhfctl rank runs/a runs/b runs/c --judge gold"),
     ("watch", look.watch, "rlhfctl watch runs/quickstart"),
     ("report", look.report, "rlhfctl report runs/quickstart   or   rlhfctl report runs/a runs/b --out runs.html"),
     ("tokens", tokens.tokens, "rlhfctl tokens runs/quickstart --update 10 --explain"),

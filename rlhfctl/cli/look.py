@@ -1,4 +1,4 @@
-"""Commands that look at runs: `show`, `runs`, `watch`, `report`, `score`, `reward-eval`.
+"""Commands that look at runs: `show`, `runs`, `rank`, `watch`, `report`, `score`, `reward-eval`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -45,6 +45,30 @@ def runs(
         console().print(listing.table(found))
     else:
         typer.echo(f"no runs in {folder}/; start one: rlhfctl run quickstart")
+
+
+def rank(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Finished runs, compared on the same test prompts.", autocompletion=complete_run
+        ),
+    ],
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="NAME", help="The judge to rank by (default: the primary judge).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Rank the policies of several runs: who beats whom, strengths with intervals, corrected p-values."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.ranking import ranking_view
+    from rlhfctl.tools import rank as ranking
+
+    found = ranking.rank(runs, judge)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        console().print(ranking_view(found))
 
 
 def watch(

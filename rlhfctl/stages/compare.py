@@ -22,11 +22,11 @@ from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
 from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.recipe.sections.scorers import ENDPOINT
-from rlhfctl.rewards.episode import Episode
-from rlhfctl.stages import answers, endpoint, judges
+from rlhfctl.stages import answers, endpoint, judges, readings
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_name, control_rows, means
+from rlhfctl.stages.readings import length_of, text_of
 from rlhfctl.stats.paired import compare_paired, distinct_n
 from rlhfctl.stats.paired import verdict as verdict_of
 
@@ -65,6 +65,15 @@ def run(section: Compare, ctx: Context) -> Artifact:
         return {name: entries[name] for name in section.judges if name in entries}
 
     results = {name: entry | {"independent": independent[name]} for name, entry in at(main, verdicts.MAIN).items()}
+    values = (
+        {} if asked is None else {ENDPOINT: {key: (one, 1 - one) for key, one in asked.values(verdicts.MAIN).items()}}
+    )
+    for name in scores["policy"]:
+        sides = (means(scores[side][name][main]) for side in ("policy", "reference"))
+        values[name] = dict(enumerate(zip(*sides, strict=True)))
+    longer = readings.length_differences(policy.episodes, reference.episodes)
+    more = readings.of_judges(values, longer, seed=ctx.recipe.seed, samples=section.bootstrap_samples)
+    results = {name: entry | more[name] for name, entry in results.items()}
     paired = asked.controls(compared) if asked is not None else {}
     controls = list(control_rows(section, responses, scores["policy"], scores["reference"], scorer, compared, paired))
     primary = section.primary_judge
@@ -98,6 +107,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
     report["sentence"] = verdicts.sentence(report)
     if not report["independent"]:
         ctx.warn(judges.dependence(primary, ctx))
+    for warning in verdicts.length_warnings(report):
+        ctx.warn(warning)
 
     # 4. Write.
     kept = [{name: drawn[main] for name, drawn in scores[side].items()} for side in ("policy", "reference")]
@@ -160,14 +171,10 @@ def _metrics(report: dict[str, Any], primary: str) -> dict[str, float]:
 def _described(answers: Drawn) -> dict[str, float | None]:
     """Measure responses: length in tokens (words without ids), share that ended by itself, distinct-1, distinct-2."""
     episodes = [episode for samples in answers.episodes for episode in samples]
-    texts = [e.completion if isinstance(e.completion, str) else e.completion[-1]["content"] for e in episodes]
-    units: list[list[str | int]] = [
-        list(e.response_ids) or list(t.split()) for e, t in zip(episodes, texts, strict=True)
-    ]
     ended = [flag for flags in answers.ended for flag in flags if flag is not None]
-    words: list[list[str | int]] = [list(text.split()) for text in texts]
+    words: list[list[str | int]] = [list(text_of(episode).split()) for episode in episodes]
     return {
-        "length": statistics.fmean(len(unit) for unit in units),
+        "length": statistics.fmean(map(length_of, episodes)),
         "end_rate": statistics.fmean(ended) if ended else None,
         "distinct_1": distinct_n(words, 1),
         "distinct_2": distinct_n(words, 2),
@@ -194,16 +201,14 @@ def _sample_rows(
                 {
                     "prompt": a.prompt,
                     "sample": j,
-                    "policy": _text(a),
-                    "reference": _text(b),
+                    "policy": text_of(a),
+                    "reference": text_of(b),
                     "policy_ended": policy.ended[i][j],
                     "reference_ended": reference.ended[i][j],
+                    "policy_length": length_of(a),
+                    "reference_length": length_of(b),
                     "policy_scores": {name: scores[i][j] for name, scores in policy_scores.items()} | paired[0],
                     "reference_scores": {name: scores[i][j] for name, scores in reference_scores.items()} | paired[1],
                 }
             )
     return rows
-
-
-def _text(episode: Episode) -> str:
-    return episode.completion if isinstance(episode.completion, str) else episode.completion[-1]["content"]

@@ -1,13 +1,14 @@
-"""`show`, `runs`, `watch`, `report`, `score` as commands: JSON for scripts, and files that are not overwritten."""
+"""`show`, `runs`, `rank`, `watch`, `report`, `score` as commands: JSON for scripts, and files that are not overwritten."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
@@ -55,6 +56,20 @@ def test_report_writes_pictures_in_place_of_the_page(run: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(run), "--png", "slides"])
     assert result.output == "wrote 0 pictures in slides\n"  # a run that has not begun has no figure
     assert not (run / "report.html").exists()
+
+
+def test_rank_prints_a_table_or_json_also_of_runs_of_an_earlier_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "copy"):
+        shutil.copytree(ROOT / "tests" / "e2e" / "old_run" / "complete", name)
+    table = CliRunner().invoke(app, ["rank", "old", "copy"])
+    assert table.exit_code == 0 and "by gold, on 8 prompts" in table.output
+    found = json.loads(CliRunner().invoke(app, ["rank", "old", "copy", "--judge", "reward_model", "--json"]).output)
+    assert found["judge"] == "reward_model" and len(found["ranking"]) == 3
+    refused = CliRunner().invoke(app, ["rank", "old"])
+    assert isinstance(refused.exception, RlhfctlError)
 
 
 def test_score_refuses_an_existing_file_before_it_scores(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

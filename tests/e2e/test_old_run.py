@@ -65,3 +65,5 @@ def test_its_verdict_and_its_stages_are_shown(tmp_path: Path) -> None:
     assert set(told["stages"]) == {"sft", "reward", "ppo", "compare"}
     watched = run_here("watch", run, cwd=tmp_path)
     assert watched.returncode == 0 and "verdict" in watched.stdout
+    compared = run_here("compare", run, cwd=tmp_path)
+    assert compared.returncode == 0 and "win rate" in compared.stdout and "LC" not in compared.stdout

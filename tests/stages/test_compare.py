@@ -27,6 +27,18 @@ JUDGE = {
     "p_value": float,
     "independent": bool,
     "verdict": str,
+    "p_adjusted": float,
+}
+OR_NULL = {  # where it cannot be known
+    "effect_size": float,
+    "effect_size_ci95": list,
+    "reference_deviations": float,
+    "length_controlled_win_rate": float,
+    "length_controlled_win_rate_ci95": list,
+    "length_effect": float,
+    "length_control_missing": str,
+    "prompts_to_settle": int,
+    "power": float,
 }
 REPORT = {
     "verdict": str,
@@ -52,9 +64,12 @@ def check_shape(report: dict[str, Any], *, judges: list[str]) -> None:
         assert type(report[key]) is kind, key
     assert list(report["judges"]) == judges
     for values in report["judges"].values():
-        assert set(values) == set(JUDGE)
+        assert set(values) == {*JUDGE, *OR_NULL}
         for key, kind in JUDGE.items():
             assert type(values[key]) is kind, key
+        for key, kind in OR_NULL.items():
+            assert values[key] is None or type(values[key]) is kind, key
+        assert (values["length_controlled_win_rate"] is None) is (values["length_control_missing"] is not None)
         for key in ("delta_ci95", "win_rate_ci95", "policy_ci95", "reference_ci95"):
             low, high = values[key]
             middle = key.removesuffix("_ci95")
@@ -124,6 +139,9 @@ def test_numbers_from_files_by_hand(
     for row in rows:
         assert row["policy_scores"]["gold"] == gold.score([row["prompt"]], [row["policy"]])[0]
         assert row["reference_scores"]["gold"] == gold.score([row["prompt"]], [row["reference"]])[0]
+        assert row["policy_length"] == len(row["policy"].split())
+        assert row["reference_length"] == len(row["reference"].split())
+    assert judge["prompts_to_settle"] == 53 and "about 53 prompts would settle it" in report["sentence"]
     manifest = load_artifact(run / "compare").manifest
     assert manifest.metrics["win_rate"] == judge["win_rate"] and "kl" not in manifest.metrics
 
@@ -196,6 +214,7 @@ def test_a_policy_compared_with_itself_is_undecided(tiny_run: Path, tmp_path: Pa
     for part in (report["judges"], report["greedy"]):
         for judge in part.values():
             assert (judge["delta"], judge["win_rate"], judge["ties"]) == (0.0, 0.5, 12)
+            assert judge.get("length_controlled_win_rate", 0.5) == 0.5
             assert judge["delta_ci95"] == [0.0, 0.0]
     assert report["kl_mean"] == 0.0
     assert (report["verdict"], report["prompts"], report["samples_per_prompt"]) == ("undecided", 12, 2)
@@ -210,6 +229,10 @@ def test_the_run_of_the_whole_loop_has_the_contracts_keys(tiny_run: Path) -> Non
     assert type(report["kl_mean"]) is float and report["kl_mean"] > 0
     assert type(report["end_rate_policy"]) is float
     assert report["temperature"] == 1.0
+    rows = [json.loads(line) for line in (tiny_run / "compare" / "samples.jsonl").read_text().splitlines()]
+    for side in ("policy", "reference"):  # tokens
+        lengths = [row[f"{side}_length"] for row in rows]
+        assert sum(lengths) / len(lengths) == pytest.approx(report[f"length_{side}_mean"])
     assert report["judges"]["reward_model"]["independent"] is False
     assert set(report["greedy"]) == {"gold", "reward_model"}
 
@@ -247,3 +270,28 @@ def test_both_models_are_gone_and_their_memory_is_released_before_a_judge_is_loa
     assert result.exit_code == 0, result.output
     # While each model is checked, and after each side has answered.
     assert [True] * 2 in alive and len(alive) >= 5 and not loaded
+
+
+def test_a_gain_of_length_alone_is_called_so(tiny_recipe: Path, tmp_path: Path) -> None:
+    """A judge counts words and, threefold, good ones. The policy has fewer good words and mostly more words."""
+    (tmp_path / "long.py").write_text(
+        "def score(prompts, completions):\n    return [len(c.split()) + 3 * c.count('good') for c in completions]\n"
+    )
+    # (words by which the policy's response is longer, good words of policy and reference): won if longer + 3 a > 3 b
+    kinds = [(4, 0, 1)] * 20 + [(4, 0, 2)] * 4 + [(-4, 0, 0)] * 7 + [(-4, 2, 0)] + [(0, 0, 1)] * 6 + [(0, 1, 0)] * 2
+    sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for number, (longer, a, b) in enumerate(kinds):
+        for side, words, good in zip(sides, (10 + longer, 10), (a, b), strict=True):
+            side.append({"prompt": f"prompt {number}", "response": "good " * good + "word " * (words - good)})
+    files = [jsonl(tmp_path / f"{name}.jsonl", side) for name, side in zip("ab", sides, strict=True)]
+    run = tmp_path / "run"
+    result = invoke(
+        "compare", tiny_recipe, "--policy-samples", files[0], "--reference-samples", files[1], "--run-dir", run,
+        "--set", "compare.judges=[long:score]",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (judge,) = report_of(run)["judges"].values()
+    assert judge["win_rate"] == 23 / 40 and judge["length_controlled_win_rate"] < 0.45 and judge["length_effect"] > 1
+    said = "long:score prefers the policy on 57% of the prompts, but at equal length the reference on"
+    assert said in " ".join(result.output.split())
+    assert any(said in note for note in load_artifact(run / "compare").manifest.notes)

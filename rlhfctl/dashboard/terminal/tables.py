@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,8 @@ from rlhfctl.dashboard.text import fixed, number, short, visible
 from rlhfctl.events import transcript
 
 _MISSING = "-"
+_UNBOUNDED = 10_000  # columns: wider than any table
+_CONTROLLED = "length_controlled_win_rate"
 
 
 def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
@@ -34,9 +37,10 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_verdict_line(compare)]
     if not compare.get("independent", judges[primary].get("independent", True)):
         parts.append(Text(not_independent(primary), "bold yellow"))
+    parts += [Text(visible(warning), "bold yellow") for warning in verdicts.length_warnings(compare)]
     controls: Sequence[Mapping[str, Any]] = compare.get("controls") or []
     greedy = {} if controls else compare.get("greedy") or {}
-    parts += [Text(), _judges_table(judges, primary, greedy)]
+    parts += [Text(), _judges_part(judges, primary, greedy)]
     if controls:
         parts += [Text(), _controls_table(controls, primary)]
     notes = "brackets: 95% intervals; win rate: a tie counts half; p: exact sign test"
@@ -145,12 +149,49 @@ def _control_name(control: Mapping[str, Any]) -> str:
     return f"{name} (KL {control['kl']:.2g})" if control.get("kl") is not None else name
 
 
-def _judges_table(
+class _FirstThatFits:
+    """Render the first of several tables that needs no more than the console's width, with the note below it."""
+
+    def __init__(self, *tables: tuple[Table, str]) -> None:
+        self.tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(max_width=_UNBOUNDED)
+        fitting = (one for one in self.tables if console.measure(one[0], options=wide).maximum <= options.max_width)
+        table, note = next(fitting, self.tables[-1])
+        yield table
+        yield Text(note, "dim")
+
+
+def _judges_part(
     judges: Mapping[str, Mapping[str, Any]], primary: str, greedy: Mapping[str, Mapping[str, Any]]
+) -> RenderableType:
+    """Build the rows of the judges, with the length-controlled win rates as a column where there is room for it."""
+    plain = _judges_table(judges, primary, greedy)
+    named = [(name, judges[name]) for name in sorted(judges, key=lambda name: name != primary)]
+    rates = [(name, _win_rate(judge, _CONTROLLED)) for name, judge in named if judge.get(_CONTROLLED) is not None]
+    if not rates:
+        why = judges[primary].get("length_control_missing")  # absent: a comparison of an earlier version
+        return plain if why is None else Group(plain, Text(f"no win rate at equal length: {why}", "dim"))
+    note = "the win rate if both sides' responses were equally long"
+    listed = ", ".join(f"{visible(name)} {rate}" for name, rate in rates)
+    wide, narrow = (
+        _judges_table(judges, primary, greedy, partial(_win_rate, key=_CONTROLLED, with_interval=interval))
+        for interval in (True, False)
+    )
+    return _FirstThatFits((wide, f"LC: {note}"), (narrow, f"LC: {note}"), (plain, f"{note}: {listed}"))
+
+
+def _judges_table(
+    judges: Mapping[str, Mapping[str, Any]],
+    primary: str,
+    greedy: Mapping[str, Mapping[str, Any]],
+    controlled: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Table:
+    """Build one row per judge; `controlled` writes the length-controlled win rate (None: no such column)."""
     table = _table()
     table.add_column("judge", no_wrap=True)
-    for heading in ("ref -> policy", "delta", "win rate", "p"):
+    for heading in ("ref -> policy", "delta", "win rate", *(("LC",) if controlled is not None else ()), "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for decoding, group in (("", judges), ("greedy:", greedy)):
         if decoding and group:
@@ -159,7 +200,9 @@ def _judges_table(
         for name in sorted(group, key=lambda name: name != primary):  # the sort is stable: the others keep their order
             judge = group[name]
             dependent = judge.get("independent", judges.get(name, {}).get("independent")) is False
-            table.add_row(_text(name, "*" if dependent else ""), *_judge_cells(judge))
+            *numbers, p_value = _judge_cells(judge)
+            numbers += [controlled(judge)] if controlled is not None else []
+            table.add_row(_text(name, "*" if dependent else ""), *numbers, p_value)
     return table
 
 
@@ -221,8 +264,8 @@ def _delta(judge: Mapping[str, Any]) -> str:
     return fixed(delta, places, sign=True) + spread
 
 
-def _win_rate(judge: Mapping[str, Any]) -> str:
-    rate, interval = judge.get("win_rate"), judge.get("win_rate_ci95")
+def _win_rate(judge: Mapping[str, Any], key: str = "win_rate", with_interval: bool = True) -> str:
+    rate, interval = judge.get(key), judge.get(f"{key}_ci95") if with_interval else None
     if rate is None:
         return _MISSING
     spread = "" if interval is None else f" [{verdicts.share(interval[0])[:-1]}, {verdicts.share(interval[1])[:-1]}]"

@@ -131,6 +131,41 @@ def test_a_row_a_judge_primary_first_none_wrapped(width: int) -> None:
     assert other_first.index("\nreward_model*") < other_first.index("\ngold ")
 
 
+CONTROLLED = {"length_controlled_win_rate": 0.71, "length_controlled_win_rate_ci95": [0.65, 0.77]}
+EQUALLY = "the win rate if both sides' responses were equally long"
+
+
+@pytest.mark.parametrize(
+    ("width", "cells", "note"),
+    [
+        (120, "78% [72, 83] 71% [65, 77] <0.001", f"LC: {EQUALLY}"),
+        (80, "78% [72, 83] 71% <0.001", f"LC: {EQUALLY}"),
+        (72, "78% [72, 83] <0.001", f"{EQUALLY}: gold 71% [65, 77]"),
+    ],
+)
+def test_the_length_controlled_win_rate_has_a_column_where_there_is_room(width: int, cells: str, note: str) -> None:
+    judges = {"reward_model": judge(independent=False, length_controlled_win_rate=None), "gold": judge(**CONTROLLED)}
+    rendered = text(comparison_table(compare(judges=judges)), width)
+    lines = [one_line(line) for line in rendered.splitlines()]
+    assert f"gold 0.46 -> 0.71 +0.25 [0.21, 0.29] {cells}" in lines
+    assert note in one_line(rendered)
+    assert "LC" not in text(comparison_table(compare()), width)  # a comparison of an earlier version
+
+
+def test_a_win_rate_at_equal_length_that_is_not_known_says_why() -> None:
+    unknown = judge(length_controlled_win_rate=None, length_control_missing="nearly all are longer")
+    rendered = text(comparison_table(compare(judges={"gold": unknown})))
+    assert "no win rate at equal length: nearly all are longer" in rendered
+    assert "LC" not in rendered
+
+
+def test_a_win_that_length_explains_is_said_above_the_table() -> None:
+    gold = judge(**CONTROLLED | {"length_controlled_win_rate": 0.41})
+    rendered = one_line(text(comparison_table(compare(judges={"gold": gold}))))
+    warning = "gold prefers the policy on 78% of the prompts, but at equal length the reference on 59%"
+    assert rendered.index(warning) < rendered.index("ref -> policy")
+
+
 def test_greedy_has_rows_of_its_own_and_may_lack_values() -> None:
     rendered = text(comparison_table(compare(greedy={"gold": {"delta": 0.3, "win_rate": 0.8}})))
     after = rendered[rendered.index("greedy:") :].splitlines()
