@@ -1,6 +1,7 @@
 """Predict the rows, steps, tokens, parameters, memory and disk of each stage.
 
 The prediction is made from the lengths of the rows and the model's configuration. Loads the tokenizer, no weights.
+Longer than 400 lines because it has one function per stage, and all of them read the same lengths and disk figures.
 """
 
 from __future__ import annotations
