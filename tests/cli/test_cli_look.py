@@ -1,4 +1,4 @@
-"""`show`, `runs`, `rank`, `watch`, `report`, `score` as commands: JSON for scripts, and files that are not overwritten."""
+"""`show`, `runs`, `rank`, `watch`, `report`, `score` as commands: JSON for scripts, no file overwritten."""
 
 from __future__ import annotations
 
