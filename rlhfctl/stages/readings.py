@@ -34,8 +34,8 @@ def of_judges(
 ) -> dict[str, dict[str, Any]]:
     """Return the readings of each judge, as its entry in compare.json holds them.
 
-    `longer`: by how much the policy's responses that a judge read are longer, by judge and prompt. p-values are corrected
-    for the number of judges: whoever looks at several has several chances to find a difference that is none.
+    `longer`: by how much the policy's responses that a judge read are longer, by judge and prompt. p is corrected for
+    the number of judges: whoever looks at several has several chances to find a difference that is none.
     """
     found = {
         name: _of_judge(pairs, [longer[name][prompt] for prompt in pairs], seed=seed, samples=samples)
