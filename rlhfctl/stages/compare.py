@@ -66,12 +66,16 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
     results = {name: entry | {"independent": independent[name]} for name, entry in at(main, verdicts.MAIN).items()}
     values = (
-        {} if asked is None else {ENDPOINT: {key: (one, 1 - one) for key, one in asked.values(verdicts.MAIN).items()}}
+        {} if asked is None else {ENDPOINT: {key: dict[str, readings.Values] = {}
     )
     for name in scores["policy"]:
         sides = (means(scores[side][name][main]) for side in ("policy", "reference"))
         values[name] = dict(enumerate(zip(*sides, strict=True)))
-    longer = readings.length_differences(policy.episodes, reference.episodes)
+    longer = dict.fromkeys(values, readings.length_differences(policy.episodes, reference.episodes))
+    if asked is not None:
+        values[ENDPOINT] = {prompt: (value, 1 - value) for prompt, value in asked.values(verdicts.MAIN).items()}
+        judged = section.endpoint_samples
+        longer[ENDPOINT] = readings.length_differences(policy.episodes, reference.episodes, judged)
     more = readings.of_judges(values, longer, seed=ctx.recipe.seed, samples=section.bootstrap_samples)
     results = {name: entry | more[name] for name, entry in results.items()}
     paired = asked.controls(compared) if asked is not None else {}

@@ -30,15 +30,15 @@ LENGTH_SAMPLES = 2_000
 
 
 def of_judges(
-    values: Mapping[str, Values], length_differences: Sequence[float], *, seed: int, samples: int
+    values: Mapping[str, Values], longer: Mapping[str, Sequence[float]], *, seed: int, samples: int
 ) -> dict[str, dict[str, Any]]:
     """Return the readings of each judge, as its entry in compare.json holds them.
 
-    `length_differences`: policy less reference by prompt, the mean over samples. p-values are corrected for the number
-    of judges: whoever looks at several judges has several chances to find a difference that is none.
+    `longer`: by how much the policy's responses that a judge read are longer, by judge and prompt. p is corrected for
+    the number of judges: whoever looks at several has several chances to find a difference that is none.
     """
     found = {
-        name: _of_judge(pairs, [length_differences[prompt] for prompt in pairs], seed=seed, samples=samples)
+        name: _of_judge(pairs, [longer[name][prompt] for prompt in pairs], seed=seed, samples=samples)
         for name, pairs in values.items()
     }
     p_values = [sign_test(paired_differences(*_sides(pairs))).p_value for pairs in values.values()]
@@ -47,10 +47,15 @@ def of_judges(
     return found
 
 
-def length_differences(policy: Sequence[Sequence[Episode]], reference: Sequence[Sequence[Episode]]) -> list[float]:
-    """Compute by how much the policy's responses to each prompt are longer than the reference's, on average."""
+def length_differences(
+    policy: Sequence[Sequence[Episode]], reference: Sequence[Sequence[Episode]], count: int | None = None
+) -> list[float]:
+    """Compute by how much the policy's responses to each prompt are longer than the reference's, on average.
+
+    `count`: over the first so many samples of each side alone, where a judge read no others.
+    """
     return [
-        fmean(map(length_of, ours)) - fmean(map(length_of, theirs))
+        fmean(map(length_of, ours[:count])) - fmean(map(length_of, theirs[:count]))
         for ours, theirs in zip(policy, reference, strict=True)
     ]
 

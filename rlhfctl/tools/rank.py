@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhfctl.artifacts import Artifact, load_artifact, read_json
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL, SCORERS
 from rlhfctl.stats.paired import paired_differences
 from rlhfctl.stats.resampling import Floats
 from rlhfctl.stats.round_robin import Meeting, RoundRobin, round_robin
@@ -25,7 +25,7 @@ from rlhfctl.stats.round_robin import Meeting, RoundRobin, round_robin
 Key = tuple[str, int]  # a prompt's content, and which of the prompts with this content it is
 Differences = Mapping[tuple[int, int], Floats]
 
-_JUDGES_OF_PAIRS = ("endpoint",)
+_JUDGES_OF_PAIRS = tuple(name for name, scorer in SCORERS.items() if scorer.of_pairs)
 """Judges that compare the two sides of one run: their scores mean nothing beside those of another run."""
 
 _SEED = 0  # of the bootstrap

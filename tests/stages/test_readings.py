@@ -15,7 +15,7 @@ EQUAL = [0.0] * 8
 
 
 def test_the_numbers_of_a_judge_by_hand() -> None:
-    found = of_judges({"gold": WON}, EQUAL, seed=0, samples=200)["gold"]
+    found = of_judges({"gold": WON}, {"gold": EQUAL}, seed=0, samples=200)["gold"]
     # differences: six times 1, -1, 0; their mean 5/8, their sum of squares 7
     assert found["effect_size"] == pytest.approx(5 / 8 / math.sqrt((7 - 8 * (5 / 8) ** 2) / 7))
     assert found["effect_size_ci95"][0] < found["effect_size"] < found["effect_size_ci95"][1]
@@ -32,7 +32,12 @@ def test_the_numbers_of_a_judge_by_hand() -> None:
 def test_p_is_corrected_for_the_number_of_judges() -> None:
     lost = {prompt: (-a, -b) for prompt, (a, b) in WON.items()}
     even = dict.fromkeys(range(8), (1.0, 1.0))
-    found = of_judges({"gold": WON, "mirror": lost, "blind": even}, EQUAL, seed=0, samples=100)
+    found = of_judges(
+        {"gold": WON, "mirror": lost, "blind": even},
+        dict.fromkeys(("gold", "mirror", "blind"), EQUAL),
+        seed=0,
+        samples=100,
+    )
     # Holm: 3 times the smallest p; the other is no smaller; 1 stays 1
     assert [found[name]["p_adjusted"] for name in ("gold", "mirror", "blind")] == [0.375, 0.375, 1.0]
     assert found["mirror"]["effect_size"] == pytest.approx(-found["gold"]["effect_size"])
@@ -42,14 +47,14 @@ def test_p_is_corrected_for_the_number_of_judges() -> None:
 
 def test_what_a_comparison_with_itself_cannot_tell_is_null() -> None:
     same = dict.fromkeys(range(8), (0.25, 0.25))
-    found = of_judges({"gold": same}, EQUAL, seed=0, samples=100)["gold"]
+    found = of_judges({"gold": same}, {"gold": EQUAL}, seed=0, samples=100)["gold"]
     assert found["length_controlled_win_rate"] == 0.5
     for key in ("effect_size", "effect_size_ci95", "reference_deviations", "prompts_to_settle", "power"):
         assert found[key] is None, key
 
 
 def test_a_win_rate_at_equal_length_that_cannot_be_known_says_why() -> None:
-    found = of_judges({"gold": WON}, [4.0] * 8, seed=0, samples=100)["gold"]
+    found = of_judges({"gold": WON}, {"gold": [4.0] * 8}, seed=0, samples=100)["gold"]
     assert found["length_controlled_win_rate"] is None and found["length_controlled_win_rate_ci95"] is None
     assert "are longer" in found["length_control_missing"]
 
@@ -58,7 +63,7 @@ def test_a_judge_that_left_out_prompts_has_the_lengths_of_its_own() -> None:
     """Prompt 0 alone has unequal lengths: a judge that left it out is not told of it."""
     some = {prompt: pair for prompt, pair in WON.items() if prompt}
     lengths = [9.0, *EQUAL[1:]]
-    found = of_judges({"all": WON, "some": some}, lengths, seed=0, samples=100)
+    found = of_judges({"all": WON, "some": some}, {"all": lengths, "some": lengths}, seed=0, samples=100)
     assert found["some"]["length_controlled_win_rate"] == pytest.approx(5.5 / 7)
     assert found["some"]["length_effect"] == 0.0
     assert "length alone separates" in found["all"]["length_control_missing"]  # the one longer response wins
@@ -71,3 +76,4 @@ def test_lengths_are_tokens_and_of_text_words() -> None:
     assert [length_of(one) for one in (tokens, words, message)] == [3, 2, 3]
     assert text_of(message) == "three of them"
     assert length_differences([[tokens, words], [message]], [[words], [words, words]]) == [0.5, 1.0]
+    assert length_differences([[tokens, words]], [[words, message]], 1) == [1.0]  # the first samples alone
