@@ -74,6 +74,17 @@ def test_every_exercise_has_its_sections_and_its_recipe() -> None:
         assert load_recipe(course_recipes()[str(one.number)]).recipe.name == f"course-{one.number}"
 
 
+@pytest.mark.parametrize("number", [one.number for one in EXERCISES])
+def test_each_answer_is_a_change_of_the_copied_exercise(number: int, tmp_path: Path) -> None:
+    (copy,) = [command for command in commands(number) if command[:2] == ["course", "copy"]]
+    assert run_here(*copy, cwd=tmp_path).returncode == 0
+    recipe = tmp_path / f"course-{number}" / f"course-{number}.yaml"
+    before = recipe.read_bytes(), *(file.read_bytes() for file in sorted(recipe.parent.glob("*.py")))
+    mend(number, tmp_path)
+    assert load_recipe(recipe).recipe.name == f"course-{number}"
+    assert before != (recipe.read_bytes(), *(file.read_bytes() for file in sorted(recipe.parent.glob("*.py"))))
+
+
 def test_leaking_prompts_are_found_and_dropped(tmp_path: Path) -> None:
     solve(7, tmp_path)
 

@@ -75,7 +75,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def test_commands_page_names_every_command_and_no_other(here: Cli) -> None:
-    listed = set(re.findall(r"^  (\w+) ", here("--help").stdout.split("Commands:")[1], re.MULTILINE))
+    listed = set(re.findall(r"^  ([\w-]+) ", here("--help").stdout.split("Commands:")[1], re.MULTILINE))
     named = {line.split()[0] for line in re.findall(r"`rlhfctl (\w[^`]*)`", COMMANDS)}
     assert named == listed
 
