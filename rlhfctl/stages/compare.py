@@ -65,9 +65,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
         return {name: entries[name] for name in section.judges if name in entries}
 
     results = {name: entry | {"independent": independent[name]} for name, entry in at(main, verdicts.MAIN).items()}
-    values = (
-        {} if asked is None else {ENDPOINT: {key: dict[str, readings.Values] = {}
-    )
+    values: dict[str, readings.Values] = {}
     for name in scores["policy"]:
         sides = (means(scores[side][name][main]) for side in ("policy", "reference"))
         values[name] = dict(enumerate(zip(*sides, strict=True)))

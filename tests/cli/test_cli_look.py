@@ -1,4 +1,4 @@
-"""`show`, `runs`, `rank`, `watch`, `report`, `score` as commands: JSON for scripts; no file is overwritten."""
+"""`show`, `runs`, `rank`, `watch`, `report`, `score` as commands: JSON for scripts, no file overwritten."""
 
 from __future__ import annotations
 
