@@ -1,7 +1,6 @@
 """Predict the rows, steps, tokens, parameters, memory and disk of each stage.
 
 The prediction is made from the lengths of the rows and the model's configuration. Loads the tokenizer, no weights.
-Longer than 400 lines because it has one function per stage, and all of them read the same lengths and disk figures.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, stages_of
+from rlhfctl.graph import STAGES, section_of, stages_of
 from rlhfctl.models import build, checks, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
@@ -218,15 +217,12 @@ def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
 
 
 def _card(recipe: Recipe, lengths: Lengths) -> StagePlan:
-    assert recipe.reward is not None
-    section, ppo = recipe.reward.resolved_card, recipe.ppo or Ppo()
-    assert section is not None
+    section, ppo = section_of("card", recipe), recipe.ppo or Ppo()
     count = min(section.prompts, lengths.eval or lengths.heldout)
     prompts = _fitting_prompts(lengths.prompts or (max(lengths.chosen),), recipe, lengths, ppo.response_length)
     answers, longest, pair = count * section.samples, max(prompts), max((*lengths.chosen, *lengths.rejected))
-    scorer, _ = _scorer(recipe, lengths)
-    outlook = ppo_memory.card_outlook(_shape(recipe, lengths), answers, ppo, longest, pair, scorer)
-    tokens = answers * ppo.response_length
+    spec, tokens = _shape(recipe, lengths), answers * ppo.response_length
+    outlook = ppo_memory.card_outlook(spec, answers, ppo, longest, pair, _scorer(recipe, lengths)[0])
     kept = answers * (_CHARS * (longest + ppo.response_length) + 6 * _NUMBER) + _SMALL_FILES
     disk = Disk(kept + tokens * _ID, kept)  # blocks of ids lie in work/ while it samples
     what = f"{count} prompts x {section.samples} responses, {lengths.heldout} held-out pairs"

@@ -139,9 +139,11 @@ def _card_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
         if length.get(name) is not None:
             yield [label, f"{length[name]:.2f}" if name == "score_correlation" else share(length[name])]
     for name, one in (found.get("agreement") or {}).items():
-        if one:
-            ranks = f"rank correlation {one['spearman']:.2f}"
-            yield [f"agreement with {name}", f"{share(one['pairs_same'])} of pairs; {ranks}"]
+        same, ranks = one.get("pairs_same"), one.get("spearman")  # null where that scorer cannot tell
+        said = [f"{share(same)} of pairs"] if same is not None else []
+        said += [f"rank correlation {ranks:.2f}"] if ranks is not None else []
+        if said:
+            yield [f"agreement with {name}", "; ".join(said)]
 
 
 # ---------------------------------------------------------------- tokens, alarms, costs, lineage

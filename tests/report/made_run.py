@@ -18,6 +18,7 @@ from conftest import TINY
 from rlhfctl import fs
 from rlhfctl.artifacts import Manifest, ParentRef
 from rlhfctl.recipe.load import dump_recipe, outline
+from rlhfctl.recipe.schema import Gate
 from rlhfctl.stats.paired import compare_paired
 from rlhfctl.stats.paired import verdict as verdict_of
 from rlhfctl.verdict import overall, sentence
@@ -151,8 +152,9 @@ def _write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / "recipe.yaml").write_text(TINY, encoding="utf-8")
     recipe = outline(folder / "recipe.yaml")
     recipe = recipe.model_copy(update={"name": folder.name})
-    assert recipe.ppo is not None
-    recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update=dict(settings))})
+    assert recipe.ppo is not None and recipe.reward is not None
+    reward = recipe.reward.model_copy(update={"gate": Gate(min_accuracy=0.6)})
+    recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update=dict(settings)), "reward": reward})
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
 
 
@@ -380,7 +382,8 @@ def card_json() -> dict[str, Any]:
         "margins": {"mean": 0.8, "std": 1.1, "quantiles": {"0.05": -1.0, "0.5": 0.8, "0.95": 2.6},
                     "values": [spread.gauss(0.8, 1.1) for _ in range(200)]},
         "length": {"score_correlation": 0.21, "chosen_longer": 0.55, "accuracy_chosen_longer": 0.8,
-                   "accuracy_chosen_shorter": 0.65, "length_controlled_accuracy": 0.71},
+                   "accuracy_chosen_shorter": 0.65, "length_controlled_accuracy": 0.71,
+                   "length_controlled_accuracy_ci95": [0.62, 0.79], "unit": "words", "prefers_longer": 0.57},
         "agreement": {"heldout": {"pairs_same": 0.83, "spearman": 0.77}},
         "probes": [{"name": name, "n": 60, "delta_mean": delta, "share_above": share} for name, delta, share in (
             ("empty", -2.0, 0.02), ("prompt_repeated", -1.1, 0.1), ("gibberish", -2.4, 0.0),

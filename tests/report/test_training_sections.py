@@ -69,6 +69,20 @@ def test_the_card_has_its_numbers_flags_and_gate(run: Run) -> None:
     assert rows["agreement with heldout"] == "83% of pairs; rank correlation 0.77"
 
 
+def test_what_another_scorer_cannot_tell_is_left_out_of_the_card(run: Run) -> None:
+    assert run.card is not None
+    agreement = {
+        "heldout": {"pairs_same": None, "spearman": 0.5},
+        "gold": {"pairs_same": 0.25, "spearman": None},
+        "other": {"pairs_same": None, "spearman": None},
+    }
+    section = training_sections.card(replace(run, card={**run.card, "agreement": agreement, "calibration": None}))
+    rows = {row[0]: row[1] for row in tables(section)[0].rows}
+    assert rows["agreement with heldout"] == "rank correlation 0.50"
+    assert rows["agreement with gold"] == "25% of pairs"
+    assert "agreement with other" not in rows and "expected calibration error" not in rows
+
+
 def test_a_gate_that_stopped_the_run_says_why(run: Run) -> None:
     card = {
         "accuracy": {"value": 0.5},

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhfctl import reward_card
 from rlhfctl.artifacts import MANIFEST, Artifact, load_artifact, read_json
 from rlhfctl.dashboard.state import real
 from rlhfctl.errors import HandoffError, RlhfctlError
@@ -19,6 +20,7 @@ from rlhfctl.events import transcript
 from rlhfctl.graph import STAGES
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.reading import yaml_1_2
+from rlhfctl.recipe.schema import Gate
 from rlhfctl.report.facts.compared import comparison_of, summary_of
 from rlhfctl.report.facts.history import History
 from rlhfctl.report.facts.records import Comparison, Pair, Run, SeedResult, Stage
@@ -56,7 +58,7 @@ def gather(folder: Path) -> Run:
         comparison=compared,
         by_seed=by_seed,
         pairs=pairs,
-        card=_card(folder, artifacts),
+        card=_card(folder, artifacts, recipe),
         traces=list(_traces(paths, stages)),
         stopped=history.stopped,
     )
@@ -175,12 +177,15 @@ def _numbers(scores: Any) -> dict[str, float]:
 # ---------------------------------------------------------------- card and traces
 
 
-def _card(folder: Path, artifacts: Mapping[str, Artifact]) -> Mapping[str, Any] | None:
-    """Read the reward model's card: of a stage, or the file that `reward-eval` leaves."""
+def _card(folder: Path, artifacts: Mapping[str, Artifact], recipe: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Read the reward model's card: of a stage, or the file that `reward-eval` leaves. The gate is the recipe's."""
     files = [artifact.part("card") for artifact in artifacts.values() if artifact.has("card")]
     files += [file for file in (folder / "card" / "card.json",) if file.is_file() and file not in files]
     found = read_json(files[0]) if files else None
-    return found if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping):
+        return None
+    gate = (recipe.get("reward") or {}).get("gate")
+    return {**found, "gate": reward_card.decided(found, Gate.model_validate(gate) if gate is not None else None)}
 
 
 def _traces(paths: RunPaths, stages: Iterable[Stage]) -> Iterator[Mapping[str, Any]]:

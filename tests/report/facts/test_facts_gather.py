@@ -29,6 +29,22 @@ def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
     assert reward.peak_memory == 600_000_000 and reward.seconds == 75.0
 
 
+def test_the_gate_is_that_of_the_recipe_as_it_is_now(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    decided = []
+    for gate in ("min_accuracy: 0.6", "min_accuracy: 0.9"):
+        (folder / "recipe.yaml").write_text(text.replace("min_accuracy: 0.6", gate), encoding="utf-8")
+        card = gather(folder).card
+        assert card is not None
+        decided.append(card["gate"]["passed"])
+    assert decided == [True, False]
+    begin, end = text.index("  gate:\n"), text.index("ppo:\n")
+    (folder / "recipe.yaml").write_text(text[:begin] + text[end:], encoding="utf-8")
+    without = gather(folder).card
+    assert without is not None and without["gate"] is None
+
+
 def test_a_run_of_the_program_is_read_whole(tiny_run: Path) -> None:
     run = gather(tiny_run)
     assert [stage.state for stage in run.stages] == ["complete"] * 4
