@@ -315,12 +315,13 @@ def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
     extra = {name for name, stage in STAGES.items() if stage.on_request and name not in asked}
     seeds: dict[int | None, int] = {None: -1}  # shared stages come first, what gathers all seeds last
     seeds |= {seed: index for index, seed in enumerate(recipe.seeds.listed if recipe.seeds is not None else [])}
-    found = [stage for stage in paths.stages() if stage.name in order and stage.seed in seeds]
-    made = [one for one in found if one.round == 1 and one.name in extra and (paths.stage(one) / MANIFEST).is_file()]
+    found = [stage for stage in paths.stages() if stage.name in order]
+    made = [one for one in found if one.round == 1 and one.name in extra and one.seed in seeds]
+    made = [one for one in made if (paths.stage(one) / MANIFEST).is_file()]
     later = [stage for stage in found if stage.round > 1]
     return sorted(
         [*first_round(recipe), *made, *later],
-        key=lambda one: (one.round, bool(STAGES[one.name].gathers), seeds[one.seed], order.index(one.name)),
+        key=lambda one: (one.round, bool(STAGES[one.name].gathers), seeds.get(one.seed, len(seeds)), order.index(one.name)),
     )
 
 

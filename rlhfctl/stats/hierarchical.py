@@ -3,18 +3,17 @@
 Reads one number per seed and prompt (the mean over that prompt's samples); reads and writes no files. Pure functions on
 NumPy arrays; random ones take a seed. Leaves out intervals for one seed (paired.py).
 
-Every seed answers the same prompts. Seeds and prompts are crossed, not nested: a hard prompt is hard for every seed. The
-usual hierarchical bootstrap (draw seeds, then prompts within each drawn seed anew) takes such a common effect for noise
-that averages out over seeds. Owen, The pigeonhole bootstrap (Annals of Applied Statistics 1, 2007) shows this, and draws
-prompts once for all seeds instead. No bootstrap helps where seeds are few: three numbers drawn with replacement spread
-too little (by the factor (S - 1) / S in the variance) and have no tails. Radiology has the same design (few readers,
-many cases, both random), and there the seeds' part follows Student's t: Hillis, A comparison of denominator degrees of
+Every seed answers the same prompts. Seeds and prompts are crossed, not nested: a hard prompt is hard for every seed.
+The usual hierarchical bootstrap (draw seeds, then prompts anew within each drawn seed) takes such a common effect for
+noise that averages out over seeds. Owen, The pigeonhole bootstrap (Annals of Applied Statistics 1, 2007) draws prompts
+once for all seeds instead. No bootstrap helps where seeds are few: three numbers drawn with replacement spread too
+little (by the factor (S - 1) / S in the variance) and have no tails. Radiology has the same design (few readers, many
+cases, both random), and there the readers' part follows Student's t: Hillis, A comparison of denominator degrees of
 freedom methods for multiple observer ROC analysis (Statistics in Medicine 26, 2007).
 
 `hierarchical_bootstrap` therefore draws seeds from Student's t with S - 1 degrees of freedom, and prompts with
 replacement, once for all seeds. Share of 95% intervals that held the true mean, out of 1,000 draws of normal data with
-200 prompts and seed, prompt and residual deviations as in the first column (tests/stats/test_hierarchical.py measures
-the same again):
+200 prompts; a, b and e are the standard deviations of seeds, prompts and residual:
 
 TABLE
 """
@@ -24,12 +23,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from rlhfctl.stats.paired import MIN_DECIDED_PROMPTS, Interval, Verdict, paired_differences
+from rlhfctl.stats.paired import MIN_DECIDED_PROMPTS, Verdict, paired_differences
+from rlhfctl.stats.resampling import Floats, Interval, checked_confidence, percentile_interval, resample_counts
 
-Floats = NDArray[np.float64]
-_CHUNK_CELLS = 1_000_000  # draws x prompts in memory at a time
+_PROMPTS = 1  # joins the seed of the draws of prompts, so that these are independent of the draws of seeds
 
 
 @dataclass(frozen=True)
@@ -92,29 +91,27 @@ def hierarchical_bootstrap(
     Model: value = mean + seed + prompt + residual, all random. The interval holds the (1 - confidence) / 2 and
     (1 + confidence) / 2 quantiles of `samples` draws of
 
-        mean + t sqrt(MS_seeds / S n) + (mean of n prompts drawn with replacement - mean) sqrt(1 - MS_residual / MS_prompts)
+        mean + t sqrt(MS_seeds / S n) + (mean of n prompts drawn with replacement - mean) r
+        r = sqrt(1 - MS_residual / MS_prompts), or 0 where this is not a number
 
-    with mean squares of the two-way analysis of variance, and t from Student's distribution with S - 1 degrees of
-    freedom. MS_seeds holds the residual's share of the variance already; the last factor takes it out of the prompts'
-    part, so that it counts once.
+    with the mean squares of `mean_squares`, and t from Student's distribution with S - 1 degrees of freedom. MS_seeds
+    holds the residual's share of the variance already: r takes it out of the prompts' part, so that it counts once.
     """
     array = _checked(values)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}: it must lie between 0 and 1")
+    checked_confidence(confidence)
     if samples < 1:
         raise ValueError(f"samples is {samples}: at least one draw is needed")
     n_seeds, n = array.shape
     of_seeds, of_prompts, of_residual = mean_squares(array)
-    rng = np.random.default_rng(seed)
-    draws = rng.standard_t(n_seeds - 1, size=samples) * np.sqrt(of_seeds / array.size)
+    draws = np.random.default_rng(seed).standard_t(n_seeds - 1, size=samples) * np.sqrt(of_seeds / array.size)
     if of_prompts > of_residual:
         by_prompt = array.mean(axis=0)
         deviations = (by_prompt - by_prompt.mean()) * np.sqrt(1 - of_residual / of_prompts)
-        draws += _resampled_means(deviations, samples, rng)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+        counts = resample_counts(n, samples, [seed, _PROMPTS])
+        draws += np.concatenate([chunk @ deviations for chunk in counts]) / n
+    around = percentile_interval(draws, confidence)
     mean = _mean(array)
-    return Interval(mean + float(low), mean + float(high))
+    return Interval(mean + around.low, mean + around.high)
 
 
 def mean_squares(values: ArrayLike) -> tuple[float, float, float]:
@@ -149,10 +146,3 @@ def _mean(array: Floats) -> float:
     """Compute the mean relative to the first value: exact if all are equal."""
     origin = array.flat[0]
     return float(origin + np.mean(array - origin))
-
-
-def _resampled_means(values: Floats, samples: int, rng: np.random.Generator) -> Floats:
-    """Draw `values` (n,) with replacement, `samples` times, and return the means (samples,)."""
-    rows = max(1, _CHUNK_CELLS // len(values))
-    chunks = [min(rows, samples - start) for start in range(0, samples, rows)]
-    return np.concatenate([values[rng.integers(0, len(values), size=(k, len(values)))].mean(axis=1) for k in chunks])
