@@ -57,6 +57,16 @@ def stages_named(text: str, stages: Iterable[StageId]) -> list[StageId]:
     return whole or [stage for stage in listed if stage.round == 1 and stage.name == text]
 
 
+def one_named(text: str, stages: Iterable[StageId]) -> StageId | None:
+    """Return the one stage that a text names, None without one; RlhfctlError if there is one per seed."""
+    named = stages_named(text, stages)
+    if len(named) > 1:
+        raise RlhfctlError(
+            f"the run has one stage {text} per seed", fix=f"name one of {', '.join(str(stage) for stage in named)}"
+        )
+    return named[0] if named else None
+
+
 def between(stages: Sequence[StageId], start: str | None, until: str | None, order: Sequence[str]) -> list[StageId]:
     """List the stages from `start` to `until`. RlhfctlError if there are none.
 

@@ -23,7 +23,7 @@ from rlhfctl.stats.hierarchical import compare_over_seeds, verdict_over_seeds
 from rlhfctl.stats.resampling import Interval
 
 FILE = "summary.json"
-_OF_SEED = ("win_rate", "win_rate_ci95", "delta", "verdict")
+_OF_SEED = ("win_rate", "win_rate_ci95", "delta", "delta_ci95", "verdict")
 Reports = Mapping[int, Mapping[str, Any]]  # seed -> content of compare.json
 Values = Mapping[str, Mapping[str, Any]]  # judge -> its value per prompt on each side
 

@@ -103,7 +103,10 @@ def hierarchical_bootstrap(
         raise ValueError(f"samples is {samples}: at least one draw is needed")
     n_seeds, n = array.shape
     of_seeds, of_prompts, of_residual = mean_squares(array)
-    draws = np.random.default_rng(seed).standard_t(n_seeds - 1, size=samples) * np.sqrt(of_seeds / array.size)
+    from scipy.special import stdtrit  # Student's quantiles; imported late, because it is large
+
+    grid = stdtrit(n_seeds - 1, (np.arange(samples) + 0.5) / samples)  # evenly spread: tails without luck
+    draws = np.random.default_rng(seed).permutation(grid) * np.sqrt(of_seeds / array.size)
     if of_prompts > of_residual:
         by_prompt = array.mean(axis=0)
         deviations = (by_prompt - by_prompt.mean()) * np.sqrt(1 - of_residual / of_prompts)
