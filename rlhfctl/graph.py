@@ -4,7 +4,8 @@
 module in stages/ and a section of the recipe. Functions that follow from the table are here too: the stages of a
 recipe, the stages that a command chooses, parents of stages, and the state of each stage of a run.
 
-Reads manifests. Loads no torch. Leaves out resolving models, which inputs.py does.
+Reads manifests. Loads no torch. Leaves out resolving models, which inputs.py does. Longer than 400 lines because
+whoever changes the table needs to see what follows from it.
 """
 
 from __future__ import annotations
@@ -313,16 +314,17 @@ def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
     """List the stages of a run: those of its recipe, made on request, or of later rounds with a folder, in order."""
     order, asked = list(STAGES), stages_of(recipe)
     extra = {name for name, stage in STAGES.items() if stage.on_request and name not in asked}
-    seeds: dict[int | None, int] = {None: -1}  # shared stages come first, what gathers all seeds last
-    seeds |= {seed: index for index, seed in enumerate(recipe.seeds.listed if recipe.seeds is not None else [])}
+    asked_for = first_round(recipe)
+    seeds = list(dict.fromkeys(stage.seed for stage in asked_for))  # None: shared by all seeds
     found = [stage for stage in paths.stages() if stage.name in order]
-    made = [one for one in found if one.round == 1 and one.name in extra and one.seed in seeds]
+    made = [one for one in found if one.round == 1 and one.name in extra and one.seed in (None, *seeds)]
     made = [one for one in made if (paths.stage(one) / MANIFEST).is_file()]
-    later = [stage for stage in found if stage.round > 1]
-    return sorted(
-        [*first_round(recipe), *made, *later],
-        key=lambda one: (one.round, bool(STAGES[one.name].gathers), seeds.get(one.seed, len(seeds)), order.index(one.name)),
-    )
+
+    def position(one: StageId) -> tuple[int, bool, int, int]:
+        seed = -1 if one.seed is None else seeds.index(one.seed) if one.seed in seeds else len(seeds)
+        return one.round, bool(STAGES[one.name].gathers), seed, order.index(one.name)
+
+    return sorted([*asked_for, *made, *(one for one in found if one.round > 1)], key=position)
 
 
 def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:

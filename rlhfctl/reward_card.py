@@ -200,7 +200,7 @@ def read(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
 def closed(artifact: Artifact, recipe: Recipe) -> str | None:
     """Say in a line that PPO may not begin, for the plan of a run; None if the card passes the recipe's gate."""
     gate = read(artifact, recipe)["gate"]
-    return None if gate is None or gate["passed"] else f"{_NOT_PASSED} (rlhfctl reward-eval {artifact.run})"
+    return None if gate is None or gate["passed"] else f"{_NOT_PASSED} (rlhfctl reward-eval {artifact.run / artifact.stage.group})"
 
 
 def require_open_gate(artifact: Artifact, recipe: Recipe) -> None:

@@ -61,15 +61,15 @@ def describe(run: Path) -> Iterator[RenderableType]:
         _add_lineage(tree, artifacts[last], recipe.model.path, set())
         yield tree
         left = seeding.left_over(RunPaths(run).stages(), [*states])
-        notes = [("run", seeding.describe_left_over(left))] if left else []
+        notes: list[tuple[str, str]] = [("run", seeding.describe_left_over(left))] if left else []
         notes += [(str(name), note) for name, artifact in artifacts.items() for note in artifact.manifest.notes]
         for name, artifact in artifacts.items():
             notes += [(str(name), note) for note in _setting_differences(artifact, recipe)]
         if notes:
             yield Text("")
             yield Text("notes", style="bold")
-            for name, note in notes:
-                yield Text(f"{name}: {note}")
+            for where, note in notes:
+                yield Text(f"{where}: {note}")
 
 
 def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) -> Iterator[RenderableType]:
@@ -78,7 +78,7 @@ def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) ->
     names = ", ".join(flag["name"] for flag in card["flags"])
     gate = "" if card["gate"] is None else f"; reward.gate: {'passed' if card['gate']['passed'] else 'closed'}"
     yield Text("")
-    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {made.run})")
+    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {made.run / made.stage.group})")
     recorded = made.manifest.parents.get("reward")
     now = [artifact for artifact in artifacts.values() if artifact.manifest.layout.get("head")]
     if recorded is not None and now and all(artifact.fingerprint != recorded.fingerprint for artifact in now):
