@@ -126,8 +126,8 @@ def _stop_at_gate(stage: StageId, stages: Sequence[StageId], work: _Run) -> None
 
     A command for a single stage passes no gate, and neither does one that ends before the card.
     """
-    comes_later = stages.index(stage) > stages.index(work.chosen[-1])
-    if STAGES[stage.name].makes == "card" and work.request.only is None and not comes_later:
+    passed = stage in work.chosen or seeding.stands_before(stage, work.chosen, stages)
+    if STAGES[stage.name].makes == "card" and work.request.only is None and passed:
         reward_card.require_open_gate(load_artifact(work.paths.stage(stage)), work.recipe)
 
 

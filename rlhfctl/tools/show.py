@@ -78,7 +78,8 @@ def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) ->
     names = ", ".join(flag["name"] for flag in card["flags"])
     gate = "" if card["gate"] is None else f"; reward.gate: {'passed' if card['gate']['passed'] else 'closed'}"
     yield Text("")
-    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {made.run / made.stage.group})")
+    where = made.run / made.stage.group
+    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {where})")
     recorded = made.manifest.parents.get("reward")
     now = [artifact for artifact in artifacts.values() if artifact.manifest.layout.get("head")]
     if recorded is not None and now and all(artifact.fingerprint != recorded.fingerprint for artifact in now):
