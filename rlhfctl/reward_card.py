@@ -212,8 +212,8 @@ def require_open_gate(artifact: Artifact, recipe: Recipe) -> None:
             f"{_NOT_PASSED}, so PPO is not begun:" + "".join(f"\n  - {reason}" for reason in gate["reasons"]),
             where="reward.gate",
             fix=f"`rlhfctl reward-eval {artifact.run / artifact.stage.group}` shows the whole card. Give more or "
-            "cleaner pairs (`rlhfctl data RECIPE` shows them) or train it otherwise (reward.trainer); or change the threshold under reward.gate: "
-            "the same command then goes on with PPO, and measures nothing again",
+            "cleaner pairs (`rlhfctl data RECIPE` shows them) or train it otherwise (reward.trainer); or change the "
+            "threshold under reward.gate: the same command then goes on with PPO, and measures nothing again",
         )
 
 

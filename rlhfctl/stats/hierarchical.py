@@ -15,7 +15,15 @@ freedom methods for multiple observer ROC analysis (Statistics in Medicine 26, 2
 replacement, once for all seeds. Share of 95% intervals that held the true mean, out of 1,000 draws of normal data with
 200 prompts; a, b and e are the standard deviations of seeds, prompts and residual:
 
-TABLE
+    seeds  a, b, e        this interval  pigeonhole bootstrap  usual hierarchical bootstrap
+        3  0.0, 1.0, 1.0          0.98                  0.98                          0.88
+        3  0.1, 1.0, 1.0          0.98                  0.95                          0.85
+        3  0.3, 1.0, 1.0          0.96                  0.83                          0.76
+        5  0.0, 1.0, 1.0          0.95                  0.96                          0.82
+        5  0.1, 1.0, 1.0          0.96                  0.96                          0.82
+        5  0.3, 1.0, 1.0          0.94                  0.87                          0.81
+
+Two seeds cover as well (0.97 to 0.98), with intervals three times as wide as those of three.
 """
 
 from __future__ import annotations
@@ -92,10 +100,11 @@ def hierarchical_bootstrap(
     (1 + confidence) / 2 quantiles of `samples` draws of
 
         mean + t sqrt(MS_seeds / S n) + (mean of n prompts drawn with replacement - mean) r
-        r = sqrt(1 - MS_residual / MS_prompts), or 0 where this is not a number
+        r = sqrt((1 - MS_residual / MS_prompts) n / (n - 1)), or 0 where this is not a number
 
     with the mean squares of `mean_squares`, and t from Student's distribution with S - 1 degrees of freedom. MS_seeds
-    holds the residual's share of the variance already: r takes it out of the prompts' part, so that it counts once.
+    holds the residual's share of the variance already: r takes it out of the prompts' part, so that it counts once, and
+    makes up for what a bootstrap of n prompts lacks in variance.
     """
     array = _checked(values)
     checked_confidence(confidence)
@@ -109,7 +118,7 @@ def hierarchical_bootstrap(
     draws = np.random.default_rng(seed).permutation(grid) * np.sqrt(of_seeds / array.size)
     if of_prompts > of_residual:
         by_prompt = array.mean(axis=0)
-        deviations = (by_prompt - by_prompt.mean()) * np.sqrt(1 - of_residual / of_prompts)
+        deviations = (by_prompt - by_prompt.mean()) * np.sqrt((1 - of_residual / of_prompts) * n / (n - 1))
         counts = resample_counts(n, samples, [seed, _PROMPTS])
         draws += np.concatenate([chunk @ deviations for chunk in counts]) / n
     around = percentile_interval(draws, confidence)

@@ -13,10 +13,10 @@ from rlhfctl.stats.hierarchical import (
     verdict_over_seeds,
 )
 
-DRAWS, PROMPTS = 1000, 60
+DRAWS, PROMPTS = 3000, 60
 NOMINAL = 0.95
-LUCK = 0.015
-"""Two standard errors of a share of 0.95 among 1,000 draws: 2 sqrt(0.95 x 0.05 / 1000) = 0.0138."""
+LUCK = 0.012
+"""Three standard errors of a share of 0.95 among 3,000 draws: 3 sqrt(0.95 x 0.05 / 3000)."""
 
 
 def planted(rng: np.random.Generator, seeds: int, spread: tuple[float, float, float]) -> np.ndarray:
@@ -32,20 +32,17 @@ def planted(rng: np.random.Generator, seeds: int, spread: tuple[float, float, fl
 def coverage(seeds: int, spread: tuple[float, float, float]) -> float:
     rng, held = np.random.default_rng(seeds), 0
     for draw in range(DRAWS):
-        interval = hierarchical_bootstrap(planted(rng, seeds, spread), seed=draw, samples=200)
+        interval = hierarchical_bootstrap(planted(rng, seeds, spread), seed=draw, samples=300)
         held += interval.low <= 0 <= interval.high
     return held / DRAWS
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
-    ("seeds", "spread", "most"),
+    ("spread", "most"),
     [
-        (3, (0.3, 0.3, 1.0), 0.99),  # what seeds do to rewards of short runs
-        (5, (0.3, 0.3, 1.0), 0.99),
-        (3, (1.0, 0.3, 0.3), 0.97),  # seeds decide
-        (5, (1.0, 0.3, 0.3), 0.97),
-        (3, (0.0, 1.0, 0.3), 0.99),  # seeds make no difference: the interval cannot know, and is wider than needed
-        (5, (0.0, 1.0, 0.3), 0.98),
+        ((0.3, 0.3, 1.0), 0.97),  # seeds, prompts and chance all matter
+        ((0.0, 1.0, 0.3), 0.97),  # prompts decide
     ],
 )
 def test_intervals_hold_the_mean_of_new_seeds_and_prompts(
@@ -57,9 +54,10 @@ def test_intervals_hold_the_mean_of_new_seeds_and_prompts(
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize(
-    "spread", [(0.0, 1.0, 1.0), (0.1, 1.0, 1.0), (0.3, 1.0, 1.0), (0.3, 0.3, 1.0), (0.0, 0.0, 1.0)]
+    "spread", [(0.0, 1.0, 1.0), (0.1, 1.0, 1.0), (0.3, 1.0, 1.0), (1.0, 0.3, 0.3), (0.0, 0.0, 1.0)]
 )
 def test_intervals_cover_for_any_number_of_seeds(seeds: int, spread: tuple[float, float, float]) -> None:
+    """Where seeds make no difference, an interval of few seeds cannot know it, and holds the mean more often."""
     assert coverage(seeds, spread) >= NOMINAL - LUCK
 
 
