@@ -13,10 +13,10 @@ from rlhfctl.stats.hierarchical import (
     verdict_over_seeds,
 )
 
-DRAWS, PROMPTS = 3000, 60
+DRAWS, PROMPTS = 2000, 60
 NOMINAL = 0.95
-LUCK = 0.012
-"""Three standard errors of a share of 0.95 among 3,000 draws: 3 sqrt(0.95 x 0.05 / 3000)."""
+LUCK = 0.015
+"""Three standard errors of a share of 0.95 among 2,000 draws: 3 sqrt(0.95 x 0.05 / 2000)."""
 
 
 def planted(rng: np.random.Generator, seeds: int, spread: tuple[float, float, float]) -> np.ndarray:
@@ -32,7 +32,7 @@ def planted(rng: np.random.Generator, seeds: int, spread: tuple[float, float, fl
 def coverage(seeds: int, spread: tuple[float, float, float]) -> float:
     rng, held = np.random.default_rng(seeds), 0
     for draw in range(DRAWS):
-        interval = hierarchical_bootstrap(planted(rng, seeds, spread), seed=draw, samples=300)
+        interval = hierarchical_bootstrap(planted(rng, seeds, spread), seed=draw, samples=1000)
         held += interval.low <= 0 <= interval.high
     return held / DRAWS
 
