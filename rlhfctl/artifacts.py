@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhfctl import fs
 from rlhfctl.errors import HandoffError
-from rlhfctl.paths import StageId, relative_to_run, stage_at
+from rlhfctl.paths import RunPaths, StageId, relative_to_run, stage_at
 
 MANIFEST = "manifest.json"
 WORK = "work"  # checkpoints of a stage that is not complete yet
@@ -216,8 +216,9 @@ def resolve_source(text: str, role: str) -> Source:
 
 
 def manifests_in(run: Path) -> list[Path]:
-    """List the manifests of a run's complete stages, of all rounds."""
-    return [*run.glob(f"*/{MANIFEST}"), *run.glob(f"round-*/*/{MANIFEST}")]
+    """List the manifests of a run's complete stages, of all rounds and seeds."""
+    files = [run / str(stage) / MANIFEST for stage in RunPaths(run).stages()]
+    return [file for file in files if file.is_file()]
 
 
 def _hub_fingerprint(text: str) -> str:

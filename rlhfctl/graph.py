@@ -4,7 +4,8 @@
 module in stages/ and a section of the recipe. Functions that follow from the table are here too: the stages of a
 recipe, the stages that a command chooses, parents of stages, and the state of each stage of a run.
 
-Reads manifests. Loads no torch. Leaves out resolving models, which inputs.py does.
+Reads manifests. Loads no torch. Leaves out resolving models, which inputs.py does. Longer than 400 lines because
+whoever changes the table needs to see what follows from it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhfctl import seeding
 from rlhfctl.artifacts import MANIFEST, WORK, Artifact, Source, find_artifact, read_json
 from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
@@ -90,6 +92,7 @@ class Stage:
     functions: Callable[[Recipe], list[str]] = lambda recipe: []  # reward functions that it calls, "module:name"
     files: tuple[str, ...] = ()  # options of the command that name files to read
     gives_rows: bool = False  # its artifact holds rows (`data` in its layout) for `source: stage:NAME`
+    gathers: str = ""  # a product that it reads of every seed, as parents `seed-0`, `seed-1`, ...: it runs after them
 
 
 def _ready_reward(recipe: Recipe) -> str | None:
@@ -211,6 +214,16 @@ STAGES: dict[str, Stage] = {
         functions=lambda recipe: _functions(recipe.compare.judges if recipe.compare is not None else (), recipe),
         files=("policy_samples", "reference_samples"),
     ),
+    seeding.SUMMARY: Stage(
+        module="summary",
+        section="seeds",
+        makes="summary",
+        how_to_have="add `seeds:` and a `compare:` section",
+        asked=lambda recipe: recipe.seeds is not None and recipe.compare is not None,
+        model=None,
+        settings=lambda recipe: {"bootstrap_samples": recipe.compare.bootstrap_samples if recipe.compare else None},
+        gathers="verdict",
+    ),
 }
 """The stages by name, in the order in which they run."""
 
@@ -245,23 +258,20 @@ def functions_of(recipe: Recipe) -> list[str]:
 
 
 def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:
-    """Return the stages that a command asks for; RlhfctlError if the recipe has no stage of that name."""
-    by_text = {str(stage): stage for stage in stages}
+    """Return the stages that a command asks for; RlhfctlError if the recipe has no stage of that name.
+
+    In a run over several seeds `ppo` means that stage of every seed, `seed-1/ppo` that of one seed.
+    """
     for option, value in (("", request.only), ("--from ", request.start), ("--until ", request.until)):
-        if value is not None and value not in by_text:
+        if value is not None and not seeding.stages_named(value, stages):
             raise RlhfctlError(
                 f"{option}{value}: the recipe has no such stage",
-                fix=f"its stages are {', '.join(by_text)}"
+                fix=f"its stages are {', '.join(map(str, stages))}"
                 + (f"; {STAGES[value].how_to_have}" if value in STAGES else ""),
             )
     if request.only is not None:
-        return [by_text[request.only]]
-    names = list(by_text)
-    first = names.index(request.start) if request.start else 0
-    last = names.index(request.until) if request.until else len(names) - 1
-    if first > last:
-        raise RlhfctlError(f"--from {request.start} comes after --until {request.until}", fix="swap them")
-    return list(stages[first : last + 1])
+        return seeding.stages_named(request.only, stages)
+    return seeding.between(stages, request.start, request.until, list(STAGES))
 
 
 # ---------------------------------------------------------------- parents
@@ -275,37 +285,60 @@ def makers_of(product: str) -> list[str]:
 def latest_before(stage: StageId, names: Collection[str], known: Iterable[StageId]) -> StageId | None:
     """Return the last of the `known` stages before `stage` that has one of `names`; None without one.
 
-    A stage of the same round counts if it stands above in the table, then stages of the round before, and so on.
+    A stage of the same round counts if it stands above in the table, then stages of the round before, and so on. It has
+    the seed of `stage`, or is shared by all seeds.
     """
     order = list(STAGES)
 
     def position(candidate: StageId) -> tuple[int, int]:
         return candidate.round, order.index(candidate.name)
 
-    earlier = [one for one in known if one.name in names and position(one) < position(stage)]
-    return max(earlier, key=position, default=None)
+    related = [one for one in known if one.name in names and one.seed in (None, stage.seed)]
+    earlier = [one for one in related if position(one) < position(stage)]
+    return max(earlier, key=lambda one: (*position(one), one.seed is not None), default=None)
 
 
 def first_round(recipe: Recipe) -> list[StageId]:
-    """Return `stages_of` as stages of the first round."""
-    return [StageId(1, name) for name in stages_of(recipe)]
+    """Return the stages of a recipe as they run: shared ones, those of each seed, then what gathers them."""
+    last = [name for name, stage in STAGES.items() if stage.gathers]
+    return seeding.line_up(recipe, stages_of(recipe), seeded_stages(recipe), last)
+
+
+def seeded_stages(recipe: Recipe) -> list[str]:
+    """List the stages that run once per seed, in order: from `seeds.from` on; none in a run with one seed."""
+    names = [name for name in stages_of(recipe) if not STAGES[name].gathers]
+    return seeding.seeded_names(recipe, names, makers_of("base"))
 
 
 def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
     """List the stages of a run: those of its recipe, made on request, or of later rounds with a folder, in order."""
     order, asked = list(STAGES), stages_of(recipe)
-    on_request = (name for name, stage in STAGES.items() if stage.on_request and name not in asked)
-    made = [StageId(1, name) for name in on_request if (paths.stage(name) / MANIFEST).is_file()]
-    later = [stage for stage in paths.later_rounds() if stage.name in STAGES]
-    return sorted([*first_round(recipe), *made, *later], key=lambda stage: (stage.round, order.index(stage.name)))
+    extra = {name for name, stage in STAGES.items() if stage.on_request and name not in asked}
+    asked_for = first_round(recipe)
+    seeds = list(dict.fromkeys(stage.seed for stage in asked_for))  # None: shared by all seeds
+    found = [stage for stage in paths.stages() if stage.name in order]
+    made = [one for one in found if one.round == 1 and one.name in extra and one.seed in (None, *seeds)]
+    made = [one for one in made if (paths.stage(one) / MANIFEST).is_file()]
+
+    def position(one: StageId) -> tuple[int, bool, int, int]:
+        seed = -1 if one.seed is None else seeds.index(one.seed) if one.seed in seeds else len(seeds)
+        return one.round, bool(STAGES[one.name].gathers), seed, order.index(one.name)
+
+    return sorted([*asked_for, *made, *(one for one in found if one.round > 1)], key=position)
 
 
 def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:
     """List the `known` stages that `stage` reads unless a model is named instead, in order."""
     kinds = [makers_of(parent.makes) for parent in STAGES[stage.name].parents.values() if parent.makes is not None]
     kinds += [[name] for name in source_stages(STAGES[stage.name].data, recipe.data)]
-    found = {latest_before(stage, names, known) for names in kinds}
+    found = {latest_before(stage, names, known) for names in kinds} | set(gathered_by(stage, known))
     return [one for one in known if one in found]
+
+
+def gathered_by(stage: StageId, known: Iterable[StageId]) -> list[StageId]:
+    """List the `known` stages of all seeds that `stage` reads, in order; none for a stage that gathers nothing."""
+    kind = STAGES[stage.name].gathers
+    return [one for one in known if kind and STAGES[one.name].makes == kind and one.round == stage.round]
 
 
 def base_among(name: str, parents: Mapping[str, Source]) -> Source | None:
@@ -327,7 +360,8 @@ def require_parents(stages: Iterable[StageId], recipe: Recipe, request: Request)
 
 
 def require_sources(recipe: Recipe) -> None:
-    """Raise RecipeError if a data set names a stage that the recipe lacks, or that makes no rows for it."""
+    """Raise RecipeError if `seeds` or a data set names a stage that the recipe lacks, or that makes no rows for it."""
+    seeded_stages(recipe)
     names, problems = stages_of(recipe), []
     givers = [name for name in names if STAGES[name].gives_rows]
     for data_name in made_data(recipe.data):
@@ -385,7 +419,8 @@ def _given_from_elsewhere(stage: StageId, artifacts: Mapping[StageId, Artifact])
     `artifacts`: the run's complete stages. Their manifests record the path of each parent.
     """
     role = STAGES[stage.name].makes  # stages that read it use this role
-    parents = [artifact.manifest.parents.get(role) for artifact in artifacts.values()]
+    readers = [one for one in artifacts if stage.seed in (None, one.seed)]
+    parents = [artifacts[one].manifest.parents.get(role) for one in readers]
     return any(parent is not None and not _lies_in(parent.path, stage) for parent in parents)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import fs, graph
+from rlhfctl import fs, graph, seeding
 from rlhfctl.artifacts import Artifact, Source, changed_keys, find_artifact, load_artifact, resolve_source
 from rlhfctl.graph import STAGES, Parent, Request
 from rlhfctl.paths import RunPaths, StageId
@@ -25,7 +25,8 @@ _LOADING = {"dtype", "quantization", "trust_remote_code", "attn_implementation",
 def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request) -> dict[str, Source]:
     """Return the parents of a stage by role: stages of this run, or models that the command or the recipe names.
 
-    A stage that makes rows for this one has its own name as role.
+    A stage that makes rows for this one has its own name as role, and a stage of one seed that this one gathers the
+    seed's (`seed-1`).
     """
     sources: dict[str, Source] = {}
     for role, parent in STAGES[stage.name].parents.items():
@@ -38,6 +39,8 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
             sources[role] = _made_here(stage, parent, recipe, paths)
     for name in source_stages(STAGES[stage.name].data, recipe.data):
         sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
+    for one in graph.gathered_by(stage, graph.first_round(recipe)):
+        sources[one.group] = Source.of(load_artifact(paths.stage(one)))
     return sources
 
 
@@ -72,7 +75,9 @@ def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPat
 def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
     """Return the last stage before `stage` with one of `names`; if the run has none, the one that would run."""
     maker = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
-    return maker if maker is not None else StageId(stage.round, names[-1])
+    if maker is not None:
+        return maker
+    return StageId(stage.round, names[-1], stage.seed if names[-1] in graph.seeded_stages(recipe) else None)
 
 
 def inputs_of(
@@ -80,7 +85,7 @@ def inputs_of(
 ) -> dict[str, str]:
     """Return a fingerprint of everything that a stage's result depends on, by name. `data`: rows by data set."""
     kind = STAGES[stage.name]
-    inputs = {"section": section_fingerprint(stage.name, recipe), "seed": str(recipe.seed)}
+    inputs = {"section": section_fingerprint(stage.name, recipe), "seed": str(seeding.recipe_of(stage, recipe).seed)}
     if kind.model == "loading":
         loading = recipe.model.model_dump(mode="json", include=_LOADING - unused_newer_keys(recipe))
         inputs["model"] = fs.hash_json(loading)
@@ -182,3 +187,16 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
         load_artifact(paths.stage(_maker(stage, [name], recipe, paths))).verify()
     made = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data and name not in data]
     return door.load_data(section, recipe.data_seed, made) if made else {}
+
+
+def seeded_data(recipe: Recipe) -> list[str]:
+    """List the data sets that a stage makes once per seed."""
+    seeded = set(graph.seeded_stages(recipe))
+    return [name for name in made_data(recipe.data) if seeded & set(source_stages([name], recipe.data))]
+
+
+def data_of(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `data` for a stage of one seed: sets that are made once per seed are read from the stages of its own."""
+    seeded = seeded_data(recipe) if stage.seed is not None else []
+    rest = {name: rows for name, rows in data.items() if name not in seeded}
+    return rest | (read_made_data(stage, recipe, paths, rest) if seeded else {})

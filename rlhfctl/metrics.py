@@ -199,6 +199,16 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("length", "tokens", "Tokens of the policy's responses.", NEITHER, "length", "tokens a response",
                screen=5, show=4),
     ),
+    "summary": (
+        Metric("win_rate", "share", "`win_rate` of compare over all seeds and the same prompts.", UP, "win rate",
+               "over seeds and prompts, ties half", screen=1, show=1),
+        Metric("control_win_rate", "share", "`control_win_rate` over all seeds.", UP, "least fair control",
+               "against the strongest fair control", screen=2),
+        Metric("delta", "score", "`delta` over all seeds.", UP, "score gained", "policy less reference", screen=3,
+               show=2),
+        Metric("kl", "nats per response", "`kl` of compare, mean over seeds.", NEITHER, "KL",
+               "nats from the reference, a response", screen=4, show=3, finite=True),
+    ),
 }
 # fmt: on
 """The metrics of each kind of stage, in the order of docs/metrics.md."""

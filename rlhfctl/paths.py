@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EVENTS, LOCK, RECIPE = "events.jsonl", ".lock", "recipe.yaml"
-_ROUND = re.compile(r"round-([1-9][0-9]*)")
+_ROUND, _SEED = re.compile(r"round-([1-9][0-9]*)"), re.compile(r"seed-(0|[1-9][0-9]*)")
 
 
 def relative_to_run(path: Path, run: Path) -> str:
@@ -20,37 +20,64 @@ def relative_to_run(path: Path, run: Path) -> str:
     return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else resolved.as_posix()
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class StageId:
-    """Identify a stage of a run: its name, and the round that it belongs to (1 is the first).
+    """Identify a stage of a run: its name, its round (1 is the first), and its seed in a run over several seeds.
 
-    Its text is its folder inside the run and its name in events: `sft` in round 1, `round-2/sft` in round 2.
+    Its text is its folder inside the run and its name in events: `sft` in round 1, `round-2/sft` in round 2. A stage
+    that is run once per seed is `seed-1/ppo` or, in round 2, `round-2/seed-1/ppo`. `seed` is None for stages that all
+    seeds share, and in a run with one seed.
     """
 
     round: int
     name: str
+    seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.round < 1 or not self.name or "/" in self.name or _ROUND.fullmatch(self.name):
-            raise ValueError(f"not a stage: round {self.round}, name {self.name!r}")
+        named = bool(self.name) and "/" not in self.name and not _is_group(self.name)
+        if self.round < 1 or not named or (self.seed is not None and self.seed < 0):
+            raise ValueError(f"not a stage: round {self.round}, name {self.name!r}, seed {self.seed}")
+
+    def __lt__(self, other: StageId) -> bool:
+        return (*self.place, self.name) < (*other.place, other.name)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The round and the seed, to sort by: stages that all seeds share come first."""
+        return self.round, -1 if self.seed is None else self.seed
 
     def __str__(self) -> str:
-        return self.name if self.round == 1 else f"round-{self.round}/{self.name}"
+        return f"{self.group}/{self.name}" if self.group else self.name
+
+    @property
+    def group(self) -> str:
+        """The folders between the run and the stage: `seed-1`, `round-2`, `round-2/seed-1`, or none."""
+        parts = [f"round-{self.round}"] if self.round > 1 else []
+        return "/".join([*parts, *([f"seed-{self.seed}"] if self.seed is not None else [])])
 
     @classmethod
     def parse(cls, text: str) -> StageId:
         """Parse the text of a StageId; ValueError for any other text."""
-        folder, slash, name = text.rpartition("/")
-        if not slash:
-            return cls(1, name)
-        match = _ROUND.fullmatch(folder)
-        if match is None or match[1] == "1":
+        *groups, name = text.split("/")
+        round_match = _ROUND.fullmatch(groups[0]) if groups else None
+        seed_match = _SEED.fullmatch(groups[-1]) if groups else None
+        found = cls(
+            int(round_match[1]) if round_match is not None else 1,
+            name,
+            int(seed_match[1]) if seed_match is not None else None,
+        )
+        if str(found) != text:  # other folders, or round-1
             raise ValueError(f"not a stage: {text!r}")
-        return cls(int(match[1]), name)
+        return found
 
     def run_of(self, folder: Path) -> Path:
         """Return the run folder that holds this stage's `folder`."""
-        return folder.parent if self.round == 1 else folder.parent.parent
+        return folder.parents[str(self).count("/")]
+
+
+def _is_group(name: str) -> bool:
+    """Tell whether a folder of this name holds stages: those of a round, or of a seed."""
+    return _ROUND.fullmatch(name) is not None or _SEED.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -94,26 +121,36 @@ class RunPaths:
 
     def superseded_stages(self, stage: StageId) -> Path:
         """Return the folder for earlier attempts of a stage."""
-        return self.superseded if stage.round == 1 else self.superseded / f"round-{stage.round}"
+        return self.superseded / stage.group if stage.group else self.superseded
+
+    def stages(self) -> Iterator[StageId]:
+        """List every stage that has a folder, also one that is under way, by round, seed and name."""
+        patterns = ("*", "seed-*/*", "round-*/*", "round-*/seed-*/*")
+        folders = {path for pattern in patterns for path in self.root.glob(pattern) if path.is_dir()}
+        yield from sorted(stage for path in folders if (stage := self._stage_at(path)) is not None)
+
+    def _stage_at(self, folder: Path) -> StageId | None:
+        try:
+            return None if folder.name.startswith(".") else StageId.parse(folder.relative_to(self.root).as_posix())
+        except ValueError:
+            return None
 
     def later_rounds(self) -> Iterator[StageId]:
-        """List the stages after round 1 that have a folder, by round and name."""
-        folders = [path for path in self.root.glob("round-*/*") if path.is_dir()]
-        yield from sorted(StageId.parse(f"{path.parent.name}/{path.name}") for path in folders if _is_later(path))
-
-
-def _is_later(folder: Path) -> bool:
-    match = _ROUND.fullmatch(folder.parent.name)
-    is_stage = not folder.name.startswith(".") and _ROUND.fullmatch(folder.name) is None
-    return match is not None and match[1] != "1" and is_stage
+        """List the stages after round 1 that have a folder, by round, seed and name."""
+        return (stage for stage in self.stages() if stage.round > 1)
 
 
 def stage_at(folder: Path) -> tuple[Path, StageId]:
     """Find the run and the stage of a stage's folder.
 
-    A run may itself be called `round-2`. The parent folder counts as a round only if the run's recipe is above it.
+    A run may itself be called `round-2` or `seed-1`. The folders above the stage count as a round or a seed only if the
+    run's recipe is above them.
     """
-    above = folder.parent
-    if _is_later(folder) and not (above / RECIPE).is_file() and (above.parent / RECIPE).is_file():
-        return above.parent, StageId.parse(f"{above.name}/{folder.name}")
-    return above, StageId(1, folder.name)
+    for depth in (1, 2):
+        run = folder.parents[depth] if depth < len(folder.parents) else None
+        if run is None or (folder.parents[depth - 1] / RECIPE).is_file():
+            break
+        stage = RunPaths(run)._stage_at(folder)
+        if stage is not None and (run / RECIPE).is_file():
+            return run, stage
+    return folder.parent, StageId(1, folder.name)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhfctl import fs, graph, reward_card
+from rlhfctl import fs, graph, reward_card, seeding
 from rlhfctl.artifacts import MANIFEST, WORK, Artifact, changed_inputs, find_artifact, load_artifact, read_json
 from rlhfctl.errors import RewardFailed, WaitsForPeople
 from rlhfctl.events import (
@@ -30,7 +30,15 @@ from rlhfctl.events import (
     report_progress_to,
 )
 from rlhfctl.graph import STAGES, WAITING, Request, Waiting
-from rlhfctl.inputs import describe_changes, inputs_of, parents_of, read_made_data, section_fingerprint
+from rlhfctl.inputs import (
+    data_of,
+    describe_changes,
+    inputs_of,
+    parents_of,
+    read_made_data,
+    section_fingerprint,
+    seeded_data,
+)
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
 from rlhfctl.recipe.made_data import data_at_start
@@ -73,6 +81,7 @@ class _Run:
     looked_ahead: bool = False
     unchecked: set[str] = field(default_factory=set)  # data sets made by a stage and not encoded yet
     warned: set[str] = field(default_factory=set)
+    seed: int | None = None  # the seed whose stages have made the data sets that are made once per seed
 
     def warn(self, stage: str, sentences: Sequence[str]) -> None:
         """Emit each warning once."""
@@ -92,10 +101,13 @@ def _run(work: _Run) -> list[Artifact]:
     graph.require_sources(recipe)
     stages = graph.first_round(recipe)
     work.chosen = graph.choose(stages, request)
+    seeding.require_own_samples(recipe, request.options)
     graph.require_parents(work.chosen, recipe, request)
     names = [str(stage) for stage in work.chosen]
     emit(RunStarted(stage="run", name=recipe.name, stages=names))
     emit(Note(stage="run", message=f"{', '.join(names)} in {work.paths.root}; checking data, loading libraries"))
+    if left := seeding.left_over(work.paths.stages(), stages):
+        emit(Note(stage="run", message=seeding.describe_left_over(left)))
     _read_data(work)
     if not request.keeps_recipe:
         _write_recipe(recipe, work.paths, emit)
@@ -114,8 +126,8 @@ def _stop_at_gate(stage: StageId, stages: Sequence[StageId], work: _Run) -> None
 
     A command for a single stage passes no gate, and neither does one that ends before the card.
     """
-    comes_later = stages.index(stage) > stages.index(work.chosen[-1])
-    if STAGES[stage.name].makes == "card" and work.request.only is None and not comes_later:
+    passed = stage in work.chosen or seeding.stands_before(stage, work.chosen, stages)
+    if STAGES[stage.name].makes == "card" and work.request.only is None and passed:
         reward_card.require_open_gate(load_artifact(work.paths.stage(stage)), work.recipe)
 
 
@@ -142,7 +154,7 @@ def _report_data(work: _Run, new: Mapping[str, Any]) -> None:
 def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> None:
     """Warn if the new recipe differs from the recipe that an unselected stage was made from."""
     if work.request.only is None:
-        if stages.index(stage) > stages.index(work.chosen[0]):
+        if not seeding.stands_before(stage, work.chosen, stages):
             return
         artifact = load_artifact(work.paths.stage(stage))
         _read_made_data(stage, work)
@@ -192,7 +204,7 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
     restarted = _move_aside_or_resume(stage, inputs, work)
     context = Context(
         str(stage),
-        work.recipe,
+        seeding.recipe_of(stage, work.recipe),
         work.paths,
         parents_of(stage, work.recipe, work.paths, work.request),
         inputs,
@@ -242,6 +254,9 @@ def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
 
 def _read_made_data(stage: StageId, work: _Run) -> None:
     """Read the data sets of the stage that other stages have made."""
+    if stage.seed is not None and stage.seed != work.seed:
+        work.seed = stage.seed
+        work.data = {name: rows for name, rows in work.data.items() if name not in seeded_data(work.recipe)}
     with report_progress_to(work.emit, str(stage)):
         made = read_made_data(stage, work.recipe, work.paths, work.data)
     if made:
@@ -257,7 +272,7 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     """
     base = graph.base_among(stage.name, parents_of(stage, work.recipe, work.paths, work.request))
     if not work.looked_ahead:
-        to_come = [one.name for one in work.chosen[work.chosen.index(stage) :]]
+        to_come = list(dict.fromkeys(one.name for one in work.chosen[work.chosen.index(stage) :]))
         reward = work.request.external.get("reward")
         checked = door.look_ahead(work.recipe, to_come, base, work.data, work.paths.log, reward)
         kept, warnings, work.looked_ahead = checked
@@ -358,9 +373,8 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
         if waits_for:
             forecasts.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
         else:
-            forecasts.append(
-                _forecast(stage, recipe, paths, inputs_of(stage, recipe, paths, data, request), request.force)
-            )
+            inputs = inputs_of(stage, recipe, paths, data_of(stage, recipe, paths, data), request)
+            forecasts.append(_forecast(stage, recipe, paths, inputs, request.force))
         if forecasts[-1].action != "skip":
             anew.add(stage)
         elif STAGES[stage.name].makes == "card":

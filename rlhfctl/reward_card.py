@@ -200,7 +200,8 @@ def read(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
 def closed(artifact: Artifact, recipe: Recipe) -> str | None:
     """Say in a line that PPO may not begin, for the plan of a run; None if the card passes the recipe's gate."""
     gate = read(artifact, recipe)["gate"]
-    return None if gate is None or gate["passed"] else f"{_NOT_PASSED} (rlhfctl reward-eval {artifact.run})"
+    where = artifact.run / artifact.stage.group
+    return None if gate is None or gate["passed"] else f"{_NOT_PASSED} (rlhfctl reward-eval {where})"
 
 
 def require_open_gate(artifact: Artifact, recipe: Recipe) -> None:
@@ -210,9 +211,9 @@ def require_open_gate(artifact: Artifact, recipe: Recipe) -> None:
         raise GateClosed(
             f"{_NOT_PASSED}, so PPO is not begun:" + "".join(f"\n  - {reason}" for reason in gate["reasons"]),
             where="reward.gate",
-            fix=f"`rlhfctl reward-eval {artifact.run}` shows the whole card. Give more or cleaner pairs (`rlhfctl data "
-            "RECIPE` shows them) or train it otherwise (reward.trainer); or change the threshold under reward.gate: "
-            "the same command then goes on with PPO, and measures nothing again",
+            fix=f"`rlhfctl reward-eval {artifact.run / artifact.stage.group}` shows the whole card. Give more or "
+            "cleaner pairs (`rlhfctl data RECIPE` shows them) or train it otherwise (reward.trainer); or change the "
+            "threshold under reward.gate: the same command then goes on with PPO, and measures nothing again",
         )
 
 

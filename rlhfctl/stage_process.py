@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhfctl import errors, fs, graph
+from rlhfctl import errors, fs, graph, seeding
 from rlhfctl.artifacts import WORK, Source, load_artifact, read_json
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Event, from_record
@@ -180,7 +180,7 @@ def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Eve
     began = time.monotonic() - task["seconds"]
     context = Context(
         str(stage),
-        recipe,
+        seeding.recipe_of(stage, recipe),
         paths,
         parents,
         task["inputs"],

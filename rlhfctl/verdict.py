@@ -4,6 +4,9 @@ A policy can win at temperature 1 only because its samples are less random. Ther
 sides at equal lower temperatures, at matched entropy, and greedy, and the policy against a reference that alone is
 sampled at a lower temperature.
 
+A run over several seeds has one such verdict per seed and, in summary.json, one over all of them by the same rule. Its
+intervals are for new seeds and new prompts; the sentence says how the seeds by themselves ended.
+
 *better* needs a win in every fair control, so several comparisons make it no more likely by chance than one. *worse* in
 one of several controls is not corrected for their number: its only effect is that the verdict is not better.
 
@@ -54,7 +57,17 @@ def lowest_control(report: Row) -> float | None:
 
 
 def sentence(report: Mapping[str, Any]) -> str:
-    """Write the verdict as a sentence, the strongest fair control first. `report`: the content of `compare.json`."""
+    """Write the verdict as a sentence, the strongest fair control first.
+
+    `report`: the content of `compare.json` or `summary.json`.
+    """
+    words = [seed["verdict"] for seed in report.get("seed_verdicts") or ()]
+    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys((report["verdict"], *words)) if word in words]
+    return _about_all(report) + (f"; seed by seed: {', '.join(counts)}" if words else "")
+
+
+def _about_all(report: Mapping[str, Any]) -> str:
+    """Write the sentence about the main comparison and its controls."""
     judge, controls = report["primary_judge"], report.get("controls") or []
     word, main = report["verdict"], report["judges"][judge]
     fair = [(_where(row), row["judges"][judge]) for row in controls if row["kind"] in FAIR]
@@ -156,9 +169,13 @@ def _prefers(judge: str, report: Mapping[str, Any], condition: str, values: Row,
         rate, low, high, winner = 1 - rate, 1 - high, 1 - low, "reference"
     prompts = values.get("prompts", report["prompts"])  # a judge that left some out counts its own
     return (
-        f"{judge} prefers the {winner} on {share(rate)} of {prompts} prompts {condition} "
+        f"{judge} prefers the {winner} on {share(rate)} of {prompts} prompts{_seeds(report)} {condition} "
         f"(95% interval {share(low)} to {share(high)})"
     )
+
+
+def _seeds(report: Mapping[str, Any]) -> str:
+    return f" over {len(report['seeds'])} seeds" if report.get("seeds") else ""
 
 
 def _without_controls(report: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from rlhfctl.errors import RlhfctlError
 def export(
     run: RunArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")],
-    stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic.")] = "ppo",
+    stage: Annotated[str, typer.Option(help="sft, reward, ppo or critic; of one seed: seed-1/ppo.")] = "ppo",
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter and its base, instead of merged weights.")
     ] = False,

@@ -34,6 +34,10 @@ def run(
         str | None,
         typer.Option("--from", metavar="STAGE", help="Begin with this stage; stages before it stay as they are."),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="N | A,B,...", help="Run over several seeds: how many, or which (the recipe's `seeds`)."),
+    ] = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
     force: ForceOption = False,
@@ -41,6 +45,8 @@ def run(
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
     from rlhfctl.graph import Request
 
+    if seeds is not None:
+        overrides = [*overrides, f"seeds.values={f'[{seeds}]' if ',' in seeds else seeds}"]
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
 
 

@@ -78,6 +78,7 @@ class RunState:
         self.stopped: str | None = None
         self.note = ""
         self.verdict: tuple[str, str] | None = None  # (verdict, sentence about it) of this command
+        self.verdicts: dict[str, str] = {}  # stage -> the verdict of its last attempt
         self.work: dict[tuple[str, str], Mapping[str, Any]] = {}  # by (stage, name); the innermost last
         self.checkpoint: tuple[str, int, float] | None = None  # stage, step and time of the newest one
         self.warnings: deque[tuple[str, str]] = deque(maxlen=KEPT_WARNINGS)  # stage and message, the newest last
@@ -118,6 +119,8 @@ class RunState:
                 self.warnings.append(warning)
             case "verdict":
                 self.verdict = (str(record.get("verdict")), str(record.get("sentence")))
+                if name in self.stages:
+                    self.verdicts[name] = str(record.get("verdict"))[:_LONGEST_NAME]
             case "note":
                 self.note = str(record.get("message"))
             case "waiting":
@@ -175,6 +178,7 @@ class RunState:
         self._at_work(stage, time)
         self.work.clear()
         self.checkpoint = None
+        self.verdicts.pop(stage.name, None)
         resumed = whole(record.get("resumed_from"))
         if resumed is None:
             stage.series.clear()

@@ -290,6 +290,11 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     return StagePlan("compare", "run", "", what, answers, tokens, outlook, Disk(kept, kept))
 
 
+def _summary(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    what = f"the verdicts of {len(recipe.seeds.listed)} seeds" if recipe.seeds is not None else ""
+    return StagePlan("summary", "run", "", what, 0, 0, None, Disk(_SMALL_FILES, _SMALL_FILES), "loads no model")
+
+
 _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "base": _base,
     "sft": _sft,
@@ -297,6 +302,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "card": _card,
     "ppo": _ppo,
     "compare": _compare,
+    "summary": _summary,
 }
 
 

@@ -71,8 +71,8 @@ def _memory(plan: Plan, stages: list[StagePlan]) -> Table:
     table.add_column("")
     for kind in (*kinds, "sum"):
         table.add_column(kind, justify="right", no_wrap=True)
-    for stage in stages:
-        table.add_row(Text(stage.name, style="bold"))
+    for stage, names in _alike(stages):
+        table.add_row(Text(names, style="bold"))
         if stage.outlook is None:
             table.add_row(Text(f"  {stage.note}", style="dim"))
             continue
@@ -86,14 +86,25 @@ def _memory(plan: Plan, stages: list[StagePlan]) -> Table:
     return table
 
 
+def _alike(stages: list[StagePlan]) -> Iterator[tuple[StagePlan, str]]:
+    """Yield each stage with its name; stages of several seeds with equal needs once, with all their names."""
+    groups: dict[str, list[StagePlan]] = {}
+    for stage in stages:
+        needs = None if stage.outlook is None else stage.outlook.peak.needs
+        groups.setdefault(f"{stage.name.rpartition('/')[2]} {needs} {stage.note}", []).append(stage)
+    for alike in groups.values():
+        yield alike[0], ", ".join(stage.name for stage in alike)
+
+
 def _verdicts(plan: Plan, stages: list[StagePlan]) -> Iterator[RenderableType]:
     advice = {one.stage: one for one in plan.advice}
+    width = max(8, *(len(stage.name) + 1 for stage in stages))
     for stage in stages:
         total, fit = plan.total(stage), plan.fit(stage)
         if total is None:
             continue
         line = Text()
-        line.append(f"{stage.name:<8}", style="bold")
+        line.append(f"{stage.name:<{width}}", style="bold")
         line.append(f"{size(total):>8} ")
         if stage.measured is not None:
             expected = size(plan.overhead + stage.outlook.peak.total) if stage.outlook is not None else "nothing"

@@ -98,7 +98,11 @@ def merge(low: Layer, high: Layer) -> Layer:
 
 
 def name_lists(layer: Layer) -> Layer:
-    """Rewrite each data set of a layer that is a list of sources as {sources: [...]}."""
+    """Rewrite each data set of a layer that is a list of sources as {sources: [...]}, and seeds as {values: ...}."""
+    if "seeds" in layer.data and isinstance(layer.data["seeds"], int | list):
+        layer.data["seeds"] = {"values": layer.data["seeds"]}
+        items = {key: origin for key, origin in layer.origins.items() if key[:1] == ("seeds",)}
+        layer.origins |= {("seeds", "values", *key[1:]): origin for key, origin in items.items()}
     data = layer.data.get("data")
     for at in DATA_SETS:
         name = at[-1]

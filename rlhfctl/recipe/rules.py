@@ -15,6 +15,7 @@ from rlhfctl.recipe.sections.data import Data
 from rlhfctl.recipe.sections.model import Model
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
+from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import Lora
 
@@ -22,6 +23,10 @@ from rlhfctl.recipe.sections.training import Lora
 class Sections(Protocol):
     """The sections of a recipe that these rules read."""
 
+    @property
+    def seed(self) -> int: ...
+    @property
+    def seeds(self) -> Seeds | None: ...
     @property
     def model(self) -> Model: ...
     @property
@@ -363,7 +368,24 @@ JUDGES: tuple[Rule[Sections], ...] = (
 )
 
 
+# ---------------------------------------------------------------- seeds
+
+
+def _seeds_above_the_largest(recipe: Sections) -> bool:
+    count = recipe.seeds.values if recipe.seeds is not None else 0
+    return isinstance(count, int) and recipe.seed + count - 1 > LARGEST_SEED
+
+
+SEEDS: Rule[Sections] = Rule(
+    "seeds",
+    f"counts up from `seed` ({{seed}}) to seeds above {LARGEST_SEED}, the largest",
+    "lower one of the two, or list the seeds",
+    _seeds_above_the_largest,
+    about=("seed", "seeds.values"),
+)
+
+
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES)
+    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES, SEEDS)

@@ -43,6 +43,7 @@ from rlhfctl.recipe.sections.data import (
 from rlhfctl.recipe.sections.model import Init, Model
 from rlhfctl.recipe.sections.ppo import DEFAULT_RESPONSE_LENGTH, OWN_ENGINE_KEYS, REFUSED_PPO_KEYS, Ppo, PpoEval
 from rlhfctl.recipe.sections.reward import Reward, RewardText
+from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import OWNED_TRAINER_KEYS, Lora, Trained, owned_trainer_key
 
@@ -81,6 +82,7 @@ __all__ = [
     "RewardText",
     "Rule",
     "Section",
+    "Seeds",
     "Sft",
     "Source",
     "Stage",
@@ -90,7 +92,6 @@ __all__ = [
     "owned_trainer_key",
 ]  # fmt: skip
 
-LARGEST_SEED = 2**32 - 1  # NumPy's limit
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -99,6 +100,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME, description="The run's name, and its folder's.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Random seed of new weights, training order and sampling.")
+    seeds: Seeds | None = Field(
+        None, description="Several seeds in one run, a number or a list: later stages run once per seed, and `summary` "
+        "gives the verdict over all of them (null: `seed` alone)."
+    )  # fmt: skip
     data_seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Random seed of the built-in data and of all splits: runs that differ in "
         "`seed` alone are trained and judged on the same rows."
@@ -128,6 +133,8 @@ class Recipe(Section):
         if self.compare is not None:
             length = self.ppo.response_length if self.ppo else DEFAULT_RESPONSE_LENGTH
             self._fill("compare", self.compare.resolved(length))
+        if self.seeds is not None:
+            self._fill("seeds", self.seeds.resolved(self.seed))
         return self
 
     def _inherit_lora(self) -> None:

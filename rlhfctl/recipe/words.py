@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhfctl.recipe.schema import REFUSED_PPO_KEYS, Key, Recipe, owned_trainer_key
+from rlhfctl.recipe.sections.base import keys_of
 from rlhfctl.recipe.sections.endpoint import REFUSED_ENDPOINT_KEYS
 
 LONGEST_SHOWN = 200  # characters of the user's text in a message
@@ -121,8 +122,8 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
 
 def sections(section: type[BaseModel] = Recipe, at: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yield each section's dotted name ("" for the top) with its keys."""
-    yield at, [*section.model_fields, *([] if at else ["extends"])]
-    for name, info in section.model_fields.items():
+    yield at, [*keys_of(section), *([] if at else ["extends"])]
+    for name, info in keys_of(section).items():
         inner = _section_of(info)
         if inner is not None:
             yield from sections(inner, f"{at}.{name}" if at else name)
@@ -145,7 +146,7 @@ def field_at(key: Key) -> FieldInfo | None:
     for name in key:
         if isinstance(name, int):  # an item of the list before it
             continue
-        info = section.model_fields.get(name) if section else None
+        info = keys_of(section).get(name) if section else None
         section = _section_of(info) if info else None
     return info
 

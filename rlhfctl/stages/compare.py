@@ -1,8 +1,9 @@
 """Compare policy and reference: both answer the same test prompts, judges score them, controls test other explanations.
 
 Reads two policies (or two files of samples made elsewhere) and the test prompts, which no earlier stage has seen.
-Writes compare.json (the verdict and its numbers) and samples.jsonl (every response of the main comparison with its
-scores). The unit is the prompt: the value of a prompt is the mean over its samples. Chooses nothing and trains nothing.
+Writes compare.json (the verdict and its numbers), samples.jsonl (every response of the main comparison with its scores)
+and values.json (each comparison's value per prompt, from which `summary` combines seeds). The unit is the prompt: the
+value of a prompt is the mean over its samples. Chooses nothing and trains nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
     # 3. Statistics over prompts: the main comparison, then its controls.
     def compared(policy_means: Sequence[float], reference_means: Sequence[float]) -> dict[str, Any]:
-        return _compared(policy_means, reference_means, section, ctx)
+        values = {"policy": list(policy_means), "reference": list(reference_means)}
+        return _compared(policy_means, reference_means, section, ctx) | {"values": values}
 
     def at(temperature: float | None, pairs: str) -> dict[str, dict[str, Any]]:
         """Compare both sides at one temperature, by each judge; `pairs`: the endpoint's name of the comparison."""
@@ -106,6 +108,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     if asked is not None:
         report["endpoint"] = asked.block(section, scores["policy"], scores["reference"], main, ctx.recipe.seed)
         ctx.note(verdicts.judging(report["endpoint"]))
+    values = _take_values(report)
     report["sentence"] = verdicts.sentence(report)
     if not report["independent"]:
         ctx.warn(judges.dependence(primary, ctx))
@@ -117,6 +120,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     rows = _sample_rows(policy, reference, kept[0], kept[1], asked.scores() if asked is not None else {})
     fs.write_atomic(ctx.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     fs.write_json(ctx.folder / "compare.json", report)
+    fs.write_json(ctx.folder / "values.json", values)
     metrics = _metrics(report, primary)
     ctx.emit(Metrics(stage=ctx.name, step=0, values=metrics, split="test"))
     for row in [row for row in rows if row["sample"] == 0][:_SHOWN]:
@@ -134,7 +138,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     ctx.emit(VerdictReached(stage=ctx.name, verdict=report["verdict"], sentence=report["sentence"]))
     return ctx.publish(
         section.model_dump(mode="json"),
-        {"compare": "compare.json", "samples": "samples.jsonl"}
+        {"compare": "compare.json", "samples": "samples.jsonl", "values": "values.json"}
         | ({"judgements": endpoint.FILE} if asked is not None else {}),
         metrics=metrics,
     )
@@ -159,6 +163,27 @@ def _compared(
     }
     values.pop("n", None)
     return values | {"verdict": verdict_of(result)}
+
+
+def _take_values(report: dict[str, Any]) -> dict[str, Any]:
+    """Take the values per prompt out of a report, and return them as values.json holds them.
+
+    A judge that left out some prompts has null for these.
+    """
+
+    def by_prompt(entry: dict[str, Any]) -> dict[str, Any]:
+        values, judged = entry.pop("values"), entry.pop("judged", None)
+        for side, known in values.items() if judged is not None else ():
+            found = dict(zip(judged, known, strict=True))
+            values[side] = [found.get(prompt) for prompt in range(report["prompts"])]
+        return dict(values)
+
+    def taken(judges: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {name: by_prompt(entry) for name, entry in judges.items()}
+
+    taken(report.get("greedy", {}))  # a control, too
+    controls = {row["name"]: taken(row["judges"]) for row in report["controls"]}
+    return {"main": taken(report["judges"]), "controls": controls}
 
 
 def _metrics(report: dict[str, Any], primary: str) -> dict[str, float]:

@@ -49,9 +49,11 @@ class Asked:
         return {prompt: fmean(values) for prompt, values in by_prompt.items()}
 
     def entry(self, name: str, compared: Compared) -> dict[str, Any]:
-        """Return the judge's entry for one comparison, with the number of prompts that it rests on."""
-        values = list(self.values(name).values())
-        return compared(values, [1 - value for value in values]) | {"prompts": len(values)}
+        """Return the judge's entry for one comparison, with the prompts that it rests on and their number."""
+        by_prompt = self.values(name)
+        values = list(by_prompt.values())
+        entry = compared(values, [1 - value for value in values])
+        return entry | {"prompts": len(values), "judged": list(by_prompt)}
 
     def controls(self, compared: Compared) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the judge's entries of the controls, by name."""

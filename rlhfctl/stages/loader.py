@@ -304,14 +304,18 @@ def critic_adapter(source: Source) -> Path:
     return folder
 
 
-def recorded_base(source: Source, path: str, run: Path) -> str:
-    """Return an adapter's base as peft records it: relative inside the folder `run`, and valid after a run is moved."""
+def recorded_base(source: Source, path: str, run: Path, stage: str) -> str:
+    """Return the base of an adapter of `stage` as peft records it: relative inside the folder `run`.
+
+    Such a name stays valid after a run is moved.
+    """
     if source.artifact is None:
         return path
     # A policy that is an adapter has no model/: record the stage's folder.
     folder = source.artifact.part("model") if source.artifact.has("model") else source.artifact.path
     inside = relative_to_run(folder, run)
-    return inside if Path(inside).is_absolute() else f"../../{inside}"
+    up = "../" * (stage.count("/") + 2)  # from the adapter's folder in the stage's folder to the run's
+    return inside if Path(inside).is_absolute() else f"{up}{inside}"
 
 
 # ---------------------------------------------------------------- refusals

@@ -107,7 +107,7 @@ def _train(
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
-    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, settings=settings)
+    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, stage=ctx.name, settings=settings)
     loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()
@@ -137,7 +137,7 @@ def _train_with_trl(
     evaluation(0, section.updates)
     gc.freeze()  # TRL collects garbage twice per update; skip the objects that exist by now
     config = ppo.config_for(section, ctx.work, seed=ctx.recipe.seed)
-    metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, after_update=evaluation)
+    metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, stage=ctx.name, after_update=evaluation)
     gc.unfreeze()
     return metrics
 
@@ -235,7 +235,7 @@ def _publish(
     rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
     probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
     special_tokens.set_token_ids(policy, tokenizer)
-    recorded = loader.recorded_base(ctx.parents["base"], base.path, ctx.run.root)
+    recorded = loader.recorded_base(ctx.parents["base"], base.path, ctx.run.root, ctx.name)
     if isinstance(policy, PeftModel):
         name = "adapter"
         with fs.publish_folder(ctx.folder / name) as folder:

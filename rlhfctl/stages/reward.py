@@ -180,7 +180,7 @@ def _publish(
     probes.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
-            recorded = recorded_base(ctx.parents["base"], base_path, ctx.run.root)
+            recorded = recorded_base(ctx.parents["base"], base_path, ctx.run.root, ctx.name)
             adapters.save_adapter(model, folder, base=recorded, head=True)
             tokenizing.save_tokenizer(tokenizer, folder)
     else:

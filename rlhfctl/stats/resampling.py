@@ -57,7 +57,7 @@ def bootstrap_columns(columns: Floats, *, confidence: float, samples: int, seed:
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def resample_counts(n: int, samples: int, seed: int) -> Iterator[Floats]:
+def resample_counts(n: int, samples: int, seed: int | list[int]) -> Iterator[Floats]:
     """Draw resamples and count each of n units in each: yields (chunk, n); every row sums to n."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_CELLS // n)

@@ -13,11 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import fs
+from rlhfctl import fs, seeding
 from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, makers_of, stages_of
+from rlhfctl.graph import STAGES, first_round, makers_of, stages_of
 from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
@@ -81,8 +81,10 @@ text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token"""
 def export(run: Path, stage: str, to: Path, *, adapter: bool, push: hub.Push | None = None) -> list[str]:
     """Write the model of `stage` to the new folder `to`; return lines for the user that say how to load it.
 
-    `push`: the repository on the Hub to upload the folder to. Whether that is possible is found out first.
+    `stage` is one of NAMES or, in a run over several seeds, one of a seed: `seed-1/ppo`. `push`: the repository on the
+    Hub to upload the folder to. Whether that is possible is found out first.
     """
+    seed, _, stage = stage.rpartition("/")
     if stage not in NAMES:
         raise RlhfctlError(f"there is no stage {stage!r} to export", fix=f"one of {', '.join(NAMES)}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -93,8 +95,8 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool, push: hub.Push | N
     if not paths.recipe.is_file():
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
     recipe = load_recipe(paths.recipe).recipe
-    folder = _stage_of(stage, recipe)
-    artifact = load_artifact(paths.stage(folder))
+    folder = f"{seed}/{_stage_of(stage, recipe)}".lstrip("/")
+    artifact = load_artifact(paths.stage(seeding.one_named(folder, first_round(recipe)) or folder))
     if push is not None:
         push.prepare()
     messages: list[str] = []

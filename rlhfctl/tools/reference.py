@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from string import Formatter
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rlhfctl.recipe.schema import (
     OWNED_TRAINER_KEYS,
@@ -32,10 +32,12 @@ from rlhfctl.recipe.schema import (
     Reward,
     Rule,
     Section,
+    Seeds,
     Source,
     Turns,
     stage_sections,
 )
+from rlhfctl.recipe.sections.base import keys_of
 from rlhfctl.recipe.words import describe
 
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
@@ -61,6 +63,7 @@ def _stage_pages() -> dict[str, tuple[type[Section], None]]:
 # looks).
 PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
+    "seeds": (Seeds, None),
     "model": (Model, None),
     "model.init": (Init, None),
     "lora": (Lora, None),
@@ -134,7 +137,7 @@ def _own(section: type[Section], base: type[Section]) -> str:
 
 def _fields(section: type[Section], base: type[Section] | None) -> list[tuple[str, FieldInfo]]:
     known = base.model_fields if base is not None else {}
-    return [(name, info) for name, info in section.model_fields.items() if name not in known]
+    return [(name, info) for name, info in keys_of(section).items() if name not in known]
 
 
 def _first_words(section: type[Section]) -> str:
@@ -165,7 +168,8 @@ def _words(part: Any) -> str:
     if get_origin(part) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(part))
     if get_origin(part) is list:
-        return f"list of {_words(get_args(part)[0])}"
+        item = get_args(part)[0]
+        return f"list of {_words(get_args(item)[0] if get_origin(item) is Annotated else item)}"
     if get_origin(part) is dict:
         value_type = get_args(part)[1]
         return "mapping" if value_type is Any else f"mapping of {_words(value_type)}"

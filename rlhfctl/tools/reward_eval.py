@@ -22,8 +22,8 @@ from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.text import number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, FanOut
-from rlhfctl.graph import Request
-from rlhfctl.paths import RunPaths
+from rlhfctl.graph import Request, first_round, seeded_stages
+from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import LoadedRecipe, load_recipe
 from rlhfctl.recipe.schema import Card
 
@@ -45,19 +45,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Bring the card of a run up to date and return it. `prompts`, `samples`: size of the pool (None: as it is now).
 
-    `listen` gets the events; events.jsonl of the run gets them, too.
+    `run` is a run, or the folder of one seed in a run over several (`runs/x/seed-1`). `listen` gets the events;
+    events.jsonl of the run gets them, too.
     """
-    paths = RunPaths(run)
+    root, stage = stage_at(run / STAGE)
+    paths = RunPaths(root)
     if not paths.recipe.is_file():
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
-    loaded = _with_card(load_recipe(paths.recipe), paths, prompts, samples)
-    request = Request(only=STAGE, keeps_recipe=True)
-    with fs.RunLock(paths.lock), JsonlWriter(paths.events) as writer, fs.report_full_disk(run):
-        (artifact,) = pipeline.run(loaded, run, request, FanOut([writer, listen]))
+    loaded = _with_card(load_recipe(paths.recipe), paths, stage, prompts, samples)
+    if stage.seed is None and STAGE in seeded_stages(loaded.recipe):
+        first = next(str(one.group) for one in first_round(loaded.recipe) if one.name == STAGE)
+        raise RlhfctlError("the run has one reward model per seed", where=str(run), fix=f"name one: {run / first}")
+    request = Request(only=str(stage), keeps_recipe=True)
+    with fs.RunLock(paths.lock), JsonlWriter(paths.events) as writer, fs.report_full_disk(root):
+        (artifact,) = pipeline.run(loaded, root, request, FanOut([writer, listen]))
     return reward_card.read(artifact, loaded.recipe)
 
 
-def _with_card(loaded: LoadedRecipe, paths: RunPaths, prompts: int | None, samples: int | None) -> LoadedRecipe:
+def _with_card(
+    loaded: LoadedRecipe, paths: RunPaths, stage: StageId, prompts: int | None, samples: int | None
+) -> LoadedRecipe:
     """Return the recipe with the card to make: as asked, else as the run has one, else as the recipe says."""
     reward = loaded.recipe.reward
     if reward is None:
@@ -72,7 +79,7 @@ def _with_card(loaded: LoadedRecipe, paths: RunPaths, prompts: int | None, sampl
             where=str(paths.root),
             fix="add data.preferences to the recipe and give its command again",
         )
-    made = find_artifact(paths.stage(STAGE))
+    made = find_artifact(paths.stage(stage))
     section = reward.resolved_card or Card() if made is None else Card.model_validate(made.manifest.section)
     asked = {"prompts": prompts, "samples": samples}
     section = Card.model_validate(section.model_dump() | {key: value for key, value in asked.items() if value})

@@ -103,21 +103,42 @@ def _result(artifacts: dict[StageId, Artifact]) -> str:
         return ""
     last = list(artifacts)[-1]
     artifact = artifacts[last]
-    if artifact.has("compare"):
-        report = json.loads(artifact.part("compare").read_text(encoding="utf-8"))
+    part = next((name for name in ("summary", "compare") if artifact.has(name)), None)
+    if part is not None:
+        report = json.loads(artifact.part(part).read_text(encoding="utf-8"))
+        over = f" over {len(report['seeds'])} seeds" if "seeds" in report else ""
         judge = report["primary_judge"]
         rate = report["judges"][judge]["win_rate"]
         greedy = (report.get("greedy") or {}).get(judge)
         more = f", greedily on {greedy['win_rate']:.0%}" if greedy else ""
-        return f"{report['verdict']}: {visible(judge)} prefers it on {rate:.0%}{more}"
+        return f"{report['verdict']}{over}: {visible(judge)} prefers it on {rate:.0%}{more}"
     metrics = artifact.manifest.metrics
     first = next((metric.name for metric in ranked(str(last), "show")), "")
     return f"{last}: {first} {number(metrics[first])}" if first in metrics else ""
 
 
 def _progress(stages: dict[str, str]) -> str:
-    """Group the stages by state: `sft, reward complete; ppo under way; compare not started`."""
-    groups = {state: [name for name in stages if stages[name] == state] for state in dict.fromkeys(stages.values())}
+    """Group the stages by state: `sft, reward complete; ppo under way; compare not started`.
+
+    Stages of seeds that are equally far are named once: `seeds 0, 1: reward, ppo complete; seed 2: reward under way`.
+    """
+    groups: dict[str, dict[str, str]] = {}  # seed, or none for stages that all seeds share -> name -> state
+    for text, state in stages.items():
+        group, _, name = text.rpartition("/")
+        groups.setdefault(group.removeprefix("seed-"), {})[name] = state
+    alike: dict[str, list[str]] = {}
+    for group, states in groups.items():
+        alike.setdefault(_by_state(states), []).append(group)
+    parts = []
+    for said, members in alike.items():
+        seeds = [member for member in members if member.isdigit()]
+        parts += [f"{f'{other}: ' if other else ''}{said}" for other in members if other not in seeds]
+        parts += [f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: {said}"] if seeds else []
+    return "; ".join(parts)
+
+
+def _by_state(states: dict[str, str]) -> str:
+    groups = {state: [name for name in states if states[name] == state] for state in dict.fromkeys(states.values())}
     return "; ".join(f"{', '.join(names)} {state}" for state, names in groups.items())
 
 

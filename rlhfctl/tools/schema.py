@@ -45,6 +45,7 @@ def recipe_schema() -> dict[str, Any]:
     ):
         listed = {"type": "array", "items": {"$ref": f"#/$defs/{part}"}, "minItems": 1}
         sections["Data"]["properties"][name]["anyOf"].append(listed)
+    made["properties"]["seeds"]["anyOf"] += sections["Seeds"]["properties"]["values"]["anyOf"]
     for name in ("eval_source", "test_source"):
         sections["Prompts"]["properties"][name]["anyOf"].append({"type": "string"})
     for section in sections.values():

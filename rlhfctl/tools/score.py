@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlhfctl import seeding
 from rlhfctl.artifacts import Source, find_artifact, load_artifact, resolve_source
 from rlhfctl.data import columns as column_names
 from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, report_progress_to
+from rlhfctl.graph import first_round
 from rlhfctl.models import loading
 from rlhfctl.models.classifiers import Classifier
-from rlhfctl.paths import RunPaths
+from rlhfctl.paths import RunPaths, stage_at
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
 from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
@@ -109,9 +111,9 @@ def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, R
                 fix=f"name the folder: {recipe.reward.model}" if recipe.reward.model else "leave them out",
             )
         return recipe, RunPaths(what)
-    if (what.parent / "recipe.yaml").is_file() and find_artifact(what) is not None:  # a stage of a run
-        recipe = load_recipe(what.parent / "recipe.yaml").recipe
-        return recipe, RunPaths(what.parent)
+    run, _ = stage_at(what)
+    if (run / "recipe.yaml").is_file() and find_artifact(what) is not None:  # a stage of a run
+        return load_recipe(run / "recipe.yaml").recipe, RunPaths(run)
     dtype: Any = "float32"
     if (what / "config.json").is_file():
         saved = str(loading.read_config(str(what), "reward model").dtype).removeprefix("torch.")
@@ -132,7 +134,7 @@ def _scorer(
     if stage is None and reward.function is not None:
         return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
     if stage is None and reward.kind == "trained":
-        stage = load_artifact(paths.stage("reward"))
+        stage = load_artifact(paths.stage(seeding.one_named("reward", first_round(recipe)) or "reward"))
     if stage is not None:
         source = Source.of(stage)
     else:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhfctl import reward_card
+from rlhfctl import reward_card, seeding
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
 from rlhfctl.errors import RlhfctlError
@@ -27,6 +27,7 @@ from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 
 _HASH_SHOWN = 12
+_AS_ABOVE = Text("  (as above)", "dim")
 _OTHER_METRICS = 4  # of a stage without a row of its own in metrics.py
 
 
@@ -46,27 +47,29 @@ def describe(run: Path) -> Iterator[RenderableType]:
         table.add_row(str(stage), state, duration(artifact.manifest.seconds), Text(shown))
     yield Text(f"{recipe.name} in {run}", style="bold")
     yield table
-    if cards := [artifact for artifact in artifacts.values() if artifact.has("card")]:
-        yield from _card(cards[-1], artifacts, recipe)
-    if verdicts := [artifact for artifact in artifacts.values() if artifact.has("compare")]:
+    for card in [artifact for artifact in artifacts.values() if artifact.has("card")]:
+        yield from _card(card, artifacts, recipe)
+    if verdicts := [artifact for artifact in artifacts.values() if artifact.has("compare") or artifact.has("summary")]:
         yield Text("")
-        report = read_json(verdicts[-1].part("compare"))
+        report = read_json(verdicts[-1].part("summary" if verdicts[-1].has("summary") else "compare"))
         yield Text(str(report.get("sentence") or report["verdict"]), style="bold")
     if artifacts:
         last = list(artifacts)[-1]
         yield Text("")
         yield Text("lineage", style="bold")
         tree = Tree(_label(artifacts[last]))
-        _add_lineage(tree, artifacts[last], recipe.model.path)
+        _add_lineage(tree, artifacts[last], recipe.model.path, set())
         yield tree
-        notes = [(name, note) for name, artifact in artifacts.items() for note in artifact.manifest.notes]
+        left = seeding.left_over(RunPaths(run).stages(), [*states])
+        notes: list[tuple[str, str]] = [("run", seeding.describe_left_over(left))] if left else []
+        notes += [(str(name), note) for name, artifact in artifacts.items() for note in artifact.manifest.notes]
         for name, artifact in artifacts.items():
-            notes += [(name, note) for note in _setting_differences(artifact, recipe)]
+            notes += [(str(name), note) for note in _setting_differences(artifact, recipe)]
         if notes:
             yield Text("")
             yield Text("notes", style="bold")
-            for name, note in notes:
-                yield Text(f"{name}: {note}")
+            for where, note in notes:
+                yield Text(f"{where}: {note}")
 
 
 def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) -> Iterator[RenderableType]:
@@ -75,7 +78,8 @@ def _card(made: Artifact, artifacts: dict[StageId, Artifact], recipe: Recipe) ->
     names = ", ".join(flag["name"] for flag in card["flags"])
     gate = "" if card["gate"] is None else f"; reward.gate: {'passed' if card['gate']['passed'] else 'closed'}"
     yield Text("")
-    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {made.run})")
+    where = made.run / made.stage.group
+    yield Text(f"reward model's card: {names or 'no flags'}{gate}   (rlhfctl reward-eval {where})")
     recorded = made.manifest.parents.get("reward")
     now = [artifact for artifact in artifacts.values() if artifact.manifest.layout.get("head")]
     if recorded is not None and now and all(artifact.fingerprint != recorded.fingerprint for artifact in now):
@@ -130,8 +134,12 @@ def _provenance(artifact: Artifact) -> list[str]:
     return [f"seed {manifest.seed}", *versions, *commit]
 
 
-def _add_lineage(tree: Tree, artifact: Artifact, model_path: str | None) -> None:
-    """Add an artifact's data files, base model and parents to the tree, with the parents' own lineage."""
+def _add_lineage(tree: Tree, artifact: Artifact, model_path: str | None, told: set[str]) -> None:
+    """Add an artifact's data files, base model and parents to the tree, with the parents' own lineage.
+
+    `told`: stages whose lineage is in the tree already; it is told once.
+    """
+    told.add(artifact.manifest.stage)
     for name, fingerprint in sorted(artifact.manifest.inputs.items()):
         if name.startswith("data."):
             tree.add(Text(f"{name}  {fingerprint[:_HASH_SHOWN]}"))
@@ -147,4 +155,7 @@ def _add_lineage(tree: Tree, artifact: Artifact, model_path: str | None) -> None
             )
         else:
             branch = tree.add(Text(f"{role}: ").append_text(_label(parent, artifact)))
-            _add_lineage(branch, parent, model_path)
+            if parent.manifest.stage in told:
+                branch.label = Text("").join([branch.label if isinstance(branch.label, Text) else Text(), _AS_ABOVE])
+            else:
+                _add_lineage(branch, parent, model_path, told)

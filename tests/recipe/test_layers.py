@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from recipe_files import GOLDEN, PRETRAINED, loaded, problems
 
+from rlhfctl.recipe.load import dump_recipe, load_recipe
+from rlhfctl.recipe.schema import Recipe
+
 
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +69,40 @@ data: {preferences: {source: "builtin:reviews", rows: 9}}
 def test_section_touched_by_set_still_stands_in_the_file() -> None:
     (problem,) = problems(PRETRAINED.replace("reward:", "# reward:"), "ppo.kl_coef=1")
     assert problem.startswith("recipe.yaml:6: ppo: needs something that scores responses")
+
+
+@pytest.mark.parametrize("written", ["3", "[0, 1, 2]", "{values: 3}", "{values: [0, 1, 2], from: null}"])
+def test_seeds_are_a_number_a_list_or_a_section(written: str) -> None:
+    seeds = loaded(PRETRAINED + f"seeds: {written}\n").recipe.seeds
+    assert seeds is not None and (seeds.listed, seeds.start) == ([0, 1, 2], None)
+
+
+def test_a_number_of_seeds_counts_from_seed() -> None:
+    seeds = loaded(PRETRAINED + "seed: 7\nseeds: 2\n").recipe.seeds
+    assert seeds is not None and seeds.listed == [7, 8]
+
+
+def test_other_seeds_leave_from_as_it_is() -> None:
+    Path("a.yaml").write_text(PRETRAINED + "seeds: {values: 3, from: ppo}\n", encoding="utf-8")
+    recipe = loaded("extends: a.yaml\nname: b\nseeds: [4, 9]\n").recipe
+    assert recipe.seeds is not None and (recipe.seeds.listed, recipe.seeds.start) == ([4, 9], "ppo")
+    again = load_recipe(_written(recipe)).recipe
+    assert again == recipe and "from: ppo" in dump_recipe(recipe)
+    for overrides, listed in ((("seeds.values=[1,2]",), [1, 2]), (("seeds=4",), [0, 1, 2, 3])):
+        changed = loaded("extends: a.yaml\nname: b\n", *overrides).recipe.seeds
+        assert changed is not None and (changed.listed, changed.start) == (listed, "ppo")
+    assert loaded("extends: a.yaml\nname: b\n", "seeds=null").recipe.seeds is None
+
+
+def _written(recipe: Recipe) -> Path:
+    Path("resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    return Path("resolved.yaml")
+
+
+def test_a_fault_in_a_list_of_seeds_names_its_line() -> None:
+    assert problems(PRETRAINED + "seeds:\n- 0\n- -1\n") == [
+        "recipe.yaml:9: seeds.values[1]: must be at least 0, got -1"
+    ]
+    assert problems(PRETRAINED + "seeds: [0, 0]\n") == [
+        "recipe.yaml:7: seeds.values: a seed is listed more than once\n      fix: list each seed once"
+    ]

@@ -298,22 +298,24 @@ def test_a_folder_that_holds_no_loadable_model_says_so(run: Path, tmp_path: Path
 def test_an_adapter_names_its_base_so_that_it_is_found_again(run: Path, tmp_path: Path) -> None:
     loader = loader_of(run)
     base = loader.load_base(source(run / "sft"))
-    assert recorded_base(source(run / "sft"), base.path, run) == "../../sft/model"
+    assert recorded_base(source(run / "sft"), base.path, run, "ppo") == "../../sft/model"
+    assert recorded_base(source(run / "sft"), base.path, run, "seed-1/ppo") == "../../../sft/model"
+    assert recorded_base(source(run / "sft"), base.path, run, "round-2/seed-1/ppo") == "../../../../sft/model"
     config = json.loads((run / "reward" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "../../sft/model"
     # Another run's stage is not to be mistaken for this run's.
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    recorded = recorded_base(source(other / "sft"), loader.load_base(source(other / "sft")).path, run)
+    recorded = recorded_base(source(other / "sft"), loader.load_base(source(other / "sft")).path, run, "ppo")
     assert Path(recorded) == other / "sft" / "model"
     plain = loader.load_base(source(run / "sft" / "model"))
-    assert recorded_base(source(run / "sft" / "model"), plain.path, run) == plain.path
+    assert recorded_base(source(run / "sft" / "model"), plain.path, run, "ppo") == plain.path
 
 
 def test_an_adapter_on_an_adapter_is_loaded_through_both(run: Path, tmp_path: Path) -> None:
     """A reward model trained on a run's ppo stage, which is an adapter itself."""
     loader = loader_of(run)
     policy = loader.load_base(source(run / "ppo"))
-    recorded = recorded_base(source(run / "ppo"), policy.path, run)
+    recorded = recorded_base(source(run / "ppo"), policy.path, run, "ppo")
     assert (run / "again" / "adapter" / recorded).resolve() == (run / "ppo").resolve()
     scorer = adapters.add_lora(heads.scorer_on(policy.model, seed=7), Lora(r=2, lora_alpha=4), TaskType.SEQ_CLS, seed=0)
     rows, pad = [[5, 6, 7, 8], [9, 10]], policy.tokenizer.pad_token_id

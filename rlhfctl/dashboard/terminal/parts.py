@@ -45,11 +45,11 @@ def rail(state: RunState, width: int, signs: Signs) -> Text:
             if before and index == 0:
                 line.append(f"{draw.shown(before, signs)}: ", "bold")
             stopped = state.stopped is not None and stage.state == "now"
-            mark, style = _mark("stopped" if stopped else stage.state, signs)
-            line.append(f"{mark} ", style)
+            sign, style = mark("stopped" if stopped else stage.state, signs)
+            line.append(f"{sign} ", style)
             line.append(draw.shown(own, signs), "bold" if stage.state == "now" else "")
-            if detail := _detail(stage) if detailed else "":
-                line.append(f" {detail}", "dim")
+            if more := detail(stage) if detailed else "":
+                line.append(f" {more}", "dim")
         if high < len(stages):
             line.append(signs.link, "dim").append_text(_counted(stages[high:], signs))
         if line.cell_len <= width:
@@ -85,7 +85,7 @@ def _counted(stages: Sequence[Stage], signs: Signs) -> Text:
     return Text().append(f"{signs.next} {len(stages)} {word}", "dim")
 
 
-def _mark(state: str, signs: Signs) -> tuple[str, str]:
+def mark(state: str, signs: Signs) -> tuple[str, str]:
     """Return the sign of a stage's state, and its style."""
     return {
         "done": (signs.done, "green"),
@@ -97,7 +97,7 @@ def _mark(state: str, signs: Signs) -> tuple[str, str]:
     }[state]
 
 
-def _detail(stage: Stage) -> str:
+def detail(stage: Stage) -> str:
     """Return the steps of the stage at work, or the time that a finished one took."""
     if stage.state == "now":
         return f"{stage.step}/{stage.total}" if stage.total else ""

@@ -13,18 +13,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.text import Text
 
-from rlhfctl.artifacts import Artifact, changed_inputs, changed_keys, find_artifact, load_artifact
+from rlhfctl.artifacts import MANIFEST, Artifact, changed_inputs, changed_keys, find_artifact, load_artifact
 from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.terminal.console import console
 from rlhfctl.dashboard.terminal.plain import PlainPrinter
-from rlhfctl.dashboard.terminal.tables import comparison_table, runs_table, samples_view
+from rlhfctl.dashboard.terminal.tables import comparison_table, runs_table, samples_view, summary_table
 from rlhfctl.errors import OutputClosed, RlhfctlError
 from rlhfctl.events import Event, FanOut, Listener, RunStopped
 from rlhfctl.graph import STAGES
+from rlhfctl.paths import RunPaths
 from rlhfctl.verdict import lowest_control
 
 _GO_ON = "the same command resumes from the last complete checkpoint"
@@ -140,7 +142,10 @@ def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None
 
 
 def print_verdict(last: Artifact) -> None:
-    """Print the verdict and some samples, if the last stage that ran is the comparison."""
+    """Print the verdict and some samples, if the last stage that ran is the comparison; over seeds no samples."""
+    if last.has("summary"):
+        console().print(summary_table(json.loads(last.part("summary").read_text(encoding="utf-8"))))
+        console().print()
     if not last.has("compare"):
         return
     screen = console()
@@ -152,26 +157,40 @@ def print_verdict(last: Artifact) -> None:
 
 
 def print_run_comparison(runs: list[Path], *, as_json: bool = False) -> None:
-    """Print the verdicts of several runs as a table, or one run's in full. `as_json`: print their `compare.json`."""
+    """Print the verdicts of several runs as a table, or one run's in full.
+
+    `as_json`: print their `compare.json`, or the `summary.json` of a run over several seeds.
+    """
     reports: dict[Path, Mapping[str, Any]] = {}
     artifacts: dict[Path, Artifact] = {}
     for path in runs:
-        if len(runs) > 1 and find_artifact(path / "compare") is None:
+        stage = _judged_by(path)
+        if len(runs) > 1 and find_artifact(path / stage) is None:
             continue
-        artifacts[path] = load_artifact(path / "compare")
+        artifacts[path] = load_artifact(path / stage)
         artifacts[path].verify()
-        reports[path] = json.loads(artifacts[path].part("compare").read_text(encoding="utf-8"))
+        reports[path] = json.loads(artifacts[path].part(stage).read_text(encoding="utf-8"))
     if not reports:
         raise RlhfctlError("none of these runs has a verdict yet", fix=f"finish one: rlhfctl show {runs[0]}")
     if as_json:
         sys.stdout.write(json.dumps({str(path): reports.get(path) for path in runs}, indent=2) + "\n")
         return
     if len(runs) == 1:
-        console().print(comparison_table(reports[runs[0]]))
+        report = reports[runs[0]]
+        console().print(summary_table(report) if "seeds" in report else comparison_table(report))
         return
     console().print(runs_table([_run_row(path, reports.get(path)) for path in runs]))
     for note in _comparability_notes(reports, artifacts):
         console().print(Text(note))
+
+
+def _judged_by(run: Path) -> str:
+    """Return the stage with a run's verdict: `summary` over several seeds, else `compare`.
+
+    A run that was changed from one to the other has both: the newer one counts.
+    """
+    made = [stage for stage in ("compare", "summary") if (run / stage / MANIFEST).is_file()]
+    return max(made, key=lambda stage: (run / stage / MANIFEST).stat().st_mtime, default="compare")
 
 
 def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -181,26 +200,36 @@ def _run_row(path: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
     judge = report["judges"][primary]
     keys = ("delta", "win_rate", "win_rate_ci95", "independent")
     return {
-        "run": str(path),
+        "run": str(path) + (f" ({len(report['seeds'])} seeds)" if "seeds" in report else ""),
         "verdict": report["verdict"],
         "primary_judge": primary,
-        "kl": report["kl_mean"],
-        "length": report.get("length_policy_mean"),
+        "kl": _mean(report["kl_mean"]),
+        "length": _mean(report.get("length_policy_mean")),
         "control_win_rate": lowest_control(report),
         "greedy_win_rate": (report.get("greedy") or {}).get(primary, {}).get("win_rate"),
     } | {key: judge.get(key) for key in keys}
+
+
+def _mean(value: float | list[float | None] | None) -> float | None:
+    """Average a number per seed; the number of a run with one seed stays as it is."""
+    if not isinstance(value, list):
+        return value
+    known = [one for one in value if one is not None]
+    return fmean(known) if len(known) == len(value) else None
 
 
 def _comparability_notes(
     reports: Mapping[Path, Mapping[str, Any]], artifacts: Mapping[Path, Artifact]
 ) -> Iterator[str]:
     """Yield reasons why the runs' figures cannot be compared directly, and settings that differ from the first."""
-    if len({artifact.manifest.inputs.get("data.prompts") for artifact in artifacts.values()}) > 1:
+    if len({_prompts(path, artifact) for path, artifact in artifacts.items()}) > 1:
         yield "these runs were compared on different test prompts: their figures are not on one scale"
     if len({report.get("temperature") for report in reports.values()}) > 1:
         yield "these runs were sampled at different temperatures: their figures are not on one scale"
     if len({json.dumps(report.get("verdict_basis")) for report in reports.values()}) > 1:
         yield "these runs had different controls"
+    if len({json.dumps(report.get("seeds")) for report in reports.values()}) > 1:
+        yield "these runs have different seeds: run them with the same --seeds, and they differ by their recipes alone"
     first, *others = artifacts
     for path in others:
         keys = [
@@ -210,9 +239,21 @@ def _comparability_notes(
             yield f"{path} differs from {first}: {', '.join(dict.fromkeys(keys))}"
 
 
+def _prompts(run: Path, artifact: Artifact) -> str | None:
+    """Return the fingerprint of the test prompts of a comparison, which all seeds share."""
+    compared = artifact if artifact.has("compare") else _stage_of(run, "compare")
+    return compared.manifest.inputs.get("data.prompts") if compared is not None else None
+
+
+def _stage_of(run: Path, name: str) -> Artifact | None:
+    """Return the stage of this name that all seeds share or, without one, that of the first seed."""
+    found = (find_artifact(run / str(stage)) for stage in RunPaths(run).stages() if stage.name == name)
+    return next((artifact for artifact in found if artifact is not None), None)
+
+
 def _differences(name: str, first: Path, other: Path) -> list[str]:
     """List the settings, inputs and seeds in which a stage of two runs differs."""
-    one, another = find_artifact(first / name), find_artifact(other / name)
+    one, another = _stage_of(first, name), _stage_of(other, name)
     if one is None or another is None:
         return []
     seeds = (one.manifest.seed, another.manifest.seed)

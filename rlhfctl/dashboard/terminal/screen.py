@@ -15,6 +15,7 @@ from rich.text import Text
 from rlhfctl.dashboard.state import KEPT_SAMPLES, RunState, Stage, real
 from rlhfctl.dashboard.terminal import draw, parts
 from rlhfctl.dashboard.terminal.draw import Signs
+from rlhfctl.dashboard.terminal.seed_rows import seed_rows
 from rlhfctl.dashboard.text import counted, duration, work_left
 
 TWO_COLUMNS = 120  # from this width, metrics stand to the left of samples and alarms
@@ -24,6 +25,8 @@ _TALLEST = 4  # most lines per metric
 # State of a stage -> suffix of the title above its metrics.
 _AGES = {"done": " (done)", "skipped": " (done)", "next": " (of an earlier run; to come)"}
 _VERDICT_LINES = 5
+_STAGES_SHARE = 4  # of a screen's lines, one in so many is for the stages of several seeds
+_STAGE_LINES = 12  # that stay after the screen is erased
 _LEAST_SAMPLE = 8  # lines: rule, two for a prompt, names and scores, four for responses
 
 
@@ -35,7 +38,7 @@ class Screen:
 
     def lines(self, width: int, height: int, signs: Signs, now: float) -> list[Text]:
         """Draw the screen in at most `height` lines of at most `width` cells."""
-        head = self.head(width, signs, now)
+        head = self.head(width, signs, now, height // _STAGES_SHARE)
         room = height - len(head)
         if room < 2:
             return head[: max(0, height)]
@@ -57,13 +60,17 @@ class Screen:
     def summary(self, width: int, signs: Signs, now: float) -> list[Text]:
         """Draw the lines that stay after the screen is erased: the stages and the alarms that hold."""
         head = self.head(width, signs, now)
+        bar = 1 + len(self._stage_lines(width, signs))
         under_way = self.state.current is not None and self.state.current.state == "now"
-        head = [*head[: 3 if under_way else 2], *(head[3:] if self.state.over else [])]
+        head = [*head[: bar + 1 if under_way else bar], *(head[bar + 1 :] if self.state.over else [])]
         said = self._alarm_lines(width, 24, signs, warnings=False) if self.state.alarms() or self.state.stopped else []
         return [*head, *said]
 
-    def head(self, width: int, signs: Signs, now: float) -> list[Text]:
-        """Draw the run and its time, the stages, a progress bar, and the current work or, at the end, the verdict."""
+    def head(self, width: int, signs: Signs, now: float, most: int = _STAGE_LINES) -> list[Text]:
+        """Draw the run and its time, the stages, a progress bar, and the current work or, at the end, the verdict.
+
+        `most`: lines for the stages of a run over several seeds.
+        """
         state = self.state
         title = Text(draw.shown(state.name[: draw.LONGEST], signs) or "run", "bold")
         if state.last is not None and not state.over:
@@ -73,8 +80,12 @@ class Screen:
                 title.append(f"  running {duration(now - state.began)}", "dim")
         style = "green" if state.over and state.stopped is None else "bold"
         first = draw.ends(title, Text(draw.shown(state.time_left(now), signs), style), width, signs)
-        lines = [first, parts.rail(state, width, signs), self._bar(width, signs, now)]
+        lines = [first, *self._stage_lines(width, signs, most), self._bar(width, signs, now)]
         return [*lines, *(self._verdict_lines(width, signs) if state.over else [self._work(width, signs, now)])]
+
+    def _stage_lines(self, width: int, signs: Signs, most: int = _STAGE_LINES) -> list[Text]:
+        """Draw the stages in one line or, in a run over several seeds, in a line per seed."""
+        return seed_rows(self.state, width, max(2, most), signs) or [parts.rail(self.state, width, signs)]
 
     def _verdict_lines(self, width: int, signs: Signs) -> list[Text]:
         """Draw the verdict of the comparison, once the run is over."""

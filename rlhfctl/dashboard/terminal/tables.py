@@ -52,6 +52,39 @@ def comparison_table(compare: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def summary_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Build the verdict over several seeds: each judge over all seeds and by seed (the primary one first), controls.
+
+    `summary` is the content of `summary.json`.
+    """
+    judges: Mapping[str, Mapping[str, Any]] = summary["judges"]
+    primary: str = summary["primary_judge"]
+    parts: list[RenderableType] = [Text(visible(str(summary["sentence"])), "bold")]
+    if not summary["independent"]:
+        parts.append(Text(not_independent(primary), "bold yellow"))
+    table = _table()
+    table.add_column("judge", overflow="fold")
+    table.add_column("seed", justify="right")
+    for heading in ("delta", "win rate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("policy is", no_wrap=True)
+    for name in sorted(judges, key=lambda name: name != primary):
+        table.add_section()
+        table.add_row(_text(name), "all", *_over_seeds(judges[name]), style="bold")
+        for row in judges[name]["per_seed"]:
+            table.add_row("", str(row["seed"]), *_over_seeds(row))
+    parts += [Text(), table]
+    if summary["controls"]:
+        parts += [Text(), _controls_table(summary["controls"], primary)]
+    notes = "brackets: 95% intervals, over seeds and prompts in the rows of all seeds and in the controls,"
+    return Group(*parts, Text(f"{notes}\nover prompts in the rows of one seed; win rate: a tie counts half", "dim"))
+
+
+def _over_seeds(row: Mapping[str, Any]) -> list[str | Text]:
+    word = str(row["verdict"])
+    return [_delta(row), _win_rate(row), Text(word, VERDICT_STYLES.get(word, ""))]
+
+
 def not_independent(judge: str) -> str:
     """Compose the sentence that a verdict rests on the reward that the policy was trained on."""
     what = "reward model" if judge == "reward_model" else "reward function"

@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 Key = tuple[str | int, ...]  # ("compare", "judges", 1)
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -115,6 +116,11 @@ class Stage(Section):
     def trains(self) -> bool:
         """Tell whether the stage trains weights. A training stage with a key `lora` inherits the recipe's `lora`."""
         return True
+
+
+def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the keys of a section as a recipe writes them (`from` for a field called `start`), with their fields."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
 
 
 def without(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

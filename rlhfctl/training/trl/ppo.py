@@ -92,18 +92,19 @@ def train(
     data: PromptData,
     *,
     emit: Callable[[Event], None],
+    stage: str = "ppo",
     after_update: Callable[[int, int], None] = lambda update, total: None,
 ) -> dict[str, float]:
     """Run TRL's PPOTrainer over the prompts of `data`; policy and critic of `roles` are trained in place.
 
-    `after_update(update, total)` is called after every update. Returns the mean of each metric over the last tenth of
-    the updates.
+    Events are emitted under the name of `stage`. `after_update(update, total)` is called after every update. Returns
+    the mean of each metric over the last tenth of the updates.
     """
     trainer_class, _ = require()
     assert roles.critic is not None
     tokenizer, prompts = data.tokenizer, data.prompts
     rollouts = RolloutBatches(data.rows, tokenizer)
-    callback = PpoCallback(emit, Path(config.output_dir), rollouts, after_update)
+    callback = PpoCallback(stage, emit, Path(config.output_dir), rollouts, after_update)
     trainer = trainer_class(
         args=config,
         processing_class=tokenizer,
@@ -215,12 +216,13 @@ class PpoCallback(EventCallback):
 
     def __init__(
         self,
+        stage: str,
         emit: Callable[[Event], None],
         work: Path,
         rollouts: RolloutBatches,
         after_update: Callable[[int, int], None],
     ) -> None:
-        super().__init__("ppo", emit, work, rename=trl_names("ppo"), unit="update")
+        super().__init__(stage, emit, work, rename=trl_names("ppo"), unit="update")
         self.rollouts = rollouts
         self.after_update = after_update
         self.history: list[dict[str, float]] = []
