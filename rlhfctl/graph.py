@@ -21,7 +21,7 @@ from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.sections.scorers import FUNCTION, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, HELDOUT, REWARD_MODEL, kind_of
 
 ELSEWHERE = "from elsewhere"  # state of a stage that a model from the command line replaced
 WAITING = "waiting.json"  # in a stage's work folder: the record of a stage that waits
@@ -103,8 +103,22 @@ def _trains_reward(recipe: Recipe) -> bool:
     return recipe.reward is not None and recipe.reward.kind == "trained"
 
 
-def _judged_by_reward(recipe: Recipe) -> bool:
-    return recipe.compare is not None and "reward_model" in recipe.compare.judges
+def _scorer(recipe: Recipe) -> Any:
+    return recipe.reward.scorer if recipe.reward is not None else None
+
+
+def _trains_heldout(recipe: Recipe) -> bool:
+    return recipe.reward is not None and recipe.reward.heldout
+
+
+def _evaluates(recipe: Recipe) -> bool:
+    """Tell whether PPO evaluates the policy, and therefore asks the held-out reward model."""
+    ppo, prompts = recipe.ppo, recipe.data.prompts
+    return ppo is not None and ppo.eval.every > 0 and prompts is not None and prompts.eval != 0
+
+
+def _judged_by(judge: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.compare is not None and judge in recipe.compare.judges
 
 
 def _functions(scorers: Iterable[str], recipe: Recipe) -> list[str]:
@@ -152,7 +166,17 @@ STAGES: dict[str, Stage] = {
         makes="reward",
         how_to_have="add a `reward:` section that trains a model",
         asked=_trains_reward,
-        part=lambda recipe: recipe.reward.scorer if recipe.reward is not None else None,
+        part=_scorer,
+        data=("preferences",),
+        parents={"base": Parent("base")},
+    ),
+    "heldout": Stage(
+        module="reward",
+        section="reward",
+        makes="heldout",
+        how_to_have="set `reward.heldout: true`",
+        asked=_trains_heldout,
+        part=_scorer,
         data=("preferences",),
         parents={"base": Parent("base")},
     ),
@@ -183,6 +207,7 @@ STAGES: dict[str, Stage] = {
         parents={
             "base": Parent("base"),
             "reward": Parent("reward", named=_ready_reward, called="reward model", optional=True),
+            "heldout": Parent("heldout", used=_evaluates, called="held-out reward model", optional=True),
             "critic": Parent(named=lambda recipe: recipe.ppo.critic_from if recipe.ppo is not None else None),
         },
         prompt_lengths=True,
@@ -206,8 +231,9 @@ STAGES: dict[str, Stage] = {
             ),
             "reference": Parent("base", unless="reference_samples"),
             "reward": Parent(
-                "reward", used=_judged_by_reward, named=_ready_reward, called="reward model", optional=True
+                "reward", used=_judged_by(REWARD_MODEL), named=_ready_reward, called="reward model", optional=True
             ),
+            "heldout": Parent("heldout", used=_judged_by(HELDOUT), called="held-out reward model", optional=True),
         },
         prompt_lengths=True,
         settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe),

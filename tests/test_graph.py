@@ -65,6 +65,19 @@ def test_a_card_that_a_command_made_is_listed_with_the_stages_of_the_recipe(tmp_
     assert [str(one) for one in stages_in(recipe, paths)] == ["sft", "reward", "card", "ppo", "compare"]
 
 
+def test_a_held_out_reward_model_is_a_stage_that_ppo_reads_where_it_evaluates(tmp_path: Path) -> None:
+    asked = recipe_at(tmp_path, "reward.heldout=true").recipe
+    assert stages_of(asked) == ["sft", "reward", "heldout", "ppo", "compare"]
+    parent = STAGES["ppo"].parents["heldout"]
+    assert parent.used(asked)
+    for never in ("ppo.eval.every=0", "data.prompts.eval=0"):
+        assert not parent.used(recipe_at(tmp_path, "reward.heldout=true", never).recipe), never
+    judge = STAGES["compare"].parents["heldout"]
+    assert not judge.used(asked)
+    assert judge.used(recipe_at(tmp_path, "reward.heldout=true", "compare.judges=[heldout,gold]",
+        "compare.primary_judge=gold").recipe)  # fmt: skip
+
+
 @pytest.mark.parametrize("scorer", ['{function: "scores:length"}', "{model: org/scorer}"])
 def test_a_ready_reward_is_no_stage(tmp_path: Path, scorer: str) -> None:
     recipe = recipe_at(tmp_path, text=RECIPE.replace("reward: {}", f"reward: {scorer}")).recipe

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation, stop_token_id
 from rlhfctl.data.load import require_a_batch
+from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.text_files import first_of
-from rlhfctl.data.types import PromptSplit, Row, Rows, repeated
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Row, Rows, repeated
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
@@ -37,6 +38,11 @@ def check(
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
         require_a_batch(len(split.train), section)  # the stage may drop over-long prompts later, and reports it
+    in_half = recipe.reward is not None and recipe.reward.heldout and {"reward", "heldout"} & set(stages)
+    if in_half and "preferences" in data:
+        preferences = data["preferences"].split
+        assert isinstance(preferences, PreferenceSplit)
+        split_in_half(preferences.train, recipe.data_seed)  # raises where one prompt cannot be shared
     if tokenizer is None:
         return dict(data)
     encoder = Encoder(tokenizer)

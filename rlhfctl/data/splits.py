@@ -41,6 +41,25 @@ def split_preferences(section: Preferences, groups: Sequence[PreferenceGroup], s
     return PreferenceSplit(train, [once for group in heldout for once in group.repeated(_only_the_first())])
 
 
+def split_in_half(groups: Sequence[PreferenceGroup], seed: int) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+    """Split groups into two halves of the distinct prompts: for the reward model, and for the held-out reward model.
+
+    No prompt is on both sides. The order of the groups stays.
+    """
+    keys = _shuffled_keys((group.prompt for group in groups), seed, "halves")
+    if len(keys) < 2:
+        raise DataError(
+            "one distinct prompt to train on: two reward models cannot share it",
+            where="reward.heldout",
+            fix="give pairs for more prompts, or set reward.heldout: false",
+        )
+    first = set(keys[: (len(keys) + 1) // 2])
+    sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
+    for group in groups:
+        sides[prompt_key(group.prompt) not in first].append(group)
+    return sides
+
+
 def _only_the_first() -> Callable[[Row], bool]:
     """Return a function that is true the first time it gets a row, and false afterwards."""
     seen: set[int] = set()

@@ -20,7 +20,7 @@ from rlhfctl.models import adapters
 from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
-POLICY, CRITIC, REWARD = "default", "critic", "reward"
+POLICY, CRITIC, REWARD, HELDOUT = "default", "critic", "reward", "heldout"
 _LOW_RANK = ".lora_"  # part of the name of every adapter parameter
 # Fused kernels of these families read weights without calling the layer, so peft refuses adapters there.
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")

@@ -72,20 +72,21 @@ def advise(
 
 def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str, ...]]:
     """Yield the possible changes of settings, the one that costs least first."""
-    if name in ("sft", "reward"):
-        kind, section = (SFTConfig, recipe.sft) if name == "sft" else (RewardConfig, recipe.reward)
+    key = STAGES[name].section
+    if name in ("sft", "reward", "heldout"):
+        kind, section = (SFTConfig, recipe.sft) if key == "sft" else (RewardConfig, recipe.reward)
         assert section is not None
         config = trainer_config(kind, recipe, section.trainer)
         size, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-        yield from _smaller(f"{name}.trainer", size, steps)
+        yield from _smaller(f"{key}.trainer", size, steps)
         if not config.gradient_checkpointing:
-            yield (f"{name}.trainer.gradient_checkpointing=true",)
+            yield (f"{key}.trainer.gradient_checkpointing=true",)
         if section.lora is None:
-            yield (f"{name}.lora={{r: 16}}",)
-        longest = max(lengths.sft if name == "sft" else (*lengths.chosen, *lengths.rejected))
+            yield (f"{key}.lora={{r: 16}}",)
+        longest = max(lengths.sft if key == "sft" else (*lengths.chosen, *lengths.rejected))
         shorter = min(config.max_length or longest, longest) // 2
         if shorter >= _SHORTEST:
-            yield (f"{name}.trainer.max_length={shorter}",)
+            yield (f"{key}.trainer.max_length={shorter}",)
     elif name == "ppo" and recipe.ppo is not None:
         ppo = recipe.ppo
         if ppo.local_rollout_forward_batch_size > 8:
@@ -102,7 +103,7 @@ def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str,
     if recipe.model.dtype == "float32":
         yield ("model.dtype=bfloat16",)
     if recipe.model.path is not None and recipe.model.quantization is None and name not in ("base", "compare"):
-        trained = getattr(recipe, STAGES[name].section)
+        trained = getattr(recipe, key)
         if trained.lora is not None:
             yield ("model.quantization=4bit",)
 

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 
 from rlhfctl.generation import generator, kl, local
 from rlhfctl.models import scoring
-from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
+from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
 from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head
 from rlhfctl.models.language_model import LanguageModel
@@ -43,25 +43,37 @@ from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
-_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: "reward model"}
+_REWARD, _HELDOUT = "reward model", "held-out reward model"
+_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: _REWARD, HELDOUT: _HELDOUT}
 
 # ---------------------------------------------------------------- ppo
 
 
 def ppo_outlook(
-    spec: ModelSpec, section: Ppo, prompt: int, reward: ModelSpec | None, *, shared: bool, eval_prompts: int = 0
+    spec: ModelSpec,
+    section: Ppo,
+    prompt: int,
+    reward: ModelSpec | None,
+    *,
+    shared: bool,
+    heldout: bool = False,
+    eval_prompts: int = 0,
 ) -> MemoryEstimate:
     """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
     `reward`: the reward model (None: a function). `shared`: whether the reward model is an adapter on the same base*.
+    `heldout`: whether evaluations score with a second reward model, which is made as the first is.
     """
+    heldout = heldout and section.eval.every > 0 and eval_prompts > 0
     with on_meta_device(autocast=section.bf16):
-        roles, scorer, own = _skeleton(spec, section, reward, shared=shared)
+        roles, scorer, own = _skeleton(spec, section, reward, shared=shared, heldout=heldout)
         trained = roles.prepare()
         critic = None if roles.critic is None else roles.critic.scorer
         for model in (roles.policy.model, roles.reference.model, own, critic):
             _lay_end_to_end(model)
         held = _weights_by_role(roles, own, spec, reward)
+        if heldout and own is not None:
+            held[_HELDOUT] = held[_REWARD]  # a second model of the same size
         modules = [*roles.modules(), *([] if own is None else [own])]
         with contextlib.ExitStack() as inside:
             for module in modules:
@@ -77,7 +89,9 @@ def ppo_outlook(
     return MemoryEstimate(tuple(moments), *counts)
 
 
-def _skeleton(spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool) -> tuple[Roles, Any, Any]:
+def _skeleton(
+    spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool, heldout: bool = False
+) -> tuple[Roles, Any, Any]:
     """Make (roles, reward model, reward model if it is a separate model); None for what does not exist."""
     lora = None if section.lora is None else section.lora.model_copy(update={"lora_dropout": 0.0})
     model = language_model(spec)
@@ -90,6 +104,8 @@ def _skeleton(spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared
     if shared and lora is not None:
         add_adapter(model, REWARD, lora, seed=0)
         scorer = AdapterScorer(policy.with_adapter(REWARD), new_head(model))
+        if heldout:
+            add_adapter(model, HELDOUT, lora, seed=0)
     critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
     return Roles(policy, reference or policy.with_adapter(None), critic), scorer, own
 
@@ -127,7 +143,7 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
     else:
         needs = {"policy": {WEIGHTS: base}, "reference": {WEIGHTS: weight_bytes(roles.reference.model)[0]}}
     if own is not None and reward is not None:
-        needs["reward model"] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
+        needs[_REWARD] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
     if roles.critic is not None and not roles.critic.is_adapter:
         needs["critic"] = {WEIGHTS: weight_bytes(roles.critic.scorer)[0]}
     of_critic = roles.critic_parameters()
@@ -156,7 +172,7 @@ def _update(meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, hel
             moment("log-probabilities", "policy")
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
-                moment("scoring", "reward model")
+                moment("scoring", _REWARD)
         with roles.recomputing(section.gradient_checkpointing):
             if critic is not None and not critic.shares_policy:
                 value = critic_forward(critic, learned, length).sum()
@@ -255,9 +271,12 @@ def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int,
 
 
 def compare_outlook(
-    spec: ModelSpec, section: Compare, prompts: int, prompt: int, reward: ModelSpec | None
+    spec: ModelSpec, section: Compare, prompts: int, prompt: int, reward: ModelSpec | None, *, two_judges: bool = False
 ) -> MemoryEstimate:
-    """Estimate the memory of compare: two policies answer, their KL is measured, and `reward` (if any) judges."""
+    """Estimate the memory of compare: two policies answer, their KL is measured, and `reward` (if any) judges.
+
+    `two_judges`: the held-out reward model, of the same size, judges too.
+    """
     assert section.max_new_tokens is not None
     length = section.max_new_tokens
     whole = dataclasses.replace(spec, quantization=None)  # both models are loaded in full precision
@@ -282,15 +301,19 @@ def compare_outlook(
             moments.append(Moment("comparing distributions", with_seen(held, "policy", meter.peak)))
         if reward is not None:
             rows = min(section.batch_size, prompts * section.samples_per_prompt)
-            moments += _judging(spec, reward, rows, prompt, length)
+            moments += _judging(spec, reward, rows, prompt, length, two_judges=two_judges)
     return MemoryEstimate(tuple(moments), 0, counts[1])
 
 
-def _judging(spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length: int) -> list[Moment]:
-    """Measure loading a reward model alone, and scoring `rows` responses of full length at once."""
+def _judging(
+    spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length: int, *, two_judges: bool = False
+) -> list[Moment]:
+    """Measure loading a reward model alone (or two), and scoring `rows` responses of full length at once."""
     judge = scorer_model(reward)
     _lay_end_to_end(judge)
-    needs = held_by("reward model", judge, reward.quantization)
+    needs = held_by(_REWARD, judge, reward.quantization)
+    if two_judges:
+        needs |= {_HELDOUT: needs[_REWARD]}
     copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
     moments = [Moment("loading the judge", needs | copies)]
     sequences = _longest(rows, prompt, length)
@@ -298,7 +321,7 @@ def _judging(spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length:
     meter.ignore_weights(judge)
     with torch.no_grad(), meter:
         scoring.outputs_at_end(judge, sequences)
-    return [*moments, Moment("judging", with_seen(needs, "reward model", meter.peak))]
+    return [*moments, Moment("judging", with_seen(needs, _REWARD, meter.peak))]
 
 
 # ---------------------------------------------------------------- card

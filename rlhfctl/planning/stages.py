@@ -19,6 +19,7 @@ from trl import RewardConfig, SFTConfig
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import fit_lengths, longest_row
+from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, section_of, stages_of
@@ -30,6 +31,7 @@ from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
 from rlhfctl.recipe.made_data import made_data, source_stages
 from rlhfctl.recipe.schema import Ppo, Recipe
+from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD_MODEL
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
@@ -77,6 +79,7 @@ class Lengths:
     sft: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
+    other_half: frozenset[int] = frozenset()  # positions in these two of the pairs of the held-out reward model
     heldout: int = 0
     prompts: tuple[int, ...] = ()
     eval: int = 0
@@ -95,7 +98,11 @@ class Lengths:
             lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
         if "preferences" in rows:
             split = cast(PreferenceSplit, rows["preferences"].split)
-            pairs = [pair for group in split.train for pair in encoder.preference(group).pairs]
+            own, other = split.train, split.train[:0]
+            if recipe.reward is not None and recipe.reward.heldout:
+                own, other = split_in_half(split.train, recipe.data_seed)
+            pairs = [pair for group in (*own, *other) for pair in encoder.preference(group).pairs]
+            lengths["other_half"] = frozenset(range(len(examples(own)), len(pairs)))
             lengths["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
             lengths["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
             lengths["heldout"] = len(examples(split.heldout))
@@ -194,13 +201,15 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
     return StagePlan("sft", "run", "", what, steps, tokens, outlook, disk)
 
 
-def _reward(recipe: Recipe, lengths: Lengths) -> StagePlan:
+def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> StagePlan:
     section = recipe.reward
     assert section is not None
     config = trainer_config(RewardConfig, recipe, section.trainer)
     limit, name = longest_row(config.max_length, context_of(lengths.config))
     pairs = [
-        pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= (limit or math.inf)
+        pair
+        for index, pair in enumerate(zip(lengths.chosen, lengths.rejected, strict=True))
+        if max(pair) <= (limit or math.inf) and (index in lengths.other_half) == other_half
     ]  # longer ones are dropped
     if not pairs:
         raise RlhfctlError(
@@ -244,7 +253,13 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
         note = "the reward model's config.json cannot be read here: --probe measures it"
     else:
         outlook = ppo_memory.ppo_outlook(
-            _shape(recipe, lengths), section, max(prompts), scorer, shared=shared, eval_prompts=lengths.eval
+            _shape(recipe, lengths),
+            section,
+            max(prompts),
+            scorer,
+            shared=shared,
+            heldout=recipe.reward is not None and recipe.reward.heldout,
+            eval_prompts=lengths.eval,
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
 
@@ -274,9 +289,11 @@ def _fitting_prompts(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, r
 def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     section = recipe.compare
     assert section is not None and section.max_new_tokens is not None
-    judge = _scorer(recipe, lengths)[0] if "reward_model" in section.judges else None
+    models = {REWARD_MODEL, HELDOUT} & set(section.judges)
+    judge = _scorer(recipe, lengths)[0] if models else None
     answers = len(lengths.test) * section.responses_per_prompt
-    outlook = ppo_memory.compare_outlook(_shape(recipe, lengths), section, len(lengths.test), max(lengths.test), judge)
+    sizes = (len(lengths.test), max(lengths.test))
+    outlook = ppo_memory.compare_outlook(_shape(recipe, lengths), section, *sizes, judge, two_judges=len(models) > 1)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
     plain = 2 * (section.samples_per_prompt + 1)
@@ -299,6 +316,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "base": _base,
     "sft": _sft,
     "reward": _reward,
+    "heldout": lambda recipe, lengths: replace(_reward(recipe, lengths, other_half=True), name="heldout"),
     "card": _card,
     "ppo": _ppo,
     "compare": _compare,

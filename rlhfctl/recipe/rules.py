@@ -343,6 +343,10 @@ def _no_reward_function(recipe: Sections) -> bool:
     return _has_judge(recipe, "reward_function") and (reward is None or reward.kind != "function")
 
 
+def _no_heldout(recipe: Sections) -> bool:
+    return _has_judge(recipe, "heldout") and (recipe.reward is None or not recipe.reward.heldout)
+
+
 JUDGES: tuple[Rule[Sections], ...] = (
     Rule(
         "compare.judges",
@@ -364,6 +368,13 @@ JUDGES: tuple[Rule[Sections], ...] = (
         "take it out of compare.judges",
         _no_reward_function,
         about=("reward", "reward.function"),
+    ),
+    Rule(
+        "compare.judges",
+        "heldout needs reward.heldout: true, which trains that judge",
+        "set it, or take heldout out of compare.judges",
+        _no_heldout,
+        about=("reward", "reward.heldout"),
     ),
 )
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, HELDOUT, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
@@ -47,7 +47,8 @@ class Resources:
 
     `folder`: functions are imported from it. `function`: the function of the reward section. `finite`: whether a
     function's score must be finite. `batch_size`: responses per forward of a reward model. `function_batch_size`:
-    responses per call of a function (None: all). `reward_model`: loads the reward model when it is needed.
+    responses per call of a function (None: all). `reward_model`, `heldout`: load the reward model, and the held-out
+    reward model, when they are needed.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Resources:
     function_batch_size: int | None = None
     warn: Say = _silent
     reward_model: Callable[[], LoadedRewardModel] | None = None
+    heldout: Callable[[], LoadedRewardModel] | None = None
     gold: RewardFunction | None = None
 
     @classmethod
@@ -106,7 +108,17 @@ def _reward_function(name: str, resources: Resources) -> RewardFunction:
 def _reward_model(name: str, resources: Resources) -> RewardFunction:
     if resources.reward_model is None:
         raise HandoffError(f"the judge {name} has no reward model to ask", fix="name one with --reward-model")
-    loaded, size, warn = resources.reward_model(), resources.batch_size, resources.warn
+    return _scorer_of(resources.reward_model(), resources)
+
+
+def _heldout(name: str, resources: Resources) -> RewardFunction:
+    if resources.heldout is None:
+        raise HandoffError(f"the judge {name} has no reward model to ask", fix="set reward.heldout: true")
+    return _scorer_of(resources.heldout(), resources)
+
+
+def _scorer_of(loaded: LoadedRewardModel, resources: Resources) -> RewardFunction:
+    size, warn = resources.batch_size, resources.warn
     if isinstance(loaded.model, Classifier):
         return ClassifierReward(loaded.model, size)
     model = loaded.model.requires_grad_(False).eval()
@@ -125,6 +137,7 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     REWARD: _reward_section,
     REWARD_MODEL: _reward_model,
     REWARD_FUNCTION: _reward_function,
+    HELDOUT: _heldout,
     GOLD: _gold,
     FUNCTION: build_function,
 }

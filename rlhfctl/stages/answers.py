@@ -285,10 +285,9 @@ def _read_samples(path: Path) -> dict[str, list[Row]]:
 
 
 def _samples_tokenizer(section: Compare, ctx: Context) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of the reward model if it is a judge; None if no reward model reads the samples."""
-    if "reward_model" not in section.judges or "reward" not in ctx.parents:
-        return None
-    return ctx.loader.own_tokenizer(ctx.parents["reward"])
+    """Load the tokenizer of the reward model that is a judge; None if no reward model reads the samples."""
+    role = next((role for role in ("reward", "heldout") if role in ctx.parents), None)
+    return None if role is None else ctx.loader.own_tokenizer(ctx.parents[role])
 
 
 def _episode_from_text(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Episode:

@@ -14,26 +14,31 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.recipe.sections.scorers import ENDPOINT, REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import ENDPOINT, HELDOUT, REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.context import Context
+
+_ROLES = {REWARD_MODEL: "reward", HELDOUT: "heldout"}  # judges that are models -> their role among the parents
 
 
 def build_judges(
     section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, RewardFunction]:
     """Build the recipe's judges of single responses by name; `tokenizer` is the policy's."""
-    load = None
-    if "reward" in ctx.parents and tokenizer is not None:
-        load = partial(ctx.loader.load_scoring_model, ctx.parents["reward"], tokenizer)
+    load = {
+        role: partial(ctx.loader.load_scoring_model, ctx.parents[role], tokenizer)
+        for role in _ROLES.values()
+        if role in ctx.parents and tokenizer is not None
+    }
     size = section.batch_size
     resources = replace(
         Resources.of(ctx.recipe),
         batch_size=size,
         function_batch_size=size,
         warn=ctx.warn,
-        reward_model=load,
+        reward_model=load.get("reward"),
+        heldout=load.get("heldout"),
         gold=_gold,
     )
     return {name: build_scorer(name, resources) for name in section.judges if name != ENDPOINT}
@@ -48,9 +53,9 @@ def _gold(episodes: Sequence[Episode], /) -> list[float]:
 def is_independent(judge: str, ctx: Context) -> bool:
     """Decide from the manifests whether a judge differs from the reward that the policy was trained against."""
     reward, ppo = ctx.recipe.reward, ctx.recipe.ppo
-    if judge == REWARD_MODEL:
+    if judge in _ROLES:
         against = _trained_against(ctx)
-        return against is not None and ctx.parents["reward"].fingerprint not in against
+        return against is not None and ctx.parents[_ROLES[judge]].fingerprint not in against
     if ppo is not None and judge in (ppo.rewards or {}):
         return False
     return judge != REWARD_FUNCTION and (reward is None or judge != reward.function)
@@ -78,9 +83,9 @@ def _trained_against(ctx: Context) -> set[str] | None:
 def dependence(judge: str, ctx: Context) -> str:
     """Explain why a judge that is not independent is no evidence."""
     no_evidence = "it is not independent evidence of improvement"
-    if judge == REWARD_MODEL and _trained_against(ctx) is None:
+    if judge in _ROLES and _trained_against(ctx) is None:
         return f"the verdict rests on a reward model, and nothing shows that PPO did not train on it: {no_evidence}"
-    what = "reward model" if judge == REWARD_MODEL else "reward function"
+    what = "reward model" if judge in _ROLES else "reward function"
     return f"the verdict rests on the {what} that PPO trained against: {no_evidence}"
 
 

@@ -3,6 +3,10 @@
 Reads base* and `data.preferences`. Trains with TRL's RewardTrainer on the pairs of the training prompts, and measures
 accuracy on the held-out ones. Writes adapter/ (LoRA and head) or model/, and probes.json: held-out sequences with their
 scores, which PPO and the comparison score again after they load the model.
+
+With `reward.heldout: true` the training prompts are split in two. The stage `reward` trains on the first half, and the
+stage `heldout`, which runs this module too, trains a second model on the other half, from another seed. Both are
+measured on the same held-out pairs.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
 from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
+from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.events import Metrics, Work
+from rlhfctl.metrics import kind
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.recipe.schema import Reward
+from rlhfctl.recipe.schema import LARGEST_SEED, Reward
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
@@ -34,20 +40,21 @@ from rlhfctl.training.trl import options
 from rlhfctl.training.trl.train import train
 
 _PROBE_PAIRS = 16
+_HELDOUT_SEED = 1_000_003  # added to the recipe's seed: far from the seeds that people give to repeated runs
 
 
 def run(section: Reward, ctx: Context) -> Artifact:
     """Train the reward model and publish it; training resumes from a checkpoint."""
-    recipe = ctx.recipe
+    seed = _seed(ctx)
 
     # 1. Load base* and put a scalar head on it.
-    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=recipe.seed)
+    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=seed)
 
     # 2. Rows to ids, held out by prompt.
-    config = _config(section, ctx)
+    config = _config(section, seed, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
-    train_groups = _encode(split.train, encoder, config, model, ctx)
+    train_groups = _encode(_own_part(split.train, section, ctx), encoder, config, model, ctx)
     heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
     train_pairs, heldout = _pairs(train_groups), _pairs(heldout_groups)
     heldout_rows = examples(one.group for one in heldout_groups)
@@ -56,7 +63,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
 
     # 3. Train the head and whole weights, or the head and an adapter.
     if section.lora is not None:
-        model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=recipe.seed)
+        model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=seed)
     counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
     model, metrics = train(
         partial(
@@ -94,9 +101,26 @@ def run(section: Reward, ctx: Context) -> Artifact:
     )
 
 
-def _config(section: Reward, ctx: Context) -> RewardConfig:
-    recipe = ctx.recipe
-    arguments = options.trainer_arguments(ctx.work, recipe.model.dtype, section.trainer, seed=recipe.seed)
+def _is_heldout(ctx: Context) -> bool:
+    """Tell whether this is the held-out reward model, which PPO never trains on."""
+    return kind(ctx.name) == "heldout"
+
+
+def _seed(ctx: Context) -> int:
+    """Return the seed of new weights and of the order of pairs; the held-out reward model has another one."""
+    return (ctx.recipe.seed + (_HELDOUT_SEED if _is_heldout(ctx) else 0)) % (LARGEST_SEED + 1)
+
+
+def _own_part(groups: list[PreferenceGroup], section: Reward, ctx: Context) -> list[PreferenceGroup]:
+    """Return the groups that this model trains on: all of them, or its half of the prompts."""
+    if not section.heldout:
+        return groups
+    own, other = split_in_half(groups, ctx.recipe.data_seed)
+    return other if _is_heldout(ctx) else own
+
+
+def _config(section: Reward, seed: int, ctx: Context) -> RewardConfig:
+    arguments = options.trainer_arguments(ctx.work, ctx.recipe.model.dtype, section.trainer, seed=seed)
     return RewardConfig(**arguments)
 
 
@@ -152,10 +176,11 @@ def _heldout(
     }
     ctx.emit(Metrics(stage=ctx.name, step=0, values=values, split="heldout"))
     if interval.low <= 0.5:
+        so = "its evaluations would tell nothing" if _is_heldout(ctx) else "PPO would chase noise"
         ctx.warn(
             f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time "
             f"(95% interval {interval.low:.0%} to {interval.high:.0%}): as far as this tells no better than a coin, so "
-            "PPO would chase noise"
+            f"{so}"
         )
     return values
 

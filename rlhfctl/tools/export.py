@@ -28,7 +28,8 @@ from rlhfctl.tools import card_facts, hub, model_card
 from rlhfctl.tools.card_facts import Facts
 from rlhfctl.training.trl.quiet import quiet_libraries
 
-_MODELS = ("base", "reward", "policy")  # kinds of artifacts that can be exported
+_SCORERS = ("reward", "heldout")
+_MODELS = ("base", *_SCORERS, "policy")  # kinds of artifacts that can be exported
 NAMES = (*(name for name, stage in STAGES.items() if stage.makes in _MODELS and name != "base"), "critic")
 _CAUSAL, _SCORER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
@@ -132,7 +133,7 @@ def _export_merged(facts: Facts, loader: Loader, to: Path) -> None:
                 _save_scorer(_merged_critic(artifact, loader), tokenizer, folder)
             else:
                 shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
-        elif stage == "reward":
+        elif stage in _SCORERS:
             tokenizer = _tokenizer(artifact)
             _save_scorer(loader.load_reward_model(source, tokenizer), tokenizer, folder)
         else:
@@ -228,7 +229,7 @@ def _head_module(config: Any) -> str:
 
 def _snippet(stage: str, folder: Path, location: str, *, adapter: bool) -> str:
     """Write the Python lines that load the model of `folder` from `location`; for a reward model they print a score."""
-    if stage not in ("reward", "critic"):
+    if stage not in (*_SCORERS, "critic"):
         return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=location, extra="")
     text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=location, extra=", num_labels=1")
     config = loading.read_config(str(folder / "base" if adapter else folder), "model")
@@ -262,10 +263,10 @@ def _card(folder: Path, facts: Facts, *, adapter: bool) -> None:
     stage, artifact = facts.stage, facts.artifact
     if stage != "critic":
         shutil.copy(artifact.part("probes"), folder / PROBES)
-    if stage in ("reward", "critic"):
+    if stage in (*_SCORERS, "critic"):
         _make_loadable(folder)
     snippet = _snippet(stage, folder, '"."', adapter=adapter)
-    about_scores = _scores_text(folder) if stage == "reward" else []
+    about_scores = _scores_text(folder) if stage in _SCORERS else []
     text = model_card.page(facts, adapter=adapter, snippet=snippet, about_scores=about_scores)
     (folder / "README.md").write_text(text, encoding="utf-8")
 

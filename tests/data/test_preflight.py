@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def test_each_row_goes_through_the_template_and_is_named(tmp_path: Path, tokeniz
         "demos.jsonl:2: the chat template refuses a conversation (user, user, assistant): roles must alternate" in said
     )
     assert "demos.jsonl:5:" in said and "data.demonstrations.bad_rows: drop" in said
+
+
+def test_one_prompt_for_two_reward_models_is_refused_at_once(tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in ("a", "b", "b")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"preferences": {"source": str(tmp_path / "pairs.jsonl"), "heldout": 0.4}}
+    model = {"init": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "tokens": ["a", "b"]}}
+    for heldout in (False, True):
+        given = {"name": "t", "model": model, "data": data, "reward": {"heldout": heldout}}
+        (tmp_path / "t.yaml").write_text(json.dumps(given))
+        loaded = load_recipe(tmp_path / "t.yaml").recipe
+        with pytest.raises(DataError, match="two reward models") if heldout else contextlib.nullcontext():
+            preflight.check(loaded, check_all(loaded.data, 0), ["base", "reward", "heldout"], None)
 
 
 def test_bad_rows_drop_leaves_them_out_and_says_so(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from row_files import message
 
-from rlhfctl.data.splits import prompt_key, split_preferences, split_prompts
+from rlhfctl.data.splits import prompt_key, split_in_half, split_preferences, split_prompts
 from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
@@ -55,6 +55,29 @@ def test_held_out_pairs_share_no_prompt_with_the_others(make: Callable[[int], An
 def test_neither_side_is_ever_empty(heldout: float, distinct: int, expected: int) -> None:
     split = split_preferences(Preferences(source="d", heldout=heldout), as_groups(text_prompt, distinct, 2), 0)
     assert len(split.heldout) == 2 * expected and split.train
+
+
+@pytest.mark.parametrize("make", [text_prompt, conversation])
+@pytest.mark.parametrize(("distinct", "copies", "sizes"), [(40, 1, (20, 20)), (7, 3, (12, 9)), (2, 5, (5, 5))])
+def test_two_reward_models_share_no_prompt(
+    make: Callable[[int], Any], distinct: int, copies: int, sizes: tuple[int, int]
+) -> None:
+    groups = as_groups(make, distinct, copies)
+    own, other = split_in_half(groups, 0)
+    assert not set(keys(examples(own))) & set(keys(examples(other)))
+    assert (len(own), len(other)) == sizes
+    assert sorted(own + other, key=groups.index) == groups  # each on one side, in the order of the file
+    assert own == [group for group in groups if group in own]
+
+
+def test_halves_depend_on_the_seed_alone_and_one_prompt_has_none() -> None:
+    groups = as_groups(text_prompt, 40, 1)
+    first = {str(group.prompt) for group in split_in_half(groups, 0)[0]}
+    assert first == {str(group.prompt) for group in split_in_half(groups[::-1], 0)[0]}
+    assert first != {str(group.prompt) for group in split_in_half(groups, 1)[0]}
+    with pytest.raises(DataError, match="two reward models cannot share it") as caught:
+        split_in_half(as_groups(text_prompt, 1, 4), 0)
+    assert caught.value.where == "reward.heldout"
 
 
 def test_one_prompt_cannot_be_held_out() -> None:

@@ -82,3 +82,28 @@ def test_the_card_samples_and_then_scores_pairs_and_answers_twice_as_long() -> N
     few = ppo_memory.card_outlook(shape(), 4, section, 12, 30, shape())
     assert few.moments[1].needs[BASE][CACHE] * 2 == found.moments[1].needs[BASE][CACHE]
     assert found.trainable == 0
+
+
+def test_a_held_out_reward_model_is_one_more_adapter_or_one_more_model() -> None:
+    def needs(*, shared: bool, every: int = 1, **changes: Any) -> memory.Needs:
+        settings = {"lora": Lora(r=4), "per_device_train_batch_size": 8, "response_length": 24} | changes
+        section = Ppo(**settings, eval={"every": every})
+        return ppo_memory.ppo_outlook(
+            shape(), section, 12, shape(), shared=shared, heldout=True, eval_prompts=4
+        ).peak.needs
+
+    adapters = needs(shared=True)
+    assert adapters["held-out reward model"] == adapters["reward model"]
+    models = needs(shared=False, lora=None, critic="model")
+    assert models["held-out reward model"] == {WEIGHTS: models["reward model"][WEIGHTS]}
+    assert "held-out reward model" not in needs(shared=True, every=0)  # nothing evaluates, and it is not loaded
+
+
+def test_two_reward_models_as_judges_are_both_held() -> None:
+    def judging(*, two_judges: bool) -> int:
+        estimate = ppo_memory.compare_outlook(
+            shape(), Compare(max_new_tokens=16), 8, 12, shape(), two_judges=two_judges
+        )
+        return next(moment for moment in estimate.moments if moment.what == "loading the judge").total
+
+    assert judging(two_judges=True) > 1.3 * judging(two_judges=False)

@@ -24,6 +24,13 @@ def test_compare_says_how_many_questions_go_where(tiny_recipe: Path) -> None:
     assert compare.rows.endswith("; up to 24 questions to judge-1 at judge.example")  # 12 prompts, both orders
 
 
+def test_two_reward_models_share_the_pairs(tiny_recipe: Path) -> None:
+    found = planned(tiny_recipe, tiny_recipe.parent / "nothing", "reward.heldout=true")
+    own, other = (next(stage for stage in found.stages if stage.name == name) for name in ("reward", "heldout"))
+    assert own.rows == other.rows == "24 pairs, 16 held out"
+    assert (own.steps, other.steps, other.outlook is not None) == (3, 3, True)
+
+
 def test_an_optimizers_state() -> None:
     weight = nn.Parameter(nn.Linear(4, 8).weight.detach())
     sizes = {name: optimizer_state(name)(weight) for name in ("adamw_torch_fused", "adamw_8bit", "lion_32bit", "sgd")}

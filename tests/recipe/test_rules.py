@@ -76,6 +76,9 @@ def test_gold_is_for_the_builtin_task_alone() -> None:
 
 
 def test_judges_fit_the_reward() -> None:
+    (problem,) = problems("compare.judges=[gold, heldout]")
+    assert "heldout needs reward.heldout: true" in problem.what
+    assert recipe("compare.judges=[gold, heldout]", "reward.heldout=true").compare
     (problem,) = problems("reward.function=scores:length")
     assert "reward_model needs a reward section that trains or names a model" in problem.what
     compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare

@@ -14,7 +14,7 @@ from rlhfctl.recipe.sections.training import Trained
 
 RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
 CLASSIFIER_KEYS = ("label", "reads")
-TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps")
+TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps", "heldout")
 
 
 def _without_model(key: str) -> Callable[[Reward], bool]:
@@ -40,6 +40,11 @@ class Reward(Trained):
         None,
         description="With a classifier as model: its input, text (prompt + response), pair, or response (null: chosen "
         "by its outputs).",
+    )
+    heldout: bool = Field(
+        False,
+        description="Whether to train a second reward model on one half of the training prompts, and this one on the "
+        "other half; PPO never trains on the second, but its evaluations report it.",
     )
     function: str | None = Field(
         None, description="A Python function that scores responses, instead of a model: module:name."
@@ -117,8 +122,9 @@ class Reward(Trained):
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unused = {
             "trained": ("model", "function", "label", "reads", "retries"),
-            "model": ("function", "lora", "trainer", "checkpoint_steps"),
-            "function": ("model", "lora", "trainer", "checkpoint_steps", "label", "reads"),
+            "model": ("function", *TRAINING_KEYS),
+            "function": ("model", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
-        absent = tuple(key for key in ("card", "gate") if getattr(self, key) is None)  # runs made before these existed
+        # Runs that were made before these keys existed stay unchanged.
+        absent = tuple(key for key in ("card", "gate", "heldout") if not getattr(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

@@ -16,6 +16,7 @@ Place = Literal["ppo.rewards", "compare.judges"]
 REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
 ENDPOINT = "endpoint"  # a judge of pairs: stages/endpoint.py asks it
+HELDOUT = "heldout"  # the second reward model, which PPO never trains on (reward.heldout)
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
 FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -38,6 +39,7 @@ SCORERS: dict[str, Scorer] = {
     ENDPOINT: Scorer(("compare.judges",), "a model behind an API: compare.endpoint", of_pairs=True),
     REWARD_MODEL: Scorer(("compare.judges",)),
     REWARD_FUNCTION: Scorer(("compare.judges",)),
+    HELDOUT: Scorer(("compare.judges",), "with reward.heldout"),
 }
 """The scorers by name. What builds each is in rewards/build.py; stages/endpoint.py asks the judge of pairs."""
 

@@ -249,8 +249,7 @@ def build_roles(
 
     policy, reference = _policy_and_reference(base, pad_token_id, section, models, seed=seed)
     if shared is not None:
-        head = heads.load_scorer_adapter(policy.model, REWARD, shared)
-        scorer = AdapterScorer(policy.with_adapter(REWARD), head)
+        scorer = scorer_beside(policy, REWARD, shared)
         models.check_shared_reward(scorer)
     if kind == "head":
         scores = AdapterScorer(policy, heads.new_head(policy.model))
@@ -259,6 +258,20 @@ def build_roles(
         head = _critic_adapter(policy.model, shared, section, models, seed=seed + 1)
         critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
     return Roles(policy, reference, critic), RewardModel(scorer, own_tokenizer, classifier)
+
+
+def shares_base(section: Ppo) -> bool:
+    """Tell whether reward models that are adapters on base* share the policy's copy of it.
+
+    A critic that is a separate model may start as a copy of the reward model, which is then a separate model, too.
+    """
+    return section.lora is not None and section.critic_kind != "model"
+
+
+def scorer_beside(policy: LanguageModel, name: str, folder: Path) -> AdapterScorer:
+    """Load the reward model whose adapter and head lie in `folder` onto the policy's model, as adapter `name`."""
+    head = heads.load_scorer_adapter(policy.model, name, folder)
+    return AdapterScorer(policy.with_adapter(name), head)
 
 
 def _policy_and_reference(
