@@ -140,7 +140,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("policy_loss", "", "PPO's clipped objective with its sign turned, over the minibatches.", DOWN, log=7,
                finite=True, trl="loss/policy_avg"),
         Metric("value_loss", "score²", "Half the squared error of the critic, clipped by `cliprange_value`.", DOWN,
-               "critic's loss", screen=11, log=8, finite=True, trl="loss/value_avg"),
+               "critic's loss", screen=12, log=8, finite=True, trl="loss/value_avg"),
         Metric("entropy", "nats per response", "-log p of the sampled response, on average.", finite=True,
                trl="objective/entropy"),
         Metric("token_entropy", "nats per token",
@@ -174,16 +174,22 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("score_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("update_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "episodes a second", "speed",
-               screen=12, trl="eps"),
+               screen=13, trl="eps"),
         Metric("eval_score", "score", "`score` on the prompts held aside (`data.prompts.eval`), with samples of their "
                "own.", UP, "eval score", "the score on prompts held aside", screen=3, show=5),
+        Metric("eval_score_se", "score", "Standard error of `eval_score` over the prompts."),
+        Metric("eval_heldout", "score", "With `reward.heldout`: mean score that the held-out reward model gives these "
+               "samples; `use: best` picks by it.", UP, "eval held-out", "reward that PPO does not train on", screen=10,
+               show=7),
+        Metric("eval_heldout_se", "score", "Standard error of `eval_heldout` over the prompts."),
         Metric("eval_kl", "nats per response", "`kl` on these samples.", NEITHER, "eval KL",
                "KL on prompts held aside", screen=9),
         Metric("eval_length", "tokens", "`length` of these samples."),
         Metric("eval_eos_rate", "share", "`eos_rate` of these samples."),
-        Metric("eval_objective", "score", "`eval_score` - `kl_coef` x `eval_kl`; `use: best` picks by it."),
+        Metric("eval_objective", "score", "`eval_score` - `kl_coef` x `eval_kl`; without `eval_heldout`, "
+               "`use: best` picks by it."),
         Metric("eval_gold", "", "The built-in task's true preference on these samples.", UP, "eval gold",
-               "the task's true preference", screen=10),
+               "the task's true preference", screen=11),
         Metric("updates", "updates", "Updates in all (in the manifest).", show=6),
         Metric("best_update", "update", "The update whose policy `use: best` chose (in the manifest)."),
     ),
@@ -212,6 +218,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 # fmt: on
 """The metrics of each kind of stage, in the order of docs/metrics.md."""
+
+METRICS["heldout"] = METRICS["reward"]  # the same training, on the other half of the prompts
 
 
 def kind(stage: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.text import number
 from rlhfctl.metrics import kind, must_be_finite
+from rlhfctl.stats.overoptimization import Point, overoptimized
 
 WINDOW = 5
 """Number of updates whose median an alarm looks at: one odd batch raises no alarm."""
@@ -120,6 +121,24 @@ def _hardly_moved(series: Mapping[str, Series], settings: Mapping[str, Any]) -> 
         )
 
 
+def _overoptimized(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    names = ("eval_score", "eval_heldout", "eval_score_se", "eval_heldout_se")
+    if any(name not in series for name in names):
+        return
+    proxy, heldout, proxy_error, heldout_error = (dict(series[name].points) for name in names)
+    steps = [step for step in heldout if step in proxy and step in proxy_error and step in heldout_error]
+    found = overoptimized(
+        [Point(step, proxy[step], heldout[step], proxy_error[step], heldout_error[step]) for step in steps]
+    )
+    if found is not None:
+        yield (
+            f"the policy exploits its reward: on eval prompts the reward rose from {number(found.proxy_then, 3)} to "
+            f"{number(found.proxy_now, 3)}, but the held-out reward fell from {number(found.heldout_peak, 3)} (about "
+            f"update {found.peak_step}) to {number(found.heldout_now, 3)}. Try use: best, a higher kl_coef, or fewer "
+            "episodes."
+        )
+
+
 def _falling_on_eval(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
     if "eval_score" not in series or "score" not in series:
         return
@@ -203,5 +222,17 @@ def _beginning(series: Mapping[str, Series], name: str) -> float | None:
     return series[name].beginning() if enough else None
 
 
-_CHECKS = {"ppo": (_kl, _hardly_moved, _falling_on_eval, _never_ends, _shrinking, _entropy, _clipped, _critic)}
+_CHECKS = {
+    "ppo": (
+        _kl,
+        _overoptimized,
+        _hardly_moved,
+        _falling_on_eval,
+        _never_ends,
+        _shrinking,
+        _entropy,
+        _clipped,
+        _critic,
+    )
+}
 """The checks of each kind of stage beside the one that all have, the gravest first."""

@@ -1,7 +1,8 @@
 """Evaluate the policy during PPO: every N updates sample the eval prompts, score, log, and remember the best policy.
 
 Gold scores are logged where the task has them, and decide nothing. With `use: best` the best policy is the one with the
-highest score - kl_coef x KL on these prompts. The ppo stage uses it with either engine.
+highest held-out reward on these prompts, or, without a held-out reward model, with the highest score - kl_coef x KL;
+`best_kl_limit` leaves out policies that are further from the reference. The ppo stage uses it with either engine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rlhfctl.models import build
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.stages.context import Context
+from rlhfctl.stats.overoptimization import best_evaluation
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
 
@@ -40,6 +42,7 @@ class Evaluation:
         roles: Roles,
         reward: RewardFunction,
         data: PromptData,
+        heldout: RewardFunction | None = None,
         generator: Generator = sample,
     ) -> None:
         self.section = section
@@ -47,6 +50,7 @@ class Evaluation:
         self.policy = roles.policy
         self.reference = roles.reference
         self.reward = reward
+        self.heldout = heldout
         self.tokenizer = data.tokenizer
         self.rows = data.rows
         self.prompts = data.prompts
@@ -76,6 +80,7 @@ class Evaluation:
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
+            "eval_score_se": _standard_error(scores),
             "eval_kl": statistics.fmean(kl),
             "eval_objective": statistics.fmean(scores) - section.kl_coef * statistics.fmean(kl),
             "eval_length": statistics.fmean(len(response) for response in ids),
@@ -83,6 +88,10 @@ class Evaluation:
         }
         if gold := self._gold([episode.prompt for episode in episodes], [episode.completion for episode in episodes]):
             values["eval_gold"] = statistics.fmean(gold)
+        others: list[float] = []
+        if self.heldout is not None:
+            others = self._finite(self.heldout(episodes), episodes, update, "eval-heldout")
+            values |= {"eval_heldout": statistics.fmean(others), "eval_heldout_se": _standard_error(others)}
         values |= {f"eval_{name}": mean for name, mean in part_means(parts).items()}
         self.closing = values
         self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
@@ -98,18 +107,30 @@ class Evaluation:
                     response=transcript(episodes[index].completion),
                     reference=self._references[index] if self._references else None,
                     scores={"score": scores[index]}
+                    | ({"heldout": others[index]} if others else {})
                     | {name: score for name, part in parts.items() if (score := part[index]) is not None},
                     reference_scores={"score": self._reference_scores[index]} if self._reference_scores else {},
                 )
             )
-        if section.use == "best" and (self.best is None or values["eval_objective"] > self.best[0]):
-            self.best = (values["eval_objective"], update)
+        if section.use == "best" and self._is_best(values):
+            self.best = (values[self.chosen_by], update)
             self.best_values = values
             self.policy.activate()
             with fs.publish_folder(self._folder(update)) as folder:
                 build.save_weights(self.policy.model, folder)
 
-    def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int) -> list[float]:
+    @property
+    def chosen_by(self) -> str:
+        """The metric by which the best policy is chosen."""
+        return "eval_objective" if self.heldout is None else "eval_heldout"
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        """Tell whether this evaluation is better than the best one before."""
+        candidates = [self.best_values, values] if self.best is not None else [values]
+        points = [(one["eval_kl"], one[self.chosen_by]) for one in candidates]
+        return best_evaluation(points, self.section.best_kl_limit) == len(points) - 1
+
+    def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int, name: str = "eval") -> list[float]:
         """Replace scores that are not finite by the mean of the others; warn, and keep the responses in non-finite/.
 
         Raises RewardFailed if no score is finite.
@@ -117,7 +138,7 @@ class Evaluation:
         good = [score for score in scores if math.isfinite(score)]
         if len(good) == len(scores):
             return scores
-        kept = self.ctx.folder / "non-finite" / f"eval-update-{update:06d}.jsonl"
+        kept = self.ctx.folder / "non-finite" / f"{name}-update-{update:06d}.jsonl"
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = [
             {"prompt": episode.prompt, "response": episode.completion, "score": score}
@@ -173,10 +194,16 @@ class Evaluation:
     def restore_best(self) -> float:
         """Load the weights of the best policy into the model; return the update that they are from."""
         assert self.best is not None
-        score, update = self.best
+        value, update = self.best
+        what = "objective" if self.heldout is None else "held-out reward"
         build.load_weights(self.policy.model, self._folder(update))
         self.closing = self.best_values  # the manifest describes the policy that later stages load
         self.ctx.note(
-            f"the best policy on the eval prompts is that of update {update} (objective {score:.4g}): it is used"
+            f"the best policy on the eval prompts is that of update {update} ({what} {value:.4g}): it is used"
         )
         return float(update)
+
+
+def _standard_error(scores: Sequence[float]) -> float:
+    """Return the standard error of the mean over prompts; 0 for a single prompt, which has no spread."""
+    return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0

@@ -5,7 +5,8 @@
     reward model ─┬─▶ score of each response ─────────────────────────────┼─▶ PPO updates ─▶ policy, critic
                   └─▶ critic at the start ──▶ values ─────────────────────┘
 
-Reads base*, the reward (a model of this run, one from elsewhere, or a Python function) and `data.prompts`. Writes
+Reads base*, the reward (a model of this run, one from elsewhere, or a Python function) and `data.prompts`; the held-out
+reward model, where there is one, scores evaluations alone. Writes
 adapter/ or model/ (the policy), critic/, traces/, probes.json. Leaves out the training loop, which is the engine's:
 rlhfctl's (training/rl/loop.py) or TRL's (training/trl/ppo.py), and evaluation during training (evaluation.py).
 """
@@ -32,7 +33,8 @@ from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward
+from rlhfctl.recipe.sections.scorers import HELDOUT
+from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.stages import loader, probes
 from rlhfctl.stages.context import Context
@@ -40,7 +42,7 @@ from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
-from rlhfctl.training.rl.roles import Roles, build_roles
+from rlhfctl.training.rl.roles import Roles, build_roles, scorer_beside, shares_base
 from rlhfctl.training.trl import ppo
 
 _STEP0_TOLERANCE = 1e-6  # nats per token, in float32: policy and reference are the same weights
@@ -61,6 +63,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.algorithm].needs_critic
     roles, model = build_roles(section, base.model, pad, parents, seed=recipe.seed, needs_critic=needs_critic)
     reward = _reward(model.scorer, model.tokenizer, model.classifier, tokenizer, section, ctx)
+    heldout = _heldout_reward(roles, tokenizer, section, ctx)
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
@@ -71,7 +74,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
-    evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts))
+    evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts), heldout)
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts)}
     train = _train if section.engine == "rlhfctl" else _train_with_trl
@@ -205,6 +208,28 @@ def _reward(
         reward_model=load,
     )
     return build_reward(section.rewards, resources)
+
+
+def _heldout_reward(
+    roles: Roles, tokenizer: PreTrainedTokenizerBase, section: Ppo, ctx: Context
+) -> RewardFunction | None:
+    """Return the scorer that evaluations report and PPO never trains on; None without `reward.heldout`."""
+    source = ctx.parents.get("heldout")
+    if source is None:
+        return None
+    adapter = loader.shared_reward_adapter(ctx.parents["base"], source) if shares_base(section) else None
+    if adapter is not None:
+        scorer: Any = scorer_beside(roles.policy, adapters.HELDOUT, adapter)
+        ctx.loader.check_shared_scores(scorer, tokenizer.pad_token_id, source)
+    else:
+        scorer = build.to_device(ctx.loader.load_reward_model(source, tokenizer))
+    resources = replace(
+        Resources.of(ctx.recipe),
+        batch_size=section.local_rollout_forward_batch_size,
+        warn=ctx.warn,
+        heldout=partial(LoadedRewardModel, scorer, tokenizer.pad_token_id),
+    )
+    return build_scorer(HELDOUT, resources)
 
 
 def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:

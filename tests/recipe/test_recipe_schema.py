@@ -116,6 +116,7 @@ RULES = [
     ("reward.card={samples: 1}", "reward.card.samples", "must be at least 2, got 1"),
     ("reward.gate={min_accuracy: 2}", "reward.gate.min_accuracy", "must be at most 1, got 2"),
     ("reward.gate={flags: [length]}", "reward.gate.flags[0]", "did you mean 'length_only'?"),
+    ("reward={model: a/b, heldout: true}", "reward.heldout", "is for a reward model trained here"),
     ("reward={model: a/b, function: 'm:f'}", "reward.function", "a response has one scorer"),
     # ppo
     ("ppo.gradient_accumulation_steps=2", "ppo.gradient_accumulation_steps", "(measured: 6 where 12 are due)"),
@@ -123,6 +124,8 @@ RULES = [
     ("ppo={whiten_rewards: true, num_mini_batches: 16}", "ppo.num_mini_batches", "mini-batches of at least 8, got 4"),
     ("ppo.stop_token=null", "ppo.missing_eos_penalty", "needs an end token to miss"),
     ("ppo={use: best, eval: {every: 0}}", "ppo.use", "ppo.eval.every is 0"),
+    ("ppo.best_kl_limit=5", "ppo.best_kl_limit", "but ppo.use is last"),
+    ("ppo={use: best, best_kl_limit: 0}", "ppo.best_kl_limit", "must be greater than 0, got 0"),
     ("ppo.per_device_train_batch_size=1024", "ppo.per_device_train_batch_size", "more than the 800 prompts left"),
     ("ppo.response_length=256", "ppo.response_length", "beside any prompt do not fit into 256 positions"),
     ("ppo.engine=tlr", "ppo.engine", "expected rlhfctl or trl, got the string 'tlr'; did you mean 'trl'?"),
@@ -159,6 +162,7 @@ RULES = [
     (endpoint(max_cost=2), "compare.endpoint.max_cost", "cannot be watched without prices"),
     (endpoint(price_per_million_input=2), "compare.endpoint.price_per_million_output", "the two prices belong"),
     (endpoint(max_failed=2), "compare.endpoint.max_failed", "must be at most 1, got 2"),
+    ("compare.judges=[gold, heldout]", "compare.judges", "heldout needs reward.heldout: true"),
     ("compare.max_new_tokens=256", "compare.max_new_tokens", "do not fit into 256 positions"),
     # between sections
     ("data.demonstrations=null", "sft", "needs data.demonstrations to train on"),

@@ -35,7 +35,7 @@ class Scores:
 class Evaluated:
     """An evaluation of a small policy whose responses, KL and scores are fixed."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, heldout: bool = False, **ppo: Any) -> None:
         tokenizer = small_tokenizer()
         self.model, self.events, self.scores, self.kl = small_model(tokenizer), [], Scores(), [0.0, 0.0]
         self.ctx = context(folder, "ppo", self.events)
@@ -45,15 +45,19 @@ class Evaluated:
             policy=SimpleNamespace(model=self.model, activate=lambda: None), reference=SimpleNamespace()
         )
         data = PromptData(tokenizer, ROWS, [[4], [5]])
-        section = self.ctx.recipe.ppo
-        assert section is not None
-        self.evaluate = evaluation.Evaluation(section, self.ctx, roles, self.scores, data, self.generate)  # type: ignore[arg-type]
+        given = self.ctx.recipe.ppo
+        assert given is not None
+        section = given.model_copy(update=ppo)
+        self.others = Scores()
+        scorer: Any = self.others if heldout else None
+        self.evaluate = evaluation.Evaluation(section, self.ctx, roles, self.scores, data, scorer, self.generate)  # type: ignore[arg-type]
 
     def generate(self, model: Any, prompts: Sequence[Any], *given: Any, **options: Any) -> list[Response]:
         return [Response([4, 0], True), Response([5, 5, 5, 5], False)]
 
-    def update(self, number: int, *scores: float, total: int = 5) -> None:
+    def update(self, number: int, *scores: float, total: int = 5, heldout: Sequence[float] = ()) -> None:
         self.scores.following = [list(scores)]
+        self.others.following = [list(heldout)]
         self.evaluate(number, total)
 
     @property
@@ -98,6 +102,39 @@ def test_the_best_policy_is_kept_and_comes_back(evaluated: Evaluated) -> None:
     assert torch.all(evaluated.model.lm_head.weight == 0.25)
     assert evaluated.evaluate.closing["eval_score"] == 3.0
     assert "that of update 2 (objective 3)" in evaluated.ctx.notes[-1]
+
+
+def test_the_held_out_reward_is_reported_with_its_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Evaluated(tmp_path, monkeypatch, heldout=True)
+    watched.update(0, 1.0, 2.0, heldout=[3.0, 7.0])
+    values = watched.reported[0]
+    assert (values["eval_heldout"], values["eval_score"]) == (5.0, 1.5)
+    assert values["eval_heldout_se"] == pytest.approx(2.0)  # a spread of sqrt(8) over two prompts
+    assert values["eval_score_se"] == pytest.approx(0.5)
+    assert [event.scores for event in watched.events if isinstance(event, Sample)] == [{"score": 1.0, "heldout": 3.0}]
+
+
+def test_the_best_policy_is_that_of_the_highest_held_out_reward_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Evaluated(tmp_path, monkeypatch, heldout=True, best_kl_limit=6.0)
+    for number, kl, score, heldout in ((0, 0.0, 1.0, 1.0), (2, 5.0, 2.0, 3.0), (4, 6.5, 3.0, 4.0), (5, 6.0, 4.0, 2.0)):
+        watched.kl = [kl, kl]
+        watched.update(number, score, score, heldout=[heldout, heldout])
+    assert watched.evaluate.best == (3.0, 2)  # not 4, which is too far from the reference, nor the highest score
+    assert watched.evaluate.restore_best() == 2.0
+    assert "that of update 2 (held-out reward 3)" in watched.ctx.notes[-1]
+
+
+def test_the_limit_holds_without_a_held_out_reward_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, best in ((None, 2), (3.0, 0)):
+        evaluated = Evaluated(tmp_path / str(limit), monkeypatch, best_kl_limit=limit)
+        evaluated.update(0, 1.0, 1.0)
+        evaluated.kl = [4.0, 4.0]
+        evaluated.update(2, 9.0, 9.0)
+        assert evaluated.evaluate.best is not None and evaluated.evaluate.best[1] == best
 
 
 def test_a_resumed_run_knows_the_best_and_old_weights_go_once_no_checkpoint_needs_them(

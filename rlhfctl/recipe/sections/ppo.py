@@ -138,8 +138,14 @@ class Ppo(Stage):
     trace_every: int = Field(10, ge=0, description="Updates between token-by-token traces in ppo/traces (0: none).")
     trace_episodes: int = Field(4, gt=0, description="Number of episodes in each trace.")
     use: Literal["last", "best"] = Field(
-        "last", description="Policy for later stages: the last one, or the best one on the eval prompts."
+        "last",
+        description="Policy for later stages: the last one, or the best one on the eval prompts, by the held-out "
+        "reward where reward.heldout gives one, else by score - kl_coef x KL.",
     )
+    best_kl_limit: float | None = Field(
+        None, gt=0, description="With use: best, largest KL in nats per response of a policy that may be chosen (null: "
+        "any)."
+    )  # fmt: skip
     eval: PpoEval = Field(PpoEval(every=10), description="Evaluation of the policy during PPO.")
 
     @property
@@ -176,7 +182,8 @@ class Ppo(Stage):
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(handler(self), OWN_ENGINE_KEYS if self.engine == "trl" else ())
+        newer = ("best_kl_limit",) if self.best_kl_limit is None else ()  # unknown to older runs, which stay unchanged
+        return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
         *(
@@ -275,6 +282,13 @@ class Ppo(Stage):
             "use critic: adapter or model",
             lambda ppo: ppo.critic_from is not None and ppo.critic_kind == "head",
             about=("critic",),
+        ),
+        Rule(
+            "best_kl_limit",
+            "limits the choice of the best policy, but {at}.use is last",
+            "set use: best, or remove it",
+            lambda ppo: ppo.best_kl_limit is not None and ppo.use == "last",
+            about=("use",),
         ),
         Rule(
             "rewards",
