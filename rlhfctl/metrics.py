@@ -219,7 +219,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 # fmt: on
 """The metrics of each kind of stage, in the order of docs/metrics.md."""
 
-METRICS["heldout"] = METRICS["reward"]  # the same training, on the other half of the prompts
+SAME_METRICS = {"heldout": "reward"}
+"""Stages that do what a stage of another kind does, and report its metrics."""
 
 
 def kind(stage: str) -> str:
@@ -227,11 +228,14 @@ def kind(stage: str) -> str:
     return stage.rpartition("/")[2]
 
 
+def metrics_of(stage: str) -> tuple[Metric, ...]:
+    """Return the metrics that a stage reports; none for a stage without rows in the table."""
+    return METRICS.get(SAME_METRICS.get(kind(stage), kind(stage)), ())
+
+
 def ranked(stage: str, view: View) -> list[Metric]:
     """List the metrics of a stage that a view shows, the most important first."""
-    return sorted(
-        (metric for metric in METRICS.get(kind(stage), ()) if getattr(metric, view)), key=lambda m: getattr(m, view)
-    )
+    return sorted((metric for metric in metrics_of(stage) if getattr(metric, view)), key=lambda m: getattr(m, view))
 
 
 def step_name(stage: str, reported: str = "step") -> str:
@@ -251,7 +255,7 @@ def log_labels() -> dict[str, str]:
 
 def trl_names(stage: str) -> dict[str, str]:
     """Map TRL's names of a stage's metrics to the names of this table."""
-    return {metric.trl: metric.name for metric in METRICS.get(kind(stage), ()) if metric.trl}
+    return {metric.trl: metric.name for metric in metrics_of(stage) if metric.trl}
 
 
 def _all() -> Iterable[Metric]:

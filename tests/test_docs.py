@@ -225,7 +225,7 @@ def test_headings_are_the_programs_own_words(name: str) -> None:
 def test_each_alarm_has_its_section() -> None:
     program = ast.parse((ROOT / "rlhfctl" / "dashboard" / "alarms.py").read_text(encoding="utf-8"))
     raised = [max(sentences(node), key=len) for node in ast.walk(program) if isinstance(node, ast.Yield)]
-    assert len(raised) == 10
+    assert len(raised) == 11
     for sentence in raised:
         assert len([heading for heading in headings("alarms.md") if heading in sentence]) == 1, sentence
 
@@ -281,8 +281,10 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
             reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
-    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`, `entropy_coef`.
+    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`, `entropy_coef`,
+    # `reward.heldout`.
     others = {"policy_entropy", "reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
+    others |= {"eval_heldout", "eval_heldout_se"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]
     assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)

@@ -59,6 +59,11 @@ def test_the_kind_of_a_stage_decides_what_it_shows() -> None:
     assert [step_name(stage, "row") for stage in ("ppo", "round-2/ppo", "sft")] == ["update", "update", "row"]
 
 
+def test_the_held_out_reward_model_reports_what_the_reward_model_does() -> None:
+    assert ranked("seed-1/heldout", "show") == ranked("reward", "show") != []
+    assert ranked("ninth", "show") == []
+
+
 @pytest.mark.parametrize("stage", METRICS)
 def test_names_and_ranks_are_unique(stage: str) -> None:
     names = [metric.name for metric in METRICS[stage]]

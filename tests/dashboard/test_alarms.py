@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -112,6 +112,44 @@ def test_training_up_and_eval_down() -> None:
     assert on_eval(0.0, 0.5, 1.0, 0.95, 0.6, 0.5) == []  # within what scatters
     assert on_eval(0.0, 0.5, 1.0, 0.7, 0.6, 0.5, training_rises=False) == []  # both fall: nothing is learned by heart
     assert on_eval(1.0, 0.9, 0.8, 0.7, 0.6, 0.5) == []  # there was no gain to lose
+
+
+def watched_by(heldout: Sequence[float], *, gold: Sequence[float] = (), error: float = 0.05) -> list[str]:
+    """The alarms of a run whose reward rises in each evaluation, with this held-out reward."""
+    series: dict[str, Series] = {}
+    for index, value in enumerate(heldout):
+        values = {"eval_score": 0.2 * index, "eval_heldout": value, "eval_score_se": 0.05, "eval_heldout_se": error}
+        values |= {"eval_gold": gold[index]} if gold else {}
+        for name, number in values.items():
+            series.setdefault(name, Series()).add(10 * index, number)
+    return alarms("ppo", series, {"kl_coef": 0})
+
+
+PEAK = (0.0, 0.5, 1.0, 1.0, 1.0, 0.6, 0.5, 0.5)
+
+
+def test_a_policy_that_exploits_its_reward() -> None:
+    (said,) = watched_by(PEAK)
+    assert "the reward rose from 0.6 to 1.2, but the held-out reward fell from 1 (about update 30) to 0.533" in said
+    assert "use: best" in said
+    assert watched_by(sorted(PEAK)) == []  # both rise
+    assert watched_by(PEAK, error=0.2) == []  # within noise
+    assert watched_by(PEAK[:6]) == []  # one low evaluation is not enough
+    assert watched_by((*PEAK, 0.9, 1.0, 1.1)) == []  # it came back, and the alarm goes
+
+
+def test_gold_raises_and_hides_no_alarm() -> None:
+    falling, rising = PEAK, sorted(PEAK)
+    assert watched_by(rising, gold=falling) == []
+    assert watched_by(falling, gold=rising) == watched_by(falling)
+
+
+def test_no_held_out_reward_means_no_such_alarm() -> None:
+    series = {"eval_score": Series(), "eval_score_se": Series()}
+    for step in range(9):
+        series["eval_score"].add(step, float(step))
+        series["eval_score_se"].add(step, 0.1)
+    assert alarms("ppo", series, {}) == []
 
 
 def test_the_screen_says_it_and_stops_saying_it() -> None:
