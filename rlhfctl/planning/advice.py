@@ -13,7 +13,8 @@ from trl import RewardConfig, SFTConfig
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES
-from rlhfctl.planning.stages import Lengths, StagePlan, facts, trainer_config
+from rlhfctl.planning.row_lengths import Lengths
+from rlhfctl.planning.stages import StagePlan, facts, trainer_config
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.schema import Recipe
 

@@ -26,7 +26,8 @@ from rlhfctl.paths import RunPaths
 from rlhfctl.planning.advice import Advice, Fit, advise, fit
 from rlhfctl.planning.machine import memory_bytes
 from rlhfctl.planning.probe import probed
-from rlhfctl.planning.stages import Disk, Lengths, StagePlan, stage_plan
+from rlhfctl.planning.row_lengths import Lengths
+from rlhfctl.planning.stages import Disk, StagePlan, stage_plan
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe

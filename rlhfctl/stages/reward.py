@@ -31,7 +31,8 @@ from rlhfctl.events import Metrics, Work
 from rlhfctl.metrics import kind
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.recipe.schema import LARGEST_SEED, Reward
+from rlhfctl.recipe.schema import Reward
+from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base

@@ -11,7 +11,8 @@ from rlhfctl.data import load
 from rlhfctl.graph import Request
 from rlhfctl.models import devices
 from rlhfctl.planning.advice import fit
-from rlhfctl.planning.stages import Lengths, facts
+from rlhfctl.planning.row_lengths import Lengths
+from rlhfctl.planning.stages import facts
 from rlhfctl.recipe.load import load_recipe
 
 

@@ -1,0 +1,83 @@
+"""Count the tokens of every row of a recipe's data, as its stages read them, without loading weights.
+
+Reads rows, the tokenizer and the model's configuration. Writes nothing that stays. stages.py predicts steps, memory and
+disk from these counts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhfctl.data import preflight
+from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.splits import split_in_half
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
+from rlhfctl.graph import stages_of
+from rlhfctl.models import build, checks, loading, tokenizing
+from rlhfctl.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The length in tokens of every row, as the stages read it, and the tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    tokenizer_bytes: int
+    added: tuple[int, ...] = ()  # ids of the chat template's marks, whose embedding rows sft trains
+    sft: tuple[int, ...] = ()
+    chosen: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
+    other_half: frozenset[int] = frozenset()  # positions in these two of the pairs of the held-out reward model
+    heldout: int = 0
+    prompts: tuple[int, ...] = ()
+    eval: int = 0
+    test: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
+        """Encode every row and count its tokens."""
+        checks.check_base(recipe, stages_of(recipe))
+        prepared = tokenizing.prepare(recipe, rows)
+        tokenizer = prepared.tokenizer
+        rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
+        encoder = Encoder(tokenizer)
+        lengths: dict[str, Any] = {}
+        if "demonstrations" in rows and recipe.sft is not None:
+            lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
+        if "preferences" in rows:
+            split = cast(PreferenceSplit, rows["preferences"].split)
+            own, other = split.train, split.train[:0]
+            if recipe.reward is not None and recipe.reward.heldout:
+                own, other = split_in_half(split.train, recipe.data_seed)
+            pairs = [pair for group in (*own, *other) for pair in encoder.preference(group).pairs]
+            lengths["other_half"] = frozenset(range(len(examples(own)), len(pairs)))
+            lengths["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
+            lengths["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
+            lengths["heldout"] = len(examples(split.heldout))
+        if "prompts" in rows:
+            parts = cast(PromptSplit, rows["prompts"].split)
+            lengths["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
+            lengths["test"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.test)
+            lengths["eval"] = len(parts.eval)
+        with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
+            tokenizing.save_tokenizer(tokenizer, Path(folder))
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **lengths)
+
+
+def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Load or make the model's configuration, with one embedding row per token and for pad."""
+    section = recipe.model
+    if section.init is not None:
+        return build.new_config(section.init, tokenizer)
+    assert section.path is not None
+    config = loading.load_config(section)
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
+    return config
