@@ -83,9 +83,8 @@ def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Colle
 
 def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
     """Predict the stage `name` of `recipe`."""
-    if name not in _FACTS:
-        return _unknown(name, "its memory is not modelled: --probe measures it")
-    return _FACTS[name](recipe, lengths)
+    unknown = "loads no model" if STAGES[name].gathers else "its memory is not modelled: --probe measures it"
+    return _FACTS[name](recipe, lengths) if name in _FACTS else _unknown(name, unknown)
 
 
 def _unknown(name: str, note: str | None = None) -> StagePlan:
@@ -240,11 +239,6 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     return StagePlan("compare", "run", "", what, answers, tokens, outlook, Disk(kept, kept))
 
 
-def _summary(recipe: Recipe, lengths: Lengths) -> StagePlan:
-    what = f"the verdicts of {len(recipe.seeds.listed)} seeds" if recipe.seeds is not None else ""
-    return StagePlan("summary", "run", "", what, 0, 0, None, Disk(_SMALL_FILES, _SMALL_FILES), "loads no model")
-
-
 _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "base": _base,
     "sft": _sft,
@@ -253,7 +247,6 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "card": _card,
     "ppo": _ppo,
     "compare": _compare,
-    "summary": _summary,
 }
 
 

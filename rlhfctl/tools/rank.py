@@ -17,6 +17,7 @@ from typing import Any
 
 from rlhfctl.artifacts import Artifact, load_artifact, read_json
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL, SCORERS
 from rlhfctl.stats.paired import paired_differences
 from rlhfctl.stats.resampling import Floats
@@ -64,6 +65,8 @@ def rank(runs: Sequence[Path], judge: str | None = None) -> dict[str, Any]:
     """
     if len({path.resolve() for path in runs}) < max(2, len(runs)):
         raise RlhfctlError("rank needs several different runs", fix=f"one run's verdict: rlhfctl compare {runs[0]}")
+    for path in runs:
+        _require_one_seed(path)
     artifacts = {path: load_artifact(path / "compare") for path in runs}
     reports = {path: _verified_report(artifact) for path, artifact in artifacts.items()}
     judge = _judge_of_all(reports) if judge is None else judge
@@ -79,6 +82,14 @@ def rank(runs: Sequence[Path], judge: str | None = None) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- reading
+
+
+def _require_one_seed(run: Path) -> None:
+    """Raise RlhfctlError for a run over several seeds: each of its seeds is a policy of its own."""
+    compared = [stage for stage in RunPaths(run).stages() if stage.name == "compare"]
+    if compared and all(stage.seed is not None for stage in compared):
+        seeds = ", ".join(str(run / stage.group) for stage in compared)
+        raise RlhfctlError("is a run over several seeds", where=str(run), fix=f"name seeds of it: {seeds}")
 
 
 def _verified_report(artifact: Artifact) -> Mapping[str, Any]:
