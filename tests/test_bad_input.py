@@ -122,7 +122,7 @@ def wrong_type(project: Path) -> None:
 @case(2, "validate mine.yaml --set ppo.gamma=2 --set seed=")
 def several_mistakes(project: Path) -> None:
     recipe(project, "demos.jsonl", "demo.jsonl")
-    recipe(project, "seed: 0", "seeds: 0")
+    recipe(project, "seed: 0", "sed: 0")
     recipe(project, "num_ppo_epochs: 1", "num_ppo_epochs: 0")
     recipe(project, "[reward_model]", "[reward_modl]")
 

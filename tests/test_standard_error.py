@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -40,7 +41,7 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny recipe and its finished run."""
     place = tmp_path_factory.mktemp("quiet")
     (place / "tiny.yaml").write_text((tiny_run.parent / "tiny.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    (place / "run").symlink_to(tiny_run)
+    shutil.copytree(tiny_run, place / "run")
     (place / "rows.jsonl").write_text('{"prompt": "the tea is", "response": " good"}\n', encoding="utf-8")
     return place
 
