@@ -1,7 +1,7 @@
 """Define the rules between the sections of a recipe as data: what one section needs of another.
 
 Rules about the keys of a single section are in that section (sections/). Keys and placeholders here are paths from the
-top of the recipe.
+top of the recipe. Longer than 400 lines because such a rule belongs to no section, and all of them are read in order.
 """
 
 from __future__ import annotations
