@@ -7,6 +7,8 @@
    duration, at least four of them in each training stage; each is started again with the same command.
 3. With --publication: one more run, killed before every file-system step of every publication (see killed_at.py).
 
+With `--set seeds=2` the training stages of each seed are hit in the same way, and the summary must be the same, too.
+
 A run passes if the second start ends well and the weight files of sft and reward (and, as everything is seeded, of ppo)
 have the hashes of the undisturbed run. Prints a line a kill and ends with "N passed, M failed".
 """
@@ -117,8 +119,9 @@ class Tally:
 
 
 def weights(run: Path) -> dict[str, str]:
-    """Hash of every weight file that the training stages handed over, and of the verdict."""
-    files = [path for stage in TRAINING for path in (run / stage).glob("*/*.safetensors")]
+    """Hash of every weight file that the training stages handed over, and of the verdict over several seeds."""
+    patterns = [f"{group}{stage}/*/*.safetensors" for stage in TRAINING for group in ("", "seed-*/")]
+    files = [path for pattern in (*patterns, "summary/summary.json") for path in run.glob(pattern)]
     return {str(path.relative_to(run)): fs.hash_file(path) for path in sorted(files)}
 
 
@@ -138,11 +141,12 @@ def moments(
 ) -> list[float]:
     """Uniform over the run, then as many moved into each training stage as it lacks."""
     chosen = sorted(draw.uniform(0.0, total) for _ in range(kills))
-    for stage in TRAINING:
+    training = [stage for stage in times if stage.rpartition("/")[2] in TRAINING]
+    for stage in training:
         begin, end = (lead + t for t in times[stage])
         inside = sum(begin <= moment <= end for moment in chosen)
         for _ in range(max(0, LEAST_IN_EACH - inside)):
-            spare = [m for m in chosen if not any(lead + b <= m <= lead + e for b, e in (times[s] for s in TRAINING))]
+            spare = [m for m in chosen if not any(lead + b <= m <= lead + e for b, e in (times[s] for s in training))]
             if spare:
                 chosen.remove(draw.choice(spare))
             chosen.append(draw.uniform(begin, end))

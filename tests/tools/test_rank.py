@@ -219,3 +219,13 @@ def test_by_a_judge_of_pairs_other_references_cannot_be_linked(tmp_path: Path) -
     b = publish_comparison(tmp_path / "b", *pairwise(0.9, 0.1), parents={"reference": "y"})
     with pytest.raises(RlhfctlError, match="the references of these runs differ: nothing links them"):
         rank([a, b])
+
+
+def test_a_run_over_several_seeds_is_ranked_by_its_seeds(tmp_path: Path) -> None:
+    run = tmp_path / "several"
+    for seed in (0, 1):
+        publish_comparison(run / f"seed-{seed}", {"gold": single(float(seed), 2.0)}, {"gold": single(0.0, 0.0)})
+    with pytest.raises(RlhfctlError, match="is a run over several seeds") as caught:
+        rank([run, tmp_path / "other"])
+    assert caught.value.fix == f"name seeds of it: {run / 'seed-0'}, {run / 'seed-1'}"
+    assert str(run / "seed-1") in names(rank([run / "seed-0", run / "seed-1"]))

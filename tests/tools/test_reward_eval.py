@@ -98,6 +98,10 @@ def test_a_run_that_cannot_be_examined_says_why(run: Path, tmp_path: Path) -> No
     (run / "recipe.yaml").write_text(text[:begin])
     with pytest.raises(RlhfctlError, match="the run has no reward to examine"):
         evaluate(run, listen=heard)
+    (run / "recipe.yaml").write_text(text.replace("seeds: null", "seeds: {values: [0, 3]}"))
+    with pytest.raises(RlhfctlError, match="one reward model per seed") as caught:
+        evaluate(run, listen=heard)
+    assert caught.value.fix == f"name one: {run / 'seed-0'}"
     function = text[:begin] + 'reward:\n  function: "scores:words"\n'
     pairs = text.index("  preferences:\n"), text.index("  prompts:\n")
     (run / "recipe.yaml").write_text(function[: pairs[0]] + function[pairs[1] :])

@@ -82,6 +82,23 @@ def test_states_and_results(make: Make, tmp_path: Path) -> None:
         assert text in words
 
 
+def test_seeds_that_are_equally_far_are_named_once() -> None:
+    def states(*parts: str) -> dict[str, str]:
+        return dict(part.split("=") for part in parts)
+
+    one = states("sft=complete", "reward=complete", "ppo=under way", "compare=not started")
+    assert runs._progress(one) == "sft, reward complete; ppo under way; compare not started"
+    several = states(
+        "sft=complete", "seed-0/ppo=complete", "seed-0/compare=complete", "seed-4/ppo=complete",
+        "seed-4/compare=complete", "seed-7/ppo=under way", "seed-7/compare=not started", "summary=not started",
+    )  # fmt: skip
+    assert runs._progress(several) == (
+        "sft complete; summary not started; seeds 0, 4: ppo, compare complete; "
+        "seed 7: ppo under way; compare not started"
+    )
+    assert runs._progress(states("sft=complete", "round-2/ppo=complete")) == "sft complete; round-2: ppo complete"
+
+
 def test_a_held_run_is_running(make: Make, tmp_path: Path) -> None:
     folder = make("live", "sft", under_way="reward")
     with fs.RunLock(folder / ".lock"):

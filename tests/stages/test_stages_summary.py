@@ -104,8 +104,8 @@ def test_seeds_that_agree_are_better_in_every_fair_control(tmp_path: Path, recip
     assert gold["delta"] == pytest.approx(fmean(alone)) and gold["prompts"] == PROMPTS
     assert [row["delta"] for row in gold["per_seed"]] == pytest.approx(alone)
     assert gold["delta_ci95"][0] < fmean(alone) < gold["delta_ci95"][1]
-    half_width = 4.30 * np.std(alone, ddof=1) / 3**0.5  # Student's t with two degrees of freedom: the seeds alone
-    assert gold["delta_ci95"][1] - gold["delta_ci95"][0] > 2 * half_width
+    half_width = 4.303 * np.std(alone, ddof=1) / 3**0.5  # Student's t, two degrees of freedom: prompts hardly differ
+    assert gold["delta_ci95"][1] - gold["delta_ci95"][0] == pytest.approx(2 * half_width, rel=0.05)
     assert found["kl_mean"] == [2.0, 3.0, 4.0] and found["seeds"] == [0, 1, 2] and found["shared"] == ["sft"]
     assert found["controls"][0]["temperature"] == pytest.approx(0.6) and found["controls"][0]["seeds"] == [0, 1, 2]
     (told,) = [event for event in events if isinstance(event, VerdictReached)]
