@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comparisons import invoke, jsonl, report_of
+from conftest import ROOT
 from fake_endpoint import KEY, TIE, A, Asked, B, FakeEndpoint, Said, longer_wins, serving
 
 from rlhfctl.artifacts import load_artifact
@@ -110,7 +112,7 @@ def test_a_response_that_gives_orders_is_quoted(tiny_recipe: Path, tmp_path: Pat
     assert rows[4]["policy_scores"]["endpoint"] == 0.0
 
 
-@pytest.mark.parametrize(("choice", "bias"), [(A, 1.0), (B, -1.0), (TIE, 0.0)])
+@pytest.mark.parametrize(("choice", "bias"), [(A, 1.0), (B, -1.0)])
 def test_a_judge_that_prefers_a_place_decides_nothing(
     tiny_recipe: Path, tmp_path: Path, samples: tuple[Path, Path], choice: str, bias: float
 ) -> None:
@@ -213,6 +215,22 @@ def test_the_key_is_sent_and_written_nowhere(
     monkeypatch.delenv("JUDGE_KEY")
     unset = compare(tiny_recipe, samples, server, tmp_path / "new", "compare.endpoint.key_env=JUDGE_KEY")
     assert "the environment variable JUDGE_KEY is not set" in str(unset.exception)
+
+
+def test_the_section_on_the_page_is_a_valid_one(tiny_recipe: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "judges.md").read_text(encoding="utf-8"), re.DOTALL)
+    mine = tiny_recipe.with_name("mine.yaml")
+    mine.write_text(f"extends: {tiny_recipe.name}\n{block}", encoding="utf-8")
+    compare = load_recipe(mine).recipe.compare
+    assert compare is not None and compare.endpoint is not None
+    assert compare.endpoint_decides and (compare.endpoint.max_cost, compare.endpoint.samples) == (5, 1)
+    # What the page says of 300 prompts: beside another judge, and as primary judge with the default controls.
+    counts = {}
+    for name, judges in (("beside", "[reward_model, endpoint]"), ("primary", "[endpoint, reward_model]")):
+        found = load_recipe(mine, [f"compare.judges={judges}", "compare.samples_per_prompt=4"]).recipe.compare
+        assert found is not None
+        counts[name] = 300 * found.questions_per_prompt
+    assert counts == {"beside": 600, "primary": 5400}
 
 
 # ---------------------------------------------------------------- from models
