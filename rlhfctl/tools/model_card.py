@@ -21,6 +21,11 @@ _KINDS = {
     "base": ("the model before training", "text-generation", ()),
     "sft": ("a supervised fine-tuned model", "text-generation", ("sft",)),
     "reward": ("a reward model: it scores a response to a prompt", "text-classification", ("reward-model",)),
+    "heldout": (
+        "a held-out reward model: it scores a response to a prompt, and PPO never trains on it",
+        "text-classification",
+        ("reward-model",),
+    ),
     "ppo": ("a policy trained by reinforcement learning from human feedback", "text-generation", ("ppo",)),
     "critic": ("a critic: it predicts the score that is still to come", "text-classification", ("value-model",)),
 }
@@ -28,6 +33,7 @@ _KINDS = {
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "sft": ("lora", "trainer"),
     "reward": ("lora", "trainer"),
+    "heldout": ("lora", "trainer"),
     "ppo": (
         "engine", "lora", "critic", "rewards", "total_episodes", "per_device_train_batch_size",
         "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "learning_rate", "response_length",
@@ -36,6 +42,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Stage -> the keys of its section that decide what comes out."""
+_SCORERS = ("reward", "heldout")
 _MODEL_SETTINGS = ("dtype", "quantization", "chat_template")
 _WIN_RATE, _ACCURACY = "win_rate", "accuracy"
 
@@ -135,7 +142,7 @@ def _win_rates(facts: Facts) -> Iterator[EvalResult]:
 def _accuracies(facts: Facts) -> Iterator[EvalResult]:
     """Yield the accuracy of a reward model on held-out pairs."""
     metrics = facts.artifact.manifest.metrics
-    if _kind(facts) != "reward" or "heldout_accuracy" not in metrics:
+    if _kind(facts) not in _SCORERS or "heldout_accuracy" not in metrics:
         return
     kind, called = _dataset(facts, "preferences")
     yield EvalResult(
@@ -213,7 +220,7 @@ def _interval(values: Mapping[str, Any]) -> str:
 
 
 def _measured(facts: Facts) -> list[str]:
-    if _kind(facts) != "reward":
+    if _kind(facts) not in _SCORERS:
         return []
     metrics, lines = facts.artifact.manifest.metrics, []
     if "heldout_accuracy" in metrics:
@@ -308,7 +315,7 @@ def _settings(facts: Facts) -> list[str]:
 
 def _limits(facts: Facts) -> list[str]:
     said = [*_limits_of_verdict(facts)] if _kind(facts) == "ppo" else []
-    if _kind(facts) == "reward":
+    if _kind(facts) in _SCORERS:
         said.append("Scores compare responses to one prompt; they are no measure of quality across prompts.")
     if facts.seeds is None:
         said.append(f"One run with one seed ({facts.artifact.manifest.seed}): another seed may come out differently.")
@@ -336,7 +343,7 @@ def _limits_of_verdict(facts: Facts) -> Iterator[str]:
 def _about_probes(facts: Facts) -> list[str]:
     if facts.stage == "critic":
         return []
-    what = "scores" if _kind(facts) == "reward" else "log-probabilities"
+    what = "scores" if _kind(facts) in _SCORERS else "log-probabilities"
     return [
         f"`probes.json` holds a few rows of the data as token ids, with the {what} that the model gave for them when "
         "it was saved. Remove it before you publish if your data is private.",
