@@ -55,6 +55,7 @@ NOT_RUN = {
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
     "rlhfctl --install-completion": "it writes into the user's shell files",
     "python tests/campaigns/kills.py tiny.yaml --kills 20": "half an hour: test_slow.py",
+    "python tests/campaigns/kills.py tiny.yaml --kills 12 --set seeds=2": "half an hour",
     "python tests/campaigns/ppo_kills.py tiny.yaml --kills 20": "minutes: test_slow.py",
     "python tests/campaigns/mutations.py --jobs 2": "ten minutes: test_slow.py",
     "python tests/campaigns/fuzz.py --recipes 300 --data 300": "ten minutes; test_fuzz.py runs a few cases",

@@ -64,7 +64,7 @@ def test_a_closed_part_draws_its_charts_when_it_is_opened(desktop: Opened) -> No
     assert fold.locator("svg").count() == 0
     fold.locator("summary").click()
     fold.locator("svg").first.wait_for()
-    assert fold.locator(".chart").count() == 6
+    assert fold.locator(".chart").count() == 5
     fold.locator("summary").click()
     assert is_quiet(desktop)
 

@@ -31,7 +31,7 @@ def test_each_stage_with_curves_has_a_heading_its_curves_and_the_rest_closed(run
     parts = training_sections.curves(run).parts
     assert [part.text for part in parts if isinstance(part, Heading)] == ["sft", "reward", "ppo"]
     (fold,) = (part for part in parts if isinstance(part, Fold))
-    assert fold.title == "6 more curves of ppo"
+    assert fold.title == "5 more curves of ppo"
     assert not any(isinstance(part, Legend) for part in parts)
 
 

@@ -9,6 +9,8 @@ CAUSES: dict[str, str] = {
     "infinity for some text",
     "nats per response: the policy is far from the reference": "the reward model likes something cheap (a phrase, a "
     "length, a list) and the policy has found it; a low kl_coef; more episodes than the reward model is good for",
+    "the policy exploits its reward": "more episodes than the reward model is good for; a low kl_coef; a reward model "
+    "of few pairs, or of pairs that are unlike what the policy writes now",
     "the policy has hardly moved": "a learning rate that is too low; too few episodes; a kl_coef so high that no "
     "change pays; a reward that is the same for every response",
     "KL more than doubled in": "a learning rate that is too high; a low kl_coef; many PPO epochs on one batch",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhfctl.dashboard.text import number
 from rlhfctl.report.facts.measures import reference_std
 from rlhfctl.report.facts.records import Pair, Run, Stage
+from rlhfctl.stats.overoptimization import Overoptimization, Point, best_evaluation, overoptimized
 
 SCORERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval_score": ("reward that PPO raises", ("reward_model", "reward_function")),
@@ -22,19 +23,22 @@ SCORERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Metric of an evaluation -> its name on the page, and the judges that give the same scores in the comparison."""
 
-PROXY = "eval_score"
+PROXY, HELDOUT, GOLD = "eval_score", "eval_heldout", "eval_gold"
 
 CLEAR_FALL = 0.2
-"""Standard deviations by which a scorer must have fallen from its peak before the page says that PPO went too far."""
+"""Standard deviations by which a scorer without standard errors must have fallen from its peak before the page says so.
+
+The held-out reward has standard errors: there the rule of the alarm decides (stats/overoptimization.py)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation during PPO: its update, KL (nats per response) and each scorer's mean as it was reported."""
+    """One evaluation during PPO: its update, KL (nats per response), each scorer's mean and its standard error."""
 
     update: int
     kl: float
     scores: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)  # of the scorers that report one
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,23 @@ class Optimization:
         peak = max(range(last + 1), key=lambda index: self.change(scorer, index))
         return peak, self.change(scorer, peak) - self.change(scorer, last)
 
+    def exploited(self) -> Overoptimization | None:
+        """Tell, as the alarm does, whether the proxy rose while the held-out reward fell; None: not so, or not known.
+
+        Raises KeyError where one of the two has no standard errors.
+        """
+        return overoptimized(
+            [
+                Point(one.update, one.scores[PROXY], one.scores[HELDOUT], one.errors[PROXY], one.errors[HELDOUT])
+                for one in self.evaluations
+            ]
+        )
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether each evaluation has the standard errors that the alarm's rule needs."""
+        return all({PROXY, HELDOUT} <= set(one.errors) for one in self.evaluations)
+
 
 def optimization_of(run: Run, stage: Stage) -> Optimization | None:
     """Collect the evaluations of a PPO stage; None where there are fewer than two."""
@@ -71,8 +92,14 @@ def optimization_of(run: Run, stage: Stage) -> Optimization | None:
     curves = {name: dict(stage.curves.get(name, ())) for name in (*SCORERS, "eval_kl")}
     names = [name for name in SCORERS if curves[name]]
     steps = sorted(set(curves["eval_kl"]).intersection(*(curves[name] for name in names)) if names else ())
+    errors = {name: dict(stage.curves.get(f"{name}_se", ())) for name in names}
     evaluations = [
-        Evaluation(step, max(0.0, curves["eval_kl"][step]), {name: curves[name][step] for name in names})
+        Evaluation(
+            step,
+            max(0.0, curves["eval_kl"][step]),
+            {name: curves[name][step] for name in names},
+            {name: errors[name][step] for name in names if math.isfinite(errors[name].get(step, math.nan))},
+        )
         for step in steps
         if all(math.isfinite(curves[name][step]) for name in (*names, "eval_kl"))
     ]
@@ -81,7 +108,7 @@ def optimization_of(run: Run, stage: Stage) -> Optimization | None:
     deviations = {name: _deviation(name, run, stage, pairs) for name in names}
     in_deviations = all(deviations.values())
     units = {name: deviations[name] if in_deviations else _range(evaluations, name) for name in names}
-    guide = next((name for name in ("eval_heldout", "eval_gold") if name in names), "")
+    guide = next((name for name in (HELDOUT, GOLD) if name in names), "")
     return Optimization(
         stage=stage.name,
         evaluations=evaluations,
@@ -97,17 +124,6 @@ def _recommended(evaluations: Sequence[Evaluation], guide: str, kl_limit: float 
     return best_evaluation([(one.kl, one.scores[guide]) for one in evaluations], kl_limit)
 
 
-def best_evaluation(points: Sequence[tuple[float, float]], kl_limit: float | None = None) -> int:
-    """Return the index of the highest value among points of (KL, value) within the limit (None: there is none).
-
-    The earliest of equal ones is best. If no point is within the limit, it is the one with the lowest KL.
-    """
-    within = [index for index, (kl, _) in enumerate(points) if kl_limit is None or kl <= kl_limit]
-    if not within:
-        return min(range(len(points)), key=lambda index: points[index][0])
-    return max(within, key=lambda index: points[index][1])
-
-
 def told(found: Optimization) -> str:
     """Say in words whether the scorers that PPO never sees followed the reward that it raises."""
     if not found.guide:
@@ -115,9 +131,39 @@ def told(found: Optimization) -> str:
             "Nothing independent was measured during PPO. With reward.heldout: true a second reward model shows "
             "whether the gain is real."
         )
-    unit = "standard deviations" if found.in_deviations else "of its range"
-    name = SCORERS[found.guide][0]
-    peak, fall = found.fall(found.guide)
+    said = [_told_of_heldout(found) if found.guide == HELDOUT and found.has_errors else _told_of(found, found.guide)]
+    if found.guide == HELDOUT and GOLD in found.units:
+        said.append(_told_of(found, GOLD))
+    return " ".join(said)
+
+
+def _told_of_heldout(found: Optimization) -> str:
+    """Say what the held-out reward did, by the alarm's rule, which knows the noise of the evaluations."""
+    name, last = SCORERS[HELDOUT][0], len(found.evaluations) - 1
+    exploited = found.exploited()
+    if exploited is not None:
+        unit = _unit(found)
+        rise = (exploited.proxy_now - exploited.proxy_then) / found.units[PROXY]
+        fall = (exploited.heldout_peak - exploited.heldout_now) / found.units[HELDOUT]
+        then = next(one for one in found.evaluations if one.update == exploited.peak_step)
+        return (
+            f"PPO went too far: from about update {then.update:,} (KL {number(then.kl, 3)}) to update "
+            f"{found.evaluations[last].update:,} (KL {number(found.evaluations[last].kl, 3)}) the reward that it raises "
+            f"rose by {number(rise, 2)} {unit}, while the {name} fell by {number(fall, 2)}.{_better(found)}"
+        )
+    gain, (peak, fall) = found.change(HELDOUT, last), found.fall(HELDOUT)
+    if fall <= 0:
+        return f"No sign of over-optimisation: the {name} {_moved(gain)} {_unit(found)} and is at its peak."
+    return (
+        f"No sign of over-optimisation: the {name} {_moved(gain)} {_unit(found)}. It is {number(fall, 2)} below its peak "
+        f"(update {found.evaluations[peak].update:,}), no more than chance gives."
+    )
+
+
+def _told_of(found: Optimization, scorer: str) -> str:
+    """Say what a scorer did whose noise is not known: a fall counts from CLEAR_FALL on."""
+    unit, name = _unit(found), SCORERS[scorer][0]
+    peak, fall = found.fall(scorer)
     at, last = found.evaluations[peak], found.evaluations[-1]
     rise = found.change(PROXY, len(found.evaluations) - 1) - found.change(PROXY, peak) if PROXY in found.units else 0
     if fall >= CLEAR_FALL and rise > 0:
@@ -131,9 +177,22 @@ def told(found: Optimization) -> str:
             f"The {name} was highest at update {at.update:,} (KL {number(at.kl, 3)}) and has fallen by "
             f"{number(fall, 2)} {unit} since."
         )
-    gain = found.change(found.guide, len(found.evaluations) - 1)
-    moved = f"rose by {number(gain, 2)}" if gain > 0 else f"changed by {number(gain, 2)}"
-    return f"No sign of over-optimisation: the {name} {moved} {unit} and has not clearly fallen from its peak."
+    gain = found.change(scorer, len(found.evaluations) - 1)
+    return f"No sign of over-optimisation: the {name} {_moved(gain)} {unit} and has not clearly fallen from its peak."
+
+
+def _better(found: Optimization) -> str:
+    if found.recommended is None:
+        return ""
+    return f" The policy of update {found.evaluations[found.recommended].update:,} is the better one."
+
+
+def _moved(gain: float) -> str:
+    return f"rose by {number(gain, 2)}" if gain > 0 else f"changed by {number(gain, 2)}"
+
+
+def _unit(found: Optimization) -> str:
+    return "standard deviations" if found.in_deviations else "of its range"
 
 
 def _deviation(name: str, run: Run, stage: Stage, pairs: Sequence[Pair]) -> float | None:
@@ -146,7 +205,7 @@ def _deviation(name: str, run: Run, stage: Stage, pairs: Sequence[Pair]) -> floa
     first = stage.curves.get("raw_score_std") or [(0, math.nan)]
     if found is None and name == PROXY and math.isfinite(first[0][1]):
         return first[0][1]
-    if found is None and name == "eval_heldout":
+    if found is None and name == HELDOUT:
         made = [one for one in run.of_kind("heldout") if one.seed in ("", stage.seed) and one.manifest is not None]
         metrics = made[-1].manifest.metrics if made and made[-1].manifest is not None else {}
         return metrics.get("score_std") or None

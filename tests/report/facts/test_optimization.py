@@ -9,7 +9,7 @@ import pytest
 from made_run import hidden, kl_at, make_run, manifest, proxy
 
 from rlhfctl.report.facts.gather import gather
-from rlhfctl.report.facts.optimization import Optimization, best_evaluation, optimization_of, told
+from rlhfctl.report.facts.optimization import Optimization, optimization_of, told
 from rlhfctl.report.facts.records import Run
 
 
@@ -55,7 +55,7 @@ def test_with_a_known_spread_changes_are_in_standard_deviations(run: Run, tmp_pa
 
 
 def test_a_rising_reward_beside_a_falling_one_is_said_in_words(run: Run) -> None:
-    said = told(found_in(run))
+    said = told(only(found_in(run), "eval_score", "eval_heldout"))
     assert said.startswith("PPO went too far: from update 20 (KL 6) to update 40 (KL 12)")
     assert said.endswith("The policy of update 20 is the better one.")
 
@@ -98,11 +98,39 @@ def test_one_evaluation_is_no_curve(run: Run) -> None:
     assert optimization_of(run, replace(stage, curves={})) is None
 
 
-def test_the_best_evaluation_keeps_to_the_kl_limit() -> None:
-    points = [(0.0, 0.0), (2.0, 0.5), (9.0, 1.0), (9.5, 1.0)]
-    assert best_evaluation(points) == 2  # the earlier of two that are equal
-    assert best_evaluation(points, 5.0) == 1
-    assert best_evaluation(points[:0:-1], 1.0) == 2  # none is within the limit: the lowest KL
+def with_errors(found: Optimization, error: float) -> Optimization:
+    """The same evaluations, without gold, with standard errors."""
+    both = only(found, "eval_score", "eval_heldout")
+    evaluations = [replace(one, errors={"eval_score": error, "eval_heldout": error}) for one in both.evaluations]
+    return replace(both, evaluations=evaluations)
+
+
+def test_a_fall_beyond_the_noise_is_told_as_the_alarm_tells_it(run: Run) -> None:
+    found = with_errors(found_in(run), 0.01)
+    exploited = found.exploited()
+    assert exploited is not None and exploited.peak_step == 20
+    said = told(found)
+    assert said.startswith("PPO went too far: from about update 20 (KL 6) to update 40 (KL 12)")
+    assert said.endswith("The policy of update 20 is the better one.")
+
+
+def test_a_fall_within_the_noise_is_told_as_chance(run: Run) -> None:
+    found = with_errors(found_in(run), 5.0)
+    assert found.exploited() is None
+    assert told(found).endswith("below its peak (update 20), no more than chance gives.")
+
+
+def test_gold_is_told_beside_the_held_out_reward(run: Run) -> None:
+    found = found_in(run)
+    assert told(found).count("PPO went too far") == 2 and "while the gold, the true preference fell by" in told(found)
+
+
+def test_the_errors_of_the_evaluations_are_read(run: Run) -> None:
+    assert not found_in(run).has_errors  # this run was made without them
+    stage = run.of_kind("ppo")[-1]
+    given = {f"{name}_se": [(step, 0.1) for step, _ in stage.curves[name]] for name in ("eval_score", "eval_heldout")}
+    found = optimization_of(run, replace(stage, curves={**stage.curves, **given}))
+    assert found is not None and found.has_errors and found.evaluations[3].errors["eval_heldout"] == 0.1
 
 
 def test_the_policy_of_use_best_is_the_one_handed_on(run: Run) -> None:

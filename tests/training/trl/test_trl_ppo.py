@@ -317,7 +317,7 @@ OPTIONS: dict[str, Any] = {
     "gamma": 0.91,
     "lam": 0.77,
 }
-OURS = {"engine", "lora", "use", "eval", "gradient_accumulation_steps", *OWN_ENGINE_KEYS}
+OURS = {"engine", "lora", "use", "best_kl_limit", "eval", "gradient_accumulation_steps", *OWN_ENGINE_KEYS}
 
 
 def test_every_option_is_looked_at_here() -> None:
