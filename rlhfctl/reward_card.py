@@ -130,7 +130,7 @@ def _will_not_survive(card: Card) -> Iterator[tuple[str, str]]:
             "will_not_survive",
             f"choosing the best of {last} by it, the held-out reward model's score peaks at n = {peak['n']} (KL "
             f"{peak['kl']:.2g} nats) and then falls by {peak['decline']:.2f} standard deviations, while its own score "
-            "rises on: it will be over-optimised. Keep PPO's KL below that",
+            "rises on: it will be over-optimized. Keep PPO's KL below that",
         )
     elif heldout["ci95"][-1][1] < TRANSFER * gain:
         yield (

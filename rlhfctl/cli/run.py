@@ -21,7 +21,7 @@ from rlhfctl.cli.options import (
     complete_recipe_or_run,
     load,
 )
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import GateClosed, RlhfctlError
 
 if TYPE_CHECKING:
     from rlhfctl.graph import Request
@@ -144,14 +144,18 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     loaded = load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
     paths = RunPaths(folder)
-    with (
-        fs.RunLock(paths.lock),
-        fs.report_full_disk(folder),  # of events.jsonl
-        open_listeners(paths.events) as emit,
-        fs.report_full_disk(folder),
-        tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
-    ):
-        artifacts = pipeline.run(loaded, folder, request, emit_to_all)
+    try:
+        with (
+            fs.RunLock(paths.lock),
+            fs.report_full_disk(folder),  # of events.jsonl
+            open_listeners(paths.events) as emit,
+            fs.report_full_disk(folder),
+            tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
+        ):
+            artifacts = pipeline.run(loaded, folder, request, emit_to_all)
+    except GateClosed:
+        _write_report(folder)  # with the reward model's card: why PPO was not begun
+        raise
     print_verdict(artifacts[-1])
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")
     if request.only in (None, "compare"):

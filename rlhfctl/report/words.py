@@ -30,7 +30,7 @@ def headline(run: Run) -> str:
     """Say the verdict in one short sentence."""
     found = run.comparison
     if found is None:
-        return "No verdict yet"
+        return "PPO was not begun: the reward model is not good enough" if _closed(run) else "No verdict yet"
     said = {
         "better": f"The trained model wins {_odds(found.main.win_rate)}",
         "worse": f"The trained model loses {_odds(1 - found.main.win_rate)}",
@@ -75,8 +75,14 @@ def _undecided(found: Comparison) -> str:
     if found.main.win_rate_ci is not None:
         low, high = found.main.win_rate_ci
         said += f": the true win rate may lie anywhere from {share(low)} to {share(high)}"
-    if found.main.prompts_to_settle:
-        return f"{said}. About {found.main.prompts_to_settle:,} test prompts would settle it."
+    needed = found.main.prompts_to_settle
+    if needed and found.prompts and needed <= found.prompts:
+        return (
+            f"{said}. One answer wins more often than chance allows, but the mean of the scores does not show it: few "
+            "prompts with large differences outweigh many with small ones."
+        )
+    if needed:
+        return f"{said}. About {needed:,} test prompts would settle it."
     return said + ". More test prompts narrow this range."
 
 
@@ -113,7 +119,19 @@ def _typical(run: Run, found: Comparison) -> str:
     return f"The average answer now scores higher than {share(below)} of the answers before training."
 
 
+def _closed(run: Run) -> list[str]:
+    """Return why the gate stopped the run before PPO; empty where it did not."""
+    gate = (run.card or {}).get("gate") or {}
+    begun = any(stage.state == "complete" for stage in run.of_kind("ppo"))
+    return [] if begun or gate.get("passed", True) else [str(reason) for reason in gate.get("reasons") or ["closed"]]
+
+
 def _unfinished(run: Run) -> str:
+    if reasons := _closed(run):
+        return (
+            f"The recipe's gate stopped the run, because PPO would raise a reward that cannot be trusted: "
+            f"{'; '.join(reasons)}. The section about the reward model shows what is wrong with it."
+        )
     missing = [stage.name for stage in run.stages if stage.state != "complete"]
     if missing:
         why = f" {_sentence('The last command ended early: ' + run.stopped.splitlines()[0])}" if run.stopped else ""

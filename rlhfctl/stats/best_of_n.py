@@ -1,6 +1,6 @@
 """Estimate what scorers give the best of n samples, for each n, from one pool of samples per prompt.
 
-Choosing the best of n by a reward model is the simplest way to optimise against it, so the curve over n shows what PPO
+Choosing the best of n by a reward model is the simplest way to optimize against it, so the curve over n shows what PPO
 has to expect: the reward model's own score (the proxy) always rises, and another scorer shows how much of that is real.
 
 The pool has N samples for each of P prompts. A sample's chance to be the best of n that are drawn from the pool without

@@ -1,4 +1,4 @@
-"""Tell from evaluations during PPO which one is best, and whether the policy exploits its reward (over-optimisation).
+"""Tell from evaluations during PPO which one is best, and whether the policy exploits its reward (over-optimization).
 
 The proxy is the reward that PPO raises. The held-out reward comes from a reward model that PPO never trains on. While
 both rise, the policy learns what both models learned from people. Once the proxy rises and the held-out reward falls,

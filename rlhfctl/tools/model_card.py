@@ -242,7 +242,7 @@ def _known(values: Mapping[str, Any], *names: str) -> list[float]:
 
 
 def _card_lines(card: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the reward-model card adds: calibration, length, whether it survives optimisation, flags."""
+    """Yield what the reward-model card adds: calibration, length, whether it survives optimization, flags."""
     if (error := (card.get("calibration") or {}).get("ece")) is not None:
         yield f"- Expected calibration error: {number(error, 3)}."
     length = card.get("length") or {}

@@ -63,6 +63,23 @@ def test_undecided_gives_the_range_and_what_would_settle_it(run: Run) -> None:
     )
 
 
+def test_undecided_with_enough_prompts_does_not_ask_for_fewer(run: Run) -> None:
+    found = run.comparison
+    assert found is not None and found.prompts == 120
+    said = words.meaning(with_main(run, "undecided", prompts_to_settle=120))
+    assert "would settle it" not in said and "the mean of the scores does not show it" in said
+
+
+def test_a_closed_gate_is_the_headline_of_a_run_that_it_stopped(run: Run) -> None:
+    gate = {"passed": False, "reasons": ["accuracy is 0.6"]}
+    stages = [replace(stage, state="missing") if stage.name == "ppo" else stage for stage in run.stages]
+    stopped = replace(run, comparison=None, stages=stages, card={**(run.card or {}), "gate": gate})
+    assert words.headline(stopped) == "PPO was not begun: the reward model is not good enough"
+    assert "cannot be trusted: accuracy is 0.6." in words.meaning(stopped)
+    opened = replace(stopped, card={**(run.card or {}), "gate": {"passed": True, "reasons": []}})
+    assert words.headline(opened) == "No verdict yet"
+
+
 def test_mixed_names_what_is_not_won(run: Run) -> None:
     found = run.comparison
     assert found is not None

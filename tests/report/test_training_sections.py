@@ -50,7 +50,7 @@ def test_seeds_share_a_legend_and_a_shared_stage_has_one_curve(tmp_path: Path) -
     assert {row["series"] for row in ppo.spec["data"]["values"]} == set(legend.names)
 
 
-def test_over_optimisation_is_said_before_it_is_drawn(run: Run) -> None:
+def test_over_optimization_is_said_before_it_is_drawn(run: Run) -> None:
     parts = training_sections.optimization(run).parts
     assert isinstance(parts[0], Text) and parts[0].strong and parts[0].text.startswith("PPO went too far")
     assert isinstance(parts[1], Figures) and parts[1].figures[0].name == "over-optimization-ppo"

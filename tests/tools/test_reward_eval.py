@@ -74,6 +74,7 @@ def test_the_gate_stops_before_ppo_and_another_threshold_opens_it_without_new_wo
     assert closed.stderr.startswith("stopped: ") and "reward.gate: the reward model does not pass" in closed.stderr
     assert "below min_accuracy 0.9" in closed.stderr and "fix: `rlhfctl reward-eval" in closed.stderr
     assert not (run / "ppo").exists() and load_artifact(run / "card")
+    assert f"report: {run / 'report.html'}" in closed.stdout and "gate stopped" in (run / "report.html").read_text()
     assert list(read_events(run / "events.jsonl"))[-1]["event"] == "run_stopped"
     told = run_here("reward-eval", run, cwd=run.parent)  # the gate is the recipe's, which the command above wrote
     assert "reward.gate: closed, run stops before PPO" in told.stdout

@@ -146,18 +146,18 @@ def _told_of_heldout(found: Optimization) -> str:
         rise = (exploited.proxy_now - exploited.proxy_then) / found.units[PROXY]
         fall = (exploited.heldout_peak - exploited.heldout_now) / found.units[HELDOUT]
         then = next(one for one in found.evaluations if one.update == exploited.peak_step)
+        now = found.evaluations[last]
         return (
             f"PPO went too far: from about update {then.update:,} (KL {number(then.kl, 3)}) to update "
-            f"{found.evaluations[last].update:,} (KL {number(found.evaluations[last].kl, 3)}) the reward that it raises "
+            f"{now.update:,} (KL {number(now.kl, 3)}) the reward that it raises "
             f"rose by {number(rise, 2)} {unit}, while the {name} fell by {number(fall, 2)}.{_better(found)}"
         )
     gain, (peak, fall) = found.change(HELDOUT, last), found.fall(HELDOUT)
+    said = f"No sign of over-optimization: the {name} {_moved(gain)} {_unit(found)}"
     if fall <= 0:
-        return f"No sign of over-optimisation: the {name} {_moved(gain)} {_unit(found)} and is at its peak."
-    return (
-        f"No sign of over-optimisation: the {name} {_moved(gain)} {_unit(found)}. It is {number(fall, 2)} below its peak "
-        f"(update {found.evaluations[peak].update:,}), no more than chance gives."
-    )
+        return f"{said} and is at its peak."
+    at = found.evaluations[peak].update
+    return f"{said}. It is {number(fall, 2)} below its peak (update {at:,}), no more than chance gives."
 
 
 def _told_of(found: Optimization, scorer: str) -> str:
@@ -178,7 +178,7 @@ def _told_of(found: Optimization, scorer: str) -> str:
             f"{number(fall, 2)} {unit} since."
         )
     gain = found.change(scorer, len(found.evaluations) - 1)
-    return f"No sign of over-optimisation: the {name} {_moved(gain)} {unit} and has not clearly fallen from its peak."
+    return f"No sign of over-optimization: the {name} {_moved(gain)} {unit} and has not clearly fallen from its peak."
 
 
 def _better(found: Optimization) -> str:

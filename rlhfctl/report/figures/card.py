@@ -190,9 +190,9 @@ def _optimization(card: Mapping[str, Any]) -> Iterator[Figure]:
         layers += marked([(math.sqrt(max(0.0, peak["kl"])), text)], x, max(row["root"] for row in rows))
     yield Figure(
         "best-of-n",
-        "Will it survive optimisation?",
+        "Will it survive optimization?",
         layered(rows, layers, height=260),
-        "Choosing the best of n samples shows what more optimisation will do: where the held-out curve bends down, a "
+        "Choosing the best of n samples shows what more optimization will do: where the held-out curve bends down, a "
         "higher reward is no better answer.",
         "Best-of-n curves of " + ", ".join(names) + (f"; peak at KL {number(peak['kl'], 3)}." if peak else "."),
         wide=True,

@@ -1,4 +1,4 @@
-"""Draw training: the curve of each metric, reward against KL, the over-optimisation curve, times of stages. Pure.
+"""Draw training: the curve of each metric, reward against KL, the over-optimization curve, times of stages. Pure.
 
 Curves of several seeds or runs are drawn over each other. A metric on training prompts and its twin on rows held aside
 (`score`, `eval_score`) share a figure.

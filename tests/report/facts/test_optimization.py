@@ -1,4 +1,4 @@
-"""Over-optimisation from the evaluations of PPO: units, the recommended evaluation, and the sentence about it."""
+"""Over-optimization from the evaluations of PPO: units, the recommended evaluation, and the sentence about it."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_a_fall_without_a_rise_of_the_reward_is_told_as_a_fall(run: Run) -> None
     assert told(found).startswith("The gold, the true preference was highest at update 20")
 
 
-def test_a_reward_that_all_follow_is_no_over_optimisation(run: Run) -> None:
+def test_a_reward_that_all_follow_is_no_over_optimization(run: Run) -> None:
     rising = [
         replace(one, scores={"eval_score": proxy(one.update / 40), "eval_gold": proxy(one.update / 40)})
         for one in found_in(run).evaluations
     ]
     found = replace(only(found_in(run), "eval_score", "eval_gold"), evaluations=rising)
-    assert told(found).startswith("No sign of over-optimisation: the gold, the true preference rose by")
+    assert told(found).startswith("No sign of over-optimization: the gold, the true preference rose by")
 
 
 def test_without_another_scorer_nothing_is_recommended(tmp_path: Path, run: Run) -> None:
