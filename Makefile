@@ -17,7 +17,7 @@ test: setup ## The tests (those marked slow or ci left out)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 test-ci: setup ## What CI runs beside them
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m ci
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "ci and not slow"
 
 slow: setup ## The long checks: kills, seeds, real text, benchmarks, the newest TRL
 	$(BIN)/python -m pytest -m slow

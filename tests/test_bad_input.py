@@ -677,6 +677,7 @@ def test_nohup_stays_in_force(project: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.ci
 def test_the_output_is_closed(project: Path, undisturbed: str) -> None:
     many_steps(project)
     piped = subprocess.Popen(SFT, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -127,6 +127,7 @@ def test_commands_that_are_not_run_name_scripts_with_these_options() -> None:
             assert all(word in script for word in words if word.startswith("--")), line
 
 
+@pytest.mark.ci
 def test_a_newcomer_types_what_the_pages_say(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(newcomer)
     typed = [line for page, text in TEXTS.items() if page not in TYPED_ELSEWHERE for line in commands_in(text)]

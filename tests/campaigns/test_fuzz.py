@@ -8,6 +8,7 @@ from fuzz_shapes import SHAPES, fuzz_shapes
 from fuzz_templates import fuzz_templates
 
 
+@pytest.mark.ci
 def test_spoilt_recipes_and_data_end_with_a_message() -> None:
     result = fuzz(20, 18, seed=1, runs=5)
     assert result.faults == [], result.table()

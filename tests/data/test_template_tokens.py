@@ -294,6 +294,7 @@ def test_a_run_trains_the_rows_hands_them_over_and_exports_them(tmp_path: Path) 
         torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_a_stopped_sft_goes_on_with_the_rows_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base(tmp_path / "base")
     write_run(tmp_path)

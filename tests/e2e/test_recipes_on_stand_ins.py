@@ -154,6 +154,7 @@ def manifest(folder: Path, stage: str) -> Row:
 # ---------------------------------------------------------------- the runs
 
 
+@pytest.mark.ci
 def test_helpful_harmless(run: Callable[..., list[Event]], tmp_path: Path) -> None:
     events = run("chat-helpful-harmless")
     # 8 rows for sft (4 + 4), of which one has no answer; 32 pairs; 20 prompts.
@@ -183,6 +184,7 @@ def test_tldr(run: Callable[..., list[Event]], tmp_path: Path) -> None:
     assert not [text for text in warnings if "other tokens than" in text]  # " summary" joins no token of "TL;DR:"
 
 
+@pytest.mark.ci
 def test_8b_in_4_bits(run: Callable[..., list[Event]], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     events = run("chat-8b-4bit")

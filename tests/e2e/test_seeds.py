@@ -100,6 +100,7 @@ def test_each_seed_is_the_run_that_this_seed_alone_gives(project: Path) -> None:
         assert fs.hash_file(made) == fs.hash_file(expected), name
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, KILLS))])
 def test_a_kill_at_a_random_moment_changes_nothing(project: Path, number: int) -> None:
     expected = content(project / "runs" / "seeds")

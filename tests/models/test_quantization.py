@@ -41,6 +41,7 @@ def manifest(run: Path, stage: str) -> dict[str, Any]:
 
 
 @needs_bitsandbytes
+@pytest.mark.ci
 @pytest.mark.parametrize("quantization", [pytest.param("4bit", marks=pytest.mark.slow), "8bit"])
 def test_the_whole_run_on_a_quantized_base(quantization: str, tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     base = tiny_run / "sft" / "model"
