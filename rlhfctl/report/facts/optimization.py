@@ -124,6 +124,9 @@ def _recommended(evaluations: Sequence[Evaluation], guide: str, kl_limit: float 
     return best_evaluation([(one.kl, one.scores[guide]) for one in evaluations], kl_limit)
 
 
+_TOO_FAR = "PPO went too far: "
+
+
 def told(found: Optimization) -> str:
     """Say in words whether the scorers that PPO never sees followed the reward that it raises."""
     if not found.guide:
@@ -131,10 +134,20 @@ def told(found: Optimization) -> str:
             "Nothing independent was measured during PPO. With reward.heldout: true a second reward model shows "
             "whether the gain is real."
         )
-    said = [_told_of_heldout(found) if found.guide == HELDOUT and found.has_errors else _told_of(found, found.guide)]
-    if found.guide == HELDOUT and GOLD in found.units:
-        said.append(_told_of(found, GOLD))
-    return " ".join(said)
+    if found.guide == GOLD:
+        return _told_of(found, GOLD)
+    said = _told_of_heldout(found) if found.has_errors else _told_of(found, HELDOUT)
+    if GOLD not in found.units:
+        return said
+    peak, fall = found.fall(GOLD)
+    seen = said.startswith(_TOO_FAR)
+    if fall < CLEAR_FALL:
+        return f"{said} Gold, the true preference, has not clearly fallen from its peak."
+    if not seen:
+        gain = found.change(HELDOUT, len(found.evaluations) - 1)
+        return f"{_told_of(found, GOLD)} The held-out reward model did not see it: it {_moved(gain)} {_unit(found)}."
+    at = found.evaluations[peak].update
+    return f"{said} Gold, the true preference, fell by {number(fall, 2)} {_unit(found)} from its peak (update {at:,})."
 
 
 def _told_of_heldout(found: Optimization) -> str:
@@ -148,7 +161,7 @@ def _told_of_heldout(found: Optimization) -> str:
         then = next(one for one in found.evaluations if one.update == exploited.peak_step)
         now = found.evaluations[last]
         return (
-            f"PPO went too far: from about update {then.update:,} (KL {number(then.kl, 3)}) to update "
+            f"{_TOO_FAR}from about update {then.update:,} (KL {number(then.kl, 3)}) to update "
             f"{now.update:,} (KL {number(now.kl, 3)}) the reward that it raises "
             f"rose by {number(rise, 2)} {unit}, while the {name} fell by {number(fall, 2)}.{_better(found)}"
         )
@@ -168,7 +181,7 @@ def _told_of(found: Optimization, scorer: str) -> str:
     rise = found.change(PROXY, len(found.evaluations) - 1) - found.change(PROXY, peak) if PROXY in found.units else 0
     if fall >= CLEAR_FALL and rise > 0:
         return (
-            f"PPO went too far: from update {at.update:,} (KL {number(at.kl, 3)}) to update {last.update:,} (KL "
+            f"{_TOO_FAR}from update {at.update:,} (KL {number(at.kl, 3)}) to update {last.update:,} (KL "
             f"{number(last.kl, 3)}) the reward that it raises rose by {number(rise, 2)} {unit}, while the {name} fell "
             f"by {number(fall, 2)}. The policy of update {at.update:,} is the better one."
         )

@@ -155,7 +155,7 @@ def _short(value: float) -> float:
 
 
 def reward_over_kl(stages: Mapping[str, Stage]) -> Figure | None:
-    """Draw the score of each PPO update over its KL; None without both."""
+    """Draw the score of each PPO update over its KL; None without both. An estimate of KL below 0 is drawn at 0."""
     values = []
     for series, stage in stages.items():
         kls, scores = dict(stage.curves.get("kl", ())), stage.curves.get("score", ())
@@ -165,7 +165,12 @@ def reward_over_kl(stages: Mapping[str, Stage]) -> Figure | None:
             thin([(step, kl) for step, kl, _ in both]), thin([(step, score) for step, _, score in both]), strict=True
         )
         values += [
-            {"step": kl.step, "kl": _short(kl.mean), "score": _short(score.mean), "series": series or "update"}
+            {
+                "step": kl.step,
+                "kl": max(0.0, _short(kl.mean)),
+                "score": _short(score.mean),
+                "series": series or "update",
+            }
             for kl, score in merged
         ]
     if len(values) < 2:

@@ -121,8 +121,30 @@ def test_a_fall_within_the_noise_is_told_as_chance(run: Run) -> None:
 
 
 def test_gold_is_told_beside_the_held_out_reward(run: Run) -> None:
+    said = told(found_in(run))
+    assert said.startswith("PPO went too far: from update 20") and said.count("PPO went too far") == 1
+    assert "Gold, the true preference, fell by" in said and said.endswith("from its peak (update 20).")
+
+
+def test_a_held_out_reward_that_does_not_see_the_fall_of_gold_is_told_so(run: Run) -> None:
     found = found_in(run)
-    assert told(found).count("PPO went too far") == 2 and "while the gold, the true preference fell by" in told(found)
+    blind = replace(
+        found,
+        evaluations=[
+            replace(one, scores={**one.scores, "eval_heldout": one.scores["eval_score"]}) for one in found.evaluations
+        ],
+    )
+    said = told(blind)
+    assert said.startswith("PPO went too far: from update 20") and "while the gold, the true preference fell" in said
+    assert "The held-out reward model did not see it: it rose by" in said and "No sign" not in said
+
+
+def test_gold_that_follows_is_told_too(run: Run) -> None:
+    found = found_in(run)
+    rising = [replace(one, scores=dict.fromkeys(one.scores, one.scores["eval_score"])) for one in found.evaluations]
+    said = told(replace(found, evaluations=rising))
+    assert said.startswith("No sign of over-optimization: the held-out reward model rose by")
+    assert said.endswith("Gold, the true preference, has not clearly fallen from its peak.")
 
 
 def test_the_errors_of_the_evaluations_are_read(run: Run) -> None:
