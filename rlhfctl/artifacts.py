@@ -58,6 +58,7 @@ class Manifest(BaseModel):
     notes: list[str] = []  # skipped checks, and choices made for the user
     versions: dict[str, str]
     git_commit: str | None = None
+    seal: str | None = None  # over all other fields; None: written by a version that had none
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,14 @@ def publish_manifest(
         versions=package_versions(),
         git_commit=git_commit(),
     )
+    manifest = manifest.model_copy(update={"seal": seal_of(manifest.model_dump(mode="json"))})
     fs.write_json(path / MANIFEST, manifest.model_dump(mode="json"))
     return Artifact(path, manifest)
+
+
+def seal_of(fields: Mapping[str, Any]) -> str:
+    """Return the hash over the fields of a manifest's file, all but `seal` itself."""
+    return fs.hash_json({name: value for name, value in fields.items() if name != "seal"})
 
 
 def _recorded_path(source: Source, run: Path) -> str:

@@ -34,6 +34,7 @@ COMMANDS: Commands = (
     ("tokens", tokens.tokens, "rlhfctl tokens runs/quickstart --update 10 --explain"),
     ("chat", chat.chat, "rlhfctl chat runs/quickstart --against reference"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
+    ("verify", look.verify, "rlhfctl verify runs/quickstart   or   rlhfctl verify runs/quickstart --json"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),
     ("init", make.init, "rlhfctl init support.yaml   or   rlhfctl init --yes"),

@@ -1,4 +1,4 @@
-"""Commands that look at runs: `show`, `runs`, `rank`, `watch`, `report`, `score`, `reward-eval`.
+"""Commands that look at runs: `show`, `runs`, `rank`, `watch`, `report`, `verify`, `score`, `reward-eval`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -107,6 +107,22 @@ def report(
     typer.echo(text, nl=False)
     for line in said:
         typer.echo(line, err=bool(text))
+
+
+def verify(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Check a run again: every file, hash, parent and input, and the verdict's numbers from its samples."""
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools import verify as verification
+
+    with progress_bar() as listen:
+        found = verification.verify(run, listen)
+    if as_json:
+        typer.echo(json.dumps(verification.to_json(run, found), indent=2, ensure_ascii=False))
+    else:
+        for part in verification.view(found):
+            console().print(part)
+    verification.require_unchanged(run, found)
 
 
 def score(
