@@ -137,6 +137,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "tokens a response", screen=4, log=4, show=3),
         Metric("eos_rate", "share", "Share of the responses that end by themselves.", UP, "responses that end",
                "share that is not cut off", screen=5, log=5, show=4),
+        Metric("repetition", "share", "Share of a response's pairs of neighbouring tokens that it has said before, on "
+               "average.", DOWN),
         Metric("policy_loss", "", "PPO's clipped objective with its sign turned, over the minibatches.", DOWN, log=7,
                finite=True, trl="loss/policy_avg"),
         Metric("value_loss", "score²", "Half the squared error of the critic, clipped by `cliprange_value`.", DOWN,

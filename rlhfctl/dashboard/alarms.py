@@ -54,6 +54,10 @@ STILL_FROM, STILL_WINDOW, STILL_KL = 20, 10, 0.05
 """First update that is judged, number of updates whose median KL is taken, and nats per response below which the policy
 still equals the reference: at a KL of 0.05 a score can rise by about 0.3 of its standard deviation at most."""
 
+REPEATED_MORE = 0.15
+"""Rise of the share of repeated pairs of tokens since the first updates. Healthy runs of the built-in task stay within
+0.05 of their beginning. A run whose text broke down ("the friendly. the friendly.") rose by 0.2."""
+
 EVAL_REPORTS = 3
 """Number of evaluations in a row below the best one: one or two may be chance."""
 
@@ -88,8 +92,8 @@ def _not_finite(series: Mapping[str, Series]) -> Iterator[str]:
 
 
 def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
-    if settings.get("kl_coef") == 0:
-        return  # the recipe sets no KL penalty, so a large KL is wanted
+    if settings.get("kl_coef") == 0 and not settings.get("learned_reward"):
+        return  # no KL penalty on a reward that cannot be fooled: a large KL is wanted
     kl, length = _recently(series, "kl"), _recently(series, "length")
     if kl is None:
         return
@@ -192,6 +196,15 @@ def _entropy(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Itera
         )
 
 
+def _repeats(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    share, first = _recently(series, "repetition"), _beginning(series, "repetition")
+    if share is not None and first is not None and share > first + REPEATED_MORE:
+        yield (
+            f"the responses repeat themselves: {share:.0%} of their pairs of tokens stood in them before, {first:.0%} "
+            "at the beginning. Read the samples; try a higher kl_coef, or a reward that does not pay for repetition."
+        )
+
+
 def _clipped(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
     share = _recently(series, "clip_fraction")
     if share is not None and share > CLIPPED_AT_MOST:
@@ -231,6 +244,7 @@ _CHECKS = {
         _never_ends,
         _shrinking,
         _entropy,
+        _repeats,
         _clipped,
         _critic,
     )

@@ -37,6 +37,7 @@ def ppo_values(step: int, **changed: float | None) -> dict[str, float | None]:
         "kl": min(2.0, 0.1 * step),
         "length": 18.0 + step % 2,
         "eos_rate": 0.98,
+        "repetition": 0.03,
         "token_entropy": 0.8 - 0.002 * step,
         "explained_variance": -0.2 if step < 3 else 0.4,
         "clip_fraction": 0.01,

@@ -53,6 +53,8 @@ def only_at(update: int, value: float | None, otherwise: float) -> Values:
         ("end by themselves", {"eos_rate": always(0.04)}, {"eos_rate": always(0.12)}),
         ("responses shrank", {"length": lambda step: 20.0 - 0.8 * step}, {"length": lambda step: 20.0 - 0.4 * step}),
         ("hardly varies", {"token_entropy": lambda step: 0.85**step}, {"token_entropy": lambda step: 0.97**step}),
+        ("repeat themselves", {"repetition": lambda step: 0.02 + 0.02 * step}, {"repetition": lambda step: 0.3}),
+        ("repeat themselves", {"repetition": lambda step: 0.02 * step}, {"repetition": only_at(UPDATES, 0.9, 0.02)}),
         ("PPO's clip", {"clip_fraction": always(0.35)}, {"clip_fraction": only_at(UPDATES, 0.6, 0.2)}),
         (
             "worse than guessing",
@@ -85,7 +87,10 @@ def test_one_odd_update_raises_none() -> None:
 
 
 def test_a_leash_that_the_recipe_left_out_is_not_missed() -> None:
-    assert raised(settings={"kl_coef": 0}, kl=lambda step: 40.0) == []
+    assert raised(settings={"kl_coef": 0}, kl=lambda step: 40.0) == []  # a function checks the answer
+    assert raised(settings={"kl_coef": 0, "learned_reward": False}, kl=lambda step: 40.0) == []
+    (said,) = raised(settings={"kl_coef": 0, "learned_reward": True}, kl=lambda step: 40.0)
+    assert "KL is 40 nats per response" in said
     assert raised(settings={"stop_token": None}, eos_rate=lambda step: 0.0) == []
     assert len(raised(settings={"stop_token": None, "stop_strings": ["\n"]}, eos_rate=lambda step: 0.0)) == 1
 

@@ -21,6 +21,8 @@ CAUSES: dict[str, str] = {
     "a missing end is high",
     "the policy hardly varies its words any more": "there is one right answer; or a low kl_coef, a high learning rate, "
     "too many episodes",
+    "the responses repeat themselves": "a reward that pays for a word or a phrase each time; a reward model that has "
+    "not seen such text; a low kl_coef; too many episodes",
     "of the tokens are held back by PPO's clip": "a learning rate that is too high; many PPO epochs or minibatches on "
     "one batch",
     "updates the critic has been worse than guessing one number": "small batches; few PPO epochs; a critic that "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import part_means
+from rlhfctl.stats.repetition import repetition
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
 
@@ -21,6 +22,7 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
         "entropy": -float(experience.logprobs.masked_fill(~mask, 0.0).sum(1).mean()),
         "length": float(experience.lengths.double().mean()),
         "eos_rate": float(experience.ended.double().mean()),
+        "repetition": repetition([response.ids for response in experience.responses]),
         "non_score_reward": -section.kl_coef * kl,
         "rlhf_reward": score - section.kl_coef * kl,
         "raw_score": float(experience.raw_scores.mean()),

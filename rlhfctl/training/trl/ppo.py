@@ -25,6 +25,7 @@ from rlhfctl.metrics import trl_names
 from rlhfctl.models.tensors import pad_left
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode
+from rlhfctl.stats.repetition import repetition
 from rlhfctl.training.history import closing_means
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
@@ -142,6 +143,7 @@ class RolloutBatches:
         self.scores: list[float] = []
         self.lengths: list[int] = []
         self.ended: list[bool] = []
+        self.repetitions: list[float] = []
 
     def watching(self, dataloader: Any) -> _Watched:
         """Wrap the dataloader so that each batch is recorded when TRL takes it (loaders read one batch ahead)."""
@@ -152,7 +154,7 @@ class RolloutBatches:
         self.current = [self.rows[index] for index in batch["row"].tolist()]
         self.context_length = batch["input_ids"].shape[1]
         self.done = 0
-        self.scores, self.lengths, self.ended = [], [], []
+        self.scores, self.lengths, self.ended, self.repetitions = [], [], [], []
 
     def episodes(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[Episode]:
         """Make the episodes of the next chunk of the batch from ids (B, context + T); the mask is True at tokens."""
@@ -164,6 +166,7 @@ class RolloutBatches:
             self.done += 1
             self.lengths.append(len(response))
             self.ended.append(self.tokenizer.eos_token_id in response)
+            self.repetitions.append(repetition([response]))
         return episodes
 
 
@@ -239,6 +242,7 @@ class PpoCallback(EventCallback):
         extra = {
             "length": statistics.fmean(rollouts.lengths),
             "eos_rate": statistics.fmean(rollouts.ended),
+            "repetition": statistics.fmean(rollouts.repetitions),
             "raw_score": statistics.fmean(rollouts.scores),
             "raw_score_std": statistics.pstdev(rollouts.scores),
         }
