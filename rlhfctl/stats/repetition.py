@@ -13,7 +13,7 @@ def repetition(responses: Sequence[Sequence[int | str]], n: int = REPEATED_TOKEN
     """Compute the mean over responses of 1 - distinct n-grams / n-grams (0..1) within one response.
 
     seq-rep-n of Welleck et al., Neural Text Generation with Unlikelihood Training (2019). 0: no response says the same
-    n tokens twice. A response of fewer than n tokens counts as 0. Raises ValueError for n below 1 and without responses.
+    n tokens twice. A response of fewer than n tokens counts as 0. ValueError for n below 1, and without responses.
     """
     if n < 1:
         raise ValueError(f"n is {n}: an n-gram has at least one token")
