@@ -61,6 +61,7 @@ NOT_RUN = {
     "python tests/campaigns/fuzz.py --recipes 300 --data 300": "ten minutes; test_fuzz.py runs a few cases",
     "python tests/campaigns/fuzz_shapes.py --cases 300": "minutes; test_fuzz.py runs a few cases",
     "python tests/campaigns/fuzz_templates.py --cases 300": "minutes; test_fuzz.py runs a few cases",
+    "python tests/campaigns/alarms.py --folder alarms": "an hour; tests/campaigns/test_alarms_campaign.py runs a seed",
     "python tests/campaigns/memory.py": "a quarter of an hour",
     "python tests/campaigns/overhead.py --rounds 2": "minutes, alone on the machine: test_slow.py",
     "PYTHON=.venv/bin/python tests/gpu/check.sh --quick": "tests/gpu/test_check.py runs its rows",
