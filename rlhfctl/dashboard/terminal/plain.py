@@ -7,9 +7,11 @@ equal output.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TextIO
 
+from rlhfctl.dashboard.state import RunState
 from rlhfctl.dashboard.text import duration, number, one_line, quoted, setting, visible, work_left
 from rlhfctl.events import (
     CheckpointSaved,
@@ -28,6 +30,8 @@ from rlhfctl.events import (
     Working,
 )
 from rlhfctl.metrics import log_labels, ranked, step_name
+
+_NUMBER = re.compile(r"[-+]?[0-9][0-9.,e%+-]*")
 
 OTHER_METRICS = 4
 """Number of metrics without a rank that are shown after the ranked ones."""
@@ -48,8 +52,13 @@ class PlainPrinter:
         self._last_time: dict[str, float] = {}
         self._last_step: dict[str, int] = {}
         self._worked: dict[tuple[str, str], float] = {}  # (stage, work) -> seconds of work at its last line
+        self._state = RunState()
+        self._alarms: dict[
+            tuple[str, str], str
+        ] = {}  # (stage, sentence without numbers) -> sentence, of those that hold
 
     def __call__(self, event: Event, /) -> None:
+        self._state.feed(event.to_record())
         match event:
             case StageStarted():
                 self._started(event)
@@ -134,6 +143,18 @@ class PlainPrinter:
             where = f"{event.split} {where}"
         shown = assignments(event.stage, event.values)
         self._line(event, f"{where} {shown}" if shown else where)
+        self._tell_alarms(event)
+
+    def _tell_alarms(self, event: Metrics) -> None:
+        """Write a line for each alarm of the stage that begins, and for each that no longer holds."""
+        holding = {
+            (stage, _NUMBER.sub("#", said)): said for stage, said in self._state.alarms() if stage == event.stage
+        }
+        for key in [key for key in holding if key not in self._alarms]:
+            self._line(event, f"alarm: {one_line(holding[key])}")
+        for key in [key for key in self._alarms if key[0] == event.stage and key not in holding]:
+            self._line(event, f"alarm over: {one_line(self._alarms.pop(key))}")
+        self._alarms |= holding
 
     def _where(self, stage: str, step: int, total: int | None, eta_s: float | None) -> str:
         total_text = f"/{total}" if total is not None else ""
