@@ -81,10 +81,12 @@ def _signals_as_interrupted() -> Iterator[_Stop]:
         yield stop
     except KeyboardInterrupt:
         raise Interrupted(stop.asked or signal.SIGINT) from None
-    except OSError as error:  # writing to a closed terminal fails
-        if stop.asked is None or error.errno not in _READER_GONE:
+    except RlhfctlError:
+        raise
+    except Exception as error:  # a library made another error of the interrupt; or the terminal was closed
+        if stop.asked is None:
             raise
-        raise Interrupted(stop.asked) from None
+        raise Interrupted(stop.asked) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -131,7 +133,8 @@ def _report_stop_reason(listeners: list[Listener], stop: _Stop) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
+        turned = stop.asked is not None and isinstance(error, Exception) and not isinstance(error, RlhfctlError)
+        if isinstance(error, KeyboardInterrupt) or turned:
             reason = f"{_STOPPED_BY[stop.asked or signal.SIGINT]}; {_GO_ON}"
         else:
             reason = str(error) if isinstance(error, RlhfctlError) else f"{type(error).__name__}: {error}"

@@ -164,9 +164,7 @@ def test_a_stream_that_cannot_hold_a_character_does_not_stop_the_run() -> None:
 
 def test_an_alarm_has_a_line_when_it_begins_and_when_it_ends() -> None:
     kl = [1.0] * 6 + [40.0 + step for step in range(8)] + [1.0] * 8
-    events = [
-        Metrics(stage="ppo", step=step, values={"kl": value, "length": 20.0}) for step, value in enumerate(kl, 1)
-    ]
+    events = [Metrics(stage="ppo", step=step, values={"kl": value, "length": 20.0}) for step, value in enumerate(kl, 1)]
     told = [line for line in lines(StageStarted(stage="ppo", settings={"kl_coef": 0.1}), *events) if "alarm" in line]
     assert len(told) == 2  # other numbers make no other alarm
     assert told[0].startswith("[ppo] alarm: KL is 4") and "the policy is far from the reference" in told[0]

@@ -83,6 +83,18 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_stages_at_the_next
     assert [record["event"] for record in read_events(tmp_path / "e")] == ["run_stopped"]
 
 
+def test_a_signal_of_which_a_library_makes_another_error_ends_the_stages_all_the_same(tmp_path: Path) -> None:
+    def load_lazily() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ModuleNotFoundError("could not import module 'LlamaConfig'") from error
+
+    with pytest.raises(Interrupted, match="the same command resumes"), open_listeners(tmp_path / "e"):
+        load_lazily()
+    assert stop_reason(tmp_path / "e").startswith("Ctrl-C")
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
