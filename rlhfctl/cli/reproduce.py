@@ -15,7 +15,10 @@ from rlhfctl.errors import RlhfctlError
 
 def gao(
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs lie.")] = Path("runs/gao"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the runs lie (default: runs/gao, runs/gao-small with --small)."),
+    ] = None,
     small: Annotated[
         bool, typer.Option("--small", help="Sizes that only try the command: minutes, and no result of interest.")
     ] = False,
@@ -31,6 +34,7 @@ def gao(
 
     chosen = _seeds(seeds)
     sizes = experiment.SMALL if small else experiment.Sizes()
+    folder = folder or Path("runs/gao-small" if small else "runs/gao")
     with progress_bar() as emit:
         experiment.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
     found = [curves.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
@@ -38,7 +42,7 @@ def gao(
     for part in view.view(found, outcomes):
         console().print(part)
     if report is not None:
-        fs.write_json(report, view.to_json(found, outcomes))
+        fs.write_json(report, view.to_json(found, outcomes, sizes))
 
 
 def _seeds(text: str) -> list[int]:

@@ -59,24 +59,22 @@ class Sizes:
 
 
 SMALL = Sizes(
-    rows=(24, 48, 96),
+    rows=(60, 120, 240),
     members=1,
-    episodes=96,
+    episodes=256,
     eval_every=1,
-    prompts=6,
+    eval_prompts=32,
+    prompts=8,
     samples=16,
-    hidden_size=48,
-    small_hidden_size=24,
+    hidden_size=80,
+    small_hidden_size=40,
     extra={
         "model.init.num_hidden_layers": 2,
-        "model.init.num_attention_heads": 2,
-        "model.init.vocab_size": 400,
-        "data.demonstrations.rows": 800,
-        "data.prompts.rows": 80,
+        "model.init.vocab_size": 512,
+        "data.demonstrations.rows": 2_000,
+        "data.prompts.rows": 120,
         "data.prompts.test": 8,
-        "reward.trainer.num_train_epochs": 1,
-        "ppo.per_device_train_batch_size": 16,
-        "ppo.response_length": 20,
+        "ppo.per_device_train_batch_size": 32,
     },
 )
 """Sizes that only try the command: minutes, and no result of interest."""
