@@ -5,6 +5,7 @@ Modules that load torch are imported inside the functions.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ def gao(
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.report.page import html_of
+    from rlhfctl.report.reproduction import page_of_reproduction
     from rlhfctl.tools.reproduce import curves, experiment, statements, view
 
     chosen = _seeds(seeds)
@@ -41,8 +44,12 @@ def gao(
     outcomes = statements.check(found)
     for part in view.view(found, outcomes):
         console().print(part)
+    result = view.to_json(found, outcomes, sizes)
     if report is not None:
-        fs.write_json(report, view.to_json(found, outcomes, sizes))
+        fs.write_json(report, result)
+    page = folder / "report.html"
+    fs.write_atomic(page, html_of(page_of_reproduction(json.loads(json.dumps(result))), str(folder)))
+    typer.echo(f"report: {page}")
 
 
 def _seeds(text: str) -> list[int]:

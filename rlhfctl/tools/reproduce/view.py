@@ -19,7 +19,7 @@ from rich.text import Text
 from rlhfctl.stats.scaling import Form, over_seeds
 from rlhfctl.tools.reproduce.curves import Curve, Seed
 from rlhfctl.tools.reproduce.experiment import Sizes
-from rlhfctl.tools.reproduce.statements import Statement
+from rlhfctl.tools.reproduce.statements import Measure, Statement
 
 OUTCOMES = {True: "held", False: "did not hold", None: "cannot tell"}
 _STYLES = {True: "green", False: "red", None: "yellow"}
@@ -62,11 +62,15 @@ def sums(statements: Sequence[Statement]) -> Iterator[Text]:
 
 
 def to_json(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> dict[str, Any]:
-    """Return the sizes, all points, fits and outcomes for scripts."""
+    """Return the sizes, all points, fits and outcomes for scripts; intervals as [low, high]."""
+
+    def measure(one: Measure) -> dict[str, Any]:
+        return asdict(one) | {"ci95": [one.ci95.low, one.ci95.high]}
+
     return {
         "sizes": asdict(sizes),
         "seeds": [asdict(seed) for seed in seeds],
-        "statements": [asdict(one) for one in statements],
+        "statements": [asdict(one) | {"measures": [measure(each) for each in one.measures]} for one in statements],
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from made_seeds import ROWS, planted
 from rich.console import Console
 
+from rlhfctl.report.reproduction import page_of_reproduction
 from rlhfctl.tools.reproduce.experiment import Sizes
 from rlhfctl.tools.reproduce.statements import check
 from rlhfctl.tools.reproduce.view import to_json, view
@@ -47,3 +48,12 @@ def test_everything_is_in_the_json() -> None:
     assert len(written["seeds"][0]["rl"][str(ROWS[0])]["gold"]) == 12
     assert {one["name"].split()[0] for one in written["statements"]} == {"premise", "Gao", "Coste"}
     assert written["sizes"]["rows"] == list(Sizes().rows)
+    (low, high) = written["statements"][0]["measures"][0]["ci95"]
+    assert low < written["statements"][0]["measures"][0]["value"] < high
+
+
+def test_the_page_is_made_from_the_json() -> None:
+    seeds = [planted(seed, penalty=0.6) for seed in range(3)]
+    page = page_of_reproduction(json.loads(json.dumps(to_json(seeds, check(seeds), Sizes()))))
+    assert page.headline.startswith("of the 5 statements of Gao et al., ")
+    assert [check.mark for check in page.checks if check.title == "Gao 5"] == ["bad"]
