@@ -9,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhfctl.dashboard.text import counted
-from rlhfctl.report.content import Check, Figures, Mark, Page, Section, Table
+from rlhfctl.report.content import Figures, Page, Section, Table
 from rlhfctl.report.figures.reproduction import reproduction_figures
 from rlhfctl.stats.scaling import over_seeds
 
-_OUTCOMES: dict[bool | None, tuple[Mark, str]] = {
-    True: ("good", "held"),
-    False: ("bad", "did not hold"),
-    None: ("unknown", "cannot tell"),
-}
+_OUTCOMES: dict[bool | None, str] = {True: "held", False: "did not hold", None: "cannot tell"}
 _KINDS = {"best_of_n": "best of n: d (alpha - beta d)", "rl": "RL: d (alpha - beta log d)"}
 
 
@@ -32,8 +28,8 @@ def page_of_reproduction(result: Mapping[str, Any]) -> Page:
         headline=_headline([one["held"] for one in statements if one["name"].startswith("Gao")]),
         meaning="A proxy is a reward model that is optimized; gold is the built-in task's true preference. Every "
         "statement is judged by 95% intervals over seeds, which are not corrected for their number.",
-        checks=[_check(one) for one in statements],
         sections=[
+            Section("outcomes", "Which statements held", "What they say, in short.", [_outcomes(statements)]),
             Section(
                 "curves",
                 "Curves",
@@ -42,8 +38,8 @@ def page_of_reproduction(result: Mapping[str, Any]) -> Page:
             ),
             Section("fits", "Fits", "The mean over seeds and its 95% interval.", [_fits(seeds)]),
             Section(
-                "statements",
-                "Statements",
+                "measures",
+                "Measures",
                 "What each statement was judged by: the mean over seeds, its 95% interval, and what was asked.",
                 [_measures(statements)],
             ),
@@ -59,9 +55,9 @@ def _headline(outcomes: Sequence[bool | None]) -> str:
     )
 
 
-def _check(one: Mapping[str, Any]) -> Check:
-    mark, said = _OUTCOMES[one["held"]]
-    return Check(mark, one["name"], f"{said}: {one['says']}")
+def _outcomes(statements: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [[one["name"], _OUTCOMES[one["held"]], one["says"]] for one in statements]
+    return Table(("statement", "outcome", "what it says"), rows, whole=frozenset({0, 1}))
 
 
 def _fits(seeds: Sequence[Mapping[str, Any]]) -> Table:
@@ -78,7 +74,7 @@ def _fits(seeds: Sequence[Mapping[str, Any]]) -> Table:
 def _measures(statements: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [one["name"], measure["what"], _written(measure["value"], *measure["ci95"]), measure["asked"],
-         _OUTCOMES[measure["held"]][1]]
+         _OUTCOMES[measure["held"]]]
         for one in statements
         for measure in one["measures"]
     ]  # fmt: skip

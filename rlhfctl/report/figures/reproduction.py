@@ -71,7 +71,7 @@ def _figure(seeds: Sequence[Mapping[str, Any]], kind: str, score: str) -> Figure
 
 
 def _name(size: str) -> str:
-    return f"proxy of {int(size):,} pairs"
+    return f"{int(size):,} pairs"
 
 
 def _places(curves: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:

@@ -17,12 +17,12 @@ def test_curves_are_valid_figures_from_the_reference_to_where_all_seeds_reach() 
     figures = {figure.name: figure for figure in reproduction_figures(result)}
     assert list(figures) == ["best-of-n-gold", "best-of-n-proxy", "rl-gold", "rl-proxy"]
     assert [fault for figure in figures.values() for fault in faults(figure.drawn())] == []
-    band, line, fitted = drawn(figures["best-of-n-gold"].spec, "proxy of 9 pairs")
+    band, line, fitted = drawn(figures["best-of-n-gold"].spec, "9 pairs")
     assert band == line
-    assert band[0] == {"d": 0.0, "score": 0.0, "low": 0.0, "high": 0.0, "series": "proxy of 9 pairs"}
+    assert band[0] == {"d": 0.0, "score": 0.0, "low": 0.0, "high": 0.0, "series": "9 pairs"}
     assert band[-1]["d"] == 1.5
     assert fitted[-1]["score"] == pytest.approx(1.5 * (3.0 - 0.5 * 1.5))
-    assert len(drawn(figures["rl-proxy"].spec, "proxy of 9 pairs")) == 2  # no fit
+    assert len(drawn(figures["rl-proxy"].spec, "9 pairs")) == 2  # no fit
 
 
 def drawn(spec: dict[str, Any], series: str) -> list[list[dict[str, Any]]]:
