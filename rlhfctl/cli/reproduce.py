@@ -5,6 +5,7 @@ Modules that load torch are imported inside the functions.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,10 @@ from rlhfctl.errors import RlhfctlError
 
 def gao(
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs lie.")] = Path("runs/gao"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the runs lie (default: runs/gao, runs/gao-small with --small)."),
+    ] = None,
     small: Annotated[
         bool, typer.Option("--small", help="Sizes that only try the command: minutes, and no result of interest.")
     ] = False,
@@ -27,18 +31,25 @@ def gao(
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.report.page import html_of
+    from rlhfctl.report.reproduction import page_of_reproduction
     from rlhfctl.tools.reproduce import curves, experiment, statements, view
 
     chosen = _seeds(seeds)
     sizes = experiment.SMALL if small else experiment.Sizes()
+    folder = folder or Path("runs/gao-small" if small else "runs/gao")
     with progress_bar() as emit:
         experiment.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
     found = [curves.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
     outcomes = statements.check(found)
     for part in view.view(found, outcomes):
         console().print(part)
+    result = view.to_json(found, outcomes, sizes)
     if report is not None:
-        fs.write_json(report, view.to_json(found, outcomes))
+        fs.write_json(report, result)
+    page = folder / "report.html"
+    fs.write_atomic(page, html_of(page_of_reproduction(json.loads(json.dumps(result))), str(folder)))
+    typer.echo(f"report: {page}")
 
 
 def _seeds(text: str) -> list[int]:

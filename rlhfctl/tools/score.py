@@ -69,23 +69,20 @@ def score(
     recipe, paths = _recipe(what, label, reads)
     examples, notes = read_examples(file, bad_rows, recipe)
     sentences: list[str] = []
-
-    def warn(sentence: str) -> None:
-        sentences.append(f"warning: {sentence}")
-
-    loader = Loader.of(recipe, note=sentences.append, warn=warn)
-    with loading.silence_libraries(), report_progress_to(emit, "score"):
-        texts = isinstance(examples[0].prompt, str)
-        scorer, name = _scorer(what, recipe, paths, loader, batch_size, texts=texts)
-        episodes = [_episode(example, response) for example in examples for response in example.responses]
-        scores = scorer(episodes)
-    if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
-        raise RlhfctlError(
-            f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
-            where=name,
-            fix="correct the reward: a score is a finite number",
-        )
+    episodes = [_episode(example, response) for example in examples for response in example.responses]
+    with report_progress_to(emit, "score"):
+        scores, name = _scores(what, recipe, paths, episodes, batch_size, sentences.append)
     return _scored(examples, scores, f"{name}, {file}", [*notes, *sentences])
+
+
+def score_responses(what: Path, responses: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[float]:
+    """Score pairs of (prompt, response) with `what`, as `score` does: one number per pair, in order.
+
+    A response may be empty here, because a policy may write one; in a file `score` takes it for a mistake.
+    """
+    recipe, paths = _recipe(what, None, None)
+    episodes = [Episode([], [], prompt, response, {}) for prompt, response in responses]
+    return _scores(what, recipe, paths, episodes, batch_size, lambda sentence: None)[0]
 
 
 def text_of(rows: Iterable[Row]) -> str:
@@ -94,6 +91,24 @@ def text_of(rows: Iterable[Row]) -> str:
 
 
 # ---------------------------------------------------------------- the scorer
+
+
+def _scores(
+    what: Path, recipe: Recipe, paths: RunPaths, episodes: list[Episode], batch_size: int, note: Callable[[str], None]
+) -> tuple[list[float], str]:
+    """Load the scorer and score the episodes; return the scores and the scorer's name. `note` hears sentences."""
+    loader = Loader.of(recipe, note=note, warn=lambda sentence: note(f"warning: {sentence}"))
+    with loading.silence_libraries():
+        texts = isinstance(episodes[0].prompt, str)
+        scorer, name = _scorer(what, recipe, paths, loader, batch_size, texts=texts)
+        scores = scorer(episodes)
+    if bad := [index for index, value in enumerate(scores) if not math.isfinite(value)]:
+        raise RlhfctlError(
+            f"{len(bad)} of {len(scores)} scores are not finite, the first for {episodes[bad[0]].completion!r}",
+            where=name,
+            fix="correct the reward: a score is a finite number",
+        )
+    return list(scores), name
 
 
 def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, RunPaths]:

@@ -18,7 +18,7 @@ from rlhfctl.errors import DataError, HandoffError, RlhfctlError
 from rlhfctl.models import scoring, tokenizing
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.tools.export import export
-from rlhfctl.tools.score import read_examples, score
+from rlhfctl.tools.score import read_examples, score, score_responses
 from rlhfctl.world import reviews
 
 PAIRS = [dict(row) for row in reviews.preferences(12, 5, 0.0)]
@@ -56,6 +56,14 @@ def test_responses_are_scored_in_order_and_keep_their_columns(tiny_run: Path, tm
     assert found.summary[-1].startswith(f"the reward model {tiny_run / 'reward'}, {tmp_path / 'rows.jsonl'}: 12 scores")
     one_by_one = score(tiny_run, tmp_path / "rows.jsonl", batch_size=1)
     assert [row["score"] for row in one_by_one.rows] == pytest.approx(expected, abs=1e-5)
+
+
+def test_responses_outside_a_file_get_the_same_scores_an_empty_one_too(tiny_run: Path) -> None:
+    pairs = [(row["prompt"], row["chosen"]) for row in PAIRS[:5]]
+    pairs.insert(2, (PAIRS[0]["prompt"], ""))
+    found = score_responses(tiny_run, pairs, batch_size=4)
+    assert found == pytest.approx(expected_scores(tiny_run, pairs), abs=1e-5)
+    assert found[2] != pytest.approx(found[0], abs=1e-5)
 
 
 def test_pairs_get_both_scores_and_an_accuracy(tiny_run: Path, tmp_path: Path) -> None:

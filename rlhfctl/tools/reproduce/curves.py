@@ -1,8 +1,8 @@
 """Read the runs of one seed, and fit the curves: proxy and gold score against the distance from the reference.
 
 Scores are in standard deviations of the reference's samples to one prompt, less the reference's mean, so that proxies
-can be compared. The distance is the square root of the KL in nats per response. Reads card/card.json, card/pool.jsonl
-and events.jsonl of the runs that experiment.py names. Loads no torch.
+can be compared. The distance is the square root of the KL in nats per response. Reads card/pool.jsonl, the scores of
+the pool and events.jsonl of the runs that experiment.py names. Loads no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,24 +22,45 @@ from rlhfctl.dashboard.jsonl import read_events
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.stats import best_of_n, scaling
 from rlhfctl.stats.scaling import Fit, Form
-from rlhfctl.tools.reproduce.experiment import PENALTY, SCORES, SMALL_POLICY, Sizes, members, proxy_name
+from rlhfctl.tools.reproduce.experiment import (
+    PENALTY,
+    SCORES,
+    SMALL_POLICY,
+    Sizes,
+    members,
+    pool_file,
+    proxy_name,
+)
 
 Floats = NDArray[np.float64]
+Along = Literal["distance", "proxy"]
+
+VARIANCE_WEIGHT = 0.5
+"""Weight of the members' variance in uncertainty-weighted choice, with scores in standard deviations of the pool."""
+
+_GRID = 101  # places at which two curves are compared
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one optimization against one proxy, the nearest first, and the fit of gold; all arrays (points,)."""
+    """Points of one optimization against one proxy, the nearest first, and the fits of gold; all arrays (points,).
+
+    `fit`: by the form that Gao et al. give for this kind of optimization; `other_fit`: by their form for the other.
+    """
 
     form: Form
     distance: list[float]
     proxy: list[float]
     gold: list[float]
     fit: Fit
+    other_fit: Fit
 
     @classmethod
     def of(cls, form: Form, kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float]) -> Curve:
-        """Build a curve from points with a KL above 0, in nats per response."""
+        """Build a curve from points, those with a KL of 0 left out; `kl` in nats per response.
+
+        Raises RlhfctlError for fewer than three points, and where gold is the same at all of them.
+        """
         kept = sorted((math.sqrt(k), p, g) for k, p, g in zip(kl, proxy, gold, strict=True) if k > 0)
         if len(kept) < 3:
             raise RlhfctlError(
@@ -47,76 +68,169 @@ class Curve:
                 fix="make more evaluations: a longer run, or ppo.eval.every lower",
             )
         distance, proxies, golds = (list(column) for column in zip(*kept, strict=True))
-        return cls(form, distance, proxies, golds, scaling.fit(form, distance, golds))
+        if min(golds) == max(golds):
+            raise RlhfctlError(
+                "gold is the same at all points of a curve, so there is nothing to fit", fix="optimize for longer"
+            )
+        other: Form = "rl" if form == "best_of_n" else "best_of_n"
+        fits = (scaling.fit(one, distance, golds) for one in (form, other))
+        return cls(form, distance, proxies, golds, *fits)
 
-    def at(self, distance: float) -> tuple[float, float]:
-        """Interpolate proxy and gold at a distance between the nearest and the farthest point."""
-        proxy, gold = (float(np.interp(distance, self.distance, values)) for values in (self.proxy, self.gold))
-        return proxy, gold
+    def gold_at(self, places: Floats, along: Along = "distance") -> Floats:
+        """Interpolate gold at places (n,) along the distance or the proxy's score; the reference is 0 in all three."""
+        points = np.array(sorted(zip([0.0, *getattr(self, along)], [0.0, *self.gold], strict=True)))
+        return np.interp(places, points[:, 0], points[:, 1])
+
+    def proxy_at(self, places: Floats) -> Floats:
+        """Interpolate the proxy's score at distances (n,); the reference is 0 in both."""
+        return np.interp(places, [0.0, *self.distance], [0.0, *self.proxy])
+
+    @property
+    def highest(self) -> int:
+        """The index of the point with the most gold."""
+        return int(np.argmax(self.gold))
+
+    @property
+    def fall(self) -> float:
+        """Gold at its highest point less gold at the farthest; 0 or more, also from noise alone."""
+        return self.gold[self.highest] - self.gold[-1]
+
+
+def common(first: Curve, second: Curve, along: Along = "distance") -> Floats:
+    """Return evenly spread places from the reference (left out) to the farthest that both curves reach."""
+    end = min(max(getattr(curve, along)) for curve in (first, second))
+    return np.linspace(0.0, end, _GRID)[1:]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What choosing the best of n by one scorer gives: gold for each of `ns`."""
+
+    gold: list[float]
+
+    @property
+    def fall(self) -> float:
+        """Gold at the best n less gold at the largest n: 0 or more."""
+        return max(self.gold) - self.gold[-1]
 
 
 @dataclass(frozen=True)
 class Seed:
     """All curves of one seed. `best_of_n` and `rl`: by the number of pairs of the proxy.
 
-    `ensembles`: gold at the best of n by one model, by the mean and by the worst of the ensemble, for each of `ns`.
+    `agreement`: the share of pairs of samples to one prompt that a proxy orders as gold does.
+    `ensembles`: by name, what several scorers choose in best of n. Those of `single` are the members of the ensemble,
+    each for itself, of which the middle proxy is the first.
     """
 
     seed: int
-    accuracy: dict[int, float]  # of each proxy on held-out pairs
+    agreement: dict[int, float]
     best_of_n: dict[int, Curve]
     rl: dict[int, Curve]
     penalty: Curve
     small: Curve
     ns: list[int]
-    ensembles: dict[str, list[float]]
+    single: list[Choice]
+    ensembles: dict[str, Choice]
 
 
 def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
     """Read the complete runs of one seed; `folder`: that of the seed."""
-    cards = {rows: read_json(folder / proxy_name(rows) / "card" / "card.json") for rows in sizes.rows}
-    pools = {rows: Pool.read(folder / proxy_name(rows) / "card" / "pool.jsonl") for rows in sizes.rows}
-    middle = pools[sizes.middle]
+    gold = _gold(pool_file(folder, sizes))
+    ns = best_of_n.sizes(gold.shape[1])
+
+    def scores(name: str) -> Floats:
+        return np.reshape(np.asarray(read_json(folder / name / SCORES)["scores"], dtype=np.float64), gold.shape)
+
+    proxies = {rows: scores(proxy_name(rows)) for rows in sizes.rows}
+    middle = Units(proxies[sizes.middle], gold)
+    of_members = [best_of_n.standardized(scores(name)) for name in members(sizes)]
     return Seed(
         seed,
-        {rows: card["accuracy"]["value"] for rows, card in cards.items()},
-        {rows: _best_of_n(card["optimization"]) for rows, card in cards.items()},
-        {rows: _rl(folder / proxy_name(rows), pools[rows]) for rows in sizes.rows},
+        {rows: agreement(proxy, gold) for rows, proxy in proxies.items()},
+        {rows: _best_of_n(proxy, gold, ns) for rows, proxy in proxies.items()},
+        {rows: _rl(folder / proxy_name(rows), Units(proxy, gold)) for rows, proxy in proxies.items()},
         _rl(folder / PENALTY, middle),
         _rl(folder / SMALL_POLICY, middle),
-        best_of_n.sizes(middle.gold.shape[1]),
-        _ensembles(folder, middle, sizes),
+        ns,
+        [Choice(_chosen(one, gold, ns)) for one in of_members],
+        {name: Choice(_chosen(chooser, gold, ns)) for name, chooser in choosers(of_members).items()},
     )
 
 
+def _gold(pool: Path) -> Floats:
+    """Read gold's scores of the pool (prompts, samples)."""
+    rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
+    samples = 1 + max(row["sample"] for row in rows)
+    return np.array([row["scores"]["gold"] for row in rows], dtype=np.float64).reshape(-1, samples)
+
+
+def agreement(proxy: Floats, gold: Floats) -> float:
+    """Compute the share of pairs of samples to one prompt that `proxy` orders as `gold` does; both (prompts, samples).
+
+    Pairs that gold ties do not count; those that the proxy ties count half. NaN never: RlhfctlError if gold ties all.
+    """
+    right, total = 0.0, 0
+    for scores, truth in zip(proxy, gold, strict=True):
+        better = truth[:, None] > truth[None, :]
+        total += int(better.sum())
+        right += float((better & (scores[:, None] > scores[None, :])).sum())
+        right += float((better & (scores[:, None] == scores[None, :])).sum()) / 2
+    if total == 0:
+        raise RlhfctlError("gold gives all samples to a prompt the same score", fix="train the base for longer")
+    return right / total
+
+
+# ---------------------------------------------------------------- best of n
+
+
+def _best_of_n(proxy: Floats, gold: Floats, ns: Sequence[int]) -> Curve:
+    chooser = best_of_n.standardized(proxy)
+    kl = [best_of_n.kl_bound(n) for n in ns]
+    return Curve.of("best_of_n", kl, _chosen(chooser, proxy, ns), _chosen(chooser, gold, ns))
+
+
+def _chosen(chooser: Floats, scores: Floats, ns: Sequence[int]) -> list[float]:
+    """Compute the mean of `scores`, in their standard deviations, at the sample that `chooser` likes best of n."""
+    standard = best_of_n.standardized(scores)
+    return [float((best_of_n.chances(chooser, n) * standard).sum(axis=1).mean()) for n in ns]
+
+
+def choosers(of_members: Sequence[Floats]) -> dict[str, Floats]:
+    """Return the scores by which an ensemble chooses, from its members' standardized ones; all (prompts, samples).
+
+    Coste et al. (2023): the mean, the worst, and the mean less a multiple of the variance over members.
+    """
+    scores = np.stack(of_members)
+    mean = scores.mean(axis=0)
+    return {
+        "mean": mean,
+        "worst": scores.min(axis=0),
+        "mean less variance": mean - VARIANCE_WEIGHT * scores.var(axis=0),
+    }
+
+
+# ---------------------------------------------------------------- RL
+
+
 @dataclass(frozen=True)
-class Pool:
-    """Scores of the reference's samples (prompts, samples): the proxy's and gold's."""
+class Units:
+    """The scores of the reference's samples (prompts, samples), which give the units: the proxy's and gold's."""
 
     proxy: Floats
     gold: Floats
 
-    @classmethod
-    def read(cls, file: Path) -> Pool:
-        """Read the pool of a card."""
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        samples = 1 + max(row["sample"] for row in rows)
 
-        def scores(name: str) -> Floats:
-            return np.array([row["scores"][name] for row in rows], dtype=np.float64).reshape(-1, samples)
+def _rl(run: Path, pool: Units) -> Curve:
+    """Read the evaluations of a run's PPO, those since its last start from the reference.
 
-        return cls(scores("reward"), scores("gold"))
-
-
-def _best_of_n(curves: Mapping[str, Any]) -> Curve:
-    return Curve.of("best_of_n", curves["kl"], curves["proxy"]["mean"], curves["gold"]["mean"])
-
-
-def _rl(run: Path, pool: Pool) -> Curve:
-    """Read the evaluations of a run's PPO; of an update that was evaluated twice (after a kill), the later counts."""
+    Of an update that was evaluated twice (after a kill), the later counts.
+    """
     found: dict[int, Mapping[str, float]] = {}
     for event in read_events(run / "events.jsonl"):
         if event["event"] == "metrics" and event["stage"] == "ppo" and event.get("split") == "eval":
+            if event["step"] == 0:
+                found = {}
             found[event["step"]] = event["values"]
     if 0 not in found:
         raise RlhfctlError("PPO has no evaluation at update 0", where=str(run), fix="set ppo.eval.every above 0")
@@ -133,15 +247,3 @@ def _deviation(scores: Floats) -> float:
     if found == 0:
         raise RlhfctlError("a scorer gives every response the same score", fix="train the reward model longer")
     return found
-
-
-def _ensembles(folder: Path, pool: Pool, sizes: Sizes) -> dict[str, list[float]]:
-    """Let one model, the mean and the worst of an ensemble choose the best of n, as Coste et al. do; gold's mean."""
-    scores = [read_json(folder / name / SCORES)["scores"] for name in members(sizes)]
-    standard = np.stack([best_of_n.standardized(np.reshape(one, pool.gold.shape)) for one in scores])
-    gold, ns = best_of_n.standardized(pool.gold), best_of_n.sizes(pool.gold.shape[1])
-    choosers = {"one model": standard[0], "mean": standard.mean(axis=0), "worst": standard.min(axis=0)}
-    return {
-        name: [float((best_of_n.chances(chooser, n) * gold).sum(axis=1).mean()) for n in ns]
-        for name, chooser in choosers.items()
-    }

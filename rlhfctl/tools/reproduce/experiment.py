@@ -4,17 +4,20 @@ Gao, Schulman and Hilton (2022) trained reward models (proxies) on labels of a l
 against each proxy, by best of n and by PPO. Coste et al. (2023) did so with ensembles. Here the gold scorer is the
 true preference of the built-in task, and a proxy's size is the number of pairs that it is trained on.
 
-    base ──┬─▶ rm-ROWS: reward, card (best of n), ppo with kl_coef 0      one per size of the proxy
-           ├─▶ member-K: reward, scores of the pool of rm-MIDDLE          the ensemble
-           ├─▶ penalty: ppo with kl_coef above 0, against rm-MIDDLE
-           └─▶ small: a smaller base, ppo against rm-MIDDLE
+    base ──┬─▶ rm-ROWS: reward, ppo with kl_coef 0           one per size of the proxy
+           │   rm-MIDDLE: also card, whose pool of samples is the best of n of all proxies
+           ├─▶ member-K: reward                              the ensemble
+           └─▶ penalty: ppo with kl_coef above 0, against rm-MIDDLE
+    small ───▶ a smaller base, ppo against rm-MIDDLE
 
-Each box is a run folder of its own in FOLDER/seed-SEED. A stage that is complete is skipped, so the same command goes
-on after a kill. Leaves out the numbers (curves.py) and what they amount to (statements.py).
+Each box is a run folder of its own in FOLDER/seed-SEED. Every proxy and every member of the ensemble then scores the
+pool. A stage that is complete is skipped, so the same command goes on after a kill. Leaves out the numbers (curves.py)
+and what they amount to (statements.py).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +32,7 @@ from rlhfctl.recipe.load import load_recipe
 
 RECIPE = "quickstart"
 PENALTY, SMALL_POLICY = "penalty", "small"  # names of runs
-SCORES = "scores.json"  # in the run folder of a member of the ensemble: its scores of the middle proxy's pool
+SCORES = "scores.json"  # in the run folder of a proxy or a member of the ensemble: its scores of the pool
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class Sizes:
     """Sizes of the experiment. `rows`: pairs of each proxy, in rising order; the middle one is the reference proxy."""
 
     rows: tuple[int, ...] = (250, 750, 2250)
-    members: int = 3  # further reward models, trained like the middle one from other first weights
+    members: int = 4  # further reward models, trained like the middle one from other first weights: five in all
     label_noise: float = 0.25  # share of labels that are flipped, as in Coste et al.
-    episodes: int = 5_120
-    eval_every: int = 4  # updates
-    penalty: float = 0.1  # kl_coef of the run with a KL penalty
+    episodes: int = 4_096
+    eval_every: int = 2  # updates
+    eval_prompts: int = 256  # one response to each per evaluation
+    penalty: float = 0.03  # kl_coef of the run with a KL penalty
     prompts: int = 48  # of the pool
     samples: int = 256  # per prompt of the pool
     hidden_size: int = 160
@@ -55,25 +59,22 @@ class Sizes:
 
 
 SMALL = Sizes(
-    rows=(24, 48, 96),
+    rows=(60, 120, 240),
     members=1,
-    episodes=96,
+    episodes=256,
     eval_every=1,
-    prompts=6,
+    eval_prompts=32,
+    prompts=8,
     samples=16,
-    hidden_size=48,
-    small_hidden_size=24,
+    hidden_size=80,
+    small_hidden_size=40,
     extra={
         "model.init.num_hidden_layers": 2,
-        "model.init.num_attention_heads": 2,
-        "model.init.vocab_size": 400,
-        "data.demonstrations.rows": 800,
-        "data.prompts.rows": 80,
-        "data.prompts.eval": 8,
+        "model.init.vocab_size": 512,
+        "data.demonstrations.rows": 2_000,
+        "data.prompts.rows": 120,
         "data.prompts.test": 8,
-        "reward.trainer.num_train_epochs": 1,
-        "ppo.per_device_train_batch_size": 16,
-        "ppo.response_length": 20,
+        "ppo.per_device_train_batch_size": 32,
     },
 )
 """Sizes that only try the command: minutes, and no result of interest."""
@@ -104,6 +105,7 @@ def jobs(seed: int, folder: Path, sizes: Sizes) -> Iterator[Job]:
             "ppo.kl_coef": 0,
             "ppo.total_episodes": sizes.episodes,
             "ppo.eval.every": sizes.eval_every,
+            "data.prompts.eval": sizes.eval_prompts,
         }
         values |= dict(sizes.extra) | {key.replace("__", "."): value for key, value in changes.items()}
         return Job(name, tuple(f"{key}={value}" for key, value in values.items()), request)
@@ -112,7 +114,7 @@ def jobs(seed: int, folder: Path, sizes: Sizes) -> Iterator[Job]:
     proxy = {"reward": str(folder / proxy_name(sizes.middle) / "reward")}
     yield job("base", Request(until="sft"))
     for rows in sizes.rows:
-        for stage in ("reward", "card", "ppo"):
+        for stage in ("reward", "card", "ppo") if rows == sizes.middle else ("reward", "ppo"):
             yield job(proxy_name(rows), Request(only=stage, external=base), data__preferences__rows=rows)
     for member in range(1, sizes.members + 1):  # other first weights and order, the same pairs
         yield job(member_name(member), Request(only="reward", external=base), seed=seed + 1_000 * member)
@@ -135,14 +137,20 @@ def member_name(number: int) -> str:
 def make(
     folder: Path, seeds: list[int], sizes: Sizes, listen: Callable[[Event], None], say: Callable[[str], None]
 ) -> None:
-    """Make all runs that are not complete yet."""
-    todo = [(seed, job) for seed in seeds for job in jobs(seed, folder / f"seed-{seed}", sizes)]
-    for number, (seed, job) in enumerate(todo, start=1):
-        what = job.request.only or "sft"
-        say(f"{number} of {len(todo)}: seed {seed}, {job.name}, {what}")
-        _carry_out(job, folder / f"seed-{seed}" / job.name, listen)
-    for seed in seeds:
-        _score_pools(folder / f"seed-{seed}", sizes, say)
+    """Make all runs that are not complete yet, one seed after the other."""
+    each = {seed: list(jobs(seed, folder / f"seed-{seed}", sizes)) for seed in seeds}
+    total, number = sum(map(len, each.values())), 0
+    for seed, todo in each.items():
+        for job in todo:
+            number += 1
+            say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
+            _carry_out(job, folder / f"seed-{seed}" / job.name, listen)
+        _score_pool(folder / f"seed-{seed}", sizes, say)
+
+
+def pool_file(folder: Path, sizes: Sizes) -> Path:
+    """Return the pool of samples of the reference, which the middle proxy's card draws; `folder`: that of the seed."""
+    return folder / proxy_name(sizes.middle) / "card" / "pool.jsonl"
 
 
 def members(sizes: Sizes) -> list[str]:
@@ -150,19 +158,21 @@ def members(sizes: Sizes) -> list[str]:
     return [proxy_name(sizes.middle), *(member_name(number) for number in range(1, sizes.members + 1))]
 
 
-def _score_pools(folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
-    """Let each member score the middle proxy's pool as text, in the order of its rows."""
-    from rlhfctl.tools.score import score
+def _score_pool(folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
+    """Let each proxy and each member of the ensemble score the pool as text, in the order of its rows."""
+    from rlhfctl.tools.score import score_responses
 
-    pool = folder / proxy_name(sizes.middle) / "card" / "pool.jsonl"
+    pool = pool_file(folder, sizes)
     of_pool = fs.hash_file(pool)
-    for name in members(sizes):
+    for name in dict.fromkeys([*map(proxy_name, sizes.rows), *members(sizes)]):
         file = folder / name / SCORES
         of = [of_pool, load_artifact(folder / name / "reward").fingerprint]
         if file.is_file() and read_json(file)["of"] == of:
             continue
         say(f"{folder.name}: {name} scores the pool")
-        fs.write_json(file, {"of": of, "scores": [row["score"] for row in score(folder / name, pool).rows]})
+        rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
+        scores = score_responses(folder / name, [(row["prompt"], row["response"]) for row in rows])
+        fs.write_json(file, {"of": of, "scores": scores})
 
 
 def _carry_out(job: Job, run: Path, listen: Callable[[Event], None]) -> None:

@@ -1,53 +1,134 @@
-"""Show the result of `rlhfctl reproduce gao`: the fits of each proxy, and the statements that hold. Pure drawing."""
+"""Show the result of `rlhfctl reproduce gao`: the fits of each proxy, the ensembles, and the statements that held.
+
+Pure drawing, for a terminal of 80 columns or more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from statistics import fmean, median
 from typing import Any
 
-from rich.console import RenderableType
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from rlhfctl.stats.scaling import over_seeds
-from rlhfctl.tools.reproduce.curves import Seed
-from rlhfctl.tools.reproduce.statements import Statement
+from rlhfctl.stats.scaling import Form, over_seeds
+from rlhfctl.tools.reproduce.curves import Curve, Seed
+from rlhfctl.tools.reproduce.experiment import Sizes
+from rlhfctl.tools.reproduce.statements import Measure, Statement
 
-_OUTCOMES = {True: "holds", False: "does not hold", None: "undecided"}
+OUTCOMES = {True: "held", False: "did not hold", None: "cannot tell"}
+_STYLES = {True: "green", False: "red", None: "yellow"}
+_FORMS: tuple[tuple[Form, str], ...] = (
+    ("best_of_n", "best of n: gold = d (alpha - beta d)"),
+    ("rl", "RL: gold = d (alpha - beta log d)"),
+)
+_NOTES = (
+    "d: square root of the KL from the reference, in nats per response. Gold is in standard deviations of the "
+    "reference's samples to one prompt. +-: half of the 95% interval over seeds (Student's t). A beta below 0 is a "
+    "curve that bends upwards. R2: the lowest of the seeds; in brackets that of the other method's form. peak: the d "
+    "at which the fitted curve is highest, the median of the seeds whose curve turns down within the points."
+)
 
 
 def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[RenderableType]:
-    """Draw the tables."""
-    table = Table(title=f"fits of gold over {len(seeds)} seeds, with 95% intervals", title_justify="left")
-    for name in ("proxy", "alpha", "beta", "R squared", "peak of d"):
-        table.add_column(name, justify="left" if name == "proxy" else "right")
-    for kind, said in (("best_of_n", "best of n"), ("rl", "RL")):
-        for rows in sorted(seeds[0].rl):
-            fits = [getattr(seed, kind)[rows].fit for seed in seeds]
-            peaks = [fit.peak for fit in fits if fit.peak is not None]
-            table.add_row(
-                f"{said}, {rows} pairs",
-                _with_interval([fit.alpha for fit in fits]),
-                _with_interval([fit.beta for fit in fits]),
-                f"{min(fit.r_squared for fit in fits):.2f} or more",
-                f"{sorted(peaks)[len(peaks) // 2]:.2f}" if 2 * len(peaks) > len(fits) else "none",
-            )
-    yield table
-    outcomes = Table(title="statements", title_justify="left", show_lines=True)
-    for name in ("paper", "statement", "measured", "outcome"):
-        outcomes.add_column(name)
+    """Draw the tables, then the statements, then which of them held."""
+    yield Text(f"{len(seeds)} seeds: {', '.join(str(seed.seed) for seed in seeds)}", "bold")
+    for rows in seeds[0].agreement:
+        right = _spread([seed.agreement[rows] for seed in seeds])
+        yield Text(f"the proxy of {rows} pairs orders two samples as gold does: {right}")
+    for form, title in _FORMS:
+        yield Text(f"\n{title}", "bold")
+        yield _fits(seeds, form)
+    yield Text(_NOTES, "dim")
+    yield Text(f"\nbest of n by {len(seeds[0].single)} reward models, gold", "bold")
+    yield _ensembles(seeds)
+    yield Text("\nstatements of the papers, judged by 95% intervals over seeds", "bold")
     for one in statements:
-        number = f"{one.value:.2f} [{one.ci95.low:.2f}, {one.ci95.high:.2f}]"
-        outcomes.add_row(one.paper, one.says, f"{number}: {one.measure}", _OUTCOMES[one.holds])
-    yield outcomes
+        yield _statement(one)
+    yield Text()
+    yield from sums(statements)
 
 
-def to_json(seeds: Sequence[Seed], statements: Sequence[Statement]) -> dict[str, Any]:
-    """Return all points, fits and outcomes for scripts."""
-    from dataclasses import asdict
+def sums(statements: Sequence[Statement]) -> Iterator[Text]:
+    """Say in a line for each outcome which statements had it."""
+    for outcome, said in OUTCOMES.items():
+        names = [one.name for one in statements if one.held is outcome]
+        yield Text(f"{said}: ", _STYLES[outcome]).append(", ".join(names) or "none", "default")
 
-    return {"seeds": [asdict(seed) for seed in seeds], "statements": [asdict(one) for one in statements]}
+
+def to_json(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> dict[str, Any]:
+    """Return the sizes, all points, fits and outcomes for scripts; intervals as [low, high]."""
+
+    def measure(one: Measure) -> dict[str, Any]:
+        return asdict(one) | {"ci95": [one.ci95.low, one.ci95.high]}
+
+    return {
+        "sizes": asdict(sizes),
+        "seeds": [asdict(seed) for seed in seeds],
+        "statements": [asdict(one) | {"measures": [measure(each) for each in one.measures]} for one in statements],
+    }
 
 
-def _with_interval(values: Sequence[float]) -> str:
+def _fits(seeds: Sequence[Seed], form: Form) -> Table:
+    table = _table("pairs", "alpha", "beta", "R2", "most gold", "peak")
+    for rows in sorted(seeds[0].rl):
+        curves: list[Curve] = [getattr(seed, form)[rows] for seed in seeds]
+        own = min(curve.fit.r_squared for curve in curves)
+        other = min(curve.other_fit.r_squared for curve in curves)
+        table.add_row(
+            str(rows),
+            _spread([curve.fit.alpha for curve in curves]),
+            _spread([curve.fit.beta for curve in curves]),
+            f"{own:.2f} ({other:.2f})",
+            _spread([max(curve.gold) for curve in curves]),
+            _peak(curves),
+        )
+    return table
+
+
+def _peak(curves: Sequence[Curve]) -> str:
+    """Write the median place of the fits' peaks that lie within the points, and how many seeds have one."""
+    peaks = [peak for one in curves if (peak := one.fit.peak) is not None and peak <= one.distance[-1]]
+    return f"{median(peaks):.2f} ({len(peaks)} of {len(curves)})" if peaks else f"none of {len(curves)}"
+
+
+def _ensembles(seeds: Sequence[Seed]) -> Table:
+    largest = seeds[0].ns[-1]
+    table = _table("chosen by", "at the best n", f"at n = {largest}", "fall")
+
+    def row(name: str, number: Callable[[Seed, str], float]) -> None:
+        table.add_row(name, *(_spread([number(seed, what) for seed in seeds]) for what in ("best", "last", "fall")))
+
+    numbers = {"best": lambda one: max(one.gold), "last": lambda one: one.gold[-1], "fall": lambda one: one.fall}
+    row("one model", lambda seed, what: fmean(numbers[what](one) for one in seed.single))
+    for name in seeds[0].ensembles:
+        row(name, lambda seed, what, name=name: numbers[what](seed.ensembles[name]))  # type: ignore[misc]
+    return table
+
+
+def _statement(one: Statement) -> RenderableType:
+    heading = Text(f"\n{one.name}: ", "bold").append(OUTCOMES[one.held], f"bold {_STYLES[one.held]}")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for right in (False, True, False, False):
+        table.add_column(justify="right" if right else "left", no_wrap=len(table.columns) > 0)
+    for measure in one.measures:
+        number = f"{measure.value:.2f} [{measure.ci95.low:.2f}, {measure.ci95.high:.2f}]"
+        table.add_row(measure.what, number, measure.asked, Text(OUTCOMES[measure.held], _STYLES[measure.held]))
+    return Group(heading, Text(one.says), Padding(table, (0, 0, 0, 2)))
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _spread(values: Sequence[float]) -> str:
     mean, interval = over_seeds(values)
-    return f"{mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{mean:.2f} +-{interval.high - mean:.2f}"
