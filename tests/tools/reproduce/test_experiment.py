@@ -9,7 +9,7 @@ import pytest
 from conftest import run_cli
 
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.tools.reproduce.experiment import RECIPE, SMALL, Job, Sizes, jobs, members
+from rlhfctl.tools.reproduce.experiment import RECIPE, SCORES, SMALL, Job, Sizes, jobs, members
 
 
 def loaded(job: Job) -> dict[str, object]:
@@ -56,10 +56,18 @@ def test_the_small_form_ends_with_statements_and_does_nothing_twice(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gao.json").read_text())
     assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
-    assert len(found["statements"]) == 7
+    assert len(found["statements"]) == 8
+    assert found["sizes"]["rows"] == list(SMALL.rows)
     assert "statements" in done.stdout
-    events = (tmp_path / "gao" / "seed-0" / "rm-48" / "events.jsonl").read_text().count('"checkpoint"')
+    assert "Reward over-optimization" in (tmp_path / "gao" / "report.html").read_text(encoding="utf-8")
+    made = written(tmp_path / "gao")
+    assert len(made) > 2 * len(members(SMALL))
     again = run_cli(*command[:-2], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
-    assert (tmp_path / "gao" / "seed-0" / "rm-48" / "events.jsonl").read_text().count('"checkpoint"') == events
+    assert written(tmp_path / "gao") == made
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each manifest and each file of scores was written last."""
+    return {path: path.stat().st_mtime_ns for name in ("manifest.json", SCORES) for path in folder.rglob(name)}
