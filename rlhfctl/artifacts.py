@@ -250,7 +250,7 @@ def publish_manifest(
     left_out = [
         f"the metric {name} was {value} and is left out" for name, value in numbers.items() if name not in finite
     ]
-    outputs = fs.hash_tree(path, skip=frozenset({WORK, MANIFEST}))
+    outputs = outputs_in(path)
     manifest = Manifest(
         stage=stage,
         inputs=dict(inputs),
@@ -277,6 +277,11 @@ def publish_manifest(
     manifest = manifest.model_copy(update={"seal": seal_of(manifest.model_dump(mode="json"))})
     fs.write_json(path / MANIFEST, manifest.model_dump(mode="json"))
     return Artifact(path, manifest)
+
+
+def outputs_in(path: Path) -> dict[str, str]:
+    """Hash the files of a stage's folder that its manifest records: all but itself, checkpoints and hidden ones."""
+    return fs.hash_tree(path, skip=frozenset({WORK, MANIFEST}))
 
 
 def seal_of(fields: Mapping[str, Any]) -> str:

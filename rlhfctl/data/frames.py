@@ -1,6 +1,8 @@
-"""Find data sets whose prompts stand in different frames: `### Instruction: ...` in one, the bare question in another.
+"""Find data sets whose formats differ, so that the model is asked in a format that it was not taught.
 
-Conversations get their frame from the chat template, so only texts are compared. Pure functions of loaded rows.
+Either one set holds conversations and another texts, or prompts stand in different frames: `### Instruction: ...` in
+one, the bare question in another. Conversations get their frame from the chat template, so only texts are compared.
+Pure functions of loaded rows.
 """
 
 from __future__ import annotations
@@ -21,6 +23,27 @@ FEWEST = 20
 """Distinct prompts from which on a set is judged."""
 LOOKED_AT = 1_000
 _SHOWN = 40  # characters
+
+
+def format_warnings(loaded: Mapping[str, Rows]) -> list[str]:
+    """Return what sets the formats of the data sets apart, as sentences."""
+    return [*mixed_kinds(loaded), *different_frames(loaded)]
+
+
+def mixed_kinds(loaded: Mapping[str, Rows]) -> Iterator[str]:
+    """Report data sets that mix conversations and texts: a stage would meet a format that it was not taught."""
+    kinds: dict[str, list[str]] = {"conversations": [], "texts": []}
+    for name, rows in loaded.items():
+        row = rows.rows[0]
+        talks = "messages" in row or isinstance(row.get("prompt"), list)
+        kinds["conversations" if talks else "texts"].append(name)
+    if kinds["conversations"] and kinds["texts"]:
+        texts, chats = (" and ".join(f"data.{name}" for name in kinds[kind]) for kind in ("texts", "conversations"))
+        yield (
+            f"{texts} hold texts, but {chats} hold conversations: the chat template is written around some rows and "
+            f"not around others, so the stages read different languages. Set as_conversations: true for {texts}, or "
+            "give texts everywhere"
+        )
 
 
 def different_frames(loaded: Mapping[str, Rows]) -> Iterator[str]:

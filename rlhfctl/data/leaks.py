@@ -85,19 +85,3 @@ def _keys_of(rows: Iterable[Row]) -> set[str]:
 def _begin(prompt: Prompt) -> str:
     text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     return " ".join(text.split())[:_SHOWN]
-
-
-def mixed_kinds(loaded: Mapping[str, Rows]) -> Iterator[str]:
-    """Report data sets that mix conversations and texts: a stage would meet a format that it was not taught."""
-    kinds: dict[str, list[str]] = {"conversations": [], "texts": []}
-    for name, rows in loaded.items():
-        row = rows.rows[0]
-        talks = "messages" in row or isinstance(row.get("prompt"), list)
-        kinds["conversations" if talks else "texts"].append(name)
-    if kinds["conversations"] and kinds["texts"]:
-        texts, chats = (" and ".join(f"data.{name}" for name in kinds[kind]) for kind in ("texts", "conversations"))
-        yield (
-            f"{texts} hold texts, but {chats} hold conversations: the chat template is written around some rows and "
-            f"not around others, so the stages read different languages. Set as_conversations: true for {texts}, or "
-            "give texts everywhere"
-        )

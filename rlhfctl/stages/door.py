@@ -42,11 +42,11 @@ def load_data(data: Data, seed: int, names: Collection[str]) -> dict[str, Rows]:
 
 def data_warnings(data: Mapping[str, Rows]) -> list[str]:
     """Return warnings that need several data sets at once: mixed kinds, different frames, leaked test prompts."""
-    from rlhfctl.data.frames import different_frames
-    from rlhfctl.data.leaks import find_leaks, mixed_kinds
+    from rlhfctl.data.frames import format_warnings
+    from rlhfctl.data.leaks import find_leaks
 
     fix = "the verdict would measure memory; leave these rows out with data.leaks: drop, or use other test prompts"
-    return [*mixed_kinds(data), *different_frames(data), *(f"{sentence}: {fix}" for sentence in find_leaks(data))]
+    return [*format_warnings(data), *(f"{sentence}: {fix}" for sentence in find_leaks(data))]
 
 
 def function_fingerprint(spec: str, folder: Path) -> str:

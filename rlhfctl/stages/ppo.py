@@ -32,7 +32,7 @@ from rlhfctl.models import adapters, build, devices, heads, scoring, special_tok
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.heads import AdapterScorer
-from rlhfctl.recipe.schema import Ppo, Recipe
+from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import RewardFunction
@@ -76,7 +76,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
     evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts), heldout)
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
-    settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, recipe)}
+    settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     train = _train if section.engine == "rlhfctl" else _train_with_trl
     metrics = train(section, roles, reward, PromptData(tokenizer, rows, prompts), evaluation, settings, ctx)
     metrics["updates"] = section.updates
@@ -96,10 +96,9 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     )
 
 
-def _is_learned(section: Ppo, recipe: Recipe) -> bool:
-    """Tell whether a reward model is among the rewards; functions alone are not learned."""
-    model = recipe.reward is not None and recipe.reward.kind != "function"
-    return model and (section.rewards is None or REWARD in section.rewards)
+def _is_learned(section: Ppo, ctx: Context) -> bool:
+    """Tell whether a reward model is among the rewards: trained here, ready, or named by the command."""
+    return "reward" in ctx.parents and (section.rewards is None or REWARD in section.rewards)
 
 
 # ---------------------------------------------------------------- the engines

@@ -23,8 +23,8 @@ from rlhfctl.data import load, preflight, types
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import IGNORED, Encoder, any_conversation
 from rlhfctl.data.fitting import longest_prompt, longest_row
-from rlhfctl.data.frames import different_frames
-from rlhfctl.data.leaks import find_leaks, mixed_kinds
+from rlhfctl.data.frames import format_warnings
+from rlhfctl.data.leaks import find_leaks
 from rlhfctl.data.splits import prompt_key
 from rlhfctl.data.types import Row, Rows
 from rlhfctl.graph import require_sources, stages_of
@@ -130,9 +130,7 @@ def examine(recipe: Recipe) -> Report:
     context = _context(recipe, tokenizer)
     sets = tuple(_examine(rows, recipe, tokenizer, context) for rows in loaded.values())
     template = template_warnings(tokenizer) if any_conversation(loaded) else ()
-    return Report(
-        sets, tuple(find_leaks(loaded)), (*mixed_kinds(loaded), *different_frames(loaded), *template), prepared.notes
-    )
+    return Report(sets, tuple(find_leaks(loaded)), (*format_warnings(loaded), *template), prepared.notes)
 
 
 def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data import load, preflight, types
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder, any_conversation
-from rlhfctl.data.frames import different_frames
-from rlhfctl.data.leaks import find_leaks, mixed_kinds
+from rlhfctl.data.frames import format_warnings
+from rlhfctl.data.leaks import find_leaks
 from rlhfctl.graph import functions_of, require_sources, stages_of, trainer_options
 from rlhfctl.judging import client
 from rlhfctl.models import checks, loading, tokenizing
@@ -49,9 +49,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
         yield from (f"data.{name}: {sentence}" for sentence in rows.notes)
     for name in made_data(recipe.data):
         yield f"data.{name}: checked when {', '.join(source_stages([name], recipe.data))} has made it"
-    yield from (
-        f"warning: {sentence}" for sentence in (*mixed_kinds(rows_of), *different_frames(rows_of), *find_leaks(rows_of))
-    )
+    yield from (f"warning: {sentence}" for sentence in (*format_warnings(rows_of), *find_leaks(rows_of)))
     functions = functions_of(recipe)
     for spec in functions:
         load_function(spec, Path(recipe.folder or "."))

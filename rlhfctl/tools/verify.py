@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfctl import fs, verdict
-from rlhfctl.artifacts import MANIFEST, WORK, Artifact, changed_inputs, load_artifact, manifests_in, read_json, seal_of
+from rlhfctl.artifacts import MANIFEST, Artifact, changed_inputs, load_artifact, outputs_in, read_json, seal_of
 from rlhfctl.dashboard.text import counted
 from rlhfctl.errors import HandoffError, RlhfctlError, RunBusyError
-from rlhfctl.events import Event, Working
+from rlhfctl.events import Listener, Work, report_progress_to
 from rlhfctl.graph import STAGES, Request, stages_in, waiting_at
 from rlhfctl.inputs import data_of, describe_changes, inputs_of
 from rlhfctl.paths import RunPaths, StageId
@@ -34,7 +34,6 @@ from rlhfctl.stages import door
 from rlhfctl.stats.paired import paired_differences, win_rate
 
 State = Literal["ok", "differs", "not checked", "not complete"]
-Listener = Callable[[Event], None]
 
 _TOLERANCE = 1e-9  # relative and absolute: the numbers are means of the same scores, written in full
 _SHOWN = 3  # files named in one sentence
@@ -54,7 +53,7 @@ class Finding:
 def verify(run: Path, listen: Listener | None = None) -> list[Finding]:
     """Check everything that the run's manifests record; return what was found, in the order of the stages.
 
-    `listen` hears how many files have been hashed. Raises RlhfctlError where there is no run, and RunBusyError while a
+    `listen` hears which stage's files are hashed. Raises RlhfctlError where there is no run, and RunBusyError while a
     process works on it.
     """
     paths = RunPaths(run)
@@ -71,18 +70,17 @@ def verify(run: Path, listen: Listener | None = None) -> list[Finding]:
         recipe, found = None, [Finding("run", "recipe.yaml", "differs", f"cannot be read: {error.what}")]
     data, absent = _read_data(recipe) if recipe is not None else ({}, {})
     found += [Finding("run", f"data.{name}", "not checked", why) for name, why in absent.items()]
-    stages = _stages(recipe, paths)
-    progress = _Progress(listen, sum(1 for stage in stages for _ in _files(paths.stage(stage))))
-    for stage in stages:
-        found += _check_stage(stage, recipe, paths, data, progress)
-    progress.end()
+    with report_progress_to(listen or (lambda event: None), "verify"):
+        for stage in _stages(recipe, paths):
+            with Work(f"checking the files of {stage}"):
+                found += _check_stage(stage, recipe, paths, data)
     return found
 
 
 def _stages(recipe: Recipe | None, paths: RunPaths) -> list[StageId]:
     """List the recipe's stages, then those that lie there and that it does not ask for (any more)."""
     asked = stages_in(recipe, paths) if recipe is not None else []
-    there = [stage for stage in paths.stages() if paths.stage(stage) / MANIFEST in manifests_in(paths.root)]
+    there = [stage for stage in paths.stages() if (paths.stage(stage) / MANIFEST).is_file()]
     return [*asked, *(stage for stage in there if stage not in asked)]
 
 
@@ -101,9 +99,7 @@ def _read_data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
 # ---------------------------------------------------------------- one stage
 
 
-def _check_stage(
-    stage: StageId, recipe: Recipe | None, paths: RunPaths, data: Mapping[str, Any], progress: _Progress
-) -> list[Finding]:
+def _check_stage(stage: StageId, recipe: Recipe | None, paths: RunPaths, data: Mapping[str, Any]) -> list[Finding]:
     folder, name = paths.stage(stage), str(stage)
     if not (folder / MANIFEST).is_file():
         return [Finding(name, "stage", "not complete", _why_incomplete(folder))]
@@ -115,7 +111,7 @@ def _check_stage(
         Finding(name, about, state, said)
         for check in (
             _manifest(stage, artifact),
-            _outputs(artifact, progress),
+            _outputs(artifact),
             _parents(artifact),
             _inputs(stage, artifact, recipe, paths, data) if recipe is not None else (),
             _verdict(artifact),
@@ -149,13 +145,9 @@ def _manifest(stage: StageId, artifact: Artifact) -> Found:
         yield "manifest", "ok", "as it was written"
 
 
-def _outputs(artifact: Artifact, progress: _Progress) -> Found:
+def _outputs(artifact: Artifact) -> Found:
     """Hash every file of the stage's folder."""
-    recorded = artifact.manifest.outputs
-    there = {}
-    for file in _files(artifact.path):
-        there[file.relative_to(artifact.path).as_posix()] = fs.hash_file(file)
-        progress.step()
+    recorded, there = artifact.manifest.outputs, outputs_in(artifact.path)
     wrong = {
         "altered": [name for name in recorded if name in there and there[name] != recorded[name]],
         "gone": [name for name in recorded if name not in there],
@@ -167,14 +159,6 @@ def _outputs(artifact: Artifact, progress: _Progress) -> Found:
             yield "files", "differs", f"{word} since the stage finished: {', '.join(sorted(names)[:_SHOWN])}{more}"
     if not any(wrong.values()):
         yield "files", "ok", f"{counted(len(recorded), 'file')} as recorded"
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """List the files that a manifest records: all but itself, checkpoints and hidden ones."""
-    for path in sorted(folder.rglob("*")) if (folder / MANIFEST).is_file() else ():
-        first = path.relative_to(folder).parts[0]
-        if path.is_file() and first not in (WORK, MANIFEST) and not first.startswith("."):
-            yield path
 
 
 def _parents(artifact: Artifact) -> Found:
@@ -292,35 +276,7 @@ def _word(report: Mapping[str, Any]) -> str:
     return verdict.overall(report["judges"][primary]["verdict"], fair, colder)
 
 
-# ---------------------------------------------------------------- progress and view
-
-
-class _Progress:
-    """Tell a listener how many files have been hashed."""
-
-    def __init__(self, listen: Listener | None, total: int) -> None:
-        self.listen, self.total, self.done = listen, total, 0
-
-    def step(self) -> None:
-        self.done += 1
-        self._tell(over=False)
-
-    def end(self) -> None:
-        self._tell(over=True)
-
-    def _tell(self, *, over: bool) -> None:
-        if self.listen is not None:
-            self.listen(
-                Working(
-                    stage="run",
-                    what="hashing files",
-                    done=self.done,
-                    total=self.total,
-                    unit="file",
-                    seconds=0.0,
-                    over=over,
-                )
-            )
+# ---------------------------------------------------------------- outcome
 
 
 def require_unchanged(run: Path, found: Sequence[Finding]) -> None:

@@ -10,7 +10,7 @@ the gate, are facts about a small reward model (gibberish may fool it) and are l
 
 A seed draws its own data, weights and samples. Faults of one seed share its sft and reward model where the fault leaves
 these as they are. What was found is kept in `--folder`, a file per run: the same command goes on with the rest, and
-prints the table at its end. Hours on one core; each run takes a minute or less.
+prints the table at its end. An hour on one core; each run takes a minute or less.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ FAULTS = (
 
 def examined(fault: Fault | None, seed: int, folder: Path) -> Found:
     """Train one run, or what is missing of it, and return what the tool tells of it."""
-    from rlhfctl.report.facts.causes import key_of
+    from rlhfctl.dashboard.causes import key_of
     from rlhfctl.report.facts.gather import gather
 
     name = slug(fault.name) if fault is not None else HEALTHY

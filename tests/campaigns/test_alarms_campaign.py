@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from alarms import FAULTS, HEALTHY, RECIPE, Found, campaign, detected, kept, silent, slug, table, with_function
 
+from rlhfctl.dashboard.causes import CAUSES
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.report.facts.causes import CAUSES
 
 SHRUNK = next(fault for fault in FAULTS if fault.words == "responses shrank from")
 CHANCE = next(fault for fault in FAULTS if fault.words == "at_chance")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlhfctl.data.frames import different_frames, frame
+from rlhfctl.data.frames import different_frames, frame, mixed_kinds
 from rlhfctl.data.types import Rows
 from rlhfctl.stages.door import data_warnings
 from rlhfctl.world import reviews
@@ -67,6 +67,15 @@ def test_a_beginning_counts_too() -> None:
 )
 def test_other_sets_are_not_told(demonstrations: Sequence[object], prompts: Sequence[object]) -> None:
     assert told(demonstrations, prompts) == []
+
+
+def test_texts_beside_conversations_are_told_with_a_way_out() -> None:
+    talks = rows("demonstrations", [[{"role": "user", "content": "hello"}]])
+    texts = {name: rows(name, ["hello"]) for name in ("preferences", "prompts")}
+    (said,) = mixed_kinds({"demonstrations": talks, **texts})
+    assert said.startswith("data.preferences and data.prompts hold texts, but data.demonstrations hold conversations:")
+    assert "as_conversations: true" in said
+    assert list(mixed_kinds(texts)) == []
 
 
 def test_the_built_in_task_has_one_frame_and_a_changed_one_is_among_the_warnings() -> None:

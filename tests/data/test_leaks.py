@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhfctl import pipeline
-from rlhfctl.data.leaks import answered_keys, find_leaks, leak_key, mixed_kinds
+from rlhfctl.data.leaks import answered_keys, find_leaks, leak_key
 from rlhfctl.data.load import check_all
 from rlhfctl.data.types import PromptSplit, examples
 from rlhfctl.errors import DataError
@@ -94,14 +94,6 @@ def test_a_run_warns_before_anything_trains(data: Data, tmp_path: Path) -> None:
         "3 of 3 test prompts are in the demonstrations too, e.g. 'question 1': the verdict would measure memory; leave "
         "these rows out with data.leaks: drop, or use other test prompts"
     )
-
-
-def test_texts_beside_conversations_are_a_warning_with_a_way_out(data: Data) -> None:
-    (said,) = mixed_kinds(check_all(data, 0))
-    assert said.startswith("data.preferences and data.prompts hold texts, but data.demonstrations hold conversations:")
-    assert "as_conversations: true" in said
-    loaded = check_all(data, 0)
-    assert list(mixed_kinds({name: loaded[name] for name in ("preferences", "prompts")})) == []
 
 
 def test_the_data_seed_alone_chooses_the_test_prompts(data: Data) -> None:

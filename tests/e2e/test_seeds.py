@@ -71,6 +71,8 @@ def test_shared_stages_run_once_and_each_seed_is_a_run_of_its_own(project: Path)
     found = events(run)
     assert found[0]["stages"] == ran(found) == ALL
     assert {event["stage"] for event in found} == {"run", *ALL}  # no stage speaks under another name
+    settings = [event["settings"] for event in found if event["event"] == "started" and event["stage"].endswith("ppo")]
+    assert [one["learned_reward"] for one in settings] == [False, False]  # a function: alarms let its KL grow
     summary = json.loads((run / "summary" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["seeds"], summary["shared"], summary["primary_judge"]) == ([0, 1], ["sft"], "reward_function")
     verdicts = [event for event in found if event["event"] == "verdict"]
@@ -147,6 +149,14 @@ def test_a_new_seed_runs_alone_and_one_taken_out_is_told_and_kept(project: Path)
     (found,) = [one for one in listed if one["name"] == "more"]
     assert found["state"] == "complete" and found["result"].split(":")[0].endswith("over 2 seeds")
     assert [*found["stages"]] == ["sft", "seed-1/ppo", "seed-1/compare", "seed-5/ppo", "seed-5/compare", "summary"]
+    checked = json.loads(run_here("verify", run, "--json", cwd=project).stdout)  # with the seed that was taken out
+    assert checked["unchanged"] is True, checked
+    assert {one["where"] for one in checked["findings"]} == {*found["stages"], "seed-0/ppo", "seed-0/compare"}
+    shutil.rmtree(run / "seed-1" / "ppo")
+    shutil.copytree(run / "seed-5" / "ppo", run / "seed-1" / "ppo")
+    mixed = run_here("verify", run, cwd=project)
+    said = " ".join(mixed.stdout.split())
+    assert mixed.returncode == 3 and "it is the record of seed-5/ppo" in said and "seed-1/compare" in said
 
 
 def test_recipes_on_the_same_seeds_sample_the_same_first_batch(project: Path) -> None:

@@ -79,12 +79,14 @@ def test_a_run_of_an_earlier_version_has_no_seals(tmp_path: Path) -> None:
     assert len(unsealed) == 4 and all("no seal over its fields" in one.said for one in unsealed)
 
 
-def test_files_are_counted_while_they_are_hashed(run: Path) -> None:
+def test_each_stage_is_named_while_its_files_are_hashed(run: Path) -> None:
     heard: list[Event] = []
     verify(run, heard.append)
-    counts = [event for event in heard if isinstance(event, Working)]
-    files = sum(len(json.loads(file.read_text())["outputs"]) for file in run.glob("*/manifest.json"))
-    assert (counts[-1].done, counts[-1].total, counts[-1].over) == (files, files, True)
+    told = [(event.what, event.over) for event in heard if isinstance(event, Working)]
+    files = [f"checking the files of {stage}" for stage in ("sft", "reward", "ppo", "compare")]
+    assert [one for one in told if one[0].startswith("checking the files")] == [
+        (what, over) for what in files for over in (False, True)
+    ]
 
 
 # ---------------------------------------------------------------- what differs

@@ -7,10 +7,10 @@ equal output.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
 
+from rlhfctl.dashboard.causes import key_of
 from rlhfctl.dashboard.state import RunState
 from rlhfctl.dashboard.text import duration, number, one_line, quoted, setting, visible, work_left
 from rlhfctl.events import (
@@ -31,8 +31,6 @@ from rlhfctl.events import (
 )
 from rlhfctl.metrics import log_labels, ranked, step_name
 
-_NUMBER = re.compile(r"[-+]?[0-9][0-9.,e%+-]*")
-
 OTHER_METRICS = 4
 """Number of metrics without a rank that are shown after the ranked ones."""
 
@@ -44,18 +42,21 @@ WORK_AFTER_S, WORK_EVERY_S = 5.0, 30.0
 
 
 class PlainPrinter:
-    """Write one line per event to `stream` and flush it. This is a listener."""
+    """Write one line per event to `stream` and flush it. This is a listener.
 
-    def __init__(self, stream: TextIO) -> None:
+    `history`: records of the run's earlier attempts, because alarms compare with the beginning.
+    """
+
+    def __init__(self, stream: TextIO, history: Iterable[Mapping[str, Any]] = ()) -> None:
         self.stream = stream
         self._units: dict[str, str] = {}  # stage -> name of one step
         self._last_time: dict[str, float] = {}
         self._last_step: dict[str, int] = {}
         self._worked: dict[tuple[str, str], float] = {}  # (stage, work) -> seconds of work at its last line
         self._state = RunState()
-        self._alarms: dict[
-            tuple[str, str], str
-        ] = {}  # (stage, sentence without numbers) -> sentence, of those that hold
+        for record in history:
+            self._state.feed(record)
+        self._alarms: dict[tuple[str, str], str] = {}  # (stage, what stays the same in it) -> alarm that holds
 
     def __call__(self, event: Event, /) -> None:
         self._state.feed(event.to_record())
@@ -147,9 +148,7 @@ class PlainPrinter:
 
     def _tell_alarms(self, event: Metrics) -> None:
         """Write a line for each alarm of the stage that begins, and for each that no longer holds."""
-        holding = {
-            (stage, _NUMBER.sub("#", said)): said for stage, said in self._state.alarms() if stage == event.stage
-        }
+        holding = {(stage, key_of(said)): said for stage, said in self._state.alarms() if stage == event.stage}
         for key in [key for key in holding if key not in self._alarms]:
             self._line(event, f"alarm: {one_line(holding[key])}")
         for key in [key for key in self._alarms if key[0] == event.stage and key not in holding]:

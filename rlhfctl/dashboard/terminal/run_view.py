@@ -57,15 +57,16 @@ def open_listeners(events: Path) -> Iterator[FanOut]:
     """
     screen = console()
     with _signals_as_interrupted() as stop, JsonlWriter(events) as writer:
+        from rlhfctl.dashboard.terminal.watch import history
+
         if screen.is_terminal and not screen.is_dumb_terminal:
             from rlhfctl.dashboard.terminal.live import LivePrinter
-            from rlhfctl.dashboard.terminal.watch import history
 
             with LivePrinter(screen, history(events)) as live, _report_stop_reason([writer, live], stop):
                 yield FanOut([stop, writer, live])
         else:
             with _report_stop_reason([writer], stop):
-                yield FanOut([stop, writer, _output_closed_as_error(PlainPrinter(sys.stdout))])
+                yield FanOut([stop, writer, _output_closed_as_error(PlainPrinter(sys.stdout, history(events)))])
 
 
 @contextmanager

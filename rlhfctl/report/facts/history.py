@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.dashboard.alarms import alarms
+from rlhfctl.dashboard.causes import causes_of, key_of
 from rlhfctl.dashboard.jsonl import read_events
 from rlhfctl.dashboard.series import Series
 from rlhfctl.dashboard.state import is_map, real, whole
-from rlhfctl.report.facts.causes import causes_of, key_of
 from rlhfctl.report.facts.records import Alarm, Point
 
 _AFTER_TRAINING = ("heldout", "test")  # splits that are no curve

@@ -124,9 +124,6 @@ def _recommended(evaluations: Sequence[Evaluation], guide: str, kl_limit: float 
     return best_evaluation([(one.kl, one.scores[guide]) for one in evaluations], kl_limit)
 
 
-_TOO_FAR = "PPO went too far: "
-
-
 def told(found: Optimization) -> str:
     """Say in words whether the scorers that PPO never sees followed the reward that it raises."""
     if not found.guide:
@@ -134,64 +131,65 @@ def told(found: Optimization) -> str:
             "Nothing independent was measured during PPO. With reward.heldout: true a second reward model shows "
             "whether the gain is real."
         )
-    if found.guide == GOLD:
-        return _told_of(found, GOLD)
-    said = _told_of_heldout(found) if found.has_errors else _told_of(found, HELDOUT)
-    if GOLD not in found.units:
+    followed, said = _heldout_of(found) if found.guide == HELDOUT and found.has_errors else _other(found, found.guide)
+    if found.guide == GOLD or GOLD not in found.units:
         return said
-    peak, fall = found.fall(GOLD)
-    seen = said.startswith(_TOO_FAR)
-    if fall < CLEAR_FALL:
+    gold_followed, of_gold = _other(found, GOLD)
+    if gold_followed:
         return f"{said} Gold, the true preference, has not clearly fallen from its peak."
-    if not seen:
+    if followed:
         gain = found.change(HELDOUT, len(found.evaluations) - 1)
-        return f"{_told_of(found, GOLD)} The held-out reward model did not see it: it {_moved(gain)} {_unit(found)}."
+        return f"{of_gold} The held-out reward model did not see it: it {_moved(gain)} {_unit(found)}."
+    peak, fall = found.fall(GOLD)
     at = found.evaluations[peak].update
     return f"{said} Gold, the true preference, fell by {number(fall, 2)} {_unit(found)} from its peak (update {at:,})."
 
 
-def _told_of_heldout(found: Optimization) -> str:
-    """Say what the held-out reward did, by the alarm's rule, which knows the noise of the evaluations."""
+def _heldout_of(found: Optimization) -> tuple[bool, str]:
+    """Tell whether the held-out reward followed, by the alarm's rule, which knows the noise of the evaluations."""
     name, last = SCORERS[HELDOUT][0], len(found.evaluations) - 1
     exploited = found.exploited()
     if exploited is not None:
-        unit = _unit(found)
+        then = next(one for one in found.evaluations if one.update == exploited.peak_step)
         rise = (exploited.proxy_now - exploited.proxy_then) / found.units[PROXY]
         fall = (exploited.heldout_peak - exploited.heldout_now) / found.units[HELDOUT]
-        then = next(one for one in found.evaluations if one.update == exploited.peak_step)
-        now = found.evaluations[last]
-        return (
-            f"{_TOO_FAR}from about update {then.update:,} (KL {number(then.kl, 3)}) to update "
-            f"{now.update:,} (KL {number(now.kl, 3)}) the reward that it raises "
-            f"rose by {number(rise, 2)} {unit}, while the {name} fell by {number(fall, 2)}.{_better(found)}"
-        )
+        said = _too_far(found, HELDOUT, f"about update {then.update:,}", then.kl, rise, fall)
+        return False, f"{said}{_better(found)}"
     gain, (peak, fall) = found.change(HELDOUT, last), found.fall(HELDOUT)
     said = f"No sign of over-optimization: the {name} {_moved(gain)} {_unit(found)}"
     if fall <= 0:
-        return f"{said} and is at its peak."
+        return True, f"{said} and is at its peak."
     at = found.evaluations[peak].update
-    return f"{said}. It is {number(fall, 2)} below its peak (update {at:,}), no more than chance gives."
+    return True, f"{said}. It is {number(fall, 2)} below its peak (update {at:,}), no more than chance gives."
 
 
-def _told_of(found: Optimization, scorer: str) -> str:
-    """Say what a scorer did whose noise is not known: a fall counts from CLEAR_FALL on."""
-    unit, name = _unit(found), SCORERS[scorer][0]
+def _other(found: Optimization, scorer: str) -> tuple[bool, str]:
+    """Tell whether a scorer followed whose noise is not known: a fall counts from CLEAR_FALL on."""
+    unit, name, last = _unit(found), SCORERS[scorer][0], len(found.evaluations) - 1
     peak, fall = found.fall(scorer)
-    at, last = found.evaluations[peak], found.evaluations[-1]
-    rise = found.change(PROXY, len(found.evaluations) - 1) - found.change(PROXY, peak) if PROXY in found.units else 0
-    if fall >= CLEAR_FALL and rise > 0:
-        return (
-            f"{_TOO_FAR}from update {at.update:,} (KL {number(at.kl, 3)}) to update {last.update:,} (KL "
-            f"{number(last.kl, 3)}) the reward that it raises rose by {number(rise, 2)} {unit}, while the {name} fell "
-            f"by {number(fall, 2)}. The policy of update {at.update:,} is the better one."
-        )
-    if fall >= CLEAR_FALL:
-        return (
+    at = found.evaluations[peak]
+    if fall < CLEAR_FALL:
+        moved = _moved(found.change(scorer, last))
+        said = f"No sign of over-optimization: the {name} {moved} {unit} and has not clearly fallen from its peak."
+        return True, said
+    rise = found.change(PROXY, last) - found.change(PROXY, peak) if PROXY in found.units else 0
+    if rise <= 0:
+        return False, (
             f"The {name} was highest at update {at.update:,} (KL {number(at.kl, 3)}) and has fallen by "
             f"{number(fall, 2)} {unit} since."
         )
-    gain = found.change(scorer, len(found.evaluations) - 1)
-    return f"No sign of over-optimization: the {name} {_moved(gain)} {unit} and has not clearly fallen from its peak."
+    said = _too_far(found, scorer, f"update {at.update:,}", at.kl, rise, fall)
+    return False, f"{said} The policy of update {at.update:,} is the better one."
+
+
+def _too_far(found: Optimization, scorer: str, then: str, kl: float, rise: float, fall: float) -> str:
+    """Say that the proxy rose and a scorer fell from a time on, up to the last evaluation."""
+    now = found.evaluations[-1]
+    return (
+        f"PPO went too far: from {then} (KL {number(kl, 3)}) to update {now.update:,} (KL {number(now.kl, 3)}) the "
+        f"reward that it raises rose by {number(rise, 2)} {_unit(found)}, while the {SCORERS[scorer][0]} fell by "
+        f"{number(fall, 2)}."
+    )
 
 
 def _better(found: Optimization) -> str:

@@ -169,3 +169,14 @@ def test_an_alarm_has_a_line_when_it_begins_and_when_it_ends() -> None:
     assert len(told) == 2  # other numbers make no other alarm
     assert told[0].startswith("[ppo] alarm: KL is 4") and "the policy is far from the reference" in told[0]
     assert told[1].startswith("[ppo] alarm over: KL is 4")
+
+
+def test_an_alarm_compares_with_the_beginning_of_earlier_attempts() -> None:
+    lengths = [20.0] * 10 + [5.0] * 6
+    events = [Metrics(stage="ppo", step=step, values={"length": length}) for step, length in enumerate(lengths, 1)]
+    stream = io.StringIO()
+    printer = PlainPrinter(stream, [event.to_record() for event in (StageStarted(stage="ppo"), *events[:10])])
+    for event in (StageStarted(stage="ppo", resumed_from=10), *events[10:]):
+        printer(event)
+    assert "[ppo] alarm: responses shrank from 20 to 5 tokens" in stream.getvalue()
+    assert not any("alarm" in line for line in lines(StageStarted(stage="ppo", resumed_from=10), *events[10:]))

@@ -6,7 +6,7 @@ import re
 
 from conftest import ROOT
 
-from rlhfctl.report.facts.causes import CAUSES, causes_of, key_of
+from rlhfctl.dashboard.causes import CAUSES, causes_of, key_of
 
 PAGE = (ROOT / "docs" / "alarms.md").read_text(encoding="utf-8")
 NO_ALARM = {"as far as this tells no better than a coin"}  # a warning of the reward stage
