@@ -67,6 +67,9 @@ def test_events_tell_the_whole_story(tiny_run: Path) -> None:
     events = list(read_events(tiny_run / "events.jsonl"))
     assert [e["stage"] for e in events if e["event"] == "finished"] == list(STAGES)
     ppo = [e["values"] for e in events if e["event"] == "metrics" and e["stage"] == "ppo" and e["split"] == "train"]
+    assert all(0 <= values["repetition"] < 1 for values in ppo)
+    (started,) = [e["settings"] for e in events if e["event"] == "started" and e["stage"] == "ppo"]
+    assert started["learned_reward"] is True  # alarms watch KL also without a penalty
     assert len(ppo) == 2
     assert abs(ppo[0]["kl"]) < 1e-6  # policy and reference are the same before the first update
     evaluations = [
