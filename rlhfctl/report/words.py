@@ -138,9 +138,8 @@ def _unfinished(run: Run) -> str:
         return (
             f"There is no verdict yet: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not complete.{why}"
         )
-    return (
-        "This run has no comparison, so nothing says whether the model is better. Add a compare section to the recipe."
-    )
+    way = f"Run: rlhfctl compare {run.path}" if run.recipe.get("compare") else "Add a compare section to the recipe."
+    return f"This run has no comparison, so nothing says whether the model is better. {way}"
 
 
 # ---------------------------------------------------------------- the numbers

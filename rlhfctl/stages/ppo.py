@@ -247,7 +247,7 @@ def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> No
     gap = max((abs(a - b) for x, y in zip(*given, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
     if not gap <= _STEP0_TOLERANCE:
         raise HandoffError(
-            f"policy and reference differ by {gap:.3g} nats a token before the first update: every KL would be wrong",
+            f"policy and reference differ by {gap:.3g} nats per token before the first update: every KL would be wrong",
             where=str(ctx.parents["base"].name),
             fix="this is a defect: please report it with the recipe",
         )

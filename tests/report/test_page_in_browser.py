@@ -211,6 +211,11 @@ def paper_and_ink(found: Opened) -> tuple[float, float]:
     return luminance(paper), luminance(ink)
 
 
+CUT_OFF = """[...document.querySelectorAll('.chart svg text, caption span')].filter(
+  text => text.getBoundingClientRect().right > innerWidth + 1).map(text => text.textContent)"""
+"""Texts of charts and below tables that reach beyond the screen's right edge."""
+
+
 def test_a_phone_scrolls_down_only_in_light_and_in_dark(browser: Browser, file: Path) -> None:
     with opened(browser, file, size=PHONE) as found:
         assert found.page.locator(".chart:visible svg").count() > 20
@@ -218,6 +223,7 @@ def test_a_phone_scrolls_down_only_in_light_and_in_dark(browser: Browser, file: 
         for scheme in ("light", "dark"):
             found.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             assert found.wide() == (390, 390) and found.page.evaluate(wide) == 0
+            assert found.page.evaluate(CUT_OFF) == []
             paper, ink = paper_and_ink(found)
             assert (paper > ink) is (scheme == "light") and abs(paper - ink) > 100
         assert is_quiet(found)

@@ -115,7 +115,9 @@ def test_an_unfinished_run_says_what_is_missing_and_why(tmp_path: Path) -> None:
         "command resumes."
     )
     assert [number.label for number in words.numbers(run)] == ["Cost"]
-    assert "Add a compare section" in words.meaning(replace(run, stages=[]))
+    until_ppo = replace(run, stages=[], recipe={"compare": {"temperature": 1.0}})
+    assert words.meaning(until_ppo).endswith(f"Run: rlhfctl compare {run.path}")
+    assert "Add a compare section" in words.meaning(replace(until_ppo, recipe={}))
 
 
 # ---------------------------------------------------------------- numbers and checks

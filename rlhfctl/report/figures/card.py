@@ -116,7 +116,7 @@ def _probes(card: Mapping[str, Any]) -> Iterator[Figure]:
     ]
     x = field(
         "share",
-        title="share of answers that score higher after the change",
+        title="share that scores higher",
         scale={"domain": [0, 1]},
         axis={"format": ".0%", "tickCount": 5},
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.metrics import METRICS, Metric, kind, ranked, step_name
+from rlhfctl.metrics import Metric, metrics_of, ranked, step_name
 from rlhfctl.report.facts.measures import Cost, Thinned, thin
 from rlhfctl.report.facts.optimization import SCORERS, Optimization
 from rlhfctl.report.facts.records import Point, Stage
@@ -85,7 +85,7 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 def _curve(place: str, name: str, stages: Mapping[str, Stage], twin: str | None, all_series: Sequence[str]) -> Figure:
     """Draw one metric over steps: a line per series, and its twin on rows held aside as points."""
-    metric = next((one for one in METRICS.get(kind(place), ()) if one.name == name), Metric(name, "", ""))
+    metric = next((one for one in metrics_of(place) if one.name == name), Metric(name, "", ""))
     several = len(all_series) > 1
     splits = {name: _TRAIN, **({twin: _EVAL} if twin is not None else {})}
     values = [

@@ -77,7 +77,7 @@ def _forest(rows: Sequence[dict[str, object]]) -> Spec:
     }
     x = field(
         "rate",
-        title="win rate (share of prompts, ties half)",
+        title="win rate (ties half)",
         scale={"domain": [0, 1]},
         axis={"format": ".0%", "tickCount": 10},
     )

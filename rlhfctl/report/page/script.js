@@ -28,8 +28,9 @@
     if (!waits(place)) return null;
     drawn.add(place);
     const label = place.getAttribute("aria-label");
+    const columns = place.clientWidth < 420 ? 1 : config.legend.columns;  // a narrow legend would be cut off
     return vegaEmbed(place, figures[place.dataset.figure], {
-      config, actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+      config: { ...config, legend: { ...config.legend, columns } }, actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
     }).then(() => {
       // Vega names the place a document of marks; it is a picture with its content in words.
       place.setAttribute("role", "img");

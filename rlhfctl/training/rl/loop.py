@@ -181,7 +181,7 @@ class PpoLoop:
         section, orders, began = self.section, self.collector.orders, time.monotonic()
         experience = collect(self.collector, number, stream=self.attempt, recomputes=self.recomputes)
         if experience.recomputed and not self.recomputes:
-            what = f"sampling and update round differently, by up to {experience.rollout_gap:.2g} nats a token"
+            what = f"sampling and update round differently, by up to {experience.rollout_gap:.2g} nats per token"
             sentence = f"{what}: each update computes the log-probabilities anew"
             self.run.emit(Note(stage=self.run.stage, message=sentence))
             self.recomputes = True

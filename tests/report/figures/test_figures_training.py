@@ -40,6 +40,16 @@ def test_curves_come_in_the_order_of_the_screen_and_the_rest_is_apart(run: Run) 
     assert [fault for figure in [*drawn.main, *drawn.others] for fault in faults(figure.drawn())] == []
 
 
+def test_a_heldout_stage_is_drawn_with_the_words_of_the_reward_stage(run: Run) -> None:
+    curves = {"loss": [(10, 0.6), (20, 0.5)], "learning_rate": [(10, 0.2), (20, 0.1)]}
+    words = []
+    for place in ("reward", "heldout"):
+        drawn = training.curves(place, {"": replace(stage(**curves), name=place)}, [""])
+        assert drawn is not None
+        words.append([(figure.title, figure.caption) for figure in drawn.main])
+    assert words[0] == words[1] and ("learning rate", "Learning rate of this step; plain lines call it lr.") in words[1]
+
+
 def test_a_metric_stands_beside_its_twin_on_rows_held_aside(run: Run) -> None:
     drawn = training.curves("ppo", {"": ppo(run)}, [""])
     assert drawn is not None
