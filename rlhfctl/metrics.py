@@ -175,8 +175,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("rollout_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("score_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("update_s", "seconds", "Time spent on sampling, scoring, learning."),
-        Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "episodes per second", "speed",
-               screen=13, trl="eps"),
+        Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "episodes per second",
+               "speed", screen=13, trl="eps"),
         Metric("eval_score", "score", "`score` on the prompts held aside (`data.prompts.eval`), with samples of their "
                "own.", UP, "eval score", "the score on prompts held aside", screen=3, show=5),
         Metric("eval_score_se", "score", "Standard error of `eval_score` over the prompts."),

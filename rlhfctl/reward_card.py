@@ -14,6 +14,7 @@ from typing import Any
 
 from rlhfctl.artifacts import Artifact, read_json
 from rlhfctl.errors import GateClosed
+from rlhfctl.recipe.schema import Card as CardSection
 from rlhfctl.recipe.schema import Gate, Recipe
 
 CHANCE = 0.5  # accuracy of a coin
@@ -57,6 +58,13 @@ _ALTERED = {
 _NOT_PASSED = "the reward model does not pass reward.gate"
 
 Card = Mapping[str, Any]
+
+
+def with_card(recipe: Recipe, section: Mapping[str, Any]) -> Recipe:
+    """Return the recipe, which has a reward, with `section` as its `reward.card`: a command asks for that card."""
+    assert recipe.reward is not None
+    reward = recipe.reward.model_copy(update={"card": CardSection.model_validate(section)})
+    return recipe.model_copy(update={"reward": reward})
 
 
 # ---------------------------------------------------------------- flags

@@ -80,11 +80,10 @@ def _with_card(
             fix="add data.preferences to the recipe and give its command again",
         )
     made = find_artifact(paths.stage(stage))
-    section = reward.resolved_card or Card() if made is None else Card.model_validate(made.manifest.section)
+    card = reward.resolved_card or Card() if made is None else Card.model_validate(made.manifest.section)
     asked = {"prompts": prompts, "samples": samples}
-    section = Card.model_validate(section.model_dump() | {key: value for key, value in asked.items() if value})
-    recipe = loaded.recipe.model_copy(update={"reward": reward.model_copy(update={"card": section})})
-    return replace(loaded, recipe=recipe)
+    section = card.model_dump() | {key: value for key, value in asked.items() if value}
+    return replace(loaded, recipe=reward_card.with_card(loaded.recipe, section))
 
 
 # ---------------------------------------------------------------- the table

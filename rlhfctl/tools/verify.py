@@ -19,12 +19,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhfctl import fs, verdict
+from rlhfctl import fs, reward_card, verdict
 from rlhfctl.artifacts import MANIFEST, Artifact, changed_inputs, load_artifact, outputs_in, read_json, seal_of
 from rlhfctl.dashboard.text import counted
 from rlhfctl.errors import HandoffError, RlhfctlError, RunBusyError
 from rlhfctl.events import Listener, Work, report_progress_to
-from rlhfctl.graph import STAGES, Request, stages_in, waiting_at
+from rlhfctl.graph import STAGES, Request, section_of, stages_in, waiting_at
 from rlhfctl.inputs import data_of, describe_changes, inputs_of
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
@@ -184,6 +184,11 @@ def _parents(artifact: Artifact) -> Found:
 def _inputs(stage: StageId, artifact: Artifact, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any]) -> Found:
     """Check settings, data, base model and reward functions against what the stage was made from."""
     manifest, kind = artifact.manifest, STAGES[stage.name]
+    if section_of(stage.name, recipe) is None:
+        if not kind.on_request or recipe.reward is None:
+            yield "inputs", "not checked", "the recipe does not ask for this stage"
+            return
+        recipe = reward_card.with_card(recipe, manifest.section)  # a command asked for it, and its manifest says how
     try:
         now = inputs_of(stage, recipe, paths, data_of(stage, recipe, paths, data), _request(artifact))
     except RlhfctlError as error:

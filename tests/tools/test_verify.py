@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import run_here
+from ruamel.yaml import YAML
 
 from rlhfctl import fs
 from rlhfctl.artifacts import MANIFEST, seal_of
 from rlhfctl.errors import HandoffError, RlhfctlError, RunBusyError
 from rlhfctl.events import Event, Working
+from rlhfctl.paths import RECIPE
+from rlhfctl.tools import reward_eval
 from rlhfctl.tools.verify import Finding, require_unchanged, to_json, verify, view
 
 OLD = Path(__file__).resolve().parents[1] / "e2e" / "old_run" / "complete"
@@ -69,6 +72,22 @@ def test_a_run_is_as_recorded_and_nothing_in_it_is_written(run: Path) -> None:
     assert said["reward", "inputs"] == "data.preferences, model, section, seed as used"
     assert said["compare", "parents"] == "policy, reference, reward as used"
     assert said["compare", "verdict"].endswith("the same from the samples again (gold, reward_model)")
+
+
+def test_a_card_that_a_command_asked_for_is_checked_like_any_stage(run: Path) -> None:
+    reward_eval.evaluate(run, prompts=4, samples=2, listen=lambda event: None)
+    found = {one.about: one for one in verify(run) if one.where == "card"}
+    assert {one.state for one in found.values()} == {"ok"}
+    assert {"manifest", "files", "parents", "inputs"} <= found.keys() and "section" in found["inputs"].said
+
+
+def test_the_stage_of_a_section_that_the_recipe_has_lost_is_told(run: Path) -> None:
+    recipe = YAML(typ="safe").load((run / RECIPE).read_text(encoding="utf-8"))
+    del recipe["compare"]
+    (run / RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
+    found = {one.about: one for one in verify(run) if one.where == "compare"}
+    assert found["inputs"].state == "not checked" and "does not ask" in found["inputs"].said
+    assert found["files"].state == found["manifest"].state == "ok"
 
 
 def test_a_run_of_an_earlier_version_has_no_seals(tmp_path: Path) -> None:
