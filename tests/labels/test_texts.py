@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhfctl.labels.texts import Turn, plain, turns_of
 
 
@@ -10,7 +12,7 @@ def test_a_plain_text_is_one_turn_without_a_role() -> None:
 
 
 def test_a_conversation_keeps_its_roles_parts_and_calls() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "add"}, {"type": "text", "text": "these"}]},
         {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]},
         {"role": "tool", "content": "3"},
