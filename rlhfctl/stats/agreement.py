@@ -10,9 +10,11 @@ judgements of one unit; expected is the share that chance would give. The measur
 
 One rule for what the data cannot tell: it is None. Each value is None if no unit has two judgements. Kappa and alpha
 are also None if chance alone would make everybody agree, because only one category was used: 0 / 0, not 1. Percent
-agreement is then 1, as it must be. Intervals are wrong more often than stated for few units: in a simulation of three
-annotators the intervals of kappa and alpha held the true value in 91% to 99% of draws from 50 units on, in 79% to 99%
-with 10 or 20. With a rare category (15%) they held it in 81% or more from 50 units on, and in 47% at worst before.
+agreement is then 1, as it must be.
+
+Intervals need some 50 units. In simulations of three annotators (the slow tests, 1,000 draws each) those that were
+given held the true value in 93% to 96% of draws with 200 units, in 90% to 99% with 50 and in 87% to 100% with 20. Where
+one of two categories is rare (15%), they held it in 91% to 96%, 77% to 100% and 55% to 100%.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Ratings:
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.shape[1] != len(self.annotators):
-            raise ValueError(f"codes have shape {self.codes.shape}: (units, {len(self.annotators)} annotators) is needed")
+            raise ValueError(
+                f"codes have shape {self.codes.shape}: (units, {len(self.annotators)} annotators) is needed"
+            )
         if len(set(self.annotators)) < len(self.annotators):
             raise ValueError(f"annotators {list(self.annotators)}: each name may stand there once")
         bad = self.codes[(self.codes < NONE) | (self.codes >= len(self.categories))]
@@ -118,14 +122,16 @@ def percent_agreement(ratings: Ratings, *, seed: int, samples: int = 10_000) -> 
 def cohen_kappa(ratings: Ratings, first: str, second: str, *, seed: int, samples: int = 10_000) -> Agreement:
     """Compute Cohen's kappa of two annotators on the units that both judged, with interval.
 
-    Cohen, A coefficient of agreement for nominal scales (1960): (p_o - p_e) / (1 - p_e), where p_o is the share of units
-    on which they agree and p_e the sum over categories of the product of their two shares of that category.
+    Cohen, A coefficient of agreement for nominal scales (1960): (p_o - p_e) / (1 - p_e), where p_o is the share of
+    units on which they agree and p_e the sum over categories of the product of their two shares of that category.
     Raises ValueError for a name that is not in the table, or one name twice.
     """
     names = ratings.annotators
     for name in (first, second):
         if name not in names:
-            raise ValueError(f"annotator {name!r} is not in the table: it holds {', '.join(map(repr, names)) or 'none'}")
+            raise ValueError(
+                f"annotator {name!r} is not in the table: it holds {', '.join(map(repr, names)) or 'none'}"
+            )
     if first == second:
         raise ValueError(f"annotator {first!r} is named twice: kappa needs two annotators")
     pair = ratings.codes[:, [names.index(first), names.index(second)]]
@@ -207,21 +213,24 @@ def position_bias(choices: ArrayLike) -> PositionBias:
 
 def _indicators(codes: NDArray[np.int64], categories: int) -> Floats:
     """Turn codes (n,) into (n, categories) with a 1 in each code's column, and rows of 0 for NONE."""
-    return (codes[:, None] == np.arange(categories)).astype(np.float64)
+    columns: Floats = (codes[:, None] == np.arange(categories)).astype(np.float64)
+    return columns
 
 
 def _counts(ratings: Ratings) -> Floats:
     """Count judgements by unit and category (units, categories); units with fewer than two judgements are left out."""
-    counts = np.zeros((len(ratings.codes), len(ratings.categories)))
+    counts: Floats = np.zeros((len(ratings.codes), len(ratings.categories)))
     for column in ratings.codes.T:
         counts += _indicators(column, len(ratings.categories))
-    return counts[counts.sum(axis=1) >= 2]
+    kept: Floats = counts[counts.sum(axis=1) >= 2]
+    return kept
 
 
 def _agreeing(counts: Floats) -> Floats:
-    """Compute each unit's share (units,) of agreeing pairs among all pairs of its judgements, from `counts` (units, k)."""
+    """Compute each unit's share (units,) of agreeing pairs of judgements from `counts` (units, categories)."""
     totals = counts.sum(axis=1)
-    return (counts * (counts - 1)).sum(axis=1) / (totals * (totals - 1))
+    agreeing: Floats = (counts * (counts - 1)).sum(axis=1) / (totals * (totals - 1))
+    return agreeing
 
 
 def _estimate(
