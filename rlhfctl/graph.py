@@ -10,6 +10,7 @@ whoever changes the table needs to see what follows from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ class Parent:
     used: Callable[[Recipe], bool] = lambda recipe: True
     named: Callable[[Recipe], str | None] = lambda recipe: None  # a model that the recipe names
     called: str = ""  # its name in messages (default: the role)
+    earlier: bool = False  # the product of the round before: in the first round there is none
     optional: bool = False  # the stage works without it if no stage of the recipe makes it
     unless: str = ""  # an option of the command that replaces it
     missing: tuple[str, str] = ("", "")  # the error and its fix if no stage makes it
@@ -92,7 +94,19 @@ class Stage:
     functions: Callable[[Recipe], list[str]] = lambda recipe: []  # reward functions that it calls, "module:name"
     files: tuple[str, ...] = ()  # options of the command that name files to read
     gives_rows: bool = False  # its artifact holds rows (`data` in its layout) for `source: stage:NAME`
+    repeats: bool = False  # with `rounds` it runs in every round; stages after these run once, after the last round
     gathers: str = ""  # a product that it reads of every seed, as parents `seed-0`, `seed-1`, ...: it runs after them
+
+
+def _goes_on(recipe: Recipe) -> bool:
+    """Tell whether later rounds go on from what earlier ones made."""
+    return recipe.rounds is not None
+
+
+def _share_of_rounds(recipe: Recipe) -> dict[str, Any]:
+    """Return how the questions are divided among the rounds."""
+    rounds = recipe.rounds
+    return {"rounds": rounds.model_dump(mode="json", include={"count", "labels"})} if rounds is not None else {}
 
 
 def _ready_reward(recipe: Recipe) -> str | None:
@@ -160,6 +174,35 @@ STAGES: dict[str, Stage] = {
         data=("demonstrations",),
         model="weights",
     ),
+    "sample": Stage(
+        module="sample",
+        section="sample",
+        makes="items",
+        how_to_have="add a `sample:` section",
+        repeats=True,
+        data=("prompts",),
+        parents={
+            "base": Parent("base"),
+            "policy": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),
+        },
+        prompt_lengths=True,
+        settings=lambda recipe: _sampling(recipe, "response_length", "temperature") | _share_of_rounds(recipe),
+    ),
+    "label": Stage(
+        module="label",
+        section="label",
+        makes="labels",
+        how_to_have="add a `label:` section",
+        repeats=True,
+        data=(),
+        parents={
+            "items": Parent("items"),
+            "labels": Parent("labels", used=_goes_on, earlier=True, called="labels of the round before"),
+        },
+        model=None,
+        functions=lambda recipe: [recipe.label.by] if recipe.label is not None and recipe.label.is_function else [],
+        gives_rows=True,
+    ),
     "reward": Stage(
         module="reward",
         section="reward",
@@ -167,6 +210,7 @@ STAGES: dict[str, Stage] = {
         how_to_have="add a `reward:` section that trains a model",
         asked=_trains_reward,
         part=_scorer,
+        repeats=True,
         data=("preferences",),
         parents={"base": Parent("base")},
     ),
@@ -177,6 +221,7 @@ STAGES: dict[str, Stage] = {
         how_to_have="set `reward.heldout: true`",
         asked=_trains_heldout,
         part=_scorer,
+        repeats=True,
         data=("preferences",),
         parents={"base": Parent("base")},
     ),
@@ -188,6 +233,7 @@ STAGES: dict[str, Stage] = {
         asked=lambda recipe: recipe.reward is not None and recipe.reward.resolved_card is not None,
         part=lambda recipe: recipe.reward.resolved_card if recipe.reward is not None else None,
         on_request=True,
+        repeats=True,
         data=("preferences", "prompts"),
         parents={
             "base": Parent("base"),
@@ -203,9 +249,11 @@ STAGES: dict[str, Stage] = {
         section="ppo",
         makes="policy",
         how_to_have="add a `ppo:` section",
+        repeats=True,
         data=("prompts",),
         parents={
             "base": Parent("base"),
+            "start": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),
             "reward": Parent("reward", named=_ready_reward, called="reward model", optional=True),
             "heldout": Parent("heldout", used=_evaluates, called="held-out reward model", optional=True),
             "critic": Parent(named=lambda recipe: recipe.ppo.critic_from if recipe.ppo is not None else None),
@@ -297,7 +345,7 @@ def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:
             )
     if request.only is not None:
         return seeding.stages_named(request.only, stages)
-    return seeding.between(stages, request.start, request.until, list(STAGES))
+    return seeding.between(stages, request.start, request.until, place_of)
 
 
 # ---------------------------------------------------------------- parents
@@ -314,20 +362,36 @@ def latest_before(stage: StageId, names: Collection[str], known: Iterable[StageI
     A stage of the same round counts if it stands above in the table, then stages of the round before, and so on. It has
     the seed of `stage`, or is shared by all seeds.
     """
-    order = list(STAGES)
-
-    def position(candidate: StageId) -> tuple[int, int]:
-        return candidate.round, order.index(candidate.name)
-
     related = [one for one in known if one.name in names and one.seed in (None, stage.seed)]
-    earlier = [one for one in related if position(one) < position(stage)]
-    return max(earlier, key=lambda one: (*position(one), one.seed is not None), default=None)
+    earlier = [one for one in related if place_of(one) < place_of(stage)]
+    return max(earlier, key=lambda one: (*place_of(one), one.seed is not None), default=None)
 
 
-def first_round(recipe: Recipe) -> list[StageId]:
-    """Return the stages of a recipe as they run: shared ones, those of each seed, then what gathers them."""
+def within_rounds(stage: StageId, recipe: Recipe, known: Iterable[StageId]) -> list[StageId]:
+    """Return the `known` stages but those of rounds that the recipe has lost: what runs at the end reads none of them.
+
+    A stage of such a round still reads what it was made from.
+    """
+    last = max(stage.round, recipe.rounds.count if recipe.rounds is not None else 1)
+    return [one for one in known if one.round <= last]
+
+
+def place_of(stage: StageId) -> tuple[float, int]:
+    """Return the place of a stage in time, to compare with: its round, and its row in the table.
+
+    Stages below the repeated ones run once, after the last round: their round counts as infinite.
+    """
+    names = list(STAGES)
+    last = max(names.index(name) for name, kind in STAGES.items() if kind.repeats)
+    row = names.index(stage.name)
+    return (math.inf if row > last else stage.round), row
+
+
+def in_order(recipe: Recipe) -> list[StageId]:
+    """Return the stages of a recipe as they run: shared ones, those of each seed by round, then what gathers them."""
     last = [name for name, stage in STAGES.items() if stage.gathers]
-    return seeding.line_up(recipe, stages_of(recipe), seeded_stages(recipe), last)
+    repeated = [name for name, stage in STAGES.items() if stage.repeats]
+    return seeding.line_up(recipe, stages_of(recipe), seeded_stages(recipe), repeated, last)
 
 
 def seeded_stages(recipe: Recipe) -> list[str]:
@@ -338,24 +402,27 @@ def seeded_stages(recipe: Recipe) -> list[str]:
 
 def stages_in(recipe: Recipe, paths: RunPaths) -> list[StageId]:
     """List the stages of a run: those of its recipe, made on request, or of later rounds with a folder, in order."""
-    order, asked = list(STAGES), stages_of(recipe)
+    asked = stages_of(recipe)
     extra = {name for name, stage in STAGES.items() if stage.on_request and name not in asked}
-    asked_for = first_round(recipe)
+    asked_for = in_order(recipe)
     seeds = list(dict.fromkeys(stage.seed for stage in asked_for))  # None: shared by all seeds
-    found = [stage for stage in paths.stages() if stage.name in order]
+    found = [stage for stage in paths.stages() if stage.name in STAGES]
     made = [one for one in found if one.round == 1 and one.name in extra and one.seed in (None, *seeds)]
     made = [one for one in made if (paths.stage(one) / MANIFEST).is_file()]
+    later = [one for one in found if one.round > 1 and one not in asked_for]
 
-    def position(one: StageId) -> tuple[int, bool, int, int]:
+    def position(one: StageId) -> tuple[bool, bool, int, tuple[float, int]]:
         seed = -1 if one.seed is None else seeds.index(one.seed) if one.seed in seeds else len(seeds)
-        return one.round, bool(STAGES[one.name].gathers), seed, order.index(one.name)
+        return one in later, bool(STAGES[one.name].gathers), seed, place_of(one)
 
-    return sorted([*asked_for, *made, *(one for one in found if one.round > 1)], key=position)
+    return sorted([*asked_for, *made, *later], key=position)
 
 
 def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> list[StageId]:
     """List the `known` stages that `stage` reads unless a model is named instead, in order."""
-    kinds = [makers_of(parent.makes) for parent in STAGES[stage.name].parents.values() if parent.makes is not None]
+    known = within_rounds(stage, recipe, known)
+    parents = [parent for parent in STAGES[stage.name].parents.values() if parent.used(recipe) or not parent.earlier]
+    kinds = [makers_of(parent.makes) for parent in parents if parent.makes is not None]
     kinds += [[name] for name in source_stages(STAGES[stage.name].data, recipe.data)]
     found = {latest_before(stage, names, known) for names in kinds} | set(gathered_by(stage, known))
     return [one for one in known if one in found]

@@ -30,16 +30,18 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
     """
     sources: dict[str, Source] = {}
     for role, parent in STAGES[stage.name].parents.items():
-        if not parent.used(recipe) or parent.unless in request.options:
+        if not parent.used(recipe) or parent.unless in request.options or (parent.earlier and stage.round == 1):
             continue
         named = request.external.get(role) or parent.named(recipe)
         if named is not None:
             sources[role] = resolve_source(named, parent.called or role)
         elif _has_maker(parent, recipe):
             sources[role] = _made_here(stage, parent, recipe, paths)
+    if "start" in sources and recipe.rounds is not None and recipe.rounds.reference == "last":
+        sources["base"] = sources.pop("start")  # it is the reference, and a new adapter on it starts as it is
     for name in source_stages(STAGES[stage.name].data, recipe.data):
         sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
-    for one in graph.gathered_by(stage, graph.first_round(recipe)):
+    for one in graph.gathered_by(stage, graph.in_order(recipe)):
         sources[one.group] = Source.of(load_artifact(paths.stage(one)))
     return sources
 
@@ -63,7 +65,7 @@ def _made_here(stage: StageId, parent: Parent, recipe: Recipe, paths: RunPaths) 
 
 def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPaths) -> Source | None:
     """Return the `product` that the policy of `stage` was trained on (`ppo --policy`, `--reward-model`)."""
-    if all(parent.makes != "policy" for parent in STAGES[stage.name].parents.values()):
+    if not any(one.makes == "policy" and not one.earlier for one in STAGES[stage.name].parents.values()):
         return None
     maker = _maker(stage, graph.makers_of("policy"), recipe, paths)
     policy = find_artifact(paths.stage(maker))
@@ -74,7 +76,8 @@ def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPat
 
 def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
     """Return the last stage before `stage` with one of `names`; if the run has none, the one that would run."""
-    maker = graph.latest_before(stage, names, graph.stages_in(recipe, paths))
+    known = graph.within_rounds(stage, recipe, graph.stages_in(recipe, paths))
+    maker = graph.latest_before(stage, names, known)
     if maker is not None:
         return maker
     return StageId(stage.round, names[-1], stage.seed if names[-1] in graph.seeded_stages(recipe) else None)
@@ -189,14 +192,16 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
     return door.load_data(section, recipe.data_seed, made) if made else {}
 
 
-def seeded_data(recipe: Recipe) -> list[str]:
-    """List the data sets that a stage makes once per seed."""
-    seeded = set(graph.seeded_stages(recipe))
-    return [name for name in made_data(recipe.data) if seeded & set(source_stages([name], recipe.data))]
+def remade_data(recipe: Recipe) -> list[str]:
+    """List the data sets that a stage makes once per seed or once per round."""
+    again = set(graph.seeded_stages(recipe))
+    if recipe.rounds is not None:
+        again |= {name for name, stage in STAGES.items() if stage.repeats}
+    return [name for name in made_data(recipe.data) if again & set(source_stages([name], recipe.data))]
 
 
 def data_of(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `data` for a stage of one seed: sets that are made once per seed are read from the stages of its own."""
-    seeded = seeded_data(recipe) if stage.seed is not None else []
-    rest = {name: rows for name, rows in data.items() if name not in seeded}
-    return rest | (read_made_data(stage, recipe, paths, rest) if seeded else {})
+    """Return `data` for a stage: sets made once per seed or round are read from the stages of its own."""
+    again = remade_data(recipe) if stage.seed is not None or recipe.rounds is not None else []
+    rest = {name: rows for name, rows in data.items() if name not in again}
+    return rest | (read_made_data(stage, recipe, paths, rest) if again else {})

@@ -66,6 +66,20 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("reload_gap", "nats per token",
                "Largest difference between the trained model and the one read back from disk."),
     ),
+    "sample": (
+        Metric("items", "questions", "Questions of the labelling set.", NEITHER, "questions", "prompts with responses",
+               screen=1, show=1),
+        Metric("responses", "responses", "Responses of all questions together.", NEITHER, "responses",
+               "to compare or to rank", screen=2, show=2),
+    ),
+    "label": (
+        Metric("answers", "answers", "Answers of this round: labels and \"all bad\".", NEITHER, "answers",
+               "of this round", screen=1, show=1),
+        Metric("kept_answers", "answers", "Answers of earlier rounds that are kept.", NEITHER, "kept answers",
+               "of earlier rounds", screen=2, show=2),
+        Metric("tied_answers", "answers", "Answers among them that say of no response that it is better.", NEITHER,
+               "ties", "no response is better", screen=3, show=3),
+    ),
     "reward": (
         Metric("loss", "nats per pair", "Mean of -log sigmoid(chosen - rejected); a coin has 0.69.", DOWN, "loss",
                "0.69 is a coin's", screen=1, log=1, finite=True),

@@ -108,6 +108,11 @@ class RunPaths:
         return self.root / "judge-cache.sqlite"
 
     @property
+    def labels(self) -> Path:
+        """Return the file of all labels that people and judges gave in this run."""
+        return self.root / "labels.sqlite"
+
+    @property
     def lock(self) -> Path:
         return self.root / LOCK
 

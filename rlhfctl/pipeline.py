@@ -36,8 +36,8 @@ from rlhfctl.inputs import (
     inputs_of,
     parents_of,
     read_made_data,
+    remade_data,
     section_fingerprint,
-    seeded_data,
 )
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
@@ -81,7 +81,7 @@ class _Run:
     looked_ahead: bool = False
     unchecked: set[str] = field(default_factory=set)  # data sets made by a stage and not encoded yet
     warned: set[str] = field(default_factory=set)
-    seed: int | None = None  # the seed whose stages have made the data sets that are made once per seed
+    made_in: tuple[int, int | None] | None = None  # the round and seed whose stages have made the data sets in `data`
 
     def warn(self, stage: str, sentences: Sequence[str]) -> None:
         """Emit each warning once."""
@@ -99,7 +99,7 @@ def _run(work: _Run) -> list[Artifact]:
     """Check the request, read the data, and run the chosen stages in order."""
     recipe, request, emit = work.recipe, work.request, work.emit
     graph.require_sources(recipe)
-    stages = graph.first_round(recipe)
+    stages = graph.in_order(recipe)
     work.chosen = graph.choose(stages, request)
     seeding.require_own_samples(recipe, request.options)
     graph.require_parents(work.chosen, recipe, request)
@@ -254,9 +254,9 @@ def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
 
 def _read_made_data(stage: StageId, work: _Run) -> None:
     """Read the data sets of the stage that other stages have made."""
-    if stage.seed is not None and stage.seed != work.seed:
-        work.seed = stage.seed
-        work.data = {name: rows for name, rows in work.data.items() if name not in seeded_data(work.recipe)}
+    if (stage.round, stage.seed) != work.made_in:
+        work.made_in = stage.round, stage.seed
+        work.data = {name: rows for name, rows in work.data.items() if name not in remade_data(work.recipe)}
     with report_progress_to(work.emit, str(stage)):
         made = read_made_data(stage, work.recipe, work.paths, work.data)
     if made:
@@ -357,7 +357,7 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
     `data`: rows from load.check_all, and those that stages have made, if these stages are complete.
     """
     recipe, paths = loaded.recipe, RunPaths(run_dir)
-    stages = graph.first_round(recipe)
+    stages = graph.in_order(recipe)
     chosen = graph.choose(stages, request)
     forecasts: list[Forecast] = []
     anew: set[StageId] = set()

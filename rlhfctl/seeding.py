@@ -6,7 +6,7 @@ recipe; reads and writes no files.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import StageId
@@ -35,14 +35,30 @@ def seeded_names(recipe: Recipe, names: Sequence[str], supervised: Collection[st
     return list(names[names.index(named or later[0]) :])
 
 
-def line_up(recipe: Recipe, names: Sequence[str], seeded: Collection[str], last: Collection[str]) -> list[StageId]:
-    """List the stages of the first round as they run: shared ones, all `seeded` ones of each seed, then the `last`."""
+def line_up(
+    recipe: Recipe, names: Sequence[str], seeded: Collection[str], repeated: Collection[str], last: Collection[str]
+) -> list[StageId]:
+    """List the stages as they run: shared ones, all `seeded` ones of each seed, then the `last`.
+
+    With `rounds` the `repeated` ones run once per round. Those that stand after them run once, after the last round.
+    """
     seeds = recipe.seeds.listed if recipe.seeds is not None else []
+    before = [name for name in names if name not in last]
     return [
-        *(StageId(1, name) for name in names if name not in seeded and name not in last),
-        *(StageId(1, name, seed) for seed in seeds for name in names if name in seeded),
+        *_by_round(recipe, [name for name in before if name not in seeded], repeated, None),
+        *(one for seed in seeds for one in _by_round(recipe, [n for n in before if n in seeded], repeated, seed)),
         *(StageId(1, name) for name in names if name in last),
     ]
+
+
+def _by_round(recipe: Recipe, names: Sequence[str], repeated: Collection[str], seed: int | None) -> Iterator[StageId]:
+    """List stages with the repeated ones round by round; the others are called as in the first round."""
+    rounds = recipe.rounds.count if recipe.rounds is not None else 1
+    places = [place for place, name in enumerate(names) if name in repeated] if rounds > 1 else []
+    first, end = (places[0], places[-1] + 1) if places else (len(names), len(names))
+    yield from (StageId(1, name, seed) for name in names[:first])
+    yield from (StageId(number, name, seed) for number in range(1, rounds + 1) for name in names[first:end] if places)
+    yield from (StageId(1, name, seed) for name in names[end:])
 
 
 def recipe_of(stage: StageId, recipe: Recipe) -> Recipe:
@@ -67,11 +83,12 @@ def one_named(text: str, stages: Iterable[StageId]) -> StageId | None:
     return named[0] if named else None
 
 
-def between(stages: Sequence[StageId], start: str | None, until: str | None, order: Sequence[str]) -> list[StageId]:
+def between(
+    stages: Sequence[StageId], start: str | None, until: str | None, place_of: Callable[[StageId], tuple[float, int]]
+) -> list[StageId]:
     """List the stages from `start` to `until`. RlhfctlError if there are none.
 
-    `seed-1/ppo` is one place in the run. `ppo` of several seeds is a place in each seed. `order`: names in the order of
-    the table.
+    `seed-1/ppo` is one place in the run. `ppo` of several seeds is a place in each seed, which `place_of` compares.
     """
 
     def position(stage: StageId, text: str) -> int:
@@ -79,7 +96,8 @@ def between(stages: Sequence[StageId], start: str | None, until: str | None, ord
         named = stages_named(text, stages)
         if len(named) == 1:
             return stages.index(stage) - stages.index(named[0])
-        return order.index(stage.name) - order.index(text)
+        place, there = place_of(stage), place_of(named[0])
+        return (place > there) - (place < there)
 
     chosen = [stage for stage in stages if start is None or position(stage, start) >= 0]
     chosen = [stage for stage in chosen if until is None or position(stage, until) <= 0]
@@ -106,15 +124,17 @@ def require_own_samples(recipe: Recipe, options: Collection[str]) -> None:
 
 
 def left_over(found: Iterable[StageId], asked: Collection[StageId]) -> list[StageId]:
-    """List the stages among those `found` in a run that its recipe has lost because its seeds changed.
+    """List the stages among those `found` in a run that its recipe has lost because its seeds or rounds changed.
 
     `asked`: the stages of the recipe.
     """
     names = {SUMMARY, *(stage.name for stage in asked if stage.seed is not None)}
-    lost = [stage for stage in found if stage.round == 1 and stage not in asked]
-    return [stage for stage in lost if stage.seed is not None or stage.name in names]
+    known = {stage.name for stage in asked}
+    lost = [stage for stage in found if stage not in asked]
+    later = [stage for stage in lost if stage.round > 1 and stage.name in known]
+    return [stage for stage in lost if stage in later or stage.seed is not None or stage.name in names]
 
 
 def describe_left_over(stages: Iterable[StageId]) -> str:
     """Say that stages stay as they are though the recipe has lost them."""
-    return f"kept as they are, and not read, since the recipe's seeds changed: {', '.join(map(str, stages))}"
+    return f"kept as they are, and not read, since the recipe's seeds or rounds changed: {', '.join(map(str, stages))}"

@@ -16,7 +16,7 @@ from rlhfctl.graph import (
     STAGES,
     Request,
     choose,
-    first_round,
+    in_order,
     latest_before,
     makers_of,
     own_parents,
@@ -186,7 +186,7 @@ def test_show_runs_and_watch_list_a_second_round(tmp_path: Path) -> None:
 def test_a_comparison_needs_a_policy(tmp_path: Path) -> None:
     text = "".join(line for line in RECIPE.splitlines(keepends=True) if not line.startswith("ppo:"))
     recipe = recipe_at(tmp_path, text=text).recipe
-    chosen = first_round(recipe)
+    chosen = in_order(recipe)
     with pytest.raises(HandoffError, match="no policy to compare: the recipe has no ppo section") as caught:
         require_parents(chosen, recipe, Request())
     assert caught.value.where == "compare" and "--policy" in str(caught.value.fix)

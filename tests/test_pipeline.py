@@ -257,7 +257,7 @@ def test_the_gate_is_passed_by_each_command_that_goes_beyond_the_card(
     (tmp_path / "run" / "card").mkdir(parents=True)
     (tmp_path / "run" / "card" / "card.json").write_text(json.dumps(card))
     publish(tmp_path / "run" / "card", layout={"card": "card.json"})
-    stages = graph.first_round(loaded.recipe)
+    stages = graph.in_order(loaded.recipe)
     work = pipeline._Run(loaded.recipe, RunPaths(tmp_path / "run"), request_, lambda event: None, None)
     work.chosen = graph.choose(stages, request_)
     stopped = []

@@ -39,7 +39,7 @@ def recipe(folder: Path, seeds: str = "[4, 9]", *more: str) -> Recipe:
 
 @pytest.fixture
 def stages(tmp_path: Path) -> list[StageId]:
-    return graph.first_round(recipe(tmp_path))
+    return graph.in_order(recipe(tmp_path))
 
 
 # ---------------------------------------------------------------- the order
@@ -66,7 +66,7 @@ def test_shared_stages_come_first_then_each_seed_then_the_summary(stages: list[S
 def test_from_says_which_stages_run_once_per_seed(
     seeds: str, more: tuple[str, ...], expected: str, tmp_path: Path
 ) -> None:
-    assert texts(graph.first_round(recipe(tmp_path, seeds, *more))) == expected.split()
+    assert texts(graph.in_order(recipe(tmp_path, seeds, *more))) == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_list_of_seeds_is_no_input_of_any_stage_but_the_summary(tmp_path: Pa
     found = {}
     for seeds in ("[4, 9]", "[4, 9, 2]", "{values: [9, 4]}"):
         whole = recipe(tmp_path, seeds)
-        several = [stage for stage in graph.first_round(whole) if str(stage) in ORDER[:-1]]
+        several = [stage for stage in graph.in_order(whole) if str(stage) in ORDER[:-1]]
         found[seeds] = {str(stage): inputs_of(stage, whole, run, {}, Request()) for stage in several}
     assert found["[4, 9]"] == found["[4, 9, 2]"] == found["{values: [9, 4]}"]
     alone = recipe(tmp_path, "null")
@@ -201,12 +201,17 @@ def test_stages_of_a_seed_that_was_taken_out_are_told(tmp_path: Path) -> None:
         map(StageId.parse, ["sft", "ppo", "seed-4/ppo", "seed-9/ppo", "summary", "round-2/ppo", "tensorboard"])
     )
     whole = recipe(tmp_path)
-    assert texts(left_over(found, graph.first_round(whole))) == ["ppo"]
-    assert texts(left_over(found, graph.first_round(recipe(tmp_path, "[9, 11]")))) == ["ppo", "seed-4/ppo"]
-    assert texts(left_over(found, graph.first_round(recipe(tmp_path, "null")))) == [
+    assert texts(left_over(found, graph.in_order(whole))) == ["ppo", "round-2/ppo"]
+    assert texts(left_over(found, graph.in_order(recipe(tmp_path, "[9, 11]")))) == [
+        "ppo",
+        "seed-4/ppo",
+        "round-2/ppo",
+    ]
+    assert texts(left_over(found, graph.in_order(recipe(tmp_path, "null")))) == [
         "seed-4/ppo",
         "seed-9/ppo",
         "summary",
+        "round-2/ppo",
     ]
 
 

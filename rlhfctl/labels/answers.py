@@ -20,7 +20,7 @@ class Answers:
     """The last word of each annotator on each item, and the history that undo walks back.
 
     `by_item[item][annotator]` is an event of the kind label, bad or skip. `history[annotator]` lists what undo takes
-    back next, oldest first. `seen` is the number of the last event. `tries[annotator, item]` counts the answers to an
+    back next, oldest first. `tries[annotator, item]` counts the answers to an
     item, undone ones too: the next answer gets a new key.
     """
 
@@ -28,12 +28,10 @@ class Answers:
     history: dict[str, list[Event]] = field(default_factory=dict)
     tries: dict[tuple[str, str], int] = field(default_factory=dict)
     notes: dict[tuple[str, str], str] = field(default_factory=dict)
-    seen: int = 0
 
     def add(self, events: Iterable[Event]) -> None:
         """Take in further events, in order."""
         for event in events:
-            self.seen = max(self.seen, event.number)
             if event.kind == "undo":
                 self._undo(event)
             elif event.kind == "note":

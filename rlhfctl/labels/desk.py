@@ -93,17 +93,20 @@ class Refused(Exception):
 class Desk:
     """Hand out the questions of one labelling set. Safe to use from several threads; several processes may share a set.
 
-    `judge`: what kind of annotators they are; events record it. `clock` gives seconds, for tests.
+    `judge`: what kind of annotators they are; events record it. `accepts` tells which events of the store count.
+    `clock` gives seconds, for tests.
     """
 
     items: Sequence[Item]
     store: LabelStore
     settings: Settings = field(default_factory=Settings)
     judge: str = "people"
+    accepts: Callable[[Event], bool] = lambda event: True
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.answers = Answers()
+        self._read = 0  # number of the last event that was read from the store
         self._lock = threading.RLock()
         self._open: dict[str, tuple[str, float]] = {}  # annotator -> (item on the screen, since when)
         self._back: dict[str, list[str]] = {}  # annotator -> items that undo has brought back
@@ -119,7 +122,9 @@ class Desk:
     def refresh(self) -> None:
         """Read what other processes have stored since."""
         with self._lock:
-            self.answers.add(self.store.events(self.answers.seen))
+            new = self.store.events(self._read)
+            self.answers.add(event for event in new if self.accepts(event))
+            self._read = new[-1].number if new else self._read
 
     # ------------------------------------------------------------ questions
 
@@ -134,6 +139,12 @@ class Desk:
             since = self._open[annotator][1] if self._open.get(annotator, ("",))[0] == found else self.clock()
             self._open[annotator] = found, since
             return self._question(annotator, found)
+
+    def next_of(self, annotator: str, count: int) -> list[Question]:
+        """Return up to `count` questions at once, for a judge that answers in batches; none of them is kept for it."""
+        with self._lock:
+            self.refresh()
+            return [self._question(annotator, item) for item in self._waiting(annotator)[:count]]
 
     def _current(self, annotator: str) -> str | None:
         """Return the item that is open on the annotator's screen and not answered."""
@@ -253,7 +264,7 @@ class Desk:
     def note(self, annotator: str, item: str, text: str) -> None:
         """Keep a note of the annotator on an item; a later one replaces it."""
         with self._lock:
-            key = _key(annotator, item, f"note {self.answers.seen} {text}")
+            key = _key(annotator, item, f"note {self._read} {text}")
             self.store.add(Event(key=key, kind="note", item=item, annotator=annotator, judge=self.judge, note=text))
             self.refresh()
 
@@ -290,6 +301,10 @@ class Desk:
             speed = self.answers.seconds_of(annotator)
             same, compared = agreement(self.answers, annotator)
             return Progress(done, left, skipped, None if speed is None else speed * left, same, compared)
+
+    def wanted_answers(self) -> int:
+        """Count the answers that the set needs in all."""
+        return sum(map(self._wanted, self._queue))
 
     def open_questions(self) -> int:
         """Count the answers that the set still needs from anybody: skips do not count as answers."""

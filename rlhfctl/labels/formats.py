@@ -21,7 +21,7 @@ from rlhfctl import fs
 from rlhfctl.labels import rankings
 from rlhfctl.labels.items import Item, item_of, make_item
 from rlhfctl.labels.rankings import Combine, Row
-from rlhfctl.labels.store import Event, Kind
+from rlhfctl.labels.store import IMPORTED, Event, Kind
 from rlhfctl.labels.texts import plain
 
 Format = Literal["pairs", "rankings", "label-studio", "argilla"]
@@ -310,4 +310,4 @@ def _event(
 ) -> Event:
     """Make the event of a label that was given elsewhere; the same label read twice has one key and counts once."""
     key = fs.hash_json(["imported", item.id, annotator, kind, ranks])[:32]
-    return Event(key, kind, item.id, annotator, "imported", ranks, None, item.origins, seconds)
+    return Event(key, kind, item.id, annotator, IMPORTED, ranks, None, item.origins, seconds)

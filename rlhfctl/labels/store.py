@@ -25,6 +25,8 @@ from rlhfctl.labels.items import Item, item_of
 
 Kind = Literal["label", "bad", "skip", "note", "undo"]
 
+IMPORTED = "imported"  # the judge of labels that were read from a file
+
 _VERSION = 1  # of the tables
 _TABLES = """
 CREATE TABLE IF NOT EXISTS item (id TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -205,6 +206,25 @@ class AdapterSwitch:
     def trains(self, parameters: Sequence[nn.Parameter]) -> None:
         """Set the parameters that are trained; all others stay frozen."""
         self.trained = list(parameters)
+
+
+def load_policy_adapter(model: PeftModel, folder: Path) -> None:
+    """Give the policy's adapter the weights saved in `folder`; HandoffError if they are of another shape."""
+    refused = HandoffError(
+        "the policy of the round before has an adapter of another shape",
+        where=str(folder),
+        fix="leave ppo.lora as it was, or begin again with a new run",
+    )
+    saved = LoraConfig.from_pretrained(str(folder))
+    own = model.peft_config[POLICY]
+    if (saved.r, saved.lora_alpha) != (own.r, own.lora_alpha):  # alpha scales the product: it must be the same
+        raise refused
+    try:
+        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=POLICY)
+    except RuntimeError as error:
+        raise refused from error
+    if result.unexpected_keys or any(is_adapter_parameter(name, POLICY) for name in result.missing_keys):
+        raise refused
 
 
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:

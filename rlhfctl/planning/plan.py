@@ -155,7 +155,7 @@ def _plan(
 
 def _rows(recipe: Recipe, paths: RunPaths) -> dict[str, Any]:
     """Read the data sets, including those that completed stages of this run have made."""
-    stages = graph.first_round(recipe)
+    stages = graph.in_order(recipe)
     names = {name for kind in graph.STAGES.values() for name in kind.data}
     rows = door.load_data(data_at_start(recipe.data), recipe.data_seed, names)
     for stage in stages:

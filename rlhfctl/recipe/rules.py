@@ -12,9 +12,12 @@ from typing import Protocol
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.compare import Compare
 from rlhfctl.recipe.sections.data import Data
+from rlhfctl.recipe.sections.label import BUILTIN, Label
 from rlhfctl.recipe.sections.model import Model
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
+from rlhfctl.recipe.sections.rounds import Rounds
+from rlhfctl.recipe.sections.sample import Sample
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import Lora
@@ -33,6 +36,12 @@ class Sections(Protocol):
     def lora(self) -> Lora | None: ...
     @property
     def data(self) -> Data: ...
+    @property
+    def rounds(self) -> Rounds | None: ...
+    @property
+    def sample(self) -> Sample | None: ...
+    @property
+    def label(self) -> Label | None: ...
     @property
     def sft(self) -> Sft | None: ...
     @property
@@ -396,7 +405,86 @@ SEEDS: Rule[Sections] = Rule(
 )
 
 
+# ---------------------------------------------------------------- labels and rounds
+
+
+def _reads_labels(recipe: Sections) -> bool:
+    preferences = recipe.data.preferences
+    named = [] if preferences is None else [preferences.source, *(one.source for one in preferences.sources or ())]
+    return "stage:label" in named
+
+
+def _trains_on_preferences(recipe: Sections) -> bool:
+    return recipe.reward is not None and recipe.reward.kind == "trained"
+
+
+LABELS: tuple[Rule[Sections], ...] = (
+    Rule(
+        "label",
+        "judges what the sample stage writes, but there is no sample section",
+        "add one: `sample: {{}}`",
+        lambda recipe: recipe.label is not None and recipe.sample is None,
+        about=("sample",),
+    ),
+    Rule(
+        "label",
+        "nobody reads the labels: the reward is not trained on them",
+        "train it (`reward: {{}}`) on data.preferences with source: stage:label, or remove label",
+        lambda recipe: recipe.label is not None and not (_reads_labels(recipe) and _trains_on_preferences(recipe)),
+        about=("reward", "data.preferences.source"),
+    ),
+    Rule(
+        "label.by",
+        f"{BUILTIN} judges the built-in task alone, but data.prompts is a file",
+        "use people or a Python function (module:name)",
+        lambda recipe: (
+            recipe.label is not None
+            and recipe.label.by == BUILTIN
+            and recipe.data.prompts is not None
+            and not recipe.data.prompts.builtin
+        ),
+        about=("data.prompts.source",),
+    ),
+    Rule(
+        "rounds",
+        "repeats sample, label, reward and ppo, but not all of them are there",
+        "add the missing sections, or remove rounds",
+        lambda recipe: recipe.rounds is not None and None in (recipe.sample, recipe.label, recipe.reward, recipe.ppo),
+        about=("sample", "label", "reward", "ppo"),
+    ),
+    Rule(
+        "rounds.count",
+        "is more than the {sample.prompts} questions of sample.prompts: a round would have none",
+        "lower it, or raise sample.prompts",
+        lambda recipe: (
+            recipe.rounds is not None
+            and recipe.sample is not None
+            and min(recipe.rounds.questions(recipe.sample.prompts), default=1) < 1
+        ),
+        about=("sample.prompts", "rounds.labels"),
+    ),
+    Rule(
+        "seeds.from",
+        "{seeds.start} is repeated in each round, so its round would read models of several seeds",
+        "use sample or an earlier stage",
+        lambda recipe: (
+            recipe.rounds is not None
+            and recipe.seeds is not None
+            and recipe.seeds.start in ("label", "reward", "heldout", "card", "ppo")
+        ),
+        about=("seeds", "rounds"),
+    ),
+    Rule(
+        "rounds",
+        "each policy goes on from the one before, but TRL's PPOTrainer starts from base* alone",
+        "use ppo.engine: rlhfctl",
+        lambda recipe: recipe.rounds is not None and recipe.ppo is not None and recipe.ppo.engine == "trl",
+        about=("ppo.engine",),
+    ),
+)
+
+
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES, SEEDS)
+    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES, SEEDS, *LABELS)

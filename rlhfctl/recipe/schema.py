@@ -40,9 +40,12 @@ from rlhfctl.recipe.sections.data import (
     Turns,
     looks_like_id,
 )
+from rlhfctl.recipe.sections.label import Label
 from rlhfctl.recipe.sections.model import Init, Model
 from rlhfctl.recipe.sections.ppo import DEFAULT_RESPONSE_LENGTH, OWN_ENGINE_KEYS, REFUSED_PPO_KEYS, Ppo, PpoEval
 from rlhfctl.recipe.sections.reward import Reward, RewardText
+from rlhfctl.recipe.sections.rounds import Rounds
+from rlhfctl.recipe.sections.sample import Sample
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import OWNED_TRAINER_KEYS, Lora, Trained, owned_trainer_key
@@ -69,6 +72,7 @@ __all__ = [
     "Gate",
     "Init",
     "Key",
+    "Label",
     "Lora",
     "Model",
     "Ppo",
@@ -80,7 +84,9 @@ __all__ = [
     "Recipe",
     "Reward",
     "RewardText",
+    "Rounds",
     "Rule",
+    "Sample",
     "Section",
     "Seeds",
     "Sft",
@@ -104,6 +110,9 @@ class Recipe(Section):
         None, description="Several seeds in one run, a number or a list: later stages run once per seed, and `summary` "
         "gives the verdict over all of them (null: `seed` alone)."
     )  # fmt: skip
+    rounds: Rounds | None = Field(
+        None, description="Number of rounds of sample, label, reward and ppo, each going on from the last (null: one)."
+    )
     data_seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Random seed of the built-in data and of all splits: runs that differ in "
         "`seed` alone are trained and judged on the same rows."
@@ -115,6 +124,8 @@ class Recipe(Section):
     lora: Lora | None = Field(None, description="LoRA adapters of every stage that trains and has no `lora` itself.")
     data: Data = Field(Data(), description="Data sets for training and testing.")
     sft: Sft | None = Field(None, description="Supervised fine-tuning on demonstrations.")
+    sample: Sample | None = Field(None, description="Responses of the current policy for people to compare.")
+    label: Label | None = Field(None, description="Judgements of these responses: the preferences that reward reads.")
     reward: Reward | None = Field(None, description="What scores a response: a reward model or a function.")
     ppo: Ppo | None = Field(None, description="Reinforcement learning against the reward (PPO).")
     compare: Compare | None = Field(None, description="The verdict: comparison of the policy with the base model.")
@@ -126,6 +137,9 @@ class Recipe(Section):
     def _resolve_and_check(self) -> Recipe:
         """Fill in values that one section inherits from another; then raise all conflicts as one error."""
         self._inherit_lora()
+        if self.label is not None and self.data.preferences is None:
+            made = Preferences(source=f"{STAGE_SOURCE}label")
+            self._fill("data", self.data.model_copy(update={"preferences": made}))
         found = list(self.conflicts())
         if found:
             text = "\n".join(f"{conflict.key}: {conflict.what}; {conflict.fix}" for conflict in found)

@@ -7,14 +7,10 @@ work folder, and an attempt that was killed goes on after the last whole block. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rlhfctl import fs
-from rlhfctl.artifacts import read_json
 from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.splits import prompt_key
 from rlhfctl.data.types import PreferenceGroup, Row
@@ -24,12 +20,11 @@ from rlhfctl.generation.generator import Generator, Sampling, sampling_for
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Card, Ppo, Source
 from rlhfctl.rewards.episode import Episode, make_episode
+from rlhfctl.stages.blocks import Blocks
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Base
 
-BLOCK = 256  # responses between two writes; not the batch size, which may change between two attempts
 _STREAM = 2 << 32  # a stream of random numbers that neither training nor evaluation uses
-_PER_SAMPLE = 1 << 32  # numbers of episodes per sample: prompt i of sample j is episode j * this + i
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,16 @@ def draw(section: Card, base: Base, ctx: Context, generate: Generator = local.sa
     sampling = _sampling(ctx, base)
     rows, prompts = _prompts(section, base, sampling, ctx)
     places = [(index, number) for number in range(section.samples) for index in range(len(rows))]
-    folder = ctx.work / "pool"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"block-{start // BLOCK:05d}.json" for start in range(0, len(places), BLOCK)]
-    done = min(len(places), BLOCK * next((index for index, file in enumerate(files) if not file.is_file()), len(files)))
+    blocks = Blocks(ctx.work / "pool", places)
     settings: dict[str, Any] = {"prompts": len(rows), "samples": section.samples}
     settings |= {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
-    ctx.emit(StageStarted(stage=ctx.name, total_steps=len(places), resumed_from=done or None, settings=settings))
-    sampler = _Sampler(base, prompts, sampling, ctx, generate)
-    found: list[tuple[list[int], bool]] = []
-    for start, file in zip(range(0, len(places), BLOCK), files, strict=True):
-        if not file.is_file():
-            sampler.write_block(file, places, start)
-        found += [(ids, ended) for ids, ended in read_json(file)]
+    started = StageStarted(stage=ctx.name, total_steps=len(places), resumed_from=blocks.done or None, settings=settings)
+    ctx.emit(started)
+
+    def report(step: int) -> None:
+        ctx.emit(Progress(stage=ctx.name, step=step, total=len(places), unit="response"))
+
+    found = blocks.draw(base.model, base.tokenizer, prompts, sampling, generate, report, what="sampling the pool")
     episodes: list[list[Episode]] = [[] for _ in rows]
     ended: list[list[bool]] = [[] for _ in rows]
     for (index, _), (ids, end) in zip(places, found, strict=True):
@@ -114,33 +106,3 @@ def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:
     first = {prompt_key(group.prompt): group for group in reversed(groups)}
     kept = [first[key] for key in dict.fromkeys(prompt_key(group.prompt) for group in groups)]
     return [{"prompt": one.prompt} | ({} if one.tools is None else {"tools": one.tools}) for one in kept]
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    """Sample blocks of responses with base*."""
-
-    base: Base
-    prompts: Sequence[Sequence[int]]
-    sampling: Sampling
-    ctx: Context
-    generate: Generator
-
-    def write_block(self, file: Path, places: Sequence[tuple[int, int]], start: int) -> None:
-        """Sample the block of `places` (prompt, number) that begins at `start`, and write it in one step."""
-        block = places[start : start + BLOCK]
-
-        def report(count: int) -> None:
-            step = start + count
-            self.ctx.emit(Progress(stage=self.ctx.name, step=step, total=len(places), unit="response"))
-
-        drawn = self.generate(
-            self.base.model,
-            [self.prompts[index] for index, _ in block],
-            self.base.tokenizer,
-            self.sampling,
-            report,
-            [number * _PER_SAMPLE + index for index, number in block],
-            what="sampling the pool",
-        )
-        fs.write_atomic(file, json.dumps([[response.ids, response.ended] for response in drawn]))

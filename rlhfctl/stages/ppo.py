@@ -71,6 +71,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     rows, prompts = encode_prompts(split.train, *room)
     require_a_batch(len(prompts), section)
     _check_step_zero(roles, prompts, ctx)
+    if (start := _start(ctx)) is not None:
+        ctx.note(f"the policy goes on from {start.manifest.stage}; the KL is measured from base*")
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
@@ -189,6 +191,16 @@ class ParentModels:
     def critic_adapter(self) -> Path | None:
         return loader.critic_adapter(self.ctx.parents["critic"]) if "critic" in self.ctx.parents else None
 
+    def start_adapter(self) -> Path | None:
+        artifact = _start(self.ctx)
+        if artifact is None:
+            return None
+        loader.verify(artifact)
+        return artifact.part("adapter")
+
+    def start_model(self) -> PreTrainedModel | None:
+        return self.ctx.loader.load_base(self.ctx.parents["start"]).model if _start(self.ctx) is not None else None
+
     def note(self, message: str, /) -> None:
         self.ctx.note(message)
 
@@ -237,8 +249,21 @@ def _heldout_reward(
     return build_scorer(HELDOUT, resources)
 
 
+def _start(ctx: Context) -> Artifact | None:
+    """Return the policy of the round before, which this one goes on from; None in a first round."""
+    source = ctx.parents.get("start")
+    return source.artifact if source is not None else None
+
+
 def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:
-    """Check that policy and reference give the same log-probabilities before the first update."""
+    """Check the policy before the first update: it equals the reference, or the policy of the round before."""
+    if (start := _start(ctx)) is not None:
+        model, pad = roles.policy.model, roles.policy.pad_token_id
+        roles.policy.activate()
+        special_tokens.unmask_pad(model)  # the numbers were recorded so
+        probes.check_logprobs(model, pad, start.part("probes"), ctx.loader.precision)
+        special_tokens.mask_pad(model, pad)
+        return
     rows = [row for row in prompts[: scoring.PROBE_ROWS] if len(row) > 1]
     given = []
     for role in (roles.reference, roles.policy):

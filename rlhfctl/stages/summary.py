@@ -16,7 +16,7 @@ from rlhfctl import verdict as verdicts
 from rlhfctl.artifacts import Artifact, read_json
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Metrics, VerdictReached
-from rlhfctl.graph import first_round
+from rlhfctl.graph import in_order
 from rlhfctl.recipe.schema import Seeds
 from rlhfctl.stages.context import Context
 from rlhfctl.stats.hierarchical import compare_over_seeds, verdict_over_seeds
@@ -53,7 +53,7 @@ def run(section: Seeds, ctx: Context) -> Artifact:
         "verdict_basis": verdicts.basis(controls),
         "seeds": section.listed,
         "seed_verdicts": [{"seed": seed, "verdict": one["verdict"]} for seed, one in reports.items()],
-        "shared": [str(one) for one in first_round(ctx.recipe) if one.seed is None and str(one) != ctx.name],
+        "shared": [str(one) for one in in_order(ctx.recipe) if one.seed is None and str(one) != ctx.name],
         "primary_judge": primary,
         "independent": all(one["independent"] for one in reports.values()),
         "prompts": first["prompts"],

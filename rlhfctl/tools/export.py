@@ -17,7 +17,7 @@ from rlhfctl import fs, seeding
 from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, first_round, makers_of, stages_of
+from rlhfctl.graph import STAGES, in_order, makers_of, stages_of
 from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
@@ -97,7 +97,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool, push: hub.Push | N
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
     recipe = load_recipe(paths.recipe).recipe
     folder = f"{seed}/{_stage_of(stage, recipe)}".lstrip("/")
-    artifact = load_artifact(paths.stage(seeding.one_named(folder, first_round(recipe)) or folder))
+    artifact = load_artifact(paths.stage(seeding.one_named(folder, in_order(recipe)) or folder))
     if push is not None:
         push.prepare()
     messages: list[str] = []

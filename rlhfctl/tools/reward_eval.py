@@ -22,7 +22,7 @@ from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.text import number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, FanOut
-from rlhfctl.graph import Request, first_round, seeded_stages
+from rlhfctl.graph import Request, in_order, seeded_stages
 from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import LoadedRecipe, load_recipe
 from rlhfctl.recipe.schema import Card
@@ -54,7 +54,7 @@ def evaluate(
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
     loaded = _with_card(load_recipe(paths.recipe), paths, stage, prompts, samples)
     if stage.seed is None and STAGE in seeded_stages(loaded.recipe):
-        first = next(str(one.group) for one in first_round(loaded.recipe) if one.name == STAGE)
+        first = next(str(one.group) for one in in_order(loaded.recipe) if one.name == STAGE)
         raise RlhfctlError("the run has one reward model per seed", where=str(run), fix=f"name one: {run / first}")
     request = Request(only=str(stage), keeps_recipe=True)
     with fs.RunLock(paths.lock), JsonlWriter(paths.events) as writer, fs.report_full_disk(root):

@@ -21,7 +21,7 @@ from rlhfctl.data import columns as column_names
 from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, report_progress_to
-from rlhfctl.graph import first_round
+from rlhfctl.graph import in_order
 from rlhfctl.models import loading
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths, stage_at
@@ -149,7 +149,7 @@ def _scorer(
     if stage is None and reward.function is not None:
         return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
     if stage is None and reward.kind == "trained":
-        stage = load_artifact(paths.stage(seeding.one_named("reward", first_round(recipe)) or "reward"))
+        stage = load_artifact(paths.stage(seeding.one_named("reward", in_order(recipe)) or "reward"))
     if stage is not None:
         source = Source.of(stage)
     else:

@@ -141,7 +141,7 @@ def test_a_new_seed_runs_alone_and_one_taken_out_is_told_and_kept(project: Path)
     fewer = run_here("run", "recipe.yaml", "--seeds", "1,5", "--run-dir", run, cwd=project)
     assert fewer.returncode == 0, fewer.stderr
     assert ran(events(run)[heard:]) == ["summary"]
-    told = "kept as they are, and not read, since the recipe's seeds changed: seed-0/compare, seed-0/ppo"
+    told = "kept as they are, and not read, since the recipe's seeds or rounds changed: seed-0/compare, seed-0/ppo"
     assert told in fewer.stdout and (run / "seed-0" / "ppo" / "manifest.json").is_file()
     shown = " ".join(run_here("show", run, cwd=project).stdout.split())
     assert told in shown and "over 2 seeds" in shown

@@ -14,7 +14,7 @@ from rlhfctl.events import Event, Progress, StageStarted
 from rlhfctl.generation import local
 from rlhfctl.models import special_tokens
 from rlhfctl.recipe.schema import Card
-from rlhfctl.stages import pool
+from rlhfctl.stages import blocks, pool
 from rlhfctl.stages.loader import Base
 
 PROMPTS = [{"prompt": text} for text in ("a", "b", "ab", "ba", "abb", "bab")]
@@ -70,7 +70,7 @@ class Killed(Exception):
 
 
 def test_a_killed_attempt_goes_on_after_its_last_whole_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "BLOCK", 7)
+    monkeypatch.setattr(blocks, "BLOCK", 7)
     whole, _, _ = drawn(tmp_path / "whole")
     calls: list[int] = []
 

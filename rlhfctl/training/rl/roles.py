@@ -218,6 +218,12 @@ class RoleModels(Protocol):
     def critic_adapter(self) -> Path | None:
         """Return the folder of the initial critic as an adapter with a head, if the recipe names one."""
 
+    def start_adapter(self) -> Path | None:
+        """Return the adapter of the policy that this one goes on from; None: it starts from base*."""
+
+    def start_model(self) -> PreTrainedModel | None:
+        """Load the policy that this one goes on from, where all weights are trained; None: it starts from base*."""
+
     def note(self, message: str, /) -> None:
         """Report a message, and keep it in the manifest of the new artifact."""
 
@@ -281,6 +287,8 @@ def _policy_and_reference(
     if section.lora is None:
         reference = build.copy_frozen(base)
         special_tokens.mask_pad(reference, pad)
+        if (start := models.start_model()) is not None:
+            base.load_state_dict(start.state_dict())
         special_tokens.mask_pad(base, pad)
         return LanguageModel(base, pad), LanguageModel(reference, pad)
     lora = section.lora
@@ -288,6 +296,8 @@ def _policy_and_reference(
         lora = lora.model_copy(update={"lora_dropout": 0.0})
         models.note("PPO runs without dropout: lora_dropout is 0 in this stage")
     model = adapters.add_lora(base, lora, TaskType.CAUSAL_LM, seed=seed)
+    if (start := models.start_adapter()) is not None:
+        adapters.load_policy_adapter(model, start)
     special_tokens.mask_pad(model, pad)
     policy = LanguageModel(model, pad, POLICY)
     return policy, policy.with_adapter(None)
