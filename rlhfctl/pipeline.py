@@ -257,6 +257,7 @@ def _read_made_data(stage: StageId, work: _Run) -> None:
     if (stage.round, stage.seed) != work.made_in:
         work.made_in = stage.round, stage.seed
         work.data = {name: rows for name, rows in work.data.items() if name not in remade_data(work.recipe)}
+        work.unchecked &= set(work.data)
     with report_progress_to(work.emit, str(stage)):
         made = read_made_data(stage, work.recipe, work.paths, work.data)
     if made:

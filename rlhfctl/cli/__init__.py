@@ -8,12 +8,12 @@ __main__.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, chat, check, course, look, make, reproduce, run, tokens
+from rlhfctl.cli import bench, chat, check, course, label, look, make, reproduce, run, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -47,6 +47,12 @@ BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updat
 
 REPRODUCTIONS: Commands = (("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),)
 
+LABELS: Commands = (
+    ("ask", label.ask, "rlhfctl label runs/quickstart   or   rlhfctl label pairs.csv --web"),
+    ("export", label.export, "rlhfctl label export runs/quickstart --to pairs.jsonl"),
+    ("import", label.import_, "rlhfctl label import runs/quickstart from-label-studio.json"),
+)
+
 RECIPES: Commands = (
     ("list", make.list_recipes, "rlhfctl recipes list"),
     ("show", make.show_recipe, "rlhfctl recipes show quickstart"),
@@ -67,8 +73,8 @@ def _with_commands(group: typer.Typer, commands: Commands) -> typer.Typer:
     return group
 
 
-def _group(text: str, commands: Commands) -> typer.Typer:
-    return _with_commands(typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None), commands)
+def _group(text: str, commands: Commands, **more: Any) -> typer.Typer:
+    return _with_commands(typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, **more), commands)
 
 
 app = _with_commands(
@@ -80,6 +86,10 @@ app = _with_commands(
         add_completion=True,
     ),
     COMMANDS,
+)
+app.add_typer(
+    _group("Ask people which response is better; export and import labels.", LABELS, cls=label.AsksByDefault),
+    name="label",
 )
 app.add_typer(_group("Measure speed and memory on this machine.", BENCHES), name="bench")
 app.add_typer(_group("Repeat published experiments in small, over seeds.", REPRODUCTIONS), name="reproduce")

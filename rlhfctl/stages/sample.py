@@ -3,8 +3,8 @@
     training prompts of this round ──▶ K different responses each ──▶ items.jsonl (the labelling set)
 
 Reads base*, the policy of the round before, and `data.prompts`. Each round has prompts of its own, as long as there are
-enough. Equal responses to a prompt are drawn again a few times; a prompt with fewer than two different ones is left out
-and counted. Resumes after the last whole block. Leaves out who judges (stages/label.py).
+enough. Empty responses, and those that equal another one of their prompt, are drawn again a few times; a prompt with
+fewer than two different ones is left out and counted. Resumes after the last whole block. Leaves out who judges (stages/label.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlhfctl.events import Progress, StageStarted
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Generator, Sampling, sampling_for
 from rlhfctl.labels.items import FEWEST, Item, make_item, write_items
+from rlhfctl.labels.texts import turns_of
 from rlhfctl.models.architecture import context_of
 from rlhfctl.paths import StageId
 from rlhfctl.recipe.schema import Ppo, Sample
@@ -32,7 +33,7 @@ from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Base
 
 ITEMS = "items.jsonl"
-TRIES = 4  # draws of a response that equals another one of its prompt, the first included
+TRIES = 4  # draws of a response that is empty or equals another one of its prompt, the first included
 _STREAM = 3 << 32  # a stream of random numbers that neither training, evaluation nor the card's pool uses
 
 
@@ -152,7 +153,9 @@ class _Drawing:
             # In the order of the places, so that who wrote the first of two equal responses depends on nothing else.
             for index, number in missing:
                 response, origin = drawn[index, number]
-                if response not in [other for other, _ in found[index].values()]:
+                if any(turn.text.strip() for turn in turns_of(response)) and response not in [
+                    other for other, _ in found[index].values()
+                ]:
                     found[index][number] = response, origin
             if all(len(one) == self.section.responses for one in found):
                 break
@@ -172,7 +175,7 @@ class _Drawing:
             self.ctx.emit(Progress(stage=self.ctx.name, step=done, total=total, unit="response"))
 
         tokenizer = writer.base.tokenizer
-        what = "sampling responses" if attempt == 1 else "sampling responses that were equal again"
+        what = "sampling responses" if attempt == 1 else "sampling again what was equal or empty"
         found = blocks.draw(writer.base.model, tokenizer, self.prompts, self.sampling, self.generate, report, what=what)
         made: dict[tuple[int, int], tuple[Any, str]] = {}
         for (index, number), (ids, _) in zip(own, found, strict=True):
@@ -192,4 +195,4 @@ def _items(rows: Sequence[Row], drawn: Sequence[Mapping[int, tuple[Any, str]]], 
             yield make_item(row["prompt"], responses, origins, tools=row.get("tools"))
     for count, times in sorted(fewer.items()):
         left_out = " and are left out" if count < FEWEST else ""
-        ctx.note(f"{times} prompts have {count} different responses{left_out}: further draws were equal")
+        ctx.note(f"{times} prompts have {count} different responses{left_out}: further draws were equal or empty")

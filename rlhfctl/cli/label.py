@@ -1,0 +1,134 @@
+"""The commands of the group `label`: ask people, tell how their labels are, export and import labels.
+
+`rlhfctl label RUN_OR_FILE` is short for `rlhfctl label ask RUN_OR_FILE`. Modules that load libraries are imported
+inside the functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from rlhfctl.cli.options import complete_run
+
+TargetArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_OR_FILE",
+        help="A run, a labelling set, or a file of pairs to judge anew.",
+        autocompletion=complete_run,
+    ),
+]
+
+
+class AsksByDefault(TyperGroup):
+    """A group whose first command may be left out: what is no command's name is what to label."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
+def ask(
+    what: TargetArgument,
+    web: Annotated[bool, typer.Option("--web", help="In browsers, for several people at once.")] = False,
+    annotator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Your name in the terminal (default: the user's).")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the questions that several people judge.")
+    ] = None,
+    annotators: Annotated[int | None, typer.Option(min=2, help="How many people judge each of these.")] = None,
+    gold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the questions that have a known answer.")
+    ] = None,
+    gold_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Pairs whose better response is known: gold questions.")
+    ] = None,
+    order: Annotated[
+        Literal["file", "random", "active"] | None,
+        typer.Option(help="Order of the questions; active: those first on which reward models disagree."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="With --web: the address to listen on; all others see it.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --web: the port (default: a free one).")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="With --web: certificate, for https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="With --web: its private key.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show agreement, speed and bias instead of asking.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --stats: as JSON.")] = False,
+) -> None:
+    """Ask people which response is better, in the terminal or in browsers; each answer is saved at once."""
+    from rlhfctl.tools import label
+
+    if stats or as_json:
+        _show(what, as_json=as_json)
+        return
+    label.label(
+        what,
+        annotator=annotator,
+        web=web,
+        host=host,
+        port=port,
+        tls=(tls_cert, tls_key),
+        say=typer.echo,
+        overlap=overlap,
+        annotators=annotators,
+        gold=gold,
+        gold_from=gold_from,
+        order=order,
+    )
+
+
+def _show(what: Path, *, as_json: bool) -> None:
+    import json
+
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.labels.store import open_labels
+    from rlhfctl.tools import label, label_stats
+
+    target = label.find(what)
+    with open_labels(target.labels, create=False) as store:
+        found = label_stats.statistics_of(*label.answered(target, store))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    screen = console()
+    for part in label_stats.view(found):
+        screen.print(part)
+
+
+def export(
+    what: TargetArgument,
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; it must not exist.")],
+    form: Annotated[
+        Literal["pairs", "rankings", "label-studio", "argilla"],
+        typer.Option("--format", help="pairs: TRL's format; rankings: one row per label, with all that is known."),
+    ] = "pairs",
+    combine: Annotated[
+        Literal["all", "majority"], typer.Option(help="Each label as it is, or the vote of the annotators.")
+    ] = "all",
+) -> None:
+    """Write labels as a file: preferences for TRL, rankings, Label Studio's or Argilla's format."""
+    from rlhfctl.tools import label_files
+
+    for line in label_files.export(what, to, form, combine):
+        typer.echo(line)
+
+
+def import_(
+    what: TargetArgument,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Labels of export, Label Studio, Argilla, or pairs.")],
+    annotator: Annotated[
+        str, typer.Option(metavar="NAME", help="The name for labels without an annotator.")
+    ] = "imported",
+) -> None:
+    """Read labels from a file into those of a run or a labelling set."""
+    from rlhfctl.tools import label_files
+
+    for line in label_files.import_(what, source, annotator):
+        typer.echo(line)
