@@ -143,7 +143,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("reward/NAME", "score", "Mean of each part of a weighted reward."),
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
-               "KL", "nats per response from the reference", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
+               "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
         Metric("non_score_reward", "score", "-`kl_coef` x `kl`.", trl="objective/non_score_reward"),
         Metric("rlhf_reward", "score", "`score` + `non_score_reward`: what PPO raises.", UP, log=6,
                trl="objective/rlhf_reward"),
@@ -189,8 +189,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("rollout_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("score_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("update_s", "seconds", "Time spent on sampling, scoring, learning."),
-        Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "episodes per second",
-               "speed", screen=13, trl="eps"),
+        Metric("episodes_per_s", "episodes per second", "Speed of the whole update.", UP, "speed",
+               "episodes per second", screen=13, trl="eps"),
         Metric("eval_score", "score", "`score` on the prompts held aside (`data.prompts.eval`), with samples of their "
                "own.", UP, "eval score", "the score on prompts held aside", screen=3, show=5),
         Metric("eval_score_se", "score", "Standard error of `eval_score` over the prompts."),
@@ -217,7 +217,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("delta", "score", "The primary judge's score of the policy less that of the reference.", UP,
                "score gained", "policy less reference", screen=3, show=2),
         Metric("kl", "nats per response", "As in ppo, on the test prompts.", NEITHER, "KL",
-               "nats per response from the reference", screen=4, show=3, finite=True),
+               "nats per response", screen=4, show=3, finite=True),
         Metric("length", "tokens", "Tokens of the policy's responses.", NEITHER, "length", "tokens per response",
                screen=5, show=4),
     ),
@@ -229,7 +229,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("delta", "score", "`delta` over all seeds.", UP, "score gained", "policy less reference", screen=3,
                show=2),
         Metric("kl", "nats per response", "`kl` of compare, mean over seeds.", NEITHER, "KL",
-               "nats per response from the reference", screen=4, show=3, finite=True),
+               "nats per response", screen=4, show=3, finite=True),
     ),
 }
 # fmt: on

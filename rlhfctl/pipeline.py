@@ -3,7 +3,7 @@
 Reads a resolved recipe and a run folder; writes recipe.yaml, events and the stages' folders. Deciding loads no torch.
 Nothing is deleted or overwritten: results that a changed recipe replaces are moved to superseded/. Only the checkpoints
 of a completed stage are removed. Leaves out the table of stages (graph.py), their inputs (inputs.py) and running one
-(stages/door.py).
+(stages/door.py). Longer than 400 lines because whoever changes when a stage runs must see what follows for its folder.
 """
 
 from __future__ import annotations
@@ -275,8 +275,10 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     if not work.looked_ahead:
         to_come = list(dict.fromkeys(one.name for one in work.chosen[work.chosen.index(stage) :]))
         reward = work.request.external.get("reward")
-        checked = door.look_ahead(work.recipe, to_come, base, work.data, work.paths.log, reward)
-        kept, warnings, work.looked_ahead = checked
+        log = work.paths.log
+        kept, warnings, work.looked_ahead = door.look_ahead(
+            work.recipe, to_come, base, work.data, work.paths.log, reward
+        )
     elif work.unchecked:
         rows = {name: work.data[name] for name in work.unchecked}
         kept, warnings = door.check_rows(work.recipe, stage.name, base, rows, work.paths.log)

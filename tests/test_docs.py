@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
+from rlhfctl.cli.label import AsksByDefault
 from rlhfctl.data.load import check_all
 from rlhfctl.events import KINDS
 from rlhfctl.recipe.schema import Data
@@ -170,6 +171,8 @@ def options_of(words: list[str]) -> set[str]:
     for word in words:
         if not hasattr(command, "commands"):
             break
+        if isinstance(command, AsksByDefault) and word not in command.commands:
+            word = next(iter(command.commands))
         command = command.commands[word]
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 

@@ -454,7 +454,7 @@ LABELS: tuple[Rule[Sections], ...] = (
     ),
     Rule(
         "rounds.count",
-        "is more than the {sample.prompts} questions of sample.prompts: a round would have none",
+        "is so many that a round would have none of the questions of sample.prompts",
         "lower it, or raise sample.prompts",
         lambda recipe: (
             recipe.rounds is not None
@@ -465,7 +465,7 @@ LABELS: tuple[Rule[Sections], ...] = (
     ),
     Rule(
         "seeds.from",
-        "{seeds.start} is repeated in each round, so its round would read models of several seeds",
+        "a stage that is repeated in each round cannot be the first: its round would read models of several seeds",
         "use sample or an earlier stage",
         lambda recipe: (
             recipe.rounds is not None

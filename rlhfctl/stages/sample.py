@@ -4,7 +4,8 @@
 
 Reads base*, the policy of the round before, and `data.prompts`. Each round has prompts of its own, as long as there are
 enough. Empty responses, and those that equal another one of their prompt, are drawn again a few times; a prompt with
-fewer than two different ones is left out and counted. Resumes after the last whole block. Leaves out who judges (stages/label.py).
+fewer than two different ones is left out and counted. Resumes after the last whole block. Leaves out who judges
+(stages/label.py).
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from rlhfctl.recipe.schema import (
     PromptsPart,
     Recipe,
     Reward,
+    Rounds,
     Rule,
     Section,
     Seeds,
@@ -64,6 +65,7 @@ def _stage_pages() -> dict[str, tuple[type[Section], None]]:
 PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
     "seeds": (Seeds, None),
+    "rounds": (Rounds, None),
     "model": (Model, None),
     "model.init": (Init, None),
     "lora": (Lora, None),

@@ -76,6 +76,11 @@ RULES = [
     ("seeds=[0, 4294967296]", "seeds.values[1]", "must be at most 4294967295"),
     ("seeds=[0, '1']", "seeds.values[1]", "expected a whole number, got the string '1'"),
     ("seeds='0,1'", "seeds", "expected a whole number or a list or null, got the string"),
+    # labels and rounds
+    ("sample.responses=17", "sample.responses", "must be at most 16"),
+    ("rounds=1", "rounds.count", "must be at least 2"),
+    ("rounds=2", "rounds", "not all of them are there"),
+    ("label={by: people}", "label", "there is no sample section"),
     ("seeds={values: 3, form: ppo}", "seeds.form", "did you mean 'from'?"),
     ("ppo.kl_coef=true", "ppo.kl_coef", "expected a number, got true"),
     ("ppo.kl_coef=null", "ppo.kl_coef", "expected a number, got null"),
@@ -207,7 +212,25 @@ OWN: dict[str, str] = {
 OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
 
 # Further recipes that break a rule, several at once.
+MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
+    ("label={}", MADE),
+    ("label={}", "sample={}"),
+    ("label={by: builtin}", "sample={}", MADE, "data.prompts={source: rows.jsonl, rows: null}", "compare=null"),
+    ("label={by: nobody}", "sample={}", MADE),
+    (
+        "label={by: builtin, overlap: 0.2, annotators: 3, order: random, enough: 0.5, combine: majority}",
+        "sample={}",
+        MADE,
+    ),
+    ("label={by: 'a:b', noise: 0.3}", "sample={}", MADE),
+    ("sample={models: [base, base]}",),
+    ("rounds=2",),
+    ("sample={}", "data.prompts=null", "ppo=null", "compare=null"),
+    ("rounds={count: 2, labels: [1]}", "sample={}", "label={}", MADE),
+    ("rounds=9", "sample={prompts: 5}", "label={}", MADE),
+    ("rounds=2", "sample={}", "label={}", MADE, "ppo.engine=trl"),
+    ("rounds=2", "sample={}", "label={}", MADE, "seeds={values: 2, from: ppo}"),
     ("model.path=a/b", "model.attn_implementation=flash_attention_2", "model.template_date=never", "model.init=null"),
     ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),
     ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),

@@ -44,7 +44,7 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "give the recipe a lora section, or take model.quantization out.",
         "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Fix: take it out of "
         "compare.judges.",
-        "- `the recipe`: no stage to run. Fix: add a section: sft, reward, ppo, compare.",
+        "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, compare.",
         "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews, or a file.",
         "- `model.init.hidden_size`: *hidden_size* cannot be shared among *num_attention_heads* attention heads. Fix: "
         "use a multiple of *num_attention_heads*.",
