@@ -20,7 +20,7 @@ from textual.widgets import Static
 
 from rlhfctl.dashboard.text import one_line
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.labels.desk import Desk, Question, Refused
+from rlhfctl.labels.desk import Desk, Progress, Question, Refused
 from rlhfctl.labels.screen import words
 from rlhfctl.labels.screen.ranking import KEYS, Ranking
 from rlhfctl.labels.screen.widgets import Closing, HelpScreen, NoteScreen, QuestionView, drawn
@@ -35,6 +35,8 @@ PAUSE_S = 0.25
 LOOK_AGAIN_S = 5.0
 """Seconds between looks for a question while there is none."""
 
+_LOW = 16  # rows below which the texts need the rows of the keys
+
 _PLACES = [Binding(key, f"choose({place})", show=False) for place, key in enumerate(KEYS)]
 
 
@@ -43,6 +45,7 @@ class LabelApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 textual declares it so
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (_LOW, "-high")]  # noqa: RUF012
     CSS = """
     #top { height: 1; text-style: reverse; padding: 0 1; }
     #top Static { text-wrap: nowrap; text-overflow: ellipsis; }
@@ -52,11 +55,11 @@ class LabelApp(App[None]):
     Pane { border: round $foreground 50%; padding: 0 1; scrollbar-size-vertical: 1; min-height: 3; }
     Pane:focus { border: heavy $foreground; }
     Pane.ranked { border-title-style: reverse bold; }
-    #prompt { height: auto; max-height: 30%; }
+    #prompt { height: auto; }
     .pair { height: 1fr; layout: vertical; overflow-y: auto; }
     .pair Pane { height: 1fr; }
     .list { height: 1fr; layout: vertical; scrollbar-size-vertical: 1; }
-    .list Pane { height: auto; max-height: 60%; }
+    .list Pane { height: auto; }
     .-wide .pair { layout: horizontal; }
     .-wide .list { layout: grid; grid-size: 2; grid-rows: auto; }
     #closing { padding: 1 2; }
@@ -64,7 +67,8 @@ class LabelApp(App[None]):
     #ranking { text-style: bold; }
     #status { height: auto; max-height: 4; min-height: 1; padding: 0 1; }
     #status.error { text-style: bold; color: $text-error; }
-    #keys { height: auto; max-height: 3; padding: 0 1; }
+    #keys { height: auto; max-height: 3; text-wrap: nowrap; }
+    .-low #keys { max-height: 1; }
     HelpScreen, NoteScreen { align: center middle; }
     #help { width: 76; max-width: 100%; height: auto; max-height: 100%; border: heavy $foreground; padding: 0 1;
             background: $surface; scrollbar-size-vertical: 1; }
@@ -217,6 +221,7 @@ class LabelApp(App[None]):
         try:
             await step()
         except RlhfctlError as error:
+            self._leaving = False  # the annotator must see this
             self._say(f"not saved: {error}\nNothing is lost: press the key again, or q to quit.", error=True)
         finally:
             self._busy = False
@@ -283,16 +288,19 @@ class LabelApp(App[None]):
 
     async def _show(self, question: Question | None) -> None:
         same = question is not None and self.question is not None and question.key == self.question.key
-        progress = await asyncio.to_thread(self.desk.progress, self.annotator)
+        progress, held, wanted = await asyncio.to_thread(self._counts)
         self.question = question
         if question is None:
-            held, wanted = self.desk.held_by_others(self.annotator), self.desk.open_questions()
             await self._show_body(Closing(words.closing(progress, self.labels_given, held, wanted)))
         elif not same:
             self.ranking = self._begun.get(question.key, Ranking(len(question.order)))
             await self._show_body(QuestionView(question, self.ranking))
             self._quiet_until = time.monotonic() + self._pause_s
         self.query_one("#progress", Static).update(drawn([(words.header(progress), "")]))
+
+    def _counts(self) -> tuple[Progress, int, int]:
+        desk, annotator = self.desk, self.annotator
+        return desk.progress(annotator), desk.held_by_others(annotator), desk.open_questions()
 
     async def _show_body(self, view: QuestionView | Closing) -> None:
         body = self.query_one("#body", Container)
@@ -323,7 +331,7 @@ class LabelApp(App[None]):
         line.update(drawn([("note: ", words.BOLD), (one_line(text), "")]))
 
     def _show_keys(self, width: int) -> None:
-        self.query_one("#keys", Static).update(drawn(words.footer(self._count, wide=width >= WIDE)))
+        self.query_one("#keys", Static).update(drawn(words.footer(self._count, width, wide=width >= WIDE)))
 
     def _say(self, text: str, *, error: bool = False) -> None:
         line = self.query_one("#status", Static)

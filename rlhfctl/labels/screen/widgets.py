@@ -10,14 +10,17 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
+from textual.events import Resize
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from rlhfctl.labels.desk import Question
 from rlhfctl.labels.screen.ranking import Ranking
 from rlhfctl.labels.screen.words import Piece, more_lines, pieces_of, title
+from rlhfctl.labels.texts import turns_of
 
 LONGEST_NOTE = 2000
+_LEAST_ROWS = 3  # of a pane, with its frame
 
 
 def drawn(pieces: Iterable[Piece]) -> Content:
@@ -95,9 +98,21 @@ class QuestionView(Vertical):
             yield Scrolling(*panes, classes="list", can_focus=False)
 
     def on_mount(self) -> None:
-        """Begin with the first response."""
+        """Begin with the first response, and with the last message of a conversation."""
         self.show_ranking(self.ranking)
+        if len(turns_of(self.question.item.prompt)) > 1:
+            self.query_one("#prompt", Pane).anchor()
         self.query_one("#response-0", Pane).focus(scroll_visible=False)
+
+    def on_resize(self, event: Resize) -> None:
+        """Share out the height: the prompt gets a third at most, and so does each of several responses.
+
+        In rows, because percentages would be those of a grid's cell.
+        """
+        rows = event.size.height
+        self.query_one("#prompt", Pane).styles.max_height = max(_LEAST_ROWS, rows // 3)
+        for pane in self.query(".list > Pane"):
+            pane.styles.max_height = max(_LEAST_ROWS + 1, rows // 3)
 
     def show_ranking(self, ranking: Ranking) -> None:
         """Write the rank of each response on its frame."""

@@ -68,17 +68,16 @@ def keys_of(count: int, *, wide: bool) -> list[tuple[str, str]]:
     return own + rest
 
 
-def footer(count: int, *, wide: bool) -> list[Piece]:
-    """Return the line of keys as pieces; a line breaks between keys, never within one."""
-    return [
-        piece
-        for key, what in keys_of(count, wide=wide)
-        for piece in ((_together(key), BOLD), (f"\u00a0{_together(what)}", ""), (_GAP, ""))
-    ][:-1]
-
-
-def _together(text: str) -> str:
-    return text.replace(" ", "\u00a0")
+def footer(count: int, width: int, *, wide: bool) -> list[Piece]:
+    """Return the keys as pieces, in lines of at most `width` columns; a line breaks between keys, never within one."""
+    found: list[Piece] = []
+    used = 0
+    for key, what in keys_of(count, wide=wide):
+        needs = len(key) + 1 + len(what)
+        between = "" if not used else _GAP if used + len(_GAP) + needs <= width else "\n"
+        used = needs if between != _GAP else used + len(_GAP) + needs
+        found += [(between, ""), (key, BOLD), (f" {what}", "")]
+    return [piece for piece in found if piece[0]]
 
 
 def key_range(count: int) -> str:
