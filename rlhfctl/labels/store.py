@@ -176,7 +176,7 @@ def _told(path: Path) -> Iterator[None]:
             raise fs.disk_full(path) from error
         if "locked" in str(error):
             raise RlhfctlError(
-                f"another program has held the file of labels for {_BUSY_S:.0f} seconds",
+                f"another program has held the file of labels for {_BUSY_S:g} seconds",
                 where=str(path),
                 fix="end what holds it (a backup, a database browser), then try again",
             ) from error

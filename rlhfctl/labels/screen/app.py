@@ -52,7 +52,8 @@ class LabelApp(App[None]):
     #annotator { width: 1fr; text-style: reverse bold; }
     #progress { width: auto; max-width: 80%; text-style: reverse; padding: 0 0 0 2; }
     #body { height: 1fr; }
-    Pane { border: round $foreground 50%; padding: 0 1; scrollbar-size-vertical: 1; min-height: 3; }
+    Pane { border: round $foreground 50%; border-title-style: bold; padding: 0 1;
+           scrollbar-size-vertical: 1; min-height: 3; }
     Pane:focus { border: heavy $foreground; }
     Pane.ranked { border-title-style: reverse bold; }
     #prompt { height: auto; }

@@ -72,7 +72,7 @@ class Pane(Scrolling):
 
     def _tell(self) -> None:
         above = round(self.scroll_offset.y)
-        self.border_subtitle = drawn([(more_lines(above, max(0, round(self.max_scroll_y) - above)), "")])
+        self.border_subtitle = more_lines(above, max(0, round(self.max_scroll_y) - above))
 
 
 class QuestionView(Vertical):
@@ -119,7 +119,7 @@ class QuestionView(Vertical):
         count = len(self.question.order)
         for place in range(count):
             pane = self.query_one(f"#response-{place}", Pane)
-            pane.border_title = drawn([(title(place, count, ranking), "bold")])
+            pane.border_title = title(place, count, ranking)
             pane.set_class(ranking.rank_of(place) is not None, "ranked")
 
 
