@@ -51,7 +51,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelStor
 def play(app: LabelApp, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
     async def run() -> None:
         async with app.run_test(size=size) as pilot:
+            await pilot.pause()
             await settle(app, pilot)
+            await pilot.pause()
             await scene(app, pilot)
 
     asyncio.run(run())
@@ -165,15 +167,43 @@ def test_a_note_is_stored_shown_and_can_be_changed_or_left(store: LabelStore) ->
 
 
 def test_a_key_that_is_held_down_answers_one_question(store: LabelStore) -> None:
+    clock = [0.0]
+
     async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
-        await asyncio.sleep(0.5)
-        await press(app, pilot, *"1" * 8)
+        clock[0] += 0.3
+        for _ in range(20):  # the key repeats 20 times a second
+            await press(app, pilot, "1")
+            clock[0] += 0.05
         assert len(store.events()) == 1 and "just appeared" in text_of(app, "status")
-        await asyncio.sleep(0.5)
+        clock[0] += 0.3
         await press(app, pilot, "1")
         assert len(store.events()) == 2
 
-    play(LabelApp(Desk(items(20), store), "ana", pause_s=0.4), scene)
+    play(LabelApp(Desk(items(40), store, clock=lambda: clock[0]), "ana"), scene)
+
+
+def test_an_answer_that_was_given_elsewhere_stays_and_is_told(store: LabelStore) -> None:
+    app = LabelApp(Desk(items(3), store), "ana", pause_s=0)
+
+    async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
+        assert app.question is not None
+        elsewhere = Desk(items(3), store)  # the same annotator in another window
+        elsewhere.answer("ana", app.question.key, "label", [1, 0])
+        await press(app, pilot, "1")
+        assert "had your answer already" in text_of(app, "status")
+        same = app.question
+        elsewhere.answer("ana", same.key, "label", [1, 0])
+        await press(app, pilot, "2")
+        assert text_of(app, "status") == "saved: 2 is better"
+        elsewhere.answer("ana", app.question.key, "label", [1, 0])
+        assert elsewhere.undo("ana") is not None
+        await press(app, pilot, "1")
+        assert "not taken: this question was answered or taken back already" in text_of(app, "status")
+        assert app.question is not None
+
+    play(app, scene)
+    assert [event.kind for event in store.events()] == ["label", "label", "label", "undo"]
+    assert [ranks_on_screen(event) for event in store.events()[:2]] == [[1, 0], [1, 0]]
 
 
 # ------------------------------------------------------------ several responses
@@ -477,6 +507,27 @@ def test_quitting_waits_for_the_answer_that_is_being_stored(store: LabelStore, m
 
     play(app, scene)
     assert [ranks_on_screen(event) for event in store.events()] == [[0, 1]] and app.labels_given == 1
+
+
+def test_a_fault_while_quitting_is_shown_first(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(items(3), store)
+    goes_on = threading.Event()
+
+    def fails(*values: Any, **named: Any) -> Any:
+        goes_on.wait(10)
+        raise RlhfctlError("the disk is gone")
+
+    async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(desk, "answer", fails)
+            await pilot.press("1", "q")
+            goes_on.set()
+            await settle(app, pilot)
+            assert app.is_running and "the disk is gone" in text_of(app, "status")
+        await press(app, pilot, "1")
+        assert len(store.events()) == 1
+
+    play(LabelApp(desk, "ana", pause_s=0), scene)
 
 
 # ------------------------------------------------------------ the end

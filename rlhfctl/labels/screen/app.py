@@ -8,7 +8,6 @@ and what is written (words.py).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
@@ -24,7 +23,7 @@ from rlhfctl.labels.desk import Desk, Progress, Question, Refused
 from rlhfctl.labels.screen import words
 from rlhfctl.labels.screen.ranking import KEYS, Ranking
 from rlhfctl.labels.screen.widgets import Closing, HelpScreen, NoteScreen, QuestionView, drawn
-from rlhfctl.labels.store import Kind
+from rlhfctl.labels.store import Event, Kind
 
 WIDE = 100
 """Columns from which two responses stand side by side."""
@@ -70,6 +69,7 @@ class LabelApp(App[None]):
     #status.error { text-style: bold; color: $text-error; }
     #keys { height: auto; max-height: 3; text-wrap: nowrap; }
     .-low #keys { max-height: 1; }
+    .-wide #keys { padding: 0 1; }
     HelpScreen, NoteScreen { align: center middle; }
     #help { width: 76; max-width: 100%; height: auto; max-height: 100%; border: heavy $foreground; padding: 0 1;
             background: $surface; scrollbar-size-vertical: 1; }
@@ -93,6 +93,7 @@ class LabelApp(App[None]):
 
     def __init__(self, desk: Desk, annotator: str, *, pause_s: float = PAUSE_S) -> None:
         super().__init__()
+        self.animation_level = "none"  # scrolling in steps would flicker over a slow line
         self.desk, self.annotator = desk, annotator
         self.question: Question | None = None
         self.ranking = Ranking(0)
@@ -233,7 +234,7 @@ class LabelApp(App[None]):
         question = self.question
         if question is None or self._busy:
             return
-        now = time.monotonic()
+        now = self.desk.clock()
         if now < self._quiet_until:
             self._quiet_until = now + self._pause_s  # as long as the key is held down
             self._say("the question has just appeared: press again")
@@ -248,7 +249,8 @@ class LabelApp(App[None]):
             else:
                 self._given.add(event.key)
                 self._begun.pop(question.key, None)
-                self._say(f"saved: {said}")
+                stands = "" if _says(event, kind, ranks) else " (not this key: the question had your answer already)"
+                self._say(f"saved{stands or f': {said}'}")
             await self._show_next()
 
         self._start(answer)
@@ -296,7 +298,7 @@ class LabelApp(App[None]):
         elif not same:
             self.ranking = self._begun.get(question.key, Ranking(len(question.order)))
             await self._show_body(QuestionView(question, self.ranking))
-            self._quiet_until = time.monotonic() + self._pause_s
+            self._quiet_until = self.desk.clock() + self._pause_s
         self.query_one("#progress", Static).update(drawn([(words.header(progress), "")]))
 
     def _counts(self) -> tuple[Progress, int, int]:
@@ -332,9 +334,17 @@ class LabelApp(App[None]):
         line.update(drawn([("note: ", words.BOLD), (one_line(text), "")]))
 
     def _show_keys(self, width: int) -> None:
-        self.query_one("#keys", Static).update(drawn(words.footer(self._count, width, wide=width >= WIDE)))
+        self.query_one("#keys", Static).update(
+            drawn(words.footer(self._count, width - 2 * (width >= WIDE), wide=width >= WIDE))
+        )
 
     def _say(self, text: str, *, error: bool = False) -> None:
         line = self.query_one("#status", Static)
         line.set_class(error, "error")
         line.update(drawn([(text, "")]))
+
+
+def _says(event: Event, kind: Kind, ranks: list[int] | None) -> bool:
+    """Tell whether a stored answer is the one that was sent, whose ranks are those of places on the screen."""
+    stored = None if event.ranks is None else [event.ranks[place] for place in event.shown or ()]
+    return (event.kind, stored) == (kind, ranks)
