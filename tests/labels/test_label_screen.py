@@ -125,6 +125,19 @@ def test_a_key_is_stored_as_the_answer_that_it_stands_for(
     assert app.labels_given == (kind != "skip")
 
 
+def test_the_responses_stand_in_the_order_that_is_stored_as_shown(store: LabelStore) -> None:
+    async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
+        for _ in range(8):
+            assert app.question is not None
+            texts = [str(pane.query_one(Static).render()) for pane in app.query("#question .pair > Pane")]
+            assert texts == app.question.shown
+            await press(app, pilot, "1")
+
+    play(LabelApp(Desk(items(9), store), "ana", pause_s=0), scene)
+    assert {event.shown for event in store.events()} == {(0, 1), (1, 0)}  # both orders came
+    assert all(ranks_on_screen(event) == [0, 1] for event in store.events())
+
+
 def test_keys_without_a_meaning_for_two_responses_do_nothing(store: LabelStore) -> None:
     async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
         await press(app, pilot, "3", "a", "9", "enter", "backspace", "r", "x", "space")
@@ -237,7 +250,7 @@ def test_a_ranking_half_done_is_there_again_after_an_undo(store: LabelStore) -> 
     play(LabelApp(Desk(items(3, 4), store), "ana", pause_s=0), scene)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[-1]])
 def test_sixteen_responses_have_a_key_each(store: LabelStore, size: tuple[int, int]) -> None:
     async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
         await pilot.press(*reversed(KEYS))
@@ -311,6 +324,29 @@ def test_a_new_size_keeps_the_question_and_what_is_ranked(store: LabelStore) -> 
         assert ranks_on_screen(store.events()[0]) == [1, 2, 0]
 
     play(LabelApp(Desk(items(2, 3), store), "ana", pause_s=0), scene)
+
+
+def test_the_keys_name_the_places_as_they_stand_after_a_new_size(store: LabelStore) -> None:
+    async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
+        assert "← 1 upper" in text_of(app, "keys") and "→ 2 lower" in text_of(app, "keys")
+        await pilot.resize_terminal(100, 24)
+        assert "← 1 left" in text_of(app, "keys") and "→ 2 right" in text_of(app, "keys")
+
+    play(LabelApp(Desk(items(1), store), "ana"), scene)
+
+
+def test_a_list_scrolls_on_where_the_text_in_the_frame_ends(store: LabelStore) -> None:
+    async def scene(app: LabelApp, pilot: Pilot[None]) -> None:
+        first, around = app.query_one("#response-0", Pane), app.query_one(".list")
+        assert around.max_scroll_y > 0
+        await press(app, pilot, "end")
+        assert first.scroll_offset.y == first.max_scroll_y > 0 and around.scroll_offset.y == 0
+        await press(app, pilot, "down", "down")
+        assert around.scroll_offset.y == 2
+        await press(app, pilot, "home", "home")
+        assert first.scroll_offset.y == around.scroll_offset.y == 0
+
+    play(LabelApp(Desk([make_item("q", [f"{LONG}{n}" for n in range(4)], ["m"] * 4)], store), "ana"), scene)
 
 
 def test_each_text_scrolls_by_keys_and_tells_what_is_out_of_sight(store: LabelStore) -> None:
