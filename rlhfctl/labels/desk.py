@@ -170,19 +170,22 @@ class Desk:
         given = len(self.answers.history.get(annotator, ()))
         return int((given + 1) * self.settings.gold) > int(given * self.settings.gold)
 
-    def _waiting(self, annotator: str) -> list[str]:
-        """List the items that this annotator may get, in order: not judged by it, and not by enough others."""
+    def _waiting(self, annotator: str, *, held: bool = True) -> list[str]:
+        """List the items that this annotator may get, in order: not judged by it, and not by enough others.
+
+        With `held`, a question that is open on the screen of another counts as judged by it.
+        """
         now = self.clock()
-        held = Counter(
+        on_screens = Counter(
             item
             for who, (item, since) in self._open.items()
-            if who != annotator and now - since < LEASE_S and who not in self.answers.of(item)
+            if held and who != annotator and now - since < LEASE_S and who not in self.answers.of(item)
         )
         return [
             item
             for item in self._queue
             if annotator not in self.answers.of(item)
-            and len(self.answers.judged(item)) + held[item] < self._wanted(item)
+            and len(self.answers.judged(item)) + on_screens[item] < self._wanted(item)
         ]
 
     def _wanted(self, item: str) -> int:
@@ -305,6 +308,11 @@ class Desk:
     def wanted_answers(self) -> int:
         """Count the answers that the set needs in all."""
         return sum(map(self._wanted, self._queue))
+
+    def held_by_others(self, annotator: str) -> int:
+        """Count the questions that this annotator would get if they were not open on the screens of others."""
+        with self._lock:
+            return len(self._waiting(annotator, held=False)) - len(self._waiting(annotator))
 
     def open_questions(self) -> int:
         """Count the answers that the set still needs from anybody: skips do not count as answers."""

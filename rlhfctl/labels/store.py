@@ -174,6 +174,12 @@ def _told(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if "disk" in str(error) and "full" in str(error):
             raise fs.disk_full(path) from error
+        if "locked" in str(error):
+            raise RlhfctlError(
+                f"another program has held the file of labels for {_BUSY_S:g} seconds",
+                where=str(path),
+                fix="end what holds it (a backup, a database browser), then try again",
+            ) from error
         raise RlhfctlError(
             f"labels cannot be kept here: {error}",
             where=str(path),

@@ -205,6 +205,21 @@ def test_progress_tells_time_left_and_agreement(store: LabelStore) -> None:
     assert (progress.same, progress.compared) == (1, 2)
 
 
+def test_questions_that_only_others_hold_are_counted(store: LabelStore) -> None:
+    clock = Clock()
+    desk = Desk(items(3), store, clock=clock)
+    on_screens = [desk.next(name) for name in ("bo", "cy")]
+    mine = desk.next("ana")
+    assert mine is not None and desk.held_by_others("ana") == 2
+    prefer(desk, mine, 0)
+    assert desk.next("ana") is None and desk.held_by_others("ana") == 2 == desk.open_questions()
+    assert on_screens[0] is not None
+    prefer(desk, on_screens[0], 0)
+    assert desk.held_by_others("ana") == 1
+    clock.now += LEASE_S  # cy went away
+    assert desk.held_by_others("ana") == 0 and desk.next("ana") is not None
+
+
 def test_items_on_which_the_ensemble_disagrees_come_first(store: LabelStore) -> None:
     some = [make_item(f"q{n}", ["a", "b"], ["m", "m"], disagreement=level) for n, level in enumerate((0.1, 0.9, 0.5))]
     desk = Desk(some, store, Settings(order="active"))

@@ -90,3 +90,17 @@ def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
         pass
     with pytest.raises(RlhfctlError, match="FOREIGN KEY"), open_labels(tmp_path / "l.sqlite") as store:
         store.add(EVENT)  # its item is not kept
+
+
+def test_a_file_that_another_program_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhfctl.labels.store._BUSY_S", 0.05)
+    with open_labels(tmp_path / "l.sqlite") as store:
+        store.keep_items([ITEM])
+        other = sqlite3.connect(store.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RlhfctlError, match="another program has held the file of labels") as raised:
+            store.add(EVENT)
+        assert raised.value.fix is not None and "try again" in raised.value.fix
+        other.execute("ROLLBACK")
+        other.close()
+        assert store.add(EVENT)[1]
