@@ -275,7 +275,6 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     if not work.looked_ahead:
         to_come = list(dict.fromkeys(one.name for one in work.chosen[work.chosen.index(stage) :]))
         reward = work.request.external.get("reward")
-        log = work.paths.log
         kept, warnings, work.looked_ahead = door.look_ahead(
             work.recipe, to_come, base, work.data, work.paths.log, reward
         )

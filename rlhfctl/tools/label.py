@@ -88,18 +88,19 @@ def _how_to_have_questions(makers: Sequence[StageId]) -> str:
 
 def _items_of(file: Path) -> tuple[list[Item], list[str]]:
     """Read the items of a file of preferences."""
-    groups = _groups(file)
-    items, notes = items_of_groups(groups)
+    rows = _rows(file)
+    items, left_out = items_of_groups(rows.groups)
+    notes = [*rows.notes, *left_out]
     if not items:
         raise DataError("none of its rows can be judged", where=str(file), fix="; ".join(notes))
     return items, notes
 
 
-def _groups(file: Path) -> Any:
+def _rows(file: Path) -> Any:
+    """Read a file of preferences; rows that are broken are left out, and counted in the notes."""
     door.load_data_libraries()
-    section = Preferences(source=str(file))
-    rows = door.load_data(Data(preferences=section), 0, ["preferences"])["preferences"]
-    return rows.groups
+    section = Preferences(source=str(file), bad_rows="drop")
+    return door.load_data(Data(preferences=section), 0, ["preferences"])["preferences"]
 
 
 def gold_items(file: Path) -> list[Item]:
@@ -107,7 +108,7 @@ def gold_items(file: Path) -> list[Item]:
     if is_labelling_set(file):
         return [item for item in read_items(file) if item.gold is not None]
     found = []
-    for group in _groups(file):
+    for group in _rows(file).groups:
         origins = [f"gold {place + 1}" for place in range(len(group.responses))]
         found.append(make_item(group.prompt, group.responses, origins, gold=group.ranks, tools=group.tools))
     return found
