@@ -257,13 +257,19 @@ class Desk:
             self.store.add(Event(key=key, kind="note", item=item, annotator=annotator, judge=self.judge, note=text))
             self.refresh()
 
-    def undo(self, annotator: str) -> Question | None:
-        """Take back the annotator's last answer, and return its question, which is open again; None without one."""
+    def undo(self, annotator: str, key: str | None = None) -> Question | None:
+        """Take back the annotator's last answer, and return its question, which is open again; None without one.
+
+        `key`: that of the answer to take back, as the screen knows it. If another one is the last now, nothing is
+        taken back: two clicks on undo count once.
+        """
         with self._lock:
             self.refresh()
             last = self.answers.last_of(annotator)
             if last is None or last.item not in self._by_id:
                 return None
+            if key is not None and last.key != key:
+                return self.next(annotator)
             key = _key(annotator, last.item, f"undo {last.number}")
             event = Event(
                 key=key, kind="undo", item=last.item, annotator=annotator, judge=self.judge, undoes=last.number

@@ -139,6 +139,20 @@ def test_undo_opens_the_question_again_and_goes_back_further(store: LabelStore) 
     assert desk.undo("nobody") is None
 
 
+def test_two_clicks_on_undo_take_back_one_answer(store: LabelStore) -> None:
+    desk = Desk(items(3), store)
+    for _ in range(2):
+        question = desk.next("ana")
+        assert question is not None
+        prefer(desk, question, 0)
+    last = desk.answers.last_of("ana")
+    assert last is not None
+    for _ in range(2):
+        again = desk.undo("ana", last.key)
+        assert again is not None and again.item.id == last.item
+    assert [event.kind for event in store.events()] == ["label", "label", "undo"]
+
+
 def test_two_clicks_on_one_question_count_once_and_the_first_stays(store: LabelStore) -> None:
     desk = Desk(items(3), store)
     question = desk.next("ana")
