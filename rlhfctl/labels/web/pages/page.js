@@ -5,6 +5,7 @@
 (() => {
   // A second tap of a double tap would answer a question that nobody has read: a new question rests so long.
   const REST_MS = 250;
+  const SAID_MS = 4000;
   const byId = (id) => document.getElementById(id);
   let shownAt = 0;
   let chosen = []; // of a ranking: {place, same}, the best first
@@ -134,6 +135,13 @@
     shownAt = performance.now();
     chosen = [];
     byId("task")?.focus({ preventScroll: true });
+  });
+
+  // What was said goes after a while; a screen reader has read it by then.
+  let going = 0;
+  document.addEventListener("htmx:oobAfterSwap", () => {
+    clearTimeout(going);
+    going = setTimeout(() => (byId("said").textContent = ""), SAID_MS);
   });
 
   document.addEventListener("htmx:beforeRequest", () => {
