@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import os
 import re
 import signal
 import subprocess
@@ -19,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+import rlhfctl
 from rlhfctl.labels.desk import Desk, Settings
 from rlhfctl.labels.items import Item, make_item, read_items, write_items
 from rlhfctl.labels.store import Event, open_labels
 from rlhfctl.labels.web.serve import serve
+
+ROOT = Path(rlhfctl.__file__).resolve().parent.parent
 
 # What a model may write to take over the page. Nothing of it may run, load or change how the page looks.
 NASTY = (
@@ -89,7 +93,9 @@ def running(folder: Path, items: Sequence[Item], *arguments: str) -> Iterator[Ru
     """Start the server on these items, with labels in the folder, and wait for its address."""
     write_items(folder / "set.jsonl", items)
     command = [sys.executable, __file__, str(folder / "set.jsonl"), str(folder / "labels.sqlite"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     try:
         assert process.stdout is not None
         said = ""

@@ -320,7 +320,7 @@ def test_html_and_script_of_a_model_show_as_text_and_nothing_runs(browser: Brows
 
 def test_the_policy_stops_what_would_run_if_escaping_failed(browser: Browser, tmp_path: Path) -> None:
     """The second wall: an inline script, a handler and a foreign picture put into the page do nothing."""
-    with labelling(browser, tmp_path, plain_items(1)) as (server, ana):
+    with labelling(browser, tmp_path, plain_items(1)) as (_, ana):
         ana.page.evaluate(
             """() => { const one = document.createElement("script"); one.textContent = "window.ran = 1";
             document.body.append(one);
