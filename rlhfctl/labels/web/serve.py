@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 _WAITING = 128  # connections that wait to be taken
+_IDLE_S = 75  # seconds: an annotator who thinks for a minute finds the connection open still
 _GRACE_S = 3  # seconds for requests that are under way at Ctrl-C
 
 
@@ -91,6 +92,7 @@ def _server(desk: Desk, served: Served, keys: Keys, tls: tuple[Path, Path] | Non
         server_header=False,
         ws="none",
         lifespan="off",
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=cert,
         ssl_keyfile=key,
