@@ -107,6 +107,7 @@ class Desk:
         self._lock = threading.RLock()
         self._open: dict[str, tuple[str, float]] = {}  # annotator -> (item on the screen, since when)
         self._back: dict[str, list[str]] = {}  # annotator -> items that undo has brought back
+        self._full: set[str] = set()  # items that need no more answers
         self._by_id = {item.id: item for item in self.items}
         self._queue = [item.id for item in _ordered(self.items, self.settings) if item.gold is None]
         self._gold = [item.id for item in self.items if item.gold is not None]
@@ -119,7 +120,11 @@ class Desk:
     def refresh(self) -> None:
         """Read what other processes have stored since."""
         with self._lock:
-            self.answers.add(self.store.events(self.answers.seen))
+            events = self.store.events(self.answers.seen)
+            self.answers.add(events)
+            for item in {event.item for event in events}:
+                is_full = len(self.answers.judged(item)) >= self._wanted(item)
+                (self._full.add if is_full else self._full.discard)(item)
 
     # ------------------------------------------------------------ questions
 
@@ -152,8 +157,8 @@ class Desk:
                 return fresh[_number(self.settings.seed, annotator, "gold") % len(fresh)]
         waiting = self._waiting(annotator)
         # An item that another annotator has judged and that needs more answers comes before new ones.
-        begun = [item for item in waiting if self.answers.judged(item)]
-        return next(iter(begun or waiting), None)
+        begun = next((item for item in waiting if self.answers.of(item) and self.answers.judged(item)), None)
+        return begun or next(iter(waiting), None)
 
     def _gold_is_due(self, annotator: str) -> bool:
         given = len(self.answers.history.get(annotator, ()))
@@ -167,12 +172,17 @@ class Desk:
             for who, (item, since) in self._open.items()
             if who != annotator and now - since < LEASE_S and who not in self.answers.of(item)
         )
+        # Each click comes here, and a set may have many thousand items: most are told apart by one or two look-ups.
+        given, full = self.answers.by_item, self._full
         return [
             item
             for item in self._queue
-            if annotator not in self.answers.of(item)
-            and len(self.answers.judged(item)) + held[item] < self._wanted(item)
+            if item not in full
+            and ((item not in held and not given.get(item)) or self._has_room(annotator, item, held[item]))
         ]
+
+    def _has_room(self, annotator: str, item: str, held: int) -> bool:
+        return annotator not in self.answers.of(item) and len(self.answers.judged(item)) + held < self._wanted(item)
 
     def _wanted(self, item: str) -> int:
         return self.settings.annotators if item in self._shared else 1
@@ -289,9 +299,9 @@ class Desk:
     def progress(self, annotator: str) -> Progress:
         """Return how far an annotator is."""
         with self._lock:
-            given = [self.answers.of(item.id).get(annotator) for item in self.items]
-            done = sum(1 for event in given if event is not None and event.kind != "skip")
-            skipped = sum(1 for event in given if event is not None and event.kind == "skip")
+            asked = {event.item for event in self.answers.history.get(annotator, ())} & self._by_id.keys()
+            skipped = sum(1 for item in asked if self.answers.of(item)[annotator].kind == "skip")
+            done = len(asked) - skipped
             left = len(self._waiting(annotator))
             speed = self.answers.seconds_of(annotator)
             same, compared = agreement(self.answers, annotator)
