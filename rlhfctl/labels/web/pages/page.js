@@ -7,7 +7,7 @@
   const REST_MS = 250;
   const SAID_MS = 4000;
   const byId = (id) => document.getElementById(id);
-  let shownAt = 0;
+  let shownAt = performance.now();
   let chosen = []; // of a ranking: {place, same}, the best first
   let pressed = null; // the button that was pressed last
   let again = null; // sends once more what failed
@@ -85,6 +85,9 @@
     },
     true,
   );
+
+  // htmx sends the forms; before it is ready nothing may leave the page.
+  document.addEventListener("submit", (event) => event.preventDefault());
 
   document.addEventListener("keydown", (event) => {
     if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.isComposing) {
