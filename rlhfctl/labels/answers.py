@@ -100,9 +100,10 @@ def category(event: Event) -> str:
 def agreement(answers: Answers, annotator: str) -> tuple[int, int]:
     """Count how often an annotator agrees with another on an item that both judged: (equal, all)."""
     same = total = 0
-    for given in answers.by_item.values():
-        own = given.get(annotator)
-        if own is None or own.kind == "skip":
+    for item in {event.item for event in answers.history.get(annotator, ())}:
+        given = answers.of(item)
+        own = given[annotator]
+        if own.kind == "skip":
             continue
         for other, event in given.items():
             if other != annotator and event.kind != "skip":

@@ -110,6 +110,7 @@ class Desk:
         self._lock = threading.RLock()
         self._open: dict[str, tuple[str, float]] = {}  # annotator -> (item on the screen, since when)
         self._back: dict[str, list[str]] = {}  # annotator -> items that undo has brought back
+        self._full: set[str] = set()  # items that need no more answers
         self._by_id = {item.id: item for item in self.items}
         self._queue = [item.id for item in _ordered(self.items, self.settings) if item.gold is None]
         self._gold = [item.id for item in self.items if item.gold is not None]
@@ -123,8 +124,12 @@ class Desk:
         """Read what other processes have stored since."""
         with self._lock:
             new = self.store.events(self._read)
-            self.answers.add(event for event in new if self.accepts(event))
             self._read = new[-1].number if new else self._read
+            counted = [event for event in new if self.accepts(event)]
+            self.answers.add(counted)
+            for item in {event.item for event in counted}:
+                is_full = len(self.answers.judged(item)) >= self._wanted(item)
+                (self._full.add if is_full else self._full.discard)(item)
 
     # ------------------------------------------------------------ questions
 
@@ -163,8 +168,8 @@ class Desk:
                 return fresh[_number(self.settings.seed, annotator, "gold") % len(fresh)]
         waiting = self._waiting(annotator)
         # An item that another annotator has judged and that needs more answers comes before new ones.
-        begun = [item for item in waiting if self.answers.judged(item)]
-        return next(iter(begun or waiting), None)
+        begun = next((item for item in waiting if self.answers.of(item) and self.answers.judged(item)), None)
+        return begun or next(iter(waiting), None)
 
     def _gold_is_due(self, annotator: str) -> bool:
         given = len(self.answers.history.get(annotator, ()))
@@ -181,12 +186,17 @@ class Desk:
             for who, (item, since) in self._open.items()
             if held and who != annotator and now - since < LEASE_S and who not in self.answers.of(item)
         )
+        # Each click comes here, and a set may have many thousand items: most are told apart by one or two look-ups.
+        given, full = self.answers.by_item, self._full
         return [
             item
             for item in self._queue
-            if annotator not in self.answers.of(item)
-            and len(self.answers.judged(item)) + on_screens[item] < self._wanted(item)
+            if item not in full
+            and ((item not in on_screens and not given.get(item)) or self._has_room(annotator, item, on_screens[item]))
         ]
+
+    def _has_room(self, annotator: str, item: str, held: int) -> bool:
+        return annotator not in self.answers.of(item) and len(self.answers.judged(item)) + held < self._wanted(item)
 
     def _wanted(self, item: str) -> int:
         return self.settings.annotators if item in self._shared else 1
@@ -271,13 +281,19 @@ class Desk:
             self.store.add(Event(key=key, kind="note", item=item, annotator=annotator, judge=self.judge, note=text))
             self.refresh()
 
-    def undo(self, annotator: str) -> Question | None:
-        """Take back the annotator's last answer, and return its question, which is open again; None without one."""
+    def undo(self, annotator: str, key: str | None = None) -> Question | None:
+        """Take back the annotator's last answer, and return its question, which is open again; None without one.
+
+        `key`: that of the answer to take back, as the screen knows it. If another one is the last now, nothing is
+        taken back: two clicks on undo count once.
+        """
         with self._lock:
             self.refresh()
             last = self.answers.last_of(annotator)
             if last is None or last.item not in self._by_id:
                 return None
+            if key is not None and last.key != key:
+                return self.next(annotator)
             key = _key(annotator, last.item, f"undo {last.number}")
             event = Event(
                 key=key, kind="undo", item=last.item, annotator=annotator, judge=self.judge, undoes=last.number
@@ -297,9 +313,9 @@ class Desk:
     def progress(self, annotator: str) -> Progress:
         """Return how far an annotator is."""
         with self._lock:
-            given = [self.answers.of(item.id).get(annotator) for item in self.items]
-            done = sum(1 for event in given if event is not None and event.kind != "skip")
-            skipped = sum(1 for event in given if event is not None and event.kind == "skip")
+            asked = {event.item for event in self.answers.history.get(annotator, ())} & self._by_id.keys()
+            skipped = sum(1 for item in asked if self.answers.of(item)[annotator].kind == "skip")
+            done = len(asked) - skipped
             left = len(self._waiting(annotator))
             speed = self.answers.seconds_of(annotator)
             same, compared = agreement(self.answers, annotator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhfctl.labels.answers import category
 from rlhfctl.labels.desk import LEASE_S, Desk, Question, Refused, Settings
 from rlhfctl.labels.items import Item, make_item
 from rlhfctl.labels.store import LabelStore, open_labels
@@ -139,6 +141,20 @@ def test_undo_opens_the_question_again_and_goes_back_further(store: LabelStore) 
     assert desk.undo("nobody") is None
 
 
+def test_two_clicks_on_undo_take_back_one_answer(store: LabelStore) -> None:
+    desk = Desk(items(3), store)
+    for _ in range(2):
+        question = desk.next("ana")
+        assert question is not None
+        prefer(desk, question, 0)
+    last = desk.answers.last_of("ana")
+    assert last is not None
+    for _ in range(2):
+        again = desk.undo("ana", last.key)
+        assert again is not None and again.item.id == last.item
+    assert [event.kind for event in store.events()] == ["label", "label", "undo"]
+
+
 def test_two_clicks_on_one_question_count_once_and_the_first_stays(store: LabelStore) -> None:
     desk = Desk(items(3), store)
     question = desk.next("ana")
@@ -218,6 +234,46 @@ def test_questions_that_only_others_hold_are_counted(store: LabelStore) -> None:
     assert desk.held_by_others("ana") == 1
     clock.now += LEASE_S  # cy went away
     assert desk.held_by_others("ana") == 0 and desk.next("ana") is not None
+
+
+def test_progress_is_what_a_count_from_scratch_says(store: LabelStore) -> None:
+    """A long random walk of four annotators; what is kept from click to click must not drift."""
+    rng, names = random.Random(0), ["a", "b", "c", "d"]
+    desk = Desk(items(40, gold=3), store, Settings(overlap=0.5, annotators=3, gold=0.2))
+    for _ in range(300):
+        name = rng.choice(names)
+        question = desk.next(name)
+        deed = rng.choice(["label", "label", "label", "bad", "skip", "undo"])
+        if deed == "undo":
+            desk.undo(name)
+        elif question is not None and deed == "label":
+            prefer(desk, question, rng.randrange(2))
+        elif question is not None:
+            desk.answer(name, question.key, "bad" if deed == "bad" else "skip")
+        fresh = Desk(desk.items, store, desk.settings)  # has read all events anew
+        fresh._open = dict(desk._open)
+        for one in names:
+            kinds = [given[one].kind for given in fresh.answers.by_item.values() if one in given]
+            found = desk.progress(one)
+            assert (found.done, found.skipped) == (len(kinds) - kinds.count("skip"), kinds.count("skip"))
+            assert found.left == fresh.progress(one).left == sum(is_waiting(fresh, one, item) for item in desk._queue)
+            others = [
+                category(given[one]) == category(event)
+                for given in fresh.answers.by_item.values()
+                if one in given and given[one].kind != "skip"
+                for who, event in given.items()
+                if who != one and event.kind != "skip"
+            ]
+            assert (found.same, found.compared) == (sum(others), len(others))
+    assert {event.kind for event in store.events()} == {"label", "bad", "skip", "undo"}
+
+
+def is_waiting(desk: Desk, annotator: str, item: str) -> bool:
+    """Whether an annotator may get an item, worked out from all answers."""
+    given = desk.answers.of(item)
+    held = [who for who, (on_screen, _) in desk._open.items() if who != annotator and on_screen == item]
+    room = desk._wanted(item) - len(desk.answers.judged(item)) - len([who for who in held if who not in given])
+    return annotator not in given and room > 0
 
 
 def test_items_on_which_the_ensemble_disagrees_come_first(store: LabelStore) -> None:
