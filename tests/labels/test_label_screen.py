@@ -604,7 +604,7 @@ def test_questions_on_other_screens_are_told_and_come_when_they_are_free(store: 
         await press(app, pilot, "r")
         assert app.question is None
         clock[0] = 1000.0  # bo went away
-        app._look_for_more()
+        app.action_look_again()
         await settle(app, pilot)
         assert app.question is not None
 

@@ -39,57 +39,63 @@ _LOW = 16  # rows below which the texts need the rows of the keys
 _PLACES = [Binding(key, f"choose({place})", show=False) for place, key in enumerate(KEYS)]
 
 
+_STYLE = """
+#top { height: 1; text-style: reverse; padding: 0 1; }
+#top Static { text-wrap: nowrap; text-overflow: ellipsis; }
+#annotator { width: 1fr; text-style: reverse bold; }
+#progress { width: auto; max-width: 80%; text-style: reverse; padding: 0 0 0 2; }
+#body { height: 1fr; }
+Pane { border: round $foreground 50%; border-title-style: bold; padding: 0 1;
+       scrollbar-size-vertical: 1; min-height: 3; }
+Pane:focus { border: heavy $foreground; }
+Pane.ranked { border-title-style: reverse bold; }
+#prompt { height: auto; }
+.pair { height: 1fr; layout: vertical; overflow-y: auto; }
+.pair Pane { height: 1fr; }
+.list { height: 1fr; layout: vertical; scrollbar-size-vertical: 1; }
+.list Pane { height: auto; }
+.-wide .pair { layout: horizontal; }
+.-wide .list { layout: grid; grid-size: 2; grid-rows: auto; }
+#closing { padding: 1 2; }
+#ranking, #note { height: auto; max-height: 2; padding: 0 1; display: none; }
+#ranking { text-style: bold; }
+#status { height: auto; max-height: 4; min-height: 1; padding: 0 1; }
+#status.error { text-style: bold; color: $text-error; }
+#keys { height: auto; max-height: 3; text-wrap: nowrap; }
+.-low #keys { max-height: 1; }
+.-wide #keys { padding: 0 1; }
+HelpScreen, NoteScreen { align: center middle; }
+#help { width: 76; max-width: 100%; height: auto; max-height: 100%; border: heavy $foreground; padding: 0 1;
+        background: $surface; scrollbar-size-vertical: 1; }
+#note-line { width: 76; max-width: 100%; border: heavy $foreground; }
+"""
+
+
+_KEYS: list[BindingType] = [
+    *_PLACES,
+    Binding("left", "side(0)", show=False),
+    Binding("right", "side(1)", show=False),
+    Binding("t,T,equals_sign", "tie", show=False),
+    Binding("b,B", "bad", show=False),
+    Binding("s,S", "skip", show=False),
+    Binding("u,U", "undo", show=False),
+    Binding("n,N", "note", show=False),
+    Binding("r,R", "look_again", show=False),
+    Binding("enter", "send", show=False),
+    Binding("backspace", "take_back", show=False),
+    Binding("question_mark", "help", show=False),
+    Binding("q,Q,ctrl+c", "quit", show=False),
+]
+
+
 class LabelApp(App[None]):
     """The screen of one annotator. `pause_s` is for tests."""
 
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 textual declares it so
     VERTICAL_BREAKPOINTS = [(0, "-low"), (_LOW, "-high")]  # noqa: RUF012
-    CSS = """
-    #top { height: 1; text-style: reverse; padding: 0 1; }
-    #top Static { text-wrap: nowrap; text-overflow: ellipsis; }
-    #annotator { width: 1fr; text-style: reverse bold; }
-    #progress { width: auto; max-width: 80%; text-style: reverse; padding: 0 0 0 2; }
-    #body { height: 1fr; }
-    Pane { border: round $foreground 50%; border-title-style: bold; padding: 0 1;
-           scrollbar-size-vertical: 1; min-height: 3; }
-    Pane:focus { border: heavy $foreground; }
-    Pane.ranked { border-title-style: reverse bold; }
-    #prompt { height: auto; }
-    .pair { height: 1fr; layout: vertical; overflow-y: auto; }
-    .pair Pane { height: 1fr; }
-    .list { height: 1fr; layout: vertical; scrollbar-size-vertical: 1; }
-    .list Pane { height: auto; }
-    .-wide .pair { layout: horizontal; }
-    .-wide .list { layout: grid; grid-size: 2; grid-rows: auto; }
-    #closing { padding: 1 2; }
-    #ranking, #note { height: auto; max-height: 2; padding: 0 1; display: none; }
-    #ranking { text-style: bold; }
-    #status { height: auto; max-height: 4; min-height: 1; padding: 0 1; }
-    #status.error { text-style: bold; color: $text-error; }
-    #keys { height: auto; max-height: 3; text-wrap: nowrap; }
-    .-low #keys { max-height: 1; }
-    .-wide #keys { padding: 0 1; }
-    HelpScreen, NoteScreen { align: center middle; }
-    #help { width: 76; max-width: 100%; height: auto; max-height: 100%; border: heavy $foreground; padding: 0 1;
-            background: $surface; scrollbar-size-vertical: 1; }
-    #note-line { width: 76; max-width: 100%; border: heavy $foreground; }
-    """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        *_PLACES,
-        Binding("left", "side(0)", show=False),
-        Binding("right", "side(1)", show=False),
-        Binding("t,T,equals_sign", "tie", show=False),
-        Binding("b,B", "bad", show=False),
-        Binding("s,S", "skip", show=False),
-        Binding("u,U", "undo", show=False),
-        Binding("n,N", "note", show=False),
-        Binding("r,R", "look_again", show=False),
-        Binding("enter", "send", show=False),
-        Binding("backspace", "take_back", show=False),
-        Binding("question_mark", "help", show=False),
-        Binding("q,Q,ctrl+c", "quit", show=False),
-    ]
+    CSS = _STYLE
+    BINDINGS: ClassVar[list[BindingType]] = _KEYS
 
     def __init__(self, desk: Desk, annotator: str, *, pause_s: float = PAUSE_S) -> None:
         super().__init__()
@@ -121,7 +127,7 @@ class LabelApp(App[None]):
 
     def on_mount(self) -> None:
         """Show the first question."""
-        self.set_interval(LOOK_AGAIN_S, self._look_for_more)
+        self.set_interval(LOOK_AGAIN_S, self.action_look_again)
         self._start(self._show_next)
 
     def on_resize(self, event: Resize) -> None:
@@ -186,11 +192,13 @@ class LabelApp(App[None]):
         item = question.item.id
 
         def keep(text: str | None) -> None:
-            if text is not None and text != self._stored_note(item):
+            if text is not None and text != self.desk.answers.notes.get((self.annotator, item), ""):
                 self._drafts[item] = text
                 self._start(self._keep_note)
 
-        self.push_screen(NoteScreen(self._drafts.get(item, self._stored_note(item))), keep)
+        self.push_screen(
+            NoteScreen(self._drafts.get(item, self.desk.answers.notes.get((self.annotator, item), ""))), keep
+        )
 
     def action_look_again(self) -> None:
         """Look whether there is a question now."""
@@ -271,13 +279,6 @@ class LabelApp(App[None]):
             self._show_note()
             self._say("saved: the note")
 
-    def _stored_note(self, item: str) -> str:
-        return self.desk.answers.notes.get((self.annotator, item), "")
-
-    def _look_for_more(self) -> None:
-        if self.question is None:
-            self._start(self._show_next)
-
     # ------------------------------------------------------------ what is shown
 
     async def _show_next(self) -> None:
@@ -291,7 +292,7 @@ class LabelApp(App[None]):
 
     async def _show(self, question: Question | None) -> None:
         same = question is not None and self.question is not None and question.key == self.question.key
-        progress, held, wanted = await asyncio.to_thread(self._counts)
+        progress, held, wanted = await asyncio.to_thread(_counts, self.desk, self.annotator)
         self.question = question
         if question is None:
             await self._show_body(Closing(words.closing(progress, self.labels_given, held, wanted)))
@@ -300,10 +301,6 @@ class LabelApp(App[None]):
             await self._show_body(QuestionView(question, self.ranking))
             self._quiet_until = self.desk.clock() + self._pause_s
         self.query_one("#progress", Static).update(drawn([(words.header(progress), "")]))
-
-    def _counts(self) -> tuple[Progress, int, int]:
-        desk, annotator = self.desk, self.annotator
-        return desk.progress(annotator), desk.held_by_others(annotator), desk.open_questions()
 
     async def _show_body(self, view: QuestionView | Closing) -> None:
         body = self.query_one("#body", Container)
@@ -328,7 +325,7 @@ class LabelApp(App[None]):
             line.update(drawn([(words.so_far(self.ranking), "")]))
 
     def _show_note(self) -> None:
-        text = "" if self.question is None else self._stored_note(self.question.item.id)
+        text = "" if self.question is None else _stored_note(self.desk, self.annotator, self.question)
         line = self.query_one("#note", Static)
         line.display = bool(text)
         line.update(drawn([("note: ", words.BOLD), (one_line(text), "")]))
@@ -348,3 +345,11 @@ def _says(event: Event, kind: Kind, ranks: list[int] | None) -> bool:
     """Tell whether a stored answer is the one that was sent, whose ranks are those of places on the screen."""
     stored = None if event.ranks is None else [event.ranks[place] for place in event.shown or ()]
     return (event.kind, stored) == (kind, ranks)
+
+
+def _counts(desk: Desk, annotator: str) -> tuple[Progress, int, int]:
+    return desk.progress(annotator), desk.held_by_others(annotator), desk.open_questions()
+
+
+def _stored_note(desk: Desk, annotator: str, question: Question) -> str:
+    return desk.answers.notes.get((annotator, question.item.id), "")
