@@ -45,6 +45,8 @@ class Annotator:
         self.page.get_by_label("Your name").fill(name)
         self.page.keyboard.press("Enter")
         self.page.locator("#task").wait_for()
+        cookies = context.cookies()
+        assert len(cookies) == 2 and all(one["httpOnly"] and one["sameSite"] == "Strict" for one in cookies)
         self.rest()
 
     def _requested(self, request: Any) -> None:
