@@ -137,6 +137,7 @@ class _Site:
             last=last.key if last is not None else "",
             note=answers.notes.get((name, question.item.id), "") if question is not None else "",
             said=said,
+            held=self.desk.held_by_others(name) if question is None else 0,
             needed=self.desk.open_questions() if question is None else 0,
         )
 
@@ -243,4 +244,6 @@ async def _trouble(request: Request, error: Exception) -> Response:
     """
     _TERMINAL.error("%s", error)
     what = error.what if isinstance(error, RlhfctlError) else str(error)
-    return Response(pages.writable(f"Not saved: {what}. The person at the terminal knows."), 503, media_type="text/plain")
+    return Response(
+        pages.writable(f"Not saved: {what}. The person at the terminal knows."), 503, media_type="text/plain"
+    )

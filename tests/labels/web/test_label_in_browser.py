@@ -294,6 +294,23 @@ def test_on_a_desktop_a_long_question_fits_and_scrolls_inside(browser: Browser, 
             assert found[0] > found[1] > 100
 
 
+def test_the_last_message_of_a_long_conversation_is_in_view(browser: Browser, tmp_path: Path) -> None:
+    def spoken(last: str) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": LONG},
+            {"role": "assistant", "content": "?"},
+            {"role": "user", "content": last},
+        ]
+
+    items = [make_item(spoken(last), ["a", "b"], ["a", "b"]) for last in ("short", "begin " + LONG, "third")]
+    with labelling(browser, tmp_path, items) as (_, ana):
+        where = "one => [one.getBoundingClientRect(), one.closest('.scroll').getBoundingClientRect()]"
+        for _ in range(3):
+            turn, box = ana.page.locator(".prompt .turn").last.evaluate(where)
+            assert box["top"] - 1 <= turn["top"] < box["bottom"] - 20
+            ana.press("1")
+
+
 # ---------------------------------------------------------------- text that gives orders
 
 

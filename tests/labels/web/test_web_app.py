@@ -171,6 +171,14 @@ def test_a_label_that_cannot_be_kept_is_not_acknowledged(server: Running, tmp_pa
     assert ana.post("/answer", key=key, answer="0 1")[0] == 200 and len(events_of(tmp_path)) == 1
 
 
+def test_the_finished_screen_tells_of_questions_on_the_screens_of_others(tmp_path: Path) -> None:
+    with running(tmp_path, plain_items(2)) as server:
+        ana, bo = Client(server.address, "ana"), Client(server.address, "bo")
+        key, other = key_of(ana.get("/")[1]), key_of(bo.get("/")[1])
+        assert "1 question is open on the screens of others" in ana.post("/answer", key=key or "", answer="0 1")[1]
+        assert "The set needs no more answers." in bo.post("/answer", key=other or "", answer="0 1")[1]
+
+
 def test_the_last_question_leads_to_the_finished_screen(server: Running) -> None:
     ana = Client(server.address, "ana")
     page = ana.get("/")[1]
