@@ -11,6 +11,7 @@ The desk blocks while it writes to disk, so it is called in threads. What may co
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from rlhfctl.labels.web.access import App, Guard, Keys, Served, cookies_of
 LONGEST_NAME = 40  # characters
 LONGEST_NOTE = 4000
 _RANKS = re.compile(r"[0-9]{1,2}( [0-9]{1,2}){1,15}")
+_TERMINAL = logging.getLogger("uvicorn.error")
 _A_YEAR_S = 365 * 24 * 3600
 _ELSEWHERE = "This question was answered before, with another choice (in another window?). The first answer counts."
 
@@ -135,6 +137,7 @@ class _Site:
             last=last.key if last is not None else "",
             note=answers.notes.get((name, question.item.id), "") if question is not None else "",
             said=said,
+            held=self.desk.held_by_others(name) if question is None else 0,
             needed=self.desk.open_questions() if question is None else 0,
         )
 
@@ -235,5 +238,12 @@ async def _static(request: Request) -> Response:
 
 
 async def _trouble(request: Request, error: Exception) -> Response:
-    """Say what went wrong with the file of labels: a full disk, a file that is locked."""
-    return Response(pages.writable(f"Not saved: {error}"), 503, media_type="text/plain")
+    """Say what went wrong with the file of labels: a full disk, a file that is locked.
+
+    The annotator reads what happened; the terminal tells also where, and what to do.
+    """
+    _TERMINAL.error("%s", error)
+    what = error.what if isinstance(error, RlhfctlError) else str(error)
+    return Response(
+        pages.writable(f"Not saved: {what}. The person at the terminal knows."), 503, media_type="text/plain"
+    )

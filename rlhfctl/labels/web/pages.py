@@ -48,7 +48,8 @@ class View:
     """What one annotator sees: the question (None: there is none for now), how far it is, and what the last click did.
 
     `last`: key of the answer that undo takes back, empty without one. `note`: what the annotator noted on this item.
-    `said`: a sentence for the live region. `needed`: answers that the set still needs from anybody.
+    `said`: a sentence for the live region. `held`: questions that are open on the screens of others. `needed`: answers
+    that the set still needs from anybody.
     """
 
     annotator: str
@@ -57,6 +58,7 @@ class View:
     last: str = ""
     note: str = ""
     said: str = ""
+    held: int = 0
     needed: int = 0
 
 

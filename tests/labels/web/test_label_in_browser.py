@@ -45,6 +45,8 @@ class Annotator:
         self.page.get_by_label("Your name").fill(name)
         self.page.keyboard.press("Enter")
         self.page.locator("#task").wait_for()
+        cookies = context.cookies()
+        assert len(cookies) == 2 and all(one["httpOnly"] and one["sameSite"] == "Strict" for one in cookies)
         self.rest()
 
     def _requested(self, request: Any) -> None:
@@ -290,6 +292,23 @@ def test_on_a_desktop_a_long_question_fits_and_scrolls_inside(browser: Browser, 
         for scroll in ana.page.locator(".scroll").all():
             found = scroll.evaluate("one => [one.scrollHeight, one.clientHeight]")
             assert found[0] > found[1] > 100
+
+
+def test_the_last_message_of_a_long_conversation_is_in_view(browser: Browser, tmp_path: Path) -> None:
+    def spoken(last: str) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": LONG},
+            {"role": "assistant", "content": "?"},
+            {"role": "user", "content": last},
+        ]
+
+    items = [make_item(spoken(last), ["a", "b"], ["a", "b"]) for last in ("short", "begin " + LONG, "third")]
+    with labelling(browser, tmp_path, items) as (_, ana):
+        where = "one => [one.getBoundingClientRect(), one.closest('.scroll').getBoundingClientRect()]"
+        for _ in range(3):
+            turn, box = ana.page.locator(".prompt .turn").last.evaluate(where)
+            assert box["top"] - 1 <= turn["top"] < box["bottom"] - 20
+            ana.press("1")
 
 
 # ---------------------------------------------------------------- text that gives orders

@@ -165,10 +165,18 @@ def test_a_label_that_cannot_be_kept_is_not_acknowledged(server: Running, tmp_pa
     with sqlite3.connect(tmp_path / "labels.sqlite") as other:
         other.execute("CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no room'); END")
     status, said = ana.post("/answer", key=key, answer="0 1")
-    assert status == 503 and said.startswith("Not saved: ") and "no room" in said
+    assert status == 503 and said.startswith("Not saved: ") and "no room" in said and str(tmp_path) not in said
     with sqlite3.connect(tmp_path / "labels.sqlite") as other:
         other.execute("DROP TRIGGER full")
     assert ana.post("/answer", key=key, answer="0 1")[0] == 200 and len(events_of(tmp_path)) == 1
+
+
+def test_the_finished_screen_tells_of_questions_on_the_screens_of_others(tmp_path: Path) -> None:
+    with running(tmp_path, plain_items(2)) as server:
+        ana, bo = Client(server.address, "ana"), Client(server.address, "bo")
+        key, other = key_of(ana.get("/")[1]), key_of(bo.get("/")[1])
+        assert "1 question is open on the screens of others" in ana.post("/answer", key=key or "", answer="0 1")[1]
+        assert "The set needs no more answers." in bo.post("/answer", key=other or "", answer="0 1")[1]
 
 
 def test_the_last_question_leads_to_the_finished_screen(server: Running) -> None:

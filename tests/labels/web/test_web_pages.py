@@ -82,6 +82,7 @@ def test_a_conversation_shows_who_speaks_and_a_bare_response_does_not() -> None:
     prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
     found = asked(prompt, [[{"role": "assistant", "content": "hello"}], [{"role": "assistant", "content": " "}]])
     assert re.findall(r'<span class="role">(\w+)', found) == ["system", "user"]
+    assert "2 messages, the last one in view" in found and "messages" not in asked("p", ["a", "b"])
     assert '<div class="turn system">' in found and '<div class="text none">(empty)</div>' in found
 
 

@@ -7,7 +7,7 @@
   const REST_MS = 250;
   const SAID_MS = 4000;
   const byId = (id) => document.getElementById(id);
-  let shownAt = performance.now();
+  let shownAt = performance.now(); // scripts run once the page is there
   let chosen = []; // of a ranking: {place, same}, the best first
   let pressed = null; // the button that was pressed last
   let again = null; // sends once more what failed
@@ -131,12 +131,22 @@
 
   // ------------------------------------------------------------ answers of the server
 
+  // The last message of a conversation is the one that is answered: it is in view, and those before it are above.
+  function showLast() {
+    const box = document.querySelector(".prompt .scroll");
+    const last = box && [...box.querySelectorAll(".turn")].at(-1);
+    if (last) {
+      box.scrollTop += last.getBoundingClientRect().top - box.getBoundingClientRect().top;
+    }
+  }
+
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id !== "desk") {
       return;
     }
     shownAt = performance.now();
     chosen = [];
+    showLast();
     byId("task")?.focus({ preventScroll: true });
   });
 
@@ -172,4 +182,6 @@
     const isText = (xhr.getResponseHeader("content-type") || "").startsWith("text/plain");
     failed(event, isText && xhr.responseText ? xhr.responseText : `Not saved: the server says ${xhr.status}.`);
   });
+
+  showLast();
 })();
