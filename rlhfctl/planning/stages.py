@@ -17,7 +17,7 @@ from trl import RewardConfig, SFTConfig
 
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, section_of
+from rlhfctl.graph import STAGES, data_of_kind, section_of
 from rlhfctl.models import loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
@@ -70,7 +70,7 @@ def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Colle
     `read`: the names of the data sets that are read. A data set that a later stage makes is not read yet.
     """
     name = forecast.stage.name
-    unread = [data for data in STAGES[name].data if data in made_data(recipe.data) and data not in read]
+    unread = [data for data in data_of_kind(name, recipe) if data in made_data(recipe.data) and data not in read]
     if forecast.action == "skip":
         result = _unknown(name)
     elif unread:

@@ -37,6 +37,7 @@ from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
+from rlhfctl.stages.normalization import normalize
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.group_trainer import GroupRewardTrainer, group_rows, pair_rows
@@ -70,10 +71,8 @@ def run(section: Reward, ctx: Context) -> Artifact:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=seed)
     counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
     if section.on_groups:
-        counts |= {
-            "groups": len(group_rows(train_groups)),
-            "responses": sum(len(g["ids"]) for g in group_rows(train_groups)),
-        }
+        rows = group_rows(train_groups)
+        counts |= {"groups": len(rows), "responses": sum(len(row["ids"]) for row in rows)}
     model, metrics = train(
         _trainer(section, config, train_groups, heldout_groups, tokenizer),
         model,
@@ -86,7 +85,9 @@ def run(section: Reward, ctx: Context) -> Artifact:
         metrics=("loss", "accuracy"),
     )
 
-    # 4. Measure on the held-out pairs.
+    # 4. Give the reward its zero, and measure on the held-out pairs.
+    own = [one.group for one in train_groups]
+    normalize(section, model, tokenizer, config.max_length, own, ctx)
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 5. Save, load again, score the kept pairs again.

@@ -18,7 +18,7 @@ Normalization = Literal["demonstrations", "reference"]
 CLASSIFIER_KEYS = ("label", "reads")
 TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize")
 GROUP_LOSSES = ("k_wise", "plackett_luce", "best_of_k")  # their batch elements are groups, not pairs
-_PLAIN_LOSS = "bradley_terry"
+_PLAIN_LOSS: RewardLoss = "bradley_terry"
 
 
 def _without_model(key: str) -> Callable[[Reward], bool]:

@@ -120,7 +120,7 @@ def group_loss(scores: Tensor, batch: dict[str, Tensor], loss: RewardLoss, label
     return torch.stack(losses).mean()
 
 
-class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
+class GroupRewardTrainer(RewardTrainer):
     """TRL's RewardTrainer on rows of `group_rows` or `pair_rows`, with a loss of preference_losses.py."""
 
     def __init__(self, *, loss: RewardLoss, label_error: float, args: Any, processing_class: Any, **given: Any) -> None:
@@ -133,8 +133,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(COLUMNS)
+        self._signature_columns: list[str] = list(COLUMNS)
 
     def compute_loss(
         self,
