@@ -23,7 +23,7 @@ from rlhfctl.data.types import PreferenceGroup, Row
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import sampling_for
-from rlhfctl.models import build, devices, head_bias, scoring
+from rlhfctl.models import build, devices, head_bias, loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Ppo, Reward
 from rlhfctl.rewards.episode import make_episode
@@ -97,6 +97,9 @@ def _reference_scores(
     model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[PreferenceGroup], ctx: Context
 ) -> list[float]:
     """Sample SAMPLES responses with base*, the prompts in turn, and score them as PPO does."""
+    home = next(model.parameters()).device
+    if not loading.is_quantized(model):  # one model at a time on the accelerator; quantized layers stay where they are
+        model.to("cpu")
     base = ctx.loader.load_base(ctx.parents["base"], check=False, to_train=True)
     sampling = sampling_for(ctx.recipe.ppo or Ppo(temperature=1.0), tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
     limit, new = context_of(base.model.config), sampling.max_new_tokens
@@ -113,6 +116,8 @@ def _reference_scores(
     )
     del base
     devices.release_memory()
+    if not loading.is_quantized(model):
+        model.to(home)
     episodes = [
         make_episode(tokenizer, rows[index], prompts[index], response.ids, sampling.stop_strings)
         for (index, _), response in zip(places, drawn, strict=True)

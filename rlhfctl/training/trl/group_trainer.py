@@ -9,7 +9,6 @@ Leaves out the plain loss on pairs (`bradley_terry` without a label error), whic
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,10 +29,9 @@ GroupRow = dict[str, Any]  # COLUMNS: ids of each response, its rank, pairs (bet
 def group_rows(groups: Iterable[EncodedGroup]) -> list[GroupRow]:
     """Make one row per group, with the responses that are in a comparison.
 
-    A pair that counts several times (a source's weight) makes further rows of its group, with the pairs that count that
-    often. The mean within a group would otherwise cancel the weight.
+    A pair that counts several times (a source's weight) makes further rows of its group.
     """
-    return [_row(layer) for group in groups for layer in _layers(group)]
+    return [_row(layer) for group in groups for layer in group.layers()]
 
 
 def pair_rows(groups: Iterable[EncodedGroup]) -> list[GroupRow]:
@@ -44,15 +42,6 @@ def pair_rows(groups: Iterable[EncodedGroup]) -> list[GroupRow]:
         for pair in one.group.comparisons
     ]
     return [_row(single) for single in singles]
-
-
-def _layers(group: EncodedGroup) -> list[EncodedGroup]:
-    """Split a group with repeated pairs into groups in which each pair stands once."""
-    counts = Counter(group.group.comparisons)
-    layers = [
-        tuple(pair for pair in counts if counts[pair] > depth) for depth in range(max(counts.values(), default=0))
-    ]
-    return [EncodedGroup(replace(group.group, comparisons=layer), group.ids) for layer in layers]
 
 
 def _row(one: EncodedGroup) -> GroupRow:
