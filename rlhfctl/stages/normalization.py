@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.data.fitting import encode_prompts, longest_row
+from rlhfctl.data.splits import prompts_of
 from rlhfctl.data.types import PreferenceGroup, Row
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.generation import local
@@ -30,7 +31,6 @@ from rlhfctl.rewards.episode import make_episode
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.pool import prompts_of
 
 SAMPLES = 256  # of base*: the mean of their scores is known to 1/16 of their standard deviation
 _STREAM = 3 << 32  # random numbers that neither training, evaluation nor the card's pool uses
