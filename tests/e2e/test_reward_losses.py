@@ -1,7 +1,7 @@
 """Rewards trained on groups and normalized, in runs: their zero is kept by PPO, by the hand-over and by the export.
 
 Two runs begin from the sft stage of the finished tiny run: k-wise on groups of four with LoRA and the demonstrations'
-zero, and best-of-K on all weights with the reference's mean and variance.
+zero, and best-of-K on all weights with the mean and variance of the reference.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import TINY, run_here
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from rlhfctl.artifacts import Source, load_artifact
 from rlhfctl.dashboard.jsonl import read_events
@@ -32,7 +33,7 @@ from rlhfctl.tools.export import export
 WORDS = ["kind", "good", "fine", "dull", "awful"]  # the best first
 KINDS = {
     "demonstrations": ("reward.loss=k_wise", "reward.label_error=0.1", "reward.normalize=demonstrations"),
-    "reference": ("reward.loss=best_of_k", "reward.normalize=reference", "reward.lora=null"),
+    "reference": ("reward.loss=best_of_k", "reward.normalize=reference", "reward.lora=null", "ppo.lora=null"),
 }
 # Runs the README of each folder and prints the scores that its model gives for the kept rows.
 SCORED = """
@@ -146,9 +147,15 @@ def test_the_exported_model_gives_the_normalized_scores_without_rlhfctl(made: tu
     command = [sys.executable, "-c", SCORED, *map(str, folders)]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    recorded = json.loads((run / "reward" / "probes.json").read_text())["scores"]
+    kept = json.loads((run / "reward" / "probes.json").read_text())
     for scores in json.loads(done.stdout.splitlines()[-1]):
-        assert scores == pytest.approx(recorded, abs=1e-5)
+        assert scores == pytest.approx(kept["scores"], abs=1e-5)
+    # transformers alone leaves the shift out: all scores differ by it.
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1).eval()
+    bias = load_file(tmp_path / "merged" / "model.safetensors")["score.bias"].item()
+    with torch.no_grad():
+        bare = [plain(input_ids=torch.tensor([row])).logits.item() + bias for row in kept["rows"]]
+    assert bare == pytest.approx(kept["scores"], abs=1e-5)
     # It is a reward model that recipes take, with its shift.
     scored = run_here("score", tmp_path / "merged", run.parent / "ranked-pairs.jsonl", cwd=write_pairs(run))
     assert scored.returncode == 0, scored.stderr
@@ -168,10 +175,24 @@ def test_a_changed_zero_makes_the_stage_again_and_the_same_recipe_does_not(made:
     again = [part for one in KINDS[kind] for part in ("--set", one)]
     more = ["--set", "data.preferences={source: ranked.jsonl, heldout: 0.25}", "--set", "ppo.total_episodes=16"]
     more += ["--set", "reward.trainer.logging_steps=1"]
-    plan = run_here("plan", "tiny.yaml", "--run-dir", run, "--json", *again, *more, cwd=run.parent)
-    assert plan.returncode == 0, plan.stderr
-    actions = {stage["name"]: stage["action"] for stage in json.loads(plan.stdout)["stages"]}
-    assert actions["reward"] == actions["ppo"] == "skip"
+    for changed, action in (((), "skip"), (("--set", "reward.normalize=null"), "run")):
+        plan = run_here("plan", "tiny.yaml", "--run-dir", run, "--json", *again, *more, *changed, cwd=run.parent)
+        assert plan.returncode == 0, plan.stderr
+        actions = {stage["name"]: stage["action"] for stage in json.loads(plan.stdout)["stages"]}
+        assert (actions["sft"], actions["reward"], actions["ppo"]) == ("skip", action, action)
+
+
+def test_a_critic_that_starts_as_the_reward_is_exported_with_its_shift(made: tuple[str, Path], tmp_path: Path) -> None:
+    kind, run = made
+    export(run, "critic", tmp_path / "critic", adapter=kind == "demonstrations")
+    code = (tmp_path / "critic" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    space: dict[str, Any] = {}
+    exec(code.replace('folder = "."', f"folder = {str(tmp_path / 'critic')!r}"), space)
+    model = space["model"].get_base_model() if kind == "demonstrations" else space["model"]
+    name = "adapter_model.safetensors" if kind == "demonstrations" else "model.safetensors"
+    weights = load_file(run / "ppo" / "critic" / name)
+    bias = next(value for key, value in weights.items() if key.endswith("score.bias"))
+    assert model.score.bias.item() == bias.item() != 0
 
 
 def test_the_head_of_a_reward_without_normalization_has_no_bias(tiny_run: Path) -> None:
