@@ -87,6 +87,7 @@ class Stage:
     part: Callable[[Recipe], Any] | None = None  # the part of the section that it is made from (None: all of it)
     on_request: bool = False  # a command makes it, too, in a run whose recipe does not ask for it
     data: tuple[str, ...] = ()  # the data sets that it reads
+    more_data: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()  # further ones that keys of the recipe ask for
     parents: Mapping[str, Parent] = field(default_factory=dict)  # by role
     model: Literal["weights", "loading"] | None = "loading"  # what it depends on of `model`: all, or loading only
     prompt_lengths: bool = False  # whether it depends on the limits of prompt lengths
@@ -119,6 +120,20 @@ def _trains_reward(recipe: Recipe) -> bool:
 
 def _scorer(recipe: Recipe) -> Any:
     return recipe.reward.scorer if recipe.reward is not None else None
+
+
+def _normalizing_data(recipe: Recipe) -> tuple[str, ...]:
+    """List the data sets that `reward.normalize` reads."""
+    kinds = {"demonstrations": ("demonstrations",), "reference": ("prompts",)}
+    return kinds.get(recipe.reward.normalize or "", ()) if recipe.reward is not None else ()
+
+
+def _normalizing_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys that decide on the samples of base* for `reward.normalize: reference`."""
+    if recipe.reward is None or recipe.reward.normalize != "reference":
+        return {}
+    lengths = {"data.prompt_lengths": [recipe.data.max_prompt_length, recipe.data.overlong_prompts]}
+    return lengths | _sampling(recipe, "response_length", "temperature")
 
 
 def _trains_heldout(recipe: Recipe) -> bool:
@@ -212,7 +227,9 @@ STAGES: dict[str, Stage] = {
         part=_scorer,
         repeats=True,
         data=("preferences",),
+        more_data=_normalizing_data,
         parents={"base": Parent("base")},
+        settings=_normalizing_settings,
     ),
     "heldout": Stage(
         module="reward",
@@ -223,7 +240,9 @@ STAGES: dict[str, Stage] = {
         part=_scorer,
         repeats=True,
         data=("preferences",),
+        more_data=_normalizing_data,
         parents={"base": Parent("base")},
+        settings=_normalizing_settings,
     ),
     "card": Stage(
         module="card",
@@ -312,6 +331,11 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def _is_asked(stage: Stage, recipe: Recipe) -> bool:
     return stage.asked(recipe) if stage.asked is not None else getattr(recipe, stage.section) is not None
+
+
+def data_of_kind(name: str, recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the data sets that the stage `name` of `recipe` reads."""
+    return (*STAGES[name].data, *STAGES[name].more_data(recipe))
 
 
 def section_of(name: str, recipe: Recipe) -> Any:
@@ -423,7 +447,7 @@ def own_parents(stage: StageId, recipe: Recipe, known: Sequence[StageId]) -> lis
     known = within_rounds(stage, recipe, known)
     parents = [parent for parent in STAGES[stage.name].parents.values() if parent.used(recipe) or not parent.earlier]
     kinds = [makers_of(parent.makes) for parent in parents if parent.makes is not None]
-    kinds += [[name] for name in source_stages(STAGES[stage.name].data, recipe.data)]
+    kinds += [[name] for name in source_stages(data_of_kind(stage.name, recipe), recipe.data)]
     found = {latest_before(stage, names, known) for names in kinds} | set(gathered_by(stage, known))
     return [one for one in known if one in found]
 
@@ -460,7 +484,7 @@ def require_sources(recipe: Recipe) -> None:
     for data_name in made_data(recipe.data):
         for key, source in sources_of(getattr(recipe.data, data_name)):
             name = stage_named(source)
-            if name is not None and (what := _why_unfit(name, data_name, names)) is not None:
+            if name is not None and (what := _why_unfit(name, data_name, recipe)) is not None:
                 givers_said = "a stage that makes rows: " + ", ".join(givers) if givers else "no stage here makes rows"
                 fix = f"name a file, a folder or an id on the Hub; {givers_said}"
                 problems.append(Problem(f"data.{data_name}.{key}", what, fix=fix))
@@ -468,13 +492,14 @@ def require_sources(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def _why_unfit(name: str, data_name: str, names: Sequence[str]) -> str | None:
-    """Explain why the stage `name` cannot make the data set `data_name` in a recipe with the stages `names`."""
+def _why_unfit(name: str, data_name: str, recipe: Recipe) -> str | None:
+    """Explain why the stage `name` cannot make the data set `data_name` of `recipe`."""
+    names = stages_of(recipe)
     if name not in names:
         return f"the recipe has no stage {name!r}: its stages are {', '.join(names)}"
     if not STAGES[name].gives_rows:
         return f"the stage {name} makes no rows of data"
-    early = [reader for reader in names[: names.index(name) + 1] if data_name in STAGES[reader].data]
+    early = [reader for reader in names[: names.index(name) + 1] if data_name in data_of_kind(reader, recipe)]
     return f"the stage {early[0]} reads it before the stage {name} has made it" if early else None
 
 

@@ -39,7 +39,7 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
             sources[role] = _made_here(stage, parent, recipe, paths)
     if "start" in sources and recipe.rounds is not None and recipe.rounds.reference == "last":
         sources["base"] = sources.pop("start")  # it is the reference, and a new adapter on it starts as it is
-    for name in source_stages(STAGES[stage.name].data, recipe.data):
+    for name in source_stages(graph.data_of_kind(stage.name, recipe), recipe.data):
         sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
     for one in graph.gathered_by(stage, graph.in_order(recipe)):
         sources[one.group] = Source.of(load_artifact(paths.stage(one)))
@@ -94,7 +94,7 @@ def inputs_of(
         inputs["model"] = fs.hash_json(loading)
     elif kind.model == "weights":
         inputs["model"] = model_fingerprint(recipe)
-    for name in kind.data:
+    for name in graph.data_of_kind(stage.name, recipe):
         if name in data:
             keys = section_without_sources(getattr(recipe.data, name))
             inputs[f"data.{name}"] = fs.hash_json([keys, data[name].fingerprint, recipe.data_seed])
@@ -166,7 +166,7 @@ def made_data_of(stage: StageId, recipe: Recipe, paths: RunPaths) -> Data | None
 
     Other sets that stages make are left out. None: the stage reads no such set, or one that is not complete.
     """
-    own = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data]
+    own = [name for name in made_data(recipe.data) if name in graph.data_of_kind(stage.name, recipe)]
     makers = source_stages(own, recipe.data)
     made = {name: find_artifact(paths.stage(_maker(stage, [name], recipe, paths))) for name in makers}
     places = {name: str(artifact.part("data")) for name, artifact in made.items() if artifact is not None}
@@ -186,9 +186,11 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
     section = made_data_of(stage, recipe, paths)
     if section is None:
         return {}
-    for name in source_stages(STAGES[stage.name].data, recipe.data):
+    for name in source_stages(graph.data_of_kind(stage.name, recipe), recipe.data):
         load_artifact(paths.stage(_maker(stage, [name], recipe, paths))).verify()
-    made = [name for name in made_data(recipe.data) if name in STAGES[stage.name].data and name not in data]
+    made = [
+        name for name in made_data(recipe.data) if name in graph.data_of_kind(stage.name, recipe) and name not in data
+    ]
     return door.load_data(section, recipe.data_seed, made) if made else {}
 
 

@@ -134,8 +134,8 @@ def _stop_at_gate(stage: StageId, stages: Sequence[StageId], work: _Run) -> None
 def _read_data(work: _Run) -> None:
     """Read the data sets that no stage makes; report rows that were left out, and leaked test prompts."""
     one = work.request.only is not None
-    kinds = [STAGES[stage.name] for stage in work.chosen] if one else STAGES.values()
-    names = {name for kind in kinds for name in kind.data}
+    kinds = [stage.name for stage in work.chosen] if one else STAGES
+    names = {name for kind in kinds for name in graph.data_of_kind(kind, work.recipe)}
     with report_progress_to(work.emit, "run"):
         with Work("loading libraries"):
             door.load_data_libraries()

@@ -27,7 +27,7 @@ from rlhfctl import errors, fs, graph, seeding
 from rlhfctl.artifacts import WORK, Source, load_artifact, read_json
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError, RlhfctlError
 from rlhfctl.events import Event, from_record
-from rlhfctl.graph import STAGES, Waiting
+from rlhfctl.graph import Waiting
 from rlhfctl.inputs import made_data_of
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
@@ -203,7 +203,7 @@ def _source(given: Mapping[str, Any]) -> Source:
 def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:
     """Read the rows of the stage without rows that the chat template refuses; the pipeline has reported those."""
     section = made_data_of(stage, recipe, paths) or data_at_start(recipe.data)
-    data = door.load_data(section, recipe.data_seed, STAGES[stage.name].data)
+    data = door.load_data(section, recipe.data_seed, graph.data_of_kind(stage.name, recipe))
     kept, _ = door.check_rows(recipe, stage.name, graph.base_among(stage.name, parents), data, paths.log)
     return kept
 

@@ -33,6 +33,7 @@ LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
     "compare": ("answers", "judges", "controls", "endpoint", "readings"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
+    "reward": ("normalization",),
 }
 GOLD_READERS = {
     "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py"

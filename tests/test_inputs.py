@@ -93,6 +93,58 @@ def test_what_the_card_depends_on_and_what_depends_on_it(
     assert without == {name: inputs for name, inputs in before.items() if name != "card"}
 
 
+@pytest.mark.parametrize(
+    ("normalize", "change", "expected"),
+    [
+        (
+            "demonstrations",
+            "data.demonstrations.rows=21",
+            {"sft": ["data.demonstrations"], "reward": ["data.demonstrations"]},
+        ),
+        ("demonstrations", "ppo.temperature=0.9", {"ppo": ["section"]}),
+        ("reference", "data.demonstrations.rows=21", {"sft": ["data.demonstrations"]}),
+        ("reference", "ppo.temperature=0.9", {"reward": ["sampling"], "ppo": ["section"]}),
+        ("reference", "ppo.kl_coef=0.3", {"ppo": ["section"]}),
+        (
+            "reference",
+            "data.max_prompt_length=20",
+            {
+                "reward": ["data.prompt_lengths"],
+                "ppo": ["data.prompt_lengths"],
+                "compare": ["data.prompt_lengths"],
+            },
+        ),
+        (
+            "reference",
+            "data.prompts.test=11",
+            {"reward": ["data.prompts"], "ppo": ["data.prompts"], "compare": ["data.prompts"]},
+        ),
+    ],
+)
+def test_what_a_normalized_reward_depends_on(
+    normalize: str, change: str, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    run, setting = tmp_path / "run", f"reward.normalize={normalize}"
+    for name in NAMES:
+        publish(run / name)
+    before, after = (plan(recipe_at(tmp_path, setting, *more), run) for more in ((), (change,)))
+    changed = {name: changed_inputs(before[name], after[name]) for name in NAMES}
+    assert {name: inputs for name, inputs in changed.items() if inputs} == expected
+
+
+def test_a_reward_with_the_defaults_stated_is_the_reward_of_runs_before_there_were_losses(tmp_path: Path) -> None:
+    for name in NAMES:
+        publish(tmp_path / "run" / name)
+    stated = ("reward.loss=bradley_terry", "reward.label_error=0", "reward.normalize=null")
+    plain = recipe_at(tmp_path)
+    assert plan(recipe_at(tmp_path, *stated), tmp_path / "run") == plan(plain, tmp_path / "run")
+    assert plain.recipe.reward is not None
+    assert not {"loss", "label_error", "normalize"} & plain.recipe.reward.model_dump().keys()
+    for other in ("reward.loss=k_wise", "reward.label_error=0.1"):
+        changed = plan(recipe_at(tmp_path, other), tmp_path / "run")["reward"]
+        assert changed_inputs(plan(plain, tmp_path / "run")["reward"], changed) == ["section"]
+
+
 def test_the_seed_edited_data_the_parents_and_an_edited_function_reach_their_stages(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in NAMES:

@@ -79,6 +79,16 @@ class EncodedGroup:
         kept = tuple(two for two in self.group.comparisons if all(len(self.ids[index]) <= limit for index in two))
         return [EncodedGroup(replace(self.group, comparisons=kept), self.ids)] if kept else []
 
+    def layers(self) -> list[EncodedGroup]:
+        """Split the group into groups in which each pair stands once: repeated pairs (a source's weight) make more.
+
+        A loss that is a mean over the pairs of a group would otherwise cancel the weight.
+        """
+        counts = Counter(self.group.comparisons)
+        depths = range(max(counts.values(), default=0))
+        layers = [tuple(pair for pair in counts if counts[pair] > depth) for depth in depths]
+        return [EncodedGroup(replace(self.group, comparisons=layer), self.ids) for layer in layers]
+
 
 @dataclass
 class Encoder:

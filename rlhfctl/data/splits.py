@@ -135,3 +135,10 @@ def _shuffled_keys(prompts: Iterable[Prompt], seed: int, salt: str) -> list[str]
     keys = sorted(set(map(prompt_key, prompts)))
     random.Random(f"{salt}-{seed}").shuffle(keys)
     return keys
+
+
+def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:
+    """Return the distinct prompts of pairs, in order, as rows."""
+    first = {prompt_key(group.prompt): group for group in reversed(groups)}
+    kept = [first[key] for key in dict.fromkeys(prompt_key(group.prompt) for group in groups)]
+    return [{"prompt": one.prompt} | ({} if one.tools is None else {"tools": one.tools}) for one in kept]

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rlhfctl.errors import HandoffError
-from rlhfctl.models import architecture, loading, tokenizing
+from rlhfctl.models import architecture, head_bias, loading, tokenizing
 from rlhfctl.models.adapters import is_adapter_parameter
 from rlhfctl.models.architecture import backbone
 from rlhfctl.models.language_model import LanguageModel
@@ -111,7 +111,8 @@ def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder:
         for name, value in model.state_dict().items()
         if name.endswith(marker) and is_adapter_parameter(name)
     }
-    tensors["base_model.model.score.weight"] = head.weight.detach().to("cpu").contiguous()
+    for name, value in head.state_dict().items():  # weight, and the bias of a normalized reward
+        tensors[f"base_model.model.score.{name}"] = value.detach().to("cpu").contiguous()
     config = copy.deepcopy(model.peft_config[adapter])
     config.task_type = TaskType.SEQ_CLS
     config.modules_to_save = ["score"]
@@ -136,6 +137,7 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
             fix="train it with task_type SEQ_CLS and modules_to_save score, or name a reward stage: runs/NAME/reward",
         )
     weight = tensors.pop(heads[0])
+    bias = tensors.pop(heads[0].removesuffix("weight") + "bias", None)
     config = LoraConfig.from_pretrained(str(folder))
     config.task_type = TaskType.CAUSAL_LM
     config.modules_to_save = None
@@ -168,6 +170,8 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
     head = new_head(model, dtype=weight.dtype)
     with torch.no_grad():
         head.weight.copy_(weight)
+    if bias is not None:
+        head_bias.set_bias(head, bias)
     return head
 
 

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import Work
-from rlhfctl.models import adapter_folders, architecture
+from rlhfctl.models import adapter_folders, architecture, head_bias
 from rlhfctl.models import quantization as quantized_layers
 from rlhfctl.models.devices import device
 from rlhfctl.recipe.schema import Model
@@ -227,6 +227,10 @@ def _pretrained(
             if heads
             else "put the config.json back that belongs to these weights, or fetch the model again",
         )
+    if head_bias.BIAS in info["unexpected_keys"]:  # transformers' class has a head without one
+        bias = head_bias.bias_of_model(Path(adapter_folders.fetched(path)))
+        if bias is not None and isinstance(head := getattr(model, "score", None), nn.Linear):
+            head_bias.set_bias(head, bias)
     return model, sorted(info["missing_keys"])
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
-from rlhfctl.models import adapter_folders, loading
+from rlhfctl.models import adapter_folders, head_bias, loading
 
 _WEIGHTS = "adapter_model.safetensors"
 _HEADS = {"score", "classifier"}  # names of the heads that peft saves with a SEQ_CLS adapter
@@ -101,6 +101,7 @@ def merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Put the adapter of `folder`, frozen, on `model`; raise HandoffError if it does not fit."""
     try:
+        head_bias.prepare_for_adapter(model, folder)
         return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HandoffError(

@@ -7,7 +7,7 @@ disk from these counts.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,15 @@ from typing import Any, cast
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhfctl.data import preflight
-from rlhfctl.data.encoding import Encoder
+from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
 from rlhfctl.graph import stages_of
 from rlhfctl.models import build, checks, loading, tokenizing
 from rlhfctl.recipe.schema import Recipe
+
+# A group of responses by its pairs; each side is (index of the response, its length in tokens with the prompt).
+GroupLengths = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Lengths:
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
     other_half: frozenset[int] = frozenset()  # positions in these two of the pairs of the held-out reward model
+    groups: tuple[GroupLengths, ...] = ()  # as `group_rows` makes them of the pairs
+    other_groups: tuple[GroupLengths, ...] = ()  # those of the held-out reward model
     heldout: int = 0
     prompts: tuple[int, ...] = ()
     eval: int = 0
@@ -56,7 +61,10 @@ class Lengths:
             own, other = split.train, split.train[:0]
             if recipe.reward is not None and recipe.reward.heldout:
                 own, other = split_in_half(split.train, recipe.data_seed)
-            pairs = [pair for group in (*own, *other) for pair in encoder.preference(group).pairs]
+            encoded = [encoder.preference(group) for group in (*own, *other)]
+            pairs = [pair for group in encoded for pair in group.pairs]
+            lengths["groups"] = _groups(encoded[: len(own)])
+            lengths["other_groups"] = _groups(encoded[len(own) :])
             lengths["other_half"] = frozenset(range(len(examples(own)), len(pairs)))
             lengths["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
             lengths["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
@@ -70,6 +78,17 @@ class Lengths:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
         return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **lengths)
+
+
+def _groups(encoded: Sequence[EncodedGroup]) -> tuple[GroupLengths, ...]:
+    return tuple(
+        tuple(
+            ((better, len(layer.ids[better])), (worse, len(layer.ids[worse])))
+            for better, worse in layer.group.comparisons
+        )
+        for group in encoded
+        for layer in group.layers()
+    )
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

@@ -17,14 +17,14 @@ from trl import RewardConfig, SFTConfig
 
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, section_of
+from rlhfctl.graph import STAGES, data_of_kind, section_of
 from rlhfctl.models import loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
 from rlhfctl.planning import memory, ppo_memory
 from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
-from rlhfctl.planning.row_lengths import Lengths
+from rlhfctl.planning.row_lengths import GroupLengths, Lengths
 from rlhfctl.recipe.made_data import made_data, source_stages
 from rlhfctl.recipe.schema import Ppo, Recipe
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD_MODEL
@@ -70,7 +70,7 @@ def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Colle
     `read`: the names of the data sets that are read. A data set that a later stage makes is not read yet.
     """
     name = forecast.stage.name
-    unread = [data for data in STAGES[name].data if data in made_data(recipe.data) and data not in read]
+    unread = [data for data in data_of_kind(name, recipe) if data in made_data(recipe.data) and data not in read]
     if forecast.action == "skip":
         result = _unknown(name)
     elif unread:
@@ -147,14 +147,25 @@ def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> St
         raise RlhfctlError(
             f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
         )
-    steps, epochs = _steps(len(pairs), config)
-    training = _training(config, section.lora, 2 * config.per_device_train_batch_size, max(map(max, pairs)))
+    elements, size = [list(pair) for pair in pairs], 2  # lengths of the rows of each batch element, and their number
+    if section.on_groups:
+        elements = _responses(lengths.other_groups if other_half else lengths.groups, limit)
+        size = max(map(len, elements))
+    steps, epochs = _steps(len(elements), config)
+    training = _training(config, section.lora, size * config.per_device_train_batch_size, max(map(max, pairs)))
     outlook = memory.reward_outlook(_shape(recipe, lengths), training)
     adapter, whole = _adapter_bytes(outlook), _weights_on_disk(outlook, recipe)
     kept = (adapter or whole) + lengths.tokenizer_bytes + _probes(32, max(map(max, pairs)))
     disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
-    what = f"{len(pairs)} pairs, {lengths.heldout} held out"
-    return StagePlan("reward", "run", "", what, steps, int(sum(map(sum, pairs)) * epochs), outlook, disk)
+    groups = f" in {len(elements)} groups of up to {size} responses" if section.on_groups else ""
+    what = f"{len(pairs)} pairs{groups}, {lengths.heldout} held out"
+    return StagePlan("reward", "run", "", what, steps, int(sum(map(sum, elements)) * epochs), outlook, disk)
+
+
+def _responses(groups: Sequence[GroupLengths], limit: int | None) -> list[list[int]]:
+    """List the lengths of each group's responses, one per response, without pairs that are longer than `limit`."""
+    fitting = ([pair for pair in group if max(length for _, length in pair) <= (limit or math.inf)] for group in groups)
+    return [[length for _, length in sorted({side for pair in kept for side in pair})] for kept in fitting if kept]
 
 
 def _card(recipe: Recipe, lengths: Lengths) -> StagePlan:

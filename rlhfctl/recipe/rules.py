@@ -330,6 +330,23 @@ CARDS: tuple[Rule[Sections], ...] = tuple(
 )
 
 
+# ---------------------------------------------------------------- the reward's zero
+
+
+def _no_demonstrations(recipe: Sections) -> bool:
+    reward = recipe.reward
+    return reward is not None and reward.normalize == "demonstrations" and recipe.data.demonstrations is None
+
+
+NORMALIZE: Rule[Sections] = Rule(
+    "reward.normalize",
+    "demonstrations needs data.demonstrations, whose mean score becomes 0",
+    "add data.demonstrations, or use normalize: reference",
+    _no_demonstrations,
+    about=("data.demonstrations",),
+)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -487,4 +504,5 @@ LABELS: tuple[Rule[Sections], ...] = (
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    return (*stage_rules(stages), *PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, *JUDGES, SEEDS, *LABELS)
+    between = (*PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, NORMALIZE, *JUDGES, SEEDS, *LABELS)
+    return (*stage_rules(stages), *between)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rlhfctl.artifacts import Artifact, Source
 from rlhfctl.events import report_progress_to
-from rlhfctl.graph import STAGES, Waiting, trainer_options
+from rlhfctl.graph import STAGES, Waiting, data_of_kind, trainer_options
 from rlhfctl.recipe.schema import Data, Recipe
 from rlhfctl.stages.context import Context
 
@@ -127,7 +127,7 @@ def _fitting(
     from rlhfctl.data import preflight
 
     tokenizer = _tokenizer(recipe, stages[0], base, data)
-    read = {name: rows for name, rows in data.items() if any(name in STAGES[stage].data for stage in stages)}
+    read = {name: rows for name, rows in data.items() if any(name in data_of_kind(stage, recipe) for stage in stages)}
     kept = preflight.check(recipe, read, stages, tokenizer)
     return kept, preflight.new_notes(read, kept), tokenizer is not None
 

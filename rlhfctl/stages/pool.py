@@ -7,13 +7,12 @@ work folder, and an attempt that was killed goes on after the last whole block. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhfctl.data.fitting import encode_prompts
-from rlhfctl.data.splits import prompt_key
-from rlhfctl.data.types import PreferenceGroup, Row
+from rlhfctl.data.splits import prompts_of
+from rlhfctl.data.types import Row
 from rlhfctl.events import Progress, StageStarted
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Generator, Sampling, sampling_for
@@ -99,10 +98,3 @@ def _source(ctx: Context) -> Source | None:
 
 def _eval_rows(ctx: Context) -> list[Row]:
     return list(ctx.data["prompts"].split.eval) if "prompts" in ctx.data else []
-
-
-def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:
-    """Return the distinct prompts of pairs, in order, as rows."""
-    first = {prompt_key(group.prompt): group for group in reversed(groups)}
-    kept = [first[key] for key in dict.fromkeys(prompt_key(group.prompt) for group in groups)]
-    return [{"prompt": one.prompt} | ({} if one.tools is None else {"tools": one.tools}) for one in kept]

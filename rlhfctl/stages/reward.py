@@ -12,12 +12,13 @@ measured on the same held-out pairs.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel, TaskType
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
 
 from rlhfctl import fs
@@ -36,8 +37,10 @@ from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
+from rlhfctl.stages.normalization import normalize
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.training.trl import options
+from rlhfctl.training.trl.group_trainer import GroupRewardTrainer, group_rows, pair_rows
 from rlhfctl.training.trl.train import train
 
 _PROBE_PAIRS = 16
@@ -58,6 +61,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     train_groups = _encode(_own_part(split.train, section, ctx), encoder, config, model, ctx)
     heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
     train_pairs, heldout = _pairs(train_groups), _pairs(heldout_groups)
+    _tell_of_unused_margins(section, train_groups, ctx)
     heldout_rows = examples(one.group for one in heldout_groups)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
@@ -66,14 +70,11 @@ def run(section: Reward, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=seed)
     counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
+    if section.on_groups:
+        rows = group_rows(train_groups)
+        counts |= {"groups": len(rows), "responses": sum(len(row["ids"]) for row in rows)}
     model, metrics = train(
-        partial(
-            RewardTrainer,
-            args=config,
-            train_dataset=Dataset.from_list(train_pairs),
-            eval_dataset=Dataset.from_list(heldout),
-            processing_class=tokenizer,
-        ),
+        _trainer(section, config, train_groups, heldout_groups, tokenizer),
         model,
         section,
         stage=ctx.name,
@@ -84,7 +85,9 @@ def run(section: Reward, ctx: Context) -> Artifact:
         metrics=("loss", "accuracy"),
     )
 
-    # 4. Measure on the held-out pairs.
+    # 4. Give the reward its zero, and measure on the held-out pairs.
+    own = [one.group for one in train_groups]
+    normalize(section, model, tokenizer, config.max_length, own, ctx)
     metrics |= _heldout(model, heldout, tokenizer, ctx)
 
     # 5. Save, load again, score the kept pairs again.
@@ -155,6 +158,35 @@ def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
     if any("margin" in pair for pair in pairs):  # TRL trains the chosen response to win by the margin
         pairs = [{"margin": 0.0} | pair for pair in pairs]
     return pairs
+
+
+def _trainer(
+    section: Reward,
+    config: RewardConfig,
+    groups: list[EncodedGroup],
+    heldout: list[EncodedGroup],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[..., Trainer]:
+    """Choose the trainer of the section's loss, and give it its rows: TRL's own for the plain loss on pairs."""
+    if not section.on_groups and section.label_error == 0:
+        make, rows = partial(RewardTrainer), _pairs
+    else:
+        make = partial(GroupRewardTrainer, loss=section.loss, label_error=section.label_error)
+        rows = group_rows if section.on_groups else pair_rows
+    return partial(
+        make,
+        args=config,
+        train_dataset=Dataset.from_list(rows(groups)),
+        eval_dataset=Dataset.from_list(rows(heldout)),
+        processing_class=tokenizer,
+    )
+
+
+def _tell_of_unused_margins(section: Reward, groups: list[EncodedGroup], ctx: Context) -> None:
+    """Warn if the rows state margins and the loss has no pairs that could win by them."""
+    count = sum(one.group.margin is not None for one in groups)
+    if count and section.loss in ("plackett_luce", "best_of_k"):
+        ctx.warn(f"{count} of {len(groups)} rows state a margin, which the loss {section.loss} does not use")
 
 
 def _heldout(

@@ -18,7 +18,17 @@ from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, in_order, makers_of, stages_of
-from rlhfctl.models import architecture, build, heads, loading, merging, reward_head, special_tokens, tokenizing
+from rlhfctl.models import (
+    architecture,
+    build,
+    head_bias,
+    heads,
+    loading,
+    merging,
+    reward_head,
+    special_tokens,
+    tokenizing,
+)
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
@@ -38,15 +48,22 @@ _LOAD = """from transformers import {auto}, AutoTokenizer
 folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto}.from_pretrained(folder{extra})
-"""
+{shift}"""
 _LOAD_ADAPTER = """from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
 folder = {folder}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 base = {auto}.from_pretrained(folder + "/base"{extra})
-model = PeftModel.from_pretrained(base, folder)
+{shift}model = PeftModel.from_pretrained(base, folder)
 """
+# transformers' heads have no bias and do not load one; see models/head_bias.py.
+_SHIFT = """# The shift of the score (score.bias in the weights), which transformers does not load:
+model.score.bias = torch.nn.Parameter(torch.tensor([{bias!r}], dtype=model.score.weight.dtype))
+"""
+_SHIFT_ADAPTER = (
+    "base.score.bias = torch.nn.Parameter(torch.zeros(1))  # room for the shift of the score: peft loads it\n"
+)
 _HEAD_FILE = """import sys
 from pathlib import Path
 
@@ -230,15 +247,18 @@ def _head_module(config: Any) -> str:
 def _snippet(stage: str, folder: Path, location: str, *, adapter: bool) -> str:
     """Write the Python lines that load the model of `folder` from `location`; for a reward model they print a score."""
     if stage not in (*_SCORERS, "critic"):
-        return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=location, extra="")
-    text = (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_SCORER, folder=location, extra=", num_labels=1")
+        return (_LOAD_ADAPTER if adapter else _LOAD).format(auto=_CAUSAL, folder=location, extra="", shift="")
+    bias = (head_bias.bias_of_adapter if adapter else head_bias.bias_of_model)(folder)
+    shift = "" if bias is None else _SHIFT_ADAPTER if adapter else _SHIFT.format(bias=bias.item())
+    load = _LOAD_ADAPTER if adapter else _LOAD
+    text = load.format(auto=_SCORER, folder=location, extra=", num_labels=1", shift=shift)
     config = loading.read_config(str(folder / "base" if adapter else folder), "model")
     if (folder / f"{_head_module(config)}.py").is_file():
         head, mark, rest = text.partition("tokenizer = ")
         name = architecture.scorer_class(config).__name__
         text = head + _HEAD_FILE.format(module=_head_module(config), name=name) + mark + rest
     if stage == "critic":
-        return text
+        return f"import torch\n{text}" if shift else text
     prompt, response, _ = _example(folder)
     tokenizer = tokenizing.load_tokenizer(str(folder))
     plain = isinstance(prompt, str)
@@ -266,12 +286,22 @@ def _card(folder: Path, facts: Facts, *, adapter: bool) -> None:
     if stage in (*_SCORERS, "critic"):
         _make_loadable(folder)
     snippet = _snippet(stage, folder, '"."', adapter=adapter)
-    about_scores = _scores_text(folder) if stage in _SCORERS else []
+    about_scores = _scores_text(folder, artifact) if stage in _SCORERS else []
     text = model_card.page(facts, adapter=adapter, snippet=snippet, about_scores=about_scores)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _scores_text(folder: Path) -> list[str]:
+_ZERO = {
+    None: "Scores compare responses to the same prompt; their zero means nothing.",
+    "demonstrations": "The mean score of the training demonstrations is 0 (`reward.normalize`): the snippet sets this "
+    "shift, which transformers alone does not load. Without it all scores differ by one number.",
+    "reference": "Scores of the base model's own samples have mean 0 and variance 1 (`reward.normalize`). The scale is "
+    "in the weights. The snippet sets the shift, which transformers alone does not load: without it all scores differ "
+    "by one number.",
+}
+
+
+def _scores_text(folder: Path, artifact: Artifact) -> list[str]:
     """Explain the score that the snippet prints."""
     score = _example(folder)[2]
     printed = [f"It prints {score:.4f} (float32; other number formats round).", ""] if score is not None else []
@@ -283,8 +313,8 @@ def _scores_text(folder: Path) -> list[str]:
     )
     return [
         *printed,
-        "A higher score is better. Scores compare responses to the same prompt; their zero means nothing. The text "
-        "ends with the end-of-sequence token, as in training; padding stands on the right.",
+        f"A higher score is better. {_ZERO[artifact.manifest.section.get('normalize')]} The text ends with the "
+        "end-of-sequence token, as in training; padding stands on the right.",
         "",
         *(more if module else ()),
     ]

@@ -24,7 +24,7 @@ from rlhfctl.artifacts import MANIFEST, Artifact, changed_inputs, load_artifact,
 from rlhfctl.dashboard.text import counted
 from rlhfctl.errors import HandoffError, RlhfctlError, RunBusyError
 from rlhfctl.events import Listener, Work, report_progress_to
-from rlhfctl.graph import STAGES, Request, section_of, stages_in, waiting_at
+from rlhfctl.graph import STAGES, Request, data_of_kind, section_of, stages_in, waiting_at
 from rlhfctl.inputs import data_of, describe_changes, inputs_of
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
@@ -195,7 +195,9 @@ def _inputs(stage: StageId, artifact: Artifact, recipe: Recipe, paths: RunPaths,
         yield "inputs", "not checked", f"they cannot be read: {error.what}"
         return
     elsewhere = {*manifest.parents, *kind.files}  # parents have their own check; files of the command line are not kept
-    unread = {f"data.{name}" for name in kind.data if name not in data and f"data.{name}" not in now}
+    unread = {
+        f"data.{name}" for name in data_of_kind(stage.name, recipe) if name not in data and f"data.{name}" not in now
+    }
     model = recipe.model.path
     if model is not None and model.startswith(("/", "~")) and not Path(model).expanduser().is_dir():
         yield "inputs", "not checked", f"model: the base model's folder is not there ({model})"

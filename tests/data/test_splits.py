@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from row_files import message
 
-from rlhfctl.data.splits import prompt_key, split_in_half, split_preferences, split_prompts
+from rlhfctl.data.splits import prompt_key, prompts_of, split_in_half, split_preferences, split_prompts
 from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
@@ -143,3 +143,11 @@ def test_too_few_distinct_prompts_are_refused(evaluation: int, test: int) -> Non
 def test_conversations_are_the_same_prompt_whatever_the_order_of_keys() -> None:
     assert prompt_key([{"role": "user", "content": "q"}]) == prompt_key([{"content": "q", "role": "user"}])
     assert prompt_key([message("user", "q")]) != prompt_key([message("system", "q")])
+
+
+def test_prompts_of_pairs_are_taken_once_with_their_tools() -> None:
+    groups = [
+        PreferenceGroup(prompt, ("x", "y"), (0, 1), ((0, 1),), tools=tools)
+        for prompt, tools in (("a", None), ("b", [{"name": "f"}]), ("a", None))
+    ]
+    assert prompts_of(groups) == [{"prompt": "a"}, {"prompt": "b", "tools": [{"name": "f"}]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from small_plans import planned
@@ -29,6 +30,23 @@ def test_two_reward_models_share_the_pairs(tiny_recipe: Path) -> None:
     own, other = (next(stage for stage in found.stages if stage.name == name) for name in ("reward", "heldout"))
     assert own.rows == other.rows == "24 pairs, 16 held out"
     assert (own.steps, other.steps, other.outlook is not None) == (3, 3, True)
+
+
+def test_a_loss_on_groups_counts_each_response_once(tiny_recipe: Path) -> None:
+    rows = [{"prompt": f"{number} ", "responses": list("abcd"), "scores": [4, 3, 2, 1]} for number in range(40)]
+    (tiny_recipe.parent / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"data.preferences={{source: {tiny_recipe.parent / 'ranked.jsonl'}, heldout: 0.25}}"
+    plans = {}
+    for loss in ("bradley_terry", "k_wise"):
+        found = planned(tiny_recipe, tiny_recipe.parent / "nothing", data, f"reward.loss={loss}")
+        plans[loss] = next(stage for stage in found.stages if stage.name == "reward")
+    pairs, groups = plans["bradley_terry"], plans["k_wise"]
+    assert pairs.rows == "180 pairs, 60 held out"  # 30 prompts to train on, six pairs each
+    assert groups.rows == "180 pairs in 30 groups of up to 4 responses, 60 held out"
+    assert (pairs.steps, groups.steps) == (23, 4)  # batches of 8
+    assert pairs.tokens == 3 * groups.tokens  # each of the four responses is in three pairs
+    assert pairs.outlook is not None and groups.outlook is not None
+    assert groups.outlook.peak.total > pairs.outlook.peak.total  # 8 x 4 rows at once, not 8 x 2
 
 
 def test_an_optimizers_state() -> None:

@@ -53,6 +53,20 @@ def test_a_card_needs_pairs_whatever_the_scorer() -> None:
     assert trained.key == "reward"
 
 
+def test_a_reward_is_shifted_to_demonstrations_that_are_there() -> None:
+    without = (
+        "sft=null",
+        "lora=null",
+        "data.demonstrations=null",
+        "model.init.tokens=[a, b]",
+        "model.init.vocab_size=null",
+    )
+    found = problems("reward.normalize=demonstrations", *without)
+    assert "reward.normalize" in [problem.key for problem in found]
+    assert recipe("reward.normalize=demonstrations").reward is not None
+    assert "reward.normalize" not in [problem.key for problem in problems("reward.normalize=reference", *without[:3])]
+
+
 def test_a_gate_alone_has_the_card_that_it_needs() -> None:
     asked = [recipe(change).reward for change in ("name=x", "reward.gate={}", "reward.card={samples: 4}")]
     sizes = [None if one is None or one.resolved_card is None else one.resolved_card.samples for one in asked]

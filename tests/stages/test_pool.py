@@ -96,11 +96,3 @@ def test_fewer_prompts_than_asked_for_are_reported(tmp_path: Path) -> None:
     found = pool.draw(Card(prompts=50, samples=2), base(), ctx)
     assert len(found.episodes) == 6
     assert ctx.notes == ["the pool has all 6 eval prompts; reward.card.prompts would take up to 50"]
-
-
-def test_prompts_of_pairs_are_taken_once_with_their_tools() -> None:
-    groups = [
-        PreferenceGroup(prompt, ("x", "y"), (0, 1), ((0, 1),), tools=tools)
-        for prompt, tools in (("a", None), ("b", [{"name": "f"}]), ("a", None))
-    ]
-    assert pool.prompts_of(groups) == [{"prompt": "a"}, {"prompt": "b", "tools": [{"name": "f"}]}]

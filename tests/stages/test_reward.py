@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from small_stage import context, small_model, small_tokenizer
+from trl import RewardConfig, RewardTrainer
 
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.data.encoding import Encoder
@@ -16,7 +17,10 @@ from rlhfctl.data.types import PreferenceGroup
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.models import scoring
+from rlhfctl.recipe.schema import Reward
+from rlhfctl.recipe.sections.reward import GROUP_LOSSES
 from rlhfctl.stages import reward
+from rlhfctl.training.trl.group_trainer import GroupRewardTrainer
 
 
 def group(*responses: str, margin: float | None = None) -> PreferenceGroup:
@@ -46,6 +50,30 @@ def test_pairs_are_rows_of_ids_and_each_has_a_margin_if_one_has(tmp_path: Path) 
     assert [set(pair) for pair in reward._pairs(plain)] == [{"chosen_ids", "rejected_ids"}] * 3
     mixed, _ = encode(tmp_path, [group("b", "a"), group("b", "ab", margin=2.0)], None)
     assert [pair["margin"] for pair in reward._pairs(mixed)] == [0.0, 2.0]
+
+
+def test_the_plain_loss_keeps_trls_own_trainer_on_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loss has its trainer and its rows; the default is RewardTrainer itself, on its own columns."""
+    groups, _ = encode(tmp_path, [group("b", "ab", "ba"), group("a", "b")], None)
+    found = {}
+    for section in (Reward(), Reward(label_error=0.1), *(Reward(loss=loss) for loss in GROUP_LOSSES)):  # type: ignore[arg-type]
+        made = reward._trainer(
+            section, RewardConfig(output_dir=str(tmp_path), bf16=False), groups, groups, small_tokenizer()
+        )
+        rows = made.keywords["train_dataset"]  # type: ignore[attr-defined]
+        kind = made.func  # type: ignore[attr-defined]
+        found[section.loss, section.label_error] = (kind, len(rows), "chosen_ids" in rows.column_names)
+    assert found.pop(("bradley_terry", 0.0)) == (RewardTrainer, 4, True)
+    assert found.pop(("bradley_terry", 0.1)) == (GroupRewardTrainer, 4, False)
+    assert found == dict.fromkeys([(loss, 0.0) for loss in GROUP_LOSSES], (GroupRewardTrainer, 2, False))
+
+
+def test_margins_that_a_loss_does_not_use_are_reported(tmp_path: Path) -> None:
+    groups, _ = encode(tmp_path, [group("b", "a", margin=2.0), group("b", "ab")], None)
+    ctx = context(tmp_path, "reward", [])
+    for loss in ("bradley_terry", "k_wise", "best_of_k"):
+        reward._tell_of_unused_margins(Reward(loss=loss), groups, ctx)
+    assert ctx.notes == ["warning: 1 of 2 rows state a margin, which the loss best_of_k does not use"]
 
 
 @pytest.mark.parametrize(

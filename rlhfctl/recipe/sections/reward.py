@@ -13,8 +13,12 @@ from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.training import Trained
 
 RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
+RewardLoss = Literal["bradley_terry", "k_wise", "plackett_luce", "best_of_k"]
+Normalization = Literal["demonstrations", "reference"]
 CLASSIFIER_KEYS = ("label", "reads")
-TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps", "heldout")
+TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize")
+GROUP_LOSSES = ("k_wise", "plackett_luce", "best_of_k")  # their batch elements are groups, not pairs
+_PLAIN_LOSS: RewardLoss = "bradley_terry"
 
 
 def _without_model(key: str) -> Callable[[Reward], bool]:
@@ -22,7 +26,12 @@ def _without_model(key: str) -> Callable[[Reward], bool]:
 
 
 def _without_training(key: str) -> Callable[[Reward], bool]:
-    return lambda reward: bool(getattr(reward, key)) and reward.kind != "trained"
+    return lambda reward: reward.kind != "trained" and _is_used(reward, key)
+
+
+def _is_used(reward: Reward, key: str) -> bool:
+    """Tell whether a key has a value that changes something."""
+    return bool(getattr(reward, key)) and not (key == "loss" and reward.loss == _PLAIN_LOSS)
 
 
 class Reward(Trained):
@@ -46,6 +55,24 @@ class Reward(Trained):
         description="Whether to train a second reward model on one half of the training prompts, and this one on the "
         "other half; PPO never trains on the second, but its evaluations report it.",
     )
+    loss: RewardLoss = Field(
+        _PLAIN_LOSS,
+        description="Loss of the training: bradley_terry (TRL's own, a batch element is a pair), or on whole groups of "
+        "K responses to one prompt (a batch element is a group, so trainer.per_device_train_batch_size counts groups): "
+        "k_wise (mean over a group's pairs), plackett_luce (the whole ranking), best_of_k (the best among K).",
+    )
+    label_error: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of labels that the likelihood takes as random, so that a wrong label costs a bounded amount "
+        "(bradley_terry and k_wise; Christiano et al. 2017: 0.1).",
+    )
+    normalize: Normalization | None = Field(
+        None,
+        description="Shift of the trained reward: demonstrations (their mean score is 0), or reference (samples of "
+        "base* to training prompts have mean 0 and variance 1). It is saved with the scalar head.",
+    )
     function: str | None = Field(
         None, description="A Python function that scores responses, instead of a model: module:name."
     )
@@ -66,6 +93,11 @@ class Reward(Trained):
     def scorer(self) -> Reward:
         """Return this section without the keys that only examine the scorer: what its training depends on."""
         return self.model_copy(update={"card": None, "gate": None})
+
+    @property
+    def on_groups(self) -> bool:
+        """Tell whether a batch element of the training is a whole group of responses, not a pair."""
+        return self.loss in GROUP_LOSSES
 
     @property
     def kind(self) -> Literal["trained", "model", "function"]:
@@ -111,6 +143,13 @@ class Reward(Trained):
             for key in TRAINING_KEYS
         ),
         Rule(
+            "label_error",
+            "is a rate of wrong pairs, but the loss {loss} has no pairs",
+            "remove it, or use loss: k_wise",
+            lambda reward: reward.label_error > 0 and reward.loss in ("plackett_luce", "best_of_k"),
+            about=("loss",),
+        ),
+        Rule(
             "function",
             "{function!r} is not a function",
             "write it as module:name",
@@ -126,5 +165,6 @@ class Reward(Trained):
             "function": ("model", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
         # Runs that were made before these keys existed stay unchanged.
-        absent = tuple(key for key in ("card", "gate", "heldout") if not getattr(self, key))
+        newer = ("card", "gate", "heldout", "loss", "label_error", "normalize")
+        absent = tuple(key for key in newer if not _is_used(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

@@ -105,7 +105,8 @@ class Roles:
         if self.critic is None:
             return trained
         if self.critic.is_adapter:
-            trained["critic.score.weight"] = self.critic.scorer.score.weight
+            head = self.critic.scorer.score  # with a bias if it is the copy of a normalized reward
+            trained |= {f"critic.score.{name}": parameter for name, parameter in head.named_parameters()}
         else:
             trained |= {f"critic.{name}": parameter for name, parameter in self.critic.scorer.named_parameters()}
         return trained
