@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import ROOT
+from newcomer import equip
 from ruamel.yaml import YAML
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
@@ -36,6 +33,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 TYPED_ELSEWHERE = {
     ROOT / "docs" / "extending.md": "test_extending_page.py",
     ROOT / "docs" / "course.md": "e2e/test_course.py",
+    ROOT / "docs" / "own-labels.md": "test_own_labels_page.py",
 }
 
 # Lines of ```bash blocks that are not run here, and why.
@@ -86,32 +84,7 @@ def commands_in(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README asks for: a model made without rlhfctl, and small files of one's own."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    asked = [f"Question: how do I reset device {n}? Answer:" for n in range(400)]
-    answers = [f" Hold the button for {n % 9} seconds." for n in range(400)]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator([a + b for a, b in zip(asked, answers, strict=True)], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **size))
-    model.save_pretrained(folder / "my-base-model")
-    tokenizer.save_pretrained(folder / "my-base-model")
-    demos = [{"prompt": asked[n], "completion": answers[n]} for n in range(24)]
-    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demos), encoding="utf-8")
-    pairs = [{"prompt": asked[n], "chosen": answers[n], "rejected": " No idea."} for n in range(24, 48)]
-    pq.write_table(pa.Table.from_pylist(pairs), folder / "pairs.parquet")
-    rows = [{"prompt": prompt} for prompt in asked[48:]]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for name, response in (("new.jsonl", " Hold the button."), ("old.jsonl", " No idea.")):  # sampled elsewhere
-        sampled = [{"prompt": prompt, "response": f"{response} {prompt[-3:]}"} for prompt in asked[:8]]
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in sampled), encoding="utf-8")
-    return folder
+    return equip(tmp_path_factory.mktemp("newcomer"))
 
 
 def test_every_block_is_of_a_known_kind() -> None:
