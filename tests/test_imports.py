@@ -33,6 +33,7 @@ LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
     "compare": ("answers", "judges", "controls", "endpoint", "readings"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
+    "sample": ("responses",),
     "reward": ("normalization",),
 }
 GOLD_READERS = {

@@ -33,6 +33,7 @@ COMMANDS: Commands = (
     ("report", look.report, "rlhfctl report runs/quickstart   or   rlhfctl report runs/a runs/b --out runs.html"),
     ("tokens", tokens.tokens, "rlhfctl tokens runs/quickstart --update 10 --explain"),
     ("chat", chat.chat, "rlhfctl chat runs/quickstart --against reference"),
+    ("sample", label.sample, "rlhfctl sample runs/quickstart --n 4 --prompts 100 --out set.jsonl"),
     ("export", make.export, "rlhfctl export runs/quickstart --stage ppo --to my-policy"),
     ("verify", look.verify, "rlhfctl verify runs/quickstart   or   rlhfctl verify runs/quickstart --json"),
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from rlhfctl.cli.options import complete_run
+from rlhfctl.cli.options import RunArgument, complete_run
 
 TargetArgument = Annotated[
     Path,
@@ -31,6 +31,31 @@ class AsksByDefault(TyperGroup):
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
+
+
+def sample(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The labelling set to write; it must not exist.")],
+    responses: Annotated[int, typer.Option("--n", min=2, max=16, help="Different responses per prompt.")] = 2,
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--from", metavar="MODEL", help="Who writes: a stage, reference, another run; repeatable."
+        ),
+    ] = [],
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts (default: all).")] = None,
+    split: Annotated[Literal["train", "eval", "test"], typer.Option(help="Which of the run's prompts.")] = "train",
+    temperature: Annotated[float | None, typer.Option(min=0.01, help="Sampling temperature (default: PPO's).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampling (default: the recipe's).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses sampled at once.")] = 64,
+) -> None:
+    """Let a run's models write responses to its prompts, as a labelling set for people; resumes after a kill."""
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools import sample as sampling
+
+    wanted = sampling.Wanted(responses, prompts, split, temperature, seed, batch_size)
+    with progress_bar() as listen:
+        sampling.sample(run, out, models, wanted, typer.echo, listen)
 
 
 def ask(

@@ -11,64 +11,53 @@ fewer than two different ones is left out and counted. Resumes after the last wh
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rlhfctl.artifacts import Artifact, Source
 from rlhfctl.data.fitting import encode_prompts
-from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Generator, Sampling, sampling_for
-from rlhfctl.labels.items import FEWEST, Item, make_item, write_items
-from rlhfctl.labels.texts import turns_of
+from rlhfctl.labels.items import write_items
 from rlhfctl.models.architecture import context_of
 from rlhfctl.paths import StageId
 from rlhfctl.recipe.schema import Ppo, Sample
-from rlhfctl.rewards.episode import make_episode
-from rlhfctl.stages.blocks import Blocks
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Base
+from rlhfctl.stages.responses import Drawing, Writer, items_of
 
 ITEMS = "items.jsonl"
-TRIES = 4  # draws of a response that is empty or equals another one of its prompt, the first included
 _STREAM = 3 << 32  # a stream of random numbers that neither training, evaluation nor the card's pool uses
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """A model that writes responses. `origin` is recorded and never shown to annotators."""
-
-    origin: str
-    base: Base
 
 
 def run(section: Sample, ctx: Context, generate: Generator = local.sample) -> Artifact:
     """Sample the labelling set of this round, and publish it."""
     # 1. The models, and the prompts of this round.
-    writers = [_Writer(origin, ctx.loader.load_base(source)) for origin, source in _sources(section, ctx).items()]
-    tokenizer, context = writers[0].base.tokenizer, context_of(writers[0].base.model.config)
-    sampling = _sampling(section, ctx, writers[0].base)
+    models = {origin: ctx.loader.load_base(source) for origin, source in _sources(section, ctx).items()}
+    first = next(iter(models.values()))
+    sampling = _sampling(section, ctx, first)
+    context = context_of(first.model.config)
     rows, prompts = encode_prompts(
-        ctx.data["prompts"].split.train, tokenizer, context, sampling.max_new_tokens, ctx.recipe.data, ctx.warn
+        ctx.data["prompts"].split.train, first.tokenizer, context, sampling.max_new_tokens, ctx.recipe.data, ctx.warn
     )
     chosen = _prompts_of_the_round(section, len(rows), ctx)
     rows, prompts = [rows[index] for index in chosen], [prompts[index] for index in chosen]
+    writers = [Writer(origin, base, prompts, sampling) for origin, base in models.items()]
 
     # 2. Responses, each prompt's different from each other.
     total = len(rows) * section.responses
     settings: dict[str, Any] = {"prompts": len(rows), "responses": section.responses}
     settings |= {"models": [one.origin for one in writers], "temperature": sampling.temperature}
     settings |= {"max_new_tokens": sampling.max_new_tokens}
-    done = _done(total, ctx)
-    ctx.emit(StageStarted(stage=ctx.name, total_steps=total, resumed_from=done, settings=settings))
-    drawn = _Drawing(section, writers, rows, prompts, sampling, generate, ctx).draw()
+    drawing = Drawing(section.responses, writers, rows, generate, ctx.work / "samples", partial(_report, ctx, total))
+    ctx.emit(StageStarted(stage=ctx.name, total_steps=total, resumed_from=drawing.done, settings=settings))
+    drawn = drawing.draw()
 
     # 3. Items: a prompt with its responses.
-    items = list(_items(rows, drawn, ctx))
+    items = list(items_of(rows, drawn, ctx.note))
     if not items:
         raise DataError(
             "the model answers every prompt with one response again and again: there is nothing to compare",
@@ -118,82 +107,5 @@ def _prompts_of_the_round(section: Sample, available: int, ctx: Context) -> list
     return order[before : before + count]
 
 
-def _done(total: int, ctx: Context) -> int | None:
-    """Return the number of responses that an attempt before has drawn in its first pass; None for a new attempt."""
-    found = sum(Blocks(folder, []).size() for folder in sorted((ctx.work / "samples").glob("try-1-*")))
-    return min(found, total) or None
-
-
-@dataclass
-class _Drawing:
-    """Draw the responses of all prompts: response j of prompt i is written by the models in turn."""
-
-    section: Sample
-    writers: Sequence[_Writer]
-    rows: Sequence[Row]
-    prompts: Sequence[Sequence[int]]
-    sampling: Sampling
-    generate: Generator
-    ctx: Context
-
-    def draw(self) -> list[dict[int, tuple[Any, str]]]:
-        """Return, per prompt, the response (text or messages) and its origin by its number."""
-        found: list[dict[int, tuple[Any, str]]] = [{} for _ in self.rows]
-        count = len(self.rows) * self.section.responses
-        for attempt in range(1, TRIES + 1):
-            missing = [
-                (index, number)
-                for number in range(self.section.responses)
-                for index in range(len(self.rows))
-                if number not in found[index]
-            ]
-            drawn: dict[tuple[int, int], tuple[Any, str]] = {}
-            for place, writer in enumerate(self.writers):
-                own = [one for one in missing if sum(one) % len(self.writers) == place]
-                drawn |= self._draw(attempt, place, writer, own, count - len(missing) + len(drawn))
-            # In the order of the places, so that who wrote the first of two equal responses depends on nothing else.
-            for index, number in missing:
-                response, origin = drawn[index, number]
-                if any(turn.text.strip() for turn in turns_of(response)) and response not in [
-                    other for other, _ in found[index].values()
-                ]:
-                    found[index][number] = response, origin
-            if all(len(one) == self.section.responses for one in found):
-                break
-        return found
-
-    def _draw(
-        self, attempt: int, place: int, writer: _Writer, own: Sequence[tuple[int, int]], before: int
-    ) -> dict[tuple[int, int], tuple[Any, str]]:
-        """Draw the responses of one model at its places; `before` responses are there already."""
-        # A later attempt draws with other numbers: that of the response plus K for each attempt.
-        numbered = [(index, number + (attempt - 1) * self.section.responses) for index, number in own]
-        blocks = Blocks(self.ctx.work / "samples" / f"try-{attempt}-{place}", numbered)
-        total = len(self.rows) * self.section.responses
-
-        def report(step: int) -> None:
-            done = min(before + step, total)
-            self.ctx.emit(Progress(stage=self.ctx.name, step=done, total=total, unit="response"))
-
-        tokenizer = writer.base.tokenizer
-        what = "sampling responses" if attempt == 1 else "sampling again what was equal or empty"
-        found = blocks.draw(writer.base.model, tokenizer, self.prompts, self.sampling, self.generate, report, what=what)
-        made: dict[tuple[int, int], tuple[Any, str]] = {}
-        for (index, number), (ids, _) in zip(own, found, strict=True):
-            episode = make_episode(tokenizer, self.rows[index], self.prompts[index], ids, self.sampling.stop_strings)
-            made[index, number] = episode.completion, writer.origin
-        return made
-
-
-def _items(rows: Sequence[Row], drawn: Sequence[Mapping[int, tuple[Any, str]]], ctx: Context) -> Iterator[Item]:
-    """Make the items; report prompts with too few different responses."""
-    most = max(map(len, drawn), default=0)
-    fewer: Counter[int] = Counter(len(found) for found in drawn if len(found) < most)
-    for row, found in zip(rows, drawn, strict=True):
-        if len(found) >= FEWEST:
-            both = [found[number] for number in sorted(found)]
-            responses, origins = [one for one, _ in both], [origin for _, origin in both]
-            yield make_item(row["prompt"], responses, origins, tools=row.get("tools"))
-    for count, times in sorted(fewer.items()):
-        left_out = " and are left out" if count < FEWEST else ""
-        ctx.note(f"{times} prompts have {count} different responses{left_out}: further draws were equal or empty")
+def _report(ctx: Context, total: int, step: int) -> None:
+    ctx.emit(Progress(stage=ctx.name, step=step, total=total, unit="response"))
