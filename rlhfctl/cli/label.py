@@ -39,9 +39,7 @@ def sample(
     responses: Annotated[int, typer.Option("--n", min=2, max=16, help="Different responses per prompt.")] = 2,
     models: Annotated[
         list[str],
-        typer.Option(
-            "--from", metavar="MODEL", help="Who writes: a stage, reference, another run; repeatable."
-        ),
+        typer.Option("--from", metavar="MODEL", help="Who writes: a stage, reference, another run; repeatable."),
     ] = [],
     prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts (default: all).")] = None,
     split: Annotated[Literal["train", "eval", "test"], typer.Option(help="Which of the run's prompts.")] = "train",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def judge(section: Endpoint, cache: Path, comparisons: Mapping[str, Sequence[Pai
         if pairs and all(one.value is None for one in pairs):
             raise work.too_many_failed(name)
     return Judged(judged, work.calls, list(work.replies.values()))
+
+
+@contextmanager
+def named_in_errors(key: str) -> Iterator[None]:
+    """Say `key` in errors in place of compare.endpoint: the same judge may stand elsewhere in a recipe."""
+    try:
+        yield
+    except RlhfctlError as error:
+        texts = [text and text.replace("compare.endpoint", key) for text in (error.what, error.where, error.fix)]
+        raise type(error)(str(texts[0]), where=texts[1], fix=texts[2]) from error
 
 
 class _Judging:

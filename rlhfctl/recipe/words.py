@@ -29,7 +29,10 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 
-_REFUSED = {"ppo": REFUSED_PPO_KEYS, "compare.endpoint": REFUSED_ENDPOINT_KEYS}  # section -> key -> (problem, fix)
+_REFUSED = {  # section -> key -> (problem, fix)
+    "ppo": REFUSED_PPO_KEYS,
+    **{f"{name}.endpoint": REFUSED_ENDPOINT_KEYS for name in ("compare", "label")},
+}
 
 _EXPECTED = {
     "int_type": "a whole number",

@@ -104,9 +104,15 @@ def look_ahead(
 def _check_endpoint(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     """Check library, key and server of the judge `endpoint`, if one of the stages asks it."""
     from rlhfctl.judging import client
+    from rlhfctl.judging.judge import named_in_errors
 
-    section = recipe.compare.endpoint if recipe.compare is not None and "compare" in stages else None
-    return [*client.check(section), *client.knock(section)] if section is not None else []
+    said = []
+    for name in ("label", "compare"):
+        section = getattr(getattr(recipe, name), "endpoint", None) if name in stages else None
+        if section is not None:
+            with named_in_errors(f"{name}.endpoint"):
+                said += [*client.check(section), *client.knock(section)]
+    return said
 
 
 def check_rows(

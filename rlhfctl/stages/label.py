@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ from rlhfctl.data.text_files import read_jsonl
 from rlhfctl.errors import DataError
 from rlhfctl.events import Progress, StageStarted
 from rlhfctl.graph import Waiting
+from rlhfctl.judging.judge import Pair, judge, named_in_errors
 from rlhfctl.labels import rankings
 from rlhfctl.labels.desk import Desk, Settings
 from rlhfctl.labels.items import Item, read_items
 from rlhfctl.labels.store import IMPORTED, Event, open_labels
+from rlhfctl.labels.texts import plain
 from rlhfctl.paths import StageId
 from rlhfctl.recipe.schema import Label
 from rlhfctl.recipe.sections.label import BUILTIN, PEOPLE
+from rlhfctl.recipe.sections.scorers import ENDPOINT
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.stages.context import Context
@@ -39,7 +43,7 @@ RANKINGS = "rankings.jsonl"
 _BATCH = 64  # questions per call of a function
 
 Row = dict[str, Any]
-Scores = Callable[[Sequence[Item]], list[list[float]]]
+Scores = Callable[[Sequence[Item]], Sequence[list[float] | None]]  # None: the judge gives no answer to this item
 
 
 def run(section: Label, ctx: Context) -> Artifact | Waiting:
@@ -56,7 +60,9 @@ def run(section: Label, ctx: Context) -> Artifact | Waiting:
         if name is not None:
             _judge(desk, name, section, ctx)
         open_, wanted = desk.open_questions(), desk.wanted_answers()
-        if open_ > math.floor((1 - section.enough) * wanted + 1e-9):
+        if name is not None and open_:
+            ctx.warn(f"{open_} of {wanted} questions have no answer: {name} gave none that could be read")
+        elif open_ > math.floor((1 - section.enough) * wanted + 1e-9):
             return _waiting(wanted - open_, wanted, ctx)
         labels = desk.answers.labels([item.id for item in items])
     rows = rankings.rankings(labels, {item.id: item for item in items}, section.combine)
@@ -87,6 +93,8 @@ def annotator_of(section: Label, ctx: Context) -> str | None:
         return None
     if section.by == BUILTIN:
         return f"{BUILTIN} (noise {section.noise:g}, seed {ctx.recipe.seed})"
+    if section.endpoint is not None:
+        return f"{section.endpoint.model} ({ctx.inputs['section'][:8]})"
     return f"{section.by} ({ctx.inputs['functions'][:8]})"
 
 
@@ -125,11 +133,15 @@ def _kept_rows(section: Label, ctx: Context) -> list[Row]:
 
 def _judge(desk: Desk, name: str, section: Label, ctx: Context) -> None:
     """Answer all open questions; an attempt that was killed goes on with those that are left."""
-    score = _builtin(section, ctx) if section.by == BUILTIN else _function(section, ctx)
+    makers = {BUILTIN: _builtin, ENDPOINT: _endpoint}
+    score = makers.get(section.by, _function)(section, ctx)
     total = len(desk.items)
     while questions := desk.next_of(name, _BATCH):
         scores = score([question.item for question in questions])
         for question, found in zip(questions, scores, strict=True):
+            if found is None:
+                desk.answer(name, question.key, "skip")
+                continue
             levels = sorted(set(found), reverse=True)
             ranks = [levels.index(found[place]) for place in question.order]
             desk.answer(name, question.key, "label", ranks)
@@ -151,6 +163,35 @@ def _builtin(section: Label, ctx: Context) -> Scores:
         return found
 
     return scores
+
+
+def _endpoint(section: Label, ctx: Context) -> Scores:
+    """Return a model behind an API as a judge: each pair is shown in both orders, and a response's wins are counted."""
+    endpoint = section.endpoint
+    assert endpoint is not None
+
+    def scores(items: Sequence[Item]) -> list[list[float] | None]:
+        places = [(item, *two) for item in items for two in combinations(range(len(item.responses)), 2)]
+        pairs = [Pair(*(_encodable(plain(text)) for text in (item.prompt, item.responses[a], item.responses[b])))
+                 for item, a, b in places]  # fmt: skip
+        with named_in_errors("label.endpoint"):
+            judged = judge(endpoint, ctx.run.judge_cache, {"labels": pairs}).comparisons["labels"]
+        wins = {item.id: [0.0] * len(item.responses) for item in items}
+        unread: set[str] = set()
+        for (item, one, other), judgement in zip(places, judged, strict=True):
+            if judgement.value is None:
+                unread.add(item.id)
+            else:
+                wins[item.id][one] += judgement.value
+                wins[item.id][other] += 1 - judgement.value
+        return [None if item.id in unread else wins[item.id] for item in items]
+
+    return scores
+
+
+def _encodable(text: str) -> str:
+    """Replace half a surrogate pair, which no request can hold, by a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _function(section: Label, ctx: Context) -> Scores:

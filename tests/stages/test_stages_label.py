@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import TIE, A, Asked, B, serving
 from small_stage import INIT
 
 from rlhfctl.artifacts import Artifact, Source, publish_manifest
-from rlhfctl.errors import DataError
+from rlhfctl.errors import DataError, JudgeFailed
 from rlhfctl.events import Event
 from rlhfctl.graph import Waiting
 from rlhfctl.labels.items import make_item, write_items
@@ -111,3 +112,42 @@ def test_people_are_waited_for_and_answers_of_judges_do_not_count_as_theirs(tmp_
     waiting = label.run(ctx.recipe.label, ctx)
     assert isinstance(waiting, Waiting) and waiting.what == "0 of 1 answers are given"
     assert "--web" in waiting.how
+
+
+# ---------------------------------------------------------------- a model behind an API
+
+
+def shortest(asked: Asked) -> str:
+    """A judge that prefers the shorter response, and refuses to read one that holds `unreadable`."""
+    texts = asked.texts
+    if "unreadable" in texts["PROMPT"]:
+        return "I would rather not say."
+    first, second = (len(texts[f"RESPONSE {side}"]) for side in "AB")
+    return A if first < second else B if second < first else TIE
+
+
+def test_a_model_behind_an_api_judges_every_pair_in_both_orders(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    texts = [["aaa", "b", "cc"], ["dd", "ee"], ["f", "g"]]
+    items = items_at(tmp_path, texts, ["one", "two", "unreadable"])
+    with serving(shortest) as server:
+        section = server.section().model_dump(mode="json") | {"max_failed": 0.9}
+        ctx = context(tmp_path, items, by="endpoint", endpoint=section)
+        (row,) = judged(ctx)
+        assert row["ranks"] == [2, 0, 1] and row["annotator"].startswith("judge-1 (")
+        asked = len(server.questions)
+        assert asked == 2 * 3 + 2 * 1 + 2 * 2  # three pairs, one tie, one that is asked twice in both orders
+        judged(context(tmp_path, items, by="endpoint", endpoint=section))
+        assert len(server.questions) == asked  # no question is asked twice
+    assert any("1 of 3 questions have no answer" in note for note in ctx.notes)
+
+
+def test_errors_of_the_judge_name_the_key_of_this_section(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    items = items_at(tmp_path, [["a", "b"]])
+    with serving(lambda asked: "no choice") as server:
+        section = server.section().model_dump(mode="json")
+        ctx = context(tmp_path, items, by="endpoint", endpoint=section)
+        with pytest.raises(JudgeFailed, match=r"label\.endpoint") as told:
+            judged(ctx)
+    assert "compare.endpoint" not in str(told.value)

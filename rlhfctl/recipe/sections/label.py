@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rlhfctl.recipe.sections.base import Rule, Stage
-from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
+from rlhfctl.recipe.sections.endpoint import NOT_INPUTS, Endpoint
+from rlhfctl.recipe.sections.scorers import ENDPOINT, FUNCTION_NAME
 
 PEOPLE, BUILTIN = "people", "builtin"
+JUDGES = (PEOPLE, BUILTIN, ENDPOINT)
 
 
 def _without_people(key: str) -> Callable[[Label], bool]:
@@ -24,8 +26,12 @@ class Label(Stage):
     by: str = Field(
         PEOPLE,
         description="Who judges: people (`rlhfctl label RUN`; run waits for them), builtin (the built-in task's true "
-        "preference, with noise), or module:name (a Python function).",
+        "preference, with noise), endpoint (a model behind an API: label.endpoint) or module:name (a Python function).",
     )
+    endpoint: Endpoint | None = Field(
+        None, description="With endpoint: the model behind an OpenAI-compatible API that judges; it sees each pair in "
+        "both orders."
+    )  # fmt: skip
     noise: float = Field(0.1, ge=0, le=1, description="With builtin: fraction of the questions judged the wrong way.")
     overlap: float = Field(0.0, ge=0, le=1, description="Share of the questions that several people judge.")
     annotators: int = Field(2, ge=2, description="Number of different people who judge each of these.")
@@ -51,13 +57,16 @@ class Label(Stage):
     @property
     def is_function(self) -> bool:
         """Tell whether a Python function judges."""
-        return self.by not in (PEOPLE, BUILTIN)
+        return self.by not in JUDGES
+
+    def as_input(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"endpoint": set(NOT_INPUTS)})
 
     RULES: ClassVar[tuple[Rule[Label], ...]] = (
         Rule(
             "by",
             "{by!r} is nobody who judges",
-            f"use {PEOPLE}, {BUILTIN} or a Python function (module:name)",
+            f"use {', '.join(JUDGES)} or a Python function (module:name)",
             lambda label: label.is_function and not FUNCTION_NAME.fullmatch(label.by),
         ),
         *(
@@ -65,6 +74,20 @@ class Label(Stage):
                 key, "is for people, but {at}.by is {by}", f"remove {{key}}, or set by: {PEOPLE}", _without_people(key)
             )
             for key in ("overlap", "annotators", "order", "enough", "combine")
+        ),
+        Rule(
+            "by",
+            "endpoint needs {at}.endpoint: the address and the model to ask",
+            "add it",
+            lambda label: label.by == ENDPOINT and label.endpoint is None,
+            about=("endpoint",),
+        ),
+        Rule(
+            "endpoint",
+            "is not used: {at}.by is {by}",
+            f"remove it, or set by: {ENDPOINT}",
+            lambda label: label.by != ENDPOINT and label.endpoint is not None,
+            about=("by",),
         ),
         Rule(
             "noise",
