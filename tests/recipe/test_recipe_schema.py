@@ -79,7 +79,6 @@ RULES = [
     # labels and rounds
     ("sample.responses=17", "sample.responses", "must be at most 16"),
     ("rounds=1", "rounds", "must be at least 2"),
-    ("rounds={count: 2, lables: equal}", "rounds.lables", "did you mean 'labels'?"),
     ("seeds={values: 3, form: ppo}", "seeds.form", "did you mean 'from'?"),
     ("ppo.kl_coef=true", "ppo.kl_coef", "expected a number, got true"),
     ("ppo.kl_coef=null", "ppo.kl_coef", "expected a number, got null"),
