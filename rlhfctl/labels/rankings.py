@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Literal
 
 from rlhfctl.labels.items import Item
@@ -104,6 +104,26 @@ def first_chosen(events: Iterable[Event]) -> tuple[int, int]:
         total += 1
         first += event.ranks[event.shown[0]] == 0
     return first, total
+
+
+def between_origins(events: Iterable[Event], items: Mapping[str, Item]) -> dict[tuple[str, str], list[float]]:
+    """Return who is preferred to whom: for each pair of models, one number per answer that compares them, 0 to 1.
+
+    It is the mean over the pairs of their responses: 1 if that of the first model is better, 0 if it is worse, 0.5 for
+    a tie, also where all are bad. The models of a pair are in the order of their names.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        item = items[event.item]
+        ranks, names = ranks_of(event, item), item.origins
+        own: dict[tuple[str, str], list[float]] = {}
+        for first, second in permutations(range(len(ranks)), 2):
+            if names[first] < names[second]:
+                value = 0.5 + (ranks[first] < ranks[second]) / 2 - (ranks[first] > ranks[second]) / 2
+                own.setdefault((names[first], names[second]), []).append(value)
+        for pair, values in own.items():
+            found.setdefault(pair, []).append(statistics.fmean(values))
+    return found
 
 
 def median_seconds(events: Iterable[Event]) -> float | None:

@@ -20,7 +20,7 @@ from rlhfctl.labels.desk import Desk
 from rlhfctl.labels.items import Item
 from rlhfctl.labels.store import Event
 from rlhfctl.stats import agreement
-from rlhfctl.stats.paired import wilson_ci
+from rlhfctl.stats.paired import compare_paired, wilson_ci
 
 _SEED = 0  # of the bootstrap
 _FEW = 50  # units judged by several people: with fewer the intervals of agreement are rough
@@ -31,6 +31,7 @@ def statistics_of(desk: Desk, labels: Sequence[Event]) -> dict[str, Any]:
     items = {item.id: item for item in desk.items}
     asked = [item for item in desk.items if item.gold is None]
     ratings = agreement.tabulate([_categories(desk.answers, item) for item in asked])
+    own = {item.id for item in asked}
     shared = sum(1 for item in asked if len(desk.answers.judged(item.id)) > 1)
     names = sorted({event.annotator for event in labels})
     pairs = pairs_of_annotators(desk.answers, [item.id for item in asked])
@@ -49,9 +50,24 @@ def statistics_of(desk: Desk, labels: Sequence[Event]) -> dict[str, Any]:
             f"{one} and {other}": _as_json(agreement.cohen_kappa(ratings, one, other, seed=_SEED))
             for one, other in pairs
         },
+        "between_models": _between_models(rankings.between_origins([e for e in labels if e.item in own], items)),
         "annotators": {name: _of_annotator([e for e in labels if e.annotator == name], items) for name in names},
         "all": _of_annotator(labels, items),
     }
+
+
+def _between_models(found: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, Any]:
+    """Return, for each pair of models, how often people prefer the first one; ties count half."""
+    told = {}
+    for (first, second), values in sorted(found.items()):
+        compared = compare_paired(values, [1 - value for value in values], seed=_SEED)
+        told[f"{first} over {second}"] = {
+            "share": compared.win_rate,
+            "ci95": [compared.win_rate_ci95.low, compared.win_rate_ci95.high],
+            "answers": len(values),
+            "ties": values.count(0.5),
+        }
+    return told
 
 
 def _categories(answers: Answers, item: Item) -> Mapping[str, str]:
@@ -100,6 +116,8 @@ def view(found: Mapping[str, Any]) -> Iterator[RenderableType]:
             yield Text(f"few questions are judged by several people (below {_FEW}): the intervals are rough", "yellow")
     else:
         yield Text("no question is judged by two people, so agreement cannot be told: rlhfctl label ... --overlap 0.2")
+    if found["between_models"]:
+        yield _models(found["between_models"])
     if found["annotators"]:
         yield _annotators(found)
         yield Text("first chosen: pairs in which the response shown first won; brackets: 95% intervals")
@@ -112,6 +130,14 @@ def _agreement(found: Mapping[str, Any]) -> Table:
         table.add_row(label, _interval(found["agreement"][key], percent=key == "percent"))
     for pair, value in found["cohen_kappa"].items():
         table.add_row(f"Cohen's kappa, {pair}", f"{_interval(value)} on {counted(value['units'], 'question')}")
+    return table
+
+
+def _models(found: Mapping[str, Any]) -> Table:
+    table = Table("preferred", "share of answers, ties half", "answers", "ties", box=None, padding=(0, 2, 0, 0))
+    for name, one in found.items():
+        low, high = one["ci95"]
+        table.add_row(name, f"{one['share']:.0%} [{low:.0%}, {high:.0%}]", str(one["answers"]), str(one["ties"]))
     return table
 
 

@@ -47,6 +47,23 @@ def test_agreement_equals_what_is_computed_by_hand(tmp_path: Path) -> None:
     assert "equal answers" in text and "90%" in text and "the intervals are rough" in text
 
 
+def test_people_compare_the_models_that_wrote(tmp_path: Path) -> None:
+    mixed = [make_item(f"q{n}", ["a", "b"], ["ppo", "sft"] if n % 2 else ["sft", "ppo"]) for n in range(8)]
+    alike = make_item("alike", ["a", "b"], ["ppo", "ppo"])
+    with open_labels(tmp_path / "l.sqlite") as store:
+        desk = Desk([*mixed, alike], store)
+        for n, item in enumerate([*mixed, alike]):
+            best = item.origins.index("ppo") if n < 5 else 1 - item.origins.index("ppo")
+            ranks = (0, 0) if n == 7 else (int(best == 1), int(best == 0))
+            store.add(Event(f"k{n}", "label", item.id, "ana", ranks=ranks, shown=(0, 1)))
+        desk.refresh()
+        found = statistics_of(desk, desk.answers.labels([item.id for item in desk.items]))
+    one = found["between_models"]["ppo over sft"]
+    assert (one["share"], one["answers"], one["ties"]) == (5.5 / 8, 8, 1)
+    assert one["ci95"][0] < 5.5 / 8 < one["ci95"][1]
+    assert "ppo over sft 69%" in " ".join(drawn(found).split())
+
+
 def test_without_overlap_agreement_cannot_be_told(tmp_path: Path) -> None:
     with open_labels(tmp_path / "l.sqlite") as store:
         desk = Desk(ITEMS, store)
