@@ -96,6 +96,7 @@ class Stage:
     files: tuple[str, ...] = ()  # options of the command that name files to read
     gives_rows: bool = False  # its artifact holds rows (`data` in its layout) for `source: stage:NAME`
     repeats: bool = False  # with `rounds` it runs in every round; stages after these run once, after the last round
+    extends: str = ""  # the key by which a complete stage goes on if only this number is raised
     gathers: str = ""  # a product that it reads of every seed, as parents `seed-0`, `seed-1`, ...: it runs after them
 
 
@@ -269,6 +270,7 @@ STAGES: dict[str, Stage] = {
         makes="policy",
         how_to_have="add a `ppo:` section",
         repeats=True,
+        extends="total_episodes",
         data=("prompts",),
         parents={
             "base": Parent("base"),

@@ -9,6 +9,7 @@ of a completed stage are removed. Leaves out the table of stages (graph.py), the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from rlhfctl.events import (
     Work,
     report_progress_to,
 )
-from rlhfctl.graph import STAGES, WAITING, Request, Waiting
+from rlhfctl.graph import STAGES, WAITING, Request, Waiting, section_of
 from rlhfctl.inputs import (
     data_of,
     describe_changes,
@@ -49,6 +50,7 @@ from rlhfctl.stages.context import Context
 
 _FAILED = "failed-function.json"  # in a stage's work folder: a reward function stopped it, and may be corrected
 _CHANGES = "function-changes.json"  # there too: earlier reward functions, and the update until which each was used
+_EXTENDS = "extends.json"  # there too: the complete stage that this one goes on from
 _INPUTS = "inputs.json"  # in a stage's work folder: the inputs of its checkpoints
 
 Emit = Callable[[Event], None]
@@ -191,17 +193,19 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
     folder = work.paths.stage(stage)
     _read_made_data(stage, work)
     inputs = work.inputs(stage)
-    artifact = find_artifact(folder)
+    artifact, goes_on = find_artifact(folder), False
     if artifact is not None and not work.request.force:
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
             return _skip(stage, artifact, inputs, began, work.emit)
         description = describe_changes(changed, artifact, stage.name, work.recipe)
-        work.emit(Note(stage=str(stage), message=f"runs again: changed {description}"))
+        goes_on = changed == ["section"] and door.can_extend(stage.name, artifact, section_of(stage.name, work.recipe))
+        verb = "goes on from where it ended" if goes_on else "runs again"
+        work.emit(Note(stage=str(stage), message=f"{verb}: changed {description}"))
     with report_progress_to(work.emit, str(stage)), Work("loading libraries"):
         _look_ahead(stage, work)
         door.load_libraries(stage.name)
-    restarted = _move_aside_or_resume(stage, inputs, work)
+    restarted = _move_aside_or_resume(stage, inputs, work, goes_on)
     context = Context(
         str(stage),
         seeding.recipe_of(stage, work.recipe),
@@ -210,7 +214,7 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         inputs,
         work.data,
         work.emit,
-        dict(work.request.options) | {"restarted": restarted},
+        dict(work.request.options) | {"restarted": restarted} | _extended(folder),
         began=began,
     )
     return _run_stage(stage, context, work)
@@ -235,7 +239,7 @@ def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
         context.note(_describe_change(change))
     try:
         if work.launcher is None:
-            made, peak = door.run_stage(stage.name, graph.section_of(stage.name, work.recipe), context)
+            made, peak = door.run_stage(stage.name, section_of(stage.name, work.recipe), context)
         else:
             made, peak = launch(work.launcher, context)
     except RewardFailed:
@@ -288,8 +292,17 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
     work.warn(str(stage), warnings)
 
 
-def _move_aside_or_resume(stage: StageId, inputs: Mapping[str, str], work: _Run) -> bool:
-    """Move aside results made from other inputs; keep results to resume from. Returns whether an attempt is resumed."""
+def _extended(folder: Path) -> dict[str, str]:
+    """Return the option that names the complete stage which an attempt goes on from; empty without one."""
+    marker = folder / WORK / _EXTENDS
+    return {"extends": str((folder / read_json(marker)).resolve())} if marker.is_file() else {}
+
+
+def _move_aside_or_resume(stage: StageId, inputs: Mapping[str, str], work: _Run, goes_on: bool) -> bool:
+    """Move aside results made from other inputs; keep results to resume from. Returns whether an attempt is resumed.
+
+    `goes_on`: the new attempt goes on from the complete stage that is moved aside.
+    """
     folder = work.paths.stage(stage)
     if not work.request.force and not (folder / MANIFEST).is_file() and _has_attempt(folder, inputs):
         _record_changed_function(folder, inputs)
@@ -298,6 +311,9 @@ def _move_aside_or_resume(stage: StageId, inputs: Mapping[str, str], work: _Run)
     if folder.is_dir() and _has_results(folder):
         kept = fs.move_aside(folder, work.paths.superseded_stages(stage))
         work.emit(Note(stage=str(stage), message=f"what was there is kept in {kept}"))
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        if goes_on:
+            fs.write_json(folder / WORK / _EXTENDS, os.path.relpath(kept, folder))
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     fs.write_json(marker, dict(inputs))
     return False

@@ -168,6 +168,16 @@ def _module(stage: str) -> Any:
     return importlib.import_module(f"rlhfctl.stages.{STAGES[stage].module}")
 
 
+def can_extend(stage: str, made: Artifact, section: Any) -> bool:
+    """Tell whether a complete stage can go on: a number is raised, nothing else changed, and it left what it needs."""
+    key, before = STAGES[stage].extends, dict(made.manifest.section)
+    now = section.model_dump(mode="json")
+    if not key or before.get(key) is None or before | {key: now[key]} != now or before[key] >= now[key]:
+        return False
+    check = getattr(_module(stage), "can_extend", None)
+    return check is None or bool(check(made, section))
+
+
 class Outcome(NamedTuple):
     """The result of a stage: its artifact or what it waits for, and its peak memory in bytes."""
 

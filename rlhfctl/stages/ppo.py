@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
-from rlhfctl.artifacts import Artifact
+from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
@@ -72,7 +72,9 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     require_a_batch(len(prompts), section)
     _check_step_zero(roles, prompts, ctx)
     if (start := _start(ctx)) is not None:
-        ctx.note(f"the policy goes on from {start.manifest.stage}; the KL is measured from base*")
+        before = _before(ctx)
+        own = "" if before is None else f", after {before.manifest.section['total_episodes']} episodes"
+        ctx.note(f"the policy goes on from {start.manifest.stage}{own}; the KL is measured from base*")
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
@@ -98,6 +100,20 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     )
 
 
+def can_extend(made: Artifact, section: Ppo) -> bool:
+    """Tell whether a finished PPO can go on with more episodes: by our engine, with a critic that was saved whole.
+
+    With `use: best` what is handed on is not where training ended, so it begins again.
+    """
+    whole = section.critic_kind in ("adapter", "model") and made.has("critic")
+    return section.engine == "rlhfctl" and section.use == "last" and whole
+
+
+def _before(ctx: Context) -> Artifact | None:
+    """Return the finished PPO that this one goes on from, because `total_episodes` was raised; None without one."""
+    return load_artifact(Path(ctx.options["extends"])) if "extends" in ctx.options else None
+
+
 def _is_learned(section: Ppo, ctx: Context) -> bool:
     """Tell whether a reward model is among the rewards: trained here, ready, or named by the command."""
     return "reward" in ctx.parents and (section.rewards is None or REWARD in section.rewards)
@@ -117,7 +133,9 @@ def _train(
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
-    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, stage=ctx.name, settings=settings)
+    before = _before(ctx)
+    first = 0 if before is None else int(before.manifest.metrics["updates"])
+    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, stage=ctx.name, settings=settings, first=first)
     loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()
@@ -184,12 +202,16 @@ class ParentModels:
         return build.to_device(ctx.loader.load_reward_model(source, own or self.tokenizer)), own
 
     def critic_model(self) -> PreTrainedModel | None:
-        if "critic" not in self.ctx.parents:
-            return None
-        return self.ctx.loader.load_critic(self.ctx.parents["critic"]).to(devices.device())
+        source = self._critic()
+        return None if source is None else self.ctx.loader.load_critic(source).to(devices.device())
 
     def critic_adapter(self) -> Path | None:
-        return loader.critic_adapter(self.ctx.parents["critic"]) if "critic" in self.ctx.parents else None
+        source = self._critic()
+        return None if source is None else loader.critic_adapter(source)
+
+    def _critic(self) -> Source | None:
+        before = _before(self.ctx)
+        return self.ctx.parents.get("critic") if before is None else Source.of(before)
 
     def start_adapter(self) -> Path | None:
         artifact = _start(self.ctx)
@@ -199,7 +221,8 @@ class ParentModels:
         return artifact.part("adapter")
 
     def start_model(self) -> PreTrainedModel | None:
-        return self.ctx.loader.load_base(self.ctx.parents["start"]).model if _start(self.ctx) is not None else None
+        artifact = _start(self.ctx)
+        return None if artifact is None else self.ctx.loader.load_base(Source.of(artifact)).model
 
     def note(self, message: str, /) -> None:
         self.ctx.note(message)
@@ -250,7 +273,9 @@ def _heldout_reward(
 
 
 def _start(ctx: Context) -> Artifact | None:
-    """Return the policy of the round before, which this one goes on from; None in a first round."""
+    """Return the policy that this one goes on from: its own of fewer episodes, or that of the round before."""
+    if (before := _before(ctx)) is not None:
+        return before
     source = ctx.parents.get("start")
     return source.artifact if source is not None else None
 

@@ -64,7 +64,8 @@ class Watcher(Protocol):
 class Run:
     """The surroundings of a loop: seed, folder, and receivers of events and messages.
 
-    `work`: the folder of the checkpoints. `settings`: reported in the event at the start.
+    `work`: the folder of the checkpoints. `settings`: reported in the event at the start. `first`: the updates that the
+    roles have behind them: the loop goes on after them, with a schedule over the rest.
     """
 
     seed: int
@@ -73,6 +74,7 @@ class Run:
     say: Callable[[str], None] = lambda sentence: None
     stage: str = "ppo"
     settings: dict[str, Any] = field(default_factory=dict)
+    first: int = 0
 
 
 class PpoLoop:
@@ -105,8 +107,9 @@ class PpoLoop:
         self.trained = roles.prepare()
         self.optimizer = build_optimizer(section, self.trained)
         self.scheduler = get_scheduler(
-            section.lr_scheduler_type, self.optimizer, section.warmup_steps, num_training_steps=section.updates
-        )
+            section.lr_scheduler_type, self.optimizer, section.warmup_steps,
+            num_training_steps=section.updates - run.first,
+        )  # fmt: skip
         self.collector = Collector(
             section, self.algorithm, roles, reward, data, Orders(run.seed), generator, self.accelerator
         )
@@ -115,7 +118,7 @@ class PpoLoop:
         self.checkpoint_steps = section.checkpoint_steps or checkpoints.interval(section.updates)
         # Whether the training forward computes the log-probabilities of the sampled tokens.
         self.recomputes = has_low_precision(section, roles, self.trained)
-        self.done = 0  # finished updates
+        self.done = run.first  # finished updates
         self.attempt = 0  # number of returns to a checkpoint; each uses new random numbers for sampling
         self.history: list[dict[str, float]] = []
         self._began = (time.monotonic(), 0)
@@ -150,7 +153,7 @@ class PpoLoop:
         )
         if not resumed:
             if self.watcher is not None:
-                self.watcher(0, updates)
+                self.watcher(self.done, updates)
             self._save_checkpoint()
         self._began = (time.monotonic(), self.done)
 
@@ -257,4 +260,4 @@ class PpoLoop:
 
     def _restored_updates(self) -> int:
         """Resume from the newest checkpoint; return the number of updates done there."""
-        return self.done if self._resume() else 0
+        return self.done if self._resume() else self.run.first
