@@ -25,6 +25,7 @@ TargetArgument = Annotated[
 
 
 _OF_WRITE = ("turns", "count", "to", "stage", "temperature", "seed")  # options that --write alone reads
+_MOST_SUGGESTIONS = 15  # with an own answer they make an item, which has 16 responses at most
 
 
 class AsksByDefault(TyperGroup):
@@ -72,7 +73,8 @@ def ask(
         int | None, typer.Option(min=1, help="With --write: turns after which a conversation ends (default: no limit).")
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--n", min=1, max=15, help="With --write: suggestions per turn (default: 2).")
+        int | None,
+        typer.Option("--n", min=1, max=_MOST_SUGGESTIONS, help="With --write: suggestions per turn (default: 2)."),
     ] = None,
     to: Annotated[
         Path | None,

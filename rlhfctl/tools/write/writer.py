@@ -18,7 +18,6 @@ from rlhfctl.tools.chat.screen import Screen, safe
 from rlhfctl.tools.write.book import Book
 from rlhfctl.tools.write.conversation import Conversation, Prompt, Suggestion, Turn
 
-MOST_SUGGESTIONS = 15  # with an own answer they make an item, which has 16 responses at most
 _DRAWS_PER_SUGGESTION = 4  # a model that repeats itself is not asked for ever
 
 Suggest = Callable[[Prompt, int, int], Answer]
@@ -71,6 +70,7 @@ class Writer:
             self._end_if_full()
 
     def leave(self) -> None:
+        """Say that a conversation is under way, if it is."""
         turns = len(self.conversation.turns)
         self.screen.note("")
         if turns:
