@@ -88,7 +88,8 @@ class Book:
         self.drop()
         turns = counted(len(conversation.answered), "turn")
         said = f", and {counted(len(labels), 'label')} to {self.run.labels}" if labels else ""
-        return f"kept: a conversation of {turns} in {to}{said}"
+        file = self.to if self.to.resolve() == Path(to) else to
+        return f"kept: a conversation of {turns} in {file}{said}"
 
     def _write(self, state: dict[str, Any]) -> None:
         fs.write_atomic(self.run.writing, json.dumps(state, ensure_ascii=False, indent=1) + "\n")
