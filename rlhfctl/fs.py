@@ -43,6 +43,18 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         _sync_folder(path.parent)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Append to a file, which is made if it is missing; the bytes are on disk when this returns."""
+    with report_full_disk(path):
+        is_new = not path.exists()
+        with path.open("ab") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if is_new:
+            _sync_folder(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with sorted keys atomically; raise ValueError for NaN and infinity."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

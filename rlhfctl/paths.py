@@ -113,6 +113,16 @@ class RunPaths:
         return self.root / "labels.sqlite"
 
     @property
+    def demonstrations(self) -> Path:
+        """Return the file of the conversations that people wrote with `label --write`."""
+        return self.root / "demonstrations.jsonl"
+
+    @property
+    def writing(self) -> Path:
+        """Return the file of the conversation that a person is writing."""
+        return self.root / "writing.json"
+
+    @property
     def lock(self) -> Path:
         return self.root / LOCK
 

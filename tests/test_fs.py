@@ -92,6 +92,16 @@ def test_a_first_write_cut_short_leaves_no_file(tmp_path: Path) -> None:
         assert not (tmp_path / "a.txt").exists()
 
 
+def test_what_is_appended_is_flushed_and_a_new_file_with_its_name(tmp_path: Path) -> None:
+    with stopping_at(tmp_path, None) as calls:
+        fs.append(tmp_path / "a.jsonl", b"one\n")
+        fs.append(tmp_path / "a.jsonl", b"two\n")
+    assert calls == ["fsync a.jsonl 4", f"fsync {tmp_path.name}", "fsync a.jsonl 8"]
+    assert (tmp_path / "a.jsonl").read_bytes() == b"one\ntwo\n"
+    with stopping_at(tmp_path, 0, OSError(errno.ENOSPC, "full")), pytest.raises(RlhfctlError, match="no space left on the disk"):
+        fs.append(tmp_path / "a.jsonl", b"three\n")
+
+
 def test_json_is_sorted_and_strict(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     fs.write_json(path, {"b": "ü", "a": [1.5, None]})

@@ -33,6 +33,8 @@ OTHER_RECIPES = {
     "sample/items.jsonl": "sample; tests/e2e/test_rounds.py",
     "label/rankings.jsonl": "label; tests/e2e/test_rounds.py",
     "labels.sqlite": "label; tests/e2e/test_rounds.py",
+    "demonstrations.jsonl": "label --write; tests/tools/write/test_write_start.py",
+    "writing.json": "label --write under way; tests/tools/write/test_writer.py",
     "STAGE/work/samples/try-NUMBER-NUMBER/block-NUMBER.json": "sample under way; tests/stages/test_stages_sample.py",
     "card/card.json": "reward.card; the fixture carded_run",
     "card/pool.jsonl": "reward.card; the fixture carded_run",
@@ -129,7 +131,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 28 and len(work) == 12
+    assert len(files) == 30 and len(work) == 12
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)

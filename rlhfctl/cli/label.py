@@ -24,6 +24,10 @@ TargetArgument = Annotated[
 ]
 
 
+_OF_WRITE = ("turns", "count", "to", "stage", "temperature", "seed")  # options that --write alone reads
+_MOST_SUGGESTIONS = 15  # with an own answer they make an item, which has 16 responses at most
+
+
 class AsksByDefault(TyperGroup):
     """A group whose first command may be left out: what is no command's name is what to label."""
 
@@ -57,6 +61,7 @@ def sample(
 
 
 def ask(
+    ctx: typer.Context,
     what: TargetArgument,
     web: Annotated[bool, typer.Option("--web", help="In browsers, for several people at once.")] = False,
     annotator: Annotated[
@@ -84,9 +89,46 @@ def ask(
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="With --web: its private key.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show agreement, speed and bias instead of asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --stats: as JSON.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write both sides of conversations; the run's model suggests answers.")
+    ] = False,
+    turns: Annotated[
+        int | None, typer.Option(min=1, help="With --write: turns after which a conversation ends (default: no limit).")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--n", min=1, max=_MOST_SUGGESTIONS, help="With --write: suggestions per turn (default: 2)."),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --write: add them to this file (default: RUN/demonstrations.jsonl)."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="With --write: the stage whose model suggests (default: the last policy).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="With --write: sampling temperature (default: the recipe's).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --write: seed (default: the recipe's).")] = None,
 ) -> None:
     """Ask people which response is better, in the terminal or in browsers; each answer is saved at once."""
     from rlhfctl.tools import label
+
+    _refuse_mixed(ctx, write=write)
+    if write:
+        from rlhfctl.tools.write.start import write as write_both_sides
+
+        write_both_sides(
+            what,
+            annotator=annotator,
+            turns=turns,
+            count=count,
+            to=to,
+            stage=stage,
+            temperature=temperature,
+            seed=seed,
+        )
+        return
 
     if stats or as_json:
         _show(what, as_json=as_json)
@@ -105,6 +147,21 @@ def ask(
         gold_from=gold_from,
         order=order,
     )
+
+
+def _refuse_mixed(ctx: typer.Context, *, write: bool) -> None:
+    """Raise BadParameter for an option that would do nothing: one of --write without it, or another one with it."""
+    given = [one for one in ctx.command.params if _is_given(ctx, one.name or "")]
+    names = {one.name: one.opts[0] for one in given if one.name not in ("what", "annotator", "write")}
+    useless = [option for name, option in names.items() if (name in _OF_WRITE) is not write]
+    if useless:
+        way = "does nothing with --write" if write else "is for --write"
+        raise typer.BadParameter(f"{useless[0]} {way}")
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show(what: Path, *, as_json: bool) -> None:

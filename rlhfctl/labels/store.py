@@ -27,6 +27,8 @@ Kind = Literal["label", "bad", "skip", "note", "undo"]
 
 IMPORTED = "imported"  # the judge of labels that were read from a file
 
+WRITTEN = "write-"  # begins the key of a label that a person gave while writing a conversation (`label --write`)
+
 _VERSION = 1  # of the tables
 _TABLES = """
 CREATE TABLE IF NOT EXISTS item (id TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
@@ -66,6 +68,11 @@ class Event:
     undoes: int | None = None
     time: float = 0.0
     number: int = 0
+
+    @property
+    def is_written(self) -> bool:
+        """Tell whether a person gave this label while writing a conversation, and not as the answer to a question."""
+        return self.key.startswith(WRITTEN)
 
 
 class LabelStore:

@@ -100,7 +100,9 @@ def annotator_of(section: Label, ctx: Context) -> str | None:
 
 def counts(event: Event, annotator: str | None) -> bool:
     """Tell whether an answer in the file of labels counts: those of people, or those of this judge alone."""
-    return event.judge in (PEOPLE, IMPORTED) if annotator is None else event.annotator == annotator
+    if annotator is not None:
+        return event.annotator == annotator
+    return event.judge in (PEOPLE, IMPORTED) and not event.is_written
 
 
 def _waiting(given: int, wanted: int, ctx: Context) -> Waiting:

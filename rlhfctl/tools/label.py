@@ -20,6 +20,7 @@ from rlhfctl import graph
 from rlhfctl.artifacts import find_artifact
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.graph import STAGES, waiting_at
+from rlhfctl.labels.answers import Answers
 from rlhfctl.labels.desk import Desk, Order, Settings
 from rlhfctl.labels.items import Item, is_labelling_set, items_of_groups, make_item, read_items
 from rlhfctl.labels.store import IMPORTED, Event, LabelStore, open_labels
@@ -43,10 +44,13 @@ class Target:
     notes: tuple[str, ...] = ()
 
 
-def find(what: Path) -> Target:
-    """Find the questions and the labels of a run or a file; RlhfctlError where there are none."""
+def find(what: Path, *, questions: bool = True) -> Target:
+    """Find the questions and the labels of a run or a file; RlhfctlError where there are none.
+
+    Without `questions` a run that asks none is found too, if it has labels: those of `label --write`.
+    """
     if what.is_dir():
-        return _of_run(what)
+        return _of_run(what, questions=questions)
     if not what.is_file():
         raise RlhfctlError("there is no such run or file", where=str(what), fix="name a run folder, or a file of pairs")
     labels = what.with_name(what.name + LABELS)
@@ -56,7 +60,7 @@ def find(what: Path) -> Target:
     return Target(items, labels, Settings(), notes=tuple(notes))
 
 
-def _of_run(run: Path) -> Target:
+def _of_run(run: Path, *, questions: bool) -> Target:
     paths = RunPaths(run)
     if not paths.recipe.is_file():
         raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
@@ -67,6 +71,8 @@ def _of_run(run: Path) -> Target:
     wanted = [graph.latest_before(one, {maker.name for maker in makers}, stages) for one in waiting]
     asked = [one for one in wanted if one is not None] or makers
     made = [artifact for one in asked if (artifact := find_artifact(paths.stage(one))) is not None]
+    if not made and not questions and paths.labels.is_file():
+        return Target([], paths.labels, Settings(), run)
     if not made:
         raise RlhfctlError(
             "the run has no questions to answer",
@@ -144,8 +150,8 @@ def open_desk(
 
 
 def of_people(event: Event) -> bool:
-    """Tell whether an event is a label of people, given here or read from a file."""
-    return event.judge in (PEOPLE, IMPORTED)
+    """Tell whether an event is people's answer to a question, given here or read from a file."""
+    return event.judge in (PEOPLE, IMPORTED) and not event.is_written
 
 
 def user_name() -> str:
@@ -197,3 +203,11 @@ def answered(target: Target, store: LabelStore) -> tuple[Desk, list[Event]]:
     others = [item for item in store.items() if item.id not in known and item.gold is not None]
     desk = Desk([*target.items, *others], store, target.settings, accepts=of_people)
     return desk, desk.answers.labels([item.id for item in desk.items])
+
+
+def written(store: LabelStore) -> tuple[list[Item], list[Event]]:
+    """Return the labels that people gave while they wrote conversations (`label --write`), and their items."""
+    answers = Answers()
+    answers.add(event for event in store.events() if event.is_written)
+    texts = {item.id: item for item in store.items()}
+    return [texts[item] for item in answers.by_item], answers.labels(answers.by_item)

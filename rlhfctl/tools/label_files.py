@@ -5,7 +5,6 @@ Reads and writes labels and files. Nothing is overwritten. Leaves out the format
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from rlhfctl import fs
@@ -17,14 +16,17 @@ from rlhfctl.labels.items import write_items
 from rlhfctl.labels.matching import matched
 from rlhfctl.labels.rankings import Combine
 from rlhfctl.labels.store import open_labels
-from rlhfctl.tools.label import Target, answered, find
+from rlhfctl.tools.label import Target, answered, find, written
 
 
 def export(what: Path, to: Path, form: Format, combine: Combine) -> list[str]:
     """Write the labels of a run or a file; return what to tell the user."""
-    target = find(what)
+    target = find(what, questions=False)
     with open_labels(target.labels, create=False) as store:
         desk, labels = answered(target, store)
+        more, theirs = written(store)
+    items = {item.id: item for item in [*desk.items, *more]}
+    labels = [*labels, *theirs]
     if not labels:
         raise RlhfctlError(
             "nobody has judged these questions yet", where=str(target.labels), fix=f"rlhfctl label {what}"
@@ -33,13 +35,13 @@ def export(what: Path, to: Path, form: Format, combine: Combine) -> list[str]:
         raise RlhfctlError(
             f"{form} keeps each annotator's label", where="--combine", fix="use pairs or rankings for a majority"
         )
-    text = formats.exported(form, labels, {item.id: item for item in desk.items}, combine)
+    text = formats.exported(form, labels, items, combine)
     if not text.strip():
         raise RlhfctlError("all labels are ties: there is no pair to write", fix="export rankings, which hold ties")
     fs.write_new(to, text, fix="name a new file with --to")
     said = [f"wrote {counted(len(labels), 'label')} to {to}"]
     if form == "label-studio":
-        sizes = Counter(len(item.responses) for item in desk.items if desk.answers.judged(item.id))
+        sizes = {len(items[event.item].responses) for event in labels}
         for size in sorted(sizes):
             config = to.with_name(f"{to.stem}-{size}.xml")
             fs.write_new(config, formats.label_studio_config(size), fix="move it away")

@@ -40,7 +40,7 @@ def talk(
     screen.note(WELCOME)
     while True:
         try:
-            obey(_checked(screen.read()), session)
+            obey(checked(screen.read()), session)
         except EOFError:
             screen.note("")
             return
@@ -54,7 +54,7 @@ def talk(
             screen.error(str(error))
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
     """Return the user's text; RlhfctlError if its bytes are no characters, which no tokenizer reads."""
     try:
         text.encode("utf-8")

@@ -36,8 +36,11 @@ class Screen(Protocol):
     interactive: bool
     together: bool
 
-    def read(self) -> str:
-        """Read the next text of the user; EOFError at the end."""
+    def read(self, prompt: str = PROMPT, text: str = "") -> str:
+        """Read the next text of the user; EOFError at the end. `text`: what stands there to be edited, if it can."""
+
+    def show(self, text: str) -> None:
+        """Write a text that a script reads, too."""
 
     def note(self, text: str) -> None:
         """Say something about the chat itself."""
@@ -86,9 +89,13 @@ class PlainScreen:
     def __init__(self, stream: TextIO, *, interactive: bool, line: Callable[[str], str] = input) -> None:
         self.stream, self.interactive, self.line = stream, interactive, line
 
-    def read(self) -> str:
-        """Read the next text; without a person no prompt is written."""
-        return read_text(self.line, PROMPT if self.interactive else "")
+    def read(self, prompt: str = PROMPT, text: str = "") -> str:
+        """Read the next text; without a person no prompt is written. No text can be edited here."""
+        return read_text(self.line, prompt if self.interactive else "")
+
+    def show(self, text: str) -> None:
+        """Write a text."""
+        self._write(f"{safe(text)}\n")
 
     def note(self, text: str) -> None:
         """Write a sentence about the chat, but only to a person: a script reads answers."""
@@ -135,9 +142,14 @@ class TerminalScreen:
             import readline  # noqa: F401
         self.console, self.line = shown, line
 
-    def read(self) -> str:
-        """Read the next text."""
-        return read_text(self.line, PROMPT)
+    def read(self, prompt: str = PROMPT, text: str = "") -> str:
+        """Read the next text; `text` stands there already, to be edited."""
+        with _typed_in(text):
+            return read_text(self.line, prompt)
+
+    def show(self, text: str) -> None:
+        """Print a text."""
+        self.console.print(Text(safe(text)))
 
     def note(self, text: str) -> None:
         """Print a sentence about the chat."""
@@ -172,6 +184,23 @@ class TerminalScreen:
         styles = ["green" if marked and one.score == max(best) else "dim" for one in answers]
         self.console.print(side_by_side(names, texts, footers, styles))
         self.console.print()
+
+
+@contextlib.contextmanager
+def _typed_in(text: str) -> Iterator[None]:
+    """Put a text into the line that is read next, as if the person had typed it."""
+    try:
+        import readline
+    except ImportError:  # without it a line cannot be edited
+        text = ""
+    if not text:
+        yield
+        return
+    readline.set_startup_hook(lambda: readline.insert_text(text))
+    try:
+        yield
+    finally:
+        readline.set_startup_hook(None)
 
 
 def side_by_side(

@@ -14,6 +14,7 @@ from rlhfctl.dashboard.terminal.progress import progress_bar
 from rlhfctl.errors import HandoffError, RlhfctlError
 from rlhfctl.events import report_progress_to
 from rlhfctl.models import devices
+from rlhfctl.recipe.schema import Recipe
 from rlhfctl.tools.chat.conversation import Answer, Conversation, Prompt, Turn
 from rlhfctl.tools.chat.models import Draft, Scorer, Settings, Speaker
 from rlhfctl.tools.chat.screen import Screen
@@ -52,15 +53,11 @@ class Session:
         choice = run.choose(stage)
         other = run.choose(against) if against is not None else None  # a wrong name is told before weights load
         asked = reads_conversations(run) if prompts is None else prompts == "conversation"
-        left = _load(choice, screen, roles=asked)
+        left = load_speaker(choice, screen, roles=asked)
         roles = asked and left.base.tokenizer.chat_template is not None
         if prompts == "conversation" and not roles:
             raise _no_template(left)
-        recipe = run.recipe
-        warmth = recipe.ppo.temperature if recipe.ppo else recipe.compare.temperature if recipe.compare else 1.0
-        settings = Settings(
-            warmth if temperature is None else temperature, recipe.seed if seed is None else seed, max_new_tokens
-        )
+        settings = settings_of(run.recipe, temperature, seed, max_new_tokens)
         session = cls(run, screen, left, settings, Conversation(roles))
         if other is not None:
             session.set_right(other)
@@ -115,7 +112,7 @@ class Session:
         """Load a model, or take the one that is `loaded` if it is the same."""
         if loaded is not None and loaded.choice.source == choice.source:
             return Speaker(choice, loaded.base, loaded.sampling, loaded.model, loaded.context)
-        speaker = _load(choice, self.screen, roles=self.conversation.roles)
+        speaker = load_speaker(choice, self.screen, roles=self.conversation.roles)
         if self.conversation.roles and speaker.base.tokenizer.chat_template is None:
             raise _no_template(speaker)
         return speaker
@@ -183,7 +180,15 @@ class Session:
         return answers
 
 
-def _load(choice: Choice, screen: Screen, *, roles: bool) -> Speaker:
+def settings_of(recipe: Recipe, temperature: float | None, seed: int | None, max_new_tokens: int | None) -> Settings:
+    """Return how answers are sampled: what is None is as the recipe says."""
+    warmth = recipe.ppo.temperature if recipe.ppo else recipe.compare.temperature if recipe.compare else 1.0
+    return Settings(
+        warmth if temperature is None else temperature, recipe.seed if seed is None else seed, max_new_tokens
+    )
+
+
+def load_speaker(choice: Choice, screen: Screen, *, roles: bool) -> Speaker:
     """Load a model with a progress bar, and say then what was noticed."""
     said: list[str] = []
     with _loading():

@@ -58,11 +58,17 @@ class Recorder:
         self.answers: list[list[Answer]] = []
         self.grown: list[tuple[int, str]] = []
         self.on_show: Callable[[], None] = lambda: None
+        self.asked: list[tuple[str, str]] = []
+        self.shown: list[str] = []
 
-    def read(self) -> str:
+    def read(self, prompt: str = "", text: str = "") -> str:
+        self.asked.append((prompt, text))
         if not self.lines:
             raise EOFError
         return self.lines.pop(0)
+
+    def show(self, text: str) -> None:
+        self.shown.append(text)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -135,6 +139,33 @@ def test_pipes_get_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(screen, PlainScreen) and screen.interactive
     monkeypatch.setenv("TERM", "xterm")
     assert isinstance(open_screen(), TerminalScreen)
+
+
+def test_a_text_that_scripts_read_too_is_shown_safely() -> None:
+    out = io.StringIO()
+    PlainScreen(out, interactive=False).show("[1] a\x1b[2J\nb")
+    assert out.getvalue() == "[1] a\\x1b[2J\nb\n"
+    screen, drawn = terminal()
+    screen.show("[1] a\x1b[2J\nb")
+    assert plain(drawn()) == ["[1] a\\x1b[2J", "b"]
+
+
+def test_a_text_to_be_edited_stands_in_the_line() -> None:
+    """In a terminal of its own: readline writes into it what stands in the line, then what is typed."""
+    program = (
+        "from rich.console import Console; from rlhfctl.tools.chat.screen import TerminalScreen; "
+        "screen = TerminalScreen(Console()); print([screen.read('edit> ', 'old'), screen.read('> ')])"
+    )
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    os.write(descriptor, b" and new\nnext\n")
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the process ends
+        while part := os.read(descriptor, 1000):
+            said += part
+    os.waitpid(pid, 0)
+    assert b"['old and new', 'next']" in said, said
 
 
 def test_columns_share_the_width() -> None:
