@@ -104,6 +104,11 @@ def _goes_on(recipe: Recipe) -> bool:
     return recipe.rounds is not None
 
 
+def _chooses(recipe: Recipe) -> bool:
+    """Tell whether questions are chosen by the reward model of the round before."""
+    return _goes_on(recipe) and recipe.sample is not None and recipe.sample.candidates > 1
+
+
 def _share_of_rounds(recipe: Recipe) -> dict[str, Any]:
     """Return how the questions are divided among the rounds."""
     rounds = recipe.rounds
@@ -207,6 +212,7 @@ STAGES: dict[str, Stage] = {
         parents={
             "base": Parent("base"),
             "policy": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),
+            "reward": Parent("reward", used=_chooses, earlier=True, called="reward model of the round before"),
         },
         prompt_lengths=True,
         settings=lambda recipe: _sampling(recipe, "response_length", "temperature") | _share_of_rounds(recipe),
