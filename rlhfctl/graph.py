@@ -105,6 +105,11 @@ def _goes_on(recipe: Recipe) -> bool:
     return recipe.rounds is not None
 
 
+def _chooses(recipe: Recipe) -> bool:
+    """Tell whether questions are chosen by the reward model of the round before."""
+    return _goes_on(recipe) and recipe.sample is not None and recipe.sample.candidates > 1
+
+
 def _share_of_rounds(recipe: Recipe) -> dict[str, Any]:
     """Return how the questions are divided among the rounds."""
     rounds = recipe.rounds
@@ -164,10 +169,18 @@ def _sampling(recipe: Recipe, *more: str) -> dict[str, Any]:
     return {"sampling": recipe.ppo.model_dump(mode="json", include=keys)} if recipe.ppo is not None else {}
 
 
-def _classifier_reading(recipe: Recipe) -> dict[str, Any]:
-    """Return how a classifier that is the recipe's reward is read."""
-    if recipe.reward is None or recipe.reward.kind != "model":
+def _heldout_scorer(recipe: Recipe) -> Any:
+    return recipe.reward.heldout_scorer if recipe.reward is not None else None
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """Return how the recipe's reward is read: the label of a classifier, or how an ensemble's scores become one."""
+    if recipe.reward is None or recipe.reward.kind == "function":
         return {}
+    if recipe.reward.kind == "trained":
+        if recipe.reward.members == 1:
+            return {}
+        return {"reward.aggregate": [recipe.reward.aggregate, recipe.reward.variance_coefficient]}
     reading = [recipe.reward.label, recipe.reward.reads]
     return {"reward.label": reading} if any(option is not None for option in reading) else {}
 
@@ -200,6 +213,7 @@ STAGES: dict[str, Stage] = {
         parents={
             "base": Parent("base"),
             "policy": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),
+            "reward": Parent("reward", used=_chooses, earlier=True, called="reward model of the round before"),
         },
         prompt_lengths=True,
         settings=lambda recipe: _sampling(recipe, "response_length", "temperature") | _share_of_rounds(recipe),
@@ -238,7 +252,7 @@ STAGES: dict[str, Stage] = {
         makes="heldout",
         how_to_have="set `reward.heldout: true`",
         asked=_trains_heldout,
-        part=_scorer,
+        part=_heldout_scorer,
         repeats=True,
         data=("preferences",),
         more_data=_normalizing_data,
@@ -261,7 +275,7 @@ STAGES: dict[str, Stage] = {
             "heldout": Parent("heldout", called="held-out reward model", optional=True),
         },
         prompt_lengths=True,
-        settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe, "response_length", "temperature"),
+        settings=lambda recipe: _reading(recipe) | _sampling(recipe, "response_length", "temperature"),
         functions=lambda recipe: _functions((), recipe),
     ),
     "ppo": Stage(
@@ -280,7 +294,7 @@ STAGES: dict[str, Stage] = {
             "critic": Parent(named=lambda recipe: recipe.ppo.critic_from if recipe.ppo is not None else None),
         },
         prompt_lengths=True,
-        settings=_classifier_reading,
+        settings=_reading,
         functions=lambda recipe: _functions((recipe.ppo.rewards if recipe.ppo is not None else None) or (), recipe),
     ),
     "compare": Stage(
@@ -305,7 +319,7 @@ STAGES: dict[str, Stage] = {
             "heldout": Parent("heldout", used=_judged_by(HELDOUT), called="held-out reward model", optional=True),
         },
         prompt_lengths=True,
-        settings=lambda recipe: _classifier_reading(recipe) | _sampling(recipe),
+        settings=lambda recipe: _reading(recipe) | _sampling(recipe),
         functions=lambda recipe: _functions(recipe.compare.judges if recipe.compare is not None else (), recipe),
         files=("policy_samples", "reference_samples"),
     ),

@@ -71,6 +71,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                screen=1, show=1),
         Metric("responses", "responses", "Responses of all questions together.", NEITHER, "responses",
                "to compare or to rank", screen=2, show=2),
+        Metric("disagreement", "variance", "With `sample.candidates`: variance over the reward model's members of the "
+               "predicted preference, mean over the questions asked; between 0 and 0.25."),
     ),
     "label": (
         Metric("answers", "answers", "Answers of this round: labels and \"all bad\".", NEITHER, "answers",
@@ -106,6 +108,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("heldout_accuracy_low", "share", "95% interval of `heldout_accuracy` (Wilson).", show=2),
         Metric("heldout_accuracy_high", "share", "95% interval of `heldout_accuracy` (Wilson).", show=3),
         Metric("heldout_margin", "score", "`margin` on these pairs."),
+        Metric("heldout_accuracy/member-NUMBER", "share", "With `reward.members` above 1: `heldout_accuracy` of each "
+               "member; `heldout_accuracy` and its interval are then those of the mean of their scores."),
+        Metric("reward_disagreement", "score", "With `reward.members` above 1: standard deviation over members of a "
+               "held-out response's score, on average.", show=5),
+        Metric("members", "reward models", "Reward models that were trained, where they are several."),
         Metric("score_mean", "score", "Mean and standard deviation of the held-out responses' scores."),
         Metric("score_std", "score", "Mean and standard deviation of the held-out responses' scores."),
         Metric("steps", "optimizer steps", "Steps in all (in the manifest).", show=4),
@@ -141,6 +148,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("raw_score", "score", "What the reward itself gave: mean and standard deviation."),
         Metric("raw_score_std", "score", "What the reward itself gave: mean and standard deviation."),
         Metric("reward/NAME", "score", "Mean of each part of a weighted reward."),
+        Metric("reward_disagreement", "score", "With `reward.members` above 1: standard deviation over members of a "
+               "response's score, on average over the batch."),
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
                "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
@@ -206,6 +215,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "`use: best` picks by it."),
         Metric("eval_gold", "", "The built-in task's true preference on these samples.", UP, "eval gold",
                "the task's true preference", screen=11),
+        Metric("eval_reward_disagreement", "score", "`reward_disagreement` on these samples.", NEITHER,
+               "eval disagreement", "how far the reward's members differ", screen=14),
         Metric("updates", "updates", "Updates in all (in the manifest).", show=6),
         Metric("best_update", "update", "The update whose policy `use: best` chose (in the manifest)."),
     ),

@@ -46,7 +46,10 @@ COMMANDS: Commands = (
 
 BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updates 3 --json bench.json"),)
 
-REPRODUCTIONS: Commands = (("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),)
+REPRODUCTIONS: Commands = (
+    ("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),
+    ("coste", reproduce.coste, "rlhfctl reproduce coste --seeds 0,1,2,3,4 --json coste.json"),
+)
 
 LABELS: Commands = (
     ("ask", label.ask, "rlhfctl label runs/quickstart   or   rlhfctl label pairs.csv --web"),

@@ -1,4 +1,4 @@
-"""Commands that repeat published experiments in small: `reproduce gao`.
+"""Commands that repeat published experiments in small: `reproduce gao`, `reproduce coste`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -50,6 +50,38 @@ def gao(
     page = folder / "report.html"
     fs.write_atomic(page, html_of(page_of_reproduction(json.loads(json.dumps(result))), str(folder)))
     typer.echo(f"report: {page}")
+
+
+def coste(
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the runs lie (default: runs/coste, runs/coste-small with --small)."),
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Sizes that only try the command: minutes, and no result of interest.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all evaluations and outcomes here.")
+    ] = None,
+) -> None:
+    """PPO on ensembles of reward models (Coste et al. 2023) on the built-in task: minutes a seed; resumes."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools.reproduce import ensemble_outcomes, ensemble_view, ensembles
+
+    chosen = _seeds(seeds)
+    sizes = ensembles.SMALL if small else ensembles.Sizes()
+    folder = folder or Path("runs/coste-small" if small else "runs/coste")
+    with progress_bar() as emit:
+        ensembles.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+    found = [ensemble_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
+    outcomes = ensemble_outcomes.check(found)
+    for part in ensemble_view.view(found, outcomes):
+        console().print(part)
+    if report is not None:
+        fs.write_json(report, ensemble_view.to_json(found, outcomes, sizes))
 
 
 def _seeds(text: str) -> list[int]:

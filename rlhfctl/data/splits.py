@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,17 @@ def split_in_half(groups: Sequence[PreferenceGroup], seed: int) -> tuple[list[Pr
     for group in groups:
         sides[prompt_key(group.prompt) not in first].append(group)
     return sides
+
+
+def bootstrap(prompts: Sequence[Prompt], seed: int, number: int) -> list[int]:
+    """Draw as many distinct prompts as there are, with replacement; return the places of all rows of each draw.
+
+    `prompts`: that of each row; rows of one prompt stay together. The draw depends on `seed` and `number` (of the
+    member of an ensemble that trains on it), and neither on the order of the rows nor on other members.
+    """
+    keys = sorted(set(map(prompt_key, prompts)))
+    drawn = Counter(random.Random(f"bootstrap-{number}-{seed}").choices(keys, k=len(keys)))
+    return [place for place, prompt in enumerate(prompts) for _ in range(drawn[prompt_key(prompt)])]
 
 
 def _only_the_first() -> Callable[[Row], bool]:

@@ -227,6 +227,18 @@ def load_policy_adapter(model: PeftModel, folder: Path) -> None:
         raise refused
 
 
+def add_frozen(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Let `model` carry adapters made as that of `folder`; its `default` adapter is new and changes nothing."""
+    config = LoraConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save = TaskType.CAUSAL_LM, None
+    return get_peft_model(model, config)
+
+
+def drop_policy(model: PeftModel) -> None:
+    """Remove the `default` adapter of a model that has others."""
+    model.delete_adapter(POLICY)
+
+
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:
     """Add a second new adapter (B = 0) to the policy's model."""
     set_seed(seed)

@@ -463,6 +463,17 @@ LABELS: tuple[Rule[Sections], ...] = (
         about=("data.prompts.source",),
     ),
     Rule(
+        "sample.candidates",
+        "is for questions on which members of the last round's reward model differ, but it has no members",
+        "set rounds and reward.members above 1, or leave it out",
+        lambda recipe: (
+            recipe.sample is not None
+            and recipe.sample.candidates > 1
+            and (recipe.rounds is None or recipe.reward is None or recipe.reward.members < 2)
+        ),
+        about=("rounds", "reward.members"),
+    ),
+    Rule(
         "rounds",
         "repeats sample, label, reward and ppo, but not all of them are there",
         "add the missing sections, or remove rounds",

@@ -8,7 +8,7 @@ stages/loader.py loads the reward model, and the caller passes the gold scorer i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, HELDOUT, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
@@ -30,7 +32,7 @@ def _silent(sentence: str) -> None:
 
 @dataclass(frozen=True)
 class LoadedRewardModel:
-    """A loaded reward model: a text classifier, or a decoder with a scalar head.
+    """A loaded reward model: a text classifier, a decoder with a scalar head, or an ensemble of these heads.
 
     `tokenizer`: tokenizes the text for the head; None means that the head reads the policy's ids, padded with
     `pad_token_id`.
@@ -121,6 +123,9 @@ def _scorer_of(loaded: LoadedRewardModel, resources: Resources) -> RewardFunctio
     size, warn = resources.batch_size, resources.warn
     if isinstance(loaded.model, Classifier):
         return ClassifierReward(loaded.model, size)
+    if isinstance(loaded.model, Ensemble):
+        members = [_scorer_of(replace(loaded, model=member), resources) for member in loaded.model]
+        return EnsembleReward(members, loaded.model.aggregate, loaded.model.coefficient)
     model = loaded.model.requires_grad_(False).eval()
     if loaded.tokenizer is not None:
         return TextModelReward(model, loaded.tokenizer, size, warn)

@@ -22,6 +22,7 @@ from rlhfctl.generation.kl import exact_kl
 from rlhfctl.generation.local import sample
 from rlhfctl.models import build
 from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
 from rlhfctl.stages.context import Context
 from rlhfctl.stats.overoptimization import best_evaluation
@@ -76,7 +77,7 @@ class Evaluation:
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
         scores = self._finite(self.reward(episodes), episodes, update)
-        parts = parts_of(self.reward)
+        parts, uncertain = parts_of(self.reward), disagreement_metric(self.reward)
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
@@ -92,7 +93,7 @@ class Evaluation:
         if self.heldout is not None:
             others = self._finite(self.heldout(episodes), episodes, update, "eval-heldout")
             values |= {"eval_heldout": statistics.fmean(others), "eval_heldout_se": _standard_error(others)}
-        values |= {f"eval_{name}": mean for name, mean in part_means(parts).items()}
+        values |= {f"eval_{name}": mean for name, mean in (part_means(parts) | uncertain).items()}
         self.closing = values
         self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
         if update == 0:

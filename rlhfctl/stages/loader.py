@@ -34,10 +34,12 @@ from rlhfctl.models import (
     tokenizing,
 )
 from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.ensembles import Ensemble, members_on
 from rlhfctl.paths import relative_to_run
 from rlhfctl.recipe.schema import Model, Recipe, RewardText
+from rlhfctl.recipe.sections.reward import Aggregate
 from rlhfctl.rewards.build import LoadedRewardModel
-from rlhfctl.stages.probes import check_logprobs, check_scores, precision
+from rlhfctl.stages.probes import PROBES, check_logprobs, check_scores, precision
 
 Say = Callable[[str], None]
 
@@ -56,7 +58,8 @@ class Loader:
     """Load models as a recipe's `model` section says; report checks that are not possible to `note` and `warn`.
 
     `conversations`: the recipe's data holds conversations, and a model from elsewhere then ends turns as its template
-    does. `label` and `reads`: the label of a classifier that is the reward, and the text that it reads.
+    does. `label` and `reads`: the label of a classifier that is the reward, and the text that it reads. `aggregate` and
+    `variance_coefficient`: how the scores of an ensemble's members become one.
     """
 
     model: Model
@@ -65,12 +68,17 @@ class Loader:
     conversations: bool = False
     label: str | int | None = None
     reads: RewardText | None = None
+    aggregate: Aggregate = "mean"
+    variance_coefficient: float = 1.0
 
     @classmethod
     def of(cls, recipe: Recipe, *, note: Say, warn: Say, data: Mapping[str, Rows] | None = None) -> Loader:
         """Make the loader of a recipe. `data`: its data sets, if they are read."""
-        label, reads = (recipe.reward.label, recipe.reward.reads) if recipe.reward is not None else (None, None)
-        return cls(recipe.model, note, warn, any_conversation(data or {}), label, reads)
+        reward, conversations = recipe.reward, any_conversation(data or {})
+        if reward is None:
+            return cls(recipe.model, note, warn, conversations)
+        reading = (reward.label, reward.reads, reward.aggregate, reward.variance_coefficient)
+        return cls(recipe.model, note, warn, conversations, *reading)
 
     @property
     def precision(self) -> str:
@@ -148,8 +156,13 @@ class Loader:
 
     # ---------------------------------------------------------------- reward models and critics
 
-    def load_reward_model(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """Load the reward model with its adapter merged and its head; check it against the policy's `tokenizer`."""
+    def load_reward_model(
+        self, source: Source, tokenizer: PreTrainedTokenizerBase, *, whole: bool = True
+    ) -> PreTrainedModel | Ensemble:
+        """Load the reward model with its adapter merged and its head; check it against the policy's `tokenizer`.
+
+        An ensemble is loaded as adapters on one copy of base*; with `whole` False its first member alone is loaded.
+        """
         artifact = source.artifact
         if artifact is None:
             return self._load_foreign_reward_model(source, tokenizer)
@@ -161,6 +174,8 @@ class Loader:
                 fix="name a reward stage, e.g. runs/NAME/reward",
             )
         _agree_with_manifest(artifact, tokenizer)
+        if whole and len(member_folders(artifact)) > 1:
+            return self._load_ensemble(artifact, tokenizer)
         if artifact.has("model"):
             model = loading.load_scorer(str(artifact.part("model")), **loading.options(self.model))
         else:
@@ -168,6 +183,15 @@ class Loader:
         special_tokens.set_pad_token(model, tokenizer.pad_token_id)
         check_scores(model, tokenizer.pad_token_id, artifact.part("probes"), self.precision)
         return model
+
+    def _load_ensemble(self, artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> Ensemble:
+        """Load all members of a reward ensemble onto one copy of base*, and check each against its recorded scores."""
+        base = self.load_base(artifact.parent("base"), check=False, to_train=True).model
+        special_tokens.set_pad_token(base, tokenizer.pad_token_id)
+        members = members_on(build.to_device(base), tokenizer.pad_token_id, member_folders(artifact))
+        ensemble = Ensemble(members, self.aggregate, self.variance_coefficient)
+        self.check_shared_scores(ensemble, tokenizer.pad_token_id, Source.of(artifact))
+        return ensemble
 
     def _load_foreign_reward_model(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """Load a reward model without a manifest: a folder or Hub id of a model, or of an adapter with a head."""
@@ -189,9 +213,9 @@ class Loader:
             return LoadedRewardModel(classifier)
         if policy_tokenizer is None:
             own = self.own_tokenizer(source)
-            return LoadedRewardModel(build.to_device(self.load_reward_model(source, own)), tokenizer=own)
+            return LoadedRewardModel(_on_device(self.load_reward_model(source, own)), tokenizer=own)
         other = self.other_tokenizer(source, policy_tokenizer)
-        model = build.to_device(self.load_reward_model(source, other or policy_tokenizer))
+        model = _on_device(self.load_reward_model(source, other or policy_tokenizer))
         return LoadedRewardModel(model, policy_tokenizer.pad_token_id, other)
 
     def load_classifier(self, source: Source) -> Classifier | None:
@@ -243,9 +267,18 @@ class Loader:
         return merging.merged(merging.load_adapter(heads.scorer_on(base, seed=0), folder))
 
     def check_shared_scores(self, scorer: Any, pad: int, source: Source) -> None:
-        """Check that the reward model on the shared base* reproduces the scores recorded when it was saved."""
+        """Check that the reward model on the shared base* reproduces the scores recorded when it was saved.
+
+        Of an ensemble each member.
+        """
         assert source.artifact is not None
-        check_scores(scorer, pad, source.artifact.part("probes"), self.precision)
+        first = source.artifact.part("probes")
+        if not isinstance(scorer, Ensemble):
+            check_scores(scorer, pad, first, self.precision)
+            return
+        others = [folder / PROBES for folder in member_folders(source.artifact)[1:]]
+        for member, file in zip(scorer, [first, *others], strict=True):
+            check_scores(member, pad, file, self.precision)
 
     # ---------------------------------------------------------------- tokenizers
 
@@ -270,21 +303,33 @@ class Loader:
 # ---------------------------------------------------------------- which folder
 
 
+def _on_device(model: PreTrainedModel | Ensemble) -> Any:
+    """Move a reward model to the device; an ensemble is loaded there."""
+    return model if isinstance(model, Ensemble) else build.to_device(model)
+
+
 def verify(artifact: Artifact) -> None:
     """Verify every file of the artifact against its hash, and report progress; raise HandoffError for a difference."""
     with Work(f"checking the files of {artifact.path}"):
         artifact.verify()
 
 
-def shared_reward_adapter(base: Source, reward: Source | None) -> Path | None:
-    """Return the reward adapter if it was trained on the same base* that PPO starts from; else None."""
+def member_folders(artifact: Artifact) -> list[Path]:
+    """Return the adapters of a reward stage: its one adapter, or those of all members of its ensemble, in order."""
+    first = [artifact.part("adapter")] if artifact.has("adapter") else []
+    count = int(artifact.manifest.layout.get("members", 1))
+    return [*first, *(artifact.part(f"member-{number}") for number in range(1, count))]
+
+
+def shared_reward_adapters(base: Source, reward: Source | None) -> list[Path]:
+    """Return the reward model's adapters if they were trained on the same base* that PPO starts from; else none."""
     if reward is None or reward.artifact is None or not reward.artifact.has("adapter"):
-        return None
+        return []
     artifact = reward.artifact
     verify(artifact)
     if not artifact.manifest.layout.get("head"):
-        return None  # loading it as a reward model raises the error
-    return artifact.part("adapter") if base.fingerprint == artifact.parent("base").fingerprint else None
+        return []  # loading it as a reward model raises the error
+    return member_folders(artifact) if base.fingerprint == artifact.parent("base").fingerprint else []
 
 
 def critic_folder(source: Source) -> Path:

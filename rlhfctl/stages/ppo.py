@@ -14,6 +14,7 @@ rlhfctl's (training/rl/loop.py) or TRL's (training/trl/ppo.py), and evaluation d
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from rlhfctl.events import StageStarted
 from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
@@ -185,25 +187,42 @@ class ParentModels:
     def has_reward(self) -> bool:
         return "reward" in self.ctx.parents
 
-    def shared_reward_adapter(self) -> Path | None:
-        return loader.shared_reward_adapter(self.ctx.parents["base"], self.ctx.parents.get("reward"))
+    def shared_reward_adapters(self) -> list[Path]:
+        return loader.shared_reward_adapters(self.ctx.parents["base"], self.ctx.parents.get("reward"))
 
-    def check_shared_reward(self, scorer: AdapterScorer) -> None:
+    def ensemble(self, members: Sequence[AdapterScorer]) -> Ensemble:
+        given = self.ctx.loader
+        return Ensemble(members, given.aggregate, given.variance_coefficient)
+
+    def check_shared_reward(self, scorer: AdapterScorer | Ensemble) -> None:
         self.ctx.loader.check_shared_scores(scorer, self.tokenizer.pad_token_id, self.ctx.parents["reward"])
 
     def classifier(self) -> Classifier | None:
         return self.ctx.loader.load_classifier(self.ctx.parents["reward"])
 
-    def reward_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    def reward_model(self) -> tuple[PreTrainedModel | Ensemble, PreTrainedTokenizerBase | None]:
         ctx, source = self.ctx, self.ctx.parents["reward"]
         own = ctx.loader.other_tokenizer(source, self.tokenizer) if self.section.engine == "rlhfctl" else None
         if own is not None:
             ctx.note(f"the reward model {source.name} has a tokenizer of its own: it scores the text of the responses")
-        return build.to_device(ctx.loader.load_reward_model(source, own or self.tokenizer)), own
+        model = ctx.loader.load_reward_model(source, own or self.tokenizer)
+        return model if isinstance(model, Ensemble) else build.to_device(model), own
 
     def critic_model(self) -> PreTrainedModel | None:
         source = self._critic()
-        return None if source is None else self.ctx.loader.load_critic(source).to(devices.device())
+        return self._first_member() if source is None else self.ctx.loader.load_critic(source).to(devices.device())
+
+    def _first_member(self) -> PreTrainedModel | None:
+        """Load the first member of an ensemble as a model of its own: the critic starts as it."""
+        ctx, source = self.ctx, self.ctx.parents.get("reward")
+        artifact = source.artifact if source is not None else None
+        if source is None or artifact is None or len(loader.member_folders(artifact)) < 2:
+            return None
+        if ctx.loader.other_tokenizer(source, self.tokenizer) is not None:
+            return None
+        model = ctx.loader.load_reward_model(source, self.tokenizer, whole=False)
+        assert isinstance(model, PreTrainedModel)
+        return build.to_device(model)
 
     def critic_adapter(self) -> Path | None:
         source = self._critic()
@@ -257,12 +276,12 @@ def _heldout_reward(
     source = ctx.parents.get("heldout")
     if source is None:
         return None
-    adapter = loader.shared_reward_adapter(ctx.parents["base"], source) if shares_base(section) else None
-    if adapter is not None:
-        scorer: Any = scorer_beside(roles.policy, adapters.HELDOUT, adapter)
+    shared = loader.shared_reward_adapters(ctx.parents["base"], source) if shares_base(section) else []
+    if shared:
+        scorer: Any = scorer_beside(roles.policy, adapters.HELDOUT, shared[0])
         ctx.loader.check_shared_scores(scorer, tokenizer.pad_token_id, source)
     else:
-        scorer = build.to_device(ctx.loader.load_reward_model(source, tokenizer))
+        scorer = ctx.loader.load_scoring_model(source, tokenizer).model
     resources = replace(
         Resources.of(ctx.recipe),
         batch_size=section.local_rollout_forward_batch_size,

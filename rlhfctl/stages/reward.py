@@ -7,13 +7,17 @@ scores, which PPO and the comparison score again after they load the model.
 With `reward.heldout: true` the training prompts are split in two. The stage `reward` trains on the first half, and the
 stage `heldout`, which runs this module too, trains a second model on the other half, from another seed. Both are
 measured on the same held-out pairs.
+
+With `reward.members` above 1 it trains that many, one after the other (reward_members.py): adapter/ and probes.json are
+then those of the first member.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -28,13 +32,13 @@ from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
-from rlhfctl.events import Metrics, Work
+from rlhfctl.events import Event, Metrics, Work
 from rlhfctl.metrics import kind
 from rlhfctl.models import adapters, build, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
-from rlhfctl.stages import probes
+from rlhfctl.stages import probes, reward_members
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
 from rlhfctl.stages.normalization import normalize
@@ -48,54 +52,52 @@ _HELDOUT_SEED = 1_000_003  # added to the recipe's seed: far from the seeds that
 
 
 def run(section: Reward, ctx: Context) -> Artifact:
-    """Train the reward model and publish it; training resumes from a checkpoint."""
+    """Train the reward model, or all members of an ensemble, and publish; training resumes from a checkpoint."""
     seed = _seed(ctx)
 
     # 1. Load base* and put a scalar head on it.
     model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=seed)
 
     # 2. Rows to ids, held out by prompt.
-    config = _config(section, seed, ctx)
+    config = _config(section, seed, ctx.work, ctx)
     split = ctx.data["preferences"].split
     encoder = Encoder(tokenizer)
     train_groups = _encode(_own_part(split.train, section, ctx), encoder, config, model, ctx)
     heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
-    train_pairs, heldout = _pairs(train_groups), _pairs(heldout_groups)
+    heldout = _pairs(heldout_groups)
     _tell_of_unused_margins(section, train_groups, ctx)
     heldout_rows = examples(one.group for one in heldout_groups)
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
+    probe = partial(_write_probes, pairs=heldout, heldout=heldout_rows, pad=tokenizer.pad_token_id)
 
-    # 3. Train the head and whole weights, or the head and an adapter.
-    if section.lora is not None:
-        model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=seed)
-    counts = {"pairs": len(train_pairs), "heldout_pairs": len(heldout)}
-    if section.on_groups:
-        rows = group_rows(train_groups)
-        counts |= {"groups": len(rows), "responses": sum(len(row["ids"]) for row in rows)}
-    model, metrics = train(
-        _trainer(section, config, train_groups, heldout_groups, tokenizer),
-        model,
-        section,
-        stage=ctx.name,
-        work=ctx.work,
-        emit=ctx.emit,
-        warn=ctx.warn,
-        counts=lambda trainer: counts,
-        metrics=("loss", "accuracy"),
-    )
-
-    # 4. Give the reward its zero, and measure on the held-out pairs.
-    own = [one.group for one in train_groups]
-    normalize(section, model, tokenizer, config.max_length, own, ctx)
-    metrics |= _heldout(model, heldout, tokenizer, ctx)
-
+    # 3. and 4. Train, give the reward its zero, and measure on the held-out pairs.
     # 5. Save, load again, score the kept pairs again.
-    _publish(model, tokenizer, heldout, heldout_rows, base_path, ctx)
-    del model
-    metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
     layout: dict[str, Any] = {"head": True, "probes": probes.PROBES}
-    layout |= {"adapter": "adapter"} if section.lora is not None else {"model": "model"}
+    if section.members == 1:
+        model, metrics = _train(section, model, config, train_groups, heldout_groups, tokenizer, ctx, ctx.emit)
+        metrics |= _heldout(model, heldout, tokenizer, ctx)
+        probe(model, ctx.folder)
+        layout |= _save(model, tokenizer, base_path, ctx)
+        del model
+        metrics["reload_gap"] = _reload_gap(tokenizer, ctx)
+    else:
+        del model
+        own_seed = partial(reward_members.seed_of, seed)
+
+        def train_member(
+            model: Any, number: int, groups: list[EncodedGroup], emit: Callable[[Event], None], work: Path
+        ) -> tuple[Any, dict[str, float]]:
+            own = _config(section, own_seed(number), work, ctx)
+            return _train(section, model, own, groups, heldout_groups, tokenizer, ctx, emit)
+
+        def score(model: Any) -> list[float]:
+            return _heldout_scores(model, heldout, tokenizer, ctx)
+
+        members = reward_members.Members(section, ctx, seed, train_member, score, probe)
+        metrics, scores = members.make(train_groups, tokenizer, base_path)
+        metrics |= _measured(scores, len(heldout), ctx)
+        layout |= {"adapter": "adapter", **reward_members.layout(section.members)}
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -103,6 +105,38 @@ def run(section: Reward, ctx: Context) -> Artifact:
         tokenizer=tokenizing.tokenizer_fingerprint(tokenizer),
         chat_template=tokenizing.template_fingerprint(tokenizer),
     )
+
+
+def _train(
+    section: Reward,
+    model: Any,
+    config: RewardConfig,
+    groups: list[EncodedGroup],
+    heldout: list[EncodedGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    ctx: Context,
+    emit: Callable[[Event], None],
+) -> tuple[Any, dict[str, float]]:
+    """Train the head and whole weights, or the head and an adapter; then normalize. Returns the model and metrics."""
+    if section.lora is not None:
+        model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=config.seed)
+    counts = {"pairs": len(_pairs(groups)), "heldout_pairs": len(_pairs(heldout))}
+    if section.on_groups:
+        rows = group_rows(groups)
+        counts |= {"groups": len(rows), "responses": sum(len(row["ids"]) for row in rows)}
+    model, metrics = train(
+        _trainer(section, config, groups, heldout, tokenizer),
+        model,
+        section,
+        stage=ctx.name,
+        work=Path(str(config.output_dir)),
+        emit=emit,
+        warn=ctx.warn,
+        counts=lambda trainer: counts,
+        metrics=("loss", "accuracy"),
+    )
+    normalize(section, model, tokenizer, config.max_length, [one.group for one in groups], ctx)
+    return model, metrics
 
 
 def _is_heldout(ctx: Context) -> bool:
@@ -123,8 +157,8 @@ def _own_part(groups: list[PreferenceGroup], section: Reward, ctx: Context) -> l
     return other if _is_heldout(ctx) else own
 
 
-def _config(section: Reward, seed: int, ctx: Context) -> RewardConfig:
-    arguments = options.trainer_arguments(ctx.work, ctx.recipe.model.dtype, section.trainer, seed=seed)
+def _config(section: Reward, seed: int, work: Path, ctx: Context) -> RewardConfig:
+    arguments = options.trainer_arguments(work, ctx.recipe.model.dtype, section.trainer, seed=seed)
     return RewardConfig(**arguments)
 
 
@@ -193,14 +227,26 @@ def _heldout(
     model: Any, pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, float]:
     """Measure the accuracy on held-out prompts, with its 95% interval; ties count as wrong."""
+    return _measured(_heldout_scores(model, pairs, tokenizer, ctx), len(pairs), ctx)
+
+
+def _heldout_scores(
+    model: Any, pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ctx: Context
+) -> list[float]:
+    """Score the held-out pairs: all chosen responses, then all rejected ones."""
     rows = [p["chosen_ids"] for p in pairs] + [p["rejected_ids"] for p in pairs]
     scores = scoring.score_rows(model, rows, tokenizer.pad_token_id, what="scoring the held-out pairs")
     probes.require_finite(scores, ctx.name, "scores")
-    chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
+    return scores
+
+
+def _measured(scores: Sequence[float], count: int, ctx: Context) -> dict[str, float]:
+    """Return what the scores of `count` held-out pairs tell, as metrics; report them, and warn if they tell nothing."""
+    chosen, rejected = scores[:count], scores[count:]
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-    interval = wilson_ci(right, len(pairs))
+    interval = wilson_ci(right, count)
     values = {
-        "heldout_accuracy": right / len(pairs),
+        "heldout_accuracy": right / count,
         "heldout_accuracy_low": interval.low,
         "heldout_accuracy_high": interval.high,
         "heldout_margin": statistics.fmean(c - r for c, r in zip(chosen, rejected, strict=True)),
@@ -211,22 +257,15 @@ def _heldout(
     if interval.low <= 0.5:
         so = "its evaluations would tell nothing" if _is_heldout(ctx) else "PPO would chase noise"
         ctx.warn(
-            f"on {len(pairs)} held-out pairs the reward model is right {right / len(pairs):.0%} of the time "
+            f"on {count} held-out pairs the reward model is right {right / count:.0%} of the time "
             f"(95% interval {interval.low:.0%} to {interval.high:.0%}): as far as this tells no better than a coin, so "
             f"{so}"
         )
     return values
 
 
-def _publish(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: list[dict[str, Any]],
-    heldout: list[Row],
-    base_path: str,
-    ctx: Context,
-) -> None:
-    """Save the reward model, and record its scores for a few held-out pairs."""
+def _write_probes(model: Any, folder: Path, *, pairs: list[dict[str, Any]], heldout: list[Row], pad: int) -> None:
+    """Record the scores of a few held-out pairs in `folder`."""
     rows = [ids for pair in pairs[:_PROBE_PAIRS] for ids in (pair["chosen_ids"], pair["rejected_ids"])]
     # Keep the text too: export shows one example with its score.
     examples = [
@@ -234,16 +273,21 @@ def _publish(
         for row in heldout[:_PROBE_PAIRS]
         for side in ("chosen", "rejected")
     ]
-    scores = scoring.score_rows(model, rows, tokenizer.pad_token_id)
-    probes.write_probes(ctx.folder, rows, scores, "scores", examples=examples)
+    scores = scoring.score_rows(model, rows, pad)
+    probes.write_probes(folder, rows, scores, "scores", examples=examples)
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, base_path: str, ctx: Context) -> dict[str, str]:
+    """Save the one reward model in the stage's folder; return its part of the layout."""
     if isinstance(model, PeftModel):
         with fs.publish_folder(ctx.folder / "adapter") as folder:
             recorded = recorded_base(ctx.parents["base"], base_path, ctx.run.root, ctx.name)
             adapters.save_adapter(model, folder, base=recorded, head=True)
             tokenizing.save_tokenizer(tokenizer, folder)
-    else:
-        with fs.publish_folder(ctx.folder / "model") as folder:
-            build.save_model(model, tokenizer, folder)
+        return {"adapter": "adapter"}
+    with fs.publish_folder(ctx.folder / "model") as folder:
+        build.save_model(model, tokenizer, folder)
+    return {"model": "model"}
 
 
 def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:

@@ -6,25 +6,35 @@ Reads base*, the policy of the round before, and `data.prompts`. Each round has 
 enough. Empty responses, and those that equal another one of their prompt, are drawn again a few times; a prompt with
 fewer than two different ones is left out and counted. Resumes after the last whole block. Leaves out who judges
 (stages/label.py).
+
+With `sample.candidates: C` it writes C times as many questions from the second round on, and keeps those on which the
+members of the last round's reward ensemble differ most: the variance over members of the predicted preference
+(Christiano et al. 2017, section 2.2.4). An item then records it as `disagreement`. In the first round no members are
+there to differ: the questions are drawn as without candidates.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from rlhfctl.artifacts import Artifact, Source
 from rlhfctl.data.fitting import encode_prompts
-from rlhfctl.errors import DataError
+from rlhfctl.errors import DataError, HandoffError
 from rlhfctl.events import Progress, StageStarted
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Generator, Sampling, sampling_for
-from rlhfctl.labels.items import write_items
+from rlhfctl.labels.items import Item, write_items
 from rlhfctl.models.architecture import context_of
 from rlhfctl.paths import StageId
 from rlhfctl.recipe.schema import Ppo, Sample
+from rlhfctl.recipe.sections.scorers import REWARD_MODEL
+from rlhfctl.rewards.build import Resources, build_scorer
+from rlhfctl.rewards.ensemble import EnsembleReward, preference_variance
+from rlhfctl.rewards.episode import Episode
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Base
 from rlhfctl.stages.responses import Drawing, Writer, items_of
@@ -57,7 +67,8 @@ def run(section: Sample, ctx: Context, generate: Generator = local.sample) -> Ar
     drawn = drawing.draw()
 
     # 3. Items: a prompt with its responses.
-    items = list(items_of(rows, drawn, ctx.note))
+    del writers
+    items = _chosen(list(items_of(rows, drawn, ctx.note)), section, ctx)
     if not items:
         raise DataError(
             "the model answers every prompt with one response again and again: there is nothing to compare",
@@ -65,7 +76,9 @@ def run(section: Sample, ctx: Context, generate: Generator = local.sample) -> Ar
             fix="raise it",
         )
     write_items(ctx.folder / ITEMS, items)
-    metrics = {"items": len(items), "responses": sum(len(item.responses) for item in items)}
+    metrics: dict[str, float] = {"items": len(items), "responses": sum(len(item.responses) for item in items)}
+    if differ := [item.disagreement for item in items if item.disagreement is not None]:
+        metrics["disagreement"] = statistics.fmean(differ)
     return ctx.publish(section.model_dump(mode="json"), {"items": ITEMS}, metrics=metrics)
 
 
@@ -91,13 +104,22 @@ def _sampling(section: Sample, ctx: Context, base: Base) -> Sampling:
 
 
 def _prompts_of_the_round(section: Sample, available: int, ctx: Context) -> list[int]:
-    """Return the places of this round's prompts in the training split: other ones in each round, while there are."""
-    rounds, number = ctx.recipe.rounds, StageId.parse(ctx.name).round
-    counts = rounds.questions(section.prompts) if rounds is not None else [section.prompts]
+    """Return the places of this round's prompts in the training split: other ones in each round, while there are.
+
+    With `sample.candidates` those of its candidates, at most `available` as long as these are enough.
+    """
+    number = StageId.parse(ctx.name).round
+    asked = _questions(section, ctx)
+    counts = [
+        count if index == 0 or section.candidates == 1 else max(count, min(count * section.candidates, available))
+        for index, count in enumerate(asked)
+    ]
     before, count = sum(counts[: number - 1]), counts[number - 1]
-    if section.prompts > available and number == 1:
+    if number > 1 and section.candidates > 1 and count < asked[number - 1] * section.candidates:
+        ctx.note(f"there are {available} training prompts: {count} candidates for {asked[number - 1]} questions")
+    if number == 1 and sum(counts) > available:
         ctx.note(
-            f"there are {available} training prompts for {section.prompts} questions: some are asked again, with other "
+            f"there are {available} training prompts for {sum(counts)} questions: some are asked again, with other "
             "responses"
         )
     order: list[int] = []
@@ -109,3 +131,47 @@ def _prompts_of_the_round(section: Sample, available: int, ctx: Context) -> list
 
 def _report(ctx: Context, total: int, step: int) -> None:
     ctx.emit(Progress(stage=ctx.name, step=step, total=total, unit="response"))
+
+
+def _questions(section: Sample, ctx: Context) -> list[int]:
+    """Return how many questions are asked in each round."""
+    rounds = ctx.recipe.rounds
+    return rounds.questions(section.prompts) if rounds is not None else [section.prompts]
+
+
+def _chosen(items: list[Item], section: Sample, ctx: Context) -> list[Item]:
+    """Keep the questions on which the members of the last round's reward model differ most, in their order."""
+    if section.candidates == 1:
+        return items
+    source = ctx.parents.get("reward")
+    if source is None:
+        ctx.note("in the first round there is no reward model that could choose among candidates")
+        return items
+    loaded = ctx.loader.load_scoring_model(source)
+    scorer = build_scorer(
+        REWARD_MODEL,
+        replace(Resources.of(ctx.recipe), warn=ctx.warn, reward_model=lambda: loaded),
+    )
+    if not isinstance(scorer, EnsembleReward):
+        raise HandoffError(
+            "the reward model of the round before is one model, whose members cannot differ",
+            where=source.name,
+            fix="train it again with reward.members above 1, or leave sample.candidates out",
+        )
+    scorer([Episode([], [], item.prompt, one, {"tools": item.tools}) for item in items for one in item.responses])
+    judged, start = [], 0
+    for item in items:
+        end = start + len(item.responses)
+        found = preference_variance([scores[start:end] for scores in scorer.by_member])
+        judged.append(replace(item, disagreement=found))
+        start = end
+    count = _questions(section, ctx)[StageId.parse(ctx.name).round - 1]
+    places = sorted(range(len(judged)), key=lambda place: (-(judged[place].disagreement or 0.0), place))[:count]
+    kept = [judged[place] for place in sorted(places)]
+    means = [statistics.fmean(one.disagreement or 0.0 for one in group) for group in (judged, kept) if group]
+    if kept:
+        ctx.note(
+            f"{len(kept)} of {len(judged)} candidates are asked, on which the {len(scorer.members)} members differ "
+            f"most: mean variance of the predicted preference {means[1]:.4g}, {means[0]:.4g} over all candidates"
+        )
+    return kept

@@ -32,7 +32,7 @@ from rlhfctl.models import (
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.stages.loader import Loader
+from rlhfctl.stages.loader import Loader, member_folders
 from rlhfctl.stages.probes import PROBES
 from rlhfctl.tools import card_facts, hub, model_card
 from rlhfctl.tools.card_facts import Facts
@@ -151,6 +151,7 @@ def _export_merged(facts: Facts, loader: Loader, to: Path) -> None:
             else:
                 shutil.copytree(artifact.part("critic"), folder, dirs_exist_ok=True)
         elif stage in _SCORERS:
+            _refuse_ensemble(artifact)
             tokenizer = _tokenizer(artifact)
             _save_scorer(loader.load_reward_model(source, tokenizer), tokenizer, folder)
         else:
@@ -167,6 +168,8 @@ def _export_adapter(facts: Facts, loader: Loader, to: Path) -> None:
         whole = "a model of its own" if stage == "critic" else "trained whole, without LoRA"
         raise RlhfctlError(f"the {stage} is {whole}: there is no adapter", fix="leave out --adapter")
     artifact.verify()
+    if stage in _SCORERS:
+        _refuse_ensemble(artifact)
     with fs.publish_folder(to) as folder:
         shutil.copytree(artifact.part(part), folder, dirs_exist_ok=True)
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -189,6 +192,17 @@ def _export_adapter(facts: Facts, loader: Loader, to: Path) -> None:
         build.save_model(model, tokenizer, folder / "base")
         _restart_clock(folder)
         _card(folder, facts, adapter=True)
+
+
+def _refuse_ensemble(artifact: Artifact) -> None:
+    """Raise RlhfctlError for an ensemble: no folder of one model gives the scores of several."""
+    if (count := len(member_folders(artifact))) > 1:
+        raise RlhfctlError(
+            f"the reward is an ensemble of {count} models, which is no single model to export",
+            where=str(artifact.path),
+            fix="score with it here (rlhfctl score), load its members with peft (adapter/, member-1/, ...), or train "
+            "with reward.members: 1",
+        )
 
 
 def _restart_clock(folder: Path) -> None:

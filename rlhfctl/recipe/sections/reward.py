@@ -15,10 +15,16 @@ from rlhfctl.recipe.sections.training import Trained
 RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
 RewardLoss = Literal["bradley_terry", "k_wise", "plackett_luce", "best_of_k"]
 Normalization = Literal["demonstrations", "reference"]
+Aggregate = Literal["mean", "min", "variance"]
 CLASSIFIER_KEYS = ("label", "reads")
-TRAINING_KEYS = ("lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize")
+ENSEMBLE_KEYS = ("members", "aggregate", "variance_coefficient")
+TRAINING_KEYS = (
+    "lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS
+)  # fmt: skip
 GROUP_LOSSES = ("k_wise", "plackett_luce", "best_of_k")  # their batch elements are groups, not pairs
 _PLAIN_LOSS: RewardLoss = "bradley_terry"
+_PLAIN: dict[str, object] = {"loss": _PLAIN_LOSS, "members": 1, "aggregate": "mean", "variance_coefficient": 1.0}
+"""Keys whose plain value changes nothing, though it is none that Python takes as false."""
 
 
 def _without_model(key: str) -> Callable[[Reward], bool]:
@@ -31,7 +37,8 @@ def _without_training(key: str) -> Callable[[Reward], bool]:
 
 def _is_used(reward: Reward, key: str) -> bool:
     """Tell whether a key has a value that changes something."""
-    return bool(getattr(reward, key)) and not (key == "loss" and reward.loss == _PLAIN_LOSS)
+    value = getattr(reward, key)
+    return value != _PLAIN[key] if key in _PLAIN else bool(value)
 
 
 class Reward(Trained):
@@ -73,6 +80,21 @@ class Reward(Trained):
         description="Shift of the trained reward: demonstrations (their mean score is 0), or reference (samples of "
         "base* to training prompts have mean 0 and variance 1). It is saved with the scalar head.",
     )
+    members: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Reward models to train, each an adapter with a head on the one base*, from a bootstrap of the "
+        "training prompts and a seed of its own (1: one model on all prompts).",
+    )
+    aggregate: Aggregate = Field(
+        "mean",
+        description="Score of several members: mean, min (the worst case), or variance (the mean less "
+        "variance_coefficient times the variance over members; Coste et al. 2023).",
+    )
+    variance_coefficient: float = Field(
+        1.0, ge=0, description="Weight of the members' variance with aggregate: variance."
+    )
     function: str | None = Field(
         None, description="A Python function that scores responses, instead of a model: module:name."
     )
@@ -91,8 +113,14 @@ class Reward(Trained):
 
     @property
     def scorer(self) -> Reward:
-        """Return this section without the keys that only examine the scorer: what its training depends on."""
-        return self.model_copy(update={"card": None, "gate": None})
+        """Return this section without the keys that only examine or read the scorer: what its training depends on."""
+        read = {key: _PLAIN[key] for key in ("aggregate", "variance_coefficient")}
+        return self.model_copy(update={"card": None, "gate": None, **read})
+
+    @property
+    def heldout_scorer(self) -> Reward:
+        """Return what the training of the held-out reward model depends on: it is one model, never several."""
+        return self.scorer.model_copy(update={"members": 1})
 
     @property
     def on_groups(self) -> bool:
@@ -150,6 +178,29 @@ class Reward(Trained):
             about=("loss",),
         ),
         Rule(
+            "members",
+            "are adapters on one model, but all weights are trained",
+            "add {at}.lora, or leave members out",
+            lambda reward: reward.members > 1 and reward.kind == "trained" and reward.lora is None,
+            about=("lora",),
+        ),
+        Rule(
+            "aggregate",
+            "is for several members, but there is one",
+            "raise {at}.members, or leave aggregate out",
+            lambda reward: reward.kind == "trained" and reward.members == 1 and _is_used(reward, "aggregate"),
+            about=("members",),
+        ),
+        Rule(
+            "variance_coefficient",
+            "is for aggregate: variance, but the aggregate is {aggregate}",
+            "set aggregate: variance, or leave it out",
+            lambda reward: (
+                reward.kind == "trained" and reward.aggregate != "variance" and _is_used(reward, "variance_coefficient")
+            ),
+            about=("aggregate",),
+        ),
+        Rule(
             "function",
             "{function!r} is not a function",
             "write it as module:name",
@@ -165,6 +216,6 @@ class Reward(Trained):
             "function": ("model", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
         # Runs that were made before these keys existed stay unchanged.
-        newer = ("card", "gate", "heldout", "loss", "label_error", "normalize")
+        newer = ("card", "gate", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS)
         absent = tuple(key for key in newer if not _is_used(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
+from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage, without
 
 FEWEST_RESPONSES, MOST_RESPONSES = 2, 16  # of one question
 
@@ -32,7 +32,19 @@ class Sample(Stage):
         "round before) or base.",
     )
     temperature: float | None = Field(None, gt=0, description="Temperature of sampling (null: PPO's).")
+    candidates: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Questions drawn for each one that is asked, from the second round on: those are asked on which "
+        "the members of the last round's reward ensemble differ most (Christiano et al. 2017: 10).",
+    )
     batch_size: int = Field(64, gt=0, description="Number of responses sampled at once.")
+
+    @model_serializer(mode="wrap")
+    def _without_plain_candidates(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs that were made before this key existed stay unchanged.
+        return without(handler(self), () if self.candidates > 1 else ("candidates",))
 
     @property
     def trains(self) -> bool:

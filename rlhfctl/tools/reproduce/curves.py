@@ -136,7 +136,7 @@ class Seed:
 
 def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
     """Read the complete runs of one seed; `folder`: that of the seed."""
-    gold = _gold(pool_file(folder, sizes))
+    gold = gold_of_pool(pool_file(folder, sizes))
     ns = best_of_n.sizes(gold.shape[1])
 
     def scores(name: str) -> Floats:
@@ -158,8 +158,8 @@ def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
     )
 
 
-def _gold(pool: Path) -> Floats:
-    """Read gold's scores of the pool (prompts, samples)."""
+def gold_of_pool(pool: Path) -> Floats:
+    """Read gold's scores of a card's pool, (prompts, samples)."""
     rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
     samples = 1 + max(row["sample"] for row in rows)
     return np.array([row["scores"]["gold"] for row in rows], dtype=np.float64).reshape(-1, samples)
@@ -221,10 +221,10 @@ class Units:
     gold: Floats
 
 
-def _rl(run: Path, pool: Units) -> Curve:
-    """Read the evaluations of a run's PPO, those since its last start from the reference.
+def evaluations(run: Path) -> dict[int, Mapping[str, float]]:
+    """Read the evaluations of a run's PPO by update, those since its last start from the reference.
 
-    Of an update that was evaluated twice (after a kill), the later counts.
+    Of an update that was evaluated twice (after a kill), the later counts. RlhfctlError without one at update 0.
     """
     found: dict[int, Mapping[str, float]] = {}
     for event in read_events(run / "events.jsonl"):
@@ -234,13 +234,17 @@ def _rl(run: Path, pool: Units) -> Curve:
             found[event["step"]] = event["values"]
     if 0 not in found:
         raise RlhfctlError("PPO has no evaluation at update 0", where=str(run), fix="set ppo.eval.every above 0")
-    start, points = found[0], [found[step] for step in sorted(found) if step > 0]
-    units = {"eval_score": _deviation(pool.proxy), "eval_gold": _deviation(pool.gold)}
+    return dict(sorted(found.items()))
+
+
+def _rl(run: Path, pool: Units) -> Curve:
+    start, *points = evaluations(run).values()
+    units = {"eval_score": deviation(pool.proxy), "eval_gold": deviation(pool.gold)}
     proxy, gold = ([(point[name] - start[name]) / unit for point in points] for name, unit in units.items())
     return Curve.of("rl", [point["eval_kl"] for point in points], proxy, gold)
 
 
-def _deviation(scores: Floats) -> float:
+def deviation(scores: Floats) -> float:
     """Compute the standard deviation within prompts of `scores` (prompts, samples)."""
     centred = scores - scores.mean(axis=1, keepdims=True)
     found = math.sqrt(float(np.sum(np.square(centred))) / (scores.shape[0] * (scores.shape[1] - 1)))

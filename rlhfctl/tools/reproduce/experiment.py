@@ -144,7 +144,7 @@ def make(
         for job in todo:
             number += 1
             say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
-            _carry_out(job, folder / f"seed-{seed}" / job.name, listen)
+            carry_out(job, folder / f"seed-{seed}" / job.name, listen)
         _score_pool(folder / f"seed-{seed}", sizes, say)
 
 
@@ -175,7 +175,8 @@ def _score_pool(folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
         fs.write_json(file, {"of": of, "scores": scores})
 
 
-def _carry_out(job: Job, run: Path, listen: Callable[[Event], None]) -> None:
+def carry_out(job: Job, run: Path, listen: Callable[[Event], None]) -> None:
+    """Give the command of a job on its run folder; stages that are complete are skipped."""
     loaded = load_recipe(RECIPE, job.overrides)
     paths = RunPaths(run)
     with fs.RunLock(paths.lock), JsonlWriter(paths.events) as writer, fs.report_full_disk(run):

@@ -56,6 +56,12 @@ class Statement:
     held: bool | None
 
 
+def judged(what: str, numbers: Sequence[float], asked: tuple[str, Holds]) -> Measure:
+    """Judge one number per seed by what is asked of its interval over seeds."""
+    value, interval = over_seeds(numbers)
+    return Measure(what, value, interval, asked[0], asked[1](interval))
+
+
 def check(seeds: Sequence[Seed]) -> list[Statement]:
     """Check all statements on at least two seeds."""
     rows = sorted(seeds[0].rl)
@@ -63,11 +69,10 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
     tens = [math.log10(size) for size in rows]
 
     def measure(what: str, number: Callable[[Seed], float], asked: tuple[str, Holds]) -> Measure:
-        value, interval = over_seeds([number(seed) for seed in seeds])
-        return Measure(what, value, interval, asked[0], asked[1](interval))
+        return judged(what, [number(seed) for seed in seeds], asked)
 
     return [
-        _statement(
+        statement(
             "premise",
             "optimization goes too far: gold first rises with the proxy and then falls",
             [
@@ -75,7 +80,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 measure("fall of gold, best of n", lambda seed: seed.best_of_n[middle].fall, above(SAME_GOLD)),
             ],
         ),
-        _statement(
+        statement(
             "Gao 1",
             "the two forms describe gold: d (alpha - beta d) for best of n, d (alpha - beta log d) for RL",
             [
@@ -91,7 +96,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 ),
             ],
         ),
-        _statement(
+        statement(
             "Gao 2",
             "RL spends more KL than best of n for the same gold, but gives the same gold for the same proxy score",
             [
@@ -107,7 +112,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 ),
             ],
         ),
-        _statement(
+        statement(
             "Gao 3",
             "a larger proxy gives more gold, smoothly, in step with the logarithm of its size (here: pairs)",
             [
@@ -128,7 +133,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 ),
             ],
         ),
-        _statement(
+        statement(
             "Gao 4",
             "a larger policy gains less from optimization, and over-optimizes as much as a smaller one",
             [
@@ -149,7 +154,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 ),
             ],
         ),
-        _statement(
+        statement(
             "Gao 5",
             "a KL penalty raises the proxy score at a given distance, but not gold",
             [
@@ -166,7 +171,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             ],
         ),
         *(
-            _statement(
+            statement(
                 f"Coste {number}",
                 f"in best of n, the {said} of an ensemble over-optimizes less than one model, and gives more gold",
                 [
@@ -193,7 +198,8 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
     ]
 
 
-def _statement(name: str, says: str, measures: list[Measure]) -> Statement:
+def statement(name: str, says: str, measures: list[Measure]) -> Statement:
+    """Make a statement from its measures: it held if all did, and did not if one did not."""
     outcomes = [measure.held for measure in measures]
     return Statement(name, says, measures, False if False in outcomes else None if None in outcomes else True)
 

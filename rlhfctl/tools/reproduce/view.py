@@ -39,7 +39,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[Ren
     """Draw the tables, then the statements, then which of them held."""
     yield Text(f"{len(seeds)} seeds: {', '.join(str(seed.seed) for seed in seeds)}", "bold")
     for rows in seeds[0].agreement:
-        right = _spread([seed.agreement[rows] for seed in seeds])
+        right = spread([seed.agreement[rows] for seed in seeds])
         yield Text(f"the proxy of {rows} pairs orders two samples as gold does: {right}")
     for form, title in _FORMS:
         yield Text(f"\n{title}", "bold")
@@ -49,7 +49,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[Ren
     yield _ensembles(seeds)
     yield Text("\nstatements of the papers, judged by 95% intervals over seeds", "bold")
     for one in statements:
-        yield _statement(one)
+        yield statement_of(one)
     yield Text()
     yield from sums(statements)
 
@@ -63,29 +63,34 @@ def sums(statements: Sequence[Statement]) -> Iterator[Text]:
 
 def to_json(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> dict[str, Any]:
     """Return the sizes, all points, fits and outcomes for scripts; intervals as [low, high]."""
-
-    def measure(one: Measure) -> dict[str, Any]:
-        return asdict(one) | {"ci95": [one.ci95.low, one.ci95.high]}
-
     return {
         "sizes": asdict(sizes),
         "seeds": [asdict(seed) for seed in seeds],
-        "statements": [asdict(one) | {"measures": [measure(each) for each in one.measures]} for one in statements],
+        "statements": [statement_as_json(one) for one in statements],
     }
 
 
+def statement_as_json(one: Statement) -> dict[str, Any]:
+    """Return a statement, its measures and outcomes for scripts; intervals as [low, high]."""
+
+    def measure(each: Measure) -> dict[str, Any]:
+        return asdict(each) | {"ci95": [each.ci95.low, each.ci95.high]}
+
+    return asdict(one) | {"measures": [measure(each) for each in one.measures]}
+
+
 def _fits(seeds: Sequence[Seed], form: Form) -> Table:
-    table = _table("pairs", "alpha", "beta", "R2", "most gold", "peak")
+    table = table_of("pairs", "alpha", "beta", "R2", "most gold", "peak")
     for rows in sorted(seeds[0].rl):
         curves: list[Curve] = [getattr(seed, form)[rows] for seed in seeds]
         own = min(curve.fit.r_squared for curve in curves)
         other = min(curve.other_fit.r_squared for curve in curves)
         table.add_row(
             str(rows),
-            _spread([curve.fit.alpha for curve in curves]),
-            _spread([curve.fit.beta for curve in curves]),
+            spread([curve.fit.alpha for curve in curves]),
+            spread([curve.fit.beta for curve in curves]),
             f"{own:.2f} ({other:.2f})",
-            _spread([max(curve.gold) for curve in curves]),
+            spread([max(curve.gold) for curve in curves]),
             _peak(curves),
         )
     return table
@@ -99,10 +104,10 @@ def _peak(curves: Sequence[Curve]) -> str:
 
 def _ensembles(seeds: Sequence[Seed]) -> Table:
     largest = seeds[0].ns[-1]
-    table = _table("chosen by", "at the best n", f"at n = {largest}", "fall")
+    table = table_of("chosen by", "at the best n", f"at n = {largest}", "fall")
 
     def row(name: str, number: Callable[[Seed, str], float]) -> None:
-        table.add_row(name, *(_spread([number(seed, what) for seed in seeds]) for what in ("best", "last", "fall")))
+        table.add_row(name, *(spread([number(seed, what) for seed in seeds]) for what in ("best", "last", "fall")))
 
     numbers = {"best": lambda one: max(one.gold), "last": lambda one: one.gold[-1], "fall": lambda one: one.fall}
     row("one model", lambda seed, what: fmean(numbers[what](one) for one in seed.single))
@@ -111,7 +116,8 @@ def _ensembles(seeds: Sequence[Seed]) -> Table:
     return table
 
 
-def _statement(one: Statement) -> RenderableType:
+def statement_of(one: Statement) -> RenderableType:
+    """Draw a statement with its outcome, and what it was judged by."""
     heading = Text(f"\n{one.name}: ", "bold").append(OUTCOMES[one.held], f"bold {_STYLES[one.held]}")
     table = Table.grid(padding=(0, 2, 0, 0))
     for right in (False, True, False, False):
@@ -122,13 +128,15 @@ def _statement(one: Statement) -> RenderableType:
     return Group(heading, Text(one.says), Padding(table, (0, 0, 0, 2)))
 
 
-def _table(*names: str) -> Table:
+def table_of(*names: str) -> Table:
+    """Make a plain table; all columns but the first are numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for index, name in enumerate(names):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     return table
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Write the mean over seeds and half of its 95% interval."""
     mean, interval = over_seeds(values)
     return f"{mean:.2f} +-{interval.high - mean:.2f}"

@@ -20,6 +20,7 @@ from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
+from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
@@ -155,7 +156,7 @@ def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, dat
         )
     ]
     scores = reward(episodes)
-    experience.parts = parts_of(reward)
+    experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward)
     experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
     experience.scores = ppo_math.apply_missing_eos(
         experience.raw_scores,

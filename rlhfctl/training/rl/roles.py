@@ -13,7 +13,7 @@ loads the models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.models import adapters, architecture, build, heads, special_tokens
 from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, is_adapter_parameter
 from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.ensembles import Ensemble, member_name
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import Sequences, hidden_states
@@ -201,20 +202,26 @@ class RoleModels(Protocol):
     def has_reward(self) -> bool:
         """Tell whether the reward is a model; otherwise it is a function."""
 
-    def shared_reward_adapter(self) -> Path | None:
-        """Return the reward model's adapter if it was trained on the same base* that PPO starts from."""
+    def shared_reward_adapters(self) -> list[Path]:
+        """Return the reward model's adapter if it was trained on the same base* that PPO starts from; else none.
 
-    def check_shared_reward(self, scorer: AdapterScorer) -> None:
+        Of an ensemble those of all members, the first one first.
+        """
+
+    def ensemble(self, members: Sequence[AdapterScorer]) -> Ensemble:
+        """Make the reward of several members, as the recipe combines their scores."""
+
+    def check_shared_reward(self, scorer: AdapterScorer | Ensemble) -> None:
         """Raise unless the reward model on the shared base* gives the scores recorded when it was saved."""
 
     def classifier(self) -> Classifier | None:
         """Return the reward model if it is a text classifier."""
 
-    def reward_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    def reward_model(self) -> tuple[PreTrainedModel | Ensemble, PreTrainedTokenizerBase | None]:
         """Load the reward model as a separate model, and its tokenizer if it differs from the policy's."""
 
     def critic_model(self) -> PreTrainedModel | None:
-        """Load the initial critic as a separate model, if the recipe names one."""
+        """Load the initial critic as a separate model, if the recipe names one, or if the reward is an ensemble."""
 
     def critic_adapter(self) -> Path | None:
         """Return the folder of the initial critic as an adapter with a head, if the recipe names one."""
@@ -244,25 +251,26 @@ def build_roles(
     """Make every role, on as few copies of base* as the recipe allows; the critic only if the algorithm needs one."""
     kind = section.critic_kind if needs_critic else None
     # Load the reward model first: a separate critic may start as a copy of it.
-    shared = models.shared_reward_adapter() if section.lora and kind != "model" else None
+    shared = models.shared_reward_adapters() if section.lora and kind != "model" else []
     classifier = models.classifier() if models.has_reward else None
     scorer: Any = None
     own_tokenizer = None
-    if models.has_reward and shared is None and classifier is None:
+    if models.has_reward and not shared and classifier is None:
         scorer, own_tokenizer = models.reward_model()
     critic = None
     if kind == "model":
         critic = Critic(_critic_model(base, scorer, own_tokenizer, models, seed=seed))
 
     policy, reference = _policy_and_reference(base, pad_token_id, section, models, seed=seed)
-    if shared is not None:
-        scorer = scorer_beside(policy, REWARD, shared)
+    if shared:
+        members = [scorer_beside(policy, member_name(REWARD, number), folder) for number, folder in enumerate(shared)]
+        scorer = members[0] if len(members) == 1 else models.ensemble(members)
         models.check_shared_reward(scorer)
     if kind == "head":
         scores = AdapterScorer(policy, heads.new_head(policy.model))
         critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
     elif kind == "adapter":
-        head = _critic_adapter(policy.model, shared, section, models, seed=seed + 1)
+        head = _critic_adapter(policy.model, shared[0] if shared else None, section, models, seed=seed + 1)
         critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
     return Roles(policy, reference, critic), RewardModel(scorer, own_tokenizer, classifier)
 
@@ -305,11 +313,16 @@ def _policy_and_reference(
 
 
 def _critic_model(
-    base: PreTrainedModel, scorer: PreTrainedModel | None, own_tokenizer: Any, models: RoleModels, *, seed: int
+    base: PreTrainedModel,
+    scorer: PreTrainedModel | Ensemble | None,
+    own_tokenizer: Any,
+    models: RoleModels,
+    *,
+    seed: int,
 ) -> PreTrainedModel:
     """Make a separate critic: the one named, a copy of the reward model, or (for a function) base* with a zero head."""
     critic = models.critic_model()
-    if critic is None and scorer is not None and own_tokenizer is None:
+    if critic is None and isinstance(scorer, PreTrainedModel) and own_tokenizer is None:
         critic = build.copy_frozen(scorer)
     if critic is None:
         if scorer is not None:
