@@ -98,7 +98,8 @@ def test_what_is_appended_is_flushed_and_a_new_file_with_its_name(tmp_path: Path
         fs.append(tmp_path / "a.jsonl", b"two\n")
     assert calls == ["fsync a.jsonl 4", f"fsync {tmp_path.name}", "fsync a.jsonl 8"]
     assert (tmp_path / "a.jsonl").read_bytes() == b"one\ntwo\n"
-    with stopping_at(tmp_path, 0, OSError(errno.ENOSPC, "full")), pytest.raises(RlhfctlError, match="no space left on the disk"):
+    full = OSError(errno.ENOSPC, "full")
+    with stopping_at(tmp_path, 0, full), pytest.raises(RlhfctlError, match="no space left on the disk"):
         fs.append(tmp_path / "a.jsonl", b"three\n")
 
 
