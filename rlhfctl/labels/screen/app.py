@@ -114,7 +114,7 @@ class LabelApp(App[None]):
     def labels_given(self) -> int:
         """How many labels of this sitting stand: neither skips, nor what was taken back."""
         history = self.desk.answers.history.get(self.annotator, ())
-        return sum(1 for event in history if event.key in self._given and event.kind != "skip")
+        return sum(event.key in self._given and event.kind != "skip" for event in history)
 
     def compose(self) -> ComposeResult:
         """Make the frame around the questions."""
@@ -336,9 +336,7 @@ class LabelApp(App[None]):
         )
 
     def _say(self, text: str, *, error: bool = False) -> None:
-        line = self.query_one("#status", Static)
-        line.set_class(error, "error")
-        line.update(drawn([(text, "")]))
+        self.query_one("#status", Static).set_class(error, "error").update(drawn([(text, "")]))
 
 
 def _says(event: Event, kind: Kind, ranks: list[int] | None) -> bool:
