@@ -34,7 +34,7 @@ PARTS = {  # of a stage: its files beside the one of its name
     "compare": ("answers", "judges", "controls", "endpoint", "readings"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
     "sample": ("responses",),
-    "reward": ("normalization",),
+    "reward": ("normalization", "reward_members"),
 }
 GOLD_READERS = {
     "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -230,13 +231,15 @@ def load_policy_adapter(model: PeftModel, folder: Path) -> None:
 def add_frozen(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Let `model` carry adapters made as that of `folder`; its `default` adapter is new and changes nothing."""
     config = LoraConfig.from_pretrained(str(folder))
-    config.task_type, config.modules_to_save = TaskType.CAUSAL_LM, None
+    config.task_type, config.modules_to_save, config.base_model_name_or_path = TaskType.CAUSAL_LM, None, None
     return get_peft_model(model, config)
 
 
 def drop_policy(model: PeftModel) -> None:
     """Remove the `default` adapter of a model that has others."""
-    model.delete_adapter(POLICY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft tells that it makes another one active
+        model.delete_adapter(POLICY)
 
 
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:

@@ -20,7 +20,7 @@ import pytest
 from conftest import SHARE_OF_A, run_here
 from safetensors.torch import load_file
 
-from rlhfctl.artifacts import Source, load_artifact
+from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.models import scoring, tokenizing
 from rlhfctl.models.ensembles import Ensemble
@@ -78,6 +78,12 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 def items(run: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / stage / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(made: Artifact) -> dict[str, str]:
+    """The hashes of weights and of recorded scores; peft writes the other files in an order of its own."""
+    names = [name for name in made.manifest.outputs if name.endswith((".safetensors", "probes.json"))]
+    return {name: made.manifest.outputs[name] for name in names}
 
 
 def loader(run: Path) -> Loader:
@@ -170,8 +176,7 @@ def test_a_kill_between_members_keeps_the_finished_ones(project: Path) -> None:
     assert again.returncode == 0, again.stderr
     trained = [note for note in load_artifact(run / "reward").manifest.notes if "is trained on" in note]
     assert len(before) >= 2 and len(trained) == 3 - len(before)
-    expected = load_artifact(project / "run" / "reward").manifest.outputs
-    assert load_artifact(run / "reward").manifest.outputs == expected
+    assert weights(load_artifact(run / "reward")) == weights(load_artifact(project / "run" / "reward"))
 
 
 # ---------------------------------------------------------------- PPO, compare
@@ -215,18 +220,20 @@ def test_the_aggregate_changes_ppo_and_not_the_members(project: Path, critic: st
 def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
     """`members: 1` changes neither what is recorded as input nor any weight, and bootstraps nothing."""
     made = []
-    for name, sets in (("plain", ()), ("one", ("--set", "reward.members=1"))):
+    for name, members in (("plain", ""), ("one", "members: 1, aggregate: mean, variance_coefficient: 1.0, ")):
         run = project / name
         for stage in ("sft", "sample", "label"):
             shutil.copytree(project / "run" / stage, run / stage)
-        plain = "reward={trainer: {num_train_epochs: 1, learning_rate: 3e-3, per_device_train_batch_size: 4}}"
-        options = ("--set", plain, "--set", "sample.candidates=1", "--until", "reward")
-        result = run_here("run", "recipe.yaml", "--run-dir", run, *options, *sets, cwd=project)
+        trainer = "trainer: {num_train_epochs: 1, learning_rate: 3e-3, per_device_train_batch_size: 4}"
+        options = ("--set", f"reward={{{members}{trainer}}}", "--set", "sample.candidates=1", "--until", "reward")
+        result = run_here("run", "recipe.yaml", "--run-dir", run, *options, cwd=project)
         assert result.returncode == 0, result.stderr
-        made.append(load_artifact(run / "reward").manifest)
-    assert made[0].inputs == made[1].inputs and made[0].outputs == made[1].outputs
-    assert "members" not in made[0].layout and "members" not in made[0].section
-    assert not any("bootstrap" in note for note in made[0].notes)
+        made.append(load_artifact(run / "reward"))
+    plain, one = (artifact.manifest for artifact in made)
+    assert plain.inputs == one.inputs and weights(made[0]) == weights(made[1])
+    assert plain.layout == {"head": True, "probes": "probes.json", "adapter": "adapter"}
+    assert not {"members", "aggregate", "variance_coefficient"} & plain.section.keys()
+    assert not any("bootstrap" in note for note in plain.notes)
 
 
 # ---------------------------------------------------------------- active choice
@@ -240,7 +247,8 @@ def test_the_second_round_asks_where_the_members_of_the_first_differ_most(projec
     sampled = load_artifact(run / "round-2" / "sample").manifest
     assert sampled.parents["reward"].path == "reward"
     (note,) = [note for note in sampled.notes if "candidates are asked" in note]
-    assert "10 of 30 candidates" in note or "10 of 29 candidates" in note, note
+    kept, candidates = (int(word) for word in note.replace(" of ", " ").split()[:2])
+    assert kept == 10 < candidates <= 30, note  # a prompt with equal answers is left out
     mean = fmean(row["disagreement"] for row in second)
     assert sampled.metrics["disagreement"] == pytest.approx(mean)
     over_all = float(note.rsplit(", ", 1)[1].split()[0])
@@ -266,4 +274,4 @@ def test_candidates_without_members_or_rounds_are_refused(project: Path) -> None
     for key in ("reward.members=1", "rounds=null"):
         sets = ("--set", key, "--set", "reward.aggregate=mean", "--set", "reward.variance_coefficient=1")
         result = run_here("validate", "recipe.yaml", *sets, cwd=project)
-        assert result.returncode == 1 and "sample.candidates" in result.stderr + result.stdout
+        assert result.returncode == 2 and "sample.candidates" in result.stderr + result.stdout
