@@ -7,6 +7,7 @@ recipe; reads and writes no files.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rlhfctl.errors import Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import StageId
@@ -74,8 +75,17 @@ def stages_named(text: str, stages: Iterable[StageId]) -> list[StageId]:
 
 
 def one_named(text: str, stages: Iterable[StageId]) -> StageId | None:
-    """Return the one stage that a text names, None without one; RlhfctlError if there is one per seed."""
-    named = stages_named(text, stages)
+    """Return the one stage that a text names, None without one; RlhfctlError if there is one per seed.
+
+    `ppo` is that of the last round, `round-1/ppo` that of the first.
+    """
+    listed = list(stages)
+    if text.startswith("round-"):
+        named = [stage for stage in listed if str(stage) == text.removeprefix("round-1/")]
+    else:
+        alike = stages_named(text, [replace(stage, round=1) for stage in listed])
+        found = [stage for stage in listed if replace(stage, round=1) in alike]
+        named = [stage for stage in found if stage.round == max(one.round for one in found)]
     if len(named) > 1:
         raise RlhfctlError(
             f"the run has one stage {text} per seed", fix=f"name one of {', '.join(str(stage) for stage in named)}"

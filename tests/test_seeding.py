@@ -176,6 +176,16 @@ def test_where_one_stage_is_needed_its_seed_is_asked_for(stages: list[StageId]) 
     with pytest.raises(RlhfctlError, match="one stage ppo per seed") as caught:
         one_named("ppo", stages)
     assert caught.value.fix == "name one of seed-4/ppo, seed-9/ppo"
+    rounds = [*map(StageId.parse, ("sft", "ppo", "round-2/ppo", "round-3/ppo", "compare"))]
+    named = {
+        text: str(one_named(text, rounds)) for text in ("ppo", "round-1/ppo", "round-2/ppo", "compare", "round-9/ppo")
+    }
+    assert named == {
+        "ppo": "round-3/ppo", "round-1/ppo": "ppo", "round-2/ppo": "round-2/ppo", "compare": "compare",
+        "round-9/ppo": "None",
+    }  # fmt: skip
+    both = [*map(StageId.parse, ("seed-1/ppo", "round-2/seed-1/ppo", "seed-2/ppo"))]
+    assert str(one_named("seed-1/ppo", both)) == "round-2/seed-1/ppo"
 
 
 def test_a_stage_stands_before_those_of_its_own_seed_and_shared_ones(stages: list[StageId]) -> None:

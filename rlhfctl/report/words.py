@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlhfctl.dashboard.text import counted, number
+from rlhfctl.paths import StageId
 from rlhfctl.report.content import Check, Mark, Number
 from rlhfctl.report.facts.measures import peak_memory, seconds_of, share_below, tokens_sampled
 from rlhfctl.report.facts.records import Comparison, Judged, Run
@@ -259,7 +260,11 @@ def _size(found: Comparison) -> Check:
 
 
 def _of_reward(run: Run) -> Iterator[Check]:
-    for stage in run.of_kind("reward"):
+    rewards = run.of_kind("reward")
+    last = max((StageId.parse(stage.name).round for stage in rewards), default=1)
+    for stage in rewards:
+        if StageId.parse(stage.name).round < last:
+            continue  # the policy was last trained on that of the last round
         metrics = {**stage.measured, **(stage.manifest.metrics if stage.manifest is not None else {})}
         names = ("heldout_accuracy", "heldout_accuracy_low", "heldout_accuracy_high")
         values = [metrics.get(name) for name in names]

@@ -4,8 +4,8 @@ Before weights load: the artifact is complete and unaltered, tokenizer and templ
 base* gives the recorded log-probabilities, and the reward model the recorded scores (probes.py). A model from elsewhere
 has no manifest: the checks that are possible run, and the others are noted.
 
-Reads a recipe's `model` section and artifacts. Writes nothing, and does not depend on any stage: tools use it too. Longer
-than 400 lines because all checks of a hand-over stand in one place.
+Reads a recipe's `model` section and artifacts. Writes nothing, and does not depend on any stage: tools use it too.
+Longer than 400 lines because all checks of a hand-over stand in one place.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def evaluate(
     if stage.seed is None and STAGE in seeded_stages(loaded.recipe):
         first = next(str(one.group) for one in in_order(loaded.recipe) if one.name == STAGE)
         raise RlhfctlError("the run has one reward model per seed", where=str(run), fix=f"name one: {run / first}")
+    if stage.round == 1 and loaded.recipe.rounds is not None:
+        stage = replace(stage, round=loaded.recipe.rounds.count)  # the reward model that the last policy was trained on
     request = Request(only=str(stage), keeps_recipe=True)
     with fs.RunLock(paths.lock), JsonlWriter(paths.events) as writer, fs.report_full_disk(root):
         (artifact,) = pipeline.run(loaded, root, request, FanOut([writer, listen]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,11 @@ def _progress(stages: dict[str, str]) -> str:
     groups: dict[str, dict[str, str]] = {}  # seed, or none for stages that all seeds share -> name -> state
     for text, state in stages.items():
         group, _, name = text.rpartition("/")
-        groups.setdefault(group.removeprefix("seed-"), {})[name] = state
+        round_, _, seed = group.rpartition("/")
+        if group.startswith("round-") and not round_:
+            round_, seed = group, ""
+        name = f"{name} {round_.removeprefix('round-')}" if round_ else name
+        groups.setdefault(seed.removeprefix("seed-"), {})[name] = state
     alike: dict[str, list[str]] = {}
     for group, states in groups.items():
         alike.setdefault(_by_state(states), []).append(group)
@@ -138,8 +143,24 @@ def _progress(stages: dict[str, str]) -> str:
 
 
 def _by_state(states: dict[str, str]) -> str:
+    """Write the states; a stage of several rounds is named once: `ppo 1 to 3 complete`."""
     groups = {state: [name for name in states if states[name] == state] for state in dict.fromkeys(states.values())}
-    return "; ".join(f"{', '.join(names)} {state}" for state, names in groups.items())
+    return "; ".join(f"{', '.join(_by_round(names, states))} {state}" for state, names in groups.items())
+
+
+def _by_round(names: Sequence[str], known: Collection[str]) -> list[str]:
+    """Join names such as `ppo` (of round 1), `ppo 2`, `ppo 3` to `ppo 1 to 3`, where a run has several rounds."""
+    rounds: dict[str, list[int]] = {}
+    for text in names:
+        name, _, number = text.partition(" ")
+        rounds.setdefault(name, []).append(int(number or 1))
+    several = {text.partition(" ")[0] for text in known if " " in text}
+    said = []
+    for name, numbers in rounds.items():
+        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        told = f"{numbers[0]} to {numbers[-1]}" if whole else ", ".join(map(str, numbers))
+        said.append(f"{name} {told}" if name in several else name)
+    return said
 
 
 def _active(paths: RunPaths) -> float:

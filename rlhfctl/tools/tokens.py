@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhfctl.dashboard import explain, traces
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.paths import RunPaths
+from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
 
 
@@ -55,7 +55,7 @@ def find(run: Path, stage: str | None, update: int | None, episode: int | None) 
 
 
 def choose_stage(run: Path, stage: str | None) -> str:
-    """Return the ppo stage that is asked for, or the run's first one; RlhfctlError where there is none."""
+    """Return the ppo stage that is asked for, or the first one of the last round; RlhfctlError where there is none."""
     if not RunPaths(run).recipe.is_file():
         raise RlhfctlError(
             "there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder: rlhfctl runs"
@@ -73,7 +73,8 @@ def choose_stage(run: Path, stage: str | None) -> str:
             where=str(run),
             fix=f"run it first: rlhfctl run RECIPE --run-dir {run} --until ppo",
         )
-    return stages[0] if stage is None else stage
+    last = max(StageId.parse(one).round for one in stages)
+    return next(one for one in stages if StageId.parse(one).round == last) if stage is None else stage
 
 
 def _no_trace(run: Path, stage: str) -> RlhfctlError:
