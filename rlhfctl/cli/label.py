@@ -104,7 +104,8 @@ def ask(
         typer.Option(metavar="FILE", help="With --write: add them to this file (default: RUN/demonstrations.jsonl)."),
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(help="With --write: the stage whose model suggests (default: the last policy).")
+        str | None,
+        typer.Option(metavar="STAGE", help="With --write: the stage whose model suggests (default: the last policy)."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="With --write: sampling temperature (default: the recipe's).")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.models import loading
 from rlhfctl.tools.chat.conversation import Answer
 from rlhfctl.tools.chat.models import Settings, Speaker
 from rlhfctl.tools.chat.screen import Screen, open_screen
@@ -29,7 +30,8 @@ class Model:
 
     def __call__(self, prompt: Prompt, draw: int, place: int) -> Answer:
         """Draw an answer; in a terminal it is seen while it grows."""
-        draft = self.speaker.begin(prompt, self.settings, draw)
+        with loading.silence_libraries():  # the error says it, where a prompt is too long
+            draft = self.speaker.begin(prompt, self.settings, draw)
         grows = self.screen.answering([f"suggestion {place}"]) if self.screen.together else nullcontext(_unseen)
         with grows as show:
             for text in draft.tokens():

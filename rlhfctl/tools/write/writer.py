@@ -104,6 +104,7 @@ class Writer:
     def draw(self, turn: Turn) -> None:
         """Ask the model for suggestions that differ, none of them empty. Ctrl-C stops it with those that are there."""
         turn.suggestions, turn.ranked, self.since = [], [], None
+        before = turn.draws
         prompt = self.conversation.prompt(len(self.conversation.turns) - 1)
         try:
             for _ in range(_DRAWS_PER_SUGGESTION * self.count):
@@ -121,10 +122,13 @@ class Writer:
         except RlhfctlError as error:  # no room in the context: the person can still answer or end
             turn.draws += 1
             self.screen.error(f"no suggestions: {error.what}")
+            self.book.keep(self.conversation)
+            return
         self.book.keep(self.conversation)
         if len(turn.suggestions) < self.count:
             self.screen.note(
-                f"{counted(len(turn.suggestions), 'suggestion')} in {turn.draws} draws; /again draws others"
+                f"{counted(len(turn.suggestions), 'suggestion')} in {counted(turn.draws - before, 'draw')}; "
+                "/again draws others"
             )
 
     # ---------------------------------------------------------------- the assistant's side

@@ -19,6 +19,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.labels.desk import Desk
 from rlhfctl.labels.store import open_labels
 from rlhfctl.recipe.schema import Data
+from rlhfctl.stages.label import counts
 from rlhfctl.tools import label
 from rlhfctl.tools.write.start import write
 
@@ -124,6 +125,7 @@ def test_labels_of_written_conversations_are_no_answers_to_questions(run: Path, 
         more, theirs = label.written(desk.store)
     assert (len(given), len(theirs)) == (1, 4) and {item.id for item in more} == {event.item for event in theirs}
     assert len(asked.items) == 2
+    assert counts(given[0], None) and not any(counts(event, None) for event in theirs)  # of the label stage
 
 
 def test_a_killed_process_loses_the_line_that_is_typed_and_no_more(run: Path) -> None:

@@ -90,8 +90,8 @@ def test_equal_and_empty_suggestions_are_drawn_again_and_a_model_that_repeats_it
     assert screen.shown == ["[1] same", "[2] other"]
     stubborn = tmp_path / "stubborn"
     stubborn.mkdir()
-    screen = wrote(stubborn, "hi", "1", "", suggest=lambda *_: Answer("ppo", "same", 1, True), count=3)
-    assert "1 suggestion in 12 draws; /again draws others" in screen.notes
+    screen = wrote(stubborn, "hi", "/again", "1", "", suggest=lambda *_: Answer("ppo", "same", 1, True), count=3)
+    assert screen.notes.count("1 suggestion in 12 draws; /again draws others") == 2
     assert said_by(demonstrations(stubborn)[0]) == ["hi", "same"]
 
 
@@ -101,6 +101,7 @@ def test_without_room_for_an_answer_the_person_can_still_write_one(tmp_path: Pat
 
     screen = wrote(tmp_path, "hi", "my own", "", suggest=full)
     assert screen.errors == ["no suggestions: the prompt has 99 tokens"]
+    assert not any("draws others" in note for note in screen.notes)
     assert said_by(demonstrations(tmp_path)[0]) == ["hi", "my own"] and labels(tmp_path) == []
 
 
