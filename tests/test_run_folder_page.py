@@ -30,6 +30,7 @@ OTHER_RECIPES = {
     "judge-cache.sqlite": "compare.judges: [endpoint]; below",
     "superseded/FILE": "a changed recipe; tests/e2e/test_run.py",
     "summary/summary.json": "seeds; below",
+    "reward/member-NUMBER/FILE": "reward.members; tests/e2e/test_members.py",
     "sample/items.jsonl": "sample; tests/e2e/test_rounds.py",
     "label/rankings.jsonl": "label; tests/e2e/test_rounds.py",
     "labels.sqlite": "label; tests/e2e/test_rounds.py",

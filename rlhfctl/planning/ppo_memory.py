@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from rlhfctl.generation import generator, kl, local
 from rlhfctl.models import scoring
 from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
+from rlhfctl.models.ensembles import member_name
 from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head
 from rlhfctl.models.language_model import LanguageModel
@@ -57,16 +58,18 @@ def ppo_outlook(
     *,
     shared: bool,
     heldout: bool = False,
+    members: int = 1,
     eval_prompts: int = 0,
 ) -> MemoryEstimate:
     """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
     `reward`: the reward model (None: a function). `shared`: whether the reward model is an adapter on the same base*.
-    `heldout`: whether evaluations score with a second reward model, which is made as the first is.
+    `heldout`: whether evaluations score with a second reward model, which is made as the first is. `members`: reward
+    models of an ensemble, which are adapters on one model; they score one after the other.
     """
     heldout = heldout and section.eval.every > 0 and eval_prompts > 0
     with on_meta_device(autocast=section.bf16):
-        roles, scorer, own = _skeleton(spec, section, reward, shared=shared, heldout=heldout)
+        roles, scorer, own = _skeleton(spec, section, reward, shared=shared, heldout=heldout, members=members)
         trained = roles.prepare()
         critic = None if roles.critic is None else roles.critic.scorer
         for model in (roles.policy.model, roles.reference.model, own, critic):
@@ -90,7 +93,7 @@ def ppo_outlook(
 
 
 def _skeleton(
-    spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool, heldout: bool = False
+    spec: ModelSpec, section: Ppo, reward: ModelSpec | None, *, shared: bool, heldout: bool = False, members: int = 1
 ) -> tuple[Roles, Any, Any]:
     """Make (roles, reward model, reward model if it is a separate model); None for what does not exist."""
     lora = None if section.lora is None else section.lora.model_copy(update={"lora_dropout": 0.0})
@@ -104,6 +107,8 @@ def _skeleton(
     if shared and lora is not None:
         add_adapter(model, REWARD, lora, seed=0)
         scorer = AdapterScorer(policy.with_adapter(REWARD), new_head(model))
+        for number in range(1, members):
+            add_adapter(model, member_name(REWARD, number), lora, seed=0)
         if heldout:
             add_adapter(model, HELDOUT, lora, seed=0)
     critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
@@ -138,6 +143,8 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
         for adapter, role in _ROLE_OF_ADAPTER.items():
             if is_adapter_parameter(name, adapter):
                 low_rank[role] += parameter.nbytes
+        if is_adapter_parameter(name) and f".{REWARD}-" in name:  # a further member of an ensemble
+            low_rank[_REWARD] += parameter.nbytes
     if low_rank:
         needs = {BASE: {WEIGHTS: base}, **{role: {WEIGHTS: size} for role, size in low_rank.items()}}
     else:

@@ -157,9 +157,14 @@ def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> St
     adapter, whole = _adapter_bytes(outlook), _weights_on_disk(outlook, recipe)
     kept = (adapter or whole) + lengths.tokenizer_bytes + _probes(32, max(map(max, pairs)))
     disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
+    members = 1 if other_half else section.members
+    if members > 1:  # one trains at a time; the finished ones are kept, and copied to their places at the end
+        disk = Disk(max(disk.highest + (members - 1) * kept, 2 * members * kept), members * kept)
     groups = f" in {len(elements)} groups of up to {size} responses" if section.on_groups else ""
     what = f"{len(pairs)} pairs{groups}, {lengths.heldout} held out"
-    return StagePlan("reward", "run", "", what, steps, int(sum(map(sum, elements)) * epochs), outlook, disk)
+    what += f", {members} members on a bootstrap each" if members > 1 else ""
+    tokens = int(sum(map(sum, elements)) * epochs) * members
+    return StagePlan("reward", "run", "", what, steps * members, tokens, outlook, disk)
 
 
 def _responses(groups: Sequence[GroupLengths], limit: int | None) -> list[list[int]]:
@@ -202,6 +207,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
             scorer,
             shared=shared,
             heldout=recipe.reward is not None and recipe.reward.heldout,
+            members=recipe.reward.members if recipe.reward is not None else 1,
             eval_prompts=lengths.eval,
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)

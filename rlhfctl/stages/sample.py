@@ -67,8 +67,9 @@ def run(section: Sample, ctx: Context, generate: Generator = local.sample) -> Ar
     drawn = drawing.draw()
 
     # 3. Items: a prompt with its responses.
-    del writers
-    items = _chosen(list(items_of(rows, drawn, ctx.note)), section, ctx)
+    items = list(items_of(rows, drawn, ctx.note))
+    del drawing, writers, models, first  # the reward model may need their memory
+    items = _chosen(items, section, ctx)
     if not items:
         raise DataError(
             "the model answers every prompt with one response again and again: there is nothing to compare",
