@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SHARE_OF_A, run_here
+from safetensors.torch import load_file
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, load_artifact
@@ -137,6 +139,20 @@ def test_a_finished_run_is_skipped_as_a_whole_and_verified(project: Path) -> Non
     checked = json.loads(run_here("verify", "run", "--json", cwd=project).stdout)
     assert checked["unchanged"] is True, checked
     assert {one["where"] for one in checked["findings"] if one["state"] == "ok"} >= set(STAGES)
+
+
+def test_the_policy_of_the_last_round_is_exported_and_shown(project: Path) -> None:
+    for name, folder in (("ppo", "round-3/ppo"), ("round-1/ppo", "ppo")):
+        to = project / f"exported-{folder.replace('/', '-')}"
+        exported = run_here("export", "run", "--stage", name, "--to", to, cwd=project)
+        assert exported.returncode == 0, exported.stderr
+        trained = load_file(project / "run" / folder / "model" / "model.safetensors")
+        found = load_file(to / "model.safetensors")
+        assert all(torch.equal(found[key], trained[key]) for key in found)
+    shown = run_here("tokens", "run", cwd=project)
+    assert shown.returncode == 0 and "round-3/ppo" in shown.stdout
+    listed = " ".join(run_here("runs", ".", cwd=project).stdout.split())
+    assert "ppo 1 to 3" in listed
 
 
 def test_one_round_less_compares_the_policy_of_the_last_one_left(project: Path) -> None:
