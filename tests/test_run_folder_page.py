@@ -40,6 +40,8 @@ OTHER_RECIPES = {
     "card/card.json": "reward.card; the fixture carded_run",
     "card/pool.jsonl": "reward.card; the fixture carded_run",
     "STAGE/work/pool/block-NUMBER.json": "the card under way; tests/stages/test_pool.py",
+    "STAGE/work/finished/member-NUMBER/FILE": "reward.members under way; tests/e2e/test_members.py",
+    "STAGE/work/member-NUMBER/": "reward.members under way; tests/e2e/test_members.py",
     "STAGE/work/extends.json": "more episodes for a finished PPO; tests/e2e/test_more_episodes.py",
     "STAGE/work/waiting.json": "a stage that waits for people; tests/test_pipeline.py",
     "STAGE/work/process/": "a stage in a process of its own; tests/test_stage_process.py",
@@ -132,7 +134,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 30 and len(work) == 12
+    assert len(files) == 31 and len(work) == 14
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)

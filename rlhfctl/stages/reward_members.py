@@ -34,6 +34,7 @@ from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import recorded_base
 
 _MEMBER_SEED = 10_007  # between the seeds of two members: far from the seeds that people give to repeated runs
+_FINISHED = "finished"
 _RESULT = "member.json"  # in a finished member's folder in work/: its metrics and its held-out scores
 
 Emit = Callable[[Event], None]
@@ -71,14 +72,15 @@ class Members:
         count = self.section.members
         results = []
         emit, done = _CountingOn(self.ctx.emit, count), 0  # steps of the members before
+        finished = [(self.ctx.work / _FINISHED / f"member-{number}" / _RESULT).is_file() for number in range(count)]
         for number in range(count):
-            folder = self.ctx.work / "finished" / f"member-{number}"
-            if not (folder / _RESULT).is_file():
+            folder = self._finished(number, by_first=finished[number])
+            if not finished[number]:
                 emit.number, emit.before = number, done
                 self._make_one(number, groups, tokenizer, base_path, folder, emit)
             results.append(read_json(folder / _RESULT))
             done += int(results[-1]["metrics"]["steps"])
-        self._publish()
+        self._publish(finished)
         metrics = {name: fmean(one["metrics"][name] for one in results) for name in results[0]["metrics"]}
         metrics |= {"steps": float(done), "reload_gap": self._reload_gap(tokenizer)}
         scores = [one["scores"] for one in results]
@@ -116,10 +118,18 @@ class Members:
             fs.write_json(made / _RESULT, {"metrics": metrics, "scores": scores})
         shutil.rmtree(work, ignore_errors=True)  # its checkpoints
 
-    def _publish(self) -> None:
+    def _finished(self, number: int, *, by_first: bool) -> Path:
+        """Return the folder of a finished member; of several processes each keeps those that they train together.
+
+        `by_first`: it was finished before this attempt, and lies where the first process keeps its own.
+        """
+        kept = self.ctx.work if self.ctx.first or by_first else self.ctx.folder
+        return kept / _FINISHED / f"member-{number}"
+
+    def _publish(self, finished: Sequence[bool]) -> None:
         """Copy the finished members to their places; the first one's probes lie in the stage's folder itself."""
         for number in range(self.section.members):
-            source = self.ctx.work / "finished" / f"member-{number}"
+            source = self._finished(number, by_first=finished[number])
             with fs.publish_folder(self.ctx.folder / (f"member-{number}" if number else "adapter")) as folder:
                 left_out = [_RESULT] if number else [_RESULT, probes.PROBES]
                 shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))

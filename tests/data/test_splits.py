@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from row_files import message
 
-from rlhfctl.data.splits import prompt_key, prompts_of, split_in_half, split_preferences, split_prompts
+from rlhfctl.data.splits import bootstrap, prompt_key, prompts_of, split_in_half, split_preferences, split_prompts
 from rlhfctl.data.types import PreferenceGroup, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
@@ -151,3 +151,17 @@ def test_prompts_of_pairs_are_taken_once_with_their_tools() -> None:
         for prompt, tools in (("a", None), ("b", [{"name": "f"}]), ("a", None))
     ]
     assert prompts_of(groups) == [{"prompt": "a"}, {"prompt": "b", "tools": [{"name": "f"}]}]
+
+
+def test_a_bootstrap_draws_prompts_with_all_their_rows() -> None:
+    prompts = [text_prompt(n % 50) for n in range(100)]  # two rows of each of 50 prompts
+    drawn = bootstrap(prompts, 0, 0)
+    assert len(drawn) == 100 and drawn == sorted(drawn)
+    times = Counter(drawn)
+    assert all(times[n] == times[n + 50] for n in range(50))  # both rows of a prompt, as often
+    assert 0.5 < len(set(drawn)) / 100 < 0.77  # 1 - 1/e of the prompts, on average
+    assert bootstrap(prompts, 0, 0) == drawn
+    others = [bootstrap(prompts, seed, number) for seed, number in ((0, 1), (0, 2), (1, 0))]
+    assert all(other != drawn for other in others)
+    backwards = bootstrap(prompts[::-1], 0, 0)  # the same prompts, whatever the order of the rows
+    assert Counter(prompts[place] for place in drawn) == Counter(prompts[::-1][place] for place in backwards)

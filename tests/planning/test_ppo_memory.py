@@ -99,6 +99,18 @@ def test_a_held_out_reward_model_is_one_more_adapter_or_one_more_model() -> None
     assert "held-out reward model" not in needs(shared=True, every=0)  # nothing evaluates, and it is not loaded
 
 
+def test_each_member_of_an_ensemble_is_one_more_adapter() -> None:
+    def needs(members: int) -> memory.Needs:
+        section = Ppo(lora=Lora(r=4), per_device_train_batch_size=8, response_length=24)
+        return ppo_memory.ppo_outlook(shape(), section, 12, shape(), shared=True, members=members).peak.needs
+
+    one, five = needs(1), needs(5)
+    assert five["reward model"][WEIGHTS] == 5 * one["reward model"][WEIGHTS]
+    assert {role: kinds for role, kinds in five.items() if role != "reward model"} == {
+        role: kinds for role, kinds in one.items() if role != "reward model"
+    }
+
+
 def test_two_reward_models_as_judges_are_both_held() -> None:
     def judging(*, two_judges: bool) -> int:
         estimate = ppo_memory.compare_outlook(

@@ -32,6 +32,23 @@ def test_two_reward_models_share_the_pairs(tiny_recipe: Path) -> None:
     assert (own.steps, other.steps, other.outlook is not None) == (3, 3, True)
 
 
+def test_an_ensemble_is_as_many_trainings(tiny_recipe: Path) -> None:
+    plans = [
+        next(
+            stage
+            for stage in planned(tiny_recipe, tiny_recipe.parent / "nothing", *sets).stages
+            if stage.name == "reward"
+        )
+        for sets in ((), ("reward.members=4", "reward.heldout=false"))
+    ]
+    assert plans[1].rows == "48 pairs, 16 held out, 4 members on a bootstrap each"
+    assert (plans[1].steps, plans[1].tokens) == (4 * plans[0].steps, 4 * plans[0].tokens)
+    assert plans[1].disk.kept == 4 * plans[0].disk.kept < plans[1].disk.highest
+    heldout = planned(tiny_recipe, tiny_recipe.parent / "nothing", "reward.members=4", "reward.heldout=true").stages
+    own, other = (next(stage for stage in heldout if stage.name == name) for name in ("reward", "heldout"))
+    assert own.steps == 4 * other.steps and "members" not in other.rows
+
+
 def test_a_loss_on_groups_counts_each_response_once(tiny_recipe: Path) -> None:
     rows = [{"prompt": f"{number} ", "responses": list("abcd"), "scores": [4, 3, 2, 1]} for number in range(40)]
     (tiny_recipe.parent / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
