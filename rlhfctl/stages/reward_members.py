@@ -116,7 +116,8 @@ class Members:
             tokenizing.save_tokenizer(tokenizer, made)
             self.probe(model, made)
             fs.write_json(made / _RESULT, {"metrics": metrics, "scores": scores})
-        shutil.rmtree(work, ignore_errors=True)  # its checkpoints
+        if ctx.first:
+            shutil.rmtree(work, ignore_errors=True)  # its checkpoints
 
     def _finished(self, number: int, *, by_first: bool) -> Path:
         """Return the folder of a finished member; of several processes each keeps those that they train together.

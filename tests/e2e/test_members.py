@@ -219,14 +219,16 @@ def test_the_aggregate_changes_ppo_and_not_the_members(project: Path, critic: st
 
 def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
     """`members: 1` changes neither what is recorded as input nor any weight, and bootstraps nothing."""
+    ensemble = "  members: 3\n  aggregate: variance\n  variance_coefficient: 0.25\n"
+    assert ensemble in RECIPE
+    single = "  members: 1\n  aggregate: mean\n  variance_coefficient: 1.0\n"
     made = []
-    for name, members in (("plain", ""), ("one", "members: 1, aggregate: mean, variance_coefficient: 1.0, ")):
+    for name, keys in (("plain", ""), ("one", single)):
         run = project / name
+        (project / f"{name}.yaml").write_text(RECIPE.replace(ensemble, keys).replace(", candidates: 3", ""))
         for stage in ("sft", "sample", "label"):
             shutil.copytree(project / "run" / stage, run / stage)
-        trainer = "trainer: {num_train_epochs: 1, learning_rate: 3e-3, per_device_train_batch_size: 4}"
-        options = ("--set", f"reward={{{members}{trainer}}}", "--set", "sample.candidates=1", "--until", "reward")
-        result = run_here("run", "recipe.yaml", "--run-dir", run, *options, cwd=project)
+        result = run_here("run", f"{name}.yaml", "--run-dir", run, "--until", "reward", cwd=project)
         assert result.returncode == 0, result.stderr
         made.append(load_artifact(run / "reward"))
     plain, one = (artifact.manifest for artifact in made)
