@@ -264,9 +264,9 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
     # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`, `entropy_coef`,
-    # `reward.heldout`.
+    # `reward.heldout`, `reward.members`.
     others = {"policy_entropy", "reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
-    others |= {"eval_heldout", "eval_heldout_se"}
+    others |= {"eval_heldout", "eval_heldout_se", "reward_disagreement", "eval_reward_disagreement"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]
     assert kinds <= page["events.jsonl"] and page["events.jsonl"] == set(KINDS)
