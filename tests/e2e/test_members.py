@@ -182,7 +182,7 @@ def test_a_kill_between_members_keeps_the_finished_ones(project: Path) -> None:
 # ---------------------------------------------------------------- PPO, compare
 
 
-def test_ppo_reports_how_far_members_differ_and_its_critic_starts_as_the_first(project: Path) -> None:
+def test_ppo_reports_how_far_members_differ(project: Path) -> None:
     heard = [event for event in events(project / "run") if event["stage"] == "ppo" and event["event"] == "metrics"]
     updates = [event["values"] for event in heard if event["split"] == "train"]
     evaluated = [event["values"] for event in heard if event["split"] == "eval"]
