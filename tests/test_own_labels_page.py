@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -70,6 +71,8 @@ def test_a_newcomer_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.Monke
     codes = []
     for command in COMMANDS:
         words = shlex.split(command)
+        # Of `--write`: one question, the first suggestion, and the end of the conversation.
+        monkeypatch.setattr("sys.stdin", io.StringIO("how do i reset it?\n1\n\n/quit\n"))
         assert words[0] == "rlhfctl"
         said = run_here(*words[1:], cwd=tmp_path)
         codes.append((" ".join(words[1:3]), said.returncode))

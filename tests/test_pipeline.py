@@ -1,6 +1,6 @@
 """What a run does stage by stage: data that a stage makes, a stage that waits for people, one look ahead.
 
-A stage `label` that the package does not have is put into the table, its module into a folder beside rlhfctl/stages: it
+A stage `asks` that the package does not have is put into the table, its module into a folder beside rlhfctl/stages: it
 waits for a file of pairs, and hands them over as the rows that the reward stage reads.
 """
 
@@ -30,7 +30,7 @@ from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 
 LABEL = Stage(
-    module="label",
+    module="asks",
     section="model",
     makes="pairs",
     how_to_have="it is always there",
@@ -58,7 +58,7 @@ model:
   init: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 300, max_position_embeddings: 64}
 data:
   demonstrations: {source: "builtin:reviews", rows: 24}
-  preferences: {source: "stage:label", heldout: 0.25}
+  preferences: {source: "stage:asks", heldout: 0.25}
 sft:
   lora: null
   trainer: {max_steps: 1, per_device_train_batch_size: 4}
@@ -71,20 +71,20 @@ PAIRS = "".join(json.dumps({"prompt": f"{i} ?", "chosen": " yes", "rejected": " 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A recipe whose preferences come from `label`, which stands before reward in the table."""
+    """A recipe whose preferences come from `asks`, which stands before reward in the table."""
     (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "label.py").write_text(MODULE)
+    (tmp_path / "modules" / "asks.py").write_text(MODULE)
     monkeypatch.setattr(rlhfctl.stages, "__path__", [*rlhfctl.stages.__path__, str(tmp_path / "modules")])
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     before = dict(STAGES)
     STAGES.clear()
     for name, stage in before.items():
-        STAGES.update({"label": LABEL} if name == "reward" else {})
+        STAGES.update({"asks": LABEL} if name == "reward" else {})
         STAGES[name] = stage
     yield tmp_path
     STAGES.clear()
     STAGES.update(before)
-    monkeypatch.delattr(rlhfctl.stages, "label", raising=False)
+    monkeypatch.delattr(rlhfctl.stages, "asks", raising=False)
 
 
 def carry_out(project: Path, request: Request, *overrides: str) -> list[Event]:
@@ -105,12 +105,12 @@ def test_a_stage_waits_for_people_and_its_rows_are_read_when_they_are_there(proj
     waits = run_here(*command, cwd=project)
     assert waits.returncode == 7, waits.stderr
     assert waits.stderr == (
-        "waiting: label: 16 pairs are to be labelled\n"
+        "waiting: asks: 16 pairs are to be labelled\n"
         "  next: write them to answers.jsonl; then give the same command again\n"
     )
-    assert "[label] waiting: 16 pairs are to be labelled; write them to answers.jsonl" in waits.stdout
+    assert "[asks] waiting: 16 pairs are to be labelled; write them to answers.jsonl" in waits.stdout
     run = project / "all" / "run"
-    assert (run / "sft" / "manifest.json").is_file() and (run / "label" / "work" / "calls").is_file()
+    assert (run / "sft" / "manifest.json").is_file() and (run / "asks" / "work" / "calls").is_file()
     assert not (run / "reward").exists()
 
     # what looks at the run says that it waits
@@ -121,49 +121,49 @@ def test_a_stage_waits_for_people_and_its_rows_are_read_when_they_are_there(proj
     state = RunState()
     for record in records:
         state.feed(record)
-    assert state.over and state.stages["label"].state == "waiting" and state.stages["reward"].state == "next"
+    assert state.over and state.stages["asks"].state == "waiting" and state.stages["reward"].state == "next"
     assert "16 pairs are to be labelled" in str(state.stopped)
     shown = run_here("show", "all/run", cwd=project).stdout
     assert "waiting" in shown and "16 pairs are to be labelled" in shown
     (listed,) = json.loads(run_here("runs", "all", "--json", cwd=project).stdout)
-    assert (listed["state"], listed["stages"]["label"]) == ("waiting", "waiting")
+    assert (listed["state"], listed["stages"]["asks"]) == ("waiting", "waiting")
     planned = forecasts(project)
-    assert planned["label"] == ("wait", "16 pairs are to be labelled; write them to answers.jsonl")
-    assert planned["reward"] == ("run", "on the new label")
+    assert planned["asks"] == ("wait", "16 pairs are to be labelled; write them to answers.jsonl")
+    assert planned["reward"] == ("run", "on the new asks")
     assert run_here(*command, cwd=project).returncode == 7
 
     (project / "answers.jsonl").write_text(PAIRS)
     done = run_here(*command, cwd=project)
     assert done.returncode == 0, done.stderr
-    made = load_artifact(run / "label")
+    made = load_artifact(run / "asks")
     assert made.manifest.metrics["calls"] == 3  # in the same work folder, which is gone now
-    assert not (run / "label" / "work").exists()
+    assert not (run / "asks" / "work").exists()
     reward = load_artifact(run / "reward").manifest
-    assert reward.parents["label"].fingerprint == made.fingerprint == reward.inputs["label"]
+    assert reward.parents["asks"].fingerprint == made.fingerprint == reward.inputs["asks"]
     assert "data.preferences" in reward.inputs and reward.metrics["steps"] == 1
     assert {name: action for name, (action, _) in forecasts(project).items()} == dict.fromkeys(STAGES_HERE, "skip")
 
     # other rows reach what reads them, and nothing else
     (project / "answers.jsonl").write_text(PAIRS.replace("yes", "sure"))
-    carry_out(project, Request(only="label", force=True))
-    assert forecasts(project)["reward"] == ("run", "changed: data.preferences, label")
+    carry_out(project, Request(only="asks", force=True))
+    assert forecasts(project)["reward"] == ("run", "changed: asks, data.preferences")
     assert forecasts(project)["sft"][0] == "skip"
     finished = [event for event in carry_out(project, Request()) if isinstance(event, StageFinished)]
-    assert [(event.stage, event.skipped) for event in finished] == [("sft", True), ("label", True), ("reward", False)]
+    assert [(event.stage, event.skipped) for event in finished] == [("sft", True), ("asks", True), ("reward", False)]
 
 
-STAGES_HERE = ("sft", "label", "reward")
+STAGES_HERE = ("sft", "asks", "reward")
 
 
 def test_until_and_from_take_any_stage_of_the_table(project: Path) -> None:
     with pytest.raises(WaitsForPeople):
-        carry_out(project, Request(until="label"))
-    with pytest.raises(HandoffError, match=r"the stage at .*label is incomplete"):
+        carry_out(project, Request(until="asks"))
+    with pytest.raises(HandoffError, match=r"the stage at .*asks is incomplete"):
         carry_out(project, Request(start="reward"))
     (project / "answers.jsonl").write_text(PAIRS)
-    assert carry_out(project, Request(start="label", until="label"))
+    assert carry_out(project, Request(start="asks", until="asks"))
     assert not (project / "all" / "run" / "reward").exists()
-    (project / "all" / "run" / "label" / "pairs.jsonl").write_text("altered")
+    (project / "all" / "run" / "asks" / "pairs.jsonl").write_text("altered")
     with pytest.raises(HandoffError, match=r"pairs.jsonl was altered after its stage finished"):
         carry_out(project, Request(start="reward"))
 
@@ -179,8 +179,8 @@ def test_a_stage_left_as_it_is_has_not_changed_because_its_rows_were_made_by_ano
 def test_validate_takes_a_stage_that_makes_rows(project: Path) -> None:
     checked = run_here("validate", "recipe.yaml", "--deep", cwd=project)
     assert checked.returncode == 0, checked.stderr
-    assert "data.preferences: checked when label has made it" in checked.stdout
-    assert "(stages: sft, label, reward)" in checked.stdout
+    assert "data.preferences: checked when asks has made it" in checked.stdout
+    assert "(stages: sft, asks, reward)" in checked.stdout
     assert run_here("data", "recipe.yaml", cwd=project).returncode == 0
 
 
@@ -209,7 +209,7 @@ def test_rows_are_encoded_once_and_those_of_a_stage_when_they_are_there(
     (project / "answers.jsonl").write_text(PAIRS)
     carry_out(project, Request())
     assert encoded == [["demonstrations"], ["preferences"]]
-    (project / "recipe.yaml").write_text(RECIPE.replace('"stage:label"', "pairs.jsonl"))
+    (project / "recipe.yaml").write_text(RECIPE.replace('"stage:asks"', "pairs.jsonl"))
     (project / "pairs.jsonl").write_text(PAIRS)
     encoded.clear()
     tokenizers.clear()
@@ -223,7 +223,7 @@ def test_a_fault_in_rows_that_a_stage_made_is_told_before_the_reader_begins(proj
     (project / "answers.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(RlhfctlError, match=r"rows of data\.preferences cannot be used"):
         carry_out(project, Request())
-    assert load_artifact(project / "all" / "run" / "label") and not (project / "all" / "run" / "reward").exists()
+    assert load_artifact(project / "all" / "run" / "asks") and not (project / "all" / "run" / "reward").exists()
 
 
 def test_waiting_is_an_event_and_no_finish(project: Path) -> None:
@@ -233,7 +233,7 @@ def test_waiting_is_an_event_and_no_finish(project: Path) -> None:
         pipeline.run(load_recipe(project / "recipe.yaml"), project / "all" / "run", Request(), events.append)
     assert caught.value.exit_code == 7
     (waiting,) = [event for event in events if isinstance(event, StageWaiting)]
-    assert waiting.stage == "label"
+    assert waiting.stage == "asks"
     assert [event.stage for event in events if isinstance(event, StageFinished)] == ["sft"]
     assert not any(isinstance(event, Note) and "what was there is kept" in event.message for event in events)
 

@@ -68,7 +68,11 @@ def sample(
     policy. RlhfctlError if nothing can be compared, or if an attempt under way wanted something else.
     """
     if not FEWEST <= wanted.responses <= MOST:
-        raise RlhfctlError(f"a question has {FEWEST} to {MOST} responses, not {wanted.responses}", where="--n")
+        raise RlhfctlError(
+            f"a question has {FEWEST} to {MOST} responses, not {wanted.responses}",
+            where="--n",
+            fix="give another number",
+        )
     fs.require_new(out, fix="name a new file with --out")
     found = RunModels(run)
     choices = [found.choose(name) for name in models] or [found.choose()]
