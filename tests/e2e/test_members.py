@@ -24,10 +24,14 @@ from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.models import scoring, tokenizing
 from rlhfctl.models.ensembles import Ensemble
+from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.rewards.ensemble import aggregated, preference_variance
+from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Loader, member_folders
+from rlhfctl.stages.ppo import ParentModels
 from rlhfctl.tools.score import score_responses
+from rlhfctl.training.rl.roles import build_roles
 
 RECIPE = """\
 name: members
@@ -188,6 +192,25 @@ def test_ppo_reports_how_far_members_differ(project: Path) -> None:
     evaluated = [event["values"] for event in heard if event["split"] == "eval"]
     assert updates and all(values["reward_disagreement"] > 0 for values in updates)
     assert all(values["eval_reward_disagreement"] > 0 for values in evaluated)
+
+
+@pytest.mark.parametrize("critic", ["adapter", "model"])
+def test_members_share_one_backbone_and_the_critic_starts_as_the_first(project: Path, critic: str) -> None:
+    run = project / "run"
+    recipe = load_recipe(run / "recipe.yaml", (f"ppo.critic={critic}",)).recipe
+    sources = {role: Source.of(load_artifact(run / stage)) for role, stage in (("base", "sft"), ("reward", "reward"))}
+    ctx = Context("ppo", recipe, RunPaths(run), sources, {}, {}, [].append)
+    base = ctx.loader.load_base(sources["base"], to_train=True)
+    pad = base.tokenizer.pad_token_id
+    assert recipe.ppo is not None
+    models = ParentModels(ctx, recipe.ppo, base.tokenizer)
+    everyone, reward = build_roles(recipe.ppo, base.model, pad, models, seed=0)
+    assert isinstance(reward.scorer, Ensemble) and everyone.critic is not None
+    trunks = {id(member.backbone.shared.trunk) for member in reward.scorer}
+    assert len(trunks) == 1 and (trunks == {id(everyone.policy.trunk)}) is (critic == "adapter")
+    recorded = json.loads((run / "reward" / "probes.json").read_text())
+    found = scoring.score_rows(everyone.critic.scorer, recorded["rows"], pad)
+    assert found == pytest.approx(recorded["scores"], abs=1e-5)
 
 
 @pytest.mark.parametrize("critic", ["head", "model"])
