@@ -65,6 +65,7 @@ def told(events: list[Event]) -> list[object]:
     ]
 
 
+@pytest.mark.ci
 def test_a_launched_stage_makes_the_same_and_fails_the_same(project: Path) -> None:
     here = carry_out(project, "here", Request(until="sft"), None)
     there = carry_out(project, "there", Request(until="sft"), Launcher())

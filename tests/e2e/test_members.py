@@ -163,6 +163,7 @@ def test_an_ensemble_is_not_exported_as_one_model(project: Path) -> None:
 # ---------------------------------------------------------------- kills
 
 
+@pytest.mark.ci
 def test_a_kill_between_members_keeps_the_finished_ones(project: Path) -> None:
     run = project / "killed"
     shutil.copytree(project / "run" / "sft", run / "sft")
@@ -240,6 +241,7 @@ def test_the_aggregate_changes_ppo_and_not_the_members(project: Path, critic: st
     assert first[1]["eval_score"] < first[0]["eval_score"]
 
 
+@pytest.mark.ci
 def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
     """`members: 1` changes neither what is recorded as input nor any weight, and bootstraps nothing."""
     ensemble = "  members: 3\n  aggregate: variance\n  variance_coefficient: 0.25\n"

@@ -63,6 +63,7 @@ def test_it_goes_on_after_the_last_update_with_a_schedule_over_the_rest(project:
     assert again.returncode == 0 and "skipped: unchanged" in again.stdout
 
 
+@pytest.mark.ci
 def test_a_kill_on_the_way_changes_nothing(project: Path) -> None:
     run = project / "killed"
     shutil.copytree(project / "first", run)

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import run_cli, run_here
 
 OLD = Path(__file__).parent / "old_run"
@@ -40,6 +41,7 @@ def test_every_stage_of_a_complete_run_is_skipped(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in run.glob("*/manifest.json")} == before
 
 
+@pytest.mark.ci
 def test_a_killed_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     recipe, run = put(tmp_path)
     shutil.rmtree(run / "compare")

@@ -52,6 +52,7 @@ STAGES = [
     "round-3/sample", "round-3/label", "round-3/reward", "round-3/ppo", "compare",
 ]  # fmt: skip
 KILLS = 8
+LORA = "{r: 4, lora_alpha: 8, target_modules: all-linear}"
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +152,6 @@ def test_the_policy_of_the_last_round_is_exported_and_shown(project: Path) -> No
         assert all(torch.equal(found[key], trained[key]) for key in found)
     shown = run_here("tokens", "run", cwd=project)
     assert "round-3/ppo" in shown.stdout + shown.stderr  # it traced no update
-    listed = " ".join(run_here("runs", ".", cwd=project).stdout.split())
-    assert "ppo 1 to 3" in listed
 
 
 def test_one_round_less_compares_the_policy_of_the_last_one_left(project: Path) -> None:
@@ -256,9 +255,14 @@ def test_old_labels_can_be_dropped(project: Path) -> None:
 # ---------------------------------------------------------------- the reference, and adapters
 
 
-@pytest.mark.parametrize("lora", ["null", "{r: 4, lora_alpha: 8, target_modules: all-linear}"])
-@pytest.mark.parametrize("reference", ["base", "last"])
-def test_policies_with_and_without_adapters_go_on(project: Path, lora: str, reference: str) -> None:
+@pytest.mark.parametrize(
+    ("reference", "lora"),
+    [
+        ("base", LORA),
+        *(pytest.param(*one, marks=pytest.mark.ci) for one in (("base", "null"), ("last", "null"), ("last", LORA))),
+    ],
+)
+def test_policies_with_and_without_adapters_go_on(reference: str, lora: str, project: Path) -> None:
     run = project / f"{reference}-{len(lora)}"
     options = [f"ppo.lora={lora}", f"reward.lora={lora}", f"rounds={{count: 2, reference: {reference}}}",
                "model.init.tie_word_embeddings=false", "sample.prompts=16", "compare=null"]  # fmt: skip

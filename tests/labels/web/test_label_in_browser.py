@@ -116,6 +116,7 @@ def on_screen(event: Event) -> list[int]:
 # ---------------------------------------------------------------- two people, a hundred questions
 
 
+@pytest.mark.ci
 def test_two_annotators_at_once_judge_a_hundred_items_between_them(browser: Browser, tmp_path: Path) -> None:
     with (
         labelling(browser, tmp_path, plain_items(100)) as (server, ana),

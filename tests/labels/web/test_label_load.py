@@ -60,7 +60,9 @@ def label_together(folder: Path, seconds: float, items: int, pause_s: float) -> 
     return workers
 
 
-@pytest.mark.parametrize(("seconds", "items"), [(5, 1000), pytest.param(60, 5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("seconds", "items"), [pytest.param(5, 1000, marks=pytest.mark.ci), pytest.param(60, 5000, marks=pytest.mark.slow)]
+)
 def test_fifty_annotators_lose_and_double_nothing_and_do_not_wait(tmp_path: Path, seconds: float, items: int) -> None:
     workers = label_together(tmp_path, seconds, items, PAUSE_S)
     assert [fault for worker in workers for fault in worker.faults] == []

@@ -128,6 +128,7 @@ def test_labels_of_written_conversations_are_no_answers_to_questions(run: Path, 
     assert counts(given[0], None) and not any(counts(event, None) for event in theirs)  # of the label stage
 
 
+@pytest.mark.ci
 def test_a_killed_process_loses_the_line_that_is_typed_and_no_more(run: Path) -> None:
     """The process is killed while it waits for a line, after each step of the first conversation."""
     command = [sys.executable, "-m", "rlhfctl", "label", str(run), "--write", "--annotator", "ana"]
