@@ -49,7 +49,6 @@ NOT_RUN = {
     ".venv/bin/python -m pytest tests/stats/test_paired.py -q": "this very suite",
     "rlhfctl bench ppo --against trl": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl chat runs/support --against reference": "it waits for lines: tests/tools/chat/test_chat_loop.py",
-    "rlhfctl label runs/mine --write": "it waits for lines: tests/tools/write/test_write_loop.py",
     "rlhfctl reproduce gao": "an hour or more; tests/tools/reproduce/test_experiment.py runs a small one",
     "rlhfctl reproduce coste": "an hour; tests/tools/reproduce/test_reproduce_ensembles.py runs a small one",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
