@@ -410,7 +410,10 @@ def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[s
         changed = changed_inputs(artifact.manifest.inputs, inputs)
         if not changed:
             return Forecast(stage, "skip", "complete, and nothing that it depends on changed")
-        return Forecast(stage, "run", f"changed: {describe_changes(changed, artifact, stage.name, recipe)}")
+        what = describe_changes(changed, artifact, stage.name, recipe)
+        if changed == ["section"] and door.can_extend(stage.name, artifact, section_of(stage.name, recipe)):
+            return Forecast(stage, "continue", f"goes on from where it ended: changed {what}")
+        return Forecast(stage, "run", f"changed: {what}")
     if not _has_attempt(folder, inputs):
         return Forecast(stage, "run", "nothing is there yet")
     if (waiting := graph.waiting_at(folder)) is not None:

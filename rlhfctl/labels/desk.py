@@ -22,6 +22,7 @@ from typing import Literal
 from rlhfctl.labels.answers import Answers, agreement
 from rlhfctl.labels.items import Item
 from rlhfctl.labels.store import Event, Kind, LabelStore
+from rlhfctl.recipe.schema import Label
 
 Order = Literal["file", "random", "active"]
 
@@ -43,6 +44,11 @@ class Settings:
     gold: float = 0.0
     order: Order = "file"
     seed: int = 0
+
+    @classmethod
+    def of(cls, section: Label, seed: int) -> Settings:
+        """Take the settings of a recipe's `label` section."""
+        return cls(section.overlap, section.annotators, order=section.order, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any, Literal
 
+from rlhfctl.labels.answers import LONGEST_THOUGHT_S
 from rlhfctl.labels.items import Item
 from rlhfctl.labels.store import Event
 
@@ -128,5 +129,5 @@ def between_origins(events: Iterable[Event], items: Mapping[str, Item]) -> dict[
 
 def median_seconds(events: Iterable[Event]) -> float | None:
     """Return the median time per answer, in seconds; None where no answer has a time."""
-    spent = [event.seconds for event in events if event.seconds is not None]
+    spent = [one for event in events if (one := event.seconds) is not None and one <= LONGEST_THOUGHT_S]
     return statistics.median(spent) if spent else None

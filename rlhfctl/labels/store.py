@@ -70,6 +70,11 @@ class Event:
     number: int = 0
 
     @property
+    def is_of_people(self) -> bool:
+        """Whether a person answered a question of a labelling set, here or in a file that was read."""
+        return self.judge in ("people", IMPORTED) and not self.is_written
+
+    @property
     def is_written(self) -> bool:
         """Tell whether a person gave this label while writing a conversation, and not as the answer to a question."""
         return self.key.startswith(WRITTEN)

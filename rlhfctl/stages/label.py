@@ -29,7 +29,7 @@ from rlhfctl.judging.judge import Pair, judge, named_in_errors
 from rlhfctl.labels import rankings
 from rlhfctl.labels.desk import Desk, Settings
 from rlhfctl.labels.items import Item, read_items
-from rlhfctl.labels.store import IMPORTED, Event, open_labels
+from rlhfctl.labels.store import Event, open_labels
 from rlhfctl.labels.texts import plain
 from rlhfctl.paths import StageId
 from rlhfctl.recipe.schema import Label
@@ -52,7 +52,7 @@ def run(section: Label, ctx: Context) -> Artifact | Waiting:
     assert source is not None
     source.verify()
     items = read_items(source.part("items"))
-    settings = settings_of(section, ctx.recipe.seed)
+    settings = Settings.of(section, ctx.recipe.seed)
     ctx.emit(StageStarted(stage=ctx.name, total_steps=len(items), resumed_from=None, settings={"by": section.by}))
     with open_labels(ctx.run.labels) as store:
         name = annotator_of(section, ctx)
@@ -82,11 +82,6 @@ def run(section: Label, ctx: Context) -> Artifact | Waiting:
     return ctx.publish(section.model_dump(mode="json"), {"data": RANKINGS}, metrics=metrics)
 
 
-def settings_of(section: Label, seed: int) -> Settings:
-    """Return how the questions of this recipe are handed out."""
-    return Settings(overlap=section.overlap, annotators=section.annotators, order=section.order, seed=seed)
-
-
 def annotator_of(section: Label, ctx: Context) -> str | None:
     """Return the name of a judge that is no person; it changes with everything that its answers depend on."""
     if section.by == PEOPLE:
@@ -100,9 +95,7 @@ def annotator_of(section: Label, ctx: Context) -> str | None:
 
 def counts(event: Event, annotator: str | None) -> bool:
     """Tell whether an answer in the file of labels counts: those of people, or those of this judge alone."""
-    if annotator is not None:
-        return event.annotator == annotator
-    return event.judge in (PEOPLE, IMPORTED) and not event.is_written
+    return event.is_of_people if annotator is None else event.annotator == annotator
 
 
 def _waiting(given: int, wanted: int, ctx: Context) -> Waiting:

@@ -63,11 +63,7 @@ def draw(section: Card, base: Base, ctx: Context, generate: Generator = local.sa
     for (index, _), (ids, end) in zip(places, found, strict=True):
         episodes[index].append(make_episode(base.tokenizer, rows[index], prompts[index], ids, sampling.stop_strings))
         ended[index].append(end)
-    data = ctx.recipe.data
-    asked = (
-        data.preferences if data.prompts is None or not _eval_rows(ctx) else data.prompts.eval_source or data.prompts
-    )
-    return Pool(episodes, ended, asked)
+    return Pool(episodes, ended, _source(ctx))
 
 
 def _sampling(ctx: Context, base: Base) -> Sampling:

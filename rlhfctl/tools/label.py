@@ -23,11 +23,10 @@ from rlhfctl.graph import STAGES, waiting_at
 from rlhfctl.labels.answers import Answers
 from rlhfctl.labels.desk import Desk, Order, Settings
 from rlhfctl.labels.items import Item, is_labelling_set, items_of_groups, make_item, read_items
-from rlhfctl.labels.store import IMPORTED, Event, LabelStore, open_labels
+from rlhfctl.labels.store import Event, LabelStore, open_labels
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Data, Preferences
-from rlhfctl.recipe.sections.label import PEOPLE
 from rlhfctl.stages import door
 
 LABELS = ".labels.sqlite"  # the ending of the labels beside a file
@@ -82,7 +81,7 @@ def _of_run(run: Path, *, questions: bool) -> Target:
     section = recipe.label
     settings = Settings()
     if section is not None:
-        settings = Settings(section.overlap, section.annotators, order=section.order, seed=recipe.seed)
+        settings = Settings.of(section, recipe.seed)
     return Target(read_items(made[-1].part("items")), paths.labels, settings, run)
 
 
@@ -146,12 +145,7 @@ def open_desk(
             "the items say nothing of how far reward models disagree", where="--order active", fix="use random or file"
         )
     with open_labels(target.labels) as store:
-        yield Desk(items, store, settings, accepts=of_people)
-
-
-def of_people(event: Event) -> bool:
-    """Tell whether an event is people's answer to a question, given here or read from a file."""
-    return event.judge in (PEOPLE, IMPORTED) and not event.is_written
+        yield Desk(items, store, settings, accepts=lambda event: event.is_of_people)
 
 
 def user_name() -> str:
@@ -201,7 +195,7 @@ def answered(target: Target, store: LabelStore) -> tuple[Desk, list[Event]]:
     """Return the desk of a target and its labels by people, in the order of the items."""
     known = {item.id for item in target.items}
     others = [item for item in store.items() if item.id not in known and item.gold is not None]
-    desk = Desk([*target.items, *others], store, target.settings, accepts=of_people)
+    desk = Desk([*target.items, *others], store, target.settings, accepts=lambda event: event.is_of_people)
     return desk, desk.answers.labels([item.id for item in desk.items])
 
 
