@@ -31,6 +31,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished = run_here("run", "letters.yaml", "--run-dir", "first", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     shutil.copytree(folder / "first", folder / "run")
+    planned = run_here("plan", "letters.yaml", "--run-dir", "run", *MORE, "--json", cwd=folder)
+    assert "goes on from where it ended" in " ".join(planned.stdout.split()), planned.stderr
     longer = run_here("run", "letters.yaml", "--run-dir", "run", *MORE, cwd=folder)
     assert longer.returncode == 0, longer.stderr
     (folder / "said.txt").write_text(longer.stdout)
