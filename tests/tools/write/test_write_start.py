@@ -112,7 +112,7 @@ def test_labels_of_written_conversations_are_no_answers_to_questions(run: Path, 
 
     target = label.Target(items(2), run / "labels.sqlite", label.Settings())
     with open_labels(target.labels) as store:
-        desk = Desk(target.items, store, accepts=label.of_people)
+        desk = Desk(target.items, store, accepts=lambda event: event.is_of_people)
         question = desk.next("ana")
         assert question is not None and desk.progress("ana").done == 0
         prefer(desk, question, 0)
