@@ -47,6 +47,7 @@ def person(desk: Desk, annotator: str) -> int:
     return given
 
 
+@pytest.mark.ci
 def test_a_newcomer_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     equip(tmp_path)
     recipe = small(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])

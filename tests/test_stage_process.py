@@ -87,6 +87,7 @@ def test_a_launched_stage_makes_the_same_and_fails_the_same(project: Path) -> No
     assert raised[0].exit_code == raised[1].exit_code == 6
 
 
+@pytest.mark.ci
 def test_only_the_first_of_several_processes_speaks_and_publishes(project: Path) -> None:
     second = Launcher(("env", "RANK=1", sys.executable))
     events: list[Event] = []

@@ -188,6 +188,7 @@ def test_a_conversation_loses_old_turns_then_the_beginning_of_the_last(tokenizer
 # ---------------------------------------------------------------- rows longer than the model's context
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_rows_longer_than_the_context_are_cut_with_a_count(architecture: str, tmp_path: Path) -> None:
     """Learned positions end, rotary ones only degrade: both are told, and no option of the trainer is blamed."""

@@ -259,6 +259,7 @@ def write_run(folder: Path, **model: Any) -> Path:
     return recipe
 
 
+@pytest.mark.ci
 def test_a_run_trains_the_rows_hands_them_over_and_exports_them(tmp_path: Path) -> None:
     base(tmp_path / "base")
     write_run(tmp_path)
@@ -320,6 +321,7 @@ def test_a_stopped_sft_goes_on_with_the_rows_as_they_were(tmp_path: Path, monkey
         torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_plan_counts_the_rows_that_are_trained(tmp_path: Path) -> None:
     base(tmp_path / "base")
     write_run(tmp_path)

@@ -214,6 +214,7 @@ def test_members_share_one_backbone_and_the_critic_starts_as_the_first(project: 
     assert found == pytest.approx(recorded["scores"], abs=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("critic", ["head", "model"])
 def test_the_aggregate_changes_ppo_and_not_the_members(project: Path, critic: str) -> None:
     run = project / f"min-{critic}"
@@ -266,6 +267,7 @@ def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
 # ---------------------------------------------------------------- active choice
 
 
+@pytest.mark.ci
 def test_the_second_round_asks_where_the_members_of_the_first_differ_most(project: Path) -> None:
     run = project / "run"
     first, second = items(run, "sample"), items(run, "round-2/sample")

@@ -172,6 +172,7 @@ def test_helpful_harmless(run: Callable[..., list[Event]], tmp_path: Path) -> No
     assert (tmp_path / "run" / "ppo" / "critic" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.ci
 def test_tldr(run: Callable[..., list[Event]], tmp_path: Path) -> None:
     events = run("tldr-1b")
     assert "data.preferences: 9 of 80 rows cannot be used and are dropped" in said(events)

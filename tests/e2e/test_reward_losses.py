@@ -137,6 +137,7 @@ def test_the_shift_lies_in_the_files_and_ppo_starts_its_critic_with_it(made: tup
         assert critic["base_model.model.score.bias"].item() == pytest.approx(bias.item(), abs=0.2)
 
 
+@pytest.mark.ci
 def test_the_exported_model_gives_the_normalized_scores_without_rlhfctl(made: tuple[str, Path], tmp_path: Path) -> None:
     kind, run = made
     folders = [tmp_path / "merged", *([tmp_path / "adapter"] if kind == "demonstrations" else [])]

@@ -151,6 +151,7 @@ def test_a_label_is_asked_for_before_anything_is_made(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("*/manifest.json"))
 
 
+@pytest.mark.ci
 def test_ppo_and_the_verdict_score_with_a_label(tmp_path: Path) -> None:
     """A context too short for some prompts: told before the first stage, and never an index beyond the positions."""
     path = project(tmp_path)

@@ -54,6 +54,7 @@ def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tensorboard" / "sft") == {"lr": [(1, 0.5)]}
 
 
+@pytest.mark.ci
 def test_tensorboards_files_stay_in_a_complete_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "tiny.yaml").write_text(TINY + "report_to: [tensorboard]\n")
