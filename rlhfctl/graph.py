@@ -134,6 +134,17 @@ def _normalizing_data(recipe: Recipe) -> tuple[str, ...]:
     return kinds.get(recipe.reward.normalize or "", ()) if recipe.reward is not None else ()
 
 
+def _rewards_go_on(recipe: Recipe) -> bool:
+    """Tell whether each reward model goes on from that of the round before."""
+    return recipe.has_steady_splits
+
+
+def _reward_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys of other sections that decide on a reward model: the split of its pairs, and its zero."""
+    steady = {"rounds.reward": "last"} if recipe.has_steady_splits else {}
+    return steady | _normalizing_settings(recipe)
+
+
 def _normalizing_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that decide on the samples of base* for `reward.normalize: reference`."""
     if recipe.reward is None or recipe.reward.normalize != "reference":
@@ -243,8 +254,11 @@ STAGES: dict[str, Stage] = {
         repeats=True,
         data=("preferences",),
         more_data=_normalizing_data,
-        parents={"base": Parent("base")},
-        settings=_normalizing_settings,
+        parents={
+            "base": Parent("base"),
+            "start": Parent("reward", used=_rewards_go_on, earlier=True, called="reward model of the round before"),
+        },
+        settings=_reward_settings,
     ),
     "heldout": Stage(
         module="reward",
@@ -256,8 +270,11 @@ STAGES: dict[str, Stage] = {
         repeats=True,
         data=("preferences",),
         more_data=_normalizing_data,
-        parents={"base": Parent("base")},
-        settings=_normalizing_settings,
+        parents={
+            "base": Parent("base"),
+            "start": Parent("heldout", used=_rewards_go_on, earlier=True, called="held-out one of the round before"),
+        },
+        settings=_reward_settings,
     ),
     "card": Stage(
         module="card",

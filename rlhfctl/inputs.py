@@ -37,7 +37,8 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
             sources[role] = resolve_source(named, parent.called or role)
         elif _has_maker(parent, recipe):
             sources[role] = _made_here(stage, parent, recipe, paths)
-    if "start" in sources and recipe.rounds is not None and recipe.rounds.reference == "last":
+    goes_on = STAGES[stage.name].makes == "policy" and "start" in sources
+    if goes_on and recipe.rounds is not None and recipe.rounds.reference == "last":
         sources["base"] = sources.pop("start")  # it is the reference, and a new adapter on it starts as it is
     for name in source_stages(graph.data_of_kind(stage.name, recipe), recipe.data):
         sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
@@ -191,7 +192,7 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
     made = [
         name for name in made_data(recipe.data) if name in graph.data_of_kind(stage.name, recipe) and name not in data
     ]
-    return door.load_data(section, recipe.data_seed, made) if made else {}
+    return door.load_data(section, recipe.data_seed, made, steady=recipe.has_steady_splits) if made else {}
 
 
 def remade_data(recipe: Recipe) -> list[str]:

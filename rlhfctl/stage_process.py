@@ -203,7 +203,8 @@ def _source(given: Mapping[str, Any]) -> Source:
 def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:
     """Read the rows of the stage without rows that the chat template refuses; the pipeline has reported those."""
     section = made_data_of(stage, recipe, paths) or data_at_start(recipe.data)
-    data = door.load_data(section, recipe.data_seed, graph.data_of_kind(stage.name, recipe))
+    names = graph.data_of_kind(stage.name, recipe)
+    data = door.load_data(section, recipe.data_seed, names, steady=recipe.has_steady_splits)
     kept, _ = door.check_rows(recipe, stage.name, graph.base_among(stage.name, parents), data, paths.log)
     return kept
 

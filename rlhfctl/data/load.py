@@ -59,10 +59,11 @@ def load_prompts(section: Prompts, seed: int) -> Rows:
 NAMES = ("demonstrations", "preferences", "prompts")
 
 
-def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str, Rows]:
+def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: bool = False) -> dict[str, Rows]:
     """Load, check and split the recipe's data sets (only those in `names`). DataError with the faults of all of them.
 
-    `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out.
+    `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out. `steady` is
+    that of split_preferences.
     """
     loaded: dict[str, Rows] = {}
     test: list[Row] = []
@@ -77,7 +78,8 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES) -> dict[str
         if data.preferences is not None and "preferences" in names:
             with trying:
                 groups = without_leaks(load_preferences(data.preferences, seed), test)
-                loaded["preferences"] = replace(groups, split=split_preferences(data.preferences, groups.groups, seed))
+                split = split_preferences(data.preferences, groups.groups, seed, steady=steady)
+                loaded["preferences"] = replace(groups, split=split)
     return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 

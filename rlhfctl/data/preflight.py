@@ -42,7 +42,8 @@ def check(
     if in_half and "preferences" in data:
         preferences = data["preferences"].split
         assert isinstance(preferences, PreferenceSplit)
-        split_in_half(preferences.train, recipe.data_seed)  # raises where one prompt cannot be shared
+        # Raises where one prompt cannot be shared.
+        split_in_half(preferences.train, recipe.data_seed, steady=recipe.has_steady_splits)
     if tokenizer is None:
         return dict(data)
     encoder = Encoder(tokenizer)

@@ -6,6 +6,7 @@ are equal here if their text is; leaks.py compares prompts across data sets.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -23,10 +24,13 @@ def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
-def split_preferences(section: Preferences, groups: Sequence[PreferenceGroup], seed: int) -> PreferenceSplit:
+def split_preferences(
+    section: Preferences, groups: Sequence[PreferenceGroup], seed: int, *, steady: bool = False
+) -> PreferenceSplit:
     """Hold out all groups of a random `heldout` share of the distinct prompts, so that no prompt is on both sides.
 
-    Training keeps pairs that a weight repeats; heldout has each once.
+    Training keeps pairs that a weight repeats; heldout has each once. `steady`: whether a prompt is held out depends on
+    the prompt and the seed alone, not on the other prompts, so the share is met on average only.
     """
     keys = _shuffled_keys((group.prompt for group in groups), seed, "preferences")
     if len(keys) < 2:
@@ -35,17 +39,21 @@ def split_preferences(section: Preferences, groups: Sequence[PreferenceGroup], s
             where="data.preferences",
             fix="give pairs for at least two prompts",
         )
-    count = min(len(keys) - 1, max(1, round(section.heldout * len(keys))))
-    aside = set(keys[:count])
+    if steady:
+        aside = _steady_part(keys, section.heldout, seed, "preferences")
+    else:
+        aside = set(keys[: min(len(keys) - 1, max(1, round(section.heldout * len(keys))))])
     train = [group for group in groups if prompt_key(group.prompt) not in aside]
     heldout = [group for group in groups if prompt_key(group.prompt) in aside]
     return PreferenceSplit(train, [once for group in heldout for once in group.repeated(_only_the_first())])
 
 
-def split_in_half(groups: Sequence[PreferenceGroup], seed: int) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+def split_in_half(
+    groups: Sequence[PreferenceGroup], seed: int, *, steady: bool = False
+) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
     """Split groups into two halves of the distinct prompts: for the reward model, and for the held-out reward model.
 
-    No prompt is on both sides. The order of the groups stays.
+    No prompt is on both sides. The order of the groups stays. `steady`: as in split_preferences.
     """
     keys = _shuffled_keys((group.prompt for group in groups), seed, "halves")
     if len(keys) < 2:
@@ -54,7 +62,7 @@ def split_in_half(groups: Sequence[PreferenceGroup], seed: int) -> tuple[list[Pr
             where="reward.heldout",
             fix="give pairs for more prompts, or set reward.heldout: false",
         )
-    first = set(keys[: (len(keys) + 1) // 2])
+    first = _steady_part(keys, 0.5, seed, "halves") if steady else set(keys[: (len(keys) + 1) // 2])
     sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
     for group in groups:
         sides[prompt_key(group.prompt) not in first].append(group)
@@ -147,6 +155,15 @@ def _shuffled_keys(prompts: Iterable[Prompt], seed: int, salt: str) -> list[str]
     keys = sorted(set(map(prompt_key, prompts)))
     random.Random(f"{salt}-{seed}").shuffle(keys)
     return keys
+
+
+def _steady_part(keys: Sequence[str], share: float, seed: int, salt: str) -> set[str]:
+    """Return the keys with a hash below `share`; at least one, the lowest, and all but one, the highest, at most."""
+    place = {key: hashlib.sha256(f"{salt}-{seed}-{key}".encode()).digest() for key in keys}
+    below = [key for key in keys if int.from_bytes(place[key][:8]) < share * 2**64]
+    if len(below) == len(keys):
+        below.remove(max(keys, key=place.__getitem__))
+    return set(below or [min(keys, key=place.__getitem__)])
 
 
 def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:

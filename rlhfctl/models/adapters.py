@@ -18,7 +18,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.models import adapters
+from rlhfctl.models import adapters, head_bias
 from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
@@ -209,19 +209,24 @@ class AdapterSwitch:
         self.trained = list(parameters)
 
 
-def load_policy_adapter(model: PeftModel, folder: Path) -> None:
-    """Give the policy's adapter the weights saved in `folder`; HandoffError if they are of another shape."""
+def load_weights(model: PeftModel, folder: Path, stage: str) -> None:
+    """Give the `default` adapter the weights (and the head, without its bias) that are saved in `folder`.
+
+    Raises HandoffError if they are of another shape. `stage` is the key of the section that sets it: ppo or reward.
+    """
     refused = HandoffError(
-        "the policy of the round before has an adapter of another shape",
+        f"{stage} of the round before has an adapter of another shape",
         where=str(folder),
-        fix="leave ppo.lora as it was, or begin again with a new run",
+        fix=f"leave {stage}.lora as it was, or begin again with a new run",
     )
     saved = LoraConfig.from_pretrained(str(folder))
     own = model.peft_config[POLICY]
     if (saved.r, saved.lora_alpha) != (own.r, own.lora_alpha):  # alpha scales the product: it must be the same
         raise refused
+    weights = load_file(folder / "adapter_model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not head_bias.is_bias(name)}
     try:
-        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=POLICY)
+        result = set_peft_model_state_dict(model, kept, adapter_name=POLICY)
     except RuntimeError as error:
         raise refused from error
     if result.unexpected_keys or any(is_adapter_parameter(name, POLICY) for name in result.missing_keys):

@@ -45,6 +45,11 @@ def set_bias(head: nn.Linear, bias: Tensor) -> None:
     head.bias = nn.Parameter(bias.to(head.weight), requires_grad=head.weight.requires_grad)
 
 
+def is_bias(name: str) -> bool:
+    """Tell whether `name` in an adapter's file is the bias of its scalar head."""
+    return name.endswith(_IN_ADAPTERS)
+
+
 def bias_of_adapter(folder: Path) -> Tensor | None:
     """Read the bias (1,) of the scalar head in an adapter's folder; None without one."""
     return _read(folder / "adapter_model.safetensors", _IN_ADAPTERS)

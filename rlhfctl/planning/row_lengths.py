@@ -60,7 +60,7 @@ class Lengths:
             split = cast(PreferenceSplit, rows["preferences"].split)
             own, other = split.train, split.train[:0]
             if recipe.reward is not None and recipe.reward.heldout:
-                own, other = split_in_half(split.train, recipe.data_seed)
+                own, other = split_in_half(split.train, recipe.data_seed, steady=recipe.has_steady_splits)
             encoded = [encoder.preference(group) for group in (*own, *other)]
             pairs = [pair for group in encoded for pair in group.pairs]
             lengths["groups"] = _groups(encoded[: len(own)])

@@ -151,6 +151,14 @@ class Recipe(Section):
             self._fill("seeds", self.seeds.resolved(self.seed))
         return self
 
+    @property
+    def has_steady_splits(self) -> bool:
+        """Tell whether a prompt keeps its side of every split of pairs when others are added.
+
+        Reward models that go on from the round before have trained on its prompts, so none of these may be held out.
+        """
+        return self.rounds is not None and self.rounds.reward == "last"
+
     def _inherit_lora(self) -> None:
         for name, section in self._stages():
             if section.trains and "lora" in type(section).model_fields and not section.is_set("lora"):

@@ -33,11 +33,14 @@ def load_data_libraries() -> None:
     importlib.import_module("rlhfctl.data.load")
 
 
-def load_data(data: Data, seed: int, names: Collection[str]) -> dict[str, Rows]:
-    """Load, check and split the data sets of `names`; DataError with the faults of all of them."""
+def load_data(data: Data, seed: int, names: Collection[str], *, steady: bool = False) -> dict[str, Rows]:
+    """Load, check and split the data sets of `names`; DataError with the faults of all of them.
+
+    `steady`: each prompt of a pair keeps its side of the split when others are added.
+    """
     from rlhfctl.data.load import check_all
 
-    return check_all(data, seed, names)
+    return check_all(data, seed, names, steady=steady)
 
 
 def data_warnings(data: Mapping[str, Rows]) -> list[str]:

@@ -31,16 +31,16 @@ from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceGroup, Row, examples
-from rlhfctl.errors import DataError
+from rlhfctl.errors import DataError, HandoffError
 from rlhfctl.events import Event, Metrics, Work
 from rlhfctl.metrics import kind
-from rlhfctl.models import adapters, build, loading, scoring, tokenizing
+from rlhfctl.models import adapters, build, head_bias, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Reward
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.stages import probes, reward_members
 from rlhfctl.stages.context import Context
-from rlhfctl.stages.loader import recorded_base
+from rlhfctl.stages.loader import member_folders, recorded_base, verify
 from rlhfctl.stages.normalization import normalize
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.training.trl import options
@@ -75,7 +75,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     # 5. Save, load again, score the kept pairs again.
     layout: dict[str, Any] = {"head": True, "probes": probes.PROBES}
     if section.members == 1:
-        model, metrics = _train(section, model, config, train_groups, heldout_groups, tokenizer, ctx, ctx.emit)
+        model, metrics = _train(section, model, config, train_groups, heldout_groups, tokenizer, 0, ctx, ctx.emit)
         metrics |= _heldout(model, heldout, tokenizer, ctx)
         probe(model, ctx.folder)
         layout |= _save(model, tokenizer, base_path, ctx)
@@ -89,7 +89,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
             model: Any, number: int, groups: list[EncodedGroup], emit: Callable[[Event], None], work: Path
         ) -> tuple[Any, dict[str, float]]:
             own = _config(section, own_seed(number), work, ctx)
-            return _train(section, model, own, groups, heldout_groups, tokenizer, ctx, emit)
+            return _train(section, model, own, groups, heldout_groups, tokenizer, number, ctx, emit)
 
         def score(model: Any) -> list[float]:
             return _heldout_scores(model, heldout, tokenizer, ctx)
@@ -114,12 +114,17 @@ def _train(
     groups: list[EncodedGroup],
     heldout: list[EncodedGroup],
     tokenizer: PreTrainedTokenizerBase,
+    number: int,
     ctx: Context,
     emit: Callable[[Event], None],
 ) -> tuple[Any, dict[str, float]]:
-    """Train the head and whole weights, or the head and an adapter; then normalize. Returns the model and metrics."""
+    """Train the head and whole weights, or the head and an adapter; then normalize. Returns the model and metrics.
+
+    `number` is that of the member; the model starts from that member of the round before, if it goes on from there.
+    """
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=config.seed)
+    _go_on(model, number, ctx)
     counts = {"pairs": len(_pairs(groups)), "heldout_pairs": len(_pairs(heldout))}
     if section.on_groups:
         rows = group_rows(groups)
@@ -139,6 +144,29 @@ def _train(
     return model, metrics
 
 
+def _go_on(model: Any, number: int, ctx: Context) -> None:
+    """Give `model` the weights of the reward model of the round before, if the recipe says so; HandoffError if unlike.
+
+    Not its shift: differences of scores, which the losses read, do not have it, and `normalize` sets it anew.
+    """
+    source = ctx.parents.get("start")
+    if source is None or source.artifact is None:
+        return
+    verify(source.artifact)
+    if isinstance(model, PeftModel):
+        adapters.load_weights(model, member_folders(source.artifact)[number], "reward")
+    else:
+        folder = source.artifact.part("model")
+        before = loading.load_scorer(str(folder), **loading.options(ctx.recipe.model)).state_dict()
+        before.pop(head_bias.BIAS, None)
+        if before.keys() != model.state_dict().keys():
+            fix = "leave reward.lora as it was, or begin again with a new run"
+            raise HandoffError("the reward model of the round before has other weights", where=str(folder), fix=fix)
+        model.load_state_dict(before)
+    if number == 0:
+        ctx.note(f"the reward model goes on from {source.artifact.manifest.stage}")
+
+
 def _is_heldout(ctx: Context) -> bool:
     """Tell whether this is the held-out reward model, which PPO never trains on."""
     return kind(ctx.name) == "heldout"
@@ -153,7 +181,7 @@ def _own_part(groups: list[PreferenceGroup], section: Reward, ctx: Context) -> l
     """Return the groups that this model trains on: all of them, or its half of the prompts."""
     if not section.heldout:
         return groups
-    own, other = split_in_half(groups, ctx.recipe.data_seed)
+    own, other = split_in_half(groups, ctx.recipe.data_seed, steady=ctx.recipe.has_steady_splits)
     return other if _is_heldout(ctx) else own
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from row_files import message
 
 from rlhfctl.data.splits import bootstrap, prompt_key, prompts_of, split_in_half, split_preferences, split_prompts
@@ -165,3 +167,25 @@ def test_a_bootstrap_draws_prompts_with_all_their_rows() -> None:
     assert all(other != drawn for other in others)
     backwards = bootstrap(prompts[::-1], 0, 0)  # the same prompts, whatever the order of the rows
     assert Counter(prompts[place] for place in drawn) == Counter(prompts[::-1][place] for place in backwards)
+
+
+@given(first=st.integers(2, 30), more=st.integers(1, 30), seed=st.integers(0, 9))
+def test_a_steady_split_moves_no_prompt_to_the_held_out_side(first: int, more: int, seed: int) -> None:
+    """A reward model that goes on has trained on the earlier prompts: none of them may be held out later."""
+    section = Preferences(source="d", heldout=0.3)
+    sides = []
+    for count in (first, first + more):
+        split = split_preferences(section, as_groups(text_prompt, count, 1), seed, steady=True)
+        sides.append((set(keys(examples(split.train))), set(keys(examples(split.heldout)))))
+        assert all(sides[-1]) and not sides[-1][0] & sides[-1][1] and len(set.union(*sides[-1])) == count
+    assert first < 8 or not sides[0][0] & sides[1][1]  # of very few prompts the last one left to train on may move
+
+
+def test_steady_shares_are_met_on_average_and_halves_stay_apart() -> None:
+    groups = as_groups(text_prompt, 2000, 1)
+    split = split_preferences(Preferences(source="d", heldout=0.1), groups, 0, steady=True)
+    assert len(split.heldout) == pytest.approx(200, abs=4 * (2000 * 0.1 * 0.9) ** 0.5)
+    few = [set(keys(examples(half))) for half in split_in_half(groups[:1000], 0, steady=True)]
+    whole = [set(keys(examples(half))) for half in split_in_half(groups, 0, steady=True)]
+    assert few[0] < whole[0] and few[1] < whole[1] and not whole[0] & whole[1]
+    assert len(whole[0]) == pytest.approx(1000, abs=4 * 500**0.5)

@@ -12,16 +12,22 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import SHARE_OF_A, run_here
+from peft import TaskType
 from safetensors.torch import load_file
 
-from rlhfctl import fs
-from rlhfctl.artifacts import Artifact, load_artifact
+from rlhfctl import fs, graph
+from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.labels.desk import Desk
+from rlhfctl.models import adapters, scoring
+from rlhfctl.recipe.load import load_recipe
+from rlhfctl.stages import reward
+from rlhfctl.stages.loader import Loader
 from rlhfctl.tools.label import find, open_desk
 
 RECIPE = """\
@@ -250,6 +256,54 @@ def test_old_labels_can_be_dropped(project: Path) -> None:
                       cwd=project)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert {row["round"] for row in rows(artifact(run, "round-2/label"), "data")} == {2}
+
+
+# ---------------------------------------------------------------- reward models that go on
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("lora", ["null", LORA])
+def test_each_reward_model_goes_on_from_the_one_before(lora: str, project: Path) -> None:
+    """It starts with the scores that the one before was saved with, and none of its prompts is held out later."""
+    run = project / f"warm-{lora == LORA}"
+    options = [
+        "rounds={count: 2, reward: last, reference: last}",
+        f"reward.lora={lora}",
+        "model.init.tie_word_embeddings=false",
+    ]
+    if lora != "null":  # adapters need trained weights below them
+        (project / "demos.jsonl").write_text('{"prompt": "ab", "completion": "ba"}\n' * 8)
+        options += ["data.demonstrations={source: demos.jsonl}", "sft={lora: null}"]
+    sets = [part for option in options for part in ("--set", option)]
+    result = run_here("run", "recipe.yaml", "--run-dir", run, "--until", "round-2/reward", *sets, cwd=project)
+    assert result.returncode == 0, result.stderr
+    first, second = artifact(run, "reward"), artifact(run, "round-2/reward")
+    assert "start" not in first.manifest.parents
+    assert second.manifest.parents["start"].fingerprint == first.fingerprint
+    assert second.manifest.parents["base"] == first.manifest.parents["base"]  # not the policy, which is PPO's reference
+    assert "the reward model goes on from reward" in second.manifest.notes
+    recipe = load_recipe(run / "recipe.yaml").recipe
+    model, tokenizer, _ = Loader.of(recipe, note=print, warn=print).new_scorer(
+        Source.of(artifact(run, "base" if recipe.sft is None else "sft")), seed=7
+    )
+    if recipe.reward is not None and recipe.reward.lora is not None:
+        model = adapters.add_lora(model, recipe.reward.lora, TaskType.SEQ_CLS, seed=7)
+    recorded = json.loads(first.part("probes").read_text(encoding="utf-8"))
+    new = scoring.score_rows(model, recorded["rows"], tokenizer.pad_token_id)
+    assert new != pytest.approx(recorded["scores"], abs=1e-3)
+    context: Any = SimpleNamespace(parents={"start": Source.of(first)}, recipe=recipe, note=lambda text: None)
+    reward._go_on(model, 0, context)
+    went_on = scoring.score_rows(model, recorded["rows"], tokenizer.pad_token_id)
+    assert went_on == pytest.approx(recorded["scores"], abs=1e-5)
+
+
+def test_only_reward_models_that_go_on_have_steady_splits_and_a_start(project: Path) -> None:
+    """A change of the setting therefore makes the first reward model anew, too."""
+    for value, steady in (("base", False), ("last", True)):
+        recipe = load_recipe(project / "recipe.yaml", overrides=["rounds.count=2", f"rounds.reward={value}"]).recipe
+        parents = graph.STAGES["reward"].parents["start"]
+        assert recipe.has_steady_splits == steady == parents.used(recipe)  # type: ignore[misc]
+        assert ("rounds.reward" in graph.STAGES["reward"].settings(recipe)) == steady  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------- the reference, and adapters

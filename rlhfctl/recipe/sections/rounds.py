@@ -23,6 +23,11 @@ class Rounds(Section):
         "base", description="What the KL of PPO is measured from: base* throughout, or the policy of the round before."
     )
 
+    reward: Literal["base", "last"] = Field(
+        "base", description="What each reward model starts from: base* and a new head, or the reward model of the "
+        "round before (prompts then keep their side of the held-out split in all rounds)."
+    )  # fmt: skip
+
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, value: Any) -> Any:

@@ -306,7 +306,7 @@ def _policy_and_reference(
         models.note("PPO runs without dropout: lora_dropout is 0 in this stage")
     model = adapters.add_lora(base, lora, TaskType.CAUSAL_LM, seed=seed)
     if (start := models.start_adapter()) is not None:
-        adapters.load_policy_adapter(model, start)
+        adapters.load_weights(model, start, "ppo")
     special_tokens.mask_pad(model, pad)
     policy = LanguageModel(model, pad, POLICY)
     return policy, policy.with_adapter(None)
