@@ -63,6 +63,11 @@ class Context:
 
         return Loader.of(self.recipe, note=self.note, warn=self.warn, data=self.data)
 
+    def leave_to_first(self) -> None:
+        """End here in every process but the first, which does the rest of the stage alone."""
+        if not self.first:
+            raise PublishedByFirst
+
     def note(self, message: str) -> None:
         """Emit a note and record it in the manifest."""
         self.notes.append(message)
