@@ -25,7 +25,7 @@ from rlhfctl.errors import RlhfctlError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WAIT = timedelta(days=7)  # a reward function may take hours; a process that dies ends the others at once (launching.py)
+_WAIT = timedelta(days=7)  # a reward function may take hours; when a process dies, the launcher ends the others
 _BUCKET = 1 << 24  # numbers that are added up in one message: 64 MiB in float32
 
 
@@ -35,6 +35,8 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # or accelerate takes this process for the only one
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=_WAIT)
 
@@ -60,6 +62,10 @@ class Processes:
     def first(self) -> bool:
         """Tell whether this is the process that writes files and emits events."""
         return self.number == 0
+
+    def settings(self) -> dict[str, int]:
+        """Return the number of processes for the settings that a stage reports; nothing if there is one."""
+        return {"processes": self.count} if self.count > 1 else {}
 
     # ------------------------------------------------------------ shares of work
 
@@ -94,6 +100,10 @@ class Processes:
             raise failed
         result: T = value
         return result
+
+    def wait(self) -> None:
+        """Wait until every process has come this far."""
+        self.over(range(self.count), lambda numbers: [None])
 
     # ------------------------------------------------------------ tensors
 

@@ -51,7 +51,7 @@ class Resources:
     `folder`: functions are imported from it. `function`: the function of the reward section. `finite`: whether a
     function's score must be finite. `batch_size`: responses per forward of a reward model. `function_batch_size`:
     responses per call of a function (None: all). `reward_model`, `heldout`: load the reward model, and the held-out
-    reward model, when they are needed. `processes`: those that score together; all call a scorer with the same episodes.
+    reward model, when they are needed. `processes`: those that score together; all give a scorer the same episodes.
     """
 
     folder: Path

@@ -56,6 +56,11 @@ class Context:
         """Return the folder of the stage's checkpoints while it is under way."""
         return self.run.stage(self.name) / WORK
 
+    @property
+    def log(self) -> Path:
+        """Return the file for the output of libraries; a process beside the first has one of its own."""
+        return self.run.log if self.first else self.work / "process" / f"process-{self.process}.log"
+
     @cached_property
     def loader(self) -> Loader:
         """The loader of models for the recipe; it records skipped checks in this stage's manifest."""

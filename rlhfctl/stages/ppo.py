@@ -138,6 +138,7 @@ def _train(
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
+    settings |= Processes.here().settings()
     before = _before(ctx)
     first = 0 if before is None else int(before.manifest.metrics["updates"])
     here = (ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, ctx.name)

@@ -77,9 +77,7 @@ class Experience:
         ended = torch.tensor([response.ended for response in responses], device=device)
         mask = ppo_math.response_mask(lengths, width)
         value_mask = ppo_math.value_mask(lengths, width)
-        return cls(
-            prompt_indices, prompts, responses, lengths, ended, mask, value_mask, processes=processes
-        )
+        return cls(prompt_indices, prompts, responses, lengths, ended, mask, value_mask, processes=processes)
 
     def sequences(self, indices: Sequence[int]) -> Sequences:
         """Pack prompt and response of the chosen episodes into one sequence each."""

@@ -75,8 +75,8 @@ class Run:
     """The surroundings of a loop: seed, folder, and receivers of events and messages.
 
     `work`: the folder of the checkpoints. `settings`: reported in the event at the start. `first`: the updates that the
-    roles have behind them: the loop goes on after them, with a schedule over the rest. `processes`: those that share the
-    work.
+    roles have behind them: the loop goes on after them, with a schedule over the rest. `processes`: those that share
+    the work.
     """
 
     seed: int

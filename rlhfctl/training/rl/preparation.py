@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState
 
 from rlhfctl.errors import EngineError
 from rlhfctl.models import loading
-from rlhfctl.models.processes import Processes
 from rlhfctl.models.packing import max_stable_rope_length
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles

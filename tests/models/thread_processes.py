@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -80,3 +81,8 @@ def together(works: Sequence[Callable[[], T]]) -> list[T]:
     if errors:
         raise next((one for one in errors if not isinstance(one, threading.BrokenBarrierError)), errors[0])
     return results
+
+
+def in_group(count: int, work: Callable[[Processes], T]) -> list[T]:
+    """Call `work` with each of `count` processes, all at once; return their results."""
+    return together([partial(work, own) for own in group(count)])
