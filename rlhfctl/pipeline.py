@@ -40,11 +40,12 @@ from rlhfctl.inputs import (
     remade_data,
     section_fingerprint,
 )
+from rlhfctl.launching import Launcher
 from rlhfctl.paths import RunPaths, StageId
-from rlhfctl.recipe.load import LoadedRecipe, dump_recipe
+from rlhfctl.recipe.load import LoadedRecipe, differs_in_launch_alone, dump_recipe
 from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.stage_process import Launcher, launch
+from rlhfctl.stage_process import launch
 from rlhfctl.stages import door
 from rlhfctl.stages.context import Context
 
@@ -62,8 +63,8 @@ def run(
     """Run the stages that `request` asks for, in order, and return their artifacts.
 
     The caller holds the run's lock. All rows of all data sets (for a single stage: of the sets that it reads) are
-    checked before the first model loads, except rows that a stage makes. With a `launcher` each stage runs in a process
-    of its own. Raises WaitsForPeople if a stage waits.
+    checked before the first model loads, except rows that a stage makes. With a `launcher` a stage runs in a process of
+    its own, or in several. Raises WaitsForPeople if a stage waits.
     """
     with loaded.locating():
         return _run(_Run(loaded.recipe, RunPaths(run_dir), request, emit, launcher))
@@ -176,12 +177,12 @@ def _warn_of_changes(stage: StageId, stages: Sequence[StageId], work: _Run) -> N
 def _write_recipe(recipe: Recipe, paths: RunPaths, emit: Emit) -> None:
     """Write the resolved recipe; a different one from before is kept in superseded/."""
     text = dump_recipe(recipe)
-    if paths.recipe.is_file():
-        if paths.recipe.read_text(encoding="utf-8") == text:
-            return
+    before = paths.recipe.read_text(encoding="utf-8") if paths.recipe.is_file() else text
+    if before != text and not differs_in_launch_alone(before, text):
         kept = fs.move_aside(paths.recipe, paths.superseded)
         emit(Note(stage="run", message=f"the recipe changed; the one before is kept as {kept}"))
-    fs.write_atomic(paths.recipe, text)
+    if before != text or not paths.recipe.is_file():
+        fs.write_atomic(paths.recipe, text)
 
 
 # ---------------------------------------------------------------- one stage
@@ -238,7 +239,7 @@ def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:
     for change in read_json(context.work / _CHANGES) if (context.work / _CHANGES).is_file() else ():
         context.note(_describe_change(change))
     try:
-        if work.launcher is None:
+        if work.launcher is None or (work.launcher.shared_only and not STAGES[stage.name].shared):
             made, peak = door.run_stage(stage.name, section_of(stage.name, work.recipe), context)
         else:
             made, peak = launch(work.launcher, context)

@@ -5,7 +5,8 @@
 The pipeline decides and writes its decision (inputs, parents, options) into the stage's work folder. The process reads
 it, loads recipe, rows and models itself, and runs the stage as the pipeline would. The pipeline forwards the events of
 the process, and raises its error. If there are several processes (RANK, as accelerate and torchrun set it), only the
-first writes events, the result and the manifest.
+first writes events, the result and the manifest. When one of them dies, launching.py ends all, and the pipeline raises
+the cause with the last lines of its log; the same command resumes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,7 @@ from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError, RlhfctlE
 from rlhfctl.events import Event, from_record
 from rlhfctl.graph import Waiting
 from rlhfctl.inputs import made_data_of
+from rlhfctl.launching import LAUNCH_LOG, Launcher, first_death, last_lines
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.made_data import data_at_start
@@ -40,16 +42,8 @@ from rlhfctl.stages.door import Outcome
 _FOLDER, _TASK, _EVENTS, _RESULT = "process", "task.json", "events.jsonl", "result.json"
 _LOOK_EVERY_S = 0.1
 _END_SECONDS = 10.0  # seconds that a process has to end after SIGTERM
-
-
-@dataclass(frozen=True)
-class Launcher:
-    """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is appended to it.
-
-    For example ("accelerate", "launch", "--num_processes", "2").
-    """
-
-    command: tuple[str, ...] = (sys.executable,)
+# What torch's errors say when a process that numbers are exchanged with is gone.
+_LOST = ("DistBackendError", "DistNetworkError", "gloo", "NCCL", "Connection closed by peer", "Connection reset")
 
 
 # ---------------------------------------------------------------- in the pipeline's process
@@ -59,17 +53,22 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
     """Run the stage of `context` in a separate process; return the same as `door.run_stage`."""
     folder = context.work / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (_EVENTS, _RESULT):
-        (folder / name).unlink(missing_ok=True)
+    for file in [folder / _EVENTS, folder / _RESULT, folder / LAUNCH_LOG, *folder.glob("process-*")]:
+        file.unlink(missing_ok=True)
     fs.write_json(folder / _TASK, _task(context))
-    command = [*launcher.command, "-m", "rlhfctl.stage_process", str(context.run.root), context.name]
-    with context.run.log.open("a", encoding="utf-8") as log:
+    command = [*launcher.line(folder), "-m", "rlhfctl.stage_process", str(context.run.root), context.name]
+    several = launcher.processes > 1
+    with (folder / LAUNCH_LOG if several else context.run.log).open("a", encoding="utf-8") as log:
         # In a new session, Ctrl-C reaches only the pipeline, which then ends the process.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=launcher.environment()
+        )
     try:
         _forward_events(folder / _EVENTS, process, context.emit)
     finally:
         _terminate(process)
+    if several and not (folder / _RESULT).is_file():
+        _raise_cause(folder, context, launcher.processes)
     return _result(folder / _RESULT, context, process.returncode)
 
 
@@ -135,14 +134,35 @@ def _result(file: Path, context: Context, code: int) -> Outcome:
     return Outcome(load_artifact(context.folder), result["peak_memory"])
 
 
+def _raise_cause(folder: Path, context: Context, count: int) -> None:
+    """Raise the error that ended the processes of a stage: that of the first process that failed or was killed."""
+    death = first_death((folder / LAUNCH_LOG).read_text(encoding="utf-8", errors="replace"))
+    records = [read_json(file) for file in folder.glob("process-*.json")]
+    failed = sorted(records, key=lambda record: (record["lost_partner"], record["time"]))
+    if failed and not failed[0]["lost_partner"] and (death is None or death.code >= 0):
+        raise _error_of(failed[0]["error"], f"process {failed[0]['number']} of {count}")
+    number = death.number if death is not None else failed[0]["number"] if failed else 0
+    log = folder / (f"process-{number}.log" if (folder / f"process-{number}.log").is_file() else LAUNCH_LOG)
+    raise RlhfctlError(
+        f"process {number} of the {count} processes of the stage {context.name} "
+        f"{death or 'ended'}; all were ended. The last lines of its log:\n{last_lines(log)}",
+        where=str(log),
+        fix="the same command resumes from the last complete checkpoint; if the system killed it for memory, "
+        "`rlhfctl plan RECIPE` says what each process needs",
+    )
+
+
 # ---------------------------------------------------------------- in the stage's process
 
 
 def main(run: Path, stage: StageId) -> None:
     """Run the stage as its task says; write errors for the pipeline, which raises them."""
     number = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    count = int(os.environ.get("WORLD_SIZE", "1"))
     first = number == 0
     folder = RunPaths(run).stage(stage) / WORK / _FOLDER
+    if count > 1:
+        _write_own_log(folder / f"process-{number}.log")
     try:
         if first:
             with (folder / _EVENTS).open("a", encoding="utf-8", buffering=1) as stream:
@@ -155,11 +175,30 @@ def main(run: Path, stage: StageId) -> None:
     except PublishedByFirst:
         return
     except Exception as error:
-        if first:
+        if count > 1:
+            failed = {"number": number, "time": time.time(), "lost_partner": _lost_partner(error)}
+            fs.write_json(folder / f"process-{number}.json", failed | {"error": _error_record(error)})
+        elif first:
             fs.write_json(folder / _RESULT, {"error": _error_record(error)})
         raise
     if first:
         fs.write_json(folder / _RESULT, result)
+
+
+def _write_own_log(file: Path) -> None:
+    """Send what this process prints, and its traceback, to a log of its own."""
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+
+
+def _lost_partner(error: BaseException) -> bool:
+    """Tell whether an exchange of numbers failed because another process had ended."""
+    if isinstance(error, RlhfctlError):
+        return False
+    said = f"{type(error).__name__} {error}"
+    return any(word in said for word in _LOST)
 
 
 def _writer(stream: TextIO) -> Callable[[Event], None]:
@@ -192,6 +231,7 @@ def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Eve
         number,
     )
     context.folder.mkdir(parents=True, exist_ok=True)
+    door.join_processes()
     return door.run_stage(stage.name, graph.section_of(stage.name, recipe), context)
 
 
@@ -240,10 +280,10 @@ def _error_record(error: Exception) -> dict[str, Any]:
     return {"traceback": "".join(traceback.format_exception(error))}
 
 
-def _error_of(record: Mapping[str, Any]) -> Exception:
+def _error_of(record: Mapping[str, Any], where: str = "the stage's process") -> Exception:
     """Return the error that `_error_record` wrote."""
     if "traceback" in record:
-        return RuntimeError(f"in the stage's process:\n{record['traceback']}")
+        return RuntimeError(f"in {where}:\n{record['traceback']}")
     if "errno" in record:
         return OSError(record["errno"], record["what"], record["where"])
     if record["problems"]:

@@ -15,8 +15,9 @@ from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import DataError, DataFaults, HandoffError, Problem, RecipeError, RewardFailed, RlhfctlError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, StageFinished, StageStarted
 from rlhfctl.graph import Request
+from rlhfctl.launching import Launcher
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.stage_process import Launcher, _error_of, _error_record
+from rlhfctl.stage_process import _error_of, _error_record
 
 RECIPE = """\
 name: launched

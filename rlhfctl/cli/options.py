@@ -66,6 +66,20 @@ RewardOption = Annotated[
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", metavar="MODEL", help="The model that the policy is compared with.")
 ]
+NumProcessesOption = Annotated[
+    int | None,
+    typer.Option("--num-processes", metavar="N", min=1, help="Processes that share each training stage: launch."),
+]
+AccelerateConfigOption = Annotated[
+    Path | None,
+    typer.Option("--accelerate-config", metavar="FILE", help="A file of `accelerate config`, for example with FSDP."),
+]
+
+
+def launch_overrides(num_processes: int | None, accelerate_config: Path | None) -> list[str]:
+    """Return the changes of the recipe's `launch` that a command's options ask for."""
+    given = {"num_processes": num_processes, "accelerate_config": accelerate_config}
+    return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def load(recipe: str, overrides: list[str]) -> LoadedRecipe:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhfctl.cli.options import (
+    AccelerateConfigOption,
     ForceOption,
+    NumProcessesOption,
     PolicyOption,
     RecipeArgument,
     ReferenceOption,
@@ -19,6 +21,7 @@ from rlhfctl.cli.options import (
     RunDirOption,
     SetOption,
     complete_recipe_or_run,
+    launch_overrides,
     load,
 )
 from rlhfctl.errors import GateClosed, RlhfctlError
@@ -40,6 +43,8 @@ def run(
     ] = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
+    num_processes: NumProcessesOption = None,
+    accelerate_config: AccelerateConfigOption = None,
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
@@ -47,15 +52,22 @@ def run(
 
     if seeds is not None:
         overrides = [*overrides, f"seeds.values={f'[{seeds}]' if ',' in seeds else seeds}"]
+    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
     _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
 
 
 def sft(
-    recipe: RecipeArgument, overrides: SetOption = [], run_dir: RunDirOption = None, force: ForceOption = False
+    recipe: RecipeArgument,
+    overrides: SetOption = [],
+    run_dir: RunDirOption = None,
+    num_processes: NumProcessesOption = None,
+    accelerate_config: AccelerateConfigOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
     from rlhfctl.graph import Request
 
+    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
     _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
 
 
@@ -64,11 +76,14 @@ def reward(
     policy: PolicyOption = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
+    num_processes: NumProcessesOption = None,
+    accelerate_config: AccelerateConfigOption = None,
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
     from rlhfctl.graph import Request
 
+    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
     _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_models_by_role(base=policy)))
 
 
@@ -78,12 +93,15 @@ def ppo(
     reward_model: RewardOption = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
+    num_processes: NumProcessesOption = None,
+    accelerate_config: AccelerateConfigOption = None,
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
     from rlhfctl.graph import Request
 
     external = _models_by_role(base=policy, reward=reward_model)
+    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
     _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
 
 
@@ -138,6 +156,7 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     """Run the stages of a request with all listeners to their events, then print the verdict."""
     from rlhfctl import fs, pipeline
     from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
+    from rlhfctl.launching import launcher_of
     from rlhfctl.paths import RunPaths
     from rlhfctl.tools.trackers import tracking
 
@@ -152,7 +171,7 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
             fs.report_full_disk(folder),
             tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
         ):
-            artifacts = pipeline.run(loaded, folder, request, emit_to_all)
+            artifacts = pipeline.run(loaded, folder, request, emit_to_all, launcher_of(loaded.recipe.launch))
     except GateClosed:
         _write_report(folder)  # with the reward model's card: why PPO was not begun
         raise

@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 def resolve_paths(layer: Layer, problems: Problems) -> None:
     """Make paths absolute from the folder of the file that states them, and check that they exist."""
     sources = list(_source_keys(layer))
-    for key in (("folder",), *sources, *_MODELS, ("model", "chat_template")):
+    for key in (("folder",), *sources, *_MODELS, ("model", "chat_template"), ("launch", "accelerate_config")):
         text = layer.get(key)
         if not isinstance(text, str) or not text or (key in sources and text.startswith(_NO_PATH)):
             continue

@@ -103,8 +103,16 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = StringIO()
-    yaml.dump(recipe.model_dump(mode="json"), text)
+    # Left out where it is not set: older versions of rlhfctl do not know it, and older runs stay unchanged.
+    yaml.dump(recipe.model_dump(mode="json", exclude=set() if recipe.launch else {"launch"}), text)
     return text.getvalue()
+
+
+def differs_in_launch_alone(one: str, other: str) -> bool:
+    """Tell whether two resolved recipes are the same run, started in other processes or on other machines."""
+    yaml = yaml_1_2()
+    loaded = [dict(yaml.load(text) or {}) for text in (one, other)]
+    return loaded[0] | {"launch": None} == loaded[1] | {"launch": None}
 
 
 def _validate(layer: Layer, problems: Problems) -> Recipe | None:

@@ -13,6 +13,7 @@ from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.compare import Compare
 from rlhfctl.recipe.sections.data import Data
 from rlhfctl.recipe.sections.label import BUILTIN, Label
+from rlhfctl.recipe.sections.launch import Launch
 from rlhfctl.recipe.sections.model import Model
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
@@ -20,7 +21,7 @@ from rlhfctl.recipe.sections.rounds import Rounds
 from rlhfctl.recipe.sections.sample import Sample
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
-from rlhfctl.recipe.sections.training import Lora
+from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH, Lora
 
 
 class Sections(Protocol):
@@ -50,6 +51,8 @@ class Sections(Protocol):
     def ppo(self) -> Ppo | None: ...
     @property
     def compare(self) -> Compare | None: ...
+    @property
+    def launch(self) -> Launch | None: ...
 
 
 Broken = Callable[[Sections], bool]
@@ -512,8 +515,59 @@ LABELS: tuple[Rule[Sections], ...] = (
 )
 
 
+# ---------------------------------------------------------------- several processes
+
+
+def _processes(recipe: Sections) -> int:
+    return recipe.launch.num_processes if recipe.launch is not None else 1
+
+
+def _trainer_batch(section: Sft | Reward | None) -> int | None:
+    """Return the rows of a batch of one of TRL's trainers; None if the stage trains nothing."""
+    if section is None or not section.trains:
+        return None
+    given = section.trainer.get("per_device_train_batch_size", DEFAULT_TRAINER_BATCH)
+    return given if isinstance(given, int) else None
+
+
+def _rows_for_all(stage: str) -> Callable[[Sections], list[Mapping[str, str]]]:
+    def broken(recipe: Sections) -> list[Mapping[str, str]]:
+        rows = _trainer_batch(getattr(recipe, stage))
+        return [{"rows": str(rows)}] if rows is not None and 0 < rows < _processes(recipe) else []
+
+    return broken
+
+
+PROCESSES: tuple[Rule[Sections], ...] = (
+    *(
+        Rule(
+            f"{stage}.trainer.per_device_train_batch_size",
+            "a batch of {rows} rows has no part for each of {launch.num_processes} processes, which divide it",
+            "raise it (and lower gradient_accumulation_steps), or take fewer processes",
+            _rows_for_all(stage),
+            about=("launch.num_processes",),
+        )
+        for stage in ("sft", "reward")
+    ),
+    Rule(
+        "ppo.num_mini_batches",
+        "a minibatch of {ppo.mini_batch_size} episodes has no part for each of {launch.num_processes} processes",
+        "lower it, raise per_device_train_batch_size, or take fewer processes",
+        lambda recipe: recipe.ppo is not None and recipe.ppo.mini_batch_size < _processes(recipe),
+        about=("launch.num_processes", "ppo.per_device_train_batch_size", "ppo.gradient_accumulation_steps"),
+    ),
+    Rule(
+        "ppo.engine",
+        "TRL's PPOTrainer would take other batches in {launch.num_processes} processes",
+        "use engine: rlhfctl, or launch.num_processes: 1",
+        lambda recipe: recipe.ppo is not None and recipe.ppo.engine == "trl" and _processes(recipe) > 1,
+        about=("launch.num_processes",),
+    ),
+)
+
+
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    between = (*PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, NORMALIZE, *JUDGES, SEEDS, *LABELS)
+    between = (*PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, NORMALIZE, *JUDGES, SEEDS, *LABELS, *PROCESSES)
     return (*stage_rules(stages), *between)

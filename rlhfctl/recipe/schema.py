@@ -41,6 +41,7 @@ from rlhfctl.recipe.sections.data import (
     looks_like_id,
 )
 from rlhfctl.recipe.sections.label import Label
+from rlhfctl.recipe.sections.launch import Launch
 from rlhfctl.recipe.sections.model import Init, Model
 from rlhfctl.recipe.sections.ppo import DEFAULT_RESPONSE_LENGTH, OWN_ENGINE_KEYS, REFUSED_PPO_KEYS, Ppo, PpoEval
 from rlhfctl.recipe.sections.reward import Reward, RewardText
@@ -73,6 +74,7 @@ __all__ = [
     "Init",
     "Key",
     "Label",
+    "Launch",
     "Lora",
     "Model",
     "Ppo",
@@ -129,6 +131,7 @@ class Recipe(Section):
     reward: Reward | None = Field(None, description="What scores a response: a reward model or a function.")
     ppo: Ppo | None = Field(None, description="Reinforcement learning against the reward (PPO).")
     compare: Compare | None = Field(None, description="The verdict: comparison of the policy with the base model.")
+    launch: Launch | None = Field(None, description="Several processes or machines for training (null: one process).")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="Trackers that also get the metrics of every stage. TensorBoard's files stay in the run folder."
     )

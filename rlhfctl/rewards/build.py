@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, HELDOUT, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
 from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
-from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward
+from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward, in_shares
 from rlhfctl.rewards.weighted import WeightedReward
 
 
@@ -50,7 +51,7 @@ class Resources:
     `folder`: functions are imported from it. `function`: the function of the reward section. `finite`: whether a
     function's score must be finite. `batch_size`: responses per forward of a reward model. `function_batch_size`:
     responses per call of a function (None: all). `reward_model`, `heldout`: load the reward model, and the held-out
-    reward model, when they are needed.
+    reward model, when they are needed. `processes`: those that score together; all give a scorer the same episodes.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Resources:
     reward_model: Callable[[], LoadedRewardModel] | None = None
     heldout: Callable[[], LoadedRewardModel] | None = None
     gold: RewardFunction | None = None
+    processes: Processes = ALONE
 
     @classmethod
     def of(cls, recipe: Recipe) -> Resources:
@@ -94,6 +96,7 @@ def build_function(name: str, resources: Resources) -> FunctionReward:
         retries=resources.retries,
         batch_size=resources.function_batch_size,
         say=resources.warn,
+        processes=resources.processes,
     )
 
 
@@ -122,15 +125,15 @@ def _heldout(name: str, resources: Resources) -> RewardFunction:
 def _scorer_of(loaded: LoadedRewardModel, resources: Resources) -> RewardFunction:
     size, warn = resources.batch_size, resources.warn
     if isinstance(loaded.model, Classifier):
-        return ClassifierReward(loaded.model, size)
+        return in_shares(ClassifierReward(loaded.model, size), resources.processes)
     if isinstance(loaded.model, Ensemble):
         members = [_scorer_of(replace(loaded, model=member), resources) for member in loaded.model]
         return EnsembleReward(members, loaded.model.aggregate, loaded.model.coefficient)
     model = loaded.model.requires_grad_(False).eval()
     if loaded.tokenizer is not None:
-        return TextModelReward(model, loaded.tokenizer, size, warn)
+        return in_shares(TextModelReward(model, loaded.tokenizer, size, warn), resources.processes)
     assert loaded.pad_token_id is not None
-    return ModelReward(model, loaded.pad_token_id, size, warn)
+    return in_shares(ModelReward(model, loaded.pad_token_id, size, warn), resources.processes)
 
 
 def _gold(name: str, resources: Resources) -> RewardFunction:

@@ -24,6 +24,7 @@ from typing import Any
 from rlhfctl import fs
 from rlhfctl.errors import RewardFailed, RlhfctlError
 from rlhfctl.events import transcript
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.rewards.episode import Episode
 
 Say = Callable[[str], None]
@@ -49,7 +50,8 @@ class FunctionReward:
     """Call the function and check its contract: one number or None per completion, finite if `finite`.
 
     RewardFailed if it raises (after `retries` more calls) or returns something else. `batch_size`: the most completions
-    per call (None: all).
+    per call (None: all). With several `processes` the first one calls it, with all episodes: the function sees what it
+    sees in one process, and each row is scored once.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class FunctionReward:
         retries: int = 0,
         batch_size: int | None = None,
         say: Say = lambda sentence: None,
+        processes: Processes = ALONE,
     ) -> None:
         self.spec = spec
+        self.processes = processes
         self.batch_size = batch_size
         self.unscored = Unscored(say)
         self.finite = finite
@@ -88,6 +92,10 @@ class FunctionReward:
 
     def optional(self, episodes: Sequence[Episode]) -> list[float | None]:
         """Score each episode; None if the function does not score the row."""
+        return self.processes.from_first(lambda: self._scores(episodes))
+
+    def _scores(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """Score each episode in this process, by calls of at most `batch_size` completions."""
         if self.batch_size is None:
             return self._checked(episodes)
         size = self.batch_size

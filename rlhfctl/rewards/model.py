@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.models.architecture import backbone, context_of
 from rlhfctl.models.classifiers import Classifier
+from rlhfctl.models.processes import Processes
 from rlhfctl.models.scoring import score_rows
-from rlhfctl.rewards.episode import Episode
+from rlhfctl.rewards.episode import Episode, RewardFunction
 
 Say = Callable[[str], None]
 
@@ -44,6 +45,13 @@ class _Context:
                 f"(longest: {max(long)}): their beginning is cut"
             )
         return [row[-limit:] for row in rows]
+
+
+def in_shares(scorer: RewardFunction, processes: Processes) -> RewardFunction:
+    """Divide the episodes of each call over the processes; all get every score. `scorer` itself with one process."""
+    if processes.count == 1:
+        return scorer
+    return lambda episodes: processes.over(episodes, scorer)
 
 
 class ModelReward:

@@ -56,12 +56,22 @@ class Context:
         """Return the folder of the stage's checkpoints while it is under way."""
         return self.run.stage(self.name) / WORK
 
+    @property
+    def log(self) -> Path:
+        """Return the file for the output of libraries; a process beside the first has one of its own."""
+        return self.run.log if self.first else self.work / "process" / f"process-{self.process}.log"
+
     @cached_property
     def loader(self) -> Loader:
         """The loader of models for the recipe; it records skipped checks in this stage's manifest."""
         from rlhfctl.stages.loader import Loader  # imported late, because the pipeline plans without torch
 
         return Loader.of(self.recipe, note=self.note, warn=self.warn, data=self.data)
+
+    def leave_to_first(self) -> None:
+        """End here in every process but the first, which does the rest of the stage alone."""
+        if not self.first:
+            raise PublishedByFirst
 
     def note(self, message: str) -> None:
         """Emit a note and record it in the manifest."""

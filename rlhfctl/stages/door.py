@@ -181,6 +181,13 @@ def can_extend(stage: str, made: Artifact, section: Any) -> bool:
     return check is None or bool(check(made, section))
 
 
+def join_processes() -> None:
+    """Join the other processes that a launcher started for this stage; nothing if there are none."""
+    from rlhfctl.models import processes
+
+    processes.join()
+
+
 class Outcome(NamedTuple):
     """The result of a stage: its artifact or what it waits for, and its peak memory in bytes."""
 
@@ -196,7 +203,7 @@ def run_stage(stage: str, section: Any, context: Context) -> Outcome:
     module = _module(stage)
     devices.restart_peak()
     with (
-        quiet.quiet_libraries(context.run.log),
+        quiet.quiet_libraries(context.log),
         report_progress_to(context.emit, context.name),
         quiet.forward_library_progress(),
     ):

@@ -20,7 +20,9 @@ from rlhfctl.events import Metrics, Sample, transcript
 from rlhfctl.generation.generator import Generator, sampling_for
 from rlhfctl.generation.kl import exact_kl
 from rlhfctl.generation.local import sample
+from rlhfctl.generation.shares import in_shares
 from rlhfctl.models import build
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
@@ -34,7 +36,10 @@ _STREAM = 1 << 32  # a stream of random numbers that training does not use
 
 
 class Evaluation:
-    """Evaluate the policy after an update; `data` holds the eval prompts."""
+    """Evaluate the policy after an update; `data` holds the eval prompts.
+
+    Several processes divide the prompts, get all numbers, and so choose the same best policy.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Evaluation:
         data: PromptData,
         heldout: RewardFunction | None = None,
         generator: Generator = sample,
+        processes: Processes = ALONE,
     ) -> None:
         self.section = section
         self.ctx = ctx
@@ -55,7 +61,8 @@ class Evaluation:
         self.tokenizer = data.tokenizer
         self.rows = data.rows
         self.prompts = data.prompts
-        self.generator = generator
+        self.generator = in_shares(generator, processes)
+        self.processes = processes
         self.closing: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         self.best_values: dict[str, float] = {}
@@ -117,6 +124,8 @@ class Evaluation:
             self.best = (values[self.chosen_by], update)
             self.best_values = values
             self.policy.activate()
+            if not self.processes.first:
+                return
             with fs.publish_folder(self._folder(update)) as folder:
                 build.save_weights(self.policy.model, folder)
 
@@ -156,7 +165,12 @@ class Evaluation:
 
     def _kl(self, responses: list[list[int]]) -> list[float]:
         pad, temperature = self.tokenizer.pad_token_id, self.section.temperature
-        return exact_kl(self.policy, self.reference, self.prompts, responses, pad, temperature=temperature)
+
+        def own(indices: list[int]) -> list[float]:
+            prompts, answers = [self.prompts[i] for i in indices], [responses[i] for i in indices]
+            return exact_kl(self.policy, self.reference, prompts, answers, pad, temperature=temperature)
+
+        return self.processes.over(range(len(responses)), own)
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts

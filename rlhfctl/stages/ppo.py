@@ -34,6 +34,7 @@ from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.models.heads import AdapterScorer
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
@@ -80,11 +81,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
-    evaluation = Evaluation(section, ctx, roles, reward, PromptData(tokenizer, eval_rows, eval_prompts), heldout)
+    questions = PromptData(tokenizer, eval_rows, eval_prompts)
+    evaluation = Evaluation(section, ctx, roles, reward, questions, heldout, processes=Processes.here())
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     train = _train if section.engine == "rlhfctl" else _train_with_trl
     metrics = train(section, roles, reward, PromptData(tokenizer, rows, prompts), evaluation, settings, ctx)
+    ctx.leave_to_first()
     metrics["updates"] = section.updates
     if section.use == "best":
         metrics["best_update"] = evaluation.restore_best()
@@ -135,9 +138,11 @@ def _train(
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
+    settings |= Processes.here().settings()
     before = _before(ctx)
     first = 0 if before is None else int(before.manifest.metrics["updates"])
-    run = Run(ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, stage=ctx.name, settings=settings, first=first)
+    here = (ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, ctx.name)
+    run = Run(*here, settings=settings, first=first, processes=Processes.here())
     loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()
@@ -265,6 +270,7 @@ def _reward(
         batch_size=section.local_rollout_forward_batch_size,
         warn=ctx.warn,
         reward_model=load,
+        processes=Processes.here(),
     )
     return build_reward(section.rewards, resources)
 
@@ -287,6 +293,7 @@ def _heldout_reward(
         batch_size=section.local_rollout_forward_batch_size,
         warn=ctx.warn,
         heldout=partial(LoadedRewardModel, scorer, tokenizer.pad_token_id),
+        processes=Processes.here(),
     )
     return build_scorer(HELDOUT, resources)
 

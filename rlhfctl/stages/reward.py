@@ -36,6 +36,7 @@ from rlhfctl.events import Event, Metrics, Work
 from rlhfctl.metrics import kind
 from rlhfctl.models import adapters, build, head_bias, loading, scoring, tokenizing
 from rlhfctl.models.architecture import context_of
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Reward
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.stages import probes, reward_members
@@ -76,6 +77,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     layout: dict[str, Any] = {"head": True, "probes": probes.PROBES}
     if section.members == 1:
         model, metrics = _train(section, model, config, train_groups, heldout_groups, tokenizer, 0, ctx, ctx.emit)
+        ctx.leave_to_first()
         metrics |= _heldout(model, heldout, tokenizer, ctx)
         probe(model, ctx.folder)
         layout |= _save(model, tokenizer, base_path, ctx)
@@ -229,8 +231,12 @@ def _trainer(
     heldout: list[EncodedGroup],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[..., Trainer]:
-    """Choose the trainer of the section's loss, and give it its rows: TRL's own for the plain loss on pairs."""
-    if not section.on_groups and section.label_error == 0:
+    """Choose the trainer of the section's loss, and give it its rows.
+
+    TRL's own trainer for the plain loss on pairs in one process; GroupRewardTrainer computes the same loss, and divides
+    each batch over several processes.
+    """
+    if not section.on_groups and section.label_error == 0 and Processes.here().count == 1:
         make, rows = partial(RewardTrainer), _pairs
     else:
         make = partial(GroupRewardTrainer, loss=section.loss, label_error=section.label_error)

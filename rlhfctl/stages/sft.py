@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact
@@ -29,6 +29,7 @@ from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.training.trl import options
+from rlhfctl.training.trl.shared_batches import SharedSftTrainer
 from rlhfctl.training.trl.train import train
 
 
@@ -59,7 +60,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
     model, metrics = train(
-        partial(SFTTrainer, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer),
+        partial(SharedSftTrainer, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer),
         model,
         section,
         stage=ctx.name,
@@ -69,6 +70,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
         counts=lambda trainer: {"rows": len(trainer.train_dataset)},
         metrics=("loss", "mean_token_accuracy", "num_tokens"),
     )
+
+    ctx.leave_to_first()
 
     # 4. Save: record outputs, merge, publish, load again and compare.
     longest = min(scoring.PROBE_TOKENS, config.max_length or scoring.PROBE_TOKENS)  # within the model's context

@@ -41,6 +41,9 @@ def owned_trainer_key(key: str) -> str | None:
     return OWNED_TRAINER_KEYS["push_to_hub"] if key.startswith("hub_") else OWNED_TRAINER_KEYS.get(key)
 
 
+DEFAULT_TRAINER_BATCH = 8  # rows: per_device_train_batch_size of TRL's trainers where a recipe gives none
+
+
 class Lora(Section):
     """LoRA: low-rank adapters that are trained instead of all weights."""
 

@@ -19,6 +19,7 @@ from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
 from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
@@ -54,6 +55,7 @@ class Collector:
     orders: Orders
     generator: Generator
     accelerator: Accelerator
+    processes: Processes = ALONE
 
 
 def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False) -> Experience:
@@ -113,7 +115,7 @@ def sample_responses(collector: Collector, number: int, stream: int, recomputes:
         value_head=critic.values if critic is not None and critic.shares_policy and not recomputes else None,
     )
     device = collector.roles.policy.device
-    return Experience.of(indices, prompts, responses, section.response_length, device)
+    return Experience.of(indices, prompts, responses, section.response_length, device, collector.processes)
 
 
 def set_sampled_logprobs(
@@ -182,7 +184,10 @@ def set_rewards(experience: Experience, section: Ppo) -> None:
 def token_logprobs(
     experience: Experience, model: LanguageModel, section: Ppo, what: str = "asking the policy"
 ) -> Tensor:
-    """Compute the log-probabilities (B, W) of the sampled tokens under `model`, by full forwards."""
+    """Compute the log-probabilities (B, W) of the sampled tokens under `model`, by full forwards.
+
+    Each process computes its share of the rows.
+    """
     result: Tensor | None = None
     for part in forwards(experience, section, what):
         logprobs = model.response_logprobs(experience.sequences(part), section.temperature)
@@ -190,4 +195,5 @@ def token_logprobs(
             result = torch.zeros(experience.response_mask.shape, dtype=logprobs.dtype, device=logprobs.device)
         result[part] = spread(logprobs, experience.response_mask[part])
     assert result is not None
+    experience.processes.sum_over([result])
     return result

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhfctl.events import Work
 from rlhfctl.generation.generator import Response
 from rlhfctl.models.packing import Sequences
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
 
@@ -58,6 +59,7 @@ class Experience:
     value_step: ValueStep | None = None
     rollout_s: float = 0.0
     score_s: float = 0.0
+    processes: Processes = ALONE  # those that learn from it together; each of them holds all of it
 
     @classmethod
     def of(
@@ -67,6 +69,7 @@ class Experience:
         responses: list[Response],
         response_length: int,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> Experience:
         """Make an Experience with the masks and lengths of `responses`; no model is called."""
         lengths = torch.tensor([len(response.ids) for response in responses], device=device)
@@ -74,7 +77,7 @@ class Experience:
         ended = torch.tensor([response.ended for response in responses], device=device)
         mask = ppo_math.response_mask(lengths, width)
         value_mask = ppo_math.value_mask(lengths, width)
-        return cls(prompt_indices, prompts, responses, lengths, ended, mask, value_mask)
+        return cls(prompt_indices, prompts, responses, lengths, ended, mask, value_mask, processes=processes)
 
     def sequences(self, indices: Sequence[int]) -> Sequences:
         """Pack prompt and response of the chosen episodes into one sequence each."""
@@ -99,8 +102,9 @@ def pieces(indices: Sequence[int], size: int) -> list[list[int]]:
 
 
 def forwards(experience: Experience, section: Ppo, what: str) -> Iterator[list[int]]:
-    """Split the episodes into pieces that fit into one forward, and report progress as `what`."""
-    parts = pieces(range(len(experience.responses)), section.local_rollout_forward_batch_size)
+    """Split this process's share of the episodes into pieces that fit into one forward; report progress as `what`."""
+    own = experience.processes.share(range(len(experience.responses)))
+    parts = pieces(own, section.local_rollout_forward_batch_size)
     return Work(what, len(parts), "batch").through(parts)
 
 

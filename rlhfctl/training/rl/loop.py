@@ -10,6 +10,9 @@ The loop runs the updates in order, records their metrics, writes checkpoints an
 failed updates, and stops. It trains the roles in place. Every random choice is a function of (seed, update, episode,
 position), so a resumed run draws the same numbers as an uninterrupted one. The arithmetic is in ppo_math.py, the table
 of algorithms in algorithms.py.
+
+Several processes share an update: each samples, scores and learns from its part of the episodes, and all hold the whole
+batch of numbers, so that they take the same decisions. The first one writes checkpoints, traces and events.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from rlhfctl.errors import RewardFailed
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, StageStarted
 from rlhfctl.generation.generator import Generator
 from rlhfctl.generation.local import sample
+from rlhfctl.generation.shares import in_shares
 from rlhfctl.models import build
 from rlhfctl.models.fused import fused
 from rlhfctl.models.packing import packed
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.training import checkpoints
@@ -44,7 +49,12 @@ from rlhfctl.training.rl.learn import build_optimizer, learn
 from rlhfctl.training.rl.metrics import update_metrics
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.orders import Orders
-from rlhfctl.training.rl.preparation import has_low_precision, make_accelerator, require_steady_positions
+from rlhfctl.training.rl.preparation import (
+    has_low_precision,
+    make_accelerator,
+    require_enough_episodes,
+    require_steady_positions,
+)
 from rlhfctl.training.rl.recovery import NonFiniteError, Recovery, require_finite
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.rl.trace import Trace
@@ -65,7 +75,8 @@ class Run:
     """The surroundings of a loop: seed, folder, and receivers of events and messages.
 
     `work`: the folder of the checkpoints. `settings`: reported in the event at the start. `first`: the updates that the
-    roles have behind them: the loop goes on after them, with a schedule over the rest.
+    roles have behind them: the loop goes on after them, with a schedule over the rest. `processes`: those that share
+    the work.
     """
 
     seed: int
@@ -75,6 +86,7 @@ class Run:
     stage: str = "ppo"
     settings: dict[str, Any] = field(default_factory=dict)
     first: int = 0
+    processes: Processes = ALONE
 
 
 class PpoLoop:
@@ -103,6 +115,7 @@ class PpoLoop:
             roles = Roles(roles.policy, roles.reference, None)
         self.roles = roles
         self.accelerator = make_accelerator(section)
+        require_enough_episodes(section, run.processes)
         require_steady_positions(section, roles, data)
         self.trained = roles.prepare()
         self.optimizer = build_optimizer(section, self.trained)
@@ -110,8 +123,9 @@ class PpoLoop:
             section.lr_scheduler_type, self.optimizer, section.warmup_steps,
             num_training_steps=section.updates - run.first,
         )  # fmt: skip
+        orders, sampler = Orders(run.seed), in_shares(generator, run.processes)
         self.collector = Collector(
-            section, self.algorithm, roles, reward, data, Orders(run.seed), generator, self.accelerator
+            section, self.algorithm, roles, reward, data, orders, sampler, self.accelerator, run.processes
         )
         self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator)
         self.recovery = Recovery(run.work.parent / "non-finite", data.tokenizer, run.say)
@@ -143,6 +157,8 @@ class PpoLoop:
         if sentence := build.updates_lost_to_rounding(self.trained.values(), self.section.learning_rate):
             run.say(sentence)
         resumed = self._resume()
+        if not resumed:
+            run.processes.copy_first(self.trained.values())
         run.emit(
             StageStarted(
                 stage=run.stage,
@@ -198,11 +214,14 @@ class PpoLoop:
                 experience, self.learner, self.algorithm, lambda epoch: orders.minibatches(number, epoch, size), trace
             )
         except NonFiniteError:
-            self.recovery.keep(experience, number, self.attempt)
+            if self.run.processes.first:
+                self.recovery.keep(experience, number, self.attempt)
             raise
         learning_rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         if trace is not None:
+            trace.gather(self.run.processes)
+        if trace is not None and self.run.processes.first:
             trace.write(self.run.work.parent / "traces", number, experience, self.data.tokenizer, section)
         metrics = update_metrics(experience, steps, section) | {"learning_rate": learning_rate}
         took = time.monotonic() - began
@@ -219,8 +238,13 @@ class PpoLoop:
     # ------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint with everything that the remaining updates depend on, in one atomic step."""
+        """Write a checkpoint with everything that the remaining updates depend on, in one atomic step.
+
+        All processes hold the same state, so the first one writes it.
+        """
         work = self.run.work
+        if not self.run.processes.first:
+            return
         final = work / f"{checkpoints.PREFIX}{self.done}"
         with fs.publish_folder(final) as folder:
             save_file(self.roles.state(), folder / "model.safetensors")
@@ -241,22 +265,33 @@ class PpoLoop:
         self.run.emit(CheckpointSaved(stage=self.run.stage, step=self.done, path=str(final)))
 
     def _resume(self) -> bool:
-        """Resume from the newest complete checkpoint; return False if there is none."""
-        newest, passed_over = checkpoints.newest_complete(self.run.work)
-        for sentence in passed_over:
-            self.run.say(sentence)
-        if newest is None:
+        """Resume from the newest complete checkpoint, which the first process reads; return False if there is none."""
+        found = self.run.processes.from_first(self._read_checkpoint)
+        if found is None:
             return False
-        state = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8"))
-        self.roles.load_state(load_file(newest.path / "model.safetensors"))
-        self.optimizer.load_state_dict(checkpoints.loaded(newest.path / "optimizer.pt"))
-        self.scheduler.load_state_dict(checkpoints.loaded(newest.path / "scheduler.pt"))
-        checkpoints.set_random_states(checkpoints.loaded(newest.path / "rng_state.pth"))
+        state = found["trainer_state.json"]
+        self.roles.load_state(found["model.safetensors"])
+        self.optimizer.load_state_dict(found["optimizer.pt"])
+        self.scheduler.load_state_dict(found["scheduler.pt"])
+        checkpoints.set_random_states(found["rng_state.pth"])
         self.done, self.attempt, self.history = state["update"], state["attempt"], state["history"]
         self.recomputes = state["recomputes"]
         if self.watcher is not None:
             self.watcher.load_state(state["watcher"])
         return True
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        """Read the files of the newest complete checkpoint; None if there is none."""
+        newest, passed_over = checkpoints.newest_complete(self.run.work)
+        for sentence in passed_over:
+            self.run.say(sentence)
+        if newest is None:
+            return None
+        found: dict[str, Any] = {
+            name: checkpoints.loaded(newest.path / name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+        }
+        found["trainer_state.json"] = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8"))
+        return found | {"model.safetensors": load_file(newest.path / "model.safetensors")}
 
     def _restored_updates(self) -> int:
         """Resume from the newest checkpoint; return the number of updates done there."""

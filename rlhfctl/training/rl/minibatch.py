@@ -1,7 +1,8 @@
 """Take one optimizer step on one minibatch: forward and backward of critic and policy, micro-batch by micro-batch.
 
 The critic learns first. Each role finishes its backward pass before the other role's adapter becomes active. Every mean
-is over all tokens of the minibatch, so the size of the micro-batches does not change the result.
+is over all tokens of the minibatch, so the size of the micro-batches does not change the result. For the same reason
+several processes can each take a part of the minibatch: the sum of their gradients is the gradient of one process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhfctl.models.packing import Sequences
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience, pieces, spread
@@ -101,9 +103,10 @@ def gradient_step(
     Raises NonFiniteError before a non-finite loss or gradient is applied.
     """
     section, critic, optimizer = learner.section, learner.roles.critic, learner.optimizer
+    processes, trained = experience.processes, list(learner.trained.values())
     tokens = experience.response_mask[list(indices)].sum()
     states = experience.value_mask[list(indices)].sum()
-    parts = pieces(indices, section.per_device_train_batch_size)
+    parts = pieces(processes.share(indices), section.per_device_train_batch_size)
     shares: list[dict[str, Tensor]] = []
     if experience.value_step is not None:
         shares += _apply_value_step(learner, experience, epoch, trace)
@@ -112,9 +115,10 @@ def gradient_step(
             shares.append(_learn_values(learner, critic, experience, part, states, epoch, trace))
     for part in parts:
         shares.append(_learn_policy(learner, experience, part, (tokens, states), epoch, policy_loss, trace))
-    sums = _summed(shares)
+    processes.sum_gradients(trained)
+    sums = _over_all(processes, _summed(shares))
     limit = section.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(list(learner.trained.values()), math.inf if limit is None else limit)
+    norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
     losses = sum(value for name, value in sums.items() if name.endswith("_loss"))
     if not bool(torch.isfinite(norm + losses)):
         optimizer.zero_grad()
@@ -198,6 +202,15 @@ def _learn_policy(
     if trace is not None:
         trace.add(epoch, part, traced)
     return shares
+
+
+def _over_all(processes: Processes, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add up each metric over the processes."""
+    if processes.count == 1:
+        return sums
+    table = torch.stack([value.double() for value in sums.values()])
+    processes.sum_over([table])
+    return dict(zip(sums, table, strict=True))
 
 
 def _summed(shares: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

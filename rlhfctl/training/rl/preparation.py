@@ -1,4 +1,4 @@
-"""Prepare the PPO loop: make its accelerator, refuse unstable positions, and detect low precision."""
+"""Prepare the PPO loop: make its accelerator, refuse what cannot work, and detect low precision."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from accelerate.state import AcceleratorState
 from rlhfctl.errors import EngineError
 from rlhfctl.models import loading
 from rlhfctl.models.packing import max_stable_rope_length
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
 
 
 def make_accelerator(section: Ppo) -> Accelerator:
-    """Make a new accelerator in the section's precision; EngineError under a launcher of several processes."""
+    """Make a new accelerator in the section's precision."""
     # A process keeps the precision of its first accelerator, for example that of the sft stage's trainer.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="bf16" if section.bf16 else "no")
-    if accelerator.num_processes > 1:
+    return Accelerator(mixed_precision="bf16" if section.bf16 else "no")
+
+
+def require_enough_episodes(section: Ppo, processes: Processes) -> None:
+    """Raise EngineError if a process would have no part of a minibatch: every process takes part in every step."""
+    if section.mini_batch_size < processes.count:
         raise EngineError(
-            "this engine runs in one process", where="ppo.engine: rlhfctl", fix="start it without a launcher"
+            f"a minibatch of {section.mini_batch_size} episodes has no part for each of {processes.count} processes",
+            where="ppo.num_mini_batches",
+            fix="lower num_mini_batches, raise per_device_train_batch_size, or take fewer processes (--num-processes)",
         )
-    return accelerator
 
 
 def require_steady_positions(section: Ppo, roles: Roles, data: PromptData) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl import fs
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
@@ -36,6 +37,15 @@ class Trace:
             if index < self.episodes:
                 entry = self.epochs.setdefault(index, {}).setdefault(epoch, {})
                 entry.update({name: table[position].tolist() for name, table in numbers.items()})
+
+    def gather(self, processes: Processes) -> None:
+        """Collect the numbers that other processes recorded; each episode is learned from by one process per epoch."""
+        if processes.count == 1:
+            return
+        for own in processes.over(range(processes.count), lambda _: [self.epochs]):
+            for index, epochs in own.items():
+                for epoch, numbers in epochs.items():
+                    self.epochs.setdefault(index, {}).setdefault(epoch, {}).update(numbers)
 
     def write(
         self, folder: Path, number: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, section: Ppo

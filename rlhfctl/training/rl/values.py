@@ -63,6 +63,7 @@ def _plain_values(experience: Experience, section: Ppo, roles: Roles, critic: Cr
         trunk = roles.policy if critic.shares_policy else critic
         values = critic.values(trunk.states(sequences)[sequences.states(section.response_length)])
         result[part] = spread(values.to(result.dtype), experience.value_mask[part])
+    experience.processes.sum_over([result])
     return result
 
 
@@ -74,14 +75,17 @@ def _first_step(
     order: Sequence[int],
     accelerator: Accelerator,
 ) -> ValueStep:
-    """Set `experience.values` from the forwards of the first value step; return that step's gradients."""
+    """Set `experience.values` from the forwards of the first value step; return that step's gradients.
+
+    Each process computes its share of the rows, and keeps the gradients of these.
+    """
     critic, trained = roles.critic, roles.critic_parameters()
     assert critic is not None
     experience.values = torch.zeros_like(experience.rewards)
     states = experience.value_mask.sum()
     gradients: dict[str, Tensor] = {}
     shares = []
-    parts = pieces(order, section.per_device_train_batch_size)
+    parts = pieces(experience.processes.share(order), section.per_device_train_batch_size)
     for part in Work("asking the critic", len(parts), "batch").through(parts):
         with accelerator.autocast():
             flat = critic_forward(critic, experience.sequences(part), section.response_length)
@@ -96,4 +100,5 @@ def _first_step(
         for name, gradient in zip(trained, computed, strict=True):
             if gradient is not None:  # contiguous: the optimizer reads it in the memory order of the parameter
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient.contiguous()
+    experience.processes.sum_over([experience.values])
     return ValueStep(gradients, shares)

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress, Work
 from rlhfctl.models import devices
+from rlhfctl.models.processes import Processes
 from rlhfctl.training import checkpoints
 
 KEPT_CHECKPOINTS = 2  # a kill may leave the newest one incomplete
@@ -100,6 +101,10 @@ class EventCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = self.work / f"{checkpoints.PREFIX}{state.global_step}"
+        processes = Processes.here()
+        processes.wait()  # each process writes its random states
+        if not processes.first:
+            return
         checkpoints.mark_complete(folder)
         self.emit(CheckpointSaved(stage=self.stage, step=state.global_step, path=str(folder)))
 

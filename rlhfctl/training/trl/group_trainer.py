@@ -21,7 +21,9 @@ from rlhfctl.data.encoding import EncodedGroup
 from rlhfctl.models.tensors import at_least_float32
 from rlhfctl.recipe.sections.reward import RewardLoss
 from rlhfctl.training import preference_losses
+from rlhfctl.training.trl.shared_batches import SharedBatches
 
+_BLANK = "blank"
 COLUMNS = ("ids", "ranks", "comparisons", "margin")
 GroupRow = dict[str, Any]  # COLUMNS: ids of each response, its rank, pairs (better, worse), the margin of the pairs
 
@@ -109,13 +111,26 @@ def group_loss(scores: Tensor, batch: dict[str, Tensor], loss: RewardLoss, label
     return torch.stack(losses).mean()
 
 
-class GroupRewardTrainer(RewardTrainer):
-    """TRL's RewardTrainer on rows of `group_rows` or `pair_rows`, with a loss of preference_losses.py."""
+def _blanked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make a batch count nothing."""
+    return batch | {_BLANK: torch.tensor(True)}
+
+
+class GroupRewardTrainer(SharedBatches, RewardTrainer):
+    """TRL's RewardTrainer on rows of `group_rows` or `pair_rows`, with a loss of preference_losses.py.
+
+    Several processes divide each batch, and losses and metrics are means over all of it.
+    """
+
+    blanked = staticmethod(_blanked)
 
     def __init__(self, *, loss: RewardLoss, label_error: float, args: Any, processing_class: Any, **given: Any) -> None:
         self.loss, self.label_error = loss, label_error
         collator = GroupCollator(processing_class.pad_token_id, args.pad_to_multiple_of)
         super().__init__(args=args, processing_class=processing_class, data_collator=collator, **given)
+
+    def get_train_dataloader(self) -> Any:
+        return self.in_parts(super().get_train_dataloader())
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         """Return the rows unchanged: they are encoded, and the stage has left out those that are too long."""
@@ -131,25 +146,82 @@ class GroupRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # TRL's trainer averages over the batch, too
     ) -> Any:
-        """Compute the loss of a batch of the collator, and keep the metrics that TRL's trainer reports."""
+        """Compute the loss of a batch of the collator, and keep the metrics that TRL's trainer reports.
+
+        accelerate averages gradients over the processes, so a mean over this process's part of a batch is weighted by
+        how many times an equal share it is.
+        """
+        blank = bool(inputs.pop(_BLANK, False))
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         scores = at_least_float32(outputs.logits.squeeze(-1))
-        loss = group_loss(scores, inputs, self.loss, self.label_error)
         chosen, rejected = scores[inputs["comparisons"][:, 0]], scores[inputs["comparisons"][:, 1]]
+        training = self.model.training
+        groups, comparisons = (0, 0) if blank else (len(inputs["sizes"]), len(chosen))
+        of_groups, of_comparisons = self._weights(groups, comparisons) if training else (1.0, 1.0)
+        loss = group_loss(scores, inputs, self.loss, self.label_error) * of_groups
         if self.args.center_rewards_coefficient is not None:
-            loss = loss + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean()
-        self._keep_metrics(inputs, scores.detach(), (chosen - rejected).detach())
+            centered = ((chosen + rejected) ** 2).mean()
+            loss = loss + self.args.center_rewards_coefficient * centered * of_comparisons
+        self._keep_metrics(inputs, scores.detach(), (chosen - rejected).detach(), blank=blank)
         return (loss, outputs) if return_outputs else loss
 
-    def _keep_metrics(self, inputs: dict[str, Tensor], scores: Tensor, differences: Tensor) -> None:
+    def _weights(self, *counts: int) -> list[float]:
+        """Return how many times an equal share of a batch this process has, for its groups and its comparisons."""
+        processes = self.processes
+        if processes.count == 1:
+            return [1.0 for _ in counts]
+        totals = torch.tensor(counts, dtype=torch.float64)
+        processes.sum_over([totals])
+        return [count * processes.count / total for count, total in zip(counts, totals.tolist(), strict=True)]
+
+    def _keep_metrics(self, inputs: dict[str, Tensor], scores: Tensor, differences: Tensor, *, blank: bool) -> None:
+        """Keep the metrics of a batch, over all processes."""
         mode = "train" if self.model.training else "eval"
-        gather = self.accelerator.gather_for_metrics
+        own = _Batch.of(inputs["attention_mask"], scores, differences)
+        every = self.processes.over(range(self.processes.count), lambda _: [None if blank else own])
+        batch = _Batch.whole([one for one in every if one is not None])
         if mode == "train":
-            self._total_train_tokens += gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += batch.tokens
         kept = self._metrics[mode]
         kept["num_tokens"] = [self._total_train_tokens]
-        kept["min_reward"].append(scores.min().item())
-        kept["mean_reward"].append(scores.mean().item())
-        kept["max_reward"].append(scores.max().item())
-        kept["accuracy"].append((differences > 0).float().mean().item())
-        kept["margin"].append(differences.mean().item())
+        kept["min_reward"].append(batch.lowest)
+        kept["mean_reward"].append(batch.mean)
+        kept["max_reward"].append(batch.highest)
+        kept["accuracy"].append(batch.accuracy)
+        kept["margin"].append(batch.margin)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the metrics of a batch, or of a part of one, are made from; `mean` is over rows, two over comparisons."""
+
+    rows: int
+    tokens: int
+    comparisons: int
+    mean: float
+    accuracy: float
+    margin: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, mask: Tensor, scores: Tensor, differences: Tensor) -> _Batch:
+        means = scores.mean().item(), (differences > 0).float().mean().item(), differences.mean().item()
+        return cls(len(scores), int(mask.sum()), len(differences), *means, scores.min().item(), scores.max().item())
+
+    @classmethod
+    def whole(cls, parts: Sequence[_Batch]) -> _Batch:
+        """Put the parts of a batch together."""
+        if len(parts) == 1:
+            return parts[0]
+        rows, comparisons = sum(one.rows for one in parts), sum(one.comparisons for one in parts)
+        return cls(
+            rows,
+            sum(one.tokens for one in parts),
+            comparisons,
+            sum(one.mean * one.rows for one in parts) / rows,
+            sum(one.accuracy * one.comparisons for one in parts) / comparisons,
+            sum(one.margin * one.comparisons for one in parts) / comparisons,
+            min(one.lowest for one in parts),
+            max(one.highest for one in parts),
+        )

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from rlhfctl.events import Event, StageStarted, Work
 from rlhfctl.models import build
+from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Trained
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
@@ -44,7 +45,11 @@ def train(
 
     trainable, total = build.count_parameters(trainer.model)
     settings = options.effective_settings(trainer.args, section.trainer)
-    settings |= {**counts(trainer), "trainable_parameters": trainable, "parameters": total}
+    settings |= {
+        **counts(trainer),
+        "trainable_parameters": trainable,
+        "parameters": total,
+    } | Processes.here().settings()
     steps, step = options.planned_steps(trainer), resume.step if resume else None
     emit(StageStarted(stage=stage, total_steps=steps, resumed_from=step, settings=settings))
     with options.naming_options(stage, section.trainer, lambda: resume is not None or callback.stepped):

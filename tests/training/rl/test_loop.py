@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from small_loops import (
     trained,
     untimed,
 )
+from thread_processes import group, together
 
+from rlhfctl.errors import EngineError
 from rlhfctl.events import CheckpointSaved, Event, Metrics, StageStarted
 from rlhfctl.rewards.episode import Episode
 
@@ -190,3 +193,113 @@ def test_thirty_updates_teach_the_policy_to_say_a(kind: str, lora: bool, tmp_pat
     assert last > first + (0.25 if lora else 0.4), score  # a few adapters on random weights can do less
     assert all(torch.equal(now, then) for now, then in before.values())  # base* is not touched
     assert column(loop, "kl")[-1] > 0.5
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def shared(work: Path, count: int, updates: int, **options: Any) -> list[Seen]:
+    """Loops of `count` processes that have trained together, each with a folder of its own."""
+    run = options.pop("run", {})
+    loops = [
+        loop_for(work / f"process-{own.number}", updates, run=run | {"processes": own}, **options)
+        for own in group(count)
+    ]
+    together([loop.train for loop in loops])
+    return loops
+
+
+def farthest(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
+    """Largest difference of two histories of metrics."""
+    assert [entry.keys() for entry in one] == [entry.keys() for entry in other]
+    return max(abs(a[name] - b[name]) for a, b in zip(one, other, strict=True) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "count", "minis"),
+    [
+        ("adapter", True, 3, 2),  # a minibatch of four episodes for three processes
+        ("head", True, 2, 1),
+        pytest.param("model", True, 2, 1, marks=pytest.mark.ci),
+        pytest.param("adapter", True, 2, 1, marks=pytest.mark.ci),
+        pytest.param("head", False, 3, 2, marks=pytest.mark.ci),
+        pytest.param("model", False, 2, 2, marks=pytest.mark.ci),
+    ],
+)
+def test_several_processes_train_as_one(kind: str, lora: bool, count: int, minis: int, tmp_path: Path) -> None:
+    """The same episodes, metrics, weights and traces; the first process alone writes."""
+    section: dict[str, Any] = {"kind": kind, "lora": lora, "num_mini_batches": minis, "trace_every": 1}
+    section |= {"dtype": torch.float64, "entropy_coef": 0.01, "target_kl": 0.05}
+    one = trained(tmp_path / "one", 3, **section)
+    many = shared(tmp_path, count, 3, **section)
+    for loop in many:
+        assert farthest(untimed(loop.history), untimed(one.history)) < 1e-6
+        assert gap(loop.roles.state(), one.roles.state()) < 1e-12
+        assert gap(loop.roles.state(), many[0].roles.state()) == 0.0
+        for mine, its in zip(loop.batches, one.batches, strict=True):
+            assert [response.ids for response in mine.responses] == [response.ids for response in its.responses]
+    assert gap(one.roles.state(), start(kind=kind, lora=lora, dtype=torch.float64)) > 1e-3
+    assert {path.name for path in tmp_path.glob("process-*/*")} == {"work", "traces"}
+    assert [path.parent.name for path in tmp_path.glob("process-*/traces")] == ["process-0"]
+    for file in (tmp_path / "one" / "traces").iterdir():
+        both = [path.read_text().splitlines() for path in (file, tmp_path / "process-0" / "traces" / file.name)]
+        assert close(*([json.loads(line) for line in lines] for lines in both))
+
+
+def close(one: Any, other: Any) -> bool:
+    """Tell whether two JSON values are the same up to rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return bool(abs(one - other) < 1e-6) if isinstance(one, float) else bool(one == other)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.ci)])
+def test_a_run_goes_on_in_another_number_of_processes(before: int, after: int, tmp_path: Path) -> None:
+    section: dict[str, Any] = {"dtype": torch.float64, "checkpoint_steps": 1, "num_ppo_epochs": 1}
+    whole = trained(tmp_path / "whole", 4, **section)
+    folder = tmp_path / "stopped"
+
+    def train(count: int, run: dict[str, Any]) -> list[Seen]:
+        loops = [loop_for(folder, 4, run=run | {"processes": own}, **section) for own in group(count)]
+        together([loop.train for loop in loops])
+        return loops
+
+    with pytest.raises(Stop):
+        train(before, {"emit": stops_after(2)})
+    loops = train(after, {})
+    for loop in loops:
+        assert len(loop.batches) == 3  # the metrics of update 2 were out, its checkpoint was not
+        assert farthest(untimed(loop.history), untimed(whole.history)) < 1e-6
+        assert gap(loop.roles.state(), whole.roles.state()) < 1e-12
+
+
+def test_all_processes_return_to_the_checkpoint_after_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """The reward is not finite once: all go back, the first keeps the batch, and the end is that of one process."""
+
+    def score() -> Callable[[Sequence[Episode]], list[float]]:
+        calls = [0]
+
+        def rate(episodes: Sequence[Episode]) -> list[float]:
+            calls[0] += 1
+            return [float("nan")] * len(episodes) if calls[0] == 2 else share_of_a(episodes)
+
+        return rate
+
+    section: dict[str, Any] = {"dtype": torch.float64, "num_ppo_epochs": 1}
+    one = trained(tmp_path / "one", 3, score=score(), **section)
+    loops = [
+        loop_for(tmp_path / "many" / str(own.number), 3, score=score(), run={"processes": own}, **section)
+        for own in group(2)
+    ]
+    together([loop.train for loop in loops])
+    for loop in loops:
+        assert loop.attempt == one.attempt == 1
+        assert farthest(untimed(loop.history), untimed(one.history)) < 1e-6
+    assert [path.parent.name for path in (tmp_path / "many").glob("*/non-finite")] == ["0"]
+
+
+def test_a_minibatch_with_fewer_episodes_than_processes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="a minibatch of 4 episodes has no part for each of 5 processes"):
+        loop_for(tmp_path, num_mini_batches=2, run={"processes": group(5)[0]})
