@@ -1,6 +1,6 @@
 """Two "machines" on one: two network namespaces with a cable between them. Needs root and `ip` (iproute2).
 
-    python tests/campaigns/namespaces.py          says whether it works here
+python tests/campaigns/namespaces.py          says whether it works here
 """
 
 from __future__ import annotations
