@@ -1,26 +1,32 @@
-"""Make the command that starts the processes of a stage, and find the cause when one of them dies.
+"""Start the processes of a stage on this machine, end them, and find the cause when one of them dies.
 
     launch: ──▶ Launcher ──▶ accelerate launch ... -m rlhfctl.stage_process RUN STAGE ──▶ a process per GPU, or per core
 
 `accelerate launch` starts and watches the processes of one machine: when one ends with an error, it ends the others.
-Each process writes its output to a log of its own (`process-N.log`), and the launcher to `launch.log`. Reads these
-files. Leaves out what the processes do (stage_process.py), and how they exchange numbers (models/processes.py).
+Each process writes its output to a log of its own (`process-N.log`), and the launcher to `launch-MACHINE.log`. Reads
+these files. Leaves out what the processes do (stage_process.py), how they exchange numbers (models/processes.py), and
+how machines agree on when to start (machines.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
+import struct
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from rlhfctl import fs
 from rlhfctl.recipe.schema import Launch
 
-LAUNCH_LOG = "launch.log"
 _CONFIG = "accelerate.yaml"
 # accelerate would otherwise read the file that `accelerate config` left in the home folder.
 _PLAIN_CONFIG = """\
@@ -31,8 +37,23 @@ use_cpu: false
 debug: false
 """
 _OWN_TYPES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # values of distributed_type that --multi_gpu would switch off
+_END_SECONDS = 10.0  # seconds that processes have to end after SIGTERM
+_SIOCGIFADDR = 0x8915  # Linux: ask for the address of a network interface
 _TAIL_LINES = 12  # lines of a log in a message
 _TAIL_BYTES = 1 << 16
+
+
+class Others(Protocol):
+    """The other machines that work on a stage, as the first one sees them (machines.py)."""
+
+    def begin(self, stage: str, files: Sequence[str], token: str) -> int:
+        """Wait for all machines, give them the `files` that they lack, let them start; return the port to meet at."""
+
+    def fault(self, wait_s: float = 0.0) -> Cause | None:
+        """Return why the processes of another machine ended, if they did; wait up to `wait_s` for it."""
+
+    def stop(self) -> None:
+        """End the processes of all other machines."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +61,13 @@ class Launcher:
     """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is appended to it.
 
     `command`: for example ("env", "RANK=1", "python"). With `launch` it is that of `accelerate launch`, and stages that
-    several processes cannot share run in the pipeline's process.
+    several processes cannot share run in the pipeline's process. `machine`: the number of this machine.
     """
 
     command: tuple[str, ...] = (sys.executable,)
     launch: Launch | None = None
+    machine: int = 0
+    others: Others | None = None
 
     @property
     def processes(self) -> int:
@@ -56,36 +79,62 @@ class Launcher:
         """Tell whether it starts only the stages that several processes can share."""
         return self.launch is not None
 
-    def line(self, folder: Path) -> list[str]:
-        """Return the command; a configuration for `accelerate launch` is written into `folder`."""
-        return list(self.command) if self.launch is None else command(self.launch, folder)
+    def start(self, folder: Path, log: Path, run: Path, stage: str, port: int = 0) -> subprocess.Popen[bytes]:
+        """Start the processes of `stage` on this machine; a launcher of several writes into `folder`, else into `log`.
 
-    def environment(self) -> dict[str, str]:
-        """Return the environment of the processes."""
-        return dict(os.environ) if self.launch is None else os.environ | environment(self.launch.local_processes)
+        `port`: where the processes of several machines meet. The processes end when their standard input is closed.
+        """
+        prefix = list(self.command) if self.launch is None else command(self.launch, folder, self.machine, port)
+        line = [*prefix, "-m", "rlhfctl.stage_process", str(run), stage]
+        own = {} if self.launch is None else environment(self.launch)
+        with (folder / launch_log(self.machine) if self.processes > 1 else log).open("a", encoding="utf-8") as stream:
+            # In a new session, Ctrl-C reaches only the command, which then ends the processes.
+            return subprocess.Popen(
+                line, stdin=subprocess.PIPE, stdout=stream, stderr=stream, start_new_session=True, env=os.environ | own
+            )
 
 
-def launcher_of(launch: Launch | None) -> Launcher | None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the processes that `start` started, if they still run, and wait for the launcher."""
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def launch_log(machine: int) -> str:
+    """Return the name of the file for the output of a machine's launcher."""
+    return f"launch-{machine}.log"
+
+
+def launcher_of(launch: Launch | None, others: Others | None = None) -> Launcher | None:
     """Make the launcher that a recipe's `launch` asks for; None if all stages run in this process."""
     if launch is None or (launch.num_processes == 1 and launch.accelerate_config is None):
         return None
-    return Launcher(launch=launch)
+    return Launcher(launch=launch, others=others)
 
 
-def command(launch: Launch, folder: Path) -> list[str]:
-    """Make the command line of `accelerate launch` for the processes of one machine."""
+def command(launch: Launch, folder: Path, machine: int = 0, port: int = 0) -> list[str]:
+    """Make the command line of `accelerate launch` for the processes of one machine; writes its configuration."""
     if launch.accelerate_config is None:
         config = folder / _CONFIG
         fs.write_atomic(config, _PLAIN_CONFIG)
     else:
         config = Path(launch.accelerate_config)
     several = launch.num_processes > 1 and not _has_own_type(config.read_text(encoding="utf-8"))
+    address = ["--main_process_ip", launch.main_process_ip] if launch.main_process_ip is not None else []
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
         *(["--multi_gpu"] if several else []),  # on CPUs too: it means torchrun, and the processes then choose gloo
-        *("--num_processes", str(launch.num_processes)),
-        *("--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"),
-        *("--num_cpu_threads_per_process", str(threads(launch.local_processes))),
+        *("--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines)),
+        *("--machine_rank", str(machine), *address, "--main_process_port", str(port)),
+        *("--rdzv_backend", "static", "--num_cpu_threads_per_process", str(threads(launch.local_processes))),
     ]
 
 
@@ -95,12 +144,32 @@ def _has_own_type(config: str) -> bool:
     return found is not None and found[1] in _OWN_TYPES
 
 
-def environment(local: int) -> dict[str, str]:
-    """Return the variables that `local` processes of one machine need, without those that the user has set."""
-    wanted = {"OMP_NUM_THREADS": str(threads(local))}
-    if sys.platform == "linux":  # the name of the machine may lead to an interface that does not reach itself
-        wanted["GLOO_SOCKET_IFNAME"] = "lo"
+def environment(launch: Launch) -> dict[str, str]:
+    """Return the variables that the processes of this machine need, without those that the user has set."""
+    wanted = {"OMP_NUM_THREADS": str(threads(launch.local_processes))}
+    interface = interface_to(launch.main_process_ip or "127.0.0.1")
+    if interface is not None:  # the name of the machine may lead to an address that the others do not reach
+        wanted["GLOO_SOCKET_IFNAME"] = interface
+        if launch.num_machines > 1:
+            wanted["NCCL_SOCKET_IFNAME"] = interface
     return {name: value for name, value in wanted.items() if name not in os.environ or name == "OMP_NUM_THREADS"}
+
+
+def interface_to(address: str) -> str | None:
+    """Find the network interface of this machine from which `address` is reached; None if the system does not tell."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                packed = struct.pack("256s", name.encode()[:15])
+                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, packed)[20:24] == own:
+                    return name
+    return None
 
 
 def threads(local: int) -> int:
@@ -128,6 +197,42 @@ class Death:
         except ValueError:
             name = f"signal {-self.code}"
         return f"was killed ({name})"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why the processes of a machine ended: the process that was first, what happened, and the end of its log.
+
+    `error`: the record of the error that the process raised. `lost_partner`: it failed because another one was gone.
+    """
+
+    number: int
+    what: str
+    lines: str
+    log: str
+    error: Mapping[str, Any] | None = None
+    lost_partner: bool = False
+
+
+def find_cause(folder: Path, machine: int, log: Path) -> Cause:
+    """Find why the processes of this machine ended, from what they and their launcher wrote into `folder`.
+
+    A process that was killed counts before an error, and an error before the failures of those that lost a partner.
+    `log`: where the first process's libraries write.
+    """
+    launcher = folder / launch_log(machine)
+    death = first_death(launcher.read_text(encoding="utf-8", errors="replace") if launcher.is_file() else "")
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("process-*.json")]
+    own = [record for record in records if record["machine"] == machine]
+    failed = sorted(own, key=lambda record: (record["lost_partner"], record["time"]))
+    killed = death is not None and death.code < 0
+    number = death.number if death is not None and (killed or not failed) else failed[0]["number"] if failed else None
+    logs = [folder / f"process-{number}.log", *([log] if number == 0 else []), launcher]
+    used = next((one for one in logs if one.is_file() and one.stat().st_size), launcher)
+    if failed and not killed:
+        first = failed[0]
+        return Cause(first["number"], "failed", last_lines(used), str(used), first["error"], first["lost_partner"])
+    return Cause(-1 if number is None else number, str(death or "ended"), last_lines(used), str(used))
 
 
 def first_death(log: str) -> Death | None:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rlhfctl import errors, fs, graph, seeding
 from rlhfctl.artifacts import WORK, Source, load_artifact, read_json
@@ -30,7 +30,7 @@ from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError, RlhfctlE
 from rlhfctl.events import Event, from_record
 from rlhfctl.graph import Waiting
 from rlhfctl.inputs import made_data_of
-from rlhfctl.launching import LAUNCH_LOG, Launcher, first_death, last_lines
+from rlhfctl.launching import Cause, Launcher, Others, end, find_cause
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.made_data import data_at_start
@@ -39,9 +39,10 @@ from rlhfctl.stages import door
 from rlhfctl.stages.context import Context, PublishedByFirst
 from rlhfctl.stages.door import Outcome
 
+TOKEN = "token"  # of the task: a machine that reads it in its own run folder shares that folder
 _FOLDER, _TASK, _EVENTS, _RESULT = "process", "task.json", "events.jsonl", "result.json"
 _LOOK_EVERY_S = 0.1
-_END_SECONDS = 10.0  # seconds that a process has to end after SIGTERM
+_OTHERS_TELL_S = 10.0  # seconds to wait for the cause from another machine
 # What torch's errors say when a process that numbers are exchanged with is gone.
 _LOST = ("DistBackendError", "DistNetworkError", "gloo", "NCCL", "Connection closed by peer", "Connection reset")
 
@@ -50,48 +51,71 @@ _LOST = ("DistBackendError", "DistNetworkError", "gloo", "NCCL", "Connection clo
 
 
 def launch(launcher: Launcher, context: Context) -> Outcome:
-    """Run the stage of `context` in a separate process; return the same as `door.run_stage`."""
-    folder = context.work / _FOLDER
+    """Run the stage of `context` in a separate process, or in several; return the same as `door.run_stage`."""
+    folder, others = context.work / _FOLDER, launcher.others
     folder.mkdir(parents=True, exist_ok=True)
-    for file in [folder / _EVENTS, folder / _RESULT, folder / LAUNCH_LOG, *folder.glob("process-*")]:
+    for file in [folder / _EVENTS, folder / _RESULT, *folder.glob("launch-*"), *folder.glob("process-*")]:
         file.unlink(missing_ok=True)
-    fs.write_json(folder / _TASK, _task(context))
-    command = [*launcher.line(folder), "-m", "rlhfctl.stage_process", str(context.run.root), context.name]
-    several = launcher.processes > 1
-    with (folder / LAUNCH_LOG if several else context.run.log).open("a", encoding="utf-8") as log:
-        # In a new session, Ctrl-C reaches only the pipeline, which then ends the process.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=launcher.environment()
-        )
+    token = secrets.token_hex(16)
+    fs.write_json(folder / _TASK, _task(context) | {TOKEN: token})
+    port = others.begin(context.name, _needed(context), token) if others is not None else 0
     try:
-        _forward_events(folder / _EVENTS, process, context.emit)
+        process = launcher.start(folder, context.run.log, context.run.root, context.name, port)
+        try:
+            _forward_events(folder / _EVENTS, process, context.emit, others)
+        finally:
+            end(process)
+        if launcher.processes > 1 and not (folder / _RESULT).is_file():
+            _raise_cause(_cause(folder, context, others), context, launcher.processes)
     finally:
-        _terminate(process)
-    if several and not (folder / _RESULT).is_file():
-        _raise_cause(folder, context, launcher.processes)
+        if others is not None:
+            others.stop()
     return _result(folder / _RESULT, context, process.returncode)
 
 
 def _task(context: Context) -> dict[str, Any]:
     """Return the pipeline's decision as JSON for the process."""
+    root = context.run.root
     parents = {
         role: {"name": source.name, "fingerprint": source.fingerprint, "complete": source.artifact is not None}
+        | ({"inside": str(Path(source.name).relative_to(root))} if Path(source.name).is_relative_to(root) else {})
         for role, source in context.parents.items()
     }
+    extends = Path(context.options["extends"]) if "extends" in context.options else None
+    inside = extends is not None and extends.is_relative_to(root.resolve())
     return {
         "inputs": dict(context.inputs),
         "parents": parents,
         "options": dict(context.options),
+        "extends": str(extends.relative_to(root.resolve())) if extends is not None and inside else None,
         "notes": context.notes,
         "seconds": time.monotonic() - context.began,
     }
 
 
-def _forward_events(file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None]) -> None:
-    """Forward the events that the process writes, until it has ended."""
+def _needed(context: Context) -> list[str]:
+    """List what another machine needs if it does not share the run folder: files and folders in it, as relative paths.
+
+    The first process of PPO reads its checkpoints and tells the others; every process of TRL's trainers reads its own.
+    """
+    root, work = context.run.root, context.work
+    inside = [Path(source.name) for source in context.parents.values()]
+    if "extends" in context.options and Path(context.options["extends"]).is_relative_to(root.resolve()):
+        inside.append(root / Path(context.options["extends"]).relative_to(root.resolve()))
+    needed = [context.run.recipe, work / _FOLDER / _TASK, *inside]
+    if StageId.parse(context.name).name != "ppo":
+        needed += [path for path in work.iterdir() if path.is_dir() and not path.name.startswith(_FOLDER)]
+    return [str(path.relative_to(root)) for path in needed if path.is_relative_to(root)]
+
+
+def _forward_events(
+    file: Path, process: subprocess.Popen[bytes], emit: Callable[[Event], None], others: Others | None = None
+) -> None:
+    """Forward the events that the process writes, until it has ended, or processes of another machine have failed."""
     offset, ended = 0, False
     while not ended:
-        ended = process.poll() is not None  # ask before reading: events written before the end are read below
+        # Ask before reading: events written before the end are read below.
+        ended = process.poll() is not None or (others is not None and others.fault() is not None)
         if file.is_file():
             with file.open("rb") as stream:
                 stream.seek(offset)
@@ -102,20 +126,6 @@ def _forward_events(file: Path, process: subprocess.Popen[bytes], emit: Callable
                     emit(event)
         if not ended:
             time.sleep(_LOOK_EVERY_S)
-
-
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    """Terminate the process if it still runs after an exception in the pipeline."""
-    if process.stdin is not None:
-        with suppress(OSError):
-            process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _result(file: Path, context: Context, code: int) -> Outcome:
@@ -134,19 +144,26 @@ def _result(file: Path, context: Context, code: int) -> Outcome:
     return Outcome(load_artifact(context.folder), result["peak_memory"])
 
 
-def _raise_cause(folder: Path, context: Context, count: int) -> None:
-    """Raise the error that ended the processes of a stage: that of the first process that failed or was killed."""
-    death = first_death((folder / LAUNCH_LOG).read_text(encoding="utf-8", errors="replace"))
-    records = [read_json(file) for file in folder.glob("process-*.json")]
-    failed = sorted(records, key=lambda record: (record["lost_partner"], record["time"]))
-    if failed and not failed[0]["lost_partner"] and (death is None or death.code >= 0):
-        raise _error_of(failed[0]["error"], f"process {failed[0]['number']} of {count}")
-    number = death.number if death is not None else failed[0]["number"] if failed else 0
-    log = folder / (f"process-{number}.log" if (folder / f"process-{number}.log").is_file() else LAUNCH_LOG)
+def _cause(folder: Path, context: Context, others: Others | None) -> Cause:
+    """Find why the processes ended: on this machine, or on another one whose processes failed first."""
+    fault = others.fault() if others is not None else None
+    if fault is not None and not fault.lost_partner:
+        return fault
+    own = find_cause(folder, 0, context.run.log)
+    if others is not None and own.lost_partner:
+        fault = others.fault(_OTHERS_TELL_S)
+    return own if fault is None or fault.lost_partner else fault
+
+
+def _raise_cause(cause: Cause, context: Context, count: int) -> NoReturn:
+    """Raise the error that ended the processes of a stage."""
+    if cause.error is not None and not cause.lost_partner:
+        raise _error_of(cause.error, f"process {cause.number} of {count}")
+    which = f"process {cause.number} of the {count} processes" if cause.number >= 0 else "a process"
     raise RlhfctlError(
-        f"process {number} of the {count} processes of the stage {context.name} "
-        f"{death or 'ended'}; all were ended. The last lines of its log:\n{last_lines(log)}",
-        where=str(log),
+        f"{which} of the stage {context.name} {cause.what}, and all were ended. The last lines of its log:\n"
+        f"{cause.lines}",
+        where=cause.log,
         fix="the same command resumes from the last complete checkpoint; if the system killed it for memory, "
         "`rlhfctl plan RECIPE` says what each process needs",
     )
@@ -176,7 +193,8 @@ def main(run: Path, stage: StageId) -> None:
         return
     except Exception as error:
         if count > 1:
-            failed = {"number": number, "time": time.time(), "lost_partner": _lost_partner(error)}
+            machine = int(os.environ.get("GROUP_RANK", "0"))
+            failed = {"number": number, "machine": machine, "time": time.time(), "lost_partner": _lost_partner(error)}
             fs.write_json(folder / f"process-{number}.json", failed | {"error": _error_record(error)})
         elif first:
             fs.write_json(folder / _RESULT, {"error": _error_record(error)})
@@ -214,7 +232,8 @@ def _writer(stream: TextIO) -> Callable[[Event], None]:
 def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Event], None], number: int) -> Outcome:
     paths = RunPaths(run)
     recipe = load_recipe(paths.recipe).recipe
-    parents = {role: _source(given) for role, given in task["parents"].items()}
+    parents = {role: _source(given, run) for role, given in task["parents"].items()}
+    extends = {"extends": str((run / task["extends"]).resolve())} if task.get("extends") else {}
     data = _rows(stage, recipe, paths, parents)
     began = time.monotonic() - task["seconds"]
     context = Context(
@@ -225,7 +244,7 @@ def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Eve
         task["inputs"],
         data,
         emit,
-        task["options"],
+        task["options"] | extends,
         list(task["notes"]),
         began,
         number,
@@ -235,9 +254,10 @@ def _run(run: Path, stage: StageId, task: Mapping[str, Any], emit: Callable[[Eve
     return door.run_stage(stage.name, graph.section_of(stage.name, recipe), context)
 
 
-def _source(given: Mapping[str, Any]) -> Source:
-    artifact = load_artifact(Path(given["name"])) if given["complete"] else None
-    return Source(given["name"], given["fingerprint"], artifact)
+def _source(given: Mapping[str, Any], run: Path) -> Source:
+    """Return a parent; one that lies in the run folder is found there, wherever this machine has that folder."""
+    name = str(run / given["inside"]) if "inside" in given else given["name"]
+    return Source(name, given["fingerprint"], load_artifact(Path(name)) if given["complete"] else None)
 
 
 def _rows(stage: StageId, recipe: Recipe, paths: RunPaths, parents: Mapping[str, Source]) -> dict[str, Any]:

@@ -74,12 +74,24 @@ AccelerateConfigOption = Annotated[
     Path | None,
     typer.Option("--accelerate-config", metavar="FILE", help="A file of `accelerate config`, for example with FSDP."),
 ]
+NumMachinesOption = Annotated[
+    int | None, typer.Option("--num-machines", metavar="N", min=1, help="Machines that share each training stage.")
+]
+MachineRankOption = Annotated[
+    int, typer.Option("--machine-rank", metavar="N", min=0, help="Number of this machine; 0 decides and publishes.")
+]
+MainIpOption = Annotated[
+    str | None, typer.Option("--main-process-ip", metavar="ADDRESS", help="Address of the first machine.")
+]
+MainPortOption = Annotated[
+    int | None, typer.Option("--main-process-port", metavar="PORT", help="Port on which the first machine listens.")
+]
 
 
-def launch_overrides(num_processes: int | None, accelerate_config: Path | None) -> list[str]:
-    """Return the changes of the recipe's `launch` that a command's options ask for."""
-    given = {"num_processes": num_processes, "accelerate_config": accelerate_config}
-    return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
+def launch_overrides(**given: int | str | Path | None) -> list[str]:
+    """Return the changes of the recipe's `launch` that a command's options ask for, by key."""
+    values = {key: str(Path(value).resolve()) if isinstance(value, Path) else value for key, value in given.items()}
+    return [f"launch.{key}={value}" for key, value in values.items() if value is not None]
 
 
 def load(recipe: str, overrides: list[str]) -> LoadedRecipe:

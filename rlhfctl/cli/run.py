@@ -13,6 +13,10 @@ import typer
 from rlhfctl.cli.options import (
     AccelerateConfigOption,
     ForceOption,
+    MachineRankOption,
+    MainIpOption,
+    MainPortOption,
+    NumMachinesOption,
     NumProcessesOption,
     PolicyOption,
     RecipeArgument,
@@ -28,6 +32,7 @@ from rlhfctl.errors import GateClosed, RlhfctlError
 
 if TYPE_CHECKING:
     from rlhfctl.graph import Request
+    from rlhfctl.recipe.schema import Launch
 
 
 def run(
@@ -45,6 +50,10 @@ def run(
     run_dir: RunDirOption = None,
     num_processes: NumProcessesOption = None,
     accelerate_config: AccelerateConfigOption = None,
+    num_machines: NumMachinesOption = None,
+    machine_rank: MachineRankOption = 0,
+    main_process_ip: MainIpOption = None,
+    main_process_port: MainPortOption = None,
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
@@ -52,8 +61,14 @@ def run(
 
     if seeds is not None:
         overrides = [*overrides, f"seeds.values={f'[{seeds}]' if ',' in seeds else seeds}"]
-    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
-    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force))
+    overrides += launch_overrides(
+        num_processes=num_processes,
+        accelerate_config=accelerate_config,
+        num_machines=num_machines,
+        main_process_ip=main_process_ip,
+        main_process_port=main_process_port,
+    )
+    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force), machine_rank)
 
 
 def sft(
@@ -62,13 +77,23 @@ def sft(
     run_dir: RunDirOption = None,
     num_processes: NumProcessesOption = None,
     accelerate_config: AccelerateConfigOption = None,
+    num_machines: NumMachinesOption = None,
+    machine_rank: MachineRankOption = 0,
+    main_process_ip: MainIpOption = None,
+    main_process_port: MainPortOption = None,
     force: ForceOption = False,
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
     from rlhfctl.graph import Request
 
-    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
-    _execute(recipe, overrides, run_dir, Request(only="sft", force=force))
+    overrides += launch_overrides(
+        num_processes=num_processes,
+        accelerate_config=accelerate_config,
+        num_machines=num_machines,
+        main_process_ip=main_process_ip,
+        main_process_port=main_process_port,
+    )
+    _execute(recipe, overrides, run_dir, Request(only="sft", force=force), machine_rank)
 
 
 def reward(
@@ -78,13 +103,24 @@ def reward(
     run_dir: RunDirOption = None,
     num_processes: NumProcessesOption = None,
     accelerate_config: AccelerateConfigOption = None,
+    num_machines: NumMachinesOption = None,
+    machine_rank: MachineRankOption = 0,
+    main_process_ip: MainIpOption = None,
+    main_process_port: MainPortOption = None,
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
     from rlhfctl.graph import Request
 
-    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
-    _execute(recipe, overrides, run_dir, Request(only="reward", force=force, external=_models_by_role(base=policy)))
+    overrides += launch_overrides(
+        num_processes=num_processes,
+        accelerate_config=accelerate_config,
+        num_machines=num_machines,
+        main_process_ip=main_process_ip,
+        main_process_port=main_process_port,
+    )
+    request = Request(only="reward", force=force, external=_models_by_role(base=policy))
+    _execute(recipe, overrides, run_dir, request, machine_rank)
 
 
 def ppo(
@@ -95,14 +131,24 @@ def ppo(
     run_dir: RunDirOption = None,
     num_processes: NumProcessesOption = None,
     accelerate_config: AccelerateConfigOption = None,
+    num_machines: NumMachinesOption = None,
+    machine_rank: MachineRankOption = 0,
+    main_process_ip: MainIpOption = None,
+    main_process_port: MainPortOption = None,
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
     from rlhfctl.graph import Request
 
     external = _models_by_role(base=policy, reward=reward_model)
-    overrides = [*overrides, *launch_overrides(num_processes, accelerate_config)]
-    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external))
+    overrides += launch_overrides(
+        num_processes=num_processes,
+        accelerate_config=accelerate_config,
+        num_machines=num_machines,
+        main_process_ip=main_process_ip,
+        main_process_port=main_process_port,
+    )
+    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external), machine_rank)
 
 
 def compare(
@@ -152,16 +198,24 @@ def compare(
     _execute(what[0], overrides, run_dir, Request(only="compare", force=force, external=external, options=options))
 
 
-def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request) -> None:
-    """Run the stages of a request with all listeners to their events, then print the verdict."""
+def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request, machine: int = 0) -> None:
+    """Run the stages of a request with all listeners to their events, then print the verdict.
+
+    On a `machine` that is not the first one, work on the stages that the first machine starts instead.
+    """
     from rlhfctl import fs, pipeline
     from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
     from rlhfctl.launching import launcher_of
+    from rlhfctl.machines import leading
     from rlhfctl.paths import RunPaths
     from rlhfctl.tools.trackers import tracking
 
     loaded = load(recipe, overrides)
     folder = run_dir or Path("runs") / loaded.recipe.name
+    launch = loaded.recipe.launch
+    if machine:
+        _follow(launch, machine, folder)
+        return
     paths = RunPaths(folder)
     try:
         with (
@@ -170,8 +224,9 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
             open_listeners(paths.events) as emit,
             fs.report_full_disk(folder),
             tracking(loaded.recipe.report_to, folder, loaded.recipe.name, emit) as emit_to_all,
+            leading(launch, folder) as others,
         ):
-            artifacts = pipeline.run(loaded, folder, request, emit_to_all, launcher_of(loaded.recipe.launch))
+            artifacts = pipeline.run(loaded, folder, request, emit_to_all, launcher_of(launch, others))
     except GateClosed:
         _write_report(folder)  # with the reward model's card: why PPO was not begun
         raise
@@ -179,6 +234,19 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     typer.echo(f"run: {folder}   (rlhfctl show {folder})")
     if request.only in (None, "compare"):
         _write_report(folder)
+
+
+def _follow(launch: Launch | None, machine: int, folder: Path) -> None:
+    """Work for the first machine of a run, as machine number `machine`."""
+    from rlhfctl.machines import follow
+
+    if launch is None or machine >= launch.num_machines:
+        count = launch.num_machines if launch is not None else 1
+        raise RlhfctlError(
+            f"--machine-rank {machine}, but the recipe has {count} machine{'s' * (count > 1)}",
+            fix="set --num-machines to the number of machines; their ranks begin with 0",
+        )
+    follow(launch, machine, folder, lambda sentence: typer.echo(sentence))
 
 
 def _write_report(folder: Path) -> None:
