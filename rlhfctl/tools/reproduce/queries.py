@@ -16,6 +16,7 @@ is complete is skipped, so the same command goes on after a kill. Leaves out the
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -31,7 +32,7 @@ from rlhfctl.tools.reproduce.experiment import Job, carry_out, jobs_of
 
 RANDOM, ACTIVE = "random", "active"
 ORDERS = (RANDOM, ACTIVE)
-SCORES = "heldout_scores.json"  # in the run folder of an order: each round's scores of the held-out responses
+SCORES = "heldout_scores.json"  # in the run folder of an order: each round's members' scores of the held-out responses
 _STAGES = ("sample", "label", "reward")  # of a round; ppo is left out
 
 
@@ -114,12 +115,16 @@ def make(
     """Make all runs that are not complete yet, one seed after the other, and score the held-out responses."""
     each = {seed: list(jobs(seed, folder / f"seed-{seed}", sizes)) for seed in seeds}
     total, number = sum(map(len, each.values())), 0
-    for seed, todo in each.items():
-        for job in todo:
-            number += 1
-            say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
-            carry_out(job, folder / f"seed-{seed}" / job.name, listen)
-        _score_heldout(folder / f"seed-{seed}", sizes, listen, say)
+    try:
+        for seed, todo in each.items():
+            for job in todo:
+                number += 1
+                say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
+                carry_out(job, folder / f"seed-{seed}" / job.name, listen)
+                gc.freeze()  # short stages collect garbage again and again; skip the libraries, which exist by now
+            _score_heldout(folder / f"seed-{seed}", sizes, listen, say)
+    finally:
+        gc.unfreeze()
 
 
 def heldout_file(folder: Path) -> Path:
@@ -140,7 +145,7 @@ def texts(items: Sequence[Item]) -> list[tuple[str, str]]:
 def _score_heldout(folder: Path, sizes: Sizes, listen: Callable[[Event], None], say: Callable[[str], None]) -> None:
     """Draw the held-out responses once; let the reward model of each order and round score them."""
     from rlhfctl.tools.sample import Wanted, sample
-    from rlhfctl.tools.score import score_responses
+    from rlhfctl.tools.score import member_scores
 
     file = heldout_file(folder)
     if not file.is_file():
@@ -161,4 +166,4 @@ def _score_heldout(folder: Path, sizes: Sizes, listen: Callable[[Event], None], 
             continue
         say(f"{folder.name}: the reward models of {order} order score the held-out responses")
         pairs = texts(read_items(file))
-        fs.write_json(kept, {"of": of, "scores": [score_responses(reward, pairs) for reward in rewards]})
+        fs.write_json(kept, {"of": of, "scores": [member_scores(reward, pairs) for reward in rewards]})

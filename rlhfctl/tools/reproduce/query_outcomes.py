@@ -1,6 +1,7 @@
 """Read the runs of `rlhfctl reproduce christiano`; judge whether active choice needs fewer labels than random order.
 
-A reward model's accuracy is the share of held-out pairs that it orders as gold does; pairs that gold ties do not count.
+The accuracy of a reward model (the mean of its members) is the share of held-out pairs that it orders as gold does;
+pairs that gold ties do not count.
 How many labels an order needs for an accuracy is interpolated between the rounds, along the logarithm of the labels.
 Both orders are compared at the highest accuracy that both reach, so that each of them needs a number of labels that is
 known. Reads the items and rankings of the rounds, and the scores that queries.py wrote. Loads no torch.
@@ -15,9 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from rlhfctl.artifacts import load_artifact, read_json
 from rlhfctl.data.text_files import read_jsonl
 from rlhfctl.labels.items import Item, read_items
+from rlhfctl.rewards.ensemble import aggregated, preference_variance
 from rlhfctl.tools.reproduce.queries import (
     ACTIVE,
     ORDERS,
@@ -55,12 +59,14 @@ class Asked:
 class Seed:
     """What one seed gave. `budgets`: questions asked after each round. `accuracy`: order -> held-out accuracy there.
 
-    `pairs`: held-out pairs that gold does not tie.
+    `finds`: order -> how well the members' disagreement finds wrongly ordered pairs there (see `finding`). `pairs`:
+    held-out pairs that gold does not tie.
     """
 
     seed: int
     budgets: list[int]
     accuracy: dict[str, list[float]]
+    finds: dict[str, list[float]]
     asked: dict[str, Asked]
     pairs: int
 
@@ -110,10 +116,15 @@ def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
     true = _gold(items)
     scores = {order: read_json(folder / order / SCORES)["scores"] for order in ORDERS}
     sizes_of = [len(item.responses) for item in items]
+
+    def by_round(number: Callable[[list[list[float]]], float]) -> dict[str, list[float]]:
+        return {order: [number(members) for members in of_rounds] for order, of_rounds in scores.items()}
+
     return Seed(
         seed,
         sizes.budgets,
-        {order: [agreement(one, true, sizes_of) for one in of_rounds] for order, of_rounds in scores.items()},
+        by_round(lambda members: agreement(aggregated(members, "mean"), true, sizes_of)),
+        by_round(lambda members: finding(members, true, sizes_of)),
         {order: _asked(folder, order, sizes) for order in ORDERS},
         sum(true[a] != true[b] for a, b in _pairs(sizes_of)),
     )
@@ -131,6 +142,31 @@ def agreement(scores: Sequence[float], true: Sequence[float], sizes: Sequence[in
         if true[a] != true[b]
     ]
     return fmean(found)
+
+
+def finding(members: Sequence[Sequence[float]], true: Sequence[float], sizes: Sequence[int]) -> float:
+    """Compute how well disagreement finds mistakes: the chance that members differ more on a pair that is ordered
+    wrongly than on one that is ordered rightly, by their mean. 0.5 says that it finds none; NaN without one of both.
+
+    `members` (members, responses), `true` and `sizes` as in `agreement`. They differ by `preference_variance`, which
+    active choice uses.
+    """
+    mean = aggregated(members, "mean")
+    by_outcome: dict[bool, list[float]] = {True: [], False: []}
+    for a, b in _pairs(sizes):
+        if true[a] != true[b] and mean[a] != mean[b]:
+            differ = preference_variance([[one[a], one[b]] for one in members])
+            by_outcome[(mean[a] > mean[b]) == (true[a] > true[b])].append(differ)
+    return area_under_curve(by_outcome[False], by_outcome[True])
+
+
+def area_under_curve(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """Compute the share of pairs of one of each in which that of `higher` is higher; an equal pair counts half."""
+    if not higher or not lower:
+        return math.nan
+    array = np.sort(np.asarray(lower))
+    below, up_to = (np.searchsorted(array, np.asarray(higher), side) for side in ("left", "right"))
+    return float(np.mean(below + up_to) / (2 * array.size))
 
 
 def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -214,6 +250,18 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                     [seed.difference(-1) for seed in seeds],
                     above(0),
                 ),
+            ],
+        ),
+        statement(
+            "finds errors",
+            "before the last round members differ more on pairs that they order wrongly",
+            [
+                judged(
+                    f"chance that a wrong pair has more disagreement than a right one, {order}",
+                    [fmean(seed.finds[order][:-1]) for seed in seeds],
+                    above(0.5),
+                )
+                for order in ORDERS
             ],
         ),
         statement(

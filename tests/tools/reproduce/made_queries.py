@@ -20,4 +20,5 @@ def seed(
     by_active: Asked | None = None,
 ) -> Seed:
     each = {RANDOM: by_random or asked(), ACTIVE: by_active or asked()}
-    return Seed(number, BUDGETS, {RANDOM: random, ACTIVE: active}, each, pairs=100)
+    finds = {order: [0.6, 0.61 + 0.01 * number, 0.4] for order in each}
+    return Seed(number, BUDGETS, {RANDOM: random, ACTIVE: active}, finds, each, pairs=100)

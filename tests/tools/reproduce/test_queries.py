@@ -53,7 +53,7 @@ def test_the_small_form_ends_with_statements_and_does_nothing_twice(tmp_path: Pa
     done = run_cli(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "christiano.json").read_text())
-    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 4
+    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 5
     for one in found["seeds"]:
         assert one["budgets"] == [8, 16, 32]
         assert one["accuracy"][RANDOM][0] == one["accuracy"][ACTIVE][0]  # the first round is the same

@@ -9,7 +9,7 @@ from made_queries import BUDGETS, asked, seed
 
 from rlhfctl.labels.items import make_item
 from rlhfctl.tools.reproduce.queries import ACTIVE, RANDOM
-from rlhfctl.tools.reproduce.query_outcomes import agreement, check, describe, labels_needed
+from rlhfctl.tools.reproduce.query_outcomes import agreement, area_under_curve, check, describe, finding, labels_needed
 from rlhfctl.world import gold
 
 
@@ -41,6 +41,17 @@ def test_accuracy_counts_pairs_of_one_prompt_that_gold_does_not_tie() -> None:
     assert agreement([1.0, 3.0, 2.0, 9.0, 0.0, 4.0, 4.0], true, sizes) == pytest.approx(2.5 / 4)
 
 
+def test_disagreement_finds_mistakes_where_the_members_differ_on_them() -> None:
+    true, sizes = [0.0, 1.0] * 4, [2] * 4
+    sure, torn = ([0.0, 2.0], [0.0, 2.0]), ([3.0, 0.0], [0.0, 2.0])  # torn: 3 against -2, so the mean is wrong
+    members = [[*sure[one], *torn[one], *torn[one], *sure[one]] for one in (0, 1)]
+    assert finding(members, true, sizes) == 1.0
+    assert math.isnan(finding([[0.0, 1.0] * 4] * 2, true, sizes))  # no mistake
+    same = [[2.0, 0.0, 0.0, 2.0, 0.0, 2.0, 2.0, 0.0]] * 2  # they never differ
+    assert finding(same, true, sizes) == 0.5
+    assert area_under_curve([2.0, 3.0], [1.0, 2.0]) == (1 + 0.5 + 1 + 1) / 4
+
+
 def test_what_was_asked_is_measured_by_gold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gold, "score", lambda prompts, responses: [float(one) for one in responses])
     pairs = [("p", "0", "0.5"), ("q", "0.25", "1"), ("p", "0.5", "0.5 "), ("r", "1", "0.75")]
@@ -64,6 +75,8 @@ def test_statements_on_labels_and_accuracy(active: list[float] | None, held: boo
     found = {one.name: one for one in check(seeds)}
     assert found["fewer labels"].held is held and found["more accuracy"].held is held
     assert found["not noisier"].held is True  # equal shares
+    errors = found["finds errors"]
+    assert errors.held is True and errors.measures[0].value == pytest.approx(0.61)  # the last round chooses nothing
     assert found["closer"].held is None  # no difference at all
 
 

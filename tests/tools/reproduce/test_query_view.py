@@ -26,4 +26,4 @@ def test_the_view_and_the_json_hold_every_budget() -> None:
     result = json.loads(json.dumps(query_view.to_json(seeds, outcomes, Sizes())))
     assert result["seeds"][1]["needed"] == pytest.approx({"random": 80, "active": 40, "level": 0.7})
     assert result["labels_ratio"]["value"] == pytest.approx(0.5)
-    assert len(result["statements"]) == 4 and result["sizes"]["members"] == 3
+    assert len(result["statements"]) == 5 and result["sizes"]["members"] == 3
