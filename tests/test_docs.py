@@ -51,6 +51,7 @@ NOT_RUN = {
     "rlhfctl chat runs/support --against reference": "it waits for lines: tests/tools/chat/test_chat_loop.py",
     "rlhfctl reproduce gao": "an hour or more; tests/tools/reproduce/test_experiment.py runs a small one",
     "rlhfctl reproduce coste": "an hour; tests/tools/reproduce/test_reproduce_ensembles.py runs a small one",
+    "rlhfctl reproduce christiano": "minutes; tests/tools/reproduce/test_queries.py runs a small one",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
     "rlhfctl --install-completion": "it writes into the user's shell files",

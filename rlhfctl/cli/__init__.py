@@ -49,6 +49,7 @@ BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updat
 REPRODUCTIONS: Commands = (
     ("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),
     ("coste", reproduce.coste, "rlhfctl reproduce coste --seeds 0,1,2,3,4 --json coste.json"),
+    ("christiano", reproduce.christiano, "rlhfctl reproduce christiano --seeds 0,1,2,3,4 --json christiano.json"),
 )
 
 LABELS: Commands = (

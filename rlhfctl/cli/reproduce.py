@@ -1,4 +1,4 @@
-"""Commands that repeat published experiments in small: `reproduce gao`, `reproduce coste`.
+"""Commands that repeat published experiments in small: `reproduce gao`, `coste`, `christiano`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -82,6 +82,40 @@ def coste(
         console().print(part)
     if report is not None:
         fs.write_json(report, ensemble_view.to_json(found, outcomes, sizes))
+
+
+def christiano(
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where the runs lie (default: runs/christiano, runs/christiano-small with --small)."
+        ),
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Sizes that only try the command: a minute, and no result of interest.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all accuracies and outcomes here.")
+    ] = None,
+) -> None:
+    """Labels asked by active choice or at random (Christiano et al. 2017) on the built-in task: minutes; resumes."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.tools.reproduce import queries, query_outcomes, query_view
+
+    chosen = _seeds(seeds)
+    sizes = queries.SMALL if small else queries.Sizes()
+    folder = folder or Path("runs/christiano-small" if small else "runs/christiano")
+    with progress_bar() as emit:
+        queries.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+    found = [query_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
+    outcomes = query_outcomes.check(found)
+    for part in query_view.view(found, outcomes):
+        console().print(part)
+    if report is not None:
+        fs.write_json(report, query_view.to_json(found, outcomes, sizes))
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,62 +1,22 @@
 """Define the rules between the sections of a recipe as data: what one section needs of another.
 
-Rules about the keys of a single section are in that section (sections/). Keys and placeholders here are paths from the
-top of the recipe. Longer than 400 lines because such a rule belongs to no section, and all of them are read in order.
+Rules about the keys of a single section are in that section (sections/), those on labels and rounds in label_rules.py.
+Keys and placeholders here are paths from the top of the recipe. Longer than 400 lines because such a rule belongs to
+no section, and all of them are read in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
+from rlhfctl.recipe.label_rules import LABELS
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
-from rlhfctl.recipe.sections.compare import Compare
-from rlhfctl.recipe.sections.data import Data
-from rlhfctl.recipe.sections.label import BUILTIN, Label
-from rlhfctl.recipe.sections.launch import Launch
-from rlhfctl.recipe.sections.model import Model
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
-from rlhfctl.recipe.sections.rounds import Rounds
-from rlhfctl.recipe.sections.sample import Sample
-from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
+from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.recipe.sections.sft import Sft
-from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH, Lora
-
-
-class Sections(Protocol):
-    """The sections of a recipe that these rules read."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def seeds(self) -> Seeds | None: ...
-    @property
-    def model(self) -> Model: ...
-    @property
-    def lora(self) -> Lora | None: ...
-    @property
-    def data(self) -> Data: ...
-    @property
-    def rounds(self) -> Rounds | None: ...
-    @property
-    def sample(self) -> Sample | None: ...
-    @property
-    def label(self) -> Label | None: ...
-    @property
-    def sft(self) -> Sft | None: ...
-    @property
-    def reward(self) -> Reward | None: ...
-    @property
-    def ppo(self) -> Ppo | None: ...
-    @property
-    def compare(self) -> Compare | None: ...
-    @property
-    def launch(self) -> Launch | None: ...
-
-
-Broken = Callable[[Sections], bool]
-
+from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH
+from rlhfctl.recipe.sections.whole import Broken, Sections
 
 # ---------------------------------------------------------------- stages need data and other stages
 
@@ -422,96 +382,6 @@ SEEDS: Rule[Sections] = Rule(
     "lower one of the two, or list the seeds",
     _seeds_above_the_largest,
     about=("seed", "seeds.values"),
-)
-
-
-# ---------------------------------------------------------------- labels and rounds
-
-
-def _reads_labels(recipe: Sections) -> bool:
-    preferences = recipe.data.preferences
-    named = [] if preferences is None else [preferences.source, *(one.source for one in preferences.sources or ())]
-    return "stage:label" in named
-
-
-def _trains_on_preferences(recipe: Sections) -> bool:
-    return recipe.reward is not None and recipe.reward.kind == "trained"
-
-
-LABELS: tuple[Rule[Sections], ...] = (
-    Rule(
-        "label",
-        "judges what the sample stage writes, but there is no sample section",
-        "add one: `sample: {{}}`",
-        lambda recipe: recipe.label is not None and recipe.sample is None,
-        about=("sample",),
-    ),
-    Rule(
-        "label",
-        "nobody reads the labels: the reward is not trained on them",
-        "train it (`reward: {{}}`) on data.preferences with source: stage:label, or remove label",
-        lambda recipe: recipe.label is not None and not (_reads_labels(recipe) and _trains_on_preferences(recipe)),
-        about=("reward", "data.preferences.source"),
-    ),
-    Rule(
-        "label.by",
-        f"{BUILTIN} judges the built-in task alone, but data.prompts is a file",
-        "use people or a Python function (module:name)",
-        lambda recipe: (
-            recipe.label is not None
-            and recipe.label.by == BUILTIN
-            and recipe.data.prompts is not None
-            and not recipe.data.prompts.builtin
-        ),
-        about=("data.prompts.source",),
-    ),
-    Rule(
-        "sample.candidates",
-        "is for questions on which members of the last round's reward model differ, but it has no members",
-        "set rounds and reward.members above 1, or leave it out",
-        lambda recipe: (
-            recipe.sample is not None
-            and recipe.sample.candidates > 1
-            and (recipe.rounds is None or recipe.reward is None or recipe.reward.members < 2)
-        ),
-        about=("rounds", "reward.members"),
-    ),
-    Rule(
-        "rounds",
-        "repeats sample, label, reward and ppo, but not all of them are there",
-        "add the missing sections, or remove rounds",
-        lambda recipe: recipe.rounds is not None and None in (recipe.sample, recipe.label, recipe.reward, recipe.ppo),
-        about=("sample", "label", "reward", "ppo"),
-    ),
-    Rule(
-        "rounds.count",
-        "is so many that a round would have none of the questions of sample.prompts",
-        "lower it, or raise sample.prompts",
-        lambda recipe: (
-            recipe.rounds is not None
-            and recipe.sample is not None
-            and min(recipe.rounds.questions(recipe.sample.prompts), default=1) < 1
-        ),
-        about=("sample.prompts", "rounds.labels"),
-    ),
-    Rule(
-        "seeds.from",
-        "a stage that is repeated in each round cannot be the first: its round would read models of several seeds",
-        "use sample or an earlier stage",
-        lambda recipe: (
-            recipe.rounds is not None
-            and recipe.seeds is not None
-            and recipe.seeds.start in ("label", "reward", "heldout", "card", "ppo")
-        ),
-        about=("seeds", "rounds"),
-    ),
-    Rule(
-        "rounds",
-        "each policy goes on from the one before, but TRL's PPOTrainer starts from base* alone",
-        "use ppo.engine: rlhfctl",
-        lambda recipe: recipe.rounds is not None and recipe.ppo is not None and recipe.ppo.engine == "trl",
-        about=("ppo.engine",),
-    ),
 )
 
 

@@ -29,6 +29,7 @@ from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
 from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
 from rlhfctl.rewards.build import Resources, build_scorer
+from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.loader import Loader
 from rlhfctl.stats.paired import wilson_ci
@@ -83,6 +84,21 @@ def score_responses(what: Path, responses: Sequence[tuple[str, str]], *, batch_s
     recipe, paths = _recipe(what, None, None)
     episodes = [Episode([], [], prompt, response, {}) for prompt, response in responses]
     return _scores(what, recipe, paths, episodes, batch_size, lambda sentence: None)[0]
+
+
+def member_scores(what: Path, responses: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[list[float]]:
+    """Score pairs of (prompt, response) with each member of the ensemble `what`: (members, pairs).
+
+    RlhfctlError if it is one reward model.
+    """
+    recipe, paths = _recipe(what, None, None)
+    loader = Loader.of(recipe, note=lambda sentence: None, warn=lambda sentence: None)
+    with loading.silence_libraries():
+        scorer, name = _scorer(what, recipe, paths, loader, batch_size, texts=True)
+        if not isinstance(scorer, EnsembleReward):
+            raise RlhfctlError("it is one reward model, without members", where=name, fix="set reward.members above 1")
+        scorer([Episode([], [], prompt, response, {}) for prompt, response in responses])
+    return [list(one) for one in scorer.by_member]
 
 
 def text_of(rows: Iterable[Row]) -> str:

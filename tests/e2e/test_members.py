@@ -30,7 +30,7 @@ from rlhfctl.rewards.ensemble import aggregated, preference_variance
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import Loader, member_folders
 from rlhfctl.stages.ppo import ParentModels
-from rlhfctl.tools.score import score_responses
+from rlhfctl.tools.score import member_scores, score_responses
 from rlhfctl.training.rl.roles import build_roles
 
 RECIPE = """\
@@ -262,6 +262,13 @@ def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
     assert plain.layout == {"head": True, "probes": "probes.json", "adapter": "adapter"}
     assert not {"members", "aggregate", "variance_coefficient"} & plain.section.keys()
     assert not any("bootstrap" in note for note in plain.notes)
+
+
+def test_each_member_scores_for_itself(project: Path) -> None:
+    pairs = [("ab", "aab"), ("ba", "b")]
+    each = member_scores(project / "run" / "reward", pairs)
+    assert len(each) == 3 and each[0] != each[1] != each[2]
+    assert score_responses(project / "run" / "reward", pairs) == pytest.approx(aggregated(each, "variance", 0.25))
 
 
 # ---------------------------------------------------------------- active choice

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rlhfctl.events import Event
 from rlhfctl.graph import Request
-from rlhfctl.tools.reproduce.experiment import Job, carry_out
+from rlhfctl.tools.reproduce.experiment import Job, carry_out, jobs_of
 
 SINGLE, ENSEMBLE = "single", "ensemble"
 AGGREGATES = ("mean", "min", "variance")
@@ -83,24 +83,17 @@ def run_name(labels: str, arm: str) -> str:
 def jobs(seed: int, folder: Path, sizes: Sizes) -> Iterator[Job]:
     """List the commands for one seed, in order; `folder`: that of the seed."""
 
-    def job(name: str, request: Request, **changes: object) -> Job:
-        values: dict[str, object] = {
-            "name": f"coste-{seed}-{name}",
-            "seed": seed,
-            "data_seed": seed,
-            "report_to": "[]",
-            "model.init.hidden_size": sizes.hidden_size,
-            "data.preferences.rows": sizes.rows,
-            "data.prompts.eval": sizes.eval_prompts,
-            "reward.normalize": "reference",
-            "reward.card": f"{{prompts: {sizes.prompts}, samples: {sizes.samples}}}",
-            "ppo.kl_coef": 0,
-            "ppo.total_episodes": sizes.episodes,
-            "ppo.eval.every": sizes.eval_every,
-        }
-        values |= dict(sizes.extra) | {key.replace("__", "."): value for key, value in changes.items()}
-        return Job(name, tuple(f"{key}={value}" for key, value in values.items()), request)
-
+    shared: dict[str, object] = {
+        "model.init.hidden_size": sizes.hidden_size,
+        "data.preferences.rows": sizes.rows,
+        "data.prompts.eval": sizes.eval_prompts,
+        "reward.normalize": "reference",
+        "reward.card": f"{{prompts: {sizes.prompts}, samples: {sizes.samples}}}",
+        "ppo.kl_coef": 0,
+        "ppo.total_episodes": sizes.episodes,
+        "ppo.eval.every": sizes.eval_every,
+    }
+    job = jobs_of("coste", seed, shared | dict(sizes.extra))
     base = {"base": str(folder / "base" / "sft")}
     yield job("base", Request(until="sft"))
     for labels, noise in sizes.labels.items():

@@ -89,26 +89,39 @@ class Job:
     request: Request
 
 
-def jobs(seed: int, folder: Path, sizes: Sizes) -> Iterator[Job]:
-    """List the commands for one seed, in order; `folder`: that of the seed."""
+def jobs_of(experiment: str, seed: int, shared: Mapping[str, object]) -> Callable[..., Job]:
+    """Return job(name, request, **changes), which makes the jobs of one seed; their data are of that seed, too.
+
+    `shared`: keys of the recipe that all of them have. A change wins over these; its name has __ where a key has a dot.
+    """
 
     def job(name: str, request: Request, **changes: object) -> Job:
         values: dict[str, object] = {
-            "name": f"gao-{seed}-{name}",
+            "name": f"{experiment}-{seed}-{name}",
             "seed": seed,
             "data_seed": seed,
             "report_to": "[]",
-            "model.init.hidden_size": sizes.hidden_size,
-            "data.preferences.rows": sizes.middle,
-            "data.preferences.label_noise": sizes.label_noise,
-            "reward.card": f"{{prompts: {sizes.prompts}, samples: {sizes.samples}}}",
-            "ppo.kl_coef": 0,
-            "ppo.total_episodes": sizes.episodes,
-            "ppo.eval.every": sizes.eval_every,
-            "data.prompts.eval": sizes.eval_prompts,
         }
-        values |= dict(sizes.extra) | {key.replace("__", "."): value for key, value in changes.items()}
+        values |= dict(shared) | {key.replace("__", "."): value for key, value in changes.items()}
         return Job(name, tuple(f"{key}={value}" for key, value in values.items()), request)
+
+    return job
+
+
+def jobs(seed: int, folder: Path, sizes: Sizes) -> Iterator[Job]:
+    """List the commands for one seed, in order; `folder`: that of the seed."""
+
+    shared: dict[str, object] = {
+        "model.init.hidden_size": sizes.hidden_size,
+        "data.preferences.rows": sizes.middle,
+        "data.preferences.label_noise": sizes.label_noise,
+        "reward.card": f"{{prompts: {sizes.prompts}, samples: {sizes.samples}}}",
+        "ppo.kl_coef": 0,
+        "ppo.total_episodes": sizes.episodes,
+        "ppo.eval.every": sizes.eval_every,
+        "data.prompts.eval": sizes.eval_prompts,
+    }
+    job = jobs_of("gao", seed, shared | dict(sizes.extra))
 
     base = {"base": str(folder / "base" / "sft")}
     proxy = {"reward": str(folder / proxy_name(sizes.middle) / "reward")}

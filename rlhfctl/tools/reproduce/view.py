@@ -136,7 +136,7 @@ def table_of(*names: str) -> Table:
     return table
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """Write the mean over seeds and half of its 95% interval."""
     mean, interval = over_seeds(values)
-    return f"{mean:.2f} +-{interval.high - mean:.2f}"
+    return f"{mean:.{digits}f} +-{interval.high - mean:.{digits}f}"
