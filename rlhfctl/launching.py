@@ -94,15 +94,15 @@ class Launcher:
             )
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the processes that `start` started, if they still run, and wait for the launcher."""
+def end(process: subprocess.Popen[bytes], patience_s: float = _END_SECONDS) -> None:
+    """End the processes that `start` started, if they still run, and wait for the launcher; kill it if it does not."""
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_END_SECONDS)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
