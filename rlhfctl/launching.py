@@ -1,6 +1,6 @@
 """Start the processes of a stage on this machine, end them, and find the cause when one of them dies.
 
-    launch: ──▶ Launcher ──▶ accelerate launch ... -m rlhfctl.stage_process RUN STAGE ──▶ a process per GPU, or per core
+    launch: ──▶ Launcher ──▶ accelerate launch ... (stage_process.py) RUN STAGE ──▶ a process per GPU, or per core
 
 `accelerate launch` starts and watches the processes of one machine: when one ends with an error, it ends the others.
 Each process writes its output to a log of its own (`process-N.log`), and the launcher to `launch-MACHINE.log`. Reads
@@ -58,7 +58,7 @@ class Others(Protocol):
 
 @dataclass(frozen=True)
 class Launcher:
-    """The command that starts the processes of a stage; `-m rlhfctl.stage_process RUN STAGE` is appended to it.
+    """The command that starts the processes of a stage; what they run is appended to it.
 
     `command`: for example ("env", "RANK=1", "python"). With `launch` it is that of `accelerate launch`, and stages that
     several processes cannot share run in the pipeline's process. `machine`: the number of this machine.
@@ -79,13 +79,13 @@ class Launcher:
         """Tell whether it starts only the stages that several processes can share."""
         return self.launch is not None
 
-    def start(self, folder: Path, log: Path, run: Path, stage: str, port: int = 0) -> subprocess.Popen[bytes]:
-        """Start the processes of `stage` on this machine; a launcher of several writes into `folder`, else into `log`.
+    def start(self, program: Sequence[str], folder: Path, log: Path, port: int = 0) -> subprocess.Popen[bytes]:
+        """Start `program` in this machine's processes; a launcher of several writes into `folder`, else into `log`.
 
         `port`: where the processes of several machines meet. The processes end when their standard input is closed.
         """
         prefix = list(self.command) if self.launch is None else command(self.launch, folder, self.machine, port)
-        line = [*prefix, "-m", "rlhfctl.stage_process", str(run), stage]
+        line = [*prefix, *program]
         own = {} if self.launch is None else environment(self.launch)
         with (folder / launch_log(self.machine) if self.processes > 1 else log).open("a", encoding="utf-8") as stream:
             # In a new session, Ctrl-C reaches only the command, which then ends the processes.
@@ -94,15 +94,15 @@ class Launcher:
             )
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the processes that `start` started, if they still run, and wait for the launcher."""
+def end(process: subprocess.Popen[bytes], patience_s: float = _END_SECONDS) -> None:
+    """End the processes that `start` started, if they still run, and wait for the launcher; kill it if it does not."""
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_END_SECONDS)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

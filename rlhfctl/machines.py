@@ -28,14 +28,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import __version__
+import rlhfctl
 from rlhfctl.artifacts import WORK
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Work
 from rlhfctl.launching import Cause, Launcher, end, find_cause
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.schema import Launch
-from rlhfctl.stage_process import TOKEN
+from rlhfctl.stage_process import TOKEN, program
 
 _PIECE = 1 << 20  # bytes of a file that are read at once
 _LOOK_EVERY_S = 0.1
@@ -106,7 +106,7 @@ def _notice_lost_machines(connection: socket.socket) -> None:
     """Let the connection end within about 20 seconds when the other machine is switched off, or its network is cut."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
-        if hasattr(socket, name):
+        with suppress(AttributeError, OSError):  # another system, or no TCP
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
@@ -175,7 +175,7 @@ class Leader:
     def _wrong(self, hello: Message) -> str | None:
         """Tell why a machine is not let in; None if it is."""
         expected = {
-            "version": __version__,
+            "version": rlhfctl.__version__,
             "machines": self.launch.num_machines,
             "processes": self.launch.num_processes,
         }
@@ -332,7 +332,7 @@ def _reach(launch: Launch, machine: int, say: Callable[[str], None]) -> _Line:
     connection.settimeout(None)
     line = _Line(connection)
     sizes = {"machines": launch.num_machines, "processes": launch.num_processes}
-    line.send(kind="hello", machine=machine, version=__version__, **sizes)
+    line.send(kind="hello", machine=machine, version=rlhfctl.__version__, **sizes)
     say(f"machine {machine} of {launch.num_machines}: connected to the first machine")
     return line
 
@@ -362,7 +362,7 @@ def _work_on(
     if not shared:
         for old in (*folder.glob("process-*"), *folder.glob("launch-*")):
             old.unlink()
-    process = Launcher(launch=launch, machine=machine).start(folder, log, root, stage, message["port"])
+    process = Launcher(launch=launch, machine=machine).start(program(root, stage), folder, log, message["port"])
     stopped = False
     try:
         while process.poll() is None:

@@ -60,7 +60,7 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
     fs.write_json(folder / _TASK, _task(context) | {TOKEN: token})
     port = others.begin(context.name, _needed(context), token) if others is not None else 0
     try:
-        process = launcher.start(folder, context.run.log, context.run.root, context.name, port)
+        process = launcher.start(program(context.run.root, context.name), folder, context.run.log, port)
         try:
             _forward_events(folder / _EVENTS, process, context.emit, others)
         finally:
@@ -71,6 +71,11 @@ def launch(launcher: Launcher, context: Context) -> Outcome:
         if others is not None:
             others.stop()
     return _result(folder / _RESULT, context, process.returncode)
+
+
+def program(run: Path, stage: str) -> list[str]:
+    """Return the words after `python` that run a stage as its task says."""
+    return ["-m", "rlhfctl.stage_process", str(run), stage]
 
 
 def _task(context: Context) -> dict[str, Any]:

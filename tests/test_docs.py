@@ -34,6 +34,7 @@ TYPED_ELSEWHERE = {
     ROOT / "docs" / "extending.md": "test_extending_page.py",
     ROOT / "docs" / "course.md": "e2e/test_course.py",
     ROOT / "docs" / "own-labels.md": "test_own_labels_page.py",
+    ROOT / "docs" / "scale.md": "test_scale_page.py",
 }
 
 # Lines of ```bash blocks that are not run here, and why.
@@ -58,6 +59,8 @@ NOT_RUN = {
     "python tests/campaigns/kills.py tiny.yaml --kills 20": "half an hour: test_slow.py",
     "python tests/campaigns/kills.py tiny.yaml --kills 12 --set seeds=2": "half an hour",
     "python tests/campaigns/ppo_kills.py tiny.yaml --kills 20": "minutes: test_slow.py",
+    "python tests/campaigns/rank_kills.py tiny.yaml --kills 5": "minutes: e2e/test_several_processes.py",
+    "python tests/campaigns/rank_kills.py tiny.yaml --kills 5 --machines 2": "minutes, as root: the same",
     "python tests/campaigns/mutations.py --jobs 2": "ten minutes: test_slow.py",
     "python tests/campaigns/fuzz.py --recipes 300 --data 300": "ten minutes; test_fuzz.py runs a few cases",
     "python tests/campaigns/fuzz_shapes.py --cases 300": "minutes; test_fuzz.py runs a few cases",

@@ -45,6 +45,7 @@ OTHER_RECIPES = {
     "STAGE/work/extends.json": "more episodes for a finished PPO; tests/e2e/test_more_episodes.py",
     "STAGE/work/waiting.json": "a stage that waits for people; tests/test_pipeline.py",
     "STAGE/work/process/": "a stage in a process of its own; tests/test_stage_process.py",
+    "STAGE/work/process-NUMBER/": "a stage in several processes; tests/test_stage_process.py",
 }
 # PPO without LoRA on a Python function: the stage base, whole models, traces, batches that are not finite, work/.
 RECIPE = """\

@@ -26,7 +26,7 @@ from rlhfctl.models.adapters import POLICY, add_lora, is_adapter_parameter
 from rlhfctl.models.heads import new_scorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.tensors import at_least_float32
-from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.planning.meter import GRADIENTS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 from rlhfctl.recipe.schema import Lora
 
 BASE = "base*"
@@ -74,12 +74,16 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a TRL trainer's step: `rows` sequences of `length` tokens per micro-batch."""
+    """Settings of a TRL trainer's step: `rows` sequences of `length` tokens per micro-batch.
+
+    `exchanges`: several processes add up their gradients, which torch copies into buffers for that.
+    """
 
     rows: int
     length: int
     lora: Lora | None
     accumulates: bool = False
+    exchanges: bool = False
     autocast: bool = False
     checkpointing: bool = False
     whole_logits: bool = False
@@ -224,6 +228,8 @@ def _trainer_step(
         model.enable_input_require_grads()
     optimizer = sum(training.optimizer_bytes(parameter) for parameter in _trained(model))
     held = held_by(role, model, shape.quantization, optimizer)
+    if training.exchanges:
+        held = with_seen(held, role, {GRADIENTS: sum(parameter.nbytes for parameter in _trained(model))})
     meter = AllocationMeter(vocabulary)
     meter.ignore_weights(model)
     with meter:

@@ -22,7 +22,7 @@ from rlhfctl import graph, pipeline
 from rlhfctl.graph import Request
 from rlhfctl.inputs import read_made_data
 from rlhfctl.models import devices, loading
-from rlhfctl.paths import RunPaths
+from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.planning.advice import Advice, Fit, advise, fit
 from rlhfctl.planning.machine import memory_bytes
 from rlhfctl.planning.probe import probed
@@ -39,7 +39,11 @@ CUDA_BYTES = 500_000_000  # memory of CUDA and its kernels without tensors; a us
 
 @dataclass(frozen=True)
 class Plan:
-    """The prediction for a run. All sizes are in bytes. `overhead`: memory of libraries and rows without tensors."""
+    """The prediction for a run. All sizes are in bytes. `overhead`: memory of libraries and rows without tensors.
+
+    Memory is that of one process. `processes`: how many share a training stage. `beside`: how many of them share the
+    memory `limit`; on GPUs each has one of its own.
+    """
 
     name: str
     device: str
@@ -49,6 +53,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     advice: tuple[Advice, ...]
     disk: Disk
+    processes: int = 1
+    beside: int = 1
 
     def total(self, stage: StagePlan) -> int | None:
         """Return the peak memory of a stage: measured if a probe ran, otherwise predicted; None if unknown."""
@@ -57,7 +63,12 @@ class Plan:
         return None if stage.outlook is None else self.overhead + stage.outlook.peak.total
 
     def fit(self, stage: StagePlan) -> Fit | None:
-        return fit(self.total(stage), self.limit)
+        return fit(self.total(stage), self.limit_of(stage.name))
+
+    def limit_of(self, stage: str) -> int | None:
+        """Return the memory that one process of a stage may use."""
+        shared = graph.STAGES[StageId.parse(stage).name].shared
+        return self.limit // self.beside if self.limit is not None and shared else self.limit
 
     def to_json(self) -> dict[str, Any]:
         """Convert the plan to JSON values, for scripts."""
@@ -66,6 +77,7 @@ class Plan:
             "device": self.device,
             "memory_limit": self.limit,
             "memory_overhead": self.overhead,
+            "processes": self.processes,
             "disk": {"highest": self.disk.highest, "kept": self.disk.kept, "free": self.free_disk},
             "stages": [self._stage(stage) for stage in self.stages],
             "advice": [{"stage": one.stage, "set": list(one.settings), "memory": one.total} for one in self.advice],
@@ -144,11 +156,13 @@ def _plan(
         tuple(stages),
         (),
         _sum(active),
+        recipe.launch.num_processes if recipe.launch is not None else 1,
+        recipe.launch.local_processes if recipe.launch is not None and not torch.cuda.is_available() else 1,
     )
     advice = [
-        advise(stage, load, lengths, overhead, limit)
+        advise(stage, load, lengths, overhead, most)
         for stage in active
-        if limit is not None and complete.fit(stage) == "does not fit"
+        if (most := complete.limit_of(stage.name)) is not None and complete.fit(stage) == "does not fit"
     ]
     return replace(complete, advice=tuple(one for one in advice if one is not None))
 

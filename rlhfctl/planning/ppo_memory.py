@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -60,12 +61,14 @@ def ppo_outlook(
     heldout: bool = False,
     members: int = 1,
     eval_prompts: int = 0,
+    processes: int = 1,
 ) -> MemoryEstimate:
     """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
     `reward`: the reward model (None: a function). `shared`: whether the reward model is an adapter on the same base*.
     `heldout`: whether evaluations score with a second reward model, which is made as the first is. `members`: reward
-    models of an ensemble, which are adapters on one model; they score one after the other.
+    models of an ensemble, which are adapters on one model; they score one after the other. `processes`: those that
+    divide the episodes; the estimate is that of one of them.
     """
     heldout = heldout and section.eval.every > 0 and eval_prompts > 0
     with on_meta_device(autocast=section.bf16):
@@ -83,7 +86,7 @@ def ppo_outlook(
                 inside.enter_context(fused(module, try_numbers=False))
             meter = AllocationMeter(roles.policy.vocabulary)
             meter.ignore_weights(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
-            moments = _update(meter, section, roles, scorer, held, prompt)
+            moments = _update(meter, section, roles, scorer, held, prompt, processes)
             if eval_prompts and section.eval.every:
                 moments.append(_evaluation(meter, section, roles, held, prompt, eval_prompts))
         copies = sum(parameter.nbytes for parameter in trained.values())
@@ -160,12 +163,17 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
     return needs
 
 
-def _update(meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int) -> list[Moment]:
+def _update(
+    meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int, processes: int
+) -> list[Moment]:
     """Measure the moments of one update: sampling, log-probabilities, scoring, steps of critic and policy."""
     policy, critic, length = roles.policy, roles.critic, section.response_length
     moments: list[Moment] = []
-    at_once = min(section.local_rollout_forward_batch_size, section.batch_size)
-    asked, learned = _longest(at_once, prompt, length), _longest(section.per_device_train_batch_size, prompt, length)
+    at_once = min(section.local_rollout_forward_batch_size, math.ceil(section.batch_size / processes))
+    rows = section.per_device_train_batch_size
+    if processes > 1:
+        rows = min(rows, math.ceil(section.mini_batch_size / processes))
+    asked, learned = _longest(at_once, prompt, length), _longest(rows, prompt, length)
 
     def moment(what: str, role: str) -> None:
         moments.append(Moment(what, with_seen(held, role, meter.peak)))

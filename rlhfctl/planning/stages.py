@@ -116,7 +116,7 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
         rows, longest = math.ceil(sum(lengths.sft) / config.max_length), config.max_length
         what += f", packed into {rows} rows"
     steps, epochs = _steps(rows, config)
-    training = _training(config, section.lora, config.per_device_train_batch_size, longest)
+    training = _training(config, section.lora, config.per_device_train_batch_size, longest, recipe)
     outlook = memory.sft_outlook(
         _shape(recipe, lengths),
         replace(training, whole_logits=config.loss_type != "chunked_nll", tokens=lengths.added),
@@ -152,7 +152,7 @@ def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> St
         elements = _responses(lengths.other_groups if other_half else lengths.groups, limit)
         size = max(map(len, elements))
     steps, epochs = _steps(len(elements), config)
-    training = _training(config, section.lora, size * config.per_device_train_batch_size, max(map(max, pairs)))
+    training = _training(config, section.lora, config.per_device_train_batch_size, max(map(max, pairs)), recipe, size)
     outlook = memory.reward_outlook(_shape(recipe, lengths), training)
     adapter, whole = _adapter_bytes(outlook), _weights_on_disk(outlook, recipe)
     kept = (adapter or whole) + lengths.tokenizer_bytes + _probes(32, max(map(max, pairs)))
@@ -209,6 +209,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
             heldout=recipe.reward is not None and recipe.reward.heldout,
             members=recipe.reward.members if recipe.reward is not None else 1,
             eval_prompts=lengths.eval,
+            processes=recipe.launch.num_processes if recipe.launch is not None else 1,
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
 
@@ -286,12 +287,15 @@ def _steps(rows: int, config: Any) -> tuple[int, float]:
     return math.ceil(config.num_train_epochs * steps_per_epoch), config.num_train_epochs
 
 
-def _training(config: Any, lora: Any, rows: int, longest: int) -> Training:
+def _training(config: Any, lora: Any, rows: int, longest: int, recipe: Recipe, each: int = 1) -> Training:
+    """Describe a trainer's step in one process: its share of `rows` batch elements of `each` sequences."""
+    processes = recipe.launch.num_processes if recipe.launch is not None else 1
     return Training(
-        rows,
+        each * math.ceil(rows / processes),
         longest,
         lora,
         accumulates=config.gradient_accumulation_steps > 1,
+        exchanges=processes > 1,
         autocast=bool(config.bf16 or config.fp16),
         checkpointing=bool(config.gradient_checkpointing),
         optimizer_bytes=optimizer_state(str(getattr(config.optim, "value", config.optim))),

@@ -25,7 +25,9 @@ def view(plan: Plan) -> RenderableType:
         parts.append(Text("nothing to do: every stage is complete"))
         return Group(*parts)
     limit = f" of {size(plan.limit)}" if plan.limit is not None else ""
-    parts += [Text(f"memory at the peak of each stage ({plan.device}{limit})", style="bold"), _memory(plan, active)]
+    each = f", of each of {plan.processes} processes where it is trained" if plan.processes > 1 else ""
+    heading = f"memory at the peak of each stage{each} ({plan.device}{limit})"
+    parts += [Text(heading, style="bold"), _memory(plan, active)]
     parts += list(_verdicts(plan, active))
     parts += [Text(), _disk(plan)]
     return Group(*parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from rlhfctl.data import load
 from rlhfctl.graph import Request
 from rlhfctl.inputs import inputs_of
 from rlhfctl.paths import RunPaths, StageId
+from rlhfctl.planning.meter import ACTIVATIONS, GRADIENTS, WEIGHTS
 from rlhfctl.planning.plan import Plan
+from rlhfctl.planning.stages import StagePlan
 from rlhfctl.recipe.load import load_recipe
 
 
@@ -159,3 +162,23 @@ def test_a_probe_measures_each_stage(recipe: Path) -> None:
         assert stage.measured is not None and stage.outlook is not None
         assert found.total(stage) == stage.measured > stage.outlook.peak.total
     assert "measured by the probe" in shown(found)
+
+
+def test_memory_is_that_of_one_of_several_processes(recipe: Path, new: Plan) -> None:
+    """Each holds the weights and a share of the batch; on a CPU they share the machine's memory."""
+    two = planned(recipe, recipe.parent / "nothing", "launch.num_processes=2")
+    before, after = ({stage.name: stage for stage in found.stages} for found in (new, two))
+
+    def kinds(stage: StagePlan) -> Counter[str]:
+        assert stage.outlook is not None
+        return sum((Counter(dict(needs)) for needs in stage.outlook.peak.needs.values()), Counter())
+
+    for name in ("sft", "reward", "ppo"):
+        assert kinds(after[name])[ACTIVATIONS] < kinds(before[name])[ACTIVATIONS]
+        assert kinds(after[name])[WEIGHTS] == kinds(before[name])[WEIGHTS]
+    assert kinds(after["sft"])[GRADIENTS] > kinds(before["sft"])[GRADIENTS]  # the buffers in which they are added up
+    assert kinds(after["compare"]) == kinds(before["compare"])
+    assert two.processes == 2 and two.limit is not None
+    assert two.limit_of("ppo") == two.limit // 2 and two.limit_of("compare") == two.limit
+    assert "of each of 2 processes" in shown(two) and "processes" not in shown(new)
+    assert two.to_json()["processes"] == 2
