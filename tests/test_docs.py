@@ -230,8 +230,8 @@ def test_rows_of_the_data_page_are_read_with_the_keys_beside_them(row: str, sect
     (tmp_path / given["source"]).write_text(text, encoding="utf-8")
     loaded = check_all(Data.model_validate({name: given | {"source": str(tmp_path / given["source"])}}), 0)[name]
     assert loaded.left_out == {} and {line.rpartition(":")[2] for line in loaded.locations} == set("12345678")
-    for one in loaded.rows:  # of a ranked list, each pair
-        number = int(loaded.location_of(one).rpartition(":")[2]) - 1
+    for one, place in loaded.located_rows:  # of a ranked list, each pair
+        number = int(place.rpartition(":")[2]) - 1
         assert f"tea number {number}" in json.dumps(one.get("prompt") or one.get("messages") or one["text"])
     if name == "preferences":  # in all of these rows "yes" is what people preferred
         assert all("yes" in json.dumps(one["chosen"]).lower() for one in loaded.rows)
