@@ -54,6 +54,8 @@ NOT_RUN = {
     "rlhfctl reproduce christiano": "minutes; tests/tools/reproduce/test_queries.py runs a small one",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
+    "rlhfctl bench scale": "minutes; tests/tools/bench/test_scale.py runs a small one",
+    "rlhfctl bench scale --axes rows --rows 10000,100000,1000000": "a quarter of an hour; the same test",
     "rlhfctl --install-completion": "it writes into the user's shell files",
     "python tests/campaigns/kills.py tiny.yaml --kills 20": "half an hour: test_slow.py",
     "python tests/campaigns/kills.py tiny.yaml --kills 12 --set seeds=2": "half an hour",

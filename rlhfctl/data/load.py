@@ -14,25 +14,24 @@ for prompts. Other columns of prompts are kept for reward functions. Preferences
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.data import columns, guess, sources, text_files
 from rlhfctl.data.leaks import without_leaks
 from rlhfctl.data.rows import CHECKS
+from rlhfctl.data.sifting import Filter, Kept, first_rows, leave_out
 from rlhfctl.data.splits import preference_places, prompt_places
 from rlhfctl.data.splits import prompt_key as prompt_key
-from rlhfctl.data.store import KEPT, Chained, Locations, Store, digest, pick
+from rlhfctl.data.store import Chained, Locations, pick
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import BadRow, Item, Row, Rows, count_examples, count_of, repeated
+from rlhfctl.data.types import BadRow, Row, Rows, count_examples, count_of, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
@@ -130,7 +129,7 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more. For preferences it counts
     pairs.
     """
-    mix = _Kept()
+    mix = Kept()
     notes: list[str] = []
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
@@ -140,9 +139,9 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
             used = repeated(item, times)
             mix.add(used, location, droppable=bool(rows.droppable and rows.droppable[place]))
             if not used:
-                _leave_out(left_out, location, "not drawn")
+                leave_out(left_out, location, "not drawn")
         for location, reason in rows.left_out.items():
-            _leave_out(left_out, location, reason)
+            leave_out(left_out, location, reason)
         shown = Path(source).name if sources.is_path(source) else source
         notes += [f"{shown}: {count} rows with weight {weight:g} are {mix.count - before} of the mix"]
         notes += [f"{shown}: {note}" for note in rows.notes]
@@ -162,78 +161,39 @@ def _times_by_weight(count: int, weight: float, draw: random.Random) -> Callable
     return lambda row: int(weight) + next(times)
 
 
-class _Kept:
-    """The items that are kept, with their locations, in bounded memory (store.py)."""
-
-    def __init__(self) -> None:
-        self._items: Store[Item] = Store()
-        self._locations = Locations()
-        self._droppable = bytearray()
-        self.count = 0  # rows, or pairs
-
-    def add(self, items: Sequence[Item], location: str, *, droppable: bool) -> None:
-        """Add the items that one row of a source gives."""
-        for item in items:
-            self._items.append(item)
-            self._locations.append(location)
-            self._droppable.append(droppable)
-            self.count += count_of(item)
-
-    def rows(self, name: str, fingerprint: str, notes: Iterable[str], left_out: dict[str, str]) -> Rows:
-        """Return the rows; `left_out` loses the lines of which a row is kept."""
-        if left_out:
-            for location in self._locations:
-                left_out.pop(location, None)
-        return Rows(
-            name,
-            self._items.items(),
-            fingerprint,
-            tuple(notes),
-            locations=self._locations,
-            left_out=left_out,
-            droppable=bytes(self._droppable) if any(self._droppable) else b"",
-        )
-
-
-def _leave_out(left_out: dict[str, str], location: str, reason: str) -> None:
-    """Record why a line gives no row, the first reason of each; of the first KEPT lines alone, to bound memory."""
-    if len(left_out) < KEPT:
-        left_out.setdefault(location, reason)
-
-
 def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
     """Read, rename, reshape, check and filter the rows of one source, whose key in the recipe is `key`."""
     tally = Tally()
     rows, all_locations, fingerprint = _read(name, section, seed, key, tally)
     _require_columns(key, section, rows)
-    kept, passes = _Kept(), _Filter(section, tally.dropped)
+    kept, passes = Kept(), Filter(section, tally.dropped)
     usable = filtered = 0  # rows, or pairs
     bad: list[str] = []
     left_out: dict[str, str] = {}
     for location, _ in tally.unreadable:
-        _leave_out(left_out, location, "cannot be read")
+        leave_out(left_out, location, "cannot be read")
     for row, location in Work(f"checking {name}", len(rows)).through(zip(rows, all_locations, strict=True)):
         changes = Tally()
         try:
             items = CHECKS[name](columns.renamed(row, section.columns), section, changes)
         except BadRow as error:
             bad.append(f"{location}: {error}")
-            _leave_out(left_out, location, "cannot be used")
+            leave_out(left_out, location, "cannot be used")
             continue
         tally.add(changes)
         usable += count_examples(items)
         if not items:
-            _leave_out(left_out, location, "ties")
+            leave_out(left_out, location, "ties")
         for item in items:
             passed = repeated(item, passes)
             filtered += count_examples(passed)
             if count_examples(passed) < count_of(item):
-                _leave_out(left_out, location, passes.why)
+                leave_out(left_out, location, passes.why)
             room = None if section.limit is None else section.limit - kept.count
             if room is not None and count_examples(passed) > room:
                 left_out.pop(location, None)
-                _leave_out(left_out, location, "beyond the limit")
-                passed = [part for one in passed for part in _first(one, room)]
+                leave_out(left_out, location, "beyond the limit")
+                passed = [part for one in passed for part in first_rows(one, room)]
             kept.add(passed, location, droppable=section.bad_rows == "drop")
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
         raise _bad_rows(bad, rows, name, section, key, tally)
@@ -303,45 +263,6 @@ def _require_columns(key_path: str, section: Source, rows: Sequence[Row]) -> Non
             )
 
 
-class _Filter:
-    """Say of each row, or pair, in order, whether it is kept: not repeated and not long, if the recipe says so."""
-
-    def __init__(self, section: Source, dropped: Counter[str]) -> None:
-        self._section, self._dropped = section, dropped
-        self._seen: set[bytes] = set()
-        self.why = ""  # why the last one that is not kept is not
-
-    def __call__(self, row: Row) -> bool:
-        key = digest(json.dumps(row, sort_keys=True, default=str)) if self._section.deduplicate else b""
-        if self._section.max_chars is not None and characters(row) > self._section.max_chars:
-            self.why = f"longer than {self._section.max_chars} characters"
-        elif key in self._seen:
-            self.why = "duplicates"
-        else:
-            self._seen.update([key] if key else [])
-            return True
-        self._dropped[self.why] += 1
-        return False
-
-
-def _first(item: Item, limit: int) -> list[Item]:
-    """Return a row, or a group with its first `limit` pairs."""
-    number = itertools.count()
-    return repeated(item, lambda row: next(number) < limit)
-
-
-def characters(row: Row) -> int:
-    """Count the characters of the longest text of a row: the prompt with one response."""
-
-    def length(value: Any) -> int:
-        if isinstance(value, list):
-            return sum(length(message.get("content")) for message in value if isinstance(message, dict))
-        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold any type
-
-    answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
-    return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
-
-
 def _listed(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} {what}" for what, count in sorted(dropped.items()))
 
@@ -393,7 +314,7 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
     items, locations = Chained(*(rows.items for rows in sets)), Chained(*(rows.locations for rows in sets))
     for place, is_used in enumerate(used) if len(kept) < len(used) else ():
         if not is_used:
-            _leave_out(left_out, locations[place], "in no part")
+            leave_out(left_out, locations[place], "in no part")
     chosen = loaded.items if len(kept) == len(used) and not apart else pick(items, kept)
     parts = {name: array("q", (moved[place] for place in part)) for name, part in places.items()}
     droppable = b"".join(bytes(rows.droppable) or bytes(len(rows.items)) for rows in sets)
