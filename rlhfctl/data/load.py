@@ -167,6 +167,7 @@ def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
     rows, all_locations, fingerprint = _read(name, section, seed, key, tally)
     _require_columns(key, section, rows)
     kept, passes = Kept(), Filter(section, tally.dropped)
+    sifts = section.deduplicate or section.max_chars is not None
     usable = filtered = 0  # rows, or pairs
     bad: list[str] = []
     left_out: dict[str, str] = {}
@@ -181,16 +182,17 @@ def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
             leave_out(left_out, location, "cannot be used")
             continue
         tally.add(changes)
-        usable += count_examples(items)
         if not items:
             leave_out(left_out, location, "ties")
         for item in items:
-            passed = repeated(item, passes)
-            filtered += count_examples(passed)
-            if count_examples(passed) < count_of(item):
+            count = count_of(item)
+            passed = repeated(item, passes) if sifts else [item]
+            left = count_examples(passed) if sifts else count
+            usable, filtered = usable + count, filtered + left
+            if left < count:
                 leave_out(left_out, location, passes.why)
-            room = None if section.limit is None else section.limit - kept.count
-            if room is not None and count_examples(passed) > room:
+            room = left if section.limit is None else section.limit - kept.count
+            if left > room:
                 left_out.pop(location, None)
                 leave_out(left_out, location, "beyond the limit")
                 passed = [part for one in passed for part in first_rows(one, room)]
