@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,22 @@ def hash_file(path: Path) -> str:
 def hash_json(value: Any) -> str:
     """Compute the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
+
+
+def hash_json_list(values: Iterable[Any], before: str | None = None) -> str:
+    """Compute `hash_json` of a list whose values come one by one, without holding them together.
+
+    With `before` that of [before, values].
+    """
+
+    def canonical(value: Any) -> bytes:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+    digest = hashlib.sha256(b"[" if before is None else b"[" + canonical(before) + b",[")
+    for number, value in enumerate(values):
+        digest.update((b"," if number else b"") + canonical(value))
+    digest.update(b"]" if before is None else b"]]")
+    return digest.hexdigest()
 
 
 def hash_tree(folder: Path, *, skip: Mapping[str, object] | frozenset[str] = frozenset()) -> dict[str, str]:

@@ -55,6 +55,8 @@ NOT_RUN = {
     "rlhfctl reproduce christiano": "minutes; tests/tools/reproduce/test_queries.py runs a small one",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
+    "rlhfctl bench scale": "minutes; tests/tools/bench/test_scale.py runs a small one",
+    "rlhfctl bench scale --axes rows --rows 10000,100000,1000000": "a quarter of an hour; the same test",
     "rlhfctl --install-completion": "it writes into the user's shell files",
     "python tests/campaigns/kills.py tiny.yaml --kills 20": "half an hour: test_slow.py",
     "python tests/campaigns/kills.py tiny.yaml --kills 12 --set seeds=2": "half an hour",
@@ -233,8 +235,8 @@ def test_rows_of_the_data_page_are_read_with_the_keys_beside_them(row: str, sect
     (tmp_path / given["source"]).write_text(text, encoding="utf-8")
     loaded = check_all(Data.model_validate({name: given | {"source": str(tmp_path / given["source"])}}), 0)[name]
     assert loaded.left_out == {} and {line.rpartition(":")[2] for line in loaded.locations} == set("12345678")
-    for one in loaded.rows:  # of a ranked list, each pair
-        number = int(loaded.location_of(one).rpartition(":")[2]) - 1
+    for one, place in loaded.located_rows:  # of a ranked list, each pair
+        number = int(place.rpartition(":")[2]) - 1
         assert f"tea number {number}" in json.dumps(one.get("prompt") or one.get("messages") or one["text"])
     if name == "preferences":  # in all of these rows "yes" is what people preferred
         assert all("yes" in json.dumps(one["chosen"]).lower() for one in loaded.rows)

@@ -44,7 +44,10 @@ COMMANDS: Commands = (
 )
 """Name, function and example of each command."""
 
-BENCHES: Commands = (("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updates 3 --json bench.json"),)
+BENCHES: Commands = (
+    ("ppo", bench.ppo, "rlhfctl bench ppo --against trl --updates 3 --json bench.json"),
+    ("scale", bench.scale, "rlhfctl bench scale --axes rows --rows 10000,100000,1000000"),
+)
 
 REPRODUCTIONS: Commands = (
     ("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),

@@ -1,4 +1,4 @@
-"""Commands that measure speed and memory: `bench ppo`. Modules that load torch are imported inside the functions."""
+"""Commands that measure: `bench ppo`, `bench scale`. Modules that load torch are imported inside the functions."""
 
 from __future__ import annotations
 
@@ -45,3 +45,44 @@ def ppo(
     console().print(table(found))
     if report is not None:
         fs.write_json(report, found)
+
+
+def scale(
+    axes: Annotated[
+        str, typer.Option(metavar="AXES", help="What grows: some of model, batch, length, rows, with commas.")
+    ] = "model,batch,length,rows",
+    points: Annotated[int, typer.Option(min=2, help="Sizes of model, batch and length, each twice the last.")] = 3,
+    rows: Annotated[
+        str, typer.Option(metavar="COUNTS", help="Numbers of prompts, with commas, as 1000,1000000.")
+    ] = "1000,10000,100000",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each measured process.")] = 1,
+    report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")] = None,
+) -> None:
+    """How time and memory grow with model, batch, response length and rows; names what grows faster than it must."""
+    import sys
+
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.tools.bench.scale import AXES, measured
+    from rlhfctl.tools.bench.scale_view import lines, table
+
+    named = _listed(axes)
+    if unknown := [name for name in named if name not in AXES]:
+        raise typer.BadParameter(f"{', '.join(unknown)}: one or more of {', '.join(AXES)}", param_hint="--axes")
+    counts = _listed(rows)
+    if len(counts) < 2 or not all(count.isdecimal() and int(count) >= 100 for count in counts):
+        raise typer.BadParameter(f"{rows}: two or more numbers of at least 100", param_hint="--rows")
+    found = measured(
+        named, points=points, rows=sorted({int(count) for count in counts}), threads=threads, say=typer.echo
+    )
+    if sys.stdout.isatty():
+        console().print(table(found))
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    if report is not None:
+        fs.write_json(report, found)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation
+from rlhfctl.data.store import KEPT, Store, TokenIds
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
@@ -21,8 +22,8 @@ class FittedPrompts:
     `limit`: maximum tokens per prompt (None: any number). `cut` prompts are shortened, `dropped` prompts are left out.
     """
 
-    rows: list[Row]
-    ids: list[list[int]]
+    rows: Sequence[Row]
+    ids: Sequence[list[int]]
     cut: int
     dropped: int
     limit: int | None
@@ -43,7 +44,7 @@ def encode_prompts(
     response_length: int,
     section: Data,
     warn: Callable[[str], None],
-) -> tuple[list[Row], list[list[int]]]:
+) -> tuple[Sequence[Row], Sequence[list[int]]]:
     """Encode the prompts that PPO can answer; report how many are cut or dropped.
 
     DataError if a response leaves no room for any prompt, or no prompt fits.
@@ -87,13 +88,14 @@ def fit_lengths(lengths: Sequence[int], context: int | None, response_length: in
 
 def fit_prompts(
     rows: Sequence[Row], encoder: Encoder, limit: int | None, overlong: str
-) -> tuple[list[Row], list[list[int]], int, int]:
+) -> tuple[Sequence[Row], Sequence[list[int]], int, int]:
     """Return rows whose prompts have at most `limit` ids, their ids, and how many were cut and dropped.
 
     With `overlong: truncate` a longer prompt is cut within its content, and its row holds the shorter prompt: policy,
     reward and judge all read the same text. A prompt that cannot be cut is dropped.
     """
-    kept, ids, cut, dropped = [], [], 0, 0
+    kept: Store[Row] = Store()
+    ids, cut, dropped = TokenIds(), 0, 0
     for row in Work("encoding prompts", len(rows), "prompt").through(rows):
         tools = row.get("tools") if is_conversation(row) else None
         prompt = encoder.prompt(row["prompt"], tools)
@@ -106,7 +108,7 @@ def fit_prompts(
             prompt, cut = encoder.prompt(shorter, tools), cut + 1
         kept.append(row)
         ids.append(prompt)
-    return kept, ids, cut, dropped
+    return kept.items(), ids if len(ids) > KEPT else list(ids), cut, dropped
 
 
 def longest_prompt(stated: int | None, context: int | None, response: int) -> int | None:

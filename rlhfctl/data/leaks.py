@@ -55,7 +55,7 @@ def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
     test = {leak_key(row["prompt"]): row["prompt"] for row in getattr(split, "test", ())}
     sets: list[tuple[str, Sequence[Row]]] = [(name, loaded[name].rows) for name in TRAINED_ON if name in loaded]
     for name, rows in [*sets, ("training prompts of ppo", getattr(split, "train", ()))]:
-        leaked = sorted(_keys_of(rows) & test.keys())
+        leaked = sorted({key for row in rows for key in answered_keys(row) if key in test})
         if leaked:
             yield f"{len(leaked)} of {len(test)} test prompts are in the {name} too, e.g. {_begin(test[leaked[0]])!r}"
 
@@ -63,10 +63,10 @@ def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
 def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:
     """Remove the rows that answer a test prompt; a note counts them, and the fingerprint includes the removal."""
     keys = {leak_key(row["prompt"]) for row in test}
-    kept = rows.only(lambda row: not answered_keys(row) & keys)
-    dropped = len(rows.rows) - len(kept.rows)
-    if not dropped:
+    if not keys or not any(answered_keys(row) & keys for row in rows.rows):
         return rows
+    kept = rows.only(lambda place, row: not answered_keys(row) & keys)
+    dropped = len(rows.rows) - len(kept.rows)
     if not kept.rows:
         raise DataError(
             f"all {len(rows.rows)} rows answer a test prompt, and data.leaks: drop leaves none",
@@ -74,12 +74,8 @@ def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:
             fix="lower data.prompts.test, or take test prompts from another source",
         )
     note = f"{dropped} of {len(rows.rows)} rows answer a test prompt and are dropped (data.leaks: drop)"
-    fingerprint = fs.hash_json([rows.fingerprint, kept.rows])
+    fingerprint = fs.hash_json_list(kept.rows, before=rows.fingerprint)
     return replace(kept, fingerprint=fingerprint, notes=(*rows.notes, note))
-
-
-def _keys_of(rows: Iterable[Row]) -> set[str]:
-    return {key for row in rows for key in answered_keys(row)}
 
 
 def _begin(prompt: Prompt) -> str:

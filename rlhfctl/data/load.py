@@ -14,24 +14,24 @@ for prompts. Other columns of prompts are kept for reward functions. Preferences
 from __future__ import annotations
 
 import itertools
-import json
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.data import columns, guess, sources, text_files
 from rlhfctl.data.leaks import without_leaks
 from rlhfctl.data.rows import CHECKS
+from rlhfctl.data.sifting import Filter, Kept, first_rows, leave_out
+from rlhfctl.data.splits import preference_places, prompt_places
 from rlhfctl.data.splits import prompt_key as prompt_key
-from rlhfctl.data.splits import split_preferences, split_prompts
+from rlhfctl.data.store import Chained, Locations, pick
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import BadRow, Item, Row, Rows, examples, repeated
+from rlhfctl.data.types import BadRow, Row, Rows, count_examples, count_of, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
@@ -63,10 +63,10 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: 
     """Load, check and split the recipe's data sets (only those in `names`). DataError with the faults of all of them.
 
     `seed` is the recipe's data_seed. With data.leaks: drop, rows that answer a test prompt are left out. `steady` is
-    that of split_preferences.
+    that of preference_places.
     """
     loaded: dict[str, Rows] = {}
-    test: list[Row] = []
+    test: Sequence[Row] = []
     with _collect_errors() as trying:
         if data.prompts is not None and ("prompts" in names or data.leaks == "drop"):
             with trying:
@@ -78,8 +78,9 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: 
         if data.preferences is not None and "preferences" in names:
             with trying:
                 groups = without_leaks(load_preferences(data.preferences, seed), test)
-                split = split_preferences(data.preferences, groups.groups, seed, steady=steady)
-                loaded["preferences"] = replace(groups, split=split)
+                places = preference_places(data.preferences, groups.groups, seed, steady=steady)
+                split = PreferenceSplit.of(groups.groups, places)
+                loaded["preferences"] = replace(groups, split=split, places=places)
     return {name: loaded[name] for name in NAMES if name in loaded and name in names}
 
 
@@ -128,38 +129,36 @@ def mixed(name: str, parts: Sequence[tuple[Rows, str, float]], seed: int) -> Row
     A weight of 2.5 uses each row twice, and one half of them, drawn by `seed`, once more. For preferences it counts
     pairs.
     """
-    mix: list[tuple[Item, str]] = []
+    mix = Kept()
     notes: list[str] = []
     left_out: dict[str, str] = {}
     for index, (rows, source, weight) in enumerate(parts):
-        count = len(rows.rows)
-        used = _each(rows.located, _times_by_weight(rows.rows, weight, random.Random(f"mix-{name}-{index}-{seed}")))
-        left_out |= rows.left_out
-        left_out |= dict.fromkeys(
-            {location for _, location in rows.located} - {location for _, location in used}, "not drawn"
-        )
-        mix += used
+        count, before = len(rows.rows), mix.count
+        times = _times_by_weight(count, weight, random.Random(f"mix-{name}-{index}-{seed}"))
+        for place, (item, location) in enumerate(rows.located):
+            used = repeated(item, times)
+            mix.add(used, location, droppable=bool(rows.droppable and rows.droppable[place]))
+            if not used:
+                leave_out(left_out, location, "not drawn")
+        for location, reason in rows.left_out.items():
+            leave_out(left_out, location, reason)
         shown = Path(source).name if sources.is_path(source) else source
-        notes += [f"{shown}: {count} rows with weight {weight:g} are {_count(used)} of the mix"]
+        notes += [f"{shown}: {count} rows with weight {weight:g} are {mix.count - before} of the mix"]
         notes += [f"{shown}: {note}" for note in rows.notes]
-    if not mix:
+    if not mix.count:
         raise DataError("the weights leave no row", where=f"data.{name}.sources", fix="raise a weight")
-    return Rows(
-        name,
-        [row for row, _ in mix],
-        fs.hash_json([[rows.fingerprint, weight] for rows, _, weight in parts]),
-        tuple(notes),
-        locations=tuple(location for _, location in mix),
-        left_out=left_out,
-        droppable=frozenset().union(*(rows.droppable for rows, _, _ in parts)),
-    )
+    fingerprint = fs.hash_json([[rows.fingerprint, weight] for rows, _, weight in parts])
+    return mix.rows(name, fingerprint, notes, left_out)
 
 
-def _times_by_weight(rows: Sequence[Row], weight: float, draw: random.Random) -> Callable[[str, Row], int]:
-    """Return a function that says how often a row is used."""
-    drawn = draw.sample(range(len(rows)), round((weight - int(weight)) * len(rows)))
-    times = dict.fromkeys(map(id, rows), int(weight)) | {id(rows[index]): int(weight) + 1 for index in drawn}
-    return lambda location, row: times[id(row)]
+def _times_by_weight(count: int, weight: float, draw: random.Random) -> Callable[[Row], int]:
+    """Return a function that is asked of each of `count` rows, in order, and says how often it is used."""
+    drawn = array("q", draw.sample(range(count), round((weight - int(weight)) * count)))
+    more = bytearray(count)
+    for place in drawn:
+        more[place] = 1
+    times = iter(more)
+    return lambda row: int(weight) + next(times)
 
 
 def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
@@ -167,28 +166,43 @@ def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
     tally = Tally()
     rows, all_locations, fingerprint = _read(name, section, seed, key, tally)
     _require_columns(key, section, rows)
-    usable: list[tuple[Item, str]] = []
+    kept, passes = Kept(), Filter(section, tally.dropped)
+    sifts = section.deduplicate or section.max_chars is not None
+    usable = filtered = 0  # rows, or pairs
     bad: list[str] = []
-    left_out = dict.fromkeys((location for location, _ in tally.unreadable), "cannot be read")
+    left_out: dict[str, str] = {}
+    for location, _ in tally.unreadable:
+        leave_out(left_out, location, "cannot be read")
     for row, location in Work(f"checking {name}", len(rows)).through(zip(rows, all_locations, strict=True)):
         changes = Tally()
         try:
             items = CHECKS[name](columns.renamed(row, section.columns), section, changes)
         except BadRow as error:
             bad.append(f"{location}: {error}")
-            left_out[location] = "cannot be used"
+            leave_out(left_out, location, "cannot be used")
             continue
         tally.add(changes)
-        usable += [(item, location) for item in items]
         if not items:
-            left_out[location] = "ties"
+            leave_out(left_out, location, "ties")
+        for item in items:
+            count = count_of(item)
+            passed = repeated(item, passes) if sifts else [item]
+            left = count_examples(passed) if sifts else count
+            usable, filtered = usable + count, filtered + left
+            if left < count:
+                leave_out(left_out, location, passes.why)
+            room = left if section.limit is None else section.limit - kept.count
+            if left > room:
+                left_out.pop(location, None)
+                leave_out(left_out, location, "beyond the limit")
+                passed = [part for one in passed for part in first_rows(one, room)]
+            kept.add(passed, location, droppable=section.bad_rows == "drop")
     if (bad or tally.unreadable) and (section.bad_rows == "stop" or not usable):
         raise _bad_rows(bad, rows, name, section, key, tally)
-    kept = _filtered(usable, section, tally.dropped, left_out)
-    if not kept:
+    if not filtered:
         reason = f" after {_listed(tally.dropped)} were dropped" if tally.dropped else ""
         raise DataError(f"{key} holds no rows{reason}", where=section.source, fix="name a source with usable rows")
-    notes = [f"{_count(usable)} pairs of {len(rows)} rows"] if _count(usable) > len(rows) else []
+    notes = [f"{usable} pairs of {len(rows)} rows"] if usable > len(rows) else []
     notes += tally.sentences()
     if not section.builtin:
         unused = columns.unused(rows, section.columns, tally, others=name != "prompts")
@@ -199,30 +213,18 @@ def _load_source(name: str, section: Source, seed: int, key: str) -> Rows:
         notes.append(f"{len(bad)} of {len(rows)} rows cannot be used and are dropped, the first: {bad[0]}")
     if tally.dropped:
         notes.append(f"dropped: {_listed(tally.dropped)}")
-    if section.limit is not None and _count(kept) > section.limit:
-        notes.append(f"the first {section.limit} of {_count(kept)} are used")
-        left_out |= dict.fromkeys((location for _, location in kept), "beyond the limit")  # used rows are removed below
-        kept = _first(kept, section.limit)
-    locations = tuple(location for _, location in kept)
-    used = set(locations)
-    reasons = {location: reason for location, reason in left_out.items() if location not in used}
-    return Rows(
-        name,
-        [item for item, _ in kept],
-        fingerprint,
-        tuple(notes),
-        locations=locations,
-        left_out=reasons,
-        droppable=frozenset(used if section.bad_rows == "drop" else ()),
-    )
+    if filtered > kept.count:
+        notes.append(f"the first {section.limit} of {filtered} are used")
+    return kept.rows(name, fingerprint, notes, left_out)
 
 
-def _read(name: str, section: Source, seed: int, key: str, tally: Tally) -> tuple[list[Row], list[str], str]:
+def _read(name: str, section: Source, seed: int, key: str, tally: Tally) -> tuple[Sequence[Row], Sequence[str], str]:
     """Read the rows of a source, their locations and its fingerprint."""
     if section.builtin:
         with Work(f"making {name}"):
             rows = _generate(name, section, seed)
-        return rows, [f"{section.source} row {index + 1}" for index in range(len(rows))], fs.hash_json(rows)
+        places = Locations(f"{section.source} row {index + 1}" for index in range(len(rows)))
+        return rows, places, fs.hash_json(rows)
     try:
         return sources.read(section, sources.TEXT_COLUMNS[name], tally)
     except DataError as error:
@@ -263,57 +265,6 @@ def _require_columns(key_path: str, section: Source, rows: Sequence[Row]) -> Non
             )
 
 
-Located = Sequence[tuple[Item, str]]  # each row, or group, with its "file:line"
-
-
-def _filtered(located: Located, section: Source, dropped: Counter[str], left_out: dict[str, str]) -> Located:
-    """Remove repeated and long rows if the recipe says so; preferences pair by pair."""
-    seen: set[str] = set()
-
-    def passes(location: str, row: Row) -> bool:
-        key = json.dumps(row, sort_keys=True, default=str) if section.deduplicate else ""
-        if section.max_chars is not None and characters(row) > section.max_chars:
-            why = f"longer than {section.max_chars} characters"
-        elif key in seen:
-            why = "duplicates"
-        else:
-            seen.update([key] if key else [])
-            return True
-        dropped[why] += 1
-        left_out.setdefault(location, why)
-        return False
-
-    return _each(located, passes)
-
-
-def _first(located: Located, limit: int) -> Located:
-    """Return the first `limit` rows, or pairs."""
-    number = itertools.count()
-    return _each(located, lambda location, row: next(number) < limit)
-
-
-def _each(located: Located, times: Callable[[str, Row], int]) -> list[tuple[Item, str]]:
-    """Repeat each row, or pair of a group, as often as `times` says of its location and it."""
-    return [(part, location) for item, location in located for part in repeated(item, partial(times, location))]
-
-
-def _count(located: Located) -> int:
-    """Count the rows, or pairs."""
-    return len(examples(item for item, _ in located))
-
-
-def characters(row: Row) -> int:
-    """Count the characters of the longest text of a row: the prompt with one response."""
-
-    def length(value: Any) -> int:
-        if isinstance(value, list):
-            return sum(length(message.get("content")) for message in value if isinstance(message, dict))
-        return len(value) if isinstance(value, str) else 0  # a column of prompts may hold any type
-
-    answers = [length(row.get(name)) for name in ("completion", "chosen", "rejected")]
-    return length(row.get("prompt")) + length(row.get("messages")) + length(row.get("text")) + max(answers)
-
-
 def _listed(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} {what}" for what, count in sorted(dropped.items()))
 
@@ -342,29 +293,46 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
             if source is not None:
                 with trying:
                     apart[part] = _load_source("prompts", source, seed, f"data.prompts.{part}_source")
-    split = split_prompts(section, loaded.rows, seed, **{f"{part}_rows": rows.rows for part, rows in apart.items()})
-    used = {id(row) for part in (split.train, split.eval, split.test) for row in part}
+    sets = (loaded, *(apart[part] for part in ("eval", "test") if part in apart))
+    places = prompt_places(section, loaded.rows, seed, **{f"{part}_rows": rows.rows for part, rows in apart.items()})
+    used = bytearray(sum(len(rows.rows) for rows in sets))
+    for part_places in places.values():
+        for place in part_places:
+            used[place] = 1
     notes = list(loaded.notes)
-    if more := sum(id(row) not in used for row in loaded.rows):
+    if more := len(loaded.rows) - sum(used[: len(loaded.rows)]):
         notes.append(f"{more} rows repeat a prompt that is kept for eval or test, and are left out")
+    begin = len(loaded.rows)
     for part, rows in apart.items():
-        count = sum(id(row) in used for row in rows.rows)
+        end = begin + len(rows.rows)
         notes += [f"{part}_source: {note}" for note in rows.notes]
-        notes += [f"{part}_source: {count} of {len(rows.rows)} rows are used: each prompt once, and none in two parts"]
-    sets = (loaded, *apart.values())
-    located = [(row, location) for rows in sets for row, location in rows.located if id(row) in used]
+        count = sum(used[begin:end])
+        notes += [f"{part}_source: {count} of {end - begin} rows are used: each prompt once, and none in two parts"]
+        begin = end
     left_out = {location: reason for rows in sets for location, reason in rows.left_out.items()}
-    kept = {location for _, location in located}
-    left_out |= {location: "in no part" for rows in sets for location in rows.locations if location not in kept}
+    numbers = itertools.accumulate(used, initial=-1)  # the place that a used row gets
+    moved = array("q", itertools.islice(numbers, 1, None))
+    kept = array("q", (place for place, is_used in enumerate(used) if is_used))
+    items, locations = Chained(*(rows.items for rows in sets)), Chained(*(rows.locations for rows in sets))
+    for place, is_used in enumerate(used) if len(kept) < len(used) else ():
+        if not is_used:
+            leave_out(left_out, locations[place], "in no part")
+    chosen = loaded.items if len(kept) == len(used) and not apart else pick(items, kept)
+    parts = {name: array("q", (moved[place] for place in part)) for name, part in places.items()}
+    droppable = b"".join(bytes(rows.droppable) or bytes(len(rows.items)) for rows in sets)
+    kept_locations = Locations(locations[place] for place in kept)
+    for location in kept_locations if left_out else ():
+        left_out.pop(location, None)
     return Rows(
         "prompts",
-        [row for row, _ in located],
+        chosen,
         fs.hash_json([rows.fingerprint for rows in sets]) if apart else loaded.fingerprint,
         tuple(notes),
-        split,
-        tuple(location for _, location in located),
+        PromptSplit.of(chosen, parts),
+        kept_locations,
         left_out,
-        frozenset().union(*(rows.droppable for rows in sets)),
+        bytes(droppable[place] for place in kept) if any(droppable) else b"",
+        parts,
     )
 
 

@@ -6,8 +6,8 @@ a batch: each error would else appear hours later, when its stage starts. Reads 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from rlhfctl.data.encoding import Encoder, is_conversation, stop_token_id
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.text_files import first_of
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Row, Rows, repeated
+from rlhfctl.data.types import Comparison, PreferenceGroup, PreferenceSplit, PromptSplit, Row, Rows, examples_of
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Recipe
@@ -60,33 +60,39 @@ def new_notes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str
 
 def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
     """Return the rows whose conversations the chat template accepts; with bad_rows: stop the others are an error."""
-    refused: dict[int, str] = {}  # identity of a row -> the reason
-    locations: dict[int, str] = {}
+    refused = bytearray(len(rows.rows))  # per row 1 if the template refuses it
+    refusals: list[str] = []  # reasons of refused rows, of a row that a mix repeats one
+    total, kept = 0, []  # rows without those that a mix repeats; reasons of rows that may not be dropped
     first: DataError | None = None
     masked = recipe.sft is not None and bool(recipe.sft.trainer.get("assistant_only_loss"))
-    unwritten: dict[str, list[str]] = {}  # role -> rows whose text the template leaves out
-    within: dict[str, list[str]] = {}  # special token -> rows with the token in their text
-    for row in Work(f"rendering {rows.name}", len(rows.rows)).through(rows.rows):
+    unwritten: dict[str, _Counted] = {}  # role -> rows whose text the template leaves out
+    within: dict[str, _Counted] = {}  # special token -> rows with the token in their text
+    last: Any = None
+    numbered = enumerate(Work(f"rendering {rows.name}", len(rows.rows)).through(_placed(rows)))
+    for number, (row, location, place, comparison) in numbered:
+        repeats, last = (location, comparison, row) == last, (location, comparison, row)
+        total += not repeats
         if is_conversation(row):
             try:
                 _encode(encoder, rows.name, row, masked)
                 for messages in _conversations(row):
                     for role in encoder.unwritten(messages, row.get("tools")):
-                        unwritten.setdefault(role, []).append(rows.location_of(row))
+                        unwritten.setdefault(role, _Counted()).add(location)
                     for token in encoder.tokens_within(messages):
-                        within.setdefault(token, []).append(rows.location_of(row))
+                        within.setdefault(token, _Counted()).add(location)
             except DataError as error:
-                first = first or error
-                locations[id(row)] = rows.location_of(row)
-                refused[id(row)] = f"{locations[id(row)]}: {error.what}"
+                first, refused[number] = first or error, 1
+                if not repeats:
+                    refusals.append(f"{location}: {error.what}")
+                    if not (rows.droppable and rows.droppable[place]):
+                        kept.append(refusals[-1])
     new_notes_of_rows = [*_leaves_out(unwritten), *_reads_as_tokens(within)]
     rows = replace(rows, notes=(*rows.notes, *(note for note in new_notes_of_rows if note not in rows.notes)))
     if first is None:
         return _with_note_on_tools(encoder, rows)
-    refusals, total = list(refused.values()), len({id(row) for row in rows.rows})  # a mix of sources may repeat a row
     if len(refusals) == total:  # a missing or broken template fails on every row
         raise DataError(f"{first.what} (data.{rows.name})", where=first.where, fix=first.fix)
-    if kept := [reason for row, reason in refused.items() if locations[row] not in rows.droppable]:
+    if kept:
         raise DataError(
             f"{len(kept)} of {total} rows of data.{rows.name} cannot be used:{first_of(kept)}",
             where=first.where,
@@ -94,30 +100,47 @@ def _encodable(encoder: Encoder, rows: Rows, recipe: Recipe) -> Rows:
             "model.chat_template to one that takes them",
         )
     note = f"{len(refusals)} of {total} rows are refused by the chat template and dropped, the first: {refusals[0]}"
-    split = rows.split
-    if split is not None:
-        parts: dict[str, list[Any]] = {
-            name: [kept for item in part for kept in repeated(item, lambda row: id(row) not in refused)]
-            for name, part in vars(split).items()
-        }
-        if gone := [name for name, part in vars(split).items() if part and not parts[name]]:
-            raise DataError(
-                f"the chat template refuses each row of data.{rows.name} that is for {gone[0]}: {first.what}",
-                where=first.where,
-                fix=first.fix,
-            )
-        split = type(split)(**parts)
-    fitting = rows.only(lambda row: id(row) not in refused, notes=(*rows.notes, note), split=split)
+    fitting = rows.only(lambda number, row: not refused[number], notes=(*rows.notes, note))
+    if gone := [name for name, part in rows.places.items() if part and not fitting.places[name]]:
+        raise DataError(
+            f"the chat template refuses each row of data.{rows.name} that is for {gone[0]}: {first.what}",
+            where=first.where,
+            fix=first.fix,
+        )
     return _with_note_on_tools(encoder, fitting)
+
+
+def _placed(rows: Rows) -> Iterator[tuple[Row, str, int, Comparison | None]]:
+    """Yield each of `rows.rows` with its location, the place of its item, and its comparison in a group."""
+    for place, (item, location) in enumerate(rows.located):
+        comparisons = item.comparisons if isinstance(item, PreferenceGroup) else [None]
+        for row, comparison in zip(examples_of(item), comparisons, strict=True):
+            yield row, location, place, comparison
+
+
+@dataclass
+class _Counted:
+    """Count locations, each once; the same one may come several times in a row."""
+
+    count: int = 0
+    first: str = ""
+    last: str = ""
+
+    def add(self, location: str) -> None:
+        self.first = self.first or location
+        self.count += location != self.last
+        self.last = location
 
 
 def _with_note_on_tools(encoder: Encoder, rows: Rows) -> Rows:
     """Add a note to the rows if the chat template does not write out their tools."""
-    offered = [row for row in rows.rows if row.get("tools") and is_conversation(row)]
-    note = f"the tools of {len(offered)} rows are not read: the chat template does not write them out"
-    if not offered or note in rows.notes:
+    count, row = 0, Row()
+    for one in rows.rows:
+        if one.get("tools") and is_conversation(one):
+            count, row = count + 1, row or one
+    note = f"the tools of {count} rows are not read: the chat template does not write them out"
+    if not count or note in rows.notes:
         return rows
-    row = offered[0]
     messages, tools = row["messages"] if "messages" in row else row["prompt"], row["tools"]
     written = encoder.prompt(messages, tools) != encoder.prompt(messages)
     return rows if written else replace(rows, notes=(*rows.notes, note))
@@ -140,17 +163,16 @@ def _drop_key(recipe: Recipe, name: str) -> str:
     return f"in data.{name}, beside their source, bad_rows" if several else f"data.{name}.bad_rows"
 
 
-def _leaves_out(unwritten: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for role, locations in unwritten.items():
-        count = len(set(locations))
-        yield f"the chat template leaves out or changes the {role}'s text in {count} rows, the first: {locations[0]}"
+def _leaves_out(unwritten: Mapping[str, _Counted]) -> Iterator[str]:
+    for role, of in unwritten.items():
+        yield f"the chat template leaves out or changes the {role}'s text in {of.count} rows, the first: {of.first}"
 
 
-def _reads_as_tokens(within: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for token, locations in within.items():
+def _reads_as_tokens(within: Mapping[str, _Counted]) -> Iterator[str]:
+    for token, of in within.items():
         yield (
-            f"{token} stands in the text of {len(set(locations))} rows, where it is read as a token and not as text, "
-            f"the first: {locations[0]}"
+            f"{token} stands in the text of {of.count} rows, where it is read as a token and not as text, "
+            f"the first: {of.first}"
         )
 
 

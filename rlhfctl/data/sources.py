@@ -7,11 +7,12 @@ columns (rows.py). text_files.py reads text files; pyarrow and datasets read the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhfctl import fs
+from rlhfctl.data.store import Locations, Store
 from rlhfctl.data.tally import Tally
 from rlhfctl.data.text_files import (
     PAIR,
@@ -31,10 +32,11 @@ from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
 
 TEXT_COLUMNS = {"demonstrations": "text", "preferences": PAIR, "prompts": "prompt"}  # the column for plain text
 _KINDS = ", ".join(DATA_SUFFIXES)
+_BATCH = 1_000  # rows of a table that become Python objects together
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # files that datasets' save_to_disk writes
 
 
-def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple[list[Row], list[str], str]:
+def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple[Sequence[Row], Sequence[str], str]:
     """Return (rows, locations, fingerprint) of a source that is not built in. Plain text gives rows of `text_column`.
 
     `tally` counts rows that are left out or read in an unusual way; without one a line that gives no row is an error.
@@ -49,7 +51,7 @@ def read(section: Source, text_column: str, tally: Tally | None = None) -> tuple
     return rows, locations, fingerprint
 
 
-def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[list[Row], list[str], str]:
+def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[Sequence[Row], Sequence[str], str]:
     if path.is_dir():
         rows, locations = _read_folder(path, section, text_column, tally)
         fingerprint = fs.hash_json([[str(file.relative_to(path)), fs.hash_file(file)] for file in _files_below(path)])
@@ -59,7 +61,7 @@ def _read(section: Source, path: Path, text_column: str, tally: Tally) -> tuple[
         _refuse_split(section)
     else:
         rows, locations = _read_hub(section)
-        fingerprint = fs.hash_json([json.dumps(row, sort_keys=True, default=str) for row in rows])
+        fingerprint = fs.hash_json_list(json.dumps(row, sort_keys=True, default=str) for row in rows)
     return rows, locations, fingerprint
 
 
@@ -104,13 +106,14 @@ def _refuse_split(section: Source) -> None:
 
 def _read_parquet(path: Path) -> Found:
     from pyarrow import ArrowException
-    from pyarrow.parquet import read_table
+    from pyarrow.parquet import ParquetFile
 
     try:
-        rows = _without_nulls(read_table(path).to_pylist())
+        with ParquetFile(path) as file:
+            rows = _in_batches(file.iter_batches(batch_size=_BATCH))
     except (ArrowException, OSError) as error:
         raise _no_table(path, "Parquet", error) from error
-    return rows, _numbered(path, rows)
+    return rows, _numbered(path, len(rows))
 
 
 def _read_arrow(path: Path) -> Found:
@@ -119,18 +122,26 @@ def _read_arrow(path: Path) -> Found:
     try:
         with pa.memory_map(str(path)) as source:
             try:
-                rows = pa.ipc.open_stream(source).read_all().to_pylist()
+                table = pa.ipc.open_stream(source).read_all()  # views of the mapped file, no copy
             except pa.ArrowInvalid:
                 source.seek(0)
-                rows = pa.ipc.open_file(source).read_all().to_pylist()
+                table = pa.ipc.open_file(source).read_all()
+            rows = _in_batches(table.to_batches(max_chunksize=_BATCH))
     except (pa.ArrowException, OSError) as error:
         raise _no_table(path, "Arrow", error) from error
-    return _without_nulls(rows), _numbered(path, rows)
+    return rows, _numbered(path, len(rows))
 
 
-def _without_nulls(rows: list[Row]) -> list[Row]:
-    """Remove the nulls that tables put into objects for keys that only other objects have."""
-    return [{key: _without_null(value) for key, value in row.items()} for row in rows]
+def _in_batches(batches: Iterable[Any]) -> Sequence[Row]:
+    """Collect the rows of a table's record batches, one batch after the other."""
+    return _without_nulls(row for batch in batches for row in batch.to_pylist())
+
+
+def _without_nulls(rows: Iterable[Row]) -> Sequence[Row]:
+    """Collect rows without the nulls that tables put into objects for keys that only other objects have."""
+    kept: Store[Row] = Store()
+    kept.extend({key: _without_null(value) for key, value in row.items()} for row in rows)
+    return kept.items()
 
 
 def _without_null(value: Any) -> Any:
@@ -145,8 +156,8 @@ def _no_table(path: Path, kind: str, error: Exception) -> DataError:
     return DataError(f"not a whole {kind} file: {reason}", where=str(path), fix="fetch or write it again")
 
 
-def _numbered(path: Path | str, rows: Sequence[Row]) -> list[str]:
-    return [f"{path} row {number}" for number in range(1, len(rows) + 1)]
+def _numbered(path: Path | str, count: int) -> Sequence[str]:
+    return Locations(f"{path} row {number}" for number in range(1, count + 1))
 
 
 # ---------------------------------------------------------------- folders and the Hub
@@ -166,8 +177,8 @@ def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) 
         except Exception as error:
             raise _no_table(folder, "data set of a", error) from error
         table = _split(saved, section) if isinstance(saved, DatasetDict) else saved
-        rows = _without_nulls(table.to_list())
-        return rows, _numbered(folder, rows)
+        rows = _in_batches(table.with_format("arrow").iter(batch_size=_BATCH))
+        return rows, _numbered(folder, len(rows))
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and is_file_name(file.name)]
     if section.split is not None:
         named = [file for file in files if section.split in file.name]
@@ -179,10 +190,14 @@ def _read_folder(folder: Path, section: Source, text_column: str, tally: Tally) 
         files = named
     if not files:
         raise DataError("the folder holds no data files", where=str(folder), fix=f"known kinds are {_KINDS}")
-    read_files = [read_file(file, text_column, tally) for file in files]
-    return [row for rows, _ in read_files for row in rows], [
-        location for _, locations in read_files for location in locations
-    ]
+    found: Store[Row] = Store()
+    places = Locations()
+    for file in files:
+        read_rows, locations = read_file(file, text_column, tally)
+        found.extend(read_rows)
+        for location in locations:
+            places.append(location)
+    return found.items(), places
 
 
 def _split(saved: Any, section: Source) -> Any:
@@ -206,5 +221,5 @@ def _read_hub(section: Source) -> Found:
             where=section.source,
             fix="check the name, split and subset; without network, name a file or a folder",
         ) from error
-    rows = _without_nulls(table.to_list())
-    return rows, _numbered(section.source, rows)
+    rows = _in_batches(table.with_format("arrow").iter(batch_size=_BATCH))
+    return rows, _numbered(section.source, len(rows))

@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rlhfctl.data.leaks import leak_key
-from rlhfctl.data.types import PreferenceGroup, PreferenceSplit, Prompt, PromptSplit, Row
+from rlhfctl.data.store import digest, in_order, pick
+from rlhfctl.data.types import PreferenceGroup, Prompt, Row
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
+
+Places = npt.NDArray[np.int64]  # of rows in their data set
 
 
 def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
@@ -24,49 +31,48 @@ def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
-def split_preferences(
+def preference_places(
     section: Preferences, groups: Sequence[PreferenceGroup], seed: int, *, steady: bool = False
-) -> PreferenceSplit:
+) -> dict[str, Sequence[int]]:
     """Hold out all groups of a random `heldout` share of the distinct prompts, so that no prompt is on both sides.
 
-    Training keeps pairs that a weight repeats; heldout has each once. `steady`: whether a prompt is held out depends on
-    the prompt and the seed alone, not on the other prompts, so the share is met on average only.
+    Returns the places of both parts in `groups`. `steady`: whether a prompt is held out depends on the prompt and the
+    seed alone, not on the other prompts, so the share is met on average only.
     """
-    keys = _shuffled_keys((group.prompt for group in groups), seed, "preferences")
-    if len(keys) < 2:
+    ranks, order = _shuffled((group.prompt for group in groups), seed, "preferences")
+    if len(order) < 2:
         raise DataError(
             "one distinct prompt: none can be held out",
             where="data.preferences",
             fix="give pairs for at least two prompts",
         )
     if steady:
-        aside = _steady_part(keys, section.heldout, seed, "preferences")
+        aside = _steady_part((group.prompt for group in groups), len(order), section.heldout, seed, "preferences")
     else:
-        aside = set(keys[: min(len(keys) - 1, max(1, round(section.heldout * len(keys))))])
-    train = [group for group in groups if prompt_key(group.prompt) not in aside]
-    heldout = [group for group in groups if prompt_key(group.prompt) in aside]
-    return PreferenceSplit(train, [once for group in heldout for once in group.repeated(_only_the_first())])
+        aside = _marked(order[: min(len(order) - 1, max(1, round(section.heldout * len(order))))], len(order))
+    held = aside[ranks]
+    return {"train": _places(np.flatnonzero(~held)), "heldout": _places(np.flatnonzero(held))}
 
 
 def split_in_half(
     groups: Sequence[PreferenceGroup], seed: int, *, steady: bool = False
-) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+) -> tuple[Sequence[PreferenceGroup], Sequence[PreferenceGroup]]:
     """Split groups into two halves of the distinct prompts: for the reward model, and for the held-out reward model.
 
-    No prompt is on both sides. The order of the groups stays. `steady`: as in split_preferences.
+    No prompt is on both sides. The order of the groups stays. `steady`: as in preference_places.
     """
-    keys = _shuffled_keys((group.prompt for group in groups), seed, "halves")
-    if len(keys) < 2:
+    ranks, order = _shuffled((group.prompt for group in groups), seed, "halves")
+    if len(order) < 2:
         raise DataError(
             "one distinct prompt to train on: two reward models cannot share it",
             where="reward.heldout",
             fix="give pairs for more prompts, or set reward.heldout: false",
         )
-    first = _steady_part(keys, 0.5, seed, "halves") if steady else set(keys[: (len(keys) + 1) // 2])
-    sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
-    for group in groups:
-        sides[prompt_key(group.prompt) not in first].append(group)
-    return sides
+    if steady:
+        first = _steady_part((group.prompt for group in groups), len(order), 0.5, seed, "halves")[ranks]
+    else:
+        first = _marked(order[: (len(order) + 1) // 2], len(order))[ranks]
+    return pick(groups, _places(np.flatnonzero(first))), pick(groups, _places(np.flatnonzero(~first)))
 
 
 def bootstrap(prompts: Sequence[Prompt], seed: int, number: int) -> list[int]:
@@ -80,90 +86,136 @@ def bootstrap(prompts: Sequence[Prompt], seed: int, number: int) -> list[int]:
     return [place for place, prompt in enumerate(prompts) for _ in range(drawn[prompt_key(prompt)])]
 
 
-def _only_the_first() -> Callable[[Row], bool]:
-    """Return a function that is true the first time it gets a row, and false afterwards."""
-    seen: set[int] = set()
-
-    def is_first(row: Row) -> bool:
-        first = id(row) not in seen
-        seen.add(id(row))
-        return first
-
-    return is_first
-
-
-def split_prompts(
+def prompt_places(
     section: Prompts,
     rows: Sequence[Row],
     seed: int,
     *,
     eval_rows: Sequence[Row] | None = None,
     test_rows: Sequence[Row] | None = None,
-) -> PromptSplit:
+) -> dict[str, Sequence[int]]:
     """Split prompts into three by distinct prompt: `test` for the comparison, `eval` for choosing, the rest for PPO.
 
     Test and eval hold each prompt once; training keeps repeated rows. `eval_rows` and `test_rows` come from separate
-    sources: no training prompt is among them, and no eval prompt is among the test prompts.
+    sources: no training prompt is among them, and no eval prompt is among the test prompts. Returns the places of the
+    parts in `rows`, `eval_rows` and `test_rows`, one after the other.
     """
-    test = None if test_rows is None else _chosen(test_rows, section.test, seed, "test")
-    taken = _leak_keys(test or [])
-    evaluation = None
+    parts: dict[str, Places] = {}
+    taken: set[bytes] = set()  # of prompts that no later part may have
+    before = len(rows) + len(eval_rows or ())
+    if test_rows is not None:
+        chosen = _chosen(test_rows, np.arange(len(test_rows)), section.test, seed, "test")
+        taken |= {_leak_digest(test_rows[place]) for place in chosen}
+        parts["test"] = before + chosen
     if eval_rows is not None:
-        others = [row for row in eval_rows if leak_key(row["prompt"]) not in taken]
-        evaluation = _chosen(others, section.eval, seed, "eval")
-    taken |= _leak_keys(evaluation or [])
-    rows = [row for row in rows if leak_key(row["prompt"]) not in taken] if taken else rows
-    keys = _shuffled_keys((row["prompt"] for row in rows), seed, "prompts")
-    wanted_test = 0 if test is not None else section.test or 0
-    wanted_eval = 0 if evaluation is not None else section.eval or 0
-    if wanted_test + wanted_eval >= len(keys):
+        chosen = _chosen(eval_rows, _without(eval_rows, taken), section.eval, seed, "eval")
+        taken |= {_leak_digest(eval_rows[place]) for place in chosen}
+        parts["eval"] = len(rows) + chosen
+    left = _without(rows, taken)
+    ranks, order = _shuffled((row["prompt"] for row in _at(rows, left)), seed, "prompts")
+    wanted_test = 0 if "test" in parts else section.test or 0
+    wanted_eval = 0 if "eval" in parts else section.eval or 0
+    wanted = wanted_test + wanted_eval
+    if wanted >= len(order):
         raise DataError(
-            f"{len(keys)} distinct prompts: {wanted_test} for test and {wanted_eval} for eval leave none to train on",
+            f"{len(order)} distinct prompts: {wanted_test} for test and {wanted_eval} for eval leave none to train on",
             where="data.prompts",
             fix="lower data.prompts.test or data.prompts.eval, or give more prompts",
         )
-    first = {prompt_key(row["prompt"]): row for row in reversed(rows)}
-    aside = set(keys[: wanted_test + wanted_eval])
-    return PromptSplit(
-        train=[row for row in rows if prompt_key(row["prompt"]) not in aside],
-        eval=[first[key] for key in keys[wanted_test : wanted_test + wanted_eval]]
-        if evaluation is None
-        else evaluation,
-        test=[first[key] for key in keys[:wanted_test]] if test is None else test,
-    )
+    first = left[_first_places(ranks, len(order))]
+    train = left[~_marked(order[:wanted], len(order))[ranks]]
+    drawn = {"train": train, "eval": first[order[wanted_test:wanted]], "test": first[order[:wanted_test]]}
+    return {name: _places(places) for name, places in (drawn | parts).items()}
 
 
-def _chosen(rows: Sequence[Row], count: int | None, seed: int, part: str) -> list[Row]:
-    """Return `count` distinct prompts of a separate source, or all of them, in the order of their file."""
-    keys = _shuffled_keys((row["prompt"] for row in rows), seed, part)
-    if count is not None and count > len(keys):
+def _chosen(rows: Sequence[Row], left: Places, count: int | None, seed: int, part: str) -> Places:
+    """Return the places of `count` distinct prompts of a separate source, or of all, in the order of their file.
+
+    `left`: the places that may be chosen.
+    """
+    ranks, order = _shuffled((row["prompt"] for row in _at(rows, left)), seed, part)
+    if count is not None and count > len(order):
         raise DataError(
-            f"data.prompts.{part} asks for {count} prompts, but the source holds {len(keys)} distinct ones",
+            f"data.prompts.{part} asks for {count} prompts, but the source holds {len(order)} distinct ones",
             where=f"data.prompts.{part}_source",
             fix=f"lower data.prompts.{part}, or leave it out to use all of them",
         )
-    kept = set(keys if count is None else keys[:count])
-    first = {prompt_key(row["prompt"]): row for row in reversed(rows)}
-    return [row for row in rows if first[prompt_key(row["prompt"])] is row and prompt_key(row["prompt"]) in kept]
+    first = _first_places(ranks, len(order))
+    return np.asarray(left[np.sort(first[order[:count]])])
 
 
-def _leak_keys(rows: Sequence[Row]) -> set[str]:
-    return {leak_key(row["prompt"]) for row in rows}
+def _without(rows: Sequence[Row], taken: set[bytes]) -> Places:
+    """Return the places of the rows whose prompts are not `taken`."""
+    if not taken:
+        return np.arange(len(rows))
+    return np.flatnonzero(np.fromiter((_leak_digest(row) not in taken for row in rows), dtype=bool, count=len(rows)))
 
 
-def _shuffled_keys(prompts: Iterable[Prompt], seed: int, salt: str) -> list[str]:
-    keys = sorted(set(map(prompt_key, prompts)))
-    random.Random(f"{salt}-{seed}").shuffle(keys)
-    return keys
+def _at(rows: Sequence[Row], places: Places) -> Iterable[Row]:
+    return rows if len(places) == len(rows) else pick(rows, _places(places))
 
 
-def _steady_part(keys: Sequence[str], share: float, seed: int, salt: str) -> set[str]:
-    """Return the keys with a hash below `share`; at least one, the lowest, and all but one, the highest, at most."""
-    place = {key: hashlib.sha256(f"{salt}-{seed}-{key}".encode()).digest() for key in keys}
-    below = [key for key in keys if int.from_bytes(place[key][:8]) < share * 2**64]
-    if len(below) == len(keys):
-        below.remove(max(keys, key=place.__getitem__))
-    return set(below or [min(keys, key=place.__getitem__)])
+def _leak_digest(row: Row) -> bytes:
+    """Return 16 bytes that stand for the prompt of a row, as leaks.py compares prompts."""
+    return digest(leak_key(row["prompt"]))
+
+
+def _shuffled(prompts: Iterable[Prompt], seed: int, salt: str) -> tuple[Places, Places]:
+    """Return the rank of each prompt among the distinct ones in the order of their keys, and the ranks shuffled.
+
+    The draw depends on the seed and the distinct prompts, not on the order of the rows.
+    """
+    places, ranks = array("q"), array("q")
+    last, rank = None, -1
+    for key, place in in_order(map(prompt_key, prompts)):
+        if key != last:
+            last, rank = key, rank + 1
+        places.append(place)
+        ranks.append(rank)
+    of_place = np.empty(len(places), dtype=np.int64)
+    of_place[np.asarray(places, dtype=np.int64)] = np.asarray(ranks, dtype=np.int64)
+    order = list(range(rank + 1))
+    random.Random(f"{salt}-{seed}").shuffle(order)
+    return of_place, np.asarray(order, dtype=np.int64)
+
+
+def _first_places(ranks: Places, count: int) -> Places:
+    """Return the first place of each of `count` ranks."""
+    first = np.empty(count, dtype=np.int64)
+    first[ranks[::-1]] = np.arange(len(ranks))[::-1]  # of equal indices the last one assigned stays
+    return first
+
+
+def _marked(ranks: Places, count: int) -> Any:
+    """Return `count` flags, true at `ranks`."""
+    marks = np.zeros(count, dtype=bool)
+    marks[ranks] = True
+    return marks
+
+
+def _places(places: Places) -> Sequence[int]:
+    return array("q", np.asarray(places, dtype=np.int64).tobytes())
+
+
+def _steady_part(prompts: Iterable[Prompt], count: int, share: float, seed: int, salt: str) -> Any:
+    """Return a flag for each of `count` distinct prompts, in the order of their keys: is its hash below `share`?
+
+    At least one, the lowest, has it, and all but one, the highest, at most.
+    """
+    marks = np.zeros(count, dtype=bool)
+    hashes: list[tuple[bytes, int]] = []  # the lowest and the highest, with their ranks
+    last, rank = None, -1
+    for key, _ in in_order(map(prompt_key, prompts)):
+        if key != last:
+            last, rank = key, rank + 1
+            place = hashlib.sha256(f"{salt}-{seed}-{key}".encode()).digest()
+            marks[rank] = int.from_bytes(place[:8]) < share * 2**64
+            hashes = [min([*hashes, (place, rank)]), max([*hashes, (place, rank)])]
+    if marks.all():
+        marks[hashes[1][1]] = False
+    if not marks.any():
+        marks[hashes[0][1]] = True
+    return marks
 
 
 def prompts_of(groups: Sequence[PreferenceGroup]) -> list[Row]:

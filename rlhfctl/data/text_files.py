@@ -1,34 +1,39 @@
 """Read text files: JSONL, JSON, CSV and TSV, plain lines; each row with its location "file:line".
 
-Reads JSONL and CSV line by line, so that an error names the broken line. Checks that a file is readable text with
-columns. Leaves out the meaning of columns (rows.py), and binary tables, folders and the Hub (sources.py, which chooses
-the reader by a file's ending).
+Reads JSONL and CSV line by line: an error names the broken line, and a file may be larger than memory. JSON and plain
+text are read whole. Checks that a file is readable text with columns. Leaves out the meaning of columns (rows.py), and
+binary tables, folders and the Hub (sources.py, which chooses the reader by a file's ending).
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from rlhfctl.data.columns import INDEX_NOTE
+from rlhfctl.data.store import Locations, Store
 from rlhfctl.data.tally import Tally
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import DATA_SUFFIXES
 
-Found = tuple[list[Row], list[str]]  # rows, and the location of each: "file:line"
+Found = tuple[Sequence[Row], Sequence[str]]  # rows, and the location of each: "file:line"
 
 PAIR = "pair"  # not a column: a line of plain text cannot hold chosen and rejected
 _SHOWN_BAD_ROWS = 5
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _LARGEST_CELL = 1 << 27
+_PIECE = 1 << 20  # bytes
 _NOT_UTF8 = "not UTF-8 text"
 _QUOTE = 'put cells that hold commas, quotes or line breaks in "double quotes"'
 _CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (or whatever it is written in)"
@@ -51,21 +56,44 @@ def require_file(path: Path) -> None:
         raise DataError("the data file does not exist", where=str(path), fix=hint)
 
 
-def _bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes, unpacked where its name ends in .gz; DataError where it is no gzip file."""
     if not path.name.endswith(".gz"):
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            yield stream
+        return
     try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path, "rb") as unpacked:
+            yield cast(BinaryIO, unpacked)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             "the file cannot be unpacked: it is truncated or no gzip file", where=str(path), fix="fetch it again"
         ) from error
 
 
+def _count_lines(path: Path, *, text: bool) -> int:
+    """Count the lines of a file, piece by piece; `text`: DataError where it is not UTF-8."""
+    count, last, decoder = 0, b"", codecs.getincrementaldecoder("utf-8")()
+    try:
+        with _opened(path) as stream:
+            while piece := stream.read(_PIECE):
+                count, last = count + piece.count(b"\n"), piece
+                if text:
+                    decoder.decode(piece)
+        if text:
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        text_of(path)  # raises, and names the line
+    return count + (not last.endswith(b"\n"))
+
+
 def text_of(path: Path) -> str:
     """The text of a file, unpacked where its name ends in .gz; DataError where it is not UTF-8."""
     try:
-        return _bytes(path).decode("utf-8-sig")
+        with _opened(path) as stream:
+            data = stream.read()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
@@ -88,7 +116,7 @@ def broken(bad: Sequence[tuple[str, str]], fix: str) -> DataError:
     return DataError(f"{len(bad)} line{'s' if len(bad) > 1 else ''} cannot be read:{first_of(sentences)}", fix=fix)
 
 
-def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: Sequence[Row], tally: Tally | None) -> None:
+def _keep(bad: Sequence[tuple[str, str]], fix: str, rows: int, tally: Tally | None) -> None:
     """Record lines that give no row in the tally; raise an error without a tally, or if no other line gives a row."""
     if not bad:
         return
@@ -104,13 +132,16 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
     With a `tally` such lines are recorded there, for `bad_rows`.
     """
     require_file(path)
-    rows: list[Row] = []
-    locations: list[str] = []
+    with _opened(path) as stream:
+        lines = Work(f"reading {path.name}", _count_lines(path, text=False), "line").through(stream)
+        return _jsonl_rows(path, lines, tally)
+
+
+def _jsonl_rows(path: Path, lines: Iterator[bytes], tally: Tally | None) -> Found:
+    rows: Store[Row] = Store()
+    locations = Locations()
     bad: list[tuple[str, str]] = []
     torn = False
-    data = _bytes(path)
-    count = data.count(b"\n") + (not data.endswith(b"\n"))
-    lines = Work(f"reading {path.name}", count, "line").through(io.BytesIO(data))
     for number, raw in enumerate(lines, 1):
         location = f"{path}:{number}"
         try:
@@ -142,10 +173,10 @@ def read_jsonl(path: Path, tally: Tally | None = None) -> Found:
         fix = _CONVERT
     elif torn:
         fix += "; the file ends within its last line, so it may have been cut: fetch or write it again"
-    _keep(bad, fix, rows, tally)
-    if not rows:
+    _keep(bad, fix, len(rows), tally)
+    if not len(rows):
         raise DataError("the data file is empty", where=str(path), fix="one JSON object per line, in UTF-8")
-    return rows, locations
+    return rows.items(), locations
 
 
 def _check_surrogates(text: str, value: object) -> None:
@@ -192,13 +223,24 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
     """
     tally = kept or Tally()
     csv.field_size_limit(_LARGEST_CELL)
-    text = text_of(path)
-    count = text.count("\n") + (not text.endswith("\n"))
-    lines = Work(f"reading {path.name}", count, "line").through(io.StringIO(text, newline=""))
-    delimiter = _delimiter(text.partition("\n")[0], delimiter, tally)
+    count = _count_lines(path, text=True)
+    with _opened(path) as stream:
+        delimiter = _delimiter(stream.readline().decode("utf-8-sig"), delimiter, tally)
+    with _opened(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        lines = Work(f"reading {path.name}", count, "line").through(text)
+        rows, locations, bad = _csv_rows(path, lines, delimiter, tally)
+    tally.made += Counter()  # removes counts of 0
+    _keep(bad, _QUOTE, len(rows), kept)
+    return rows, locations
+
+
+def _csv_rows(
+    path: Path, lines: Iterator[str], delimiter: str, tally: Tally
+) -> tuple[Sequence[Row], Locations, list[tuple[str, str]]]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    rows: list[Row] = []
-    locations: list[str] = []
+    rows: Store[Row] = Store()
+    locations = Locations()
     bad: list[tuple[str, str]] = []
     header: list[str] = []
     begins = ends = 0
@@ -221,9 +263,7 @@ def read_csv(path: Path, delimiter: str, kept: Tally | None) -> Found:
             locations.append(location)
     except csv.Error as error:  # the rest of the file cannot be split into rows
         raise broken([*bad, (f"{path}:{reader.line_num}", str(error))], _QUOTE) from error
-    tally.made += Counter()  # removes counts of 0
-    _keep(bad, _QUOTE, rows, kept)
-    return rows, locations
+    return rows.items(), locations, bad
 
 
 def _delimiter(first_line: str, usual: str, tally: Tally) -> str:

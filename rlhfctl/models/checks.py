@@ -113,8 +113,8 @@ def _check_reward(recipe: Recipe, name: str, data: Mapping[str, Rows], *, by_ppo
     new = _response_tokens(recipe, by_ppo=by_ppo)
     split = data["prompts"].split
     assert isinstance(split, PromptSplit)
-    rows = [*(split.train if by_ppo else []), *(split.eval if by_ppo else []), *split.test]
-    lengths = [length(row["prompt"]) + new for row in rows]
+    parts = (split.train, split.eval, split.test) if by_ppo else (split.test,)
+    lengths = [length(row["prompt"]) + new for part in parts for row in part]
     return _about_context(lengths, new, limit, name, key="ppo.response_length" if by_ppo else "compare.max_new_tokens")
 
 

@@ -7,7 +7,8 @@ disk from these counts.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.splits import split_in_half
-from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, examples
+from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, count_examples
 from rlhfctl.graph import stages_of
 from rlhfctl.models import build, checks, loading, tokenizing
 from rlhfctl.recipe.schema import Recipe
@@ -61,14 +62,17 @@ class Lengths:
             own, other = split.train, split.train[:0]
             if recipe.reward is not None and recipe.reward.heldout:
                 own, other = split_in_half(split.train, recipe.data_seed, steady=recipe.has_steady_splits)
-            encoded = [encoder.preference(group) for group in (*own, *other)]
-            pairs = [pair for group in encoded for pair in group.pairs]
-            lengths["groups"] = _groups(encoded[: len(own)])
-            lengths["other_groups"] = _groups(encoded[len(own) :])
-            lengths["other_half"] = frozenset(range(len(examples(own)), len(pairs)))
-            lengths["chosen"] = tuple(len(pair["chosen_ids"]) for pair in pairs)
-            lengths["rejected"] = tuple(len(pair["rejected_ids"]) for pair in pairs)
-            lengths["heldout"] = len(examples(split.heldout))
+            chosen, rejected = array("i"), array("i")
+            for name, groups in (("groups", own), ("other_groups", other)):
+                found: list[GroupLengths] = []
+                for group in map(encoder.preference, groups):
+                    chosen.extend(len(pair["chosen_ids"]) for pair in group.pairs)
+                    rejected.extend(len(pair["rejected_ids"]) for pair in group.pairs)
+                    found += _groups(group)
+                lengths[name] = tuple(found)
+            lengths["other_half"] = frozenset(range(count_examples(own), len(chosen)))
+            lengths["chosen"], lengths["rejected"] = tuple(chosen), tuple(rejected)
+            lengths["heldout"] = count_examples(split.heldout)
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
             lengths["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
@@ -80,15 +84,12 @@ class Lengths:
         return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **lengths)
 
 
-def _groups(encoded: Sequence[EncodedGroup]) -> tuple[GroupLengths, ...]:
-    return tuple(
-        tuple(
+def _groups(group: EncodedGroup) -> Iterator[GroupLengths]:
+    for layer in group.layers():
+        yield tuple(
             ((better, len(layer.ids[better])), (worse, len(layer.ids[worse])))
             for better, worse in layer.group.comparisons
         )
-        for group in encoded
-        for layer in group.layers()
-    )
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

@@ -73,7 +73,7 @@ class _SampledModel:
     """Sample one model on all test prompts, at one temperature per call."""
 
     def __init__(
-        self, name: str, base: Base, rows: list[Row], section: Compare, ctx: Context, generate: Generator
+        self, name: str, base: Base, rows: Sequence[Row], section: Compare, ctx: Context, generate: Generator
     ) -> None:
         self.name, self.model, self.tokenizer, self.generate = name, base.model, base.tokenizer, generate
         self.rows, self.section, self.ctx = rows, section, ctx
@@ -224,7 +224,7 @@ def interpolated(wanted: float, known: Mapping[float, float]) -> float:
     return warm + (warm - cold) * (wanted - high) / (high - low) if high > low else 2 * warm
 
 
-def _fitting_prompts(test: list[Row], sides: Sequence[Base], new: int, ctx: Context) -> list[Row]:
+def _fitting_prompts(test: Sequence[Row], sides: Sequence[Base], new: int, ctx: Context) -> Sequence[Row]:
     """Return the test prompts that leave room for a response in both models, cut if `data.overlong_prompts` says so."""
     rows, cut = test, 0
     for side in sides:

@@ -12,7 +12,7 @@ the comparison and the export all see it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def normalize(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
-    groups: Sequence[PreferenceGroup],
+    groups: Iterable[PreferenceGroup],
     ctx: Context,
 ) -> None:
     """Normalize the trained reward `model` in place as `section.normalize` says; do nothing without it.
@@ -94,7 +94,7 @@ def _demonstration_scores(
 
 
 def _reference_scores(
-    model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[PreferenceGroup], ctx: Context
+    model: Any, tokenizer: PreTrainedTokenizerBase, groups: Iterable[PreferenceGroup], ctx: Context
 ) -> list[float]:
     """Sample SAMPLES responses with base*, the prompts in turn, and score them as PPO does."""
     home = next(model.parameters()).device
@@ -127,6 +127,6 @@ def _reference_scores(
     return scores
 
 
-def _training_prompts(groups: Sequence[PreferenceGroup], ctx: Context) -> list[Row]:
+def _training_prompts(groups: Iterable[PreferenceGroup], ctx: Context) -> Sequence[Row]:
     """Return the prompts that PPO will train on; without data.prompts those of the training pairs."""
-    return list(ctx.data["prompts"].split.train) if "prompts" in ctx.data else prompts_of(groups)
+    return ctx.data["prompts"].split.train if "prompts" in ctx.data else prompts_of(list(groups))

@@ -7,6 +7,7 @@ work folder, and an attempt that was killed goes on after the last whole block. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def _sampling(ctx: Context, base: Base) -> Sampling:
     return sampling_for(section, base.tokenizer, seed=ctx.recipe.seed, stream=_STREAM)
 
 
-def _prompts(section: Card, base: Base, sampling: Sampling, ctx: Context) -> tuple[list[Row], list[list[int]]]:
+def _prompts(section: Card, base: Base, sampling: Sampling, ctx: Context) -> tuple[Sequence[Row], Sequence[list[int]]]:
     """Return the prompts to answer: eval prompts, or those of the held-out pairs; reports where they are fewer."""
     rows, what = _eval_rows(ctx), "eval prompts"
     if not rows:

@@ -306,7 +306,7 @@ def _start(ctx: Context) -> Artifact | None:
     return source.artifact if source is not None else None
 
 
-def _check_step_zero(roles: Roles, prompts: list[list[int]], ctx: Context) -> None:
+def _check_step_zero(roles: Roles, prompts: Sequence[list[int]], ctx: Context) -> None:
     """Check the policy before the first update: it equals the reference, or the policy of the round before."""
     if (start := _start(ctx)) is not None:
         model, pad = roles.policy.model, roles.policy.pad_token_id

@@ -15,12 +15,11 @@ then those of the first member.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
@@ -30,7 +29,8 @@ from rlhfctl.artifacts import Artifact
 from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.splits import split_in_half
-from rlhfctl.data.types import PreferenceGroup, Row, examples
+from rlhfctl.data.store import Store
+from rlhfctl.data.types import PreferenceGroup, Row, count_examples, examples
 from rlhfctl.errors import DataError, HandoffError
 from rlhfctl.events import Event, Metrics, Work
 from rlhfctl.metrics import kind
@@ -45,6 +45,7 @@ from rlhfctl.stages.loader import member_folders, recorded_base, verify
 from rlhfctl.stages.normalization import normalize
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.training.trl import options
+from rlhfctl.training.trl.datasets import dataset_of
 from rlhfctl.training.trl.group_trainer import GroupRewardTrainer, group_rows, pair_rows
 from rlhfctl.training.trl.train import train
 
@@ -65,9 +66,9 @@ def run(section: Reward, ctx: Context) -> Artifact:
     encoder = Encoder(tokenizer)
     train_groups = _encode(_own_part(split.train, section, ctx), encoder, config, model, ctx)
     heldout_groups = _encode(split.heldout, encoder, config, model, ctx)
-    heldout = _pairs(heldout_groups)
+    heldout = list(_pairs(heldout_groups))
     _tell_of_unused_margins(section, train_groups, ctx)
-    heldout_rows = examples(one.group for one in heldout_groups)
+    heldout_rows = examples(one.group for one in heldout_groups[:_PROBE_PAIRS])
     if sentence := encoder.warning("responses"):
         ctx.warn(sentence)
     probe = partial(_write_probes, pairs=heldout, heldout=heldout_rows, pad=tokenizer.pad_token_id)
@@ -88,7 +89,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
         own_seed = partial(reward_members.seed_of, seed)
 
         def train_member(
-            model: Any, number: int, groups: list[EncodedGroup], emit: Callable[[Event], None], work: Path
+            model: Any, number: int, groups: Sequence[EncodedGroup], emit: Callable[[Event], None], work: Path
         ) -> tuple[Any, dict[str, float]]:
             own = _config(section, own_seed(number), work, ctx)
             return _train(section, model, own, groups, heldout_groups, tokenizer, number, ctx, emit)
@@ -113,8 +114,8 @@ def _train(
     section: Reward,
     model: Any,
     config: RewardConfig,
-    groups: list[EncodedGroup],
-    heldout: list[EncodedGroup],
+    groups: Sequence[EncodedGroup],
+    heldout: Sequence[EncodedGroup],
     tokenizer: PreTrainedTokenizerBase,
     number: int,
     ctx: Context,
@@ -127,10 +128,13 @@ def _train(
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.SEQ_CLS, seed=config.seed)
     _go_on(model, number, ctx)
-    counts = {"pairs": len(_pairs(groups)), "heldout_pairs": len(_pairs(heldout))}
+    counts = {
+        name: sum(len(one.group.comparisons) for one in part)
+        for name, part in (("pairs", groups), ("heldout_pairs", heldout))
+    }
     if section.on_groups:
-        rows = group_rows(groups)
-        counts |= {"groups": len(rows), "responses": sum(len(row["ids"]) for row in rows)}
+        sizes = [len(row["ids"]) for row in group_rows(groups)]
+        counts |= {"groups": len(sizes), "responses": sum(sizes)}
     model, metrics = train(
         _trainer(section, config, groups, heldout, tokenizer),
         model,
@@ -142,7 +146,7 @@ def _train(
         counts=lambda trainer: counts,
         metrics=("loss", "accuracy"),
     )
-    normalize(section, model, tokenizer, config.max_length, [one.group for one in groups], ctx)
+    normalize(section, model, tokenizer, config.max_length, (one.group for one in groups), ctx)
     return model, metrics
 
 
@@ -179,7 +183,7 @@ def _seed(ctx: Context) -> int:
     return (ctx.recipe.seed + (_HELDOUT_SEED if _is_heldout(ctx) else 0)) % (LARGEST_SEED + 1)
 
 
-def _own_part(groups: list[PreferenceGroup], section: Reward, ctx: Context) -> list[PreferenceGroup]:
+def _own_part(groups: Sequence[PreferenceGroup], section: Reward, ctx: Context) -> Sequence[PreferenceGroup]:
     """Return the groups that this model trains on: all of them, or its half of the prompts."""
     if not section.heldout:
         return groups
@@ -193,42 +197,42 @@ def _config(section: Reward, seed: int, work: Path, ctx: Context) -> RewardConfi
 
 
 def _encode(
-    groups: list[PreferenceGroup], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
-) -> list[EncodedGroup]:
+    groups: Sequence[PreferenceGroup], encoder: Encoder, config: RewardConfig, model: PreTrainedModel, ctx: Context
+) -> Sequence[EncodedGroup]:
     """Encode the groups as ids, and keep the pairs that fit into max_length."""
-    encoded: list[EncodedGroup] = []
-    done, total = 0, len(examples(groups))
+    limit, name = longest_row(config.max_length, context_of(model.config))
+    kept: Store[EncodedGroup] = Store()
+    done, count, total = 0, 0, count_examples(groups)
     with Work("encoding pairs", total, "pair") as work:
         for group in groups:
             work.advance(done)
-            encoded.append(encoder.preference(group))
+            encoded = encoder.preference(group)
+            for short in [encoded] if limit is None else encoded.within(limit):
+                kept.append(short)
+                count += len(short.group.comparisons)
             done += len(group.comparisons)
         work.advance(done)
-    limit, name = longest_row(config.max_length, context_of(model.config))
-    kept = encoded if limit is None else [short for one in encoded for short in one.within(limit)]
-    count = sum(len(one.group.comparisons) for one in kept)
     if count < total:
         ctx.warn(f"{total - count} of {total} pairs are longer than {name} tokens and are dropped")
-    if not kept:
+    if not count:
         raise DataError(
             f"no pair fits into {name} tokens", where="reward.trainer.max_length", fix="raise it, or give shorter rows"
         )
-    return kept
+    return kept.items()
 
 
-def _pairs(groups: list[EncodedGroup]) -> list[dict[str, Any]]:
-    """List the pairs of all groups in order, as TRL's trainer reads them: one pair per row."""
-    pairs = [pair for group in groups for pair in group.pairs]
-    if any("margin" in pair for pair in pairs):  # TRL trains the chosen response to win by the margin
-        pairs = [{"margin": 0.0} | pair for pair in pairs]
-    return pairs
+def _pairs(groups: Sequence[EncodedGroup]) -> Iterator[dict[str, Any]]:
+    """Yield the pairs of all groups in order, as TRL's trainer reads them: one pair per row."""
+    # TRL trains the chosen response to win by the margin.
+    margin = {"margin": 0.0} if any(one.group.margin is not None for one in groups) else {}
+    return (margin | pair for group in groups for pair in group.pairs)
 
 
 def _trainer(
     section: Reward,
     config: RewardConfig,
-    groups: list[EncodedGroup],
-    heldout: list[EncodedGroup],
+    groups: Sequence[EncodedGroup],
+    heldout: Sequence[EncodedGroup],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[..., Trainer]:
     """Choose the trainer of the section's loss, and give it its rows.
@@ -244,13 +248,13 @@ def _trainer(
     return partial(
         make,
         args=config,
-        train_dataset=Dataset.from_list(rows(groups)),
-        eval_dataset=Dataset.from_list(rows(heldout)),
+        train_dataset=dataset_of(rows(groups)),
+        eval_dataset=dataset_of(rows(heldout)),
         processing_class=tokenizer,
     )
 
 
-def _tell_of_unused_margins(section: Reward, groups: list[EncodedGroup], ctx: Context) -> None:
+def _tell_of_unused_margins(section: Reward, groups: Sequence[EncodedGroup], ctx: Context) -> None:
     """Warn if the rows state margins and the loss has no pairs that could win by them."""
     count = sum(one.group.margin is not None for one in groups)
     if count and section.loss in ("plackett_luce", "best_of_k"):

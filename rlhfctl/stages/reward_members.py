@@ -24,6 +24,7 @@ from rlhfctl import fs
 from rlhfctl.artifacts import read_json
 from rlhfctl.data.encoding import EncodedGroup
 from rlhfctl.data.splits import bootstrap
+from rlhfctl.data.store import pick
 from rlhfctl.events import Event, Metrics, Progress, StageStarted
 from rlhfctl.models import adapters, build, tokenizing
 from rlhfctl.recipe.schema import Reward
@@ -61,7 +62,7 @@ class Members:
     section: Reward
     ctx: Context
     seed: int
-    train: Callable[[Any, int, list[EncodedGroup], Emit, Path], tuple[Any, dict[str, float]]]
+    train: Callable[[Any, int, Sequence[EncodedGroup], Emit, Path], tuple[Any, dict[str, float]]]
     scores: Callable[[Any], list[float]]
     probe: Callable[[Any, Path], None]
 
@@ -103,7 +104,7 @@ class Members:
         model, _, _ = ctx.loader.new_scorer(ctx.parents["base"], seed=seed_of(self.seed, number), check=False)
         drawn = bootstrap([one.group.prompt for one in groups], ctx.recipe.data_seed, number)
         work = ctx.work / f"member-{number}"
-        model, metrics = self.train(model, number, [groups[place] for place in drawn], emit, work)
+        model, metrics = self.train(model, number, pick(groups, drawn), emit, work)
         scores = self.scores(model)
         ctx.note(
             f"member {number} is trained on {len(set(drawn))} of {len(groups)} rows (a bootstrap of their prompts); on "

@@ -7,10 +7,10 @@ model before merging. Every later stage compares the model that it loads with th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -20,6 +20,7 @@ from rlhfctl.artifacts import Artifact
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import IGNORED, Encoder, is_conversation
 from rlhfctl.data.fitting import longest_row
+from rlhfctl.data.store import Store
 from rlhfctl.data.types import Row
 from rlhfctl.errors import DataError
 from rlhfctl.events import Work
@@ -29,6 +30,7 @@ from rlhfctl.recipe.schema import Sft
 from rlhfctl.stages import probes
 from rlhfctl.stages.context import Context
 from rlhfctl.training.trl import options
+from rlhfctl.training.trl.datasets import dataset_of
 from rlhfctl.training.trl.shared_batches import SharedSftTrainer
 from rlhfctl.training.trl.train import train
 
@@ -60,7 +62,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
     model, metrics = train(
-        partial(SharedSftTrainer, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer),
+        partial(SharedSftTrainer, args=config, train_dataset=dataset_of(encoded), processing_class=tokenizer),
         model,
         section,
         stage=ctx.name,
@@ -98,25 +100,27 @@ def _config(section: Sft, ctx: Context) -> SFTConfig:
 
 
 def _encode(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, model: PreTrainedModel, ctx: Context
-) -> list[dict[str, list[int]]]:
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, model: PreTrainedModel, ctx: Context
+) -> Sequence[dict[str, list[int]]]:
     """Encode the demonstrations as ids and labels, and warn about those that are too long."""
     encoder = Encoder(tokenizer)
-    encoded = [
-        encoder.demonstration(
+    limit, name = longest_row(config.max_length, context_of(model.config))
+    encoded: Store[dict[str, list[int]]] = Store()
+    cut = lost = 0
+    for row in Work("encoding demonstrations", len(rows)).through(rows):
+        one = encoder.demonstration(
             row, completion_only_loss=config.completion_only_loss, assistant_only_loss=config.assistant_only_loss
         )
-        for row in Work("encoding demonstrations", len(rows)).through(rows)
-    ]
+        encoded.append(one)
+        cut += limit is not None and len(one["input_ids"]) > limit
+        lost += limit is not None and all(label == IGNORED for label in one["labels"][:limit])
     # Both options are applied by now; TRL would require columns that no longer exist.
     config.completion_only_loss, config.assistant_only_loss = False, False
     if sentence := encoder.warning("demonstrations"):
         ctx.warn(sentence)
-    limit, name = longest_row(config.max_length, context_of(model.config))
     config.max_length = limit  # the model has no trained positions beyond its context
-    if limit is not None and not config.packing and (cut := sum(len(row["input_ids"]) > limit for row in encoded)):
+    if cut and not config.packing:
         ctx.warn(f"{cut} of {len(encoded)} demonstrations are longer than {name} tokens and are cut there")
-        lost = sum(all(label == IGNORED for label in row["labels"][:limit]) for row in encoded)
         if lost == len(encoded):
             raise DataError(
                 f"no demonstration has a token to learn from among its first {limit}",
@@ -125,7 +129,7 @@ def _encode(
             )
         if lost:
             ctx.warn(f"{lost} of them are left without a single token to learn from and are dropped")
-    return encoded
+    return encoded.items()
 
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:

@@ -7,7 +7,9 @@ writes nothing.
 
 from __future__ import annotations
 
+import heapq
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ from rlhfctl.data.fitting import longest_prompt, longest_row
 from rlhfctl.data.frames import format_warnings
 from rlhfctl.data.leaks import find_leaks
 from rlhfctl.data.splits import prompt_key
+from rlhfctl.data.store import Digests
 from rlhfctl.data.types import Row, Rows
+from rlhfctl.events import Work
 from rlhfctl.graph import require_sources, stages_of
 from rlhfctl.models import loading, tokenizing
 from rlhfctl.models.architecture import context_of
@@ -47,7 +51,7 @@ class Lengths:
     """Token counts of one part of the rows (prompt, chosen, ...): one count per row."""
 
     part: str
-    counts: tuple[int, ...]
+    counts: Sequence[int]
 
     def summary(self) -> dict[str, Any]:
         """Return the minimum, median, 95th percentile, maximum and histogram of the counts."""
@@ -143,32 +147,51 @@ def _context(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
 def _examine(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> SetReport:
     section = getattr(recipe.data, rows.name)
     encoder = Encoder(tokenizer)
-    parts = [_parts(row, rows.name, encoder) for row in rows.rows]
-    names = list(parts[0])
-    lengths = [Lengths(name, tuple(len(row[name]) for row in parts if name in row)) for name in names]
-    totals = [sum(len(ids) for ids in row.values()) for row in parts]
-    order = sorted(range(len(totals)), key=lambda index: -totals[index])[:_LONGEST]
-    keys = Counter(json.dumps(row, sort_keys=True, default=str) for row in rows.rows)
-    prompts = {prompt_key(row["prompt"]) for row in rows.rows if "prompt" in row}
+    parts: dict[str, array[int]] = {}  # those of the first row, and the lengths of all rows that have them
+    totals, longest_side, prompt_lengths = array("i"), array("i"), array("i")
+    examples: list[dict[str, list[int]]] = []
+    keys, prompts = Digests(), Digests()
+    for row in Work(f"measuring {rows.name}", len(rows.rows)).through(rows.rows):
+        ids = _parts(row, rows.name, encoder)
+        parts = parts or {name: array("i") for name in ids}
+        for name in parts.keys() & ids.keys():
+            parts[name].append(len(ids[name]))
+        totals.append(sum(map(len, ids.values())))
+        prompt_lengths.append(len(ids.get("prompt", ())))
+        longest_side.append(max((len(side) for name, side in ids.items() if name != "prompt"), default=0))
+        if len(examples) < _EXAMPLES:
+            examples.append(ids)
+        keys.add(json.dumps(row, sort_keys=True, default=str))
+        if "prompt" in row:
+            prompts.add(prompt_key(row["prompt"]))
+    order = heapq.nsmallest(_LONGEST, range(len(totals)), key=lambda index: -totals[index])
+    longest = [_parts(rows.rows[index], rows.name, encoder) for index in order]
     return SetReport(
         name=rows.name,
         rows=len(rows.rows),
         source=", ".join(part.source for part in section.parts),
         splits=_splits(rows),
         notes=rows.notes,
-        prompts=len(prompts),
-        duplicates=sum(count - 1 for count in keys.values()),
-        lengths=tuple(lengths),
-        fits=tuple(_fits(rows, parts, recipe, context)),
-        longest=tuple((index + 1, totals[index], _begin(parts[index], tokenizer)) for index in order),
-        examples=tuple(tuple((name, tokenizer.decode(ids)) for name, ids in row.items()) for row in parts[:_EXAMPLES]),
+        prompts=prompts.distinct(),
+        duplicates=len(totals) - keys.distinct(),
+        lengths=tuple(Lengths(name, counts) for name, counts in parts.items()),
+        fits=tuple(_fits(rows, prompt_lengths, longest_side, recipe, context)),
+        longest=tuple(
+            (index + 1, totals[index], _begin(ids, tokenizer)) for index, ids in zip(order, longest, strict=True)
+        ),
+        examples=tuple(tuple((name, tokenizer.decode(ids)) for name, ids in row.items()) for row in examples),
     )
 
 
-def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, context: int | None) -> Iterator[str]:
-    """Yield sentences about rows that a stage will cut or drop because they are too long."""
+def _fits(
+    rows: Rows, prompts: Sequence[int], sides: Sequence[int], recipe: Recipe, context: int | None
+) -> Iterator[str]:
+    """Yield sentences about rows that a stage will cut or drop because they are too long.
+
+    `prompts` and `sides`: per row the tokens of its prompt, and of its longest side after it.
+    """
     if rows.name == "prompts":
-        yield from _prompts_fit(rows, [len(part["prompt"]) for part in parts], recipe, context)
+        yield from _prompts_fit(rows, prompts, recipe, context)
         return
     stage, section = ("sft", recipe.sft) if rows.name == "demonstrations" else ("reward", recipe.reward)
     if section is None or stage not in stages_of(recipe) or section.trainer.get("packing"):
@@ -177,26 +200,22 @@ def _fits(rows: Rows, parts: Sequence[dict[str, list[int]]], recipe: Recipe, con
     limit, name = longest_row(stated if isinstance(stated, int) else None, context)
     if limit is None:
         return
-    whole = [
-        len(part.get("prompt", ())) + max(len(ids) for key, ids in part.items() if key != "prompt") for part in parts
-    ]
     done = "cuts" if stage == "sft" else "drops"
-    yield _sentence(stage, sum(count > limit for count in whole), len(whole), done, "rows", f"{name} tokens")
+    over = sum(prompt + side > limit for prompt, side in zip(prompts, sides, strict=True))
+    yield _sentence(stage, over, len(sides), done, "rows", f"{name} tokens")
 
 
 def _prompts_fit(rows: Rows, counts: Sequence[int], recipe: Recipe, context: int | None) -> Iterator[str]:
-    length = {id(row): count for row, count in zip(rows.rows, counts, strict=True)}
-    split = rows.split
-    assert isinstance(split, types.PromptSplit)
+    places = rows.places
     done = "cuts" if recipe.data.overlong_prompts == "truncate" else "drops"
     for stage, used, response in (
-        ("ppo", [*split.train, *split.eval], recipe.ppo.response_length if recipe.ppo else None),
-        ("compare", split.test, recipe.compare.max_new_tokens if recipe.compare else None),
+        ("ppo", ("train", "eval"), recipe.ppo.response_length if recipe.ppo else None),
+        ("compare", ("test",), recipe.compare.max_new_tokens if recipe.compare else None),
     ):
         limit = longest_prompt(recipe.data.max_prompt_length, context, response or 0)
         if response is not None and limit is not None:
-            over = sum(length[id(row)] > limit for row in used)
-            yield _sentence(stage, over, len(used), done, "prompts", f"{limit} tokens")
+            over = sum(counts[place] > limit for part in used for place in places[part])
+            yield _sentence(stage, over, sum(len(places[part]) for part in used), done, "prompts", f"{limit} tokens")
 
 
 def _sentence(stage: str, over: int, count: int, done: str, what: str, limit: str) -> str:
@@ -225,7 +244,7 @@ def _parts(row: Row, name: str, encoder: Encoder) -> dict[str, list[int]]:
 
 def _splits(rows: Rows) -> dict[str, int]:
     parts = {"train": rows.rows} if rows.split is None else vars(rows.split)
-    return {name: len(types.examples(part)) for name, part in parts.items()}
+    return {name: types.count_examples(part) for name, part in parts.items()}
 
 
 def _begin(parts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> str:

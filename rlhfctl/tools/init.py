@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def _source_keys(stated: str, file: _FileGuess) -> str:
     return f"source: {_yaml_text(stated)}{more}"
 
 
-def _read_rows(name: str, stated: str, folder: Path) -> list[dict[str, Any]]:
+def _read_rows(name: str, stated: str, folder: Path) -> Sequence[dict[str, Any]]:
     """Read the rows of a file. Return none if it cannot be read or is very large."""
     path = resolve_path(folder, stated)
     if has_variable(stated) or not path.is_file() or path.stat().st_size > _MAX_BYTES_READ:

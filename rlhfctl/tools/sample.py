@@ -118,15 +118,15 @@ def _writers(
         loaded.append((choice, base, replace(sampling, temperature=temperature, batch_size=wanted.batch_size)))
     _, first, sampling = loaded[0]
     context = context_of(first.model.config)
-    rows, _ = encode_prompts(rows, first.tokenizer, context, sampling.max_new_tokens, recipe.data, say)
-    fitting = rows
+    fitting, _ = encode_prompts(rows, first.tokenizer, context, sampling.max_new_tokens, recipe.data, say)
+    count = len(fitting)
     for _, base, sampling in loaded:
         fitting = [row for row in fitting if _fits(row, base, sampling)]
-    if len(fitting) < len(rows):
-        say(f"{len(rows) - len(fitting)} prompts do not fit into every model and are left out")
+    if len(fitting) < count:
+        say(f"{count - len(fitting)} prompts do not fit into every model and are left out")
     if not fitting:
         raise DataError("no prompt fits into every model", where="--from", fix="name models with a longer context")
-    return fitting, [
+    return list(fitting), [
         Writer(choice.name, base, [_ids(row, base) for row in fitting], sampling) for choice, base, sampling in loaded
     ]
 

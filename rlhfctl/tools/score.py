@@ -217,7 +217,7 @@ def read_examples(file: Path, bad_rows: str = "stop", recipe: Recipe | None = No
             "--bad-rows drop leaves the others out"
         )
         raise DataError(what, where=error.where, fix=fix) from error
-    examples = [_example(given[loaded.location_of(row)], row, loaded.location_of(row)) for row in loaded.rows]
+    examples = [_example(given[location], row, location) for row, location in loaded.located_rows]
     return examples, list(loaded.notes)
 
 

@@ -117,9 +117,8 @@ def _grown(episode: Episode, artifact: Artifact, recipe: Recipe, section: Ppo) -
 
     split = data["prompts"].split
     assert isinstance(split, PromptSplit)
-    rows = [*split.train]
     room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, lambda sentence: None)
-    rows, prompts = encode_prompts(rows, *room)
+    rows, prompts = encode_prompts(split.train, *room)
     index = _prompt_index([tokenizer.decode(prompt) for prompt in prompts], episode)
     world = replace(world, prompt=prompts[index])
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ def faults_of(name: str, number: int, seed: int, folder: Path) -> tuple[str, lis
     return "used", list(_silent(loaded, raw, places, section))
 
 
-def _silent(loaded: types.Rows, raw: Rows, places: list[str], section: Any) -> list[str]:
+def _silent(loaded: types.Rows, raw: Rows, places: Sequence[str], section: Any) -> list[str]:
     """Rows and columns that went without a word."""
     notes = " | ".join(loaded.notes)
     used, left_out = set(loaded.locations), loaded.left_out

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rlhfctl.data import formats, types
-from rlhfctl.data.load import characters, load_demonstrations, load_preferences, load_prompts
+from rlhfctl.data.load import load_demonstrations, load_preferences, load_prompts
+from rlhfctl.data.sifting import characters
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Demonstrations, Preferences, Prompts, Turns
 

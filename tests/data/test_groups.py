@@ -106,7 +106,7 @@ def test_responses_that_share_different_prompts_are_groups_of_their_own(tmp_path
     ]
     assert loaded.groups[1].comparisons == ((0, 2), (1, 2))
     assert [row["prompt"] + row["chosen"] for row in loaded.rows] == [texts[0], texts[0], texts[1]]
-    assert [loaded.location_of(row).rpartition(":")[2] for row in loaded.rows] == ["1"] * 3
+    assert [place.rpartition(":")[2] for _, place in loaded.located_rows] == ["1"] * 3
 
 
 def former_pairs(row: Row) -> tuple[list[Row], int]:

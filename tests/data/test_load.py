@@ -77,19 +77,22 @@ def test_each_row_has_its_location_after_sifting_and_splitting(tmp_path: Path) -
     source = write(tmp_path / "d.jsonl", *({"prompt": f"question {n}", "n": n} for n in numbers))
     prompts = Prompts(source=source, deduplicate=True, max_chars=12, limit=5, eval=1, test=2)
     loaded = check_all(Data(prompts=prompts), 0)["prompts"]
-    assert [(row["n"], loaded.location_of(row)) for row in loaded.rows] == [
+    assert [(row["n"], place) for row, place in loaded.located_rows] == [
         (n, f"{source}:{line}") for n, line in ((0, 1), (1, 2), (2, 4), (3, 5), (4, 6))
     ]
     assert loaded.locations == tuple(f"{source}:{line}" for line in (1, 2, 4, 5, 6))
     assert isinstance(loaded.split, PromptSplit)
-    lines = [loaded.location_of(row) for rows in vars(loaded.split).values() for row in rows]
+    lines = [loaded.locations[place] for places in loaded.places.values() for place in places]
+    assert [[loaded.rows[place] for place in loaded.places[name]] for name in ("train", "eval", "test")] == [
+        loaded.split.train, loaded.split.eval, loaded.split.test
+    ]  # fmt: skip
     assert sorted(lines) == sorted(loaded.locations)
 
 
 def test_all_pairs_of_a_ranked_list_come_from_its_line(tmp_path: Path) -> None:
     rows = [{"prompt": str(n), "responses": ["a", "b", "c"]} for n in range(2)]
     loaded = load("preferences", write(tmp_path / "d.jsonl", *rows))
-    assert [loaded.location_of(row).rpartition(":")[2] for row in loaded.rows] == ["1"] * 3 + ["2"] * 3
+    assert [place.rpartition(":")[2] for _, place in loaded.located_rows] == ["1"] * 3 + ["2"] * 3
 
 
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_weight_is_how_often_each_row_is_used(tmp_path: Path) -> None:
         "c.jsonl: 4 rows with weight 0.25 are 1 of the mix",
         "d.jsonl: 4 rows with weight 1 are 4 of the mix",
     ]
-    assert all(rows.location_of(row).rpartition(":")[2] == str(int(row["prompt"][1:]) + 1) for row in rows.rows)
+    assert all(place.rpartition(":")[2] == str(int(row["prompt"][1:]) + 1) for row, place in rows.located_rows)
     assert sorted(rows.left_out.values()) == ["not drawn"] * 3
 
 
@@ -196,7 +196,7 @@ def test_test_and_eval_prompts_from_sources_of_their_own(tmp_path: Path) -> None
         "eval_source: 2 of 4 rows are used: each prompt once, and none in two parts",
         "test_source: 4 of 4 rows are used: each prompt once, and none in two parts",
     )
-    assert len(loaded.rows) == 13 and loaded.location_of(loaded.split.test[3]) == f"{tmp_path}/test.jsonl:4"
+    assert len(loaded.rows) == 13 and loaded.locations[loaded.places["test"][3]] == f"{tmp_path}/test.jsonl:4"
 
 
 def test_counts_are_drawn_from_the_other_source(tmp_path: Path) -> None:

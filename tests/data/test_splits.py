@@ -13,10 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_files import message
 
-from rlhfctl.data.splits import bootstrap, prompt_key, prompts_of, split_in_half, split_preferences, split_prompts
-from rlhfctl.data.types import PreferenceGroup, Row, examples
+from rlhfctl.data.splits import bootstrap, preference_places, prompt_key, prompt_places, prompts_of, split_in_half
+from rlhfctl.data.types import PreferenceGroup, PreferenceSplit, PromptSplit, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
+
+
+def split_preferences(
+    section: Preferences, groups: list[PreferenceGroup], seed: int, *, steady: bool = False
+) -> PreferenceSplit:
+    return PreferenceSplit.of(groups, preference_places(section, groups, seed, steady=steady))
+
+
+def split_prompts(section: Prompts, rows: list[Row], seed: int) -> PromptSplit:
+    return PromptSplit.of(rows, prompt_places(section, rows, seed))
 
 
 def text_prompt(number: int) -> str:
@@ -121,10 +131,10 @@ def test_splits_follow_the_seed_and_not_the_order_of_rows() -> None:
 def test_splits_are_the_same_in_every_process() -> None:
     """Python's own hash of a string differs from process to process; the split must not depend on it."""
     code = (
-        "from rlhfctl.data.splits import split_prompts\n"
+        "from rlhfctl.data.splits import prompt_places\n"
         "from rlhfctl.recipe.schema import Prompts\n"
         "rows = [{'prompt': f'prompt {n}'} for n in range(30)]\n"
-        "print([row['prompt'] for row in split_prompts(Prompts(source='d', test=5), rows, 0).test])\n"
+        "print([rows[n]['prompt'] for n in prompt_places(Prompts(source='d', test=5), rows, 0)['test']])\n"
         "import sys; assert 'torch' not in sys.modules\n"
     )
     rows = as_rows(text_prompt, 30, 1)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
-import pytest
-
-from rlhfctl.data.types import PreferenceGroup, Row, Rows, examples, pairs, repeated
+from rlhfctl.data.types import PreferenceGroup, PromptSplit, Row, Rows, examples, pairs, repeated
 
 RANKED = PreferenceGroup("q", ("best", "middle", "worst"), (0, 1, 2), ((0, 1), (0, 2), (1, 2)), margin=0.5)
 
@@ -37,10 +36,25 @@ def test_repetition_counts_pairs_and_rows() -> None:
 
 def test_locations_follow_rows_that_are_equal_but_not_the_same() -> None:
     one, two = {"prompt": "q"}, {"prompt": "q"}
-    rows = Rows("prompts", [one, two, RANKED], "f", locations=("d:1", "d:2", "d:3"))
-    assert [rows.location_of(row) for row in rows.rows] == ["d:1", "d:2", "d:3", "d:3", "d:3"]
-    with pytest.raises(KeyError):
-        rows.location_of({"prompt": "q"})
-    kept = rows.only(lambda row: row is two or row.get("chosen") == "middle", notes=("shorter",))
+    rows = Rows("prompts", [one, two, RANKED], "f", locations=("d:1", "d:2", "d:3"), droppable=bytes([0, 1, 0]))
+    assert [place for _, place in rows.located_rows] == ["d:1", "d:2", "d:3", "d:3", "d:3"]
+    kept = rows.only(lambda place, row: place == 1 or row.get("chosen") == "middle", notes=("shorter",))
     assert kept.locations == ("d:2", "d:3") and kept.notes == ("shorter",) and kept.fingerprint == "f"
     assert kept.groups[0].comparisons == ((1, 2),) and kept.rows == [two, pairs(RANKED)[2]]
+    assert kept.droppable == bytes([1, 0])
+
+
+def test_a_split_follows_rows_that_are_left_out() -> None:
+    places = {"train": [3, 0, 1], "eval": [2], "test": [4]}
+    items = [{"prompt": str(number)} for number in range(5)]
+    rows = Rows("prompts", items, "f", split=PromptSplit.of(items, places), places=places)
+    kept = rows.only(lambda place, row: place not in (1, 2))
+    assert isinstance(kept.split, PromptSplit)
+    assert [row["prompt"] for row in kept.split.train] == ["3", "0"]
+    assert kept.split.eval == [] and [row["prompt"] for row in kept.split.test] == ["4"]
+
+
+def test_a_group_in_a_file_has_no_cache_of_its_pairs() -> None:
+    read = pickle.loads(pickle.dumps(RANKED))
+    assert pairs(RANKED) and read == RANKED and read.views == {} and pairs(read) == pairs(RANKED)
+    assert PreferenceGroup("q", ("a", "b"), (0, 1), ((0, 1), (0, 1))).once().comparisons == ((0, 1),)

@@ -50,7 +50,7 @@ def test_what_is_counted_can_be_recounted(recipe: Path) -> None:
     assert (preferences.rows, preferences.prompts, preferences.duplicates) == (3, 2, 1)
     assert sum(preferences.splits.values()) == 3 and preferences.splits["heldout"] > 0
     assert prompts.splits == {"train": 3, "eval": 1, "test": 2}
-    lengths = {lengths.part: lengths.counts for lengths in preferences.lengths}
+    lengths = {lengths.part: tuple(lengths.counts) for lengths in preferences.lengths}
     # "b " and its end token are two tokens, "c c " and its end token three.
     assert lengths == {"prompt": (2, 1, 1), "chosen": (2, 2, 2), "rejected": (3, 2, 2)}
     assert {lengths.part: lengths.counts for lengths in demonstrations.lengths} == {
@@ -76,13 +76,13 @@ def test_test_prompts_that_were_trained_on_are_named(recipe: Path) -> None:
 
 
 def test_prompts_are_split_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split, times = load.split_prompts, []
+    split, times = load.prompt_places, []
 
     def counted(*arguments: object) -> object:
         times.append(arguments)
         return split(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(load, "split_prompts", counted)
+    monkeypatch.setattr(load, "prompt_places", counted)
     assert examined(recipe).sets[-1].splits == {"train": 3, "eval": 1, "test": 2}
     assert len(times) == 1
 

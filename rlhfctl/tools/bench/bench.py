@@ -12,12 +12,9 @@ read: prompts are random tokens, and lengths are planted (inputs.py). Writes no 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -25,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import rlhfctl
-from rlhfctl.errors import EngineError
 from rlhfctl.tools.bench.costs import matmul_rate
 from rlhfctl.tools.bench.inputs import prepare
+from rlhfctl.tools.bench.process import run_module
 from rlhfctl.tools.bench.workload import PHASES, RLHFCTL, TRL, WARM_UP, Workload, comparable
 from rlhfctl.training.trl import ppo
 from rlhfctl.training.trl.quiet import quiet_libraries
@@ -99,18 +96,13 @@ def measured(
 
 def _run_worker(engine: str, folder: Path) -> dict[str, Any]:
     """Run one engine's updates in a separate process. EngineError with the end of its output if it fails."""
-    out = folder / f"{engine}.json"
-    command = [sys.executable, "-m", "rlhfctl.tools.bench.workers", engine, str(folder), str(out)]
-    environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineError(
-            f"the worker stopped with code {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}",
-            where=f"bench ppo: {engine}",
-            fix="if memory ran out, use --workload small or a smaller per_device_train_batch_size",
-        )
-    result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return result
+    return run_module(
+        "rlhfctl.tools.bench.workers",
+        [engine, str(folder)],
+        folder / f"{engine}.json",
+        where=f"bench ppo: {engine}",
+        fix="if memory ran out, use --workload small or a smaller per_device_train_batch_size",
+    )
 
 
 def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:

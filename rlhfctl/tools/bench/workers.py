@@ -46,6 +46,7 @@ class UpdateTimer:
         self.lengths: list[int] = []  # tokens of all counted responses
         self.entries: list[dict[str, Any]] = []
         self.ended: float | None = None
+        self.processor = 0.0  # the processor's seconds when the last update ended
 
     def episode(self, prompt_tokens: int, response_tokens: int) -> None:
         self.prompts.append(prompt_tokens)
@@ -54,15 +55,16 @@ class UpdateTimer:
     def end_update(self, rollout_s: float, score_s: float) -> None:
         """End an update: the remaining time since the last update is learning. The first update is not counted."""
         wait()
-        now = time.perf_counter()
+        now, processor = time.perf_counter(), time.process_time()
         if self.ended is not None:
             seconds = now - self.ended
             entry = {"rollout_s": rollout_s, "score_s": score_s, "update_s": seconds - rollout_s - score_s}
+            entry["processor_s"] = processor - self.processor
             tokens = {"prompt_tokens": sum(self.prompts), "response_tokens": sum(self.responses)}
             self.entries.append({"episodes": len(self.responses), "seconds": seconds} | entry | tokens)
             self.lengths += self.responses
         self.prompts, self.responses = [], []
-        self.ended = now
+        self.ended, self.processor = now, processor
 
 
 @dataclass(frozen=True)

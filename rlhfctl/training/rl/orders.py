@@ -19,9 +19,12 @@ class Orders:
         """Choose the prompt indices of update `number`; each pass over all `count` prompts has its own order."""
         per_update = batch_size // repeats
         chosen = []
+        order, drawn = np.empty(0), -1
         for position in range((number - 1) * per_update, number * per_update):
             epoch, index = divmod(position, count)
-            chosen += [int(self._order(_PROMPT_ORDER, epoch, 0, count)[index])] * repeats
+            if epoch != drawn:  # an order costs as much as there are prompts: draw each once per update
+                order, drawn = self._order(_PROMPT_ORDER, epoch, 0, count), epoch
+            chosen += [int(order[index])] * repeats
         return chosen
 
     def minibatches(self, number: int, epoch: int, batch_size: int) -> list[int]:

@@ -9,7 +9,7 @@ Leaves out the plain loss on pairs (`bradley_terry` without a label error), whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,22 +28,21 @@ COLUMNS = ("ids", "ranks", "comparisons", "margin")
 GroupRow = dict[str, Any]  # COLUMNS: ids of each response, its rank, pairs (better, worse), the margin of the pairs
 
 
-def group_rows(groups: Iterable[EncodedGroup]) -> list[GroupRow]:
-    """Make one row per group, with the responses that are in a comparison.
+def group_rows(groups: Iterable[EncodedGroup]) -> Iterator[GroupRow]:
+    """Yield one row per group, with the responses that are in a comparison.
 
     A pair that counts several times (a source's weight) makes further rows of its group.
     """
-    return [_row(layer) for group in groups for layer in group.layers()]
+    return (_row(layer) for group in groups for layer in group.layers())
 
 
-def pair_rows(groups: Iterable[EncodedGroup]) -> list[GroupRow]:
-    """Make one row per pair, as a group of two responses."""
-    singles = [
-        EncodedGroup(replace(one.group, comparisons=(pair,)), one.ids)
+def pair_rows(groups: Iterable[EncodedGroup]) -> Iterator[GroupRow]:
+    """Yield one row per pair, as a group of two responses."""
+    return (
+        _row(EncodedGroup(replace(one.group, comparisons=(pair,)), one.ids))
         for one in groups
         for pair in one.group.comparisons
-    ]
-    return [_row(single) for single in singles]
+    )
 
 
 def _row(one: EncodedGroup) -> GroupRow:

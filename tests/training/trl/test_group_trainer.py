@@ -20,13 +20,21 @@ from rlhfctl.data.types import PreferenceGroup
 from rlhfctl.events import Event, StageStarted
 from rlhfctl.models import build, heads, tokenizing
 from rlhfctl.recipe.schema import Init, Reward
-from rlhfctl.training.trl import options
-from rlhfctl.training.trl.group_trainer import GroupCollator, GroupRewardTrainer, group_loss, group_rows, pair_rows
+from rlhfctl.training.trl import group_trainer, options
+from rlhfctl.training.trl.group_trainer import GroupCollator, GroupRewardTrainer, group_loss
 from rlhfctl.training.trl.train import train
 
 INIT = Init(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tokens=["a", "b", "c", "d"])
 TOKENIZER = tokenizing.train_tokenizer(INIT, [])
 IDS = ([3, 4, 5, 0], [5, 4, 0], [4, 4, 3, 3, 0], [2, 0], [3, 0])
+
+
+def group_rows(groups: list[EncodedGroup]) -> list[Any]:
+    return list(group_trainer.group_rows(groups))
+
+
+def pair_rows(groups: list[EncodedGroup]) -> list[Any]:
+    return list(group_trainer.pair_rows(groups))
 
 
 def scorer(seed: int = 0) -> Any:
