@@ -19,6 +19,7 @@ from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
 from rlhfctl.recipe.sections.rounds import Rounds
 from rlhfctl.recipe.sections.sample import Sample
+from rlhfctl.recipe.sections.scorers import PASSES, UNIT_TESTS
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED, Seeds
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH, Lora
@@ -364,12 +365,18 @@ def _gold_on_a_file(recipe: Sections) -> bool:
 
 def _no_reward_model(recipe: Sections) -> bool:
     reward = recipe.reward
-    return _has_judge(recipe, "reward_model") and (reward is None or reward.kind == "function")
+    return _has_judge(recipe, "reward_model") and (reward is None or not reward.has_model)
 
 
 def _no_reward_function(recipe: Sections) -> bool:
     reward = recipe.reward
     return _has_judge(recipe, "reward_function") and (reward is None or reward.kind != "function")
+
+
+def _no_unit_tests(recipe: Sections) -> list[Mapping[str, str]]:
+    reward, asked = recipe.reward, recipe.compare.judges if recipe.compare is not None else []
+    missing = reward is None or reward.unit_tests is None
+    return [{"judge": judge} for judge in (UNIT_TESTS, PASSES) if missing and judge in asked]
 
 
 def _no_heldout(recipe: Sections) -> bool:
@@ -397,6 +404,13 @@ JUDGES: tuple[Rule[Sections], ...] = (
         "take it out of compare.judges",
         _no_reward_function,
         about=("reward", "reward.function"),
+    ),
+    Rule(
+        "compare.judges",
+        "{judge} needs reward.unit_tests",
+        "take it out of compare.judges",
+        _no_unit_tests,
+        about=("reward", "reward.unit_tests"),
     ),
     Rule(
         "compare.judges",

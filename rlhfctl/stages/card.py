@@ -79,7 +79,7 @@ def run(section: Card, ctx: Context) -> Artifact:
         "base_is_policys": card_scorers.base_is_policys(ctx, tokenizer),
         "accuracy": card_numbers.accuracy_of(scored[PROXY]),
         # The scores of a function are in no unit of which a sigmoid would make probabilities.
-        "calibration": card_numbers.calibration_of(scored[PROXY]) if reward.kind != "function" else None,
+        "calibration": card_numbers.calibration_of(scored[PROXY]) if reward.has_model else None,
         "margins": card_numbers.margins_of(scored[PROXY], seed),
         "length": card_numbers.length_of(scored[PROXY]),
         "agreement": {

@@ -23,6 +23,7 @@ from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
+from rlhfctl.rewards.unit_tests import outcome_metrics
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
 from rlhfctl.training.rl.experience import Experience, forwards, spread
@@ -158,7 +159,7 @@ def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, dat
         )
     ]
     scores = reward(episodes)
-    experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward)
+    experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward) | outcome_metrics(reward)
     experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
     experience.scores = ppo_math.apply_missing_eos(
         experience.raw_scores,
