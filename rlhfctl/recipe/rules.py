@@ -360,7 +360,7 @@ def _has_judge(recipe: Sections, judge: str) -> bool:
 
 def _gold_on_a_file(recipe: Sections) -> bool:
     prompts = recipe.data.prompts
-    return _has_judge(recipe, "gold") and prompts is not None and not prompts.builtin
+    return _has_judge(recipe, "gold") and prompts is not None and not prompts.has_gold
 
 
 def _no_reward_model(recipe: Sections) -> bool:
@@ -386,7 +386,7 @@ def _no_heldout(recipe: Sections) -> bool:
 JUDGES: tuple[Rule[Sections], ...] = (
     Rule(
         "compare.judges",
-        "gold scores only the built-in task, but data.prompts is a file",
+        "gold scores only builtin:reviews, but data.prompts is another source",
         "take it out of compare.judges",
         _gold_on_a_file,
         about=("data.prompts.source",),
@@ -469,13 +469,13 @@ LABELS: tuple[Rule[Sections], ...] = (
     ),
     Rule(
         "label.by",
-        f"{BUILTIN} judges the built-in task alone, but data.prompts is a file",
+        f"{BUILTIN} judges builtin:reviews alone, but data.prompts is another source",
         "use people or a Python function (module:name)",
         lambda recipe: (
             recipe.label is not None
             and recipe.label.by == BUILTIN
             and recipe.data.prompts is not None
-            and not recipe.data.prompts.builtin
+            and not recipe.data.prompts.has_gold
         ),
         about=("data.prompts.source",),
     ),

@@ -63,9 +63,9 @@ def run(section: Card, ctx: Context) -> Artifact:
         in_pool[HELDOUT], in_pairs[HELDOUT] = card_scorers.scored(
             HELDOUT, makers[HELDOUT], [samples.flat, pairs.episodes]
         )
-    if samples.source is not None and samples.source.builtin:
+    if samples.source is not None and samples.source.has_gold:
         in_pool[GOLD] = card_scorers.score_gold(samples.flat)
-    if (source := ctx.recipe.data.preferences) is not None and source.builtin:
+    if (source := ctx.recipe.data.preferences) is not None and source.has_gold:
         in_pairs[GOLD] = card_scorers.score_gold(pairs.episodes)
 
     # 3. Numbers, then what they amount to.

@@ -175,7 +175,7 @@ class Evaluation:
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts
-        if source is None or not source.builtin:
+        if source is None or not source.has_gold:
             return []
         from rlhfctl.world import gold
 
