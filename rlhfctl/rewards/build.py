@@ -116,7 +116,7 @@ def build_function(name: str, resources: Resources) -> FunctionReward:
 
 def _reward_section(name: str, resources: Resources) -> RewardFunction:
     if resources.unit_tests is not None:
-        return UnitTestsReward(resources.unit_tests)
+        return UnitTestsReward(resources.unit_tests, resources.processes)
     build = _reward_model if resources.reward_model is not None else _reward_function
     return build(name, resources)
 
@@ -159,7 +159,11 @@ def _gold(name: str, resources: Resources) -> RewardFunction:
 
 def _unit_tests(name: str, resources: Resources) -> RewardFunction:
     assert resources.unit_tests is not None  # required by the recipe's rules
-    return PassRate(resources.unit_tests) if name == PASSES else UnitTestsReward(resources.unit_tests)
+    return (
+        PassRate(resources.unit_tests, resources.processes)
+        if name == PASSES
+        else UnitTestsReward(resources.unit_tests, resources.processes)
+    )
 
 
 BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhfctl.errors import RewardFailed
 from rlhfctl.events import transcript
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.sections.unit_tests import PROMPT, RESPONSE, UnitTests
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.sandbox.checks import checks_of
@@ -42,14 +43,19 @@ def program_of(prompt: Any, completion: Any, template: str = RESPONSE) -> str:
 class UnitTestsReward:
     """Run each response with its row's tests; the outcome's score is the response's.
 
-    `outcomes`: those of the last call. RewardFailed if a row has no tests; EngineError if there is no sandbox.
+    `outcomes`: those of the last call. With several `processes` the first one runs all programs, so that the others
+    get the same outcomes. RewardFailed if a row has no tests; EngineError if there is no sandbox.
     """
 
-    def __init__(self, section: UnitTests, sandbox: Sandbox | None = None) -> None:
+    def __init__(self, section: UnitTests, processes: Processes = ALONE) -> None:
         self.section = section
-        limits = Limits(section.seconds, section.memory_mb)
-        self.sandbox = sandbox if sandbox is not None else shared_sandbox(limits, section.workers)
+        self.processes = processes
         self.outcomes: list[Outcome] = []
+        if processes.first:
+            self._sandbox()  # refuses now what it would refuse later
+
+    def _sandbox(self) -> Sandbox:
+        return shared_sandbox(Limits(self.section.seconds, self.section.memory_mb), self.section.workers)
 
     def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
         self.outcomes = [result.outcome for result in self.results(episodes)]
@@ -58,7 +64,7 @@ class UnitTestsReward:
 
     def results(self, episodes: Sequence[Episode]) -> list[Result]:
         """Return how each program ended. Programs that ran before with the same tests do not run again."""
-        return self.sandbox.run([self._job(episode) for episode in episodes])
+        return self.processes.from_first(lambda: self._sandbox().run([self._job(episode) for episode in episodes]))
 
     def _job(self, episode: Episode) -> Job:
         column = self.section.tests

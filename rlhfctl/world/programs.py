@@ -182,7 +182,7 @@ def tests_of(task: Task, rng: np.random.Generator) -> list[str]:
 
 def _mistaken(task: Task, rng: np.random.Generator) -> str:
     """Write a program that is wrong on at least one of some inputs, or is no Python."""
-    kind, chain = task
+    chain = task[1]
     how = list(MISTAKES)[int(rng.choice(len(MISTAKES), p=list(MISTAKES.values())))]
     if how == "other":
         return program_of(_other_chain(task, rng))

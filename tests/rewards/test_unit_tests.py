@@ -22,6 +22,7 @@ from rlhfctl.rewards.unit_tests import (
 )
 from rlhfctl.rewards.weighted import WeightedReward
 from rlhfctl.sandbox import confine
+from rlhfctl.sandbox.pool import Limits
 
 PROGRAMS = ("def f(x): return x + 1", "def f(x): return x", "def f(x): return y", "def f(x) return x")
 TESTS = ["assert f(1) == 2", "assert f(2) == 3"]
@@ -55,13 +56,15 @@ def test_tests_may_stand_in_another_column_and_the_program_around_the_response(c
 def test_the_time_limit_of_the_recipe_holds(confining: None) -> None:
     reward = UnitTestsReward(UnitTests(seconds=0.3, workers=1))
     assert reward(episodes("while True: pass", tests=[TESTS])) == [-0.6]
-    assert reward.sandbox.limits.seconds == 0.3
 
 
 def test_scorers_with_the_same_limits_share_their_results(confining: None) -> None:
-    section = UnitTests(workers=1)
-    assert UnitTestsReward(section).sandbox is PassRate(section).sandbox
-    assert UnitTestsReward(section).sandbox is not UnitTestsReward(UnitTests(seconds=3.0, workers=1)).sandbox
+    assert shared_sandbox(Limits(2.0, 256), 1) is shared_sandbox(Limits(2.0, 256), 1)
+    assert shared_sandbox(Limits(2.0, 256), 1) is not shared_sandbox(Limits(3.0, 256), 1)
+    before = shared_sandbox.cache_info().misses
+    PassRate(UnitTests(workers=1))(four())
+    UnitTestsReward(UnitTests(workers=1))(four())
+    assert shared_sandbox.cache_info().misses == before
 
 
 def test_recipes_build_it_by_its_names(confining: None, tmp_path: Path) -> None:
