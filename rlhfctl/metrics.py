@@ -157,6 +157,15 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("outcome/failed", "share", _OUTCOMES),
         Metric("outcome/passed", "share", _OUTCOMES, UP, "programs that pass", "all their tests", screen=15, log=11,
                show=8),
+        Metric("greedy_score", "score", "With `ppo.outcome_critic`: mean score of the policy's greedy programs, the "
+               "baseline."),
+        Metric("belief", "share", "With `ppo.outcome_critic`: the probability that it gives, after a token, to the "
+               "outcome that the program then had, on average over tokens."),
+        Metric("outcome_critic_accuracy", "share", "With `ppo.outcome_critic`: share of held-out programs whose "
+               "outcome it predicts (in the manifest)."),
+        Metric("outcome_critic_majority", "share", "Share of the most frequent outcome among them, which a guess "
+               "reaches (in the manifest)."),
+        Metric("outcome_critic_loss", "nats per program", "Its -log p of their outcomes (in the manifest)."),
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
                "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),

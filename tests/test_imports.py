@@ -34,6 +34,7 @@ PARTS = {  # of a stage: its files beside the one of its name
     "compare": ("answers", "judges", "controls", "endpoint", "readings"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
     "sample": ("responses",),
+    "ppo": ("outcomes",),
     "reward": ("normalization", "reward_members"),
 }
 GOLD_READERS = {

@@ -351,6 +351,28 @@ NORMALIZE: Rule[Sections] = Rule(
 )
 
 
+OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
+    Rule(
+        "ppo.outcome_critic",
+        "predicts the outcomes of programs, but reward.unit_tests is not set",
+        "set it, or remove ppo.outcome_critic",
+        lambda recipe: (
+            recipe.ppo is not None
+            and recipe.ppo.outcome_critic is not None
+            and (recipe.reward is None or recipe.reward.unit_tests is None)
+        ),
+        about=("reward", "reward.unit_tests"),
+    ),
+    Rule(
+        "ppo.outcome_critic",
+        "is a whole model to train, but the base is quantized",
+        "remove it, or model.quantization",
+        lambda recipe: recipe.ppo is not None and recipe.ppo.outcome_critic is not None and _quantized(recipe),
+        about=("model.quantization",),
+    ),
+)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -583,5 +605,16 @@ PROCESSES: tuple[Rule[Sections], ...] = (
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    between = (*PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, NORMALIZE, *JUDGES, SEEDS, *LABELS, *PROCESSES)
+    between = (
+        *PPO_NEEDS,
+        *weight_rules(trained),
+        *LENGTHS,
+        *CARDS,
+        NORMALIZE,
+        *OUTCOME_CRITIC,
+        *JUDGES,
+        SEEDS,
+        *LABELS,
+        *PROCESSES,
+    )
     return (*stage_rules(stages), *between)

@@ -100,6 +100,12 @@ def unit_tests_in(reward: Any) -> UnitTestsReward | None:
     return next((scorer for scorer, _ in scorers.values() if isinstance(scorer, UnitTestsReward)), None)
 
 
+def outcomes_of(reward: Any) -> list[str]:
+    """Return the outcomes of the reward's last call, one per program; empty without unit tests."""
+    tester = unit_tests_in(reward)
+    return [] if tester is None else list(tester.outcomes)
+
+
 def outcome_metrics(reward: Any) -> dict[str, float]:
     """Return the metrics `outcome/NAME` of the reward's last call: the share of each outcome. Empty without tests."""
     tester = unit_tests_in(reward)

@@ -8,10 +8,13 @@ A program does one operation per statement, as the body of `def f(x):`, so that 
 
     x = sorted(x); x = x[:2]; x = sum(x); return x
 
-Each task has tests on inputs that are drawn for it. A share of the demonstrations is wrong: another operation, a name
-that does not exist, or broken syntax. A model that imitates the demonstrations writes wrong programs as often, and must
-learn from the tests. Demonstrations and prompts have no task in common; each set has a random stream of its own, and
-its first n rows do not depend on the number of rows.
+Each task has tests on inputs that are drawn for it. Many demonstrations are wrong, as programs of many authors are:
+some operations are mostly written with the same mistake (`habit`: `x = x * 2` for a square), and a share of all
+programs has another operation, a name that does not exist, or broken syntax. A model that imitates the demonstrations
+makes these mistakes, the habitual ones also greedily, and must learn from the tests what is right.
+
+Demonstrations and prompts have no task in common. Each set has a random stream of its own, and its first n rows do not
+depend on the number of rows.
 
 Reads and writes no files, and runs none of the programs: the expected values are computed by the operations themselves.
 """
@@ -31,10 +34,12 @@ from rlhfctl.errors import DataError
 NUMBER, LIST, WORD = "number", "list", "word"
 TESTS = 5
 """Tests of a task, on different inputs where there are as many."""
-WRONG_RATE = 0.4
-"""Share of the demonstrations that are wrong."""
-MISTAKES = {"other": 0.6, "name": 0.2, "syntax": 0.2}
-"""How a wrong demonstration is wrong: another operation, an unknown name (runtime error), or no Python."""
+HABIT_RATE = 0.65
+"""Share of the operations with a habitual mistake that demonstrations write in this way."""
+SLIP_RATE = 0.15
+"""Share of the demonstrations that have one more mistake."""
+SLIPS = {"other": 0.4, "name": 0.3, "syntax": 0.3}
+"""What this mistake is: another operation, an unknown name (runtime error), or no Python."""
 SHARE_OF_DEMONSTRATIONS = 0.5
 """Share of all tasks that demonstrations are drawn from; prompts have the rest."""
 _DEMONSTRATIONS, _PROMPTS = range(2)
@@ -42,23 +47,27 @@ _DEMONSTRATIONS, _PROMPTS = range(2)
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: what it is called, its statement, and what it does to a value."""
+    """One operation: what it is called, its statement, what it does to a value, and how it is often mistaken."""
 
     words: str
     code: str
     apply: Callable[[Any], Any]
+    habit: str = ""  # a wrong statement that many write; "" if there is none
 
 
 Task = tuple[str, tuple[Operation, ...]]
 """What the task works on, and its operations."""
 
 
-def _with(number: int, words: str, code: str, apply: Callable[[Any, int], Any]) -> Operation:
-    return Operation(words.format(k=number), code.format(k=number), lambda value: apply(value, number))
+def _with(number: int, words: str, code: str, apply: Callable[[Any, int], Any], habit: str = "") -> Operation:
+    numbers = {"k": number, "less": number - 1}
+    return Operation(
+        words.format(**numbers), code.format(**numbers), lambda value: apply(value, number), habit.format(**numbers)
+    )
 
 
 _SLICES = [
-    *(_with(k, "take the first {k}", "x = x[:{k}]", lambda x, k: x[:k]) for k in (1, 2, 3)),
+    *(_with(k, "take the first {k}", "x = x[:{k}]", lambda x, k: x[:k], "x = x[:{less}]") for k in (2, 3)),
     *(_with(k, "drop the first {k}", "x = x[{k}:]", lambda x, k: x[k:]) for k in (1, 2)),
     Operation("reverse", "x = x[::-1]", lambda x: x[::-1]),
 ]
@@ -67,7 +76,8 @@ OPERATIONS: dict[str, list[Operation]] = {
         *(_with(k, "add {k}", "x = x + {k}", lambda x, k: x + k) for k in (1, 2, 3, 4, 5)),
         *(_with(k, "subtract {k}", "x = x - {k}", lambda x, k: x - k) for k in (1, 2, 3, 4, 5)),
         *(_with(k, "multiply by {k}", "x = x * {k}", lambda x, k: x * k) for k in (2, 3, 4)),
-        Operation("square", "x = x ** 2", lambda x: x**2),
+        *(_with(k, "subtract from {k}", "x = {k} - x", lambda x, k: k - x, "x = x - {k}") for k in (7, 8, 9)),
+        Operation("square", "x = x ** 2", lambda x: x**2, "x = x * 2"),
         Operation("negate", "x = -x", lambda x: -x),
     ],
     LIST: [
@@ -75,7 +85,12 @@ OPERATIONS: dict[str, list[Operation]] = {
         *(_with(k, "add {k} to each", "x = [i + {k} for i in x]", lambda x, k: [i + k for i in x]) for k in (1, 2, 3)),
         Operation("sort", "x = sorted(x)", sorted),
         Operation("double each", "x = [i * 2 for i in x]", lambda x: [i * 2 for i in x]),
-        Operation("keep the even", "x = [i for i in x if i % 2 == 0]", lambda x: [i for i in x if i % 2 == 0]),
+        Operation(
+            "keep the even",
+            "x = [i for i in x if i % 2 == 0]",
+            lambda x: [i for i in x if i % 2 == 0],
+            "x = [i for i in x if i % 2]",
+        ),
     ],
     WORD: [
         *_SLICES,
@@ -84,7 +99,7 @@ OPERATIONS: dict[str, list[Operation]] = {
             Operation(f"append {end}", f"x = x + '{end}'", lambda x, end=end: x + end)  # type: ignore[misc]
             for end in ("a", "b", "c")
         ),
-        Operation("upper case", "x = x.upper()", str.upper),
+        Operation("upper case", "x = x.upper()", str.upper, "x = x.title()"),
     ],
 }
 """Operations that give what they take, by what they work on."""
@@ -127,7 +142,11 @@ def prompt_of(task: Task) -> str:
 
 def program_of(chain: Sequence[Operation]) -> str:
     """Write the statements of a chain as the body of a function, with a space before it."""
-    return " " + "; ".join([*(operation.code for operation in chain), "return x"])
+    return _body([operation.code for operation in chain])
+
+
+def _body(statements: Sequence[str]) -> str:
+    return " " + "; ".join([*statements, "return x"])
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:
@@ -174,26 +193,31 @@ def _inputs(rng: np.random.Generator, kind: str) -> list[Any]:
     return inputs
 
 
-def tests_of(task: Task, rng: np.random.Generator) -> list[str]:
+def assertions(task: Task, rng: np.random.Generator) -> list[str]:
     """Write the tests of a task on TESTS different inputs: assertions on the function `f`."""
     kind, chain = task
-    return [f"assert f({value!r}) == {_applied(chain, value)!r}" for value in _inputs(rng, kind)]
+    while True:
+        inputs = _inputs(rng, kind)
+        results = [repr(_applied(chain, value)) for value in inputs]
+        if len(set(results)) > 1:  # else a constant would pass
+            return [f"assert f({value!r}) == {result}" for value, result in zip(inputs, results, strict=True)]
 
 
-def _mistaken(task: Task, rng: np.random.Generator) -> str:
-    """Write a program that is wrong on at least one of some inputs, or is no Python."""
-    chain = task[1]
-    how = list(MISTAKES)[int(rng.choice(len(MISTAKES), p=list(MISTAKES.values())))]
-    if how == "other":
-        return program_of(_other_chain(task, rng))
+def _written(task: Task, rng: np.random.Generator) -> str:
+    """Write a program as one of many authors might: with habitual mistakes, and sometimes a slip."""
+    chain, slip = task[1], ""
+    if rng.random() < SLIP_RATE:
+        slip = list(SLIPS)[int(rng.choice(len(SLIPS), p=list(SLIPS.values())))]
+    if slip == "other":
+        chain = tuple(_other_chain(task, rng))
+    mistaken = rng.random(len(chain)) < HABIT_RATE
+    statements = [one.habit if one.habit and wrong else one.code for one, wrong in zip(chain, mistaken, strict=True)]
     place = int(rng.integers(len(chain)))
-    program = program_of(chain)
-    parts = program.split("; ")
-    if how == "name":
-        parts[place] = parts[place].replace("= x", "= y", 1) if "= x" in parts[place] else "x = y"
-    else:
-        parts[place] = parts[place].replace("= ", "", 1)
-    return "; ".join(parts)
+    if slip == "name":
+        statements[place] = "x = y"
+    elif slip == "syntax":
+        statements[place] = statements[place].replace("= ", "", 1)
+    return _body(statements)
 
 
 def _other_chain(task: Task, rng: np.random.Generator) -> list[Operation]:
@@ -211,14 +235,12 @@ def _other_chain(task: Task, rng: np.random.Generator) -> list[Operation]:
 
 
 def demonstrations(rows: int, seed: int) -> list[dict[str, str]]:
-    """Generate tasks with programs, of which WRONG_RATE are wrong: rows of prompt and completion."""
+    """Generate tasks with programs, many of them wrong: rows of prompt and completion."""
     rng = _stream(seed, _DEMONSTRATIONS)
     pool, result = _pools()[_DEMONSTRATIONS], []
     for _ in range(rows):
         task: Task = _pick(rng, _pick(rng, pool))
-        wrong = rng.random() < WRONG_RATE
-        completion = _mistaken(task, rng) if wrong else program_of(task[1])
-        result.append({"prompt": prompt_of(task), "completion": completion})
+        result.append({"prompt": prompt_of(task), "completion": _written(task, rng)})
     return result
 
 
@@ -241,5 +263,5 @@ def prompts(rows: int, seed: int) -> list[dict[str, Any]]:
         for group, order in zip(groups, orders, strict=True):
             if order and len(result) < rows:
                 task = group[int(order.pop())]
-                result.append({"prompt": prompt_of(task), "tests": tests_of(task, rng)})
+                result.append({"prompt": prompt_of(task), "tests": assertions(task, rng)})
     return result
