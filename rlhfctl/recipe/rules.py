@@ -370,6 +370,17 @@ OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
         lambda recipe: recipe.ppo is not None and recipe.ppo.outcome_critic is not None and _quantized(recipe),
         about=("model.quantization",),
     ),
+    Rule(
+        "compare.critic_sampling",
+        "goes by the policy's outcome critic, but there is no ppo.outcome_critic",
+        "add it, or remove compare.critic_sampling",
+        lambda recipe: (
+            recipe.compare is not None
+            and recipe.compare.critic_sampling is not None
+            and (recipe.ppo is None or recipe.ppo.outcome_critic is None)
+        ),
+        about=("ppo", "ppo.outcome_critic"),
+    ),
 )
 
 

@@ -23,9 +23,9 @@ from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
 from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.recipe.sections.scorers import ENDPOINT
-from rlhfctl.rewards.unit_tests import shares
+from rlhfctl.rewards.unit_tests import UnitTestsReward, shares
 from rlhfctl.sandbox.pool import Outcome
-from rlhfctl.stages import answers, endpoint, judges, readings
+from rlhfctl.stages import answers, critic_sampling, endpoint, judges, readings
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_name, control_rows, means
@@ -113,6 +113,10 @@ def run(section: Compare, ctx: Context) -> Artifact:
     )
     if GREEDY in responses.policy:
         report["greedy"] = at(GREEDY, control_name("both", GREEDY))
+    if section.critic_sampling is not None:
+        assert ctx.recipe.reward is not None and ctx.recipe.reward.unit_tests is not None  # the recipe's rules
+        tester = UnitTestsReward(ctx.recipe.reward.unit_tests)
+        report["critic_sampling"] = critic_sampling.measure(section, tester, ctx)
     if asked is not None:
         report["endpoint"] = asked.block(section, scores["policy"], scores["reference"], main, ctx.recipe.seed)
         ctx.note(verdicts.judging(report["endpoint"]))
