@@ -175,6 +175,8 @@ RULES = [
     ("compare.judges=[]", "compare.judges", "must not be empty"),
     ("compare.primary_judge=m:f", "compare.primary_judge", "'m:f' is not among the judges: gold, reward_model"),
     ("compare.judges=[gold, reward_function]", "compare.judges", "reward_function needs reward.function"),
+    ("compare.judges=[gold, unit_tests]", "compare.judges", "unit_tests needs reward.unit_tests"),
+    ("compare.judges=[gold, passes]", "compare.judges", "passes needs reward.unit_tests"),
     ("compare.judges=[gold, endpoint]", "compare.judges", "endpoint needs compare.endpoint: the address and the model"),
     ("compare.endpoint={base_url: 'http://a', model: m}", "compare.endpoint", "is not used: endpoint is not among the"),
     (endpoint(samples=9), "compare.endpoint.samples", "is more than the 4 of compare.samples_per_prompt"),
@@ -228,6 +230,22 @@ OWN: dict[str, str] = {
 }
 OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
 
+UNIT_TESTS = [
+    ("{program: 'x = 1'}", "reward.unit_tests.program", "holds no {response}"),
+    ("{memory_mb: 8}", "reward.unit_tests.memory_mb", "must be at least 64, got 8"),
+    ("{outcomes: {pass: 2}}", "reward.unit_tests.outcomes.pass", "did you mean 'passed'?"),
+    ("{}, function: 'm:f'", "reward.unit_tests", "but reward.function names another"),
+    ("{}, retries: 1", "reward.retries", "the reward is unit_tests"),
+    ("{}, members: 3", "reward.members", "is for a reward model trained here"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "what"), UNIT_TESTS)
+def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
+    (problem,) = problems(f"reward={{unit_tests: {section}}}", "compare.judges=[gold, unit_tests, passes]")
+    assert problem.key == key and what in str(problem)
+
+
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
@@ -258,6 +276,8 @@ MORE = [
     ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),
     ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),
     ("reward.function=no function",),
+    ("reward={unit_tests: {program: x}, retries: 1, function: 'a:b'}",),
+    ("reward={unit_tests: {}, retries: 1}",),
     ("reward={model: a/b, card: {}, gate: {}}", "data.preferences=null"),
     ("reward={model: a/b, variance_coefficient: 2.0}",),
     ("sample={candidates: 10}", "label={}", MADE),
