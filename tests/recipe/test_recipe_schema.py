@@ -211,6 +211,7 @@ OWN: dict[str, str] = {
     "critic": "head",
     "critic_from": "runs/a/ppo",
     "critic_trains_trunk": "true",
+    "outcome_critic": "{}",
     "rewards": "{reward: 1.0, 'scores:length': 0.5}",
     "num_generations": "4",
     "top_k": "20",
@@ -246,6 +247,34 @@ def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
     assert problem.key == key and what in str(problem)
 
 
+# Keys that CodeRL's returns have no use for.
+BESIDE_OUTCOMES = {
+    "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
+    "whiten_advantages": "true", "vf_coef": "0.1", "cliprange_value": "0.2", "gamma": "1.0", "lam": "0.9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BESIDE_OUTCOMES)
+def test_what_outcome_critic_has_no_use_for_is_refused(key: str) -> None:
+    found = problems(
+        "reward={unit_tests: {}}",
+        "compare={judges: [passes]}",
+        f"ppo={{outcome_critic: {{}}, {key}: {BESIDE_OUTCOMES[key]}}}",
+    )
+    assert any(
+        problem.key == f"ppo.{key}" and "has no part in the returns of outcome_critic" in str(problem)
+        for problem in found
+    )
+
+
+def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path) -> None:
+    made = recipe(
+        "reward={unit_tests: {}}", "compare={judges: [passes], primary_judge: null, critic_sampling: {}}", "ppo={outcome_critic: {}}"
+    )
+    (tmp_path / "again.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").recipe == made
+
+
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
@@ -278,6 +307,11 @@ MORE = [
     ("reward.function=no function",),
     ("reward={unit_tests: {program: x}, retries: 1, function: 'a:b'}",),
     ("reward={unit_tests: {}, retries: 1}",),
+    ("ppo.outcome_critic={}",),
+    ("data.preferences={source: 'builtin:programs', rows: 10}",),
+    ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),
+    ("compare={judges: [gold], critic_sampling: {samples: 3}}",),
+    *(("ppo.outcome_critic={}", f"ppo.{key}={value}") for key, value in BESIDE_OUTCOMES.items()),
     ("reward={model: a/b, card: {}, gate: {}}", "data.preferences=null"),
     ("reward={model: a/b, variance_coefficient: 2.0}",),
     ("sample={candidates: 10}", "label={}", MADE),

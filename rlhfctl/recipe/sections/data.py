@@ -183,7 +183,7 @@ class Source(Section):
     @property
     def has_gold(self) -> bool:
         """Tell whether all rows are of the built-in task whose true preference is known."""
-        return all(part.source == REVIEWS for part in self.parts)
+        return self.builtin and all(part.source != PROGRAMS for part in self.parts)
 
     @property
     def kind(self) -> Literal["list", "missing", "builtin", "own"]:
