@@ -229,7 +229,10 @@ OWN: dict[str, str] = {
     "trace_every": "0",
     "trace_episodes": "2",
 }
-OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
+OWN_BESIDE = {
+    "missing_eos_score": ["ppo.missing_eos_penalty=null"],
+    "outcome_critic": ["reward={unit_tests: {}}", "compare={judges: [gold], primary_judge: null}"],
+}
 
 UNIT_TESTS = [
     ("{program: 'x = 1'}", "reward.unit_tests.program", "holds no {response}"),
@@ -269,7 +272,9 @@ def test_what_outcome_critic_has_no_use_for_is_refused(key: str) -> None:
 
 def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path) -> None:
     made = recipe(
-        "reward={unit_tests: {}}", "compare={judges: [passes], primary_judge: null, critic_sampling: {}}", "ppo={outcome_critic: {}}"
+        "reward={unit_tests: {}}",
+        "compare={judges: [passes], primary_judge: null, critic_sampling: {}}",
+        "ppo={engine: rlhfctl, outcome_critic: {}}",
     )
     (tmp_path / "again.yaml").write_text(dump_recipe(made), encoding="utf-8")
     assert load_recipe(tmp_path / "again.yaml").recipe == made
@@ -465,11 +470,14 @@ def test_questions_to_the_endpoint_are_counted() -> None:
     assert whole is not None and whole.questions_per_prompt == 0
 
 
+APART = ("critic_from", "outcome_critic")  # they do without other keys
+
+
 @pytest.mark.parametrize("engine", ["trl", "rlhfctl"])
 def test_a_resolved_recipe_reads_back_as_it_was(engine: str) -> None:
     overrides = [f"ppo.engine={engine}", "reward.card={samples: 8}", "reward.gate={flags: []}"]
     if engine == "rlhfctl":
-        overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key != "critic_from"]
+        overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key not in APART]
         overrides += OWN_BESIDE["missing_eos_score"]
     resolved = recipe(*overrides)
     text = dump_recipe(resolved)
