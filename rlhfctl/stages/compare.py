@@ -113,7 +113,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
     )
     if GREEDY in responses.policy:
         report["greedy"] = at(GREEDY, control_name("both", GREEDY))
-    if section.critic_sampling is not None:
+    if section.critic_sampling is not None and main is not None:  # samples from elsewhere have no policy to ask
         assert ctx.recipe.reward is not None and ctx.recipe.reward.unit_tests is not None  # the recipe's rules
         tester = UnitTestsReward(ctx.recipe.reward.unit_tests)
         report["critic_sampling"] = critic_sampling.measure(section, tester, ctx)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, Cli
 
+PAGE = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+PROGRAMS = PAGE.partition("## Programs in compare.json")[2].partition("## values.json")[0]
 TINY = f"""\
 extends: {ROOT / "recipes" / "coderl.yaml"}
 name: tiny-coderl
@@ -63,6 +66,9 @@ def test_a_tiny_coderl_runs_and_goes_on(confining: None, here: Cli, tmp_path: Pa
     for name in ("any", "chosen", "mean", "distinct"):
         delta = sampling["critic"][name] - sampling["plain"][name]
         assert sampling["difference"][name]["delta"] == pytest.approx(delta)
+    fields = set(re.findall(r"^\| `(\w+)[.\w]*` \|", PROGRAMS, re.MULTILINE))
+    assert fields == {*(f"{name}_{side}" for name in scores for side in ("policy", "reference")), "critic_sampling"}
+    assert fields <= report.keys()
     assert "critic sampling, 4 programs per prompt" in result.stdout + result.stderr
 
     assert "programs that pass all tests" in (run / "report.html").read_text(encoding="utf-8")
