@@ -186,9 +186,11 @@ def _heldout_scorer(recipe: Recipe) -> Any:
 
 
 def _reading(recipe: Recipe) -> dict[str, Any]:
-    """Return how the recipe's reward is read: the label of a classifier, or how an ensemble's scores become one."""
+    """Return how the recipe's reward is read: a classifier's label, how an ensemble's scores become one, or tests."""
     if recipe.reward is None or recipe.reward.kind == "function":
         return {}
+    if recipe.reward.unit_tests is not None:
+        return {"reward.unit_tests": recipe.reward.unit_tests.as_input()}
     if recipe.reward.kind == "trained":
         if recipe.reward.members == 1:
             return {}

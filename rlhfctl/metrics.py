@@ -43,6 +43,8 @@ class Metric:
     trl: str = ""  # its name in TRL's PPOTrainer, if that differs
 
 
+_OUTCOMES = "With `reward.unit_tests`: share of the batch's programs with this outcome."
+
 # fmt: off
 METRICS: dict[str, tuple[Metric, ...]] = {
     "base": (
@@ -150,6 +152,20 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("reward/NAME", "score", "Mean of each part of a weighted reward."),
         Metric("reward_disagreement", "score", "With `reward.members` above 1: standard deviation over members of a "
                "response's score, on average over the batch."),
+        Metric("outcome/compile_error", "share", _OUTCOMES),
+        Metric("outcome/runtime_error", "share", _OUTCOMES),
+        Metric("outcome/failed", "share", _OUTCOMES),
+        Metric("outcome/passed", "share", _OUTCOMES, UP, "programs that pass", "all their tests", screen=15, log=11,
+               show=8),
+        Metric("greedy_score", "score", "With `ppo.outcome_critic`: mean score of the policy's greedy programs, the "
+               "baseline."),
+        Metric("belief", "share", "With `ppo.outcome_critic`: the probability that it gives, after a token, to the "
+               "outcome that the program then had, on average over tokens."),
+        Metric("outcome_critic_accuracy", "share", "With `ppo.outcome_critic`: share of held-out programs whose "
+               "outcome it predicts (in the manifest)."),
+        Metric("outcome_critic_majority", "share", "Share of the most frequent outcome among them, which a guess "
+               "reaches (in the manifest)."),
+        Metric("outcome_critic_loss", "nats per program", "Its -log p of their outcomes (in the manifest)."),
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
                "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
@@ -215,6 +231,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "`use: best` picks by it."),
         Metric("eval_gold", "", "The built-in task's true preference on these samples.", UP, "eval gold",
                "the task's true preference", screen=11),
+        Metric("eval_outcome/passed", "share", "`outcome/passed` on these samples; the other outcomes likewise.", UP,
+               "eval pass rate", "programs that pass all tests", screen=16),
         Metric("eval_reward_disagreement", "score", "`reward_disagreement` on these samples.", NEITHER,
                "eval disagreement", "how far the reward's members differ", screen=14),
         Metric("updates", "updates", "Updates in all (in the manifest).", show=6),

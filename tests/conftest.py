@@ -219,3 +219,15 @@ def carded_run(tiny_run: Path) -> Path:
             assert result.returncode == 0, result.stderr
             (run / "card.txt").write_text(result.stdout, encoding="utf-8")
     return run
+
+
+@pytest.fixture(scope="session")
+def confining() -> None:
+    """Skip a test where this machine cannot confine programs; the reason is the refusal's own."""
+    from rlhfctl.errors import EngineError
+    from rlhfctl.sandbox.pool import Sandbox
+
+    try:
+        Sandbox(workers=1).close()
+    except EngineError as error:
+        pytest.skip(str(error))

@@ -36,7 +36,17 @@ from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
 from rlhfctl.events import Work
-from rlhfctl.recipe.schema import Compared, Data, Demonstrations, Ppo, Preferences, Prompts, Source, looks_like_id
+from rlhfctl.recipe.schema import (
+    PROGRAMS,
+    Compared,
+    Data,
+    Demonstrations,
+    Ppo,
+    Preferences,
+    Prompts,
+    Source,
+    looks_like_id,
+)
 
 # ---------------------------------------------------------------- loading
 
@@ -270,10 +280,12 @@ def _listed(dropped: Counter[str]) -> str:
 
 
 def _generate(name: str, section: Source, seed: int) -> list[Row]:
-    from rlhfctl.world import reviews
+    from rlhfctl.world import programs, reviews
 
     count = section.rows
     assert count is not None  # the schema requires it for a built-in source
+    if section.source == PROGRAMS:
+        return programs.prompts(count, seed) if name == "prompts" else list(programs.demonstrations(count, seed))
     if isinstance(section, Compared):
         return [dict(row) for row in reviews.preferences(count, seed, section.label_noise)]
     make = reviews.demonstrations if name == "demonstrations" else reviews.prompts

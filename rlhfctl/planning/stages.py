@@ -215,9 +215,9 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
 
 
 def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
-    """Describe the reward model (None: a function, or unknown), and tell whether PPO has it as an adapter on base*."""
+    """Describe the reward model (None: there is none, or it is unknown), and tell whether PPO has it as an adapter."""
     reward, ppo = recipe.reward, recipe.ppo
-    if reward is None or reward.kind == "function":
+    if reward is None or not reward.has_model:
         return None, False
     if reward.kind == "trained":
         on_base = reward.lora is not None and ppo is not None and ppo.lora is not None

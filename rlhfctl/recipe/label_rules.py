@@ -38,13 +38,13 @@ LABELS: tuple[Rule[Sections], ...] = (
     ),
     Rule(
         "label.by",
-        f"{BUILTIN} judges the built-in task alone, but data.prompts is a file",
+        f"{BUILTIN} judges builtin:reviews alone, but data.prompts is another source",
         "use people or a Python function (module:name)",
         lambda recipe: (
             recipe.label is not None
             and recipe.label.by == BUILTIN
             and recipe.data.prompts is not None
-            and not recipe.data.prompts.builtin
+            and not recipe.data.prompts.has_gold
         ),
         about=("data.prompts.source",),
     ),

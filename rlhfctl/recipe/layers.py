@@ -19,14 +19,15 @@ from rlhfctl.recipe.words import dotted, shortened
 DATA_SETS: tuple[Key, ...] = tuple(("data", name) for name in ("demonstrations", "preferences", "prompts"))
 _LONGEST_PROBLEM = 600
 
+_READY = ("model", "function", "unit_tests")
 _TRAINING = ("lora", "trainer", "checkpoint_steps")
 # A key that the upper file states takes the place of these keys of the lower file.
 _REPLACES: dict[Key, dict[str, tuple[str, ...]]] = {
     ("model",): {"init": ("path", "revision", "trust_remote_code"), "path": ("init", "revision")},
     ("model", "init"): {"tokens": ("vocab_size",), "vocab_size": ("tokens",)},
     ("reward",): {
-        **{"model": ("function", *_TRAINING), "function": ("model", *_TRAINING)},
-        **dict.fromkeys(_TRAINING, ("model", "function")),
+        **{key: (*(other for other in _READY if other != key), *_TRAINING) for key in _READY},
+        **dict.fromkeys(_TRAINING, _READY),
     },
 }
 

@@ -13,6 +13,7 @@ from rlhfctl.recipe.label_rules import LABELS
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
+from rlhfctl.recipe.sections.scorers import PASSES, UNIT_TESTS
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH
@@ -310,6 +311,39 @@ NORMALIZE: Rule[Sections] = Rule(
 )
 
 
+OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
+    Rule(
+        "ppo.outcome_critic",
+        "predicts the outcomes of programs, but reward.unit_tests is not set",
+        "set it, or remove ppo.outcome_critic",
+        lambda recipe: (
+            recipe.ppo is not None
+            and recipe.ppo.outcome_critic is not None
+            and (recipe.reward is None or recipe.reward.unit_tests is None)
+        ),
+        about=("reward", "reward.unit_tests"),
+    ),
+    Rule(
+        "ppo.outcome_critic",
+        "is a whole model to train, but the base is quantized",
+        "remove it, or model.quantization",
+        lambda recipe: recipe.ppo is not None and recipe.ppo.outcome_critic is not None and _quantized(recipe),
+        about=("model.quantization",),
+    ),
+    Rule(
+        "compare.critic_sampling",
+        "goes by the policy's outcome critic, but there is no ppo.outcome_critic",
+        "add it, or remove compare.critic_sampling",
+        lambda recipe: (
+            recipe.compare is not None
+            and recipe.compare.critic_sampling is not None
+            and (recipe.ppo is None or recipe.ppo.outcome_critic is None)
+        ),
+        about=("ppo", "ppo.outcome_critic"),
+    ),
+)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -319,17 +353,23 @@ def _has_judge(recipe: Sections, judge: str) -> bool:
 
 def _gold_on_a_file(recipe: Sections) -> bool:
     prompts = recipe.data.prompts
-    return _has_judge(recipe, "gold") and prompts is not None and not prompts.builtin
+    return _has_judge(recipe, "gold") and prompts is not None and not prompts.has_gold
 
 
 def _no_reward_model(recipe: Sections) -> bool:
     reward = recipe.reward
-    return _has_judge(recipe, "reward_model") and (reward is None or reward.kind == "function")
+    return _has_judge(recipe, "reward_model") and (reward is None or not reward.has_model)
 
 
 def _no_reward_function(recipe: Sections) -> bool:
     reward = recipe.reward
     return _has_judge(recipe, "reward_function") and (reward is None or reward.kind != "function")
+
+
+def _no_unit_tests(recipe: Sections) -> list[Mapping[str, str]]:
+    reward, asked = recipe.reward, recipe.compare.judges if recipe.compare is not None else []
+    missing = reward is None or reward.unit_tests is None
+    return [{"judge": judge} for judge in (UNIT_TESTS, PASSES) if missing and judge in asked]
 
 
 def _no_heldout(recipe: Sections) -> bool:
@@ -339,7 +379,7 @@ def _no_heldout(recipe: Sections) -> bool:
 JUDGES: tuple[Rule[Sections], ...] = (
     Rule(
         "compare.judges",
-        "gold scores only the built-in task, but data.prompts is a file",
+        "gold scores only builtin:reviews, but data.prompts is another source",
         "take it out of compare.judges",
         _gold_on_a_file,
         about=("data.prompts.source",),
@@ -357,6 +397,13 @@ JUDGES: tuple[Rule[Sections], ...] = (
         "take it out of compare.judges",
         _no_reward_function,
         about=("reward", "reward.function"),
+    ),
+    Rule(
+        "compare.judges",
+        "{judge} needs reward.unit_tests",
+        "take it out of compare.judges",
+        _no_unit_tests,
+        about=("reward", "reward.unit_tests"),
     ),
     Rule(
         "compare.judges",
@@ -439,5 +486,16 @@ PROCESSES: tuple[Rule[Sections], ...] = (
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
-    between = (*PPO_NEEDS, *weight_rules(trained), *LENGTHS, *CARDS, NORMALIZE, *JUDGES, SEEDS, *LABELS, *PROCESSES)
+    between = (
+        *PPO_NEEDS,
+        *weight_rules(trained),
+        *LENGTHS,
+        *CARDS,
+        NORMALIZE,
+        *OUTCOME_CRITIC,
+        *JUDGES,
+        SEEDS,
+        *LABELS,
+        *PROCESSES,
+    )
     return (*stage_rules(stages), *between)

@@ -19,11 +19,23 @@ from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.sections.scorers import FUNCTION, GOLD, HELDOUT, REWARD, REWARD_FUNCTION, REWARD_MODEL, kind_of
+from rlhfctl.recipe.sections.scorers import (
+    FUNCTION,
+    GOLD,
+    HELDOUT,
+    PASSES,
+    REWARD,
+    REWARD_FUNCTION,
+    REWARD_MODEL,
+    UNIT_TESTS,
+    kind_of,
+)
+from rlhfctl.recipe.sections.unit_tests import UnitTests
 from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward, Say
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward, in_shares
+from rlhfctl.rewards.unit_tests import PassRate, UnitTestsReward
 from rlhfctl.rewards.weighted import WeightedReward
 
 
@@ -65,13 +77,15 @@ class Resources:
     heldout: Callable[[], LoadedRewardModel] | None = None
     gold: RewardFunction | None = None
     processes: Processes = ALONE
+    unit_tests: UnitTests | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Resources:
-        """Take the folder of a recipe, and the function and retries of its reward section."""
+        """Take the folder of a recipe, and the function, retries and unit tests of its reward section."""
         section = recipe.reward
-        function, retries = (section.function, section.retries) if section is not None else (None, 0)
-        return cls(Path(recipe.folder or "."), function, retries)
+        if section is None:
+            return cls(Path(recipe.folder or "."))
+        return cls(Path(recipe.folder or "."), section.function, section.retries, unit_tests=section.unit_tests)
 
 
 def build_scorer(name: str, resources: Resources) -> RewardFunction:
@@ -101,6 +115,8 @@ def build_function(name: str, resources: Resources) -> FunctionReward:
 
 
 def _reward_section(name: str, resources: Resources) -> RewardFunction:
+    if resources.unit_tests is not None:
+        return UnitTestsReward(resources.unit_tests, resources.processes)
     build = _reward_model if resources.reward_model is not None else _reward_function
     return build(name, resources)
 
@@ -141,12 +157,23 @@ def _gold(name: str, resources: Resources) -> RewardFunction:
     return resources.gold
 
 
+def _unit_tests(name: str, resources: Resources) -> RewardFunction:
+    assert resources.unit_tests is not None  # required by the recipe's rules
+    return (
+        PassRate(resources.unit_tests, resources.processes)
+        if name == PASSES
+        else UnitTestsReward(resources.unit_tests, resources.processes)
+    )
+
+
 BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     REWARD: _reward_section,
     REWARD_MODEL: _reward_model,
     REWARD_FUNCTION: _reward_function,
     HELDOUT: _heldout,
     GOLD: _gold,
+    UNIT_TESTS: _unit_tests,
+    PASSES: _unit_tests,
     FUNCTION: build_function,
 }
 """Kind of scorer (recipe/sections/scorers.py) -> function that builds it from its name and the resources."""

@@ -63,9 +63,9 @@ def run(section: Card, ctx: Context) -> Artifact:
         in_pool[HELDOUT], in_pairs[HELDOUT] = card_scorers.scored(
             HELDOUT, makers[HELDOUT], [samples.flat, pairs.episodes]
         )
-    if samples.source is not None and samples.source.builtin:
+    if samples.source is not None and samples.source.has_gold:
         in_pool[GOLD] = card_scorers.score_gold(samples.flat)
-    if (source := ctx.recipe.data.preferences) is not None and source.builtin:
+    if (source := ctx.recipe.data.preferences) is not None and source.has_gold:
         in_pairs[GOLD] = card_scorers.score_gold(pairs.episodes)
 
     # 3. Numbers, then what they amount to.
@@ -79,7 +79,7 @@ def run(section: Card, ctx: Context) -> Artifact:
         "base_is_policys": card_scorers.base_is_policys(ctx, tokenizer),
         "accuracy": card_numbers.accuracy_of(scored[PROXY]),
         # The scores of a function are in no unit of which a sigmoid would make probabilities.
-        "calibration": card_numbers.calibration_of(scored[PROXY]) if reward.kind != "function" else None,
+        "calibration": card_numbers.calibration_of(scored[PROXY]) if reward.has_model else None,
         "margins": card_numbers.margins_of(scored[PROXY], seed),
         "length": card_numbers.length_of(scored[PROXY]),
         "agreement": {

@@ -23,7 +23,9 @@ from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
 from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.recipe.sections.scorers import ENDPOINT
-from rlhfctl.stages import answers, endpoint, judges, readings
+from rlhfctl.rewards.unit_tests import UnitTestsReward, shares
+from rlhfctl.sandbox.pool import Outcome
+from rlhfctl.stages import answers, critic_sampling, endpoint, judges, readings
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_name, control_rows, means
@@ -46,9 +48,12 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
     # 2. Scores: judge -> temperature -> prompt, sample.
     scores: dict[str, dict[str, dict[float | None, list[list[float]]]]] = {"policy": {}, "reference": {}}
-    for name, judge in judges.build_judges(section, ctx, responses.tokenizer).items():
+    built = judges.build_judges(section, ctx, responses.tokenizer)
+    for name, judge in built.items():
         for side, by_temperature in (("policy", responses.policy), ("reference", responses.reference)):
             scores[side][name] = {key: judges.score(name, judge, one.episodes) for key, one in by_temperature.items()}
+    outcomes = {"policy": judges.outcomes(built, policy.episodes)}
+    outcomes["reference"] = judges.outcomes(built, reference.episodes)
     independent = {name: judges.is_independent(name, ctx) for name in section.judges}
     scorer = next((name for name in section.judges if not independent[name]), None)
     asked = endpoint.ask(section, ctx, responses, scores["reference"], scorer)
@@ -98,6 +103,9 @@ def run(section: Compare, ctx: Context) -> Artifact:
     }
     for side, drawn in (("policy", policy), ("reference", reference)):
         report |= {f"{key}_{side}": value for key, value in _described(drawn).items()}
+        if (ended := outcomes[side]) is not None:
+            found = shares([outcome for samples in ended for outcome in samples])
+            report |= {f"{outcome}_{side}": share for outcome, share in found.items()}
     # Scripts rely on these two names.
     report["length_policy_mean"], report["length_reference_mean"] = (
         report.pop("length_policy"),
@@ -105,6 +113,10 @@ def run(section: Compare, ctx: Context) -> Artifact:
     )
     if GREEDY in responses.policy:
         report["greedy"] = at(GREEDY, control_name("both", GREEDY))
+    if section.critic_sampling is not None and main is not None:  # samples from elsewhere have no policy to ask
+        assert ctx.recipe.reward is not None and ctx.recipe.reward.unit_tests is not None  # the recipe's rules
+        tester = UnitTestsReward(ctx.recipe.reward.unit_tests)
+        report["critic_sampling"] = critic_sampling.measure(section, tester, ctx)
     if asked is not None:
         report["endpoint"] = asked.block(section, scores["policy"], scores["reference"], main, ctx.recipe.seed)
         ctx.note(verdicts.judging(report["endpoint"]))
@@ -117,7 +129,7 @@ def run(section: Compare, ctx: Context) -> Artifact:
 
     # 4. Write.
     kept = [{name: drawn[main] for name, drawn in scores[side].items()} for side in ("policy", "reference")]
-    rows = _sample_rows(policy, reference, kept[0], kept[1], asked.scores() if asked is not None else {})
+    rows = _sample_rows(policy, reference, kept[0], kept[1], asked.scores() if asked is not None else {}, outcomes)
     fs.write_atomic(ctx.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     fs.write_json(ctx.folder / "compare.json", report)
     fs.write_json(ctx.folder / "values.json", values)
@@ -214,10 +226,12 @@ def _sample_rows(
     policy_scores: dict[str, list[list[float]]],
     reference_scores: dict[str, list[list[float]]],
     pair_values: Mapping[tuple[int, int], float],
+    outcomes: Mapping[str, list[list[Outcome]] | None],
 ) -> list[dict[str, Any]]:
     """Make the rows of samples.jsonl: each pair of responses with its scores.
 
     `pair_values`: the endpoint's value for the policy, by prompt and sample; pairs that it has not judged are missing.
+    `outcomes`: how each side's programs ended, where a judge runs programs.
     """
     rows = []
     for i, (policy_answers, reference_answers) in enumerate(zip(policy.episodes, reference.episodes, strict=True)):
@@ -237,5 +251,6 @@ def _sample_rows(
                     "policy_scores": {name: scores[i][j] for name, scores in policy_scores.items()} | paired[0],
                     "reference_scores": {name: scores[i][j] for name, scores in reference_scores.items()} | paired[1],
                 }
+                | {f"{side}_outcome": ended[i][j] for side, ended in outcomes.items() if ended is not None}
             )
     return rows

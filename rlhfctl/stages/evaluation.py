@@ -26,6 +26,7 @@ from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
+from rlhfctl.rewards.unit_tests import outcome_metrics
 from rlhfctl.stages.context import Context
 from rlhfctl.stats.overoptimization import best_evaluation
 from rlhfctl.training.rl.collect import PromptData
@@ -84,7 +85,7 @@ class Evaluation:
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
         scores = self._finite(self.reward(episodes), episodes, update)
-        parts, uncertain = parts_of(self.reward), disagreement_metric(self.reward)
+        parts, uncertain = parts_of(self.reward), disagreement_metric(self.reward) | outcome_metrics(self.reward)
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
@@ -174,7 +175,7 @@ class Evaluation:
 
     def _gold(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         source = self.ctx.recipe.data.prompts
-        if source is None or not source.builtin:
+        if source is None or not source.has_gold:
             return []
         from rlhfctl.world import gold
 

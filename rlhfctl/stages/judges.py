@@ -5,7 +5,7 @@ Builds the judges with rewards/build.py, and passes it the gold scorer of the bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.recipe.sections.scorers import ENDPOINT, HELDOUT, REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import ENDPOINT, HELDOUT, PASSES, REWARD_FUNCTION, REWARD_MODEL, UNIT_TESTS
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
+from rlhfctl.rewards.unit_tests import UnitTestsReward
+from rlhfctl.sandbox.pool import Outcome
 from rlhfctl.stages.context import Context
 
 _ROLES = {REWARD_MODEL: "reward", HELDOUT: "heldout"}  # judges that are models -> their role among the parents
@@ -58,7 +60,7 @@ def is_independent(judge: str, ctx: Context) -> bool:
         return against is not None and ctx.parents[_ROLES[judge]].fingerprint not in against
     if ppo is not None and judge in (ppo.rewards or {}):
         return False
-    return judge != REWARD_FUNCTION and (reward is None or judge != reward.function)
+    return judge not in (REWARD_FUNCTION, UNIT_TESTS, PASSES) and (reward is None or judge != reward.function)
 
 
 def _trained_against(ctx: Context) -> set[str] | None:
@@ -85,8 +87,16 @@ def dependence(judge: str, ctx: Context) -> str:
     no_evidence = "it is not independent evidence of improvement"
     if judge in _ROLES and _trained_against(ctx) is None:
         return f"the verdict rests on a reward model, and nothing shows that PPO did not train on it: {no_evidence}"
-    what = "reward model" if judge in _ROLES else "reward function"
+    what = "reward model" if judge in _ROLES else "tests" if judge in (UNIT_TESTS, PASSES) else "reward function"
     return f"the verdict rests on the {what} that PPO trained against: {no_evidence}"
+
+
+def outcomes(built: Mapping[str, RewardFunction], episodes: Sequence[Sequence[Episode]]) -> list[list[Outcome]] | None:
+    """Return how each program ended, by prompt and sample; None if no judge runs programs. Nothing runs twice."""
+    tester = next((judge for judge in built.values() if isinstance(judge, UnitTestsReward)), None)
+    if tester is None:
+        return None
+    return [[result.outcome for result in tester.results(samples)] for samples in episodes]
 
 
 def score(name: str, judge: RewardFunction, episodes: Sequence[Sequence[Episode]]) -> list[list[float]]:

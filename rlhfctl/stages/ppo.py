@@ -39,12 +39,13 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import RewardFunction
-from rlhfctl.stages import loader, probes
+from rlhfctl.stages import loader, outcomes, probes
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
+from rlhfctl.training.rl.outcome_critic import OutcomeCritic
 from rlhfctl.training.rl.roles import Roles, build_roles, scorer_beside, shares_base
 from rlhfctl.training.trl import ppo
 
@@ -63,7 +64,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
     build.to_device(base.model)
     tokenizer, pad = base.tokenizer, base.tokenizer.pad_token_id
-    parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.algorithm].needs_critic
+    parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.trains_by].needs_critic
     roles, model = build_roles(section, base.model, pad, parents, seed=recipe.seed, needs_critic=needs_critic)
     reward = _reward(model.scorer, model.tokenizer, model.classifier, tokenizer, section, ctx)
     heldout = _heldout_reward(roles, tokenizer, section, ctx)
@@ -85,8 +86,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     evaluation = Evaluation(section, ctx, roles, reward, questions, heldout, processes=Processes.here())
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
-    train = _train if section.engine == "rlhfctl" else _train_with_trl
-    metrics = train(section, roles, reward, PromptData(tokenizer, rows, prompts), evaluation, settings, ctx)
+    data = PromptData(tokenizer, rows, prompts)
+    outcome_critic, measures = outcomes.prepare(section, base.model, roles, data, reward, ctx)
+    if section.engine == "trl":
+        metrics = _train_with_trl(section, roles, reward, data, evaluation, settings, ctx)
+    else:
+        metrics = _train(section, roles, reward, data, evaluation, settings, ctx, outcome_critic)
+    metrics |= measures
     ctx.leave_to_first()
     metrics["updates"] = section.updates
     if section.use == "best":
@@ -96,6 +102,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     # 4. Save both, and record outputs of the policy for later loads.
     roles.policy.activate()
     layout = _publish(roles, tokenizer, base, [list(p) for p in prompts[: scoring.PROBE_ROWS]], ctx)
+    layout |= outcomes.publish(outcome_critic, tokenizer, ctx)
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -135,6 +142,7 @@ def _train(
     evaluation: Evaluation,
     settings: dict[str, Any],
     ctx: Context,
+    outcome_critic: OutcomeCritic | None = None,
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
@@ -143,7 +151,9 @@ def _train(
     first = 0 if before is None else int(before.manifest.metrics["updates"])
     here = (ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, ctx.name)
     run = Run(*here, settings=settings, first=first, processes=Processes.here())
-    loop = PpoLoop(section, roles, reward, data, run, evaluation, algorithm=section.algorithm)
+    loop = PpoLoop(
+        section, roles, reward, data, run, evaluation, algorithm=section.trains_by, outcome_critic=outcome_critic
+    )
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()
 

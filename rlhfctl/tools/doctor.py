@@ -26,7 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 import rlhfctl
+from rlhfctl.errors import EngineError
 from rlhfctl.planning.machine import memory_bytes
+from rlhfctl.sandbox.pool import Sandbox
 from rlhfctl.training.trl import LAST_TRL
 
 # Oldest releases that work, the same as in pyproject.toml (a test compares the two).
@@ -107,7 +109,7 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
         *(_library(name, least, probe) for name, least in NEEDED.items()),
         *_devices(probe),
     ]
-    return [*found, *_engines(found), *_extras(probe), _disk(runs), _memory()]
+    return [*found, *_engines(found), *_extras(probe), _sandbox(), _disk(runs), _memory()]
 
 
 def works(findings: Sequence[Finding]) -> bool:
@@ -262,6 +264,15 @@ def _devices(probe: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("gpu", "warn", f"this machine has NVIDIA's driver, but torch ({why}) sees no GPU", fix)
     else:
         yield Finding("gpu", "ok", "none: models of a few million parameters train here, larger ones slowly")
+
+
+def _sandbox() -> Finding:
+    """Tell whether programs can be confined here, by real attempts (reward.unit_tests)."""
+    try:
+        with Sandbox(workers=1) as sandbox:
+            return Finding("sandbox", "ok", f"{sandbox.mode}: programs can be run with their tests (reward.unit_tests)")
+    except EngineError as error:
+        return Finding("sandbox", "warn", f"none, so no reward.unit_tests: {error.what}", error.fix)
 
 
 def _disk(runs: Path) -> Finding:

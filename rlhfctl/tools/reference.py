@@ -53,11 +53,16 @@ def _union_members(annotation: Any) -> tuple[Any, ...]:
 def _stage_pages() -> dict[str, tuple[type[Section], None]]:
     """A chapter for each stage's section, then for each section in it; `lora` has one for all stages."""
     found: dict[str, tuple[type[Section], None]] = {}
-    for name, section in stage_sections().items():
+
+    def add(name: str, section: type[Section]) -> None:
         found[name] = (section, None)
         for key, info in section.model_fields.items():
-            inner = [part for part in _union_members(info.annotation) if isinstance(part, type)]
-            found |= {f"{name}.{key}": (part, None) for part in inner if issubclass(part, Section) and part is not Lora}
+            for part in _union_members(info.annotation):
+                if isinstance(part, type) and issubclass(part, Section) and part is not Lora:
+                    add(f"{name}.{key}", part)
+
+    for name, section in stage_sections().items():
+        add(name, section)
     return found
 
 
@@ -67,6 +72,7 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "The top level": (Recipe, None),
     "seeds": (Seeds, None),
     "rounds": (Rounds, None),
+    "launch": (Launch, None),
     "model": (Model, None),
     "model.init": (Init, None),
     "lora": (Lora, None),

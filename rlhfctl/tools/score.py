@@ -27,7 +27,7 @@ from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths, stage_at
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compared, Demonstrations, Model, Preferences, Recipe, Reward
-from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL
+from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL, UNIT_TESTS
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import Episode, RewardFunction
@@ -164,6 +164,8 @@ def _scorer(
     stage = find_artifact(what)
     if stage is None and reward.function is not None:
         return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
+    if stage is None and reward.unit_tests is not None:
+        return build_scorer(UNIT_TESTS, resources), "the unit tests"
     if stage is None and reward.kind == "trained":
         stage = load_artifact(paths.stage(seeding.one_named("reward", in_order(recipe)) or "reward"))
     if stage is not None:

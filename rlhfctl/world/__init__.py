@@ -1,7 +1,7 @@
-"""Generate the built-in task `builtin:reviews`: short reviews of cafes, cameras, novels and other things.
+"""Generate the built-in tasks: short reviews (`builtin:reviews`), and small programs with tests (`builtin:programs`).
 
-With this task the whole pipeline runs offline on a CPU with a model of a million parameters, and "better" has a known
+With the reviews the whole pipeline runs offline on a CPU with a model of a million parameters, and "better" has a known
 meaning. `reviews` generates the three data sets, `gold` computes the true preference, `lexicon` holds the words that
 both share. This file imports nothing: a stage that only reads data must not import the gold scorer, which only compare
-and evaluation logging may use.
+and evaluation logging may use. `programs` generates tasks for programs; what is right there, the tests say.
 """

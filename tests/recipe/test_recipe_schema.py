@@ -175,6 +175,8 @@ RULES = [
     ("compare.judges=[]", "compare.judges", "must not be empty"),
     ("compare.primary_judge=m:f", "compare.primary_judge", "'m:f' is not among the judges: gold, reward_model"),
     ("compare.judges=[gold, reward_function]", "compare.judges", "reward_function needs reward.function"),
+    ("compare.judges=[gold, unit_tests]", "compare.judges", "unit_tests needs reward.unit_tests"),
+    ("compare.judges=[gold, passes]", "compare.judges", "passes needs reward.unit_tests"),
     ("compare.judges=[gold, endpoint]", "compare.judges", "endpoint needs compare.endpoint: the address and the model"),
     ("compare.endpoint={base_url: 'http://a', model: m}", "compare.endpoint", "is not used: endpoint is not among the"),
     (endpoint(samples=9), "compare.endpoint.samples", "is more than the 4 of compare.samples_per_prompt"),
@@ -209,6 +211,7 @@ OWN: dict[str, str] = {
     "critic": "head",
     "critic_from": "runs/a/ppo",
     "critic_trains_trunk": "true",
+    "outcome_critic": "{}",
     "rewards": "{reward: 1.0, 'scores:length': 0.5}",
     "num_generations": "4",
     "top_k": "20",
@@ -226,7 +229,56 @@ OWN: dict[str, str] = {
     "trace_every": "0",
     "trace_episodes": "2",
 }
-OWN_BESIDE = {"missing_eos_score": ["ppo.missing_eos_penalty=null"]}
+OWN_BESIDE = {
+    "missing_eos_score": ["ppo.missing_eos_penalty=null"],
+    "outcome_critic": ["reward={unit_tests: {}}", "compare={judges: [gold], primary_judge: null}"],
+}
+
+UNIT_TESTS = [
+    ("{program: 'x = 1'}", "reward.unit_tests.program", "holds no {response}"),
+    ("{memory_mb: 8}", "reward.unit_tests.memory_mb", "must be at least 64, got 8"),
+    ("{outcomes: {pass: 2}}", "reward.unit_tests.outcomes.pass", "did you mean 'passed'?"),
+    ("{}, function: 'm:f'", "reward.unit_tests", "but reward.function names another"),
+    ("{}, retries: 1", "reward.retries", "the reward is unit_tests"),
+    ("{}, members: 3", "reward.members", "is for a reward model trained here"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "what"), UNIT_TESTS)
+def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
+    (problem,) = problems(f"reward={{unit_tests: {section}}}", "compare.judges=[gold, unit_tests, passes]")
+    assert problem.key == key and what in str(problem)
+
+
+# Keys that CodeRL's returns have no use for.
+BESIDE_OUTCOMES = {
+    "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
+    "whiten_advantages": "true", "vf_coef": "0.1", "cliprange_value": "0.2", "gamma": "1.0", "lam": "0.9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BESIDE_OUTCOMES)
+def test_what_outcome_critic_has_no_use_for_is_refused(key: str) -> None:
+    found = problems(
+        "reward={unit_tests: {}}",
+        "compare={judges: [passes]}",
+        f"ppo={{outcome_critic: {{}}, {key}: {BESIDE_OUTCOMES[key]}}}",
+    )
+    assert any(
+        problem.key == f"ppo.{key}" and "has no part in the returns of outcome_critic" in str(problem)
+        for problem in found
+    )
+
+
+def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path) -> None:
+    made = recipe(
+        "reward={unit_tests: {}}",
+        "compare={judges: [passes], primary_judge: null, critic_sampling: {}}",
+        "ppo={engine: rlhfctl, outcome_critic: {}}",
+    )
+    (tmp_path / "again.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").recipe == made
+
 
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
@@ -258,6 +310,13 @@ MORE = [
     ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),
     ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),
     ("reward.function=no function",),
+    ("reward={unit_tests: {program: x}, retries: 1, function: 'a:b'}",),
+    ("reward={unit_tests: {}, retries: 1}",),
+    ("ppo.outcome_critic={}",),
+    ("data.preferences={source: 'builtin:programs', rows: 10}",),
+    ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),
+    ("compare={judges: [gold], critic_sampling: {samples: 3}}",),
+    *(("ppo.outcome_critic={}", f"ppo.{key}={value}") for key, value in BESIDE_OUTCOMES.items()),
     ("reward={model: a/b, card: {}, gate: {}}", "data.preferences=null"),
     ("reward={model: a/b, variance_coefficient: 2.0}",),
     ("sample={candidates: 10}", "label={}", MADE),
@@ -411,11 +470,14 @@ def test_questions_to_the_endpoint_are_counted() -> None:
     assert whole is not None and whole.questions_per_prompt == 0
 
 
+APART = ("critic_from", "outcome_critic")  # they do without other keys
+
+
 @pytest.mark.parametrize("engine", ["trl", "rlhfctl"])
 def test_a_resolved_recipe_reads_back_as_it_was(engine: str) -> None:
     overrides = [f"ppo.engine={engine}", "reward.card={samples: 8}", "reward.gate={flags: []}"]
     if engine == "rlhfctl":
-        overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key != "critic_from"]
+        overrides += [f"ppo.{key}={value}" for key, value in OWN.items() if key not in APART]
         overrides += OWN_BESIDE["missing_eos_score"]
     resolved = recipe(*overrides)
     text = dump_recipe(resolved)

@@ -85,7 +85,7 @@ def test_best_needs_prompts_to_choose_on() -> None:
 
 def test_gold_is_for_the_builtin_task_alone() -> None:
     (problem,) = problems("data.prompts={source: rows.jsonl}")
-    assert problem.key == "compare.judges" and "gold scores only the built-in task" in problem.what
+    assert problem.key == "compare.judges" and "gold scores only builtin:reviews" in problem.what
     assert recipe("data.prompts={source: rows.jsonl}", "compare={judges: [reward_model], primary_judge: null}").compare
 
 

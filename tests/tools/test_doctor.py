@@ -16,6 +16,7 @@ from conftest import ROOT, Cli
 from typer.testing import CliRunner
 
 from rlhfctl.cli import app
+from rlhfctl.sandbox import confine
 from rlhfctl.tools import doctor
 
 GOOD = {"errors": {}, "threads": 2, "gpus": [], "mps": False, "gpu_build": None}
@@ -165,3 +166,15 @@ def test_the_limits_are_those_of_the_package() -> None:
 
 def test_the_trl_that_is_tested_has_a_ppo_trainer() -> None:
     assert doctor._has_ppo() is not None
+
+
+def test_a_sandbox_is_named_or_missed_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "has_seccomp", lambda: False)
+    missing = doctor._sandbox()
+    assert missing.status == "warn" and "no reward.unit_tests" in missing.what
+    assert missing.fix is not None and "bubblewrap" in missing.fix and not missing.needed
+
+
+def test_a_sandbox_that_works_is_named(confining: None) -> None:
+    found = doctor._sandbox()
+    assert found.status == "ok" and found.what.startswith(("landlock", "bubblewrap"))

@@ -42,7 +42,7 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "- `sft`: needs data.demonstrations to train on. Fix: add data.demonstrations.",
         "- `sft.lora`, `reward.lora`, `ppo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: "
         "give the recipe a lora section, or take model.quantization out.",
-        "- `compare.judges`: gold scores only the built-in task, but data.prompts is a file. Fix: take it out of "
+        "- `compare.judges`: gold scores only builtin:reviews, but data.prompts is another source. Fix: take it out of "
         "compare.judges.",
         "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, compare.",
         "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews, or a file.",

@@ -260,6 +260,10 @@ def _behaviour_table(compare: Mapping[str, Any]) -> Table:
         ("response length, tokens", "length_policy_mean", "length_reference_mean", short),
         ("responses that end", "end_rate_policy", "end_rate_reference", verdicts.share),
         ("distinct 2-grams", "distinct_2_policy", "distinct_2_reference", verdicts.share),
+        ("no Python", "compile_error_policy", "compile_error_reference", verdicts.share),
+        ("raise an error", "runtime_error_policy", "runtime_error_reference", verdicts.share),
+        ("fail a test", "failed_policy", "failed_reference", verdicts.share),
+        ("pass all tests", "passed_policy", "passed_reference", verdicts.share),
         ("KL from the reference", "kl_mean", None, short),
     ):
         values = [compare.get(key) if key else None for key in (of_policy, of_reference)]

@@ -39,6 +39,24 @@ class Controls(Section):
     )
 
 
+class CriticSampling(Section):
+    """Sampling that continues the best beginnings by the outcome critic, beside plain sampling (CodeRL)."""
+
+    samples: int = Field(8, ge=2, description="Programs per prompt with each way of sampling; half of them continue.")
+    example_tests: int = Field(
+        1, gt=0, description="How many of a row's tests, the first ones, the sampler may run; all tests judge."
+    )
+
+    RULES: ClassVar[tuple[Rule[CriticSampling], ...]] = (
+        Rule(
+            "samples",
+            "{samples} cannot be halved: one half is sampled as ever, the other continues beginnings of it",
+            "use an even number",
+            lambda sampling: sampling.samples % 2 == 1,
+        ),
+    )
+
+
 def _controls_set(compare: Compare) -> Controls | None:
     """Return the controls that the recipe states; defaults are fitted instead (`resolved_controls`)."""
     return compare.controls if compare.is_set("controls") else None
@@ -94,9 +112,16 @@ class Compare(Stage):
         None, description="The judge `endpoint`: a model behind an OpenAI-compatible API."
     )
 
+    critic_sampling: CriticSampling | None = Field(
+        None,
+        description="With ppo.outcome_critic: compare, on the policy, sampling that goes on from the critic's best "
+        "beginnings with plain sampling of as many programs (null: do not).",
+    )
+
     @model_serializer(mode="wrap")
     def _only_what_is_stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(handler(self), () if self.endpoint is not None else ("endpoint",))  # older runs lack the key
+        absent = tuple(key for key in ("endpoint", "critic_sampling") if getattr(self, key) is None)
+        return without(handler(self), absent)  # older runs lack these keys
 
     def as_input(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"endpoint": set(NOT_INPUTS)})

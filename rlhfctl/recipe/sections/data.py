@@ -10,7 +10,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from rlhfctl.recipe.sections.base import Rule, Section, without
 
-BUILTIN_SOURCES = ("builtin:reviews",)
+REVIEWS, PROGRAMS = "builtin:reviews", "builtin:programs"
+BUILTIN_SOURCES = (REVIEWS, PROGRAMS)
 STAGE_SOURCE = "stage:"  # prefix of a stage's name whose artifact holds the rows
 OWN_DATA_KEYS = (
     "columns", "label", "subset", "split", "revision", "turns", "as_conversations", "response_prefix", "bad_rows",
@@ -43,8 +44,8 @@ class Turns(Section):
 
 _SOURCE = (
     f"A file ({', '.join(DATA_SUFFIXES)}; .gz too), a folder of such files or one saved by "
-    "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or builtin:reviews for the "
-    "built-in task."
+    "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or a built-in "
+    "task: builtin:reviews, or builtin:programs (demonstrations and prompts, with tests)."
 )
 _SOURCES = "Several sources instead of one, each with its weight."
 LabelValue = str | int | float | bool
@@ -180,6 +181,11 @@ class Source(Section):
         return all(part.source.startswith("builtin:") for part in self.parts)
 
     @property
+    def has_gold(self) -> bool:
+        """Tell whether all rows are of the built-in task whose true preference is known."""
+        return self.builtin and all(part.source != PROGRAMS for part in self.parts)
+
+    @property
     def kind(self) -> Literal["list", "missing", "builtin", "own"]:
         """The kind of this source: a list of sources, none, the built-in task, or the user's own data."""
         if self.parts != [self]:
@@ -274,6 +280,15 @@ class Preferences(Compared):
 
     source: str = Field("", min_length=1, description=_SOURCE)
     sources: list[PreferencesPart] | None = Field(None, min_length=1, description=_SOURCES)
+    RULES: ClassVar[tuple[Rule[Preferences], ...]] = (
+        Rule(
+            "source",
+            f"{PROGRAMS} has demonstrations and prompts, no preferences",
+            "use reward.unit_tests, which needs none, or another source",
+            lambda preferences: any(part.source == PROGRAMS for part in preferences.parts),
+        ),
+    )
+
     heldout: float = Field(
         0.15, gt=0, le=0.9, description="Fraction of prompts whose pairs are held out of training, for evaluation."
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
+from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 
@@ -28,7 +29,12 @@ REFUSED_PPO_KEYS = {
 OWN_ENGINE_KEYS = (
     "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
     "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
-    "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+    "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+)  # fmt: skip
+# Keys that have no part in CodeRL's returns: `outcome_critic` refuses them if they are set.
+UNUSED_BY_OUTCOMES = (
+    "critic", "critic_from", "critic_trains_trunk", "whiten_rewards", "whiten_advantages", "vf_coef", "cliprange_value",
+    "gamma", "lam",
 )  # fmt: skip
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -42,6 +48,10 @@ class PpoEval(Section):
 
 def _set_for_trl(key: str) -> Callable[[Ppo], bool]:
     return lambda ppo: ppo.engine == "trl" and ppo.is_set(key)
+
+
+def _set_beside_outcomes(key: str) -> Callable[[Ppo], bool]:
+    return lambda ppo: ppo.outcome_critic is not None and ppo.is_set(key)
 
 
 def _without_end(key: str) -> Callable[[Ppo], bool]:
@@ -146,6 +156,11 @@ class Ppo(Stage):
         None, gt=0, description="With use: best, largest KL in nats per response of a policy that may be chosen (null: "
         "any)."
     )  # fmt: skip
+    outcome_critic: OutcomeCritic | None = Field(
+        None,
+        description="With reward.unit_tests: returns as in CodeRL, the score over that of the greedy program, weighed "
+        "at each token by a model that predicts the outcome (null: the critic's advantages).",
+    )
     eval: PpoEval = Field(PpoEval(every=10), description="Evaluation of the policy during PPO.")
 
     @property
@@ -157,6 +172,11 @@ class Ppo(Stage):
     def algorithm(self) -> str:
         """The algorithm's name in the table of training/rl/algorithms.py."""
         return "ppo"
+
+    @property
+    def trains_by(self) -> str:
+        """The name, in the table of training/rl/algorithms.py, of what the keys amount to."""
+        return self.algorithm if self.outcome_critic is None else "coderl"
 
     @property
     def updates(self) -> int:
@@ -182,7 +202,8 @@ class Ppo(Stage):
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        newer = ("best_kl_limit",) if self.best_kl_limit is None else ()  # unknown to older runs, which stay unchanged
+        newer = tuple(key for key in ("best_kl_limit", "outcome_critic") if getattr(self, key) is None)  # as older runs
+        newer += UNUSED_BY_OUTCOMES if self.outcome_critic is not None else ()
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
@@ -195,6 +216,16 @@ class Ppo(Stage):
                 about=("engine",),
             )
             for key in OWN_ENGINE_KEYS
+        ),
+        *(
+            Rule(
+                key,
+                "has no part in the returns of outcome_critic",
+                "remove it, or outcome_critic",
+                _set_beside_outcomes(key),
+                about=("outcome_critic",),
+            )
+            for key in UNUSED_BY_OUTCOMES
         ),
         Rule(
             "kl_estimator",

@@ -1,4 +1,4 @@
-"""Define the `reward` section: a reward model to train, a ready reward model, or a Python function."""
+"""Define the `reward` section: a reward model to train, a ready one, a Python function, or tests of programs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlhfctl.recipe.sections.base import DataNeed, Rule, without
 from rlhfctl.recipe.sections.card import Card, Gate
 from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
 from rlhfctl.recipe.sections.training import Trained
+from rlhfctl.recipe.sections.unit_tests import UnitTests
 
 RewardText = Literal["text", "pair", "response"]  # the text that a classifier reads
 RewardLoss = Literal["bradley_terry", "k_wise", "plackett_luce", "best_of_k"]
@@ -101,6 +102,10 @@ class Reward(Trained):
     retries: int = Field(
         0, ge=0, description="Number of further calls of a function that raised, after 1, 2, 4, ... seconds."
     )
+    unit_tests: UnitTests | None = Field(
+        None,
+        description="Run each response as a Python program with its row's tests, in a sandbox; the outcome scores.",
+    )
     card: Card | None = Field(
         None, description="The reward model's card: accuracy, calibration, length, probes and best-of-n curves."
     )
@@ -128,8 +133,15 @@ class Reward(Trained):
         return self.loss in GROUP_LOSSES
 
     @property
-    def kind(self) -> Literal["trained", "model", "function"]:
-        return "model" if self.model is not None else "function" if self.function is not None else "trained"
+    def kind(self) -> Literal["trained", "model", "function", "unit_tests"]:
+        named = (("model", self.model), ("function", self.function), ("unit_tests", self.unit_tests))
+        kinds: list[Any] = [kind for kind, value in named if value is not None]
+        return kinds[0] if kinds else "trained"
+
+    @property
+    def has_model(self) -> bool:
+        """Tell whether the scorer is a model, trained here or ready."""
+        return self.kind in ("trained", "model")
 
     @property
     def trains(self) -> bool:
@@ -156,10 +168,24 @@ class Reward(Trained):
             lambda reward: reward.kind == "trained" and reward.retries > 0,
         ),
         Rule(
+            "retries",
+            "is for reward functions, but the reward is unit_tests",
+            "remove it",
+            lambda reward: reward.kind == "unit_tests" and reward.retries > 0,
+            about=("unit_tests",),
+        ),
+        Rule(
             "function",
             "a response has one scorer, but {at}.model names another",
             "remove one",
             lambda reward: reward.model is not None and reward.function is not None,
+        ),
+        Rule(
+            "unit_tests",
+            "a response has one scorer, but {at}.{kind} names another",
+            "remove one",
+            lambda reward: reward.unit_tests is not None and reward.kind != "unit_tests",
+            about=("model", "function"),
         ),
         *(
             Rule(
@@ -214,8 +240,9 @@ class Reward(Trained):
             "trained": ("model", "function", "label", "reads", "retries"),
             "model": ("function", *TRAINING_KEYS),
             "function": ("model", *TRAINING_KEYS, *CLASSIFIER_KEYS),
+            "unit_tests": ("model", "function", "retries", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
         # Runs that were made before these keys existed stay unchanged.
-        newer = ("card", "gate", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS)
+        newer = ("unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS)
         absent = tuple(key for key in newer if not _is_used(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

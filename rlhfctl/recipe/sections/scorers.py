@@ -15,6 +15,7 @@ Place = Literal["ppo.rewards", "compare.judges"]
 
 REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
+UNIT_TESTS, PASSES = "unit_tests", "passes"  # the outcome's score, and whether all tests hold (reward.unit_tests)
 ENDPOINT = "endpoint"  # a judge of pairs: stages/endpoint.py asks it
 HELDOUT = "heldout"  # the second reward model, which PPO never trains on (reward.heldout)
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
@@ -40,6 +41,8 @@ SCORERS: dict[str, Scorer] = {
     REWARD_MODEL: Scorer(("compare.judges",)),
     REWARD_FUNCTION: Scorer(("compare.judges",)),
     HELDOUT: Scorer(("compare.judges",), "with reward.heldout"),
+    UNIT_TESTS: Scorer(("compare.judges",), "with reward.unit_tests: the outcome's score"),
+    PASSES: Scorer(("compare.judges",), "with reward.unit_tests: 1 if all tests hold, else 0"),
 }
 """The scorers by name. What builds each is in rewards/build.py; stages/endpoint.py asks the judge of pairs."""
 

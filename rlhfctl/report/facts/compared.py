@@ -18,6 +18,10 @@ _FACTS = {  # what it is called -> fields of compare.json for policy and referen
     "responses that end": ("end_rate_policy", "end_rate_reference"),
     "distinct words": ("distinct_1_policy", "distinct_1_reference"),
     "distinct pairs of words": ("distinct_2_policy", "distinct_2_reference"),
+    "programs that are no Python": ("compile_error_policy", "compile_error_reference"),
+    "programs that raise an error": ("runtime_error_policy", "runtime_error_reference"),
+    "programs that fail a test": ("failed_policy", "failed_reference"),
+    "programs that pass all tests": ("passed_policy", "passed_reference"),
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlhfctl.recipe.schema import Ppo
-from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl import coderl, ppo_math
 from rlhfctl.training.rl.experience import Experience
 from rlhfctl.training.rl.minibatch import PolicyLoss, gradient_step
 from rlhfctl.training.rl.ppo_math import PolicyTerms
@@ -54,4 +54,5 @@ def clipped_surrogate(
 
 ALGORITHMS = {
     "ppo": Algorithm(advantages=generalized_advantages, policy_loss=clipped_surrogate, needs_critic=True),
+    "coderl": Algorithm(advantages=coderl.outcome_weighted, policy_loss=clipped_surrogate, needs_critic=False),
 }

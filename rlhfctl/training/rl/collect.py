@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -22,11 +22,13 @@ from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
-from rlhfctl.rewards.episode import RewardFunction, make_episode, parts_of
+from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, parts_of
+from rlhfctl.rewards.unit_tests import outcome_metrics, outcomes_of
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
 from rlhfctl.training.rl.experience import Experience, forwards, spread
 from rlhfctl.training.rl.orders import Orders
+from rlhfctl.training.rl.outcome_critic import OUTCOMES, OutcomeCritic
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.rl.values import critic_values
 
@@ -56,6 +58,7 @@ class Collector:
     generator: Generator
     accelerator: Accelerator
     processes: Processes = ALONE
+    outcome_critic: OutcomeCritic | None = None
 
 
 def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False) -> Experience:
@@ -73,6 +76,9 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
 
         # 2. Score: one number per response, minus a penalty if the response did not end.
         set_scores(experience, section, collector.reward, collector.data)
+
+        if collector.outcome_critic is not None:
+            set_beliefs(experience, collector, collector.outcome_critic)
 
         # 3. KL and rewards: -kl_coef x KL per token, and the score at the end of the response.
         experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
@@ -150,15 +156,10 @@ def set_sampled_logprobs(
 
 def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData) -> None:
     """Set `raw_scores`, the `parts` of a weighted sum, and `scores` after the penalty for a missing end."""
-    stops = stop_strings(section, data.tokenizer)
-    episodes = [
-        make_episode(data.tokenizer, data.rows[index], prompt, response.ids, stops)
-        for index, prompt, response in zip(
-            experience.prompt_indices, experience.prompts, experience.responses, strict=True
-        )
-    ]
-    scores = reward(episodes)
-    experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward)
+    ids = [response.ids for response in experience.responses]
+    scores = reward(episodes_of(data, experience.prompt_indices, ids, section))
+    experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward) | outcome_metrics(reward)
+    experience.outcomes = outcomes_of(reward)
     experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
     experience.scores = ppo_math.apply_missing_eos(
         experience.raw_scores,
@@ -166,6 +167,45 @@ def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, dat
         penalty=section.missing_eos_penalty,
         score=section.missing_eos_score,
     )
+
+
+def episodes_of(
+    data: PromptData, indices: Sequence[int], responses: Sequence[Sequence[int]], section: Ppo
+) -> list[Episode]:
+    """Make the episodes of responses (ids) to the prompts of `indices`."""
+    stops = stop_strings(section, data.tokenizer)
+    return [
+        make_episode(data.tokenizer, data.rows[index], data.prompts[index], response, stops)
+        for index, response in zip(indices, responses, strict=True)
+    ]
+
+
+def set_beliefs(experience: Experience, collector: Collector, critic: OutcomeCritic) -> None:
+    """Set `baselines`, the scores of the policy's greedy programs, and `beliefs`, the critic's in what happened."""
+    section, data = collector.section, collector.data
+    asked = list(dict.fromkeys(experience.prompt_indices))
+    sampling = sampling_for(section, data.tokenizer, seed=collector.orders.seed, stream=0)
+    greedy = collector.generator(
+        collector.roles.policy,
+        [list(data.prompts[index]) for index in asked],
+        data.tokenizer,
+        replace(sampling, temperature=None),
+        what="sampling the greedy programs",
+    )
+    raw = torch.tensor(collector.reward(episodes_of(data, asked, [one.ids for one in greedy], section)))
+    ended = torch.tensor([one.ended for one in greedy])
+    scores = ppo_math.apply_missing_eos(
+        raw, ended, penalty=section.missing_eos_penalty, score=section.missing_eos_score
+    )
+    by_prompt = dict(zip(asked, scores.tolist(), strict=True))
+    baselines = [by_prompt[index] for index in experience.prompt_indices]
+    experience.baselines = torch.tensor(baselines, dtype=experience.scores.dtype, device=experience.scores.device)
+    experience.beliefs = torch.zeros_like(experience.logprobs)
+    outcomes = torch.tensor([OUTCOMES.index(one) for one in experience.outcomes], device=experience.lengths.device)
+    for part in forwards(experience, section, "asking the outcome critic"):
+        believed = critic.beliefs(experience.sequences(part), outcomes[part])
+        experience.beliefs[part] = spread(believed.to(experience.beliefs.dtype), experience.response_mask[part])
+    experience.processes.sum_over([experience.beliefs])
 
 
 def set_rewards(experience: Experience, section: Ppo) -> None:

@@ -46,7 +46,10 @@ class Experience:
     raw_scores: Tensor = field(default_factory=_empty)  # (B,) as returned by the reward function
     scores: Tensor = field(default_factory=_empty)  # (B,) after the penalty for a missing end
     parts: dict[str, list[float | None]] = field(default_factory=dict)  # scorer name -> scores (B,), before weighting
-    uncertain: dict[str, float] = field(default_factory=dict)  # how far an ensemble's members differ, as a metric
+    uncertain: dict[str, float] = field(default_factory=dict)  # an ensemble's disagreement, programs' outcomes
+    outcomes: list[str] = field(default_factory=list)  # of programs (B,), where the reward runs them
+    baselines: Tensor = field(default_factory=_empty)  # (B,) score of the greedy program; with an outcome critic
+    beliefs: Tensor = field(default_factory=_empty)  # (B, W) the outcome critic's probability of what happened
     logprobs: Tensor = field(default_factory=_empty)  # (B, W) under the policy that sampled
     ref_logprobs: Tensor = field(default_factory=_empty)
     kl: Tensor = field(default_factory=_empty)

@@ -49,6 +49,7 @@ from rlhfctl.training.rl.learn import build_optimizer, learn
 from rlhfctl.training.rl.metrics import update_metrics
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.orders import Orders
+from rlhfctl.training.rl.outcome_critic import OutcomeCritic
 from rlhfctl.training.rl.preparation import (
     has_low_precision,
     make_accelerator,
@@ -103,6 +104,7 @@ class PpoLoop:
         *,
         algorithm: str = "ppo",
         generator: Generator = sample,
+        outcome_critic: OutcomeCritic | None = None,
     ) -> None:
         self.section = section
         self.data = data
@@ -125,7 +127,16 @@ class PpoLoop:
         )  # fmt: skip
         orders, sampler = Orders(run.seed), in_shares(generator, run.processes)
         self.collector = Collector(
-            section, self.algorithm, roles, reward, data, orders, sampler, self.accelerator, run.processes
+            section,
+            self.algorithm,
+            roles,
+            reward,
+            data,
+            orders,
+            sampler,
+            self.accelerator,
+            run.processes,
+            outcome_critic,
         )
         self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator)
         self.recovery = Recovery(run.work.parent / "non-finite", data.tokenizer, run.say)

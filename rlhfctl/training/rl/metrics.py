@@ -35,6 +35,11 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
             "value_mean": float(ppo_math.masked_mean(experience.values, states)),
             "explained_variance": float(explained),
         }
+    if experience.beliefs.numel():
+        metrics |= {
+            "greedy_score": float(experience.baselines.mean()),
+            "belief": float(ppo_math.masked_mean(experience.beliefs, mask)),
+        }
     metrics |= {
         "token_entropy": -float(ppo_math.masked_mean(experience.logprobs, mask)),
         "optimizer_steps": float(len(steps)),
