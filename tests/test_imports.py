@@ -38,7 +38,8 @@ PARTS = {  # of a stage: its files beside the one of its name
     "reward": ("normalization", "reward_members"),
 }
 GOLD_READERS = {
-    "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py"
+    "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py",
+    "tools/reproduce/query_outcomes.py",
 }  # fmt: skip
 
 
