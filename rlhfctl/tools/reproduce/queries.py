@@ -65,15 +65,15 @@ class Sizes:
 
 
 SMALL = Sizes(
-    questions=(8, 8, 16),
+    questions=(24, 24, 48),
     candidates=3,
     members=2,
-    batch=4,
-    prompts=150,
+    batch=8,
+    prompts=280,
     heldout_prompts=20,
     heldout_responses=2,
     hidden_size=40,
-    extra={"data.demonstrations.rows": 1_000},
+    extra={"data.demonstrations.rows": 2_000},
 )
 """Sizes that only try the command: a minute, and no result of interest."""
 

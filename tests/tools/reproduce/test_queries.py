@@ -55,7 +55,7 @@ def test_the_small_form_ends_with_statements_and_does_nothing_twice(tmp_path: Pa
     found = json.loads((tmp_path / "christiano.json").read_text())
     assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 5
     for one in found["seeds"]:
-        assert one["budgets"] == [8, 16, 32]
+        assert one["budgets"] == [24, 48, 96]
         assert one["accuracy"][RANDOM][0] == one["accuracy"][ACTIVE][0]  # the first round is the same
         assert one["accuracy"][RANDOM][1:] != one["accuracy"][ACTIVE][1:]
     folder = tmp_path / "c" / "seed-1"
