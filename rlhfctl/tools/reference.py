@@ -86,7 +86,6 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "data.prompts.sources": (PromptsPart, Source),
     "turns": (Turns, None),
     **_stage_pages(),
-    "launch": (Launch, None),
 }
 # Heading -> the section's path in a recipe, where it differs from the heading.
 PATHS = {"The top level": "", "Every data source": "data.<set>"}
