@@ -144,8 +144,8 @@ def test_two_machines_finish_a_run(shared: bool, alone: Numbers, tiny_run: Path,
 def test_two_and_three_processes_give_the_metrics_of_one_on_the_quickstart(critic: str, tmp_path: Path) -> None:
     """Over three updates; sft and reward of the quickstart are made once for all critics.
 
-    Of the evaluations only the first is compared: after an update the weights differ by rounding, and a draw on a border
-    may fall the other way (one response of 100 with critic: model).
+    Of the evaluations only the first is compared: later the weights differ by rounding, and a draw on a border may fall
+    the other way (one response of 100 with critic: model).
     """
     base = tmp_path.parent / "quickstart-base"
     if not (base / "reward" / "manifest.json").is_file():
