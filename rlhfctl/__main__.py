@@ -7,8 +7,10 @@ error.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import logging
 import os
 import sys
@@ -28,6 +30,8 @@ def main() -> None:
     Other exceptions are defects of rlhfctl and show a traceback. Typer reports misspelt commands and options itself
     (exit code 2).
     """
+    # At its end Python's collector would look through all of torch: seconds on a busy machine.
+    atexit.register(gc.freeze)
     with silent_imports():
         _main()
 

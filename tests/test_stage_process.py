@@ -98,8 +98,9 @@ def test_only_the_first_of_several_processes_speaks_and_publishes(project: Path)
     assert not any(isinstance(event, StageStarted | Metrics | StageFinished) for event in events)
     folder = project / "run" / "sft"
     assert [path.name for path in folder.iterdir()] == ["work"]  # no model, no recorded outputs, no manifest
-    assert (folder / "work" / "process-1" / "model").is_dir()  # what it made lies where it is thrown away
-    assert sorted(path.name for path in (folder / "work" / "process").iterdir()) == ["task.json"]
+    assert list((folder / "work" / "process-1").iterdir()) == []  # it left after training, before anything is saved
+    names = sorted(path.name for path in (folder / "work" / "process").iterdir())
+    assert names == ["process-1.log", "task.json"]  # no events, no result
 
 
 def test_a_process_that_dies_is_an_error_that_says_where_to_look(project: Path) -> None:

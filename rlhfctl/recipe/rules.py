@@ -435,10 +435,6 @@ SEEDS: Rule[Sections] = Rule(
 # ---------------------------------------------------------------- several processes
 
 
-def _processes(recipe: Sections) -> int:
-    return recipe.launch.num_processes if recipe.launch is not None else 1
-
-
 def _trainer_batch(section: Sft | Reward | None) -> int | None:
     """Return the rows of a batch of one of TRL's trainers; None if the stage trains nothing."""
     if section is None or not section.trains:
@@ -447,10 +443,21 @@ def _trainer_batch(section: Sft | Reward | None) -> int | None:
     return given if isinstance(given, int) else None
 
 
+def _if_several(broken: Callable[[Sections, int], bool]) -> Callable[[Sections], list[Mapping[str, str]]]:
+    """Make a rule of several processes, which knows their number as {processes}."""
+
+    def found(recipe: Sections) -> list[Mapping[str, str]]:
+        count = recipe.launch.num_processes if recipe.launch is not None else 1
+        return [{"processes": str(count)}] if count > 1 and broken(recipe, count) else []
+
+    return found
+
+
 def _rows_for_all(stage: str) -> Callable[[Sections], list[Mapping[str, str]]]:
     def broken(recipe: Sections) -> list[Mapping[str, str]]:
         rows = _trainer_batch(getattr(recipe, stage))
-        return [{"rows": str(rows)}] if rows is not None and 0 < rows < _processes(recipe) else []
+        several = _if_several(lambda recipe, count: rows is not None and 0 < rows < count)
+        return [{**values, "rows": str(rows)} for values in several(recipe)]
 
     return broken
 
@@ -459,7 +466,7 @@ PROCESSES: tuple[Rule[Sections], ...] = (
     *(
         Rule(
             f"{stage}.trainer.per_device_train_batch_size",
-            "a batch of {rows} rows has no part for each of {launch.num_processes} processes, which divide it",
+            "a batch of {rows} rows has no part for each of {processes} processes, which divide it",
             "raise it (and lower gradient_accumulation_steps), or take fewer processes",
             _rows_for_all(stage),
             about=("launch.num_processes",),
@@ -468,16 +475,16 @@ PROCESSES: tuple[Rule[Sections], ...] = (
     ),
     Rule(
         "ppo.num_mini_batches",
-        "a minibatch of {ppo.mini_batch_size} episodes has no part for each of {launch.num_processes} processes",
+        "a minibatch of {ppo.mini_batch_size} episodes has no part for each of {processes} processes",
         "lower it, raise per_device_train_batch_size, or take fewer processes",
-        lambda recipe: recipe.ppo is not None and recipe.ppo.mini_batch_size < _processes(recipe),
+        _if_several(lambda recipe, count: recipe.ppo is not None and recipe.ppo.mini_batch_size < count),
         about=("launch.num_processes", "ppo.per_device_train_batch_size", "ppo.gradient_accumulation_steps"),
     ),
     Rule(
         "ppo.engine",
-        "TRL's PPOTrainer would take other batches in {launch.num_processes} processes",
+        "TRL's PPOTrainer would take other batches in {processes} processes",
         "use engine: rlhfctl, or launch.num_processes: 1",
-        lambda recipe: recipe.ppo is not None and recipe.ppo.engine == "trl" and _processes(recipe) > 1,
+        _if_several(lambda recipe, count: recipe.ppo is not None and recipe.ppo.engine == "trl"),
         about=("launch.num_processes",),
     ),
 )

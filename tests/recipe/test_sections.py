@@ -119,12 +119,12 @@ def placeholders(rule: Rule[Any]) -> set[str]:
 
 def test_each_placeholder_has_a_value() -> None:
     """A placeholder is {at}, {key}, an attribute, or one of the values that a rule of a list returns."""
-    returned = {"option", "instead", "judge", "scorer"}
+    returned = {"option", "instead", "judge", "scorer", "rows", "processes"}
     for kind, rule in ALL_RULES:
         if kind is not Recipe:
             for name in placeholders(rule) - {"at", "key", *returned, *kind.model_fields}:
                 assert hasattr(kind, name), (kind, name)
     whole = load_recipe(Path(__file__).parent / "golden" / "sample.yaml").recipe
     for rule in Recipe.RULES:
-        for name in placeholders(rule) - {""}:
+        for name in placeholders(rule) - {"", *returned}:
             attrgetter(name)(whole)
