@@ -316,6 +316,12 @@ def test_the_hash_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
     assert fs.hash_json(1) != fs.hash_json("1")
 
 
+@pytest.mark.parametrize("values", [[], [1], [{"b": "ü", "a": [1]}, "x", None]])
+def test_a_list_that_comes_one_by_one_has_the_hash_of_the_list(values: list[object]) -> None:
+    assert fs.hash_json_list(iter(values)) == fs.hash_json(values)
+    assert fs.hash_json_list(iter(values), before="é") == fs.hash_json(["é", values])
+
+
 # ---------------------------------------------------------------- the lock
 
 HOLDER = """
