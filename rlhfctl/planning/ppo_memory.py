@@ -170,10 +170,8 @@ def _update(
     policy, critic, length = roles.policy, roles.critic, section.response_length
     moments: list[Moment] = []
     at_once = min(section.local_rollout_forward_batch_size, math.ceil(section.batch_size / processes))
-    rows = section.per_device_train_batch_size
-    if processes > 1:
-        rows = min(rows, math.ceil(section.mini_batch_size / processes))
-    asked, learned = _longest(at_once, prompt, length), _longest(rows, prompt, length)
+    in_a_step = min(section.per_device_train_batch_size, math.ceil(section.mini_batch_size / processes))
+    asked, learned = _longest(at_once, prompt, length), _longest(in_a_step, prompt, length)
 
     def moment(what: str, role: str) -> None:
         moments.append(Moment(what, with_seen(held, role, meter.peak)))

@@ -39,6 +39,16 @@ def test_roles_of_ppo() -> None:
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 
 
+def test_a_step_holds_no_more_than_its_minibatch() -> None:
+    """Two minibatches of 4 need what one batch of 4 needs, beside the sampling of 8."""
+    halves = {moment.what: moment.total for moment in ppo(num_mini_batches=2).moments}
+    small = {moment.what: moment.total for moment in ppo(per_device_train_batch_size=4).moments}
+    whole = {moment.what: moment.total for moment in ppo().moments}
+    assert halves["the policy's step"] == pytest.approx(small["the policy's step"], rel=0.01)
+    assert halves["the policy's step"] < 0.9 * whole["the policy's step"]
+    assert halves["sampling"] == whole["sampling"] > small["sampling"]
+
+
 def test_a_cache_has_room_for_prompt_and_response() -> None:
     sampling = next(moment for moment in ppo().moments if moment.what == "sampling")
     a_row = 2 * LAYERS * WIDTH * 4 * (12 + 24)  # keys and values of all layers in float32
