@@ -43,6 +43,7 @@ class LanguageModel:
         self._pad_mask: Tensor | None = None
         # Whether generation/small_decoder.py gives the same hidden states as this model; None: not tried yet.
         self.decodes: bool | None = None
+        self.decodes_in_slots: bool | None = None  # the same for generation/static_decoder.py
 
     @property
     def device(self) -> torch.device:

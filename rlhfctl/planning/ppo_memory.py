@@ -18,7 +18,7 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from rlhfctl.generation import generator, kl, local
+from rlhfctl.generation import generator, kl, local, static_decoder
 from rlhfctl.models import scoring
 from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
 from rlhfctl.models.ensembles import member_name
@@ -179,7 +179,7 @@ def _update(
 
     with meter:
         with torch.no_grad():
-            _sample(meter, policy, at_once, prompt, length)
+            _sample(meter, policy, at_once, prompt, length, slots=section.sampler == "slots")
             moment("sampling", "policy")
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
@@ -250,21 +250,33 @@ def _longest(rows: int, prompt: int, length: int) -> Sequences:
     return shapes
 
 
-def _sample(meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int) -> None:
+def _sample(
+    meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int, *, slots: bool = False
+) -> None:
     """Run the parts of sampling that need most memory: the prompt, the second token, and the shrinking of a batch."""
+    policy.decodes_in_slots = True  # if its configuration fits: there are no numbers to compare
+    if slots and static_decoder.supports(policy):
+        decoder = static_decoder.StaticDecoder(policy, rows, prompt + length)
+        meter.room = decoder.place.columns
+        decoder.admit(range(rows), [[0] * prompt] * rows)
+        decoder.step(torch.zeros(rows, dtype=torch.long), prompt + length - 1)
+        _draw(policy.logits(decoder.states), rows)
+        decoder.keep(range(-(-rows // 2)))
+        meter.room = 0
+        return
     meter.room = prompt + length
     policy.decodes = True  # if its layers fit: there are no numbers to compare
     ids = torch.zeros((rows, prompt), dtype=torch.long)
     batch = local.make_forward(policy)(ids, torch.ones_like(ids), prompt + length)
-    _draw(batch, rows)
+    _draw(batch.logits(), rows)
     token = torch.zeros(rows, dtype=torch.long)
     batch.step(token)
     batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
     meter.room = 0
 
 
-def _draw(batch: Any, rows: int) -> None:
-    logp = torch.log_softmax(batch.logits(), dim=-1)
+def _draw(logits: Tensor, rows: int) -> None:
+    logp = torch.log_softmax(logits, dim=-1)
     probabilities = logp.exp()
     generator.inverse_cdf(probabilities, torch.zeros(rows))
 

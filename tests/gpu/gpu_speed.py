@@ -102,13 +102,15 @@ class Speed:
         self.folder = folder
         self.size = size
         self.budget = budget
+        self.speeds: dict[str, float] = {}  # by ppo.sampler, of critic: head
 
     def rows(self) -> list[Row]:
-        """One row per engine and kind of critic."""
+        """One row per engine, kind of critic, and sampler."""
         return [
-            Row("rlhfctl, critic: head", lambda: self.measured(RLHFCTL, "head"), self.size.least),
-            Row("rlhfctl, critic: adapter", lambda: self.measured(RLHFCTL, "adapter"), self.size.least),
-            Row("TRL's PPOTrainer", lambda: self.measured(TRL, "model"), self.size.least),
+            Row("rlhfctl, head", lambda: self.measured(RLHFCTL, "head", "batch"), self.size.least),
+            Row("rlhfctl, head, slots", lambda: self.measured(RLHFCTL, "head", "slots"), self.size.least),
+            Row("TRL's PPOTrainer", lambda: self.measured(TRL, "model", "batch"), self.size.least),
+            Row("rlhfctl, adapter, faster sampler", self._adapter, self.size.least),
         ]
 
     @cached_property
@@ -138,12 +140,16 @@ class Speed:
             prepare(work, self.section("head"), self.folder)
         return self.folder
 
-    def section(self, critic: str) -> Ppo:
-        return comparable(self.workload.ppo, self.size.updates, critic, ends=False)
+    def section(self, critic: str, sampler: str = "batch") -> Ppo:
+        ppo = self.workload.ppo.model_copy(update={"sampler": sampler})
+        return comparable(ppo, self.size.updates, critic, ends=False)
 
-    def measured(self, engine: str, critic: str) -> Outcome:
+    def _adapter(self) -> Outcome:
+        return self.measured(RLHFCTL, "adapter", max(self.speeds, key=self.speeds.__getitem__, default="batch"))
+
+    def measured(self, engine: str, critic: str, sampler: str) -> Outcome:
         """Run one engine, and set its peak memory beside plan's forecast."""
-        folder, section = self.files, self.section(critic)
+        folder, section = self.files, self.section(critic, sampler)
         job = json.loads((folder / "job.json").read_text(encoding="utf-8")) | {"ppo": section.model_dump(mode="json")}
         fs.write_json(folder / "job.json", job)
         left = self.budget.left()
@@ -154,16 +160,19 @@ class Speed:
             return Outcome(None, f"stopped after {left:.0f} s: less than {tokens / left:,.0f} tokens/s")
         figures = figures_of(run)
         if engine == RLHFCTL:
-            figures |= beside_plan(figures["peak_gib"], self.forecast(critic).peak.total / GIB)
+            figures |= beside_plan(figures["peak_gib"], self.forecast(section).peak.total / GIB)
+            figures["sampler"] = sampler
+            if critic == "head":
+                self.speeds[sampler] = figures["tokens_per_s"]
         memory = f", plan {figures['plan_gib']:.2f} ({figures['plan_error']:+.0%})" if engine == RLHFCTL else ""
         why = f"{figures['tokens_per_s']:,.0f} tokens/s, peak {figures['peak_gib']:.2f} GiB{memory}"
         return Outcome(True, why, figures)
 
-    def forecast(self, critic: str) -> MemoryEstimate:
+    def forecast(self, section: Ppo) -> MemoryEstimate:
         """What `rlhfctl plan` foresees for this work."""
         config = AutoConfig.from_pretrained(self.files / "base")
         spec = ModelSpec(config, loading.torch_dtype("bfloat16"))
-        estimate = ppo_outlook(spec, self.section(critic), self.size.prompt, spec, shared=True)
+        estimate = ppo_outlook(spec, section, self.size.prompt, spec, shared=True)
         return estimate if torch.cuda.is_available() else with_libraries(estimate, self.libraries)
 
 

@@ -130,6 +130,16 @@ def one_update(check: Check) -> Outcome:
     return Outcome(off <= SAME, f"largest relative difference {off:.2g} of {', '.join(names)}", {"difference": off})
 
 
+def in_slots(check: Check) -> Outcome:
+    """Sampling in slots (on a GPU: by CUDA graphs) gives the log-probabilities of the training forward."""
+    run = check.run("float32")
+    models = ("--policy", str(run / "sft"), "--reward-model", str(run / "reward"), "--run-dir", "slots")
+    more = ("ppo.sampler=slots", "ppo.total_episodes=16", "ppo.local_rollout_forward_batch_size=6")
+    check.rlhfctl("ppo", "check.yaml", *models, *(part for one in more for part in ("--set", one)))
+    gap = check.updates(check.folder / "slots")[0]["rollout_gap"]
+    return Outcome(gap <= FLOAT32_GAP, f"rollout gap {gap:.2g} nats per token", {"rollout_gap": gap})
+
+
 def resumed(check: Check) -> Outcome:
     """PPO killed after a checkpoint: the same command ends with the same weights."""
     run = check.run("float32")
@@ -191,6 +201,7 @@ _ROWS: dict[str, tuple[Callable[[Check], Outcome], float, bool]] = {
     "hand-over": (hand_over, 0, True),
     "KL at step 0": (step_zero, 0, True),
     "one update beside the CPU's": (one_update, 30, True),
+    "sampling in slots": (in_slots, 15, False),
     "resume after a kill": (resumed, 30, False),
     "all stages in bfloat16": (lambda check: whole_run(check, "bfloat16", BFLOAT16_GAP), 40, False),
 }

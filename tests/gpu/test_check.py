@@ -41,12 +41,12 @@ def test_it_passes_here(tmp_path: Path) -> None:
     found = json.loads(files["--json"].read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in found["rows"]}
     assert found["passed"] and all(row["result"] != "FAILED" for row in rows.values())
-    for name in ("rlhfctl, critic: head", "rlhfctl, critic: adapter", "TRL's PPOTrainer"):
+    for name in ("rlhfctl, head", "rlhfctl, head, slots", "rlhfctl, adapter, faster sampler", "TRL's PPOTrainer"):
         figures = rows[name]["figures"]
         assert figures["tokens_per_s"] > 0 and sum(figures["shares"].values()) == pytest.approx(1)
         assert figures["episodes"] == TOY.rows * TOY.updates
-    assert rows["rlhfctl, critic: head"]["figures"]["plan_gib"] > 0
-    assert "| rlhfctl, critic: head |" in files["--markdown"].read_text(encoding="utf-8")
+    assert rows["rlhfctl, head"]["figures"]["plan_gib"] > 0
+    assert "| rlhfctl, head |" in files["--markdown"].read_text(encoding="utf-8")
 
 
 def outcome(word: str) -> Outcome:
@@ -109,7 +109,7 @@ def test_the_table_can_be_pasted_into_the_log() -> None:
     figures = figures_of(RUN) | beside_plan(1.0, 1.1)
     done = [
         Done("hand-over", Outcome(True, "largest gap 1e-7 | no more"), 1.0),
-        Done("rlhfctl, critic: head", Outcome(True, "", figures), 9.0),
+        Done("rlhfctl, head", Outcome(True, "", figures), 9.0),
         Done("TRL's PPOTrainer", Outcome(None, "stopped after 9 s"), 9.0),
     ]
     about = {"device": "one card", "versions": {"torch": "2"}, "command": "check.sh", "work": "The work."}
@@ -117,7 +117,7 @@ def test_the_table_can_be_pasted_into_the_log() -> None:
     assert lines[0] == "one card; torch 2. `check.sh`"
     assert "| hand-over | ok | largest gap 1e-7 / no more |" in lines
     assert "| TRL's PPOTrainer | skipped | stopped after 9 s |" in lines
-    assert lines[-1] == "| rlhfctl, critic: head | 50 | 50% | 25% | 25% | 50.0% | 1.00 | 1.10 | +10.0% |"
+    assert lines[-1] == "| rlhfctl, head | 50 | 50% | 25% | 25% | 50.0% | 1.00 | 1.10 | +10.0% |"
     assert lines[-3].count("|") == lines[-2].count("|") == lines[-1].count("|")
     assert as_json(about, done)["rows"][1]["figures"]["mfu"] == 0.5
 
@@ -143,6 +143,18 @@ def test_the_toys_model_has_the_shape_that_was_asked_for(tmp_path: Path) -> None
     section = speed.section("head")
     assert (section.batch_size, section.mini_batch_size, section.stop_token) == (4, 2, None)
     assert section.total_episodes == TOY.rows * (TOY.updates + 1)
+
+
+def test_the_adapter_is_measured_with_the_sampler_that_was_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed, asked = Speed(tmp_path / "speed", TOY, Budget(60)), []
+    monkeypatch.setattr(speed, "measured", lambda *given: asked.append(given))
+    speed._adapter()
+    speed.speeds = {"batch": 3.0, "slots": 4.0}
+    speed._adapter()
+    assert [given[1:] for given in asked] == [("adapter", "batch"), ("adapter", "slots")]
+    assert speed.section("head", "slots").sampler == "slots"
 
 
 def test_weights_are_compared_tensor_by_tensor(tmp_path: Path) -> None:

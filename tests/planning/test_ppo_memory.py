@@ -10,6 +10,7 @@ from small_specs import LAYERS, VOCABULARY, WIDTH, shape
 from rlhfctl.planning import memory, ppo_memory
 from rlhfctl.planning.memory import BASE, ModelSpec
 from rlhfctl.planning.meter import (
+    ACTIVATIONS,
     CACHE,
     GRADIENTS,
     LOGITS,
@@ -54,6 +55,14 @@ def test_a_cache_has_room_for_prompt_and_response() -> None:
     a_row = 2 * LAYERS * WIDTH * 4 * (12 + 24)  # keys and values of all layers in float32
     assert sampling.needs["policy"][CACHE] == 8 * a_row
     assert sampling.needs["policy"][LOGITS] >= 2 * 8 * VOCABULARY * 4  # the logarithms and the probabilities
+
+
+def test_slots_hold_the_cache_and_the_prompts_that_are_read() -> None:
+    """Each slot has room for prompt and response; while prompts are read, their keys and values are held twice."""
+    moments = {moment.what: moment for moment in ppo(sampler="slots", response_length=28).moments}
+    held = moments["sampling"].needs["policy"]
+    assert held[CACHE] == 8 * 2 * LAYERS * WIDTH * 4 * (12 + 28)
+    assert held[ACTIVATIONS] >= 8 * 2 * LAYERS * WIDTH * 4 * 12
 
 
 def test_compare_holds_two_models_and_then_the_judge() -> None:

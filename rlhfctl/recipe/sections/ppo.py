@@ -30,12 +30,14 @@ OWN_ENGINE_KEYS = (
     "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
     "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
     "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+    "sampler", "importance_cap",
 )  # fmt: skip
 # Keys that have no part in CodeRL's returns: `outcome_critic` refuses them if they are set.
 UNUSED_BY_OUTCOMES = (
     "critic", "critic_from", "critic_trains_trunk", "whiten_rewards", "whiten_advantages", "vf_coef", "cliprange_value",
     "gamma", "lam",
 )  # fmt: skip
+_NEWER_KEYS = ("best_kl_limit", "outcome_critic", "sampler", "importance_cap")
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -130,6 +132,10 @@ class Ppo(Stage):
     whiten_rewards: bool = Field(False, description="Whether to scale per-token rewards to unit variance.")
     whiten_advantages: bool = Field(True, description="Whether to scale advantages to mean 0 and unit variance.")
     cliprange: float = Field(0.2, gt=0, description="Clip range of the policy's probability ratio around 1.")
+    importance_cap: float | None = Field(
+        None, ge=1, description="Where sampling rounds differently than learning: weigh each token by the ratio of the "
+        "two probabilities, at most this (null: no weights)."
+    )  # fmt: skip
     vf_coef: float = Field(0.1, ge=0, description="Coefficient of the critic's (value) loss.")
     entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the policy's entropy bonus.")
     cliprange_value: float = Field(0.2, gt=0, description="Clip range of the change of a value in an update.")
@@ -141,6 +147,10 @@ class Ppo(Stage):
     local_rollout_forward_batch_size: int = Field(
         64, gt=0, description="Batch size for sampling and scoring responses."
     )
+    sampler: Literal["batch", "slots"] = Field(
+        "batch", description="How responses are sampled: batch (one batch after the other) or slots (a response that "
+        "ends makes room for the next, at fixed shapes, as CUDA graphs on a GPU)."
+    )  # fmt: skip
     checkpoint_steps: int | None = Field(
         None, gt=0, description="Updates between checkpoints (null: about ten checkpoints per run)."
     )
@@ -202,7 +212,8 @@ class Ppo(Stage):
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        newer = tuple(key for key in ("best_kl_limit", "outcome_critic") if getattr(self, key) is None)  # as older runs
+        # Keys that older runs do not know: left out unless they are set, so that those runs stay unchanged.
+        newer = tuple(key for key in _NEWER_KEYS if getattr(self, key) == type(self).model_fields[key].default)
         newer += UNUSED_BY_OUTCOMES if self.outcome_critic is not None else ()
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from rlhfctl import fs
 from rlhfctl.events import Event, Metrics
+from rlhfctl.generation.slots import generator_for
 from rlhfctl.models import adapters, build, devices, heads, loading, special_tokens, tokenizing
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
@@ -139,7 +140,8 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
     rows = [{"prompt": ""} for _ in job.prompts]
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
         run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit)
-        loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run)
+        sampler = generator_for(section.sampler)
+        loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run, generator=sampler)
         before = devices.resident_bytes() / MB
         loop.train()
     modules = [*roles.modules(), scorer]

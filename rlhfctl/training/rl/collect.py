@@ -153,6 +153,9 @@ def set_sampled_logprobs(
     experience.recomputed = recomputes or gap > AGREEMENT
     if experience.recomputed:
         experience.logprobs = computed
+        if section.importance_cap is not None:
+            mask = experience.response_mask
+            experience.importance = ppo_math.importance_weights(computed, sampled, section.importance_cap, mask)
 
 
 # ---------------------------------------------------------------- 2. and 3. scores and rewards
