@@ -260,7 +260,8 @@ def _whitening(value: float, mean: float | None, std: float | None) -> str:
 def _policy_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, at: int, number_: int) -> Iterator[Step]:
     epoch, clip = record["epochs"][number_], settings["cliprange"]
     log_ratio = epoch["logprobs"][at] - record["policy_logprobs"][at]
-    weight = record["importance"][at] if "importance" in record else None
+    weights = record.get("importance")  # with ppo.importance_cap
+    weight = None if weights is None else weights[at]
     ratio, advantage = math.exp(log_ratio), worked.advantages[at] * (1.0 if weight is None else weight)
     yield Step(
         f"epoch {number_ + 1}: ratio",
