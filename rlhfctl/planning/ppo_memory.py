@@ -186,7 +186,7 @@ def _update(
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
                 moment("scoring", _REWARD)
-        with roles.recomputing(section.gradient_checkpointing):
+        with roles.recomputing(section.recomputed_share):
             if critic is not None and not critic.shares_policy:
                 value = critic_forward(critic, learned, length).sum()
                 value.backward()

@@ -40,6 +40,15 @@ def test_roles_of_ppo() -> None:
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 
 
+def test_recomputing_a_share_of_the_layers_lies_between_none_and_all() -> None:
+    step = "the policy's step"
+    none, part, every = (
+        next(moment.total for moment in ppo(**more).moments if moment.what == step)
+        for more in ({}, {"gradient_checkpointing": True, "checkpointed_share": 0.4}, {"gradient_checkpointing": True})
+    )
+    assert every < 0.95 * part < 0.9 * none
+
+
 def test_a_step_holds_no_more_than_its_minibatch() -> None:
     """Two minibatches of 4 need what one batch of 4 needs, beside the sampling of 8."""
     halves = {moment.what: moment.total for moment in ppo(num_mini_batches=2).moments}

@@ -159,6 +159,7 @@ RULES = [
     ("ppo={engine: rlhfctl, critic: adapter, lora: null}", "ppo.critic", "an adapter needs LoRA, but all weights are"),
     ("ppo={engine: rlhfctl, importance_cap: 2}", "ppo.importance_cap", "every weight would be 1"),
     ("ppo={engine: rlhfctl, bf16: true, importance_cap: 0.5}", "ppo.importance_cap", "must be at least 1, got 0.5"),
+    ("ppo={engine: rlhfctl, checkpointed_share: 0.5}", "ppo.checkpointed_share", "is for gradient_checkpointing"),
     ("ppo={engine: rlhfctl, sampler: vllm}", "ppo.sampler", "expected batch or slots"),
     ("ppo={engine: rlhfctl, critic_trains_trunk: false}", "ppo.critic_trains_trunk", "is for critic: head"),
     ("ppo={engine: rlhfctl, critic_from: a, critic: head}", "ppo.critic_from", "reads another policy's states"),
@@ -233,6 +234,7 @@ OWN: dict[str, str] = {
     "trace_episodes": "2",
     "sampler": "slots",
     "importance_cap": "2.0",
+    "checkpointed_share": "1.0",
 }
 OWN_BESIDE = {
     "missing_eos_score": ["ppo.missing_eos_penalty=null"],

@@ -30,14 +30,14 @@ OWN_ENGINE_KEYS = (
     "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
     "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
     "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
-    "sampler", "importance_cap",
+    "sampler", "importance_cap", "checkpointed_share",
 )  # fmt: skip
 # Keys that have no part in CodeRL's returns: `outcome_critic` refuses them if they are set.
 UNUSED_BY_OUTCOMES = (
     "critic", "critic_from", "critic_trains_trunk", "whiten_rewards", "whiten_advantages", "vf_coef", "cliprange_value",
     "gamma", "lam",
 )  # fmt: skip
-_NEWER_KEYS = ("best_kl_limit", "outcome_critic", "sampler", "importance_cap")
+_NEWER_KEYS = ("best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share")
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -109,6 +109,10 @@ class Ppo(Stage):
     gradient_checkpointing: bool = Field(
         False, description="Whether to save memory by computing activations again in the backward pass."
     )
+    checkpointed_share: float = Field(
+        1.0, gt=0, le=1, description="With gradient_checkpointing, share of the layers whose activations are computed "
+        "again, the first ones (less: faster, and more memory)."
+    )  # fmt: skip
     response_length: int = Field(DEFAULT_RESPONSE_LENGTH, gt=0, description="Maximum response length in tokens.")
     temperature: float = Field(0.7, gt=0, description="Sampling temperature.")
     top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens only (0: from all).")
@@ -177,6 +181,11 @@ class Ppo(Stage):
     def batch_size(self) -> int:
         """Number of responses sampled per update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def recomputed_share(self) -> float:
+        """Share of the layers whose activations are computed again in the backward pass."""
+        return self.checkpointed_share if self.gradient_checkpointing else 0.0
 
     @property
     def algorithm(self) -> str:
@@ -317,6 +326,13 @@ class Ppo(Stage):
             "remove it",
             lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind != "head",
             about=("critic",),
+        ),
+        Rule(
+            "checkpointed_share",
+            "is for gradient_checkpointing, which is off",
+            "set {at}.gradient_checkpointing: true, or remove it",
+            lambda ppo: ppo.checkpointed_share < 1 and not ppo.gradient_checkpointing,
+            about=("gradient_checkpointing",),
         ),
         Rule(
             "critic_from",

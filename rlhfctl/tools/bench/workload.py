@@ -82,6 +82,7 @@ def comparable(ppo: Ppo, updates: int, critic: str | None, *, ends: bool = True)
         "lr_scheduler_type": "constant",
         "bf16": False,
         "gradient_checkpointing": False,
+        "checkpointed_share": 1.0,
         "top_k": 0,
         "top_p": 1.0,
         "stop_token": "eos" if ends else None,
