@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_small_decoder import NOT_TAKEN, TAKEN, adapted, model_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhfctl.generation import static_decoder
 from rlhfctl.generation.static_decoder import StaticDecoder, supports
@@ -94,6 +95,46 @@ def test_which_models_are_taken(name: str) -> None:
     policy.config._attn_implementation = "eager"
     assert not supports(policy)
     policy.config._attn_implementation = "sdpa"  # the configuration is that of other tests, too
+
+
+class Recordable(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot record: numbers that are asked of the device, or given to it by the host."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "repeat_interleave.Tensor")
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(name in str(function) for name in self.REFUSED), f"cannot be recorded: {function}"
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*TAKEN, "norms inside attention", "another shape"])
+def test_a_step_asks_nothing_of_the_device_and_gives_it_nothing(name: str) -> None:
+    policy = LanguageModel(adapted(model_of((TAKEN | NOT_TAKEN)[name])), 1, "default")
+    policy.activate()
+    decoder = StaticDecoder(policy, 2, 16)
+    decoder.admit([0, 1], [[2, 3, 4], [5]])
+    decoder.step(torch.tensor([6, 7]), 3)
+    before, decoder.place.positions[:2] = decoder.states.clone(), torch.tensor([3, 1])
+    with Recordable():
+        decoder._recorder.run((2, 8), lambda: _in_slots(decoder))
+    torch.testing.assert_close(decoder.states, before)  # the same step again
+
+
+def _in_slots(decoder: StaticDecoder) -> None:
+    with static_decoder._attending(decoder.policy.config, static_decoder.SLOTS):
+        decoder._forward()
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "another shape"])
+def test_steps_under_autocast_are_taken_too(name: str) -> None:
+    policy = LanguageModel(model_of((TAKEN | NOT_TAKEN)[name]), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert supports(policy)
+
+
+def test_weights_in_16_bits_are_taken() -> None:
+    assert supports(LanguageModel(model_of(TAKEN["grouped heads"], torch.bfloat16), 1))
 
 
 def test_other_numbers_than_the_models_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

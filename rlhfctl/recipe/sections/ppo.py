@@ -70,6 +70,42 @@ def _unknown_scorers(ppo: Ppo) -> list[Mapping[str, str]]:
     return [{"scorer": name} for name in unknown_in("ppo.rewards", ppo.rewards or {})]
 
 
+_TRL_RULES: tuple[Rule[Ppo], ...] = (
+    *(
+        Rule(
+            key,
+            "TRL's PPOTrainer has no such option, or ignores it",
+            "remove it, or use engine: rlhfctl",
+            _set_for_trl(key),
+            about=("engine",),
+        )
+        for key in OWN_ENGINE_KEYS
+    ),
+    Rule(
+        "kl_estimator",
+        "TRL's PPOTrainer has k1 and k3",
+        "use one of them, or engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.kl_estimator == "k2",
+        about=("engine",),
+    ),
+    Rule(
+        "stop_token",
+        "TRL's PPOTrainer knows eos and null here",
+        "use one of them, or engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.stop_token not in ("eos", None),
+        about=("engine",),
+    ),
+    Rule(
+        "gradient_accumulation_steps",
+        "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
+        "(measured: 6 where 12 are due)",
+        "raise per_device_train_batch_size instead, or use engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.gradient_accumulation_steps > 1,
+        about=("engine",),
+    ),
+)
+
+
 class Ppo(Stage):
     """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
 
@@ -227,16 +263,7 @@ class Ppo(Stage):
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
-        *(
-            Rule(
-                key,
-                "TRL's PPOTrainer has no such option, or ignores it",
-                "remove it, or use engine: rlhfctl",
-                _set_for_trl(key),
-                about=("engine",),
-            )
-            for key in OWN_ENGINE_KEYS
-        ),
+        *_TRL_RULES,
         *(
             Rule(
                 key,
@@ -246,28 +273,6 @@ class Ppo(Stage):
                 about=("outcome_critic",),
             )
             for key in UNUSED_BY_OUTCOMES
-        ),
-        Rule(
-            "kl_estimator",
-            "TRL's PPOTrainer has k1 and k3",
-            "use one of them, or engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.kl_estimator == "k2",
-            about=("engine",),
-        ),
-        Rule(
-            "stop_token",
-            "TRL's PPOTrainer knows eos and null here",
-            "use one of them, or engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.stop_token not in ("eos", None),
-            about=("engine",),
-        ),
-        Rule(
-            "gradient_accumulation_steps",
-            "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
-            "(measured: 6 where 12 are due)",
-            "raise per_device_train_batch_size instead, or use engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.gradient_accumulation_steps > 1,
-            about=("engine",),
         ),
         Rule(
             "num_mini_batches",
