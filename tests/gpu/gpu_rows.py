@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_SHOWN = 300  # characters of an error: its end says most
 WORDS = {True: "ok", False: "FAILED", None: "skipped"}
 
 
@@ -74,7 +75,7 @@ def _tried(row: Row) -> Outcome:
     except subprocess.TimeoutExpired as late:
         return Outcome(None, f"stopped after {late.timeout:.0f} s: the time was over")
     except Exception as error:  # noqa: BLE001 - a failure is a row of the table
-        return Outcome(False, f"{type(error).__name__}: {error}")
+        return Outcome(False, f"{type(error).__name__}: {' '.join(str(error).split())[-_SHOWN:]}")
 
 
 # ---------------------------------------------------------------- the table as files
@@ -130,4 +131,4 @@ def as_markdown(about: dict[str, Any], done: Sequence[Done]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")[:300]
+    return " ".join(text.split()).replace("|", "/")[:_SHOWN]

@@ -18,6 +18,7 @@ from gpu_rows import Budget, Outcome, Row
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhfctl import fs
+from rlhfctl.errors import EngineError
 from rlhfctl.models import build, devices, loading, tokenizing
 from rlhfctl.planning.memory import MemoryEstimate, ModelSpec
 from rlhfctl.planning.ppo_memory import ppo_outlook
@@ -158,6 +159,10 @@ class Speed:
         except subprocess.TimeoutExpired:
             tokens = (self.size.prompt + self.size.response) * self.size.rows * (self.size.updates + WARM_UP)
             return Outcome(None, f"stopped after {left:.0f} s: less than {tokens / left:,.0f} tokens/s")
+        except EngineError as error:
+            if engine == TRL and "out of memory" in str(error).lower():
+                return Outcome(None, "ran out of the device's memory")
+            raise
         figures = figures_of(run)
         if engine == RLHFCTL:
             figures |= beside_plan(figures["peak_gib"], self.forecast(section).peak.total / GIB)

@@ -20,6 +20,10 @@ from gpu_stages import Check, extra_rows, few_bits, flash, largest_difference
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rlhfctl.errors import EngineError
+from rlhfctl.recipe.schema import Lora, Ppo
+
+TOY_SECTION = Ppo(lora=Lora(r=4))
 SECOND = {"episodes": 4, "seconds": 2.0, "rollout_s": 1.0, "score_s": 0.5, "update_s": 0.5, "flops": 989e12}
 RUN: dict[str, Any] = {
     "updates": [SECOND | {"prompt_tokens": 40, "response_tokens": 60}] * 2,
@@ -155,6 +159,29 @@ def test_the_adapter_is_measured_with_the_sampler_that_was_faster(
     speed._adapter()
     assert [given[1:] for given in asked] == [("adapter", "batch"), ("adapter", "slots")]
     assert speed.section("head", "slots").sampler == "slots"
+
+
+def test_an_engine_that_does_not_end_in_time_or_in_memory_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = Speed(tmp_path, TOY, Budget(60))
+    monkeypatch.setattr(Speed, "files", tmp_path)
+    monkeypatch.setattr(Speed, "section", lambda *_: TOY_SECTION)
+    (tmp_path / "job.json").write_text("{}", encoding="utf-8")
+
+    def raising(error: Exception) -> None:
+        def worker(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("gpu_speed.run_worker", worker)
+
+    raising(subprocess.TimeoutExpired("worker", 3.0))
+    late = speed.measured("trl", "model", "batch")
+    assert late.passed is None and late.why.startswith("stopped after 60 s: less than 2 tokens/s")  # 144 tokens
+    raising(EngineError("the worker stopped with code 1:\ntorch.OutOfMemoryError: CUDA out of memory."))
+    assert speed.measured("trl", "model", "batch") == Outcome(None, "ran out of the device's memory")
+    with pytest.raises(EngineError):  # ours has no excuse
+        speed.measured("rlhfctl", "head", "batch")
 
 
 def test_weights_are_compared_tensor_by_tensor(tmp_path: Path) -> None:
