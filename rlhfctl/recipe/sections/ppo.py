@@ -106,6 +106,18 @@ _TRL_RULES: tuple[Rule[Ppo], ...] = (
 )
 
 
+_OUTCOME_RULES: tuple[Rule[Ppo], ...] = tuple(
+    Rule(
+        key,
+        "has no part in the returns of outcome_critic",
+        "remove it, or outcome_critic",
+        _set_beside_outcomes(key),
+        about=("outcome_critic",),
+    )
+    for key in UNUSED_BY_OUTCOMES
+)
+
+
 class Ppo(Stage):
     """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
 
@@ -264,16 +276,7 @@ class Ppo(Stage):
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
         *_TRL_RULES,
-        *(
-            Rule(
-                key,
-                "has no part in the returns of outcome_critic",
-                "remove it, or outcome_critic",
-                _set_beside_outcomes(key),
-                about=("outcome_critic",),
-            )
-            for key in UNUSED_BY_OUTCOMES
-        ),
+        *_OUTCOME_RULES,
         Rule(
             "num_mini_batches",
             "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
