@@ -211,6 +211,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("eos_tokens", "tokens", "End tokens in the batch (`engine: trl` alone).", trl="val/num_eos_tokens"),
         Metric("rollout_gap", "nats per token",
                "Largest difference between the log-probabilities of sampling and of learning."),
+        Metric("importance", "", "With `importance_cap`: mean weight of a token's policy loss, its probability in "
+               "learning over that in sampling."),
+        Metric("importance_capped", "share", "With `importance_cap`: share of tokens whose weight is the cap."),
         Metric("rollout_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("score_s", "seconds", "Time spent on sampling, scoring, learning."),
         Metric("update_s", "seconds", "Time spent on sampling, scoring, learning."),

@@ -71,6 +71,7 @@ NOT_RUN = {
     "python tests/campaigns/memory.py": "a quarter of an hour",
     "python tests/campaigns/overhead.py --rounds 2": "minutes, alone on the machine: test_slow.py",
     "PYTHON=.venv/bin/python tests/gpu/check.sh --quick": "tests/gpu/test_check.py runs its rows",
+    "PYTHON=.venv/bin/python tests/gpu/check.sh --markdown gpu.md --json gpu.json": "tests/gpu/test_check.py runs it",
 }
 
 # What is answered to `init`, and what `run` gets besides: fewer episodes, shorter answers, a smaller verdict.

@@ -260,7 +260,9 @@ def _whitening(value: float, mean: float | None, std: float | None) -> str:
 def _policy_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, at: int, number_: int) -> Iterator[Step]:
     epoch, clip = record["epochs"][number_], settings["cliprange"]
     log_ratio = epoch["logprobs"][at] - record["policy_logprobs"][at]
-    ratio, advantage = math.exp(log_ratio), worked.advantages[at]
+    weights = record.get("importance")  # with ppo.importance_cap
+    weight = None if weights is None else weights[at]
+    ratio, advantage = math.exp(log_ratio), worked.advantages[at] * (1.0 if weight is None else weight)
     yield Step(
         f"epoch {number_ + 1}: ratio",
         "p(now) / p(when sampled) = exp(log p(now) - log p)",
@@ -273,7 +275,9 @@ def _policy_epoch(record: Record, settings: Mapping[str, Any], worked: Worked, a
     held = "the clip holds it" if epoch["clipped"][at] else "not clipped"
     yield Step(
         f"epoch {number_ + 1}: objective",
-        f"min(ratio A, clip(ratio, {_n(1 - clip)}, {_n(1 + clip)}) A); its negative is the loss",
+        f"min(ratio A, clip(ratio, {_n(1 - clip)}, {_n(1 + clip)}) A)"
+        + ("" if weight is None else f" with A times its importance weight {_n(weight)}")
+        + "; its negative is the loss",
         f"min({_n(plain)}, {_n(clipped)}): {held}",
         min(plain, clipped),
         None,

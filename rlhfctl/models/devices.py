@@ -71,6 +71,12 @@ def resident_bytes() -> int:
     return highest_resident_bytes()
 
 
+def wait() -> None:
+    """Wait until the GPU has finished all its work. A clock that is read before would not count it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def release_memory() -> None:
     """Return unused memory to the system: the next stage needs it."""
     gc.collect()

@@ -43,6 +43,7 @@ class LanguageModel:
         self._pad_mask: Tensor | None = None
         # Whether generation/small_decoder.py gives the same hidden states as this model; None: not tried yet.
         self.decodes: bool | None = None
+        self.decodes_in_slots: bool | None = None  # the same for generation/static_decoder.py
 
     @property
     def device(self) -> torch.device:
@@ -119,14 +120,13 @@ class LanguageModel:
         return logprobs, torch.cat([spread for _, spread in done]) if with_entropy else None
 
     def _plain_frozen_head(self, hidden: Tensor) -> bool:
-        """Tell whether `_FrozenHead` can be used: a frozen linear head, no soft cap or scale, float32 or wider."""
+        """Tell whether `_FrozenHead` can be used: a frozen linear head without soft cap or scale, and no autocast."""
         special = (*_SOFT_CAPS, "logit_scale", "logits_scaling")
         return (
             type(self.head) is nn.Linear
             and not any(parameter.requires_grad for parameter in self.head.parameters())
             and not any(getattr(self.config, name, None) for name in special)
             and hidden.dtype == self.head.weight.dtype
-            and hidden.dtype.itemsize >= 4
             and not torch.is_autocast_enabled(hidden.device.type)
         )
 
@@ -161,7 +161,8 @@ class _FrozenHead(torch.autograd.Function):
     """Compute token log-probabilities through a frozen linear head without keeping an N x V tensor.
 
     d log p(token) / d hidden = (w_token - sum_v p(v) w_v) / temperature does not depend on later operations. It is
-    computed in the forward pass, piece by piece, and the backward pass only scales it.
+    computed in the forward pass, piece by piece, and the backward pass only scales it. Softmax and log-probabilities
+    are in float32 or wider; the directions have the states' number format, as their gradient would have.
     """
 
     @staticmethod
@@ -170,26 +171,27 @@ class _FrozenHead(torch.autograd.Function):
     ) -> Tensor:
         weight = head.weight
         needed = ctx.needs_input_grad[0]
-        logprobs = torch.empty_like(hidden[:, 0])
+        logprobs = torch.empty_like(hidden[:, 0], dtype=torch.promote_types(hidden.dtype, torch.float32))
         directions = torch.empty_like(hidden) if needed else None
         rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
         for start in range(0, len(tokens), rows):
             piece = slice(start, start + rows)
-            logits = nn.functional.linear(hidden[piece], weight, head.bias)
+            logits = at_least_float32(nn.functional.linear(hidden[piece], weight, head.bias))
             logits[:, pad_token_id] = PAD_LOGIT
             if temperature != 1.0:
                 logits /= temperature
             all_logprobs = torch.log_softmax(logits, dim=-1)
             logprobs[piece] = all_logprobs.gather(-1, tokens[piece, None]).squeeze(-1)
             if directions is not None:
-                directions[piece] = (weight[tokens[piece]] - all_logprobs.exp_() @ weight) / temperature
+                expected = all_logprobs.exp_().to(weight.dtype) @ weight
+                directions[piece] = (weight[tokens[piece]] - expected) / temperature
         ctx.save_for_backward(directions)
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (directions,) = ctx.saved_tensors
-        return gradient[:, None] * directions, None, None, None, None
+        return (gradient[:, None] * directions).to(directions.dtype), None, None, None, None
 
 
 def _acting(model: Any) -> str | None:

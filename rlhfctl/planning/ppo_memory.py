@@ -18,7 +18,7 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from rlhfctl.generation import generator, kl, local
+from rlhfctl.generation import generator, kl, local, static_decoder
 from rlhfctl.models import scoring
 from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
 from rlhfctl.models.ensembles import member_name
@@ -170,10 +170,8 @@ def _update(
     policy, critic, length = roles.policy, roles.critic, section.response_length
     moments: list[Moment] = []
     at_once = min(section.local_rollout_forward_batch_size, math.ceil(section.batch_size / processes))
-    rows = section.per_device_train_batch_size
-    if processes > 1:
-        rows = min(rows, math.ceil(section.mini_batch_size / processes))
-    asked, learned = _longest(at_once, prompt, length), _longest(rows, prompt, length)
+    in_a_step = min(section.per_device_train_batch_size, math.ceil(section.mini_batch_size / processes))
+    asked, learned = _longest(at_once, prompt, length), _longest(in_a_step, prompt, length)
 
     def moment(what: str, role: str) -> None:
         moments.append(Moment(what, with_seen(held, role, meter.peak)))
@@ -181,14 +179,14 @@ def _update(
 
     with meter:
         with torch.no_grad():
-            _sample(meter, policy, at_once, prompt, length)
+            _sample(meter, policy, at_once, prompt, length, slots=section.sampler == "slots")
             moment("sampling", "policy")
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
                 moment("scoring", _REWARD)
-        with roles.recomputing(section.gradient_checkpointing):
+        with roles.recomputing(section.recomputed_share):
             if critic is not None and not critic.shares_policy:
                 value = critic_forward(critic, learned, length).sum()
                 value.backward()
@@ -252,21 +250,33 @@ def _longest(rows: int, prompt: int, length: int) -> Sequences:
     return shapes
 
 
-def _sample(meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int) -> None:
+def _sample(
+    meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int, *, slots: bool = False
+) -> None:
     """Run the parts of sampling that need most memory: the prompt, the second token, and the shrinking of a batch."""
+    policy.decodes_in_slots = True  # if its configuration fits: there are no numbers to compare
+    if slots and static_decoder.supports(policy):
+        decoder = static_decoder.StaticDecoder(policy, rows, prompt + length)
+        meter.room = decoder.place.columns
+        decoder.admit(range(rows), [[0] * prompt] * rows)
+        decoder.step(torch.zeros(rows, dtype=torch.long), prompt + length - 1)
+        _draw(policy.logits(decoder.states), rows)
+        decoder.keep(range(-(-rows // 2)))
+        meter.room = 0
+        return
     meter.room = prompt + length
     policy.decodes = True  # if its layers fit: there are no numbers to compare
     ids = torch.zeros((rows, prompt), dtype=torch.long)
     batch = local.make_forward(policy)(ids, torch.ones_like(ids), prompt + length)
-    _draw(batch, rows)
+    _draw(batch.logits(), rows)
     token = torch.zeros(rows, dtype=torch.long)
     batch.step(token)
     batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
     meter.room = 0
 
 
-def _draw(batch: Any, rows: int) -> None:
-    logp = torch.log_softmax(batch.logits(), dim=-1)
+def _draw(logits: Tensor, rows: int) -> None:
+    logp = torch.log_softmax(logits, dim=-1)
     probabilities = logp.exp()
     generator.inverse_cdf(probabilities, torch.zeros(rows))
 

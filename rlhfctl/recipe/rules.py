@@ -150,6 +150,13 @@ def _float16_with_whole_critic(recipe: Sections) -> bool:
     return recipe.model.dtype == "float16" and ppo.critic_kind == "model"
 
 
+def _weights_where_nothing_rounds(recipe: Sections) -> bool:
+    ppo = recipe.ppo
+    if ppo is None or ppo.importance_cap is None or ppo.engine == "trl":
+        return False
+    return recipe.model.dtype == "float32" and not ppo.bf16 and not _quantized(recipe)
+
+
 def _lora_on_random_weights(stage: str, inherited: bool) -> Broken:
     """Tell whether the first stages that train have LoRA: without sft these are reward and ppo."""
 
@@ -192,6 +199,15 @@ FLOAT16_PPO: Rule[Sections] = Rule(
 )
 
 
+IMPORTANCE: Rule[Sections] = Rule(
+    "ppo.importance_cap",
+    "sampling and learning give the same probabilities in float32: every weight would be 1",
+    "remove it",
+    _weights_where_nothing_rounds,
+    about=("model.dtype", "ppo.bf16", "model.quantization"),
+)
+
+
 def weight_rules(trained: Iterable[str]) -> tuple[Rule[Sections], ...]:
     """The rules about which weights can be trained. `trained`: the stages that have a key `lora`."""
     stages = tuple(trained)
@@ -218,6 +234,7 @@ def weight_rules(trained: Iterable[str]) -> tuple[Rule[Sections], ...]:
             for stage in stages
         ),
         FLOAT16_PPO,
+        IMPORTANCE,
         *(
             Rule[Sections](
                 f"{stage}.lora",

@@ -29,6 +29,8 @@ from rlhfctl.data.fitting import encode_prompts
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
+from rlhfctl.generation import static_decoder
+from rlhfctl.generation.slots import generator_for
 from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
@@ -82,8 +84,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
-    questions = PromptData(tokenizer, eval_rows, eval_prompts)
-    evaluation = Evaluation(section, ctx, roles, reward, questions, heldout, processes=Processes.here())
+    questions, generator = PromptData(tokenizer, eval_rows, eval_prompts), generator_for(section.sampler)
+    evaluation = Evaluation(section, ctx, roles, reward, questions, heldout, generator, processes=Processes.here())
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     data = PromptData(tokenizer, rows, prompts)
@@ -151,8 +153,18 @@ def _train(
     first = 0 if before is None else int(before.manifest.metrics["updates"])
     here = (ctx.recipe.seed, ctx.work, ctx.emit, ctx.warn, ctx.name)
     run = Run(*here, settings=settings, first=first, processes=Processes.here())
+    if section.sampler == "slots" and not static_decoder.supports(roles.policy):
+        ctx.note(f"{roles.policy.config.model_type} cannot be sampled in slots: it is sampled batch by batch")
     loop = PpoLoop(
-        section, roles, reward, data, run, evaluation, algorithm=section.trains_by, outcome_critic=outcome_critic
+        section,
+        roles,
+        reward,
+        data,
+        run,
+        evaluation,
+        algorithm=section.trains_by,
+        generator=generator_for(section.sampler),
+        outcome_critic=outcome_critic,
     )
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()

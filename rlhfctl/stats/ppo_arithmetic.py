@@ -124,7 +124,10 @@ def _token_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], cliprange
     """Compute loss, half the squared log-ratio, clipped and ratio of each token: (4, T)."""
     log_ratio = _array(epoch["logprobs"]) - _array(episode["policy_logprobs"])
     ratio = np.exp(log_ratio)
-    plain, clipped = objective(ratio, episode["advantages"], cliprange)
+    advantages_ = _array(episode["advantages"])
+    if episode.get("importance") is not None:  # with ppo.importance_cap
+        advantages_ = advantages_ * _array(episode["importance"])
+    plain, clipped = objective(ratio, advantages_, cliprange)
     return np.stack([-np.minimum(plain, clipped), np.square(log_ratio) / 2, clipped < plain, ratio])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_loops import BATCH, Seen, trained
+from small_loops import BATCH, Seen, trained, trained_on_rounded_samples
 
 from rlhfctl.dashboard import explain
 
@@ -16,13 +16,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"kl_estimator": "k2", "whiten_rewards": True, "whiten_advantages": False, "missing_eos_score": -2.0, "gamma": 0.9},
     {"kl_estimator": "k3", "lam": 0.3, "top_k": 5, "whiten_rewards": True, "num_mini_batches": 4},
     {"kind": "head", "lam": 1.0, "target_kl": 1e-4, "temperature": 0.7},
+    {"importance_cap": 1.001, "num_mini_batches": 2, "make": trained_on_rounded_samples},
     {"kind": "model", "lam": 0.0, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
 ]
 
 
 def traced(tmp_path: Path, **options: Any) -> tuple[Seen, list[list[dict[str, Any]]]]:
     """Train for three updates that trace every episode; return the loop and the records of each update."""
-    loop = trained(
+    loop = options.pop("make", trained)(
         tmp_path,
         3,
         trace_every=1,
@@ -37,11 +38,12 @@ def traced(tmp_path: Path, **options: Any) -> tuple[Seen, list[list[dict[str, An
     return loop, [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files]
 
 
-@pytest.mark.parametrize("options", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize("options", SETTINGS, ids=lambda one: "-".join(map(str, one)))
 def test_the_trace_alone_gives_the_numbers_and_the_logged_losses(options: dict[str, Any], tmp_path: Path) -> None:
     loop, updates = traced(tmp_path, **options)
     settings = loop.section.model_dump(mode="json")
     assert len(updates) == 3
+    assert (updates[0][0]["importance"] is not None) is ("importance_cap" in options)
     for records, logged in zip(updates, loop.history, strict=True):
         for record in records:
             worked = explain.work_out(record, settings)

@@ -11,6 +11,7 @@ import torch
 from peft import TaskType
 from small_roles import COMMON_ARCHITECTURES, ROLE_LORA, ROWS, base, stir_adapters
 from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlhfctl.errors import EngineError
 from rlhfctl.models import language_model, tensors
@@ -21,6 +22,7 @@ from rlhfctl.models.adapters import (
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import Sequences, packed
+from rlhfctl.planning.meter import AllocationMeter, on_meta_device
 from rlhfctl.training.rl.roles import Critic, Roles
 
 
@@ -66,6 +68,59 @@ def test_log_probabilities_in_pieces_are_those_in_one_piece(monkeypatch: pytest.
                 for found in (one[index], pieces[index]):
                     if found is not None and wanted is not None:
                         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
+
+
+def test_in_16_bits_a_frozen_head_is_exact_but_for_rounding() -> None:
+    """Log-probabilities are those of plain logits; the states' gradient differs from float32's by rounding alone."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, tokens = torch.randn(40, 16, generator=generator), torch.randint(2, 10, (40,), generator=generator)
+    tokenizer, model = base()
+    model.lm_head.weight.requires_grad_(False)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, dtype, direct in (
+        ("exact", torch.float32, True),
+        ("direct", torch.bfloat16, True),
+        ("plain", torch.bfloat16, False),
+    ):
+        policy = LanguageModel(copy.deepcopy(model).to(dtype), tokenizer.pad_token_id)
+        assert policy._plain_frozen_head(hidden.to(dtype))
+        part = hidden.bfloat16().to(dtype).requires_grad_()
+        if direct:
+            logprobs, _ = policy.token_logprobs(part, tokens, 0.7)
+        else:
+            logits = policy.logits(part) / 0.7
+            logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+        assert logprobs.dtype == torch.float32
+        logprobs.sum().backward()
+        assert part.grad is not None and part.grad.dtype == dtype
+        found[name] = logprobs.detach(), part.grad.float()
+    torch.testing.assert_close(found["direct"][0], found["plain"][0], atol=1e-6, rtol=0)
+    off = {name: float((gradient - found["exact"][1]).norm()) for name, (_, gradient) in found.items()}
+    rounding = torch.finfo(torch.bfloat16).eps * float(found["exact"][1].norm())
+    assert 0 < off["direct"] < rounding and 0 < off["plain"] < rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_log_probabilities_never_hold_the_whole_vocabulary_for_all_tokens(dtype: torch.dtype, frozen: bool) -> None:
+    """Bytes that forward and backward allocate with a vocabulary of 128 thousand, beside those of whole logits."""
+    tokens, width, vocabulary = 4096, 8, 128_000
+    with on_meta_device():
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=vocabulary, hidden_size=width, intermediate_size=8, num_hidden_layers=1,
+                num_attention_heads=1, num_key_value_heads=1,
+            )
+        ).to(dtype)  # fmt: skip
+        model.lm_head.weight.requires_grad_(not frozen)
+        policy, meter = LanguageModel(model, 0), AllocationMeter(vocabulary)
+        meter.ignore_weights(model)
+        meter.wastes = 0.0
+        with meter:
+            hidden = torch.zeros((tokens, width), dtype=dtype, requires_grad=True)
+            policy.token_logprobs(hidden, torch.zeros(tokens, dtype=torch.long), 0.7)[0].sum().backward()
+    piece, whole = 4 * tensors.LOGITS_AT_ONCE, 4 * tokens * vocabulary
+    assert meter.peak.total() < 5 * piece < whole / 6
 
 
 @pytest.mark.parametrize("architecture", COMMON_ARCHITECTURES)

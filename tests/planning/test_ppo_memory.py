@@ -10,6 +10,7 @@ from small_specs import LAYERS, VOCABULARY, WIDTH, shape
 from rlhfctl.planning import memory, ppo_memory
 from rlhfctl.planning.memory import BASE, ModelSpec
 from rlhfctl.planning.meter import (
+    ACTIVATIONS,
     CACHE,
     GRADIENTS,
     LOGITS,
@@ -39,11 +40,38 @@ def test_roles_of_ppo() -> None:
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 
 
+def test_recomputing_a_share_of_the_layers_lies_between_none_and_all() -> None:
+    step = "the policy's step"
+    none, part, every = (
+        next(moment.total for moment in ppo(**more).moments if moment.what == step)
+        for more in ({}, {"gradient_checkpointing": True, "checkpointed_share": 0.4}, {"gradient_checkpointing": True})
+    )
+    assert every < 0.95 * part < 0.9 * none
+
+
+def test_a_step_holds_no_more_than_its_minibatch() -> None:
+    """Two minibatches of 4 need what one batch of 4 needs, beside the sampling of 8."""
+    halves = {moment.what: moment.total for moment in ppo(num_mini_batches=2).moments}
+    small = {moment.what: moment.total for moment in ppo(per_device_train_batch_size=4).moments}
+    whole = {moment.what: moment.total for moment in ppo().moments}
+    assert halves["the policy's step"] == pytest.approx(small["the policy's step"], rel=0.01)
+    assert halves["the policy's step"] < 0.9 * whole["the policy's step"]
+    assert halves["sampling"] == whole["sampling"] > small["sampling"]
+
+
 def test_a_cache_has_room_for_prompt_and_response() -> None:
     sampling = next(moment for moment in ppo().moments if moment.what == "sampling")
     a_row = 2 * LAYERS * WIDTH * 4 * (12 + 24)  # keys and values of all layers in float32
     assert sampling.needs["policy"][CACHE] == 8 * a_row
     assert sampling.needs["policy"][LOGITS] >= 2 * 8 * VOCABULARY * 4  # the logarithms and the probabilities
+
+
+def test_slots_hold_the_cache_and_the_prompts_that_are_read() -> None:
+    """Each slot has room for prompt and response; while prompts are read, their keys and values are held twice."""
+    moments = {moment.what: moment for moment in ppo(sampler="slots", response_length=28).moments}
+    held = moments["sampling"].needs["policy"]
+    assert held[CACHE] == 8 * 2 * LAYERS * WIDTH * 4 * (12 + 28)
+    assert held[ACTIVATIONS] >= 8 * 2 * LAYERS * WIDTH * 4 * 12
 
 
 def test_compare_holds_two_models_and_then_the_judge() -> None:

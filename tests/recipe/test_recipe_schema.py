@@ -156,6 +156,10 @@ RULES = [
     ("ppo.kl_estimator=k2", "ppo.kl_estimator", "TRL's PPOTrainer has k1 and k3"),
     ("ppo.stop_token=a", "ppo.stop_token", "TRL's PPOTrainer knows eos and null here"),
     ("ppo={engine: rlhfctl, critic: adapter, lora: null}", "ppo.critic", "an adapter needs LoRA, but all weights are"),
+    ("ppo={engine: rlhfctl, importance_cap: 2}", "ppo.importance_cap", "every weight would be 1"),
+    ("ppo={engine: rlhfctl, bf16: true, importance_cap: 0.5}", "ppo.importance_cap", "must be at least 1, got 0.5"),
+    ("ppo={engine: rlhfctl, checkpointed_share: 0.5}", "ppo.checkpointed_share", "is for gradient_checkpointing"),
+    ("ppo={engine: rlhfctl, sampler: vllm}", "ppo.sampler", "expected batch or slots"),
     ("ppo={engine: rlhfctl, critic_trains_trunk: false}", "ppo.critic_trains_trunk", "is for critic: head"),
     ("ppo={engine: rlhfctl, critic_from: a, critic: head}", "ppo.critic_from", "reads another policy's states"),
     ("ppo={engine: rlhfctl, missing_eos_score: -1.0}", "ppo.missing_eos_score", "is either lowered or replaced"),
@@ -227,9 +231,13 @@ OWN: dict[str, str] = {
     "keep_checkpoints": "1",
     "trace_every": "0",
     "trace_episodes": "2",
+    "sampler": "slots",
+    "importance_cap": "2.0",
+    "checkpointed_share": "1.0",
 }
 OWN_BESIDE = {
     "missing_eos_score": ["ppo.missing_eos_penalty=null"],
+    "importance_cap": ["model.dtype=bfloat16"],
     "outcome_critic": ["reward={unit_tests: {}}", "compare={judges: [gold], primary_judge: null}"],
 }
 

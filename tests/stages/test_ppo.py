@@ -25,6 +25,8 @@ from rlhfctl.cli import app
 from rlhfctl.data.encoding import Encoder
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Event, Metrics
+from rlhfctl.generation import static_decoder
+from rlhfctl.generation.static_decoder import StaticDecoder
 from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Ppo
@@ -243,6 +245,37 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Pat
     assert len(records) == 16 and max(expected) - min(expected) > 1e-3
     with pytest.raises(HandoffError, match="tokenizer is not the policy's"):
         run_ppo(until_reward, tmp_path / "trl", *ONE_UPDATE, "ppo.engine=trl", external=given)
+
+
+# ---------------------------------------------------------------- the sampler
+
+
+def test_slots_sample_the_same_episodes_in_training_and_evaluation(
+    until_reward: Path, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    step = StaticDecoder.step
+
+    def counted(self: StaticDecoder, tokens: Tensor, longest: int) -> None:
+        rows.append(len(tokens))
+        step(self, tokens, longest)
+
+    monkeypatch.setattr(StaticDecoder, "step", counted)
+    fewer = "ppo.local_rollout_forward_batch_size=5"  # slots for 16 episodes
+    made = artifact(run_ppo(until_reward, tmp_path / "slots", *ONE_UPDATE, "ppo.sampler=slots", fewer))
+    assert max(rows) == 5 and made.manifest.notes == artifact(trained["adapter"]).manifest.notes
+    expected = artifact(trained["adapter"]).manifest.metrics
+    for name in ("score", "kl", "length", "entropy"):
+        assert made.manifest.metrics[name] == pytest.approx(expected[name], abs=1e-4), name
+
+
+def test_a_model_that_cannot_be_sampled_in_slots_is_sampled_in_batches_and_a_note_says_so(
+    until_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_decoder, "_agrees", lambda policy: False)
+    monkeypatch.setattr(StaticDecoder, "step", lambda *_: pytest.fail("sampled in slots"))
+    notes = artifact(run_ppo(until_reward, tmp_path / "batch", *ONE_UPDATE, "ppo.sampler=slots")).manifest.notes
+    assert "llama cannot be sampled in slots: it is sampled batch by batch" in notes
 
 
 # ---------------------------------------------------------------- half-width weights

@@ -109,3 +109,9 @@ def test_losses_are_means_over_tokens_of_a_minibatch_then_over_minibatches() -> 
 def test_without_a_critic_there_is_no_value_loss() -> None:
     one = {"policy_logprobs": [0.0], "advantages": [1.0], "epochs": [{"minibatch": 0, "logprobs": [0.0]}]}
     assert arithmetic.losses([one], 0.2, 0.2).keys() == {"policy_loss", "approx_kl", "clip_fraction", "ratio"}
+
+
+def test_importance_weights_scale_the_policy_loss_token_by_token() -> None:
+    one = {"policy_logprobs": [0.0, 0.0], "advantages": [1.0, -3.0], "importance": [2.0, 0.5]}
+    epochs = [{"minibatch": 0, "logprobs": [0.0, 0.0]}]
+    assert arithmetic.losses([one | {"epochs": epochs}], 0.2, 0.2)["policy_loss"] == pytest.approx(-(2.0 - 1.5) / 2)

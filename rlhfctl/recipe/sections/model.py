@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from typing import Any, ClassVar, Literal
@@ -41,8 +42,7 @@ class Init(Section):
     @property
     def repeated_tokens(self) -> list[str]:
         """List the tokens that occur more than once, sorted."""
-        tokens = self.tokens or []
-        return sorted({token for token in tokens if tokens.count(token) > 1})
+        return sorted(token for token, count in Counter(self.tokens or []).items() if count > 1)
 
     RULES: ClassVar[tuple[Rule[Init], ...]] = (
         Rule(

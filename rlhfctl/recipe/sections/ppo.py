@@ -30,12 +30,14 @@ OWN_ENGINE_KEYS = (
     "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
     "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
     "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
+    "sampler", "importance_cap", "checkpointed_share",
 )  # fmt: skip
 # Keys that have no part in CodeRL's returns: `outcome_critic` refuses them if they are set.
 UNUSED_BY_OUTCOMES = (
     "critic", "critic_from", "critic_trains_trunk", "whiten_rewards", "whiten_advantages", "vf_coef", "cliprange_value",
     "gamma", "lam",
 )  # fmt: skip
+_NEWER_KEYS = ("best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share")
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -66,6 +68,54 @@ def _too_small_to_whiten(ppo: Ppo) -> bool:
 
 def _unknown_scorers(ppo: Ppo) -> list[Mapping[str, str]]:
     return [{"scorer": name} for name in unknown_in("ppo.rewards", ppo.rewards or {})]
+
+
+_TRL_RULES: tuple[Rule[Ppo], ...] = (
+    *(
+        Rule(
+            key,
+            "TRL's PPOTrainer has no such option, or ignores it",
+            "remove it, or use engine: rlhfctl",
+            _set_for_trl(key),
+            about=("engine",),
+        )
+        for key in OWN_ENGINE_KEYS
+    ),
+    Rule(
+        "kl_estimator",
+        "TRL's PPOTrainer has k1 and k3",
+        "use one of them, or engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.kl_estimator == "k2",
+        about=("engine",),
+    ),
+    Rule(
+        "stop_token",
+        "TRL's PPOTrainer knows eos and null here",
+        "use one of them, or engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.stop_token not in ("eos", None),
+        about=("engine",),
+    ),
+    Rule(
+        "gradient_accumulation_steps",
+        "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
+        "(measured: 6 where 12 are due)",
+        "raise per_device_train_batch_size instead, or use engine: rlhfctl",
+        lambda ppo: ppo.engine == "trl" and ppo.gradient_accumulation_steps > 1,
+        about=("engine",),
+    ),
+)
+
+
+_OUTCOME_RULES: tuple[Rule[Ppo], ...] = tuple(
+    Rule(
+        key,
+        "has no part in the returns of outcome_critic",
+        "remove it, or outcome_critic",
+        _set_beside_outcomes(key),
+        about=("outcome_critic",),
+    )
+    for key in UNUSED_BY_OUTCOMES
+)
 
 
 class Ppo(Stage):
@@ -107,6 +157,10 @@ class Ppo(Stage):
     gradient_checkpointing: bool = Field(
         False, description="Whether to save memory by computing activations again in the backward pass."
     )
+    checkpointed_share: float = Field(
+        1.0, gt=0, le=1, description="With gradient_checkpointing, share of the layers whose activations are computed "
+        "again, the first ones (less: faster, and more memory)."
+    )  # fmt: skip
     response_length: int = Field(DEFAULT_RESPONSE_LENGTH, gt=0, description="Maximum response length in tokens.")
     temperature: float = Field(0.7, gt=0, description="Sampling temperature.")
     top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens only (0: from all).")
@@ -130,6 +184,10 @@ class Ppo(Stage):
     whiten_rewards: bool = Field(False, description="Whether to scale per-token rewards to unit variance.")
     whiten_advantages: bool = Field(True, description="Whether to scale advantages to mean 0 and unit variance.")
     cliprange: float = Field(0.2, gt=0, description="Clip range of the policy's probability ratio around 1.")
+    importance_cap: float | None = Field(
+        None, ge=1, description="Where sampling rounds differently than learning: weigh each token by the ratio of the "
+        "two probabilities, at most this (null: no weights)."
+    )  # fmt: skip
     vf_coef: float = Field(0.1, ge=0, description="Coefficient of the critic's (value) loss.")
     entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the policy's entropy bonus.")
     cliprange_value: float = Field(0.2, gt=0, description="Clip range of the change of a value in an update.")
@@ -141,6 +199,10 @@ class Ppo(Stage):
     local_rollout_forward_batch_size: int = Field(
         64, gt=0, description="Batch size for sampling and scoring responses."
     )
+    sampler: Literal["batch", "slots"] = Field(
+        "batch", description="How responses are sampled: batch (one batch after the other) or slots (a response that "
+        "ends makes room for the next, at fixed shapes, as CUDA graphs on a GPU)."
+    )  # fmt: skip
     checkpoint_steps: int | None = Field(
         None, gt=0, description="Updates between checkpoints (null: about ten checkpoints per run)."
     )
@@ -167,6 +229,11 @@ class Ppo(Stage):
     def batch_size(self) -> int:
         """Number of responses sampled per update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def recomputed_share(self) -> float:
+        """Share of the layers whose activations are computed again in the backward pass."""
+        return self.checkpointed_share if self.gradient_checkpointing else 0.0
 
     @property
     def algorithm(self) -> str:
@@ -202,53 +269,14 @@ class Ppo(Stage):
 
     @model_serializer(mode="wrap")
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        newer = tuple(key for key in ("best_kl_limit", "outcome_critic") if getattr(self, key) is None)  # as older runs
+        # Keys that older runs do not know: left out unless they are set, so that those runs stay unchanged.
+        newer = tuple(key for key in _NEWER_KEYS if getattr(self, key) == type(self).model_fields[key].default)
         newer += UNUSED_BY_OUTCOMES if self.outcome_critic is not None else ()
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
-        *(
-            Rule(
-                key,
-                "TRL's PPOTrainer has no such option, or ignores it",
-                "remove it, or use engine: rlhfctl",
-                _set_for_trl(key),
-                about=("engine",),
-            )
-            for key in OWN_ENGINE_KEYS
-        ),
-        *(
-            Rule(
-                key,
-                "has no part in the returns of outcome_critic",
-                "remove it, or outcome_critic",
-                _set_beside_outcomes(key),
-                about=("outcome_critic",),
-            )
-            for key in UNUSED_BY_OUTCOMES
-        ),
-        Rule(
-            "kl_estimator",
-            "TRL's PPOTrainer has k1 and k3",
-            "use one of them, or engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.kl_estimator == "k2",
-            about=("engine",),
-        ),
-        Rule(
-            "stop_token",
-            "TRL's PPOTrainer knows eos and null here",
-            "use one of them, or engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.stop_token not in ("eos", None),
-            about=("engine",),
-        ),
-        Rule(
-            "gradient_accumulation_steps",
-            "TRL's PPOTrainer takes the wrong number of optimizer steps with gradient accumulation "
-            "(measured: 6 where 12 are due)",
-            "raise per_device_train_batch_size instead, or use engine: rlhfctl",
-            lambda ppo: ppo.engine == "trl" and ppo.gradient_accumulation_steps > 1,
-            about=("engine",),
-        ),
+        *_TRL_RULES,
+        *_OUTCOME_RULES,
         Rule(
             "num_mini_batches",
             "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
@@ -306,6 +334,13 @@ class Ppo(Stage):
             "remove it",
             lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind != "head",
             about=("critic",),
+        ),
+        Rule(
+            "checkpointed_share",
+            "is for gradient_checkpointing, which is off",
+            "set {at}.gradient_checkpointing: true, or remove it",
+            lambda ppo: ppo.checkpointed_share < 1 and not ppo.gradient_checkpointing,
+            about=("gradient_checkpointing",),
         ),
         Rule(
             "critic_from",

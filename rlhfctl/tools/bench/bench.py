@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhfctl
-from rlhfctl.tools.bench.costs import matmul_rate
+from rlhfctl.tools.bench.costs import matmul_rate, model_flop_utilisation
 from rlhfctl.tools.bench.inputs import prepare
 from rlhfctl.tools.bench.process import run_module
 from rlhfctl.tools.bench.workload import PHASES, RLHFCTL, TRL, WARM_UP, Workload, comparable
@@ -43,7 +43,7 @@ def measured(
 ) -> dict[str, Any]:
     """Measure the engines, and return the report: `engines.<name>`, `ratio`, workload, machine, versions, notes."""
     count = updates or work.updates
-    section = comparable(work.ppo, count, critic)
+    section = comparable(work.ppo, count, critic, ends=work.ends)
     engines = [RLHFCTL, TRL] if against else [RLHFCTL]
     with tempfile.TemporaryDirectory(prefix="rlhfctl-bench-") as temporary:
         folder = Path(temporary)
@@ -56,7 +56,7 @@ def measured(
         for turn in range(rounds):
             for name in engines:
                 say(f"round {turn + 1} of {rounds}: {name}, {count} updates of {section.batch_size} episodes")
-                results[name].append(_run_worker(name, folder))
+                results[name].append(run_worker(name, folder))
     summaries = {name: summarise(runs, rate) for name, runs in results.items()}
     report: dict[str, Any] = {
         "workload": {
@@ -73,6 +73,7 @@ def measured(
             "cpus": os.cpu_count(),
             "threads": results[RLHFCTL][0]["threads"],
             "device": results[RLHFCTL][0]["device"],
+            "device_name": results[RLHFCTL][0]["device_name"],
             "platform": platform.platform(),
         },
         "versions": {"rlhfctl": rlhfctl.__version__}
@@ -94,14 +95,18 @@ def measured(
     return report
 
 
-def _run_worker(engine: str, folder: Path) -> dict[str, Any]:
-    """Run one engine's updates in a separate process. EngineError with the end of its output if it fails."""
+def run_worker(engine: str, folder: Path, timeout: float | None = None) -> dict[str, Any]:
+    """Run one engine's updates in a separate process, on the files that `prepare` wrote to `folder`.
+
+    EngineError with the end of its output if it fails. subprocess.TimeoutExpired after `timeout` seconds (None: never).
+    """
     return run_module(
         "rlhfctl.tools.bench.workers",
         [engine, str(folder)],
         folder / f"{engine}.json",
         where=f"bench ppo: {engine}",
         fix="if memory ran out, use --workload small or a smaller per_device_train_batch_size",
+        timeout=timeout,
     )
 
 
@@ -120,6 +125,7 @@ def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
         "update_seconds": statistics.median(entry["seconds"] for entry in entries),
         **{name: statistics.median(entry[name] for entry in entries) for name in PHASES},
         "flops_utilisation": flops / (seconds * rate),
+        "mfu": model_flop_utilisation(flops, seconds, runs[0].get("device_name", "")),
         "flops_per_update": flops / len(entries),
         "mean_length": statistics.fmean(lengths),
         "min_length": min(lengths),
@@ -128,7 +134,7 @@ def summarise(runs: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
         "mean_prompt_length": statistics.fmean(entry["prompt_tokens"] / entry["episodes"] for entry in entries),
         "updates": len(entries),
     }
-    for name in ("peak_rss_mb", "baseline_rss_mb", "weights_mb", "base_models", "peak_device_mb"):
+    for name in ("peak_rss_mb", "baseline_rss_mb", "weights_mb", "base_models", "peak_device_mb", "reserved_device_mb"):
         values = [run[name] for run in runs if run.get(name) is not None]
         summary |= {name: max(values)} if values else {}
     if "recomputes" in runs[0]:

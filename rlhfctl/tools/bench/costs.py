@@ -14,6 +14,20 @@ from torch import Tensor, nn
 from rlhfctl.models import devices
 from rlhfctl.models.adapters import POLICY, is_adapter_parameter
 
+# Name of a card (or a part of it) -> operations per second of dense bfloat16 products with float32 sums, from the
+# vendors' data sheets (half of the figure "with sparsity"). The first name that the card's name holds is used.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,  # SXM
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+
 
 @dataclass(frozen=True)
 class Matrices:
@@ -46,9 +60,11 @@ class Matrices:
 def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epochs: int, critic: str) -> int:
     """Count the floating-point operations that one update needs, without padding, with each model on each token once.
 
-    A forward costs 2 operations per matrix entry and token. A backward costs the same for the gradient of the
-    activations, and the same once more for the gradient of trained matrices (frozen ones have none). The output head is
-    needed at response tokens only. The products inside attention, norms and softmaxes are left out.
+    A forward costs 2 operations per matrix entry and token (Kaplan et al. 2020, 2001.08361, section 2.1). A backward
+    costs the same for the gradient of the activations, and the same once more for the gradient of trained matrices.
+    With all weights trained that is 6 per entry, token and epoch; with LoRA the base has no gradient of its weights:
+    4. The output head is needed at response tokens only. The products inside attention, norms and softmaxes are left
+    out. Operations that an engine does twice, such as recomputed activations, count once.
 
         rollout, reference    a forward of the language model, each token once (thanks to the KV cache)
         reward model          a forward of a trunk (an adapter could be merged, so it is not counted)
@@ -66,6 +82,22 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
     return once + epochs * (2 * policy + policy_weights + 2 * values + values_weights)
 
 
+def peak_flops(card: str) -> float | None:
+    """Return the operations per second of dense bfloat16 products of a `card`, by its name; None if it is not known."""
+    words = f" {card.replace('-', ' ')} "
+    return next((peak for name, peak in PEAK_FLOPS.items() if f" {name} " in words), None)
+
+
+def model_flop_utilisation(flops: float, seconds: float, card: str) -> float | None:
+    """Compute the share of a card's peak that needed operations take; None for a card that is not in PEAK_FLOPS.
+
+    MFU = `flops` / (`seconds` * peak), with `flops` from `useful_flops` (Chowdhery et al. 2022, 2204.02311, appendix B;
+    their count adds the products inside attention, which are left out here, so that this MFU is the lower one).
+    """
+    peak = peak_flops(card)
+    return None if peak is None else flops / (seconds * peak)
+
+
 def matmul_rate(times: int = 20) -> float:
     """Measure operations per second of a float32 matrix product, best of `times`; size 1024, 4096 on an accelerator."""
     device = devices.device()
@@ -73,18 +105,12 @@ def matmul_rate(times: int = 20) -> float:
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(times):
-        wait()
+        devices.wait()
         began = time.perf_counter()
         left @ right
-        wait()
+        devices.wait()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
-
-
-def wait() -> None:
-    """Wait until the accelerator has finished all its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def tensor_bytes(tensors: Sequence[Tensor]) -> int:

@@ -17,7 +17,7 @@ from rlhfctl.models import adapters, build, heads, loading, merging, tokenizing
 from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.tools.bench.workload import SEED, Workload
 
-SHORTEST_PROMPT, LONGEST_PROMPT, PROMPTS = 16, 64, 512
+PROMPTS = 512
 MEAN_SHARE = 30 / 64  # mean length of responses that end by themselves, as a share of response_length
 _LEAD = 3  # tokens: the shortest length at which a response ends, if response_length allows
 _MARGIN = 8.0  # nats: difference in log-probability between allowed and not allowed next tokens
@@ -41,23 +41,25 @@ def prepare(work: Workload, section: Ppo, folder: Path) -> list[str]:
         )
     else:
         model = work.model
-        notes.append("the weights are pretrained: responses end where the model ends them")
+        if work.ends:
+            notes.append("the weights are pretrained: responses end where the model ends them")
     if work.model.quantization is not None:
         notes.append("the base is not quantized here: TRL's side could not have it so")
     prepared = tokenizing.tokenizer_from_recipe(model)
     tokenizer = prepared.tokenizer
     base, _ = build.base_from_recipe(model, prepared, seed=SEED, dtype=loading.torch_dtype(model.dtype))
     prompt_ids = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
-    if work.model.init is not None:
+    if work.model.init is not None and work.ends:
         prompt_ids = plant_lengths(base, tokenizer, section.response_length)
     build.save_model(base, tokenizer, folder / "base")
 
-    context = getattr(base.config, "max_position_embeddings", LONGEST_PROMPT + section.response_length)
-    longest = min(LONGEST_PROMPT, context - section.response_length)
+    shortest, longest = work.prompts
+    context = getattr(base.config, "max_position_embeddings", longest + section.response_length)
+    longest = min(longest, context - section.response_length)
     if longest < 1:
         raise RlhfctlError("responses fill the whole context", where="ppo.response_length", fix="lower it")
     draw = random.Random(SEED)
-    lengths = [draw.randint(min(SHORTEST_PROMPT, longest), longest) for _ in range(max(PROMPTS, section.batch_size))]
+    lengths = [draw.randint(min(shortest, longest), longest) for _ in range(max(PROMPTS, section.batch_size))]
     prompts = [draw.choices(prompt_ids, k=length) for length in lengths]
 
     _save_reward(base, tokenizer, section.lora or Lora(), folder)

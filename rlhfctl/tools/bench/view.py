@@ -41,6 +41,8 @@ def table(report: dict[str, Any]) -> RenderableType:
     add("  score", lambda e: f"{e['score_s']:.2f}", "score_s")
     add("  update", lambda e: f"{e['update_s']:.2f}", "update_s")
     add("share of matrix product", lambda e: f"{e['flops_utilisation']:.1%}")
+    if all(engine.get("mfu") is not None for engine in engines.values()):
+        add("model FLOP utilisation", lambda e: f"{e['mfu']:.1%}")
     add("peak memory, MB", lambda e: f"{e['peak_rss_mb']:.0f}", "peak_rss_mb")
     add("  before training", lambda e: f"{e['baseline_rss_mb']:.0f}")
     if all("peak_device_mb" in engine for engine in engines.values()):

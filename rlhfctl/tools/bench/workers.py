@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import platform
 import sys
 import tempfile
 import time
@@ -23,13 +24,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from rlhfctl import fs
 from rlhfctl.events import Event, Metrics
+from rlhfctl.generation.slots import generator_for
 from rlhfctl.models import adapters, build, devices, heads, loading, special_tokens, tokenizing
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.rewards.model import ModelReward
-from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, wait, weights_bytes
+from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
 from rlhfctl.tools.bench.workload import MB, RLHFCTL, SEED, TRL
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
@@ -54,7 +56,7 @@ class UpdateTimer:
 
     def end_update(self, rollout_s: float, score_s: float) -> None:
         """End an update: the remaining time since the last update is learning. The first update is not counted."""
-        wait()
+        devices.wait()
         now, processor = time.perf_counter(), time.process_time()
         if self.ended is not None:
             seconds = now - self.ended
@@ -138,7 +140,8 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
     rows = [{"prompt": ""} for _ in job.prompts]
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
         run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit)
-        loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run)
+        sampler = generator_for(section.sampler)
+        loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run, generator=sampler)
         before = devices.resident_bytes() / MB
         loop.train()
     modules = [*roles.modules(), scorer]
@@ -161,10 +164,10 @@ def run_trl(job: Job) -> dict[str, Any]:
     generate = ppo_trainer.batch_generation
 
     def timed_generation(model: nn.Module, queries: Tensor, *arguments: Any) -> Any:
-        wait()
+        devices.wait()
         began = time.perf_counter()
         answers, logits = generate(model, queries, *arguments)
-        wait()
+        devices.wait()
         clock.update(sampled=time.perf_counter(), rollout_s=time.perf_counter() - began, score_s=0.0)
         for row in answers.tolist():
             prompt, response = row[: queries.shape[1]], row[queries.shape[1] :]
@@ -182,7 +185,7 @@ def run_trl(job: Job) -> dict[str, Any]:
 
         def permutation(self, count: int) -> Any:
             if not clock["score_s"]:  # the first epoch
-                wait()
+                devices.wait()
                 clock["score_s"] = time.perf_counter() - clock["sampled"]
             return self._permutation(count)
 
@@ -217,7 +220,7 @@ def run_trl(job: Job) -> dict[str, Any]:
 def _result(
     job: Job, timer: UpdateTimer, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
 ) -> dict[str, Any]:
-    highest = devices.highest_resident_bytes() / MB
+    highest, on_gpu = devices.highest_resident_bytes() / MB, torch.cuda.is_available()
     sizes = Matrices.of(job.policy)
     for entry in timer.entries:
         entry["flops"] = useful_flops(
@@ -232,9 +235,11 @@ def _result(
         "baseline_rss_mb": before,
         "weights_mb": weights / MB,
         "base_models": weights / base,
-        "peak_device_mb": torch.cuda.max_memory_allocated() / MB if torch.cuda.is_available() else None,
+        "peak_device_mb": torch.cuda.max_memory_allocated() / MB if on_gpu else None,
+        "reserved_device_mb": torch.cuda.max_memory_reserved() / MB if on_gpu else None,
         "threads": torch.get_num_threads(),
         "device": str(devices.device()),
+        "device_name": torch.cuda.get_device_name() if on_gpu else platform.processor() or "CPU",
     }
 
 

@@ -19,12 +19,18 @@ _LEARNING_RATE = 1e-5  # small enough to leave the planted lengths of responses 
 
 @dataclass(frozen=True)
 class Workload:
-    """A workload to measure: a model and PPO settings."""
+    """A workload to measure: a model and PPO settings.
+
+    `prompts`: the shortest and the longest prompt in tokens. `ends`: whether responses end by themselves; otherwise all
+    have the longest length.
+    """
 
     name: str
     model: Model
     ppo: Ppo
     updates: int  # per round
+    prompts: tuple[int, int] = (16, 64)
+    ends: bool = True
 
 
 def reference_workload(size: str) -> Workload:
@@ -57,7 +63,7 @@ def recipe_workload(name: str) -> Workload:
     return Workload(recipe.name, recipe.model, recipe.ppo, reference_workload("small").updates)
 
 
-def comparable(ppo: Ppo, updates: int, critic: str | None) -> Ppo:
+def comparable(ppo: Ppo, updates: int, critic: str | None, *, ends: bool = True) -> Ppo:
     """Change `ppo` to settings that both engines support: one micro-batch per minibatch, plain precision, no traces."""
     kind = critic or ppo.critic_kind
     if ppo.lora is None and kind == "adapter":
@@ -76,9 +82,10 @@ def comparable(ppo: Ppo, updates: int, critic: str | None) -> Ppo:
         "lr_scheduler_type": "constant",
         "bf16": False,
         "gradient_checkpointing": False,
+        "checkpointed_share": 1.0,
         "top_k": 0,
         "top_p": 1.0,
-        "stop_token": "eos",
+        "stop_token": "eos" if ends else None,
         "stop_strings": [],
         "target_kl": None,
         "entropy_coef": 0.0,

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
+from rlhfctl.models import devices
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
@@ -72,6 +73,7 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
         # 1. Sample: one response per prompt, with the log-probability of each sampled token.
         experience = sample_responses(collector, number, stream, recomputes)
         set_sampled_logprobs(experience, roles.policy, section, first=number == 1, recomputes=recomputes)
+        devices.wait()
         sampled = time.monotonic()
 
         # 2. Score: one number per response, minus a penalty if the response did not end.
@@ -83,6 +85,7 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
         # 3. KL and rewards: -kl_coef x KL per token, and the score at the end of the response.
         experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
         set_rewards(experience, section)
+    devices.wait()
     scored = time.monotonic()
 
     # 4. Values: the value of the state before each token, and of the state after the end.
@@ -91,6 +94,7 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
         experience.values = critic_values(
             experience, section, roles, collector.algorithm.advantages, order, accelerator
         )
+        devices.wait()
         scored = time.monotonic() if experience.value_step is None else scored  # otherwise this time counts as learning
 
     # 5. Advantages, and returns if there is a critic.
@@ -149,6 +153,9 @@ def set_sampled_logprobs(
     experience.recomputed = recomputes or gap > AGREEMENT
     if experience.recomputed:
         experience.logprobs = computed
+        if section.importance_cap is not None:
+            mask = experience.response_mask
+            experience.importance = ppo_math.importance_weights(computed, sampled, section.importance_cap, mask)
 
 
 # ---------------------------------------------------------------- 2. and 3. scores and rewards

@@ -51,6 +51,7 @@ class Experience:
     baselines: Tensor = field(default_factory=_empty)  # (B,) score of the greedy program; with an outcome critic
     beliefs: Tensor = field(default_factory=_empty)  # (B, W) the outcome critic's probability of what happened
     logprobs: Tensor = field(default_factory=_empty)  # (B, W) under the policy that sampled
+    importance: Tensor = field(default_factory=_empty)  # (B, W) weights of the policy loss; empty: each is 1
     ref_logprobs: Tensor = field(default_factory=_empty)
     kl: Tensor = field(default_factory=_empty)
     rewards: Tensor = field(default_factory=_empty)
@@ -86,6 +87,14 @@ class Experience:
         """Pack prompt and response of the chosen episodes into one sequence each."""
         prompts, responses = [self.prompts[i] for i in indices], [self.responses[i].ids for i in indices]
         return Sequences.of(prompts, responses, self.lengths.device)
+
+    def weighted_advantages(self, indices: Sequence[int], width: int) -> Tensor:
+        """Return the advantages (b, width) of the chosen episodes, times their importance weights if there are some.
+
+        Both terms of the clipped objective are proportional to the advantage, so that this weighs their minimum.
+        """
+        advantages = self.advantages[list(indices), :width]
+        return advantages * self.importance[list(indices), :width] if self.importance.numel() else advantages
 
     def width(self, indices: Sequence[int]) -> int:
         """Count the columns that the longest of the chosen episodes needs."""

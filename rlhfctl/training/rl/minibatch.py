@@ -180,7 +180,7 @@ def _learn_policy(
         flat, entropies, flat_values = policy_forward(learner.roles, experience.sequences(part), section)
     logprobs = spread(flat, mask)
     terms = policy_loss(
-        logprobs, experience.logprobs[part, :width], experience.advantages[part, :width], mask, tokens, section
+        logprobs, experience.logprobs[part, :width], experience.weighted_advantages(part, width), mask, tokens, section
     )
     loss = terms.loss
     shares = {

@@ -128,6 +128,17 @@ def advantages_and_returns(
 # ---------------------------------------------------------------- losses
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float, mask: Tensor) -> Tensor:
+    """Weights (B, W) of the tokens that were drawn by a sampler which rounds differently: min(p / q, cap); 1 outside.
+
+    p is what the training forward gives for the policy that sampled, q what sampling itself gave. A token's policy loss
+    times p / q has the expectation that it would have under p; the cap bounds its variance (Yao et al. 2025, "Your
+    efficient RL framework secretly brings you off-policy RL training": truncated importance sampling).
+    """
+    log_ratio = (logprobs - sampler_logprobs).masked_fill(~mask, 0.0)
+    return log_ratio.exp().clamp(max=cap)
+
+
 @dataclass(frozen=True)
 class PolicyTerms:
     """The policy's loss over a micro-batch and its share of the minibatch's means.

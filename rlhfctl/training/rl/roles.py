@@ -13,6 +13,7 @@ loads the models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,13 +154,14 @@ class Roles:
         return list({id(trunk): trunk for trunk in every}.values())
 
     @contextmanager
-    def recomputing(self, on: bool) -> Iterator[None]:
-        """Turn gradient checkpointing on inside the block, for all layers. EngineError if a model has no such layers.
+    def recomputing(self, share: float) -> Iterator[None]:
+        """Turn gradient checkpointing on inside the block, for a `share` of each model's layers, the first ones.
 
+        0: for none; 1: for all. EngineError if a model has no such layers.
         transformers' own switch works in training mode only, and in that mode some layers (OPT's) apply dropout.
         """
         layers: dict[int, GradientCheckpointingLayer] = {}
-        for trunk in self.trunks() if on else []:
+        for trunk in self.trunks() if share else []:
             own_layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
             if not own_layers:
                 raise EngineError(
@@ -167,7 +169,7 @@ class Roles:
                     where="ppo.gradient_checkpointing",
                     fix="set it to false, and lower per_device_train_batch_size to save memory",
                 )
-            layers |= {id(layer): layer for layer in own_layers}
+            layers |= {id(layer): layer for layer in own_layers[: math.ceil(share * len(own_layers))]}
         # A quantized layer may already have a `forward` of its own in its __dict__: remember it.
         before = [(layer, vars(layer).get("forward")) for layer in layers.values()]
         for layer, _ in before:

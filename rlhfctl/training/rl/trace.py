@@ -87,6 +87,8 @@ class Trace:
             deltas = rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values
             record |= {"values": values.tolist(), "deltas": deltas.tolist()}
         record["advantages"] = experience.advantages[index, :tokens].tolist()
+        weighted = experience.importance.numel() > 0
+        record["importance"] = experience.importance[index, :tokens].tolist() if weighted else None
         if experience.returns.numel():
             record["returns"] = experience.returns[index, :states].tolist()
         return record

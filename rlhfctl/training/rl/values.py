@@ -48,7 +48,7 @@ def critic_values(
     if critic.shares_policy and not experience.recomputed and experience.responses[0].values:
         return experience.table([response.values for response in experience.responses], experience.logprobs.dtype)
     if section.num_mini_batches == 1 and not critic.shares_policy:
-        with roles.recomputing(section.gradient_checkpointing):
+        with roles.recomputing(section.recomputed_share):
             experience.value_step = _first_step(experience, section, roles, advantages, first_order, accelerator)
         return experience.values
     with torch.no_grad(), accelerator.autocast():

@@ -61,7 +61,7 @@ def test_a_failing_worker_is_one_message(tmp_path: Path, monkeypatch: pytest.Mon
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(EngineError, match="code 3:\nout of memory"):
-        bench._run_worker("rlhfctl", tmp_path)
+        bench.run_worker("rlhfctl", tmp_path)
 
 
 def test_help_loads_no_torch() -> None:

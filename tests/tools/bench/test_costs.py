@@ -8,7 +8,14 @@ from peft import TaskType
 
 from rlhfctl.models import adapters
 from rlhfctl.recipe.schema import Lora
-from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
+from rlhfctl.tools.bench.costs import (
+    Matrices,
+    model_flop_utilisation,
+    peak_flops,
+    tensor_bytes,
+    useful_flops,
+    weights_bytes,
+)
 
 
 def test_useful_flops_by_hand() -> None:
@@ -22,6 +29,24 @@ def test_useful_flops_by_hand() -> None:
     assert useful_flops(3, 2, sizes, 4, "head") == once + 4 * policy_epoch
     whole = Matrices(trunk=10, head=7, adapter=0)  # no LoRA: the policy's own matrices are trained
     assert useful_flops(3, 2, whole, 1, "model") == 128 + 128 + 100 + 100 + 3 * 128 + 3 * 100
+
+
+def test_each_card_has_the_peak_of_its_data_sheet() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA H100 NVL") == 835e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == peak_flops("NVIDIA A100-PCIE-40GB") == 312e12
+    assert (peak_flops("NVIDIA L4"), peak_flops("NVIDIA L40S")) == (121e12, 362e12)
+    assert peak_flops("CPU") is None and peak_flops("NVIDIA L400") is None
+
+
+def test_utilisation_by_hand() -> None:
+    """A forward and a backward of a model of 10 trained entries on 5 tokens: 6 x 10 x 5 operations."""
+    whole = Matrices(trunk=10, head=0, adapter=0)
+    once = 4 * 2 * 10 * 5  # rollout, reference, reward model; values of a critic of its own
+    learning = useful_flops(3, 2, whole, 1, "head") - (once - 100)
+    assert learning == 6 * 10 * 5
+    assert model_flop_utilisation(989e12 * 0.45 * 2, 2.0, "NVIDIA H100 80GB HBM3") == 0.45
+    assert model_flop_utilisation(1e12, 2.0, "CPU") is None
 
 
 def test_matrices_of_a_model() -> None:

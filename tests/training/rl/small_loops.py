@@ -11,6 +11,8 @@ import torch
 from peft import TaskType
 from torch import Tensor
 
+from rlhfctl.generation import local
+from rlhfctl.generation.generator import Response
 from rlhfctl.models import build, heads, tokenizing
 from rlhfctl.models.adapters import CRITIC, POLICY, add_adapter, add_lora
 from rlhfctl.models.heads import AdapterScorer
@@ -130,6 +132,22 @@ def loop_for(
 
 def trained(work: Path, updates: int = 1, **options: Any) -> Seen:
     loop = loop_for(work, updates, **options)
+    loop.train()
+    return loop
+
+
+def rounding(*given: Any, **more: Any) -> list[Response]:
+    """A generator that gives log-probabilities as a sampler that rounds: 0.05 above and below, token by token."""
+    return [
+        dataclasses.replace(response, logprobs=[p + 0.05 * (-1) ** at for at, p in enumerate(response.logprobs)])
+        for response in local.sample(*given, **more)
+    ]
+
+
+def trained_on_rounded_samples(work: Path, updates: int = 1, **options: Any) -> Seen:
+    """A loop in bfloat16 whose sampler rounds differently than learning."""
+    loop = loop_for(work, updates, bf16=True, **options)
+    loop.collector = dataclasses.replace(loop.collector, generator=rounding)
     loop.train()
     return loop
 

@@ -24,6 +24,7 @@ from small_loops import (
     make_roles,
     start,
     trained,
+    trained_on_rounded_samples,
 )
 
 from rlhfctl.events import Event, Note
@@ -203,3 +204,23 @@ def test_in_bf16_the_sampled_logprobs_are_those_of_the_update_and_close_to_float
     assert column(loop, "ratio") == pytest.approx([1.0] * 3, abs=1e-2)  # the first step is taken where ratio is 1
     assert all(value.dtype == torch.float32 for value in loop.roles.state().values())
     assert gap(start(kind=kind), loop.roles.state()) > 1e-3
+
+
+def test_importance_weights_are_the_ratio_of_learning_to_sampling(tmp_path: Path) -> None:
+    """Without a cap in the recipe there are none; with a cap of 1 no weight is above it."""
+    batches: dict[str, Experience] = {}
+    for name, cap in (("off", None), ("wide", 50.0), ("tight", 1.0)):
+        loop = trained_on_rounded_samples(tmp_path / name, num_ppo_epochs=1, importance_cap=cap)
+        batches[name] = loop.batches[0]
+        assert ("importance" in loop.history[0]) is (cap is not None)
+    assert batches["off"].importance.numel() == 0
+    wide, mask = batches["wide"], batches["wide"].response_mask
+    sampled = wide.table([response.logprobs for response in wide.responses], torch.float32)
+    torch.testing.assert_close(wide.importance[mask], (wide.logprobs - sampled)[mask].exp())
+    assert wide.rollout_gap == pytest.approx(0.05, abs=0.02)
+    assert float(wide.importance[mask].log().abs().max()) == pytest.approx(wide.rollout_gap, rel=1e-3)
+    tight = batches["tight"].importance
+    torch.testing.assert_close(tight, wide.importance.clamp(max=1.0))
+    assert loop.history[0]["importance"] == pytest.approx(float(tight[mask].mean()))
+    assert 0.2 < loop.history[0]["importance_capped"] < 0.8
+    assert loop.history[0]["importance_capped"] == pytest.approx(float((tight[mask] == 1).double().mean()))

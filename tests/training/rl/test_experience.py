@@ -55,3 +55,12 @@ def test_pieces_hold_each_index_once_in_order() -> None:
 def test_spread_puts_numbers_where_the_mask_is_true() -> None:
     mask = torch.tensor([[True, False, True], [False, True, False]])
     assert spread(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0, 2], [0, 3, 0]]
+
+
+def test_importance_weights_scale_the_advantages_of_the_loss_alone() -> None:
+    batch = experience()
+    batch.advantages = torch.arange(15.0).view(3, 5)
+    assert batch.weighted_advantages([2, 0], 3).tolist() == [[10, 11, 12], [0, 1, 2]]
+    batch.importance = torch.tensor([[2.0] * 5, [1.0] * 5, [0.5] * 5])
+    assert batch.weighted_advantages([2, 0], 3).tolist() == [[5, 5.5, 6], [0, 2, 4]]
+    assert batch.advantages[2].tolist() == [10, 11, 12, 13, 14]

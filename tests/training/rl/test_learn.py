@@ -128,3 +128,18 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(kind: str, lora: 
     assert gap(states[0], states[1]) < 1e-10
     assert gap(states[0], start(kind=kind, lora=lora, dtype=torch.float64)) > 1e-3
     assert calls[1] > calls[0]
+
+
+def test_a_share_of_the_layers_is_recomputed_the_first_ones(tmp_path: Path) -> None:
+    """Of two layers half: the first runs again in the backward pass, the second does not; the weights are the same."""
+    states, calls = [], []
+    for on in (False, True):
+        share = {"gradient_checkpointing": True, "checkpointed_share": 0.5} if on else {}
+        loop, count = loop_for(tmp_path / str(on), 1, dtype=torch.float64, **share), [0, 0]
+        for number, layer in enumerate(loop.roles.policy.trunk.layers):
+            layer.mlp.register_forward_pre_hook(lambda *_, count=count, at=number: count.__setitem__(at, count[at] + 1))
+        loop.train()
+        states.append(loop.roles.state())
+        calls.append(count)
+    assert len(calls[0]) == 2 and gap(states[0], states[1]) < 1e-10
+    assert calls[1][0] > calls[0][0] and calls[1][1] == calls[0][1]

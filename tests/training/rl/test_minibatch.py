@@ -18,6 +18,7 @@ from small_loops import (
     nothing,
     start,
     trained,
+    trained_on_rounded_samples,
 )
 from torch import Tensor
 
@@ -89,3 +90,14 @@ def test_max_grad_norm_cuts_the_gradient_and_the_uncut_length_is_reported(tmp_pa
 def length(loop: Seen) -> float:
     grads = [p.grad for p in loop.trained.values() if p.grad is not None]
     return float(torch.stack([grad.norm() for grad in grads]).norm())
+
+
+def test_importance_weights_change_the_step_of_the_policy(tmp_path: Path) -> None:
+    """In bfloat16 a cap of 1 lowers the weights of some tokens, and no other number of the first update."""
+    plain = trained_on_rounded_samples(tmp_path / "plain", 2)
+    weighed = trained_on_rounded_samples(tmp_path / "weighed", 2, importance_cap=1.0)
+    assert gap(plain.roles.state(), weighed.roles.state(), ".default.") > 0
+    for name in ("score", "kl", "raw_score", "length", "value_mean"):
+        assert plain.history[0][name] == weighed.history[0][name], name
+    assert plain.history[0]["policy_loss"] != weighed.history[0]["policy_loss"]
+    assert 0.9 < weighed.history[0]["importance"] < 1.0

@@ -465,3 +465,21 @@ def test_explained_variance_reads_nothing_outside_the_mask() -> None:
 def test_constant_returns_have_nothing_to_explain(constant: float) -> None:
     returns = torch.full((2, 5), constant)  # float32: the variance of ten times 0.1 is not quite 0
     assert float(ppo_math.explained_variance(random(1, 2, 5).float(), returns, full(2, 5))) == 0.0
+
+
+def test_importance_weights_are_worked_out_by_hand_and_capped() -> None:
+    """Twice as likely in learning as in sampling, half, three times with a cap of 2, and a column outside the mask."""
+    learning = t([math.log(0.5), math.log(0.2), math.log(0.9), 0.0])
+    sampling = t([math.log(0.25), math.log(0.4), math.log(0.3), -torch.inf])
+    mask = torch.tensor([[True, True, True, False]])
+    weights = ppo_math.importance_weights(learning, sampling, 2.0, mask)
+    assert weights.tolist() == [pytest.approx([2.0, 0.5, 2.0, 1.0])]
+    free = ppo_math.importance_weights(learning, sampling, 10.0, mask)
+    assert free.tolist() == [pytest.approx([2.0, 0.5, 3.0, 1.0])]
+
+
+def test_weighted_tokens_have_the_expectation_that_learning_would_have() -> None:
+    """Drawn by q = (0.6, 0.3, 0.1) and weighed by p / q, the mean advantage is that under p = (0.2, 0.5, 0.3)."""
+    p, q, advantages = t([0.2, 0.5, 0.3]), t([0.6, 0.3, 0.1]), t([1.0, -2.0, 4.0])
+    weights = ppo_math.importance_weights(p.log(), q.log(), 100.0, full(1, 3))
+    assert float((q * weights * advantages).sum()) == pytest.approx(float((p * advantages).sum()))
