@@ -10,6 +10,7 @@ from small_specs import LAYERS, VOCABULARY, WIDTH, shape
 from rlhfctl.planning import memory, ppo_memory
 from rlhfctl.planning.memory import BASE, ModelSpec
 from rlhfctl.planning.meter import (
+    ACTIVATIONS,
     CACHE,
     GRADIENTS,
     LOGITS,
@@ -34,6 +35,12 @@ def test_roles_of_ppo() -> None:
     assert whole["critic"][OPTIMIZER] == pytest.approx(2 * whole["critic"][WEIGHTS], rel=0.01)
     head = ppo(critic="head").peak.needs
     assert head["critic"][OPTIMIZER] == 8 * WIDTH  # a vector: two numbers a weight
+    reward = ppo(critic="reward")
+    assert set(reward.peak.needs) == {BASE, "policy", "reward model", "critic"}
+    kept = {ACTIVATIONS: 8 * 24 * WIDTH * 4, OPTIMIZER: 8 * WIDTH}  # the reward model's states, in float32
+    assert next(moment for moment in reward.moments if moment.what == "the policy's step").needs["critic"] == kept
+    own = ppo(lora=None, critic="reward", shared=False)
+    assert own.peak.needs["critic"] == kept and "the critic's step" not in {moment.what for moment in own.moments}
     assert ppo(bf16=True).peak.needs["policy"][GRADIENTS] > 0
     cheaper = ppo(gradient_checkpointing=True).peak.total
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total

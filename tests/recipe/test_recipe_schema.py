@@ -317,6 +317,7 @@ MORE = [
     ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),
     ("compare={judges: [gold], critic_sampling: {samples: 3}}",),
     *(("ppo.outcome_critic={}", f"ppo.{key}={value}") for key, value in BESIDE_OUTCOMES.items()),
+    ("reward={function: 'a:b', label: a, reads: pair}", "ppo={engine: rlhfctl, critic: reward}"),
     ("reward={model: a/b, card: {}, gate: {}}", "data.preferences=null"),
     ("reward={model: a/b, variance_coefficient: 2.0}",),
     ("sample={candidates: 10}", "label={}", MADE),

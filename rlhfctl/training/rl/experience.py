@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhfctl.events import Work
 from rlhfctl.generation.generator import Response
+from rlhfctl.models.kept_states import ResponseStates
 from rlhfctl.models.packing import Sequences
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
@@ -60,6 +61,7 @@ class Experience:
     recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling
     rollout_gap: float | None = None  # largest difference of the two, in nats per token, if both were computed
     value_step: ValueStep | None = None
+    reward_states: ResponseStates | None = None  # those that the critic reads, if it reads the reward model's
     rollout_s: float = 0.0
     score_s: float = 0.0
     processes: Processes = ALONE  # those that learn from it together; each of them holds all of it
@@ -86,6 +88,13 @@ class Experience:
         """Pack prompt and response of the chosen episodes into one sequence each."""
         prompts, responses = [self.prompts[i] for i in indices], [self.responses[i].ids for i in indices]
         return Sequences.of(prompts, responses, self.lengths.device)
+
+    def kept_states(self, indices: Sequence[int]) -> Tensor:
+        """Return the reward model's states (M, H) that get a value, of the chosen episodes, one after the other."""
+        assert self.reward_states is not None
+        counts = self.value_mask.sum(1).tolist()
+        parts = [self.reward_states.of(self.prompts[i], self.responses[i].ids, counts[i]) for i in indices]
+        return torch.cat(parts)
 
     def width(self, indices: Sequence[int]) -> int:
         """Count the columns that the longest of the chosen episodes needs."""

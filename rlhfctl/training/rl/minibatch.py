@@ -151,9 +151,12 @@ def _learn_values(
     epoch: int,
     trace: Trace | None,
 ) -> dict[str, Tensor]:
-    """Run forward and backward of a critic that has its own trunk, on one micro-batch."""
+    """Run forward and backward of a critic that has its own trunk or kept states, on one micro-batch."""
     with learner.accelerator.autocast():
-        flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
+        if experience.reward_states is not None:
+            flat = critic.values(experience.kept_states(part))
+        else:
+            flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
     loss, values, shares = value_terms(experience, part, flat, states, learner.section)
     learner.accelerator.backward(loss)
     if trace is not None:
