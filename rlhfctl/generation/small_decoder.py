@@ -195,7 +195,7 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
     matrices = []
     for projection in projections:
         matrix = _plain(projection).weight
-        if isinstance(projection, LoraLinear) and not projection.disable_adapters:
+        if isinstance(projection, LoraLinear) and _is_adapted(projection):
             name = projection.active_adapters[0]
             down, up = projection.lora_A[name].weight, projection.lora_B[name].weight
             matrix = torch.addmm(matrix, up, down, alpha=projection.scaling[name])
@@ -242,9 +242,14 @@ def _is_linear(projection: nn.Module) -> bool:
     plain = _plain(projection)
     if type(plain) is not nn.Linear or plain.weight.dtype != torch.float32:
         return False
-    if not isinstance(projection, LoraLinear) or projection.disable_adapters:
+    if not isinstance(projection, LoraLinear) or not _is_adapted(projection):
         return True
     return has_one_plain_adapter(projection)
+
+
+def _is_adapted(projection: LoraLinear) -> bool:
+    """Tell whether an active adapter changes this layer: another role's adapter may lie on more layers."""
+    return not projection.disable_adapters and any(name in projection.lora_A for name in projection.active_adapters)
 
 
 def _small_head(policy: LanguageModel) -> bool:

@@ -113,9 +113,13 @@ class _Backbone(nn.Module):
     def config(self) -> Any:
         return self.shared.trunk.config
 
-    def forward(self, **inputs: Any) -> Any:
+    def as_active_trunk(self) -> Any:
+        """Return the shared trunk, with this scorer's adapter active."""
         self.shared.activate()
-        return self.shared.trunk(**inputs)
+        return self.shared.trunk
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.as_active_trunk()(**inputs)
 
 
 def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder: Path, base: str) -> None:

@@ -25,6 +25,7 @@ from rlhfctl.models.ensembles import member_name
 from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head, with_own_head
 from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.lower_trunk import first_adapted
 from rlhfctl.models.packing import PACKED, Sequences, has_full_attention
 from rlhfctl.planning.memory import (
     BASE,
@@ -186,6 +187,8 @@ def _update(
         with torch.no_grad():
             _sample(meter, policy, at_once, prompt, length)
             moment("sampling", "policy")
+            if below := _states_below(policy, section, prompt):
+                held = with_seen(held, "policy", {ACTIVATIONS: below})
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
             if scorer is not None:
@@ -208,6 +211,14 @@ def _update(
     for module in roles.modules():
         module.zero_grad(set_to_none=True)
     return moments
+
+
+def _states_below(policy: LanguageModel, section: Ppo, prompt: int) -> int:
+    """Count the bytes of the states below the first adapted layer that are kept during an update."""
+    if policy.trunk.config._attn_implementation != PACKED or not first_adapted(policy.trunk, POLICY):
+        return 0
+    states = section.batch_size * (prompt + section.response_length)
+    return states * policy.head.weight.shape[1] * policy.head.weight.element_size()
 
 
 def _kept_states(policy: LanguageModel, section: Ppo) -> int:

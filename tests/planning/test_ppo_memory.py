@@ -46,6 +46,19 @@ def test_roles_of_ppo() -> None:
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 
 
+def test_states_below_the_first_adapter_are_kept_for_the_whole_batch() -> None:
+    def learning(layers: list[int] | None, **changes: Any) -> int:
+        low_rank = Lora(r=4, layers_to_transform=layers)
+        outlook = ppo(lora=low_rank, critic="head", local_rollout_forward_batch_size=8, **changes)
+        step = next(moment for moment in outlook.moments if moment.what == "the policy's step")
+        return step.needs["policy"][ACTIVATIONS]
+
+    one, two = (learning([LAYERS - 1], gradient_accumulation_steps=steps) for steps in (1, 2))
+    kept = 8 * (12 + 24) * WIDTH * 4  # prompts and responses of a batch, in float32
+    assert two - one == kept
+    assert learning(None) == learning(None, gradient_accumulation_steps=2)
+
+
 def test_a_cache_has_room_for_prompt_and_response() -> None:
     sampling = next(moment for moment in ppo().moments if moment.what == "sampling")
     a_row = 2 * LAYERS * WIDTH * 4 * (12 + 24)  # keys and values of all layers in float32
