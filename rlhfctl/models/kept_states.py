@@ -70,8 +70,12 @@ def shown_to(keeper: ResponseStates | None, scorer: Any) -> Iterator[None]:
         del scorer.__dict__[_KEEPER]
 
 
+def is_watched(scorer: Any) -> bool:
+    """Tell whether somebody keeps the states that `scorer` computes."""
+    return _KEEPER in vars(scorer)
+
+
 def show(scorer: Any, sequences: Sequences, hidden: Tensor) -> None:
-    """Show the states (T, H) that `scorer` computed to whoever keeps them."""
-    keeper = vars(scorer).get(_KEEPER)
-    if keeper is not None:
-        keeper.see(sequences, hidden)
+    """Show the states (T, H) that `scorer` computed to the keeper that `shown_to` named."""
+    keeper: ResponseStates = vars(scorer)[_KEEPER]
+    keeper.see(sequences, hidden)

@@ -43,11 +43,14 @@ class LowerTrunk:
         """Free all kept states."""
         self._kept.clear()
 
-    def states(self, sequences: Sequences) -> Tensor:
-        """Compute the last hidden states (T, H): the lower layers for sequences that are new, then the upper ones."""
+    def states(self, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+        """Compute the last hidden states (T, H), or those `at` some tokens.
+
+        The lower layers run for sequences that are new, the upper ones for all.
+        """
         given = self._lower_states(sequences)[None]
         with _replaced(self.lower[:-1], _pass_on), _replaced(self.lower[-1:], lambda *_, **__: given):
-            return packing.all_states(self.trunk, sequences)
+            return packing.all_states(self.trunk, sequences, at)
 
     def _lower_states(self, sequences: Sequences) -> Tensor:
         """Return the states (T, H) that enter the first adapted layer."""

@@ -25,6 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhfctl.models import last_block
+
 PACKED = "rlhfctl_packed"  # name of this attention in transformers' registry
 LOWER = "rlhfctl_lower"  # name of a trunk's attribute: the layers that all its adapters leave alone (lower_trunk.py)
 _LEAST_ROWS, _MOST_PADDING = 8, 1.15  # a new group begins before padding exceeds 15%
@@ -97,6 +99,12 @@ class Sequences:
         steps = torch.arange(int(counts.sum()), device=counts.device) - torch.repeat_interleave(before, counts)
         return steps + torch.repeat_interleave(first, counts)
 
+    def before_tokens_in_states(self, response_length: int) -> Tensor:
+        """Return where in `states(response_length)` the indices of `before_tokens` stand: (N,)."""
+        more = (self.lengths < response_length).long()
+        earlier = torch.repeat_interleave(more.cumsum(0) - more, self.lengths)
+        return torch.arange(len(earlier), device=earlier.device) + earlier
+
     def tokens(self) -> Tensor:
         """Return the response tokens (N,), one response after the other."""
         return self.ids[self.before_tokens() + 1]
@@ -137,22 +145,28 @@ def _group(totals: Sequence[int], device: Any) -> Group:
 # ---------------------------------------------------------------- forwards
 
 
-def hidden_states(trunk: Any, sequences: Sequences) -> Tensor:
+def hidden_states(trunk: Any, sequences: Sequences, at: Tensor | None = None) -> Tensor:
     """Compute the last hidden states (T, H) in packed order. `trunk` is a causal transformer without its head.
 
-    Frozen lower layers are not computed again for sequences whose states are kept (lower_trunk.py).
+    `at` (N,): indices of the tokens whose states are read; the result is then (N, H). Frozen lower layers are not
+    computed again for sequences whose states are kept (lower_trunk.py).
     """
     if (role := getattr(trunk, "as_active_trunk", None)) is not None:  # a scorer on a shared model (heads.py)
         trunk = role()
     lower = vars(trunk).get(LOWER)
     if lower is not None and lower.serves():
-        kept: Tensor = lower.states(sequences)
+        kept: Tensor = lower.states(sequences, at)
         return kept
-    return all_states(trunk, sequences)
+    return all_states(trunk, sequences, at)
 
 
-def all_states(trunk: Any, sequences: Sequences) -> Tensor:
-    """Compute the last hidden states (T, H) in packed order, by all layers of `trunk`."""
+def all_states(trunk: Any, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+    """Compute the last hidden states (T, H) in packed order, or those `at` some tokens, by all layers of `trunk`."""
+    if at is not None:
+        if trunk.config._attn_implementation != PACKED or not last_block.is_allowed(trunk):
+            return all_states(trunk, sequences)[at]
+        with last_block.only_at(trunk, at):
+            return all_states(trunk, sequences)
     if trunk.config._attn_implementation == PACKED:
         states: Tensor = trunk(
             input_ids=sequences.ids[None],
@@ -283,8 +297,10 @@ def packed(trunk: Any) -> Iterator[bool]:
     try:
         if supported:
             config._attn_implementation = PACKED
+            last_block.allow(trunk, last_block.has_shape(trunk) and _agrees_at_some_tokens(trunk))
         yield supported
     finally:
+        last_block.allow(trunk, False)
         config._attn_implementation = "sdpa"
 
 
@@ -317,6 +333,18 @@ def agrees(trunk: Any, forward: Callable[[Sequences], Tensor]) -> bool:
             return _are_close(forward(sequences), all_states(trunk, sequences))
     except (TypeError, ValueError, RuntimeError, AttributeError):  # layers of another shape
         return False
+
+
+def _agrees_at_some_tokens(trunk: Any) -> bool:
+    """Check that the last layer, run at some tokens alone, gives the states that it gives among all."""
+    some = torch.tensor([9, 0, 4, 10], device=next(trunk.parameters()).device)
+
+    def scattered(sequences: Sequences) -> Tensor:
+        states = all_states(trunk, sequences)
+        with last_block.only_at(trunk, some):
+            return states.index_copy(0, some, all_states(trunk, sequences))
+
+    return agrees(trunk, scattered)
 
 
 def _are_close(together: Tensor, apart: Tensor) -> bool:

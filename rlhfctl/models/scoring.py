@@ -87,8 +87,11 @@ def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tenso
 
 def outputs_at_end(model: nn.Module, sequences: Sequences) -> torch.Tensor:
     """Compute the outputs (B, outputs) of a linear head at the last token of each sequence, in one forward."""
-    hidden = hidden_states(backbone(model), sequences)
-    kept_states.show(model, sequences, hidden)
-    last = hidden[sequences.last()]
+    if kept_states.is_watched(model):
+        hidden = hidden_states(backbone(model), sequences)
+        kept_states.show(model, sequences, hidden)
+        last = hidden[sequences.last()]
+    else:
+        last = hidden_states(backbone(model), sequences, sequences.last())
     outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
     return outputs

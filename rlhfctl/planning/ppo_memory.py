@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from rlhfctl.generation import generator, kl, local
-from rlhfctl.models import scoring
+from rlhfctl.models import architecture, last_block, scoring
 from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
 from rlhfctl.models.ensembles import member_name
 from rlhfctl.models.fused import fused
@@ -139,6 +139,8 @@ def _lay_end_to_end(model: Any) -> None:
     config = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig) and has_full_attention(config) and config._attn_implementation == "sdpa":
         config._attn_implementation = PACKED
+        trunk = architecture.backbone(model)
+        last_block.allow(trunk, last_block.has_shape(trunk))
 
 
 def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None) -> Needs:
@@ -248,6 +250,9 @@ class _LongSequences(Sequences):
 
     def states(self, response_length: int) -> Tensor:
         return self.chosen
+
+    def before_tokens_in_states(self, response_length: int) -> Tensor:
+        return torch.arange(len(self.chosen))
 
     def tokens(self) -> Tensor:
         return self.targets

@@ -64,9 +64,9 @@ class Critic:
         """Tell whether no weight of a trunk or adapter is trained for it alone."""
         return self.shares_policy or self.reads is not None
 
-    def states(self, sequences: Sequences) -> Tensor:
-        """Compute hidden states (T, H) with the critic's own trunk."""
-        return hidden_states(architecture.backbone(self.scorer), sequences)
+    def states(self, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+        """Compute hidden states (T, H) with the critic's own trunk, or (N, H) of the tokens `at` (N,)."""
+        return hidden_states(architecture.backbone(self.scorer), sequences, at)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Compute values (N,) from hidden states (N, H). Gradients reach the trunk only if the critic may train it."""

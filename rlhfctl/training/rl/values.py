@@ -78,7 +78,7 @@ def _plain_values(experience: Experience, section: Ppo, roles: Roles, critic: Cr
     for part in forwards(experience, section, "asking the critic"):
         sequences = experience.sequences(part)
         trunk = roles.policy if critic.shares_policy else critic
-        values = critic.values(trunk.states(sequences)[sequences.states(section.response_length)])
+        values = critic.values(trunk.states(sequences, sequences.states(section.response_length)))
         result[part] = spread(values.to(result.dtype), experience.value_mask[part])
     experience.processes.sum_over([result])
     return result
