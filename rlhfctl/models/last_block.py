@@ -1,6 +1,6 @@
 """Compute the last layer of a Llama-shaped model only at the tokens whose states are read.
 
-    all tokens ─▶ ... ─▶ last layer: keys, values and attention of all tokens ─▶ output projection and MLP of chosen ones
+    all tokens ─▶ ... ─▶ last layer: attention of all tokens ─▶ output projection and MLP of the chosen ones
 
 PPO reads the states from which response tokens are predicted, and a reward model the last one. What the last layer
 would compute for other tokens after its attention, nobody reads. The numbers are the same. Reads and writes no files.
