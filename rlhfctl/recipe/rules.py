@@ -108,6 +108,7 @@ PPO_NEEDS: tuple[Rule[Sections], ...] = (
         )
         for key, what in (
             ("function", "a Python function"),
+            ("unit_tests", "the outcome of unit tests"),
             ("label", "a classifier"),
             ("reads", "a classifier"),
         )

@@ -313,7 +313,7 @@ MORE = [
     ("reward={retries: 2, label: a, reads: pair, trainer: {seed: 1}}",),
     ("reward.function=no function",),
     ("reward={unit_tests: {program: x}, retries: 1, function: 'a:b'}",),
-    ("reward={unit_tests: {}, retries: 1}",),
+    ("reward={unit_tests: {}, retries: 1}", "ppo={engine: rlhfctl, critic: reward}"),
     ("ppo.outcome_critic={}",),
     ("data.preferences={source: 'builtin:programs', rows: 10}",),
     ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),

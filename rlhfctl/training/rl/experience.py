@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,12 +89,20 @@ class Experience:
         prompts, responses = [self.prompts[i] for i in indices], [self.responses[i].ids for i in indices]
         return Sequences.of(prompts, responses, self.lengths.device)
 
-    def kept_states(self, indices: Sequence[int]) -> Tensor:
-        """Return the reward model's states (M, H) that get a value, of the chosen episodes, one after the other."""
-        assert self.reward_states is not None
+    def kept_states(self, indices: Sequence[int], compute: Callable[[Sequences], Tensor]) -> Tensor:
+        """Return the reward model's states (M, H) that get a value, of the chosen episodes, one after the other.
+
+        `compute` gives all states (T, H) of sequences that this process did not score itself.
+        """
+        kept = self.reward_states
+        assert kept is not None
+        missing = [i for i in indices if not kept.has(self.prompts[i], self.responses[i].ids)]
+        if missing:
+            sequences = self.sequences(missing)
+            with torch.no_grad():
+                kept.see(sequences, compute(sequences))
         counts = self.value_mask.sum(1).tolist()
-        parts = [self.reward_states.of(self.prompts[i], self.responses[i].ids, counts[i]) for i in indices]
-        return torch.cat(parts)
+        return torch.cat([kept.of(self.prompts[i], self.responses[i].ids, counts[i]) for i in indices])
 
     def width(self, indices: Sequence[int]) -> int:
         """Count the columns that the longest of the chosen episodes needs."""

@@ -154,7 +154,7 @@ def _learn_values(
     """Run forward and backward of a critic that has its own trunk or kept states, on one micro-batch."""
     with learner.accelerator.autocast():
         if experience.reward_states is not None:
-            flat = critic.values(experience.kept_states(part))
+            flat = critic.values(experience.kept_states(part, critic.states))
         else:
             flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
     loss, values, shares = value_terms(experience, part, flat, states, learner.section)

@@ -61,15 +61,12 @@ def critic_values(
 
 def _values_of_kept_states(experience: Experience, section: Ppo, critic: Critic) -> Tensor:
     """Compute the values from the reward model's states, and the states first where scoring did not give them."""
-    kept = experience.reward_states
-    assert kept is not None
-    every = range(len(experience.responses))
-    missing = [i for i in every if not kept.has(experience.prompts[i], experience.responses[i].ids)]
-    for part in pieces(missing, section.local_rollout_forward_batch_size):
-        sequences = experience.sequences(part)
-        kept.see(sequences, critic.states(sequences))
-    values = critic.values(experience.kept_states(every))
-    return spread(values.to(experience.logprobs.dtype), experience.value_mask)
+    result = torch.zeros_like(experience.logprobs)
+    for part in forwards(experience, section, "asking the critic"):
+        values = critic.values(experience.kept_states(part, critic.states))
+        result[part] = spread(values.to(result.dtype), experience.value_mask[part])
+    experience.processes.sum_over([result])
+    return result
 
 
 def _plain_values(experience: Experience, section: Ppo, roles: Roles, critic: Critic) -> Tensor:

@@ -64,7 +64,9 @@ def test_the_forward_that_scores_gives_a_critic_on_the_reward_model_all_its_stat
 
     alone = loop_for(tmp_path / "alone", kind="reward")  # another scorer: the critic asks for its states itself
     batch = collect(alone.collector, 1)
-    assert alone.roles.critic is not None and batch.kept_states([0]).shape[0] == int(batch.value_mask[0].sum())
+    assert alone.roles.critic is not None and batch.kept_states([0], pytest.fail).shape[0] == int(
+        batch.value_mask[0].sum()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
