@@ -23,7 +23,7 @@ def ppo(
         Literal["trl"] | None, typer.Option(help="Another engine to measure in turn: TRL's PPOTrainer.")
     ] = None,
     critic: Annotated[
-        Literal["adapter", "head", "model"] | None,
+        Literal["adapter", "head", "reward", "model"] | None,
         typer.Option(help="Kind of this engine's critic (default: the recipe's, else adapter)."),
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates measured in each round, after one more.")] = None,

@@ -58,10 +58,15 @@ def sample(
         for start in range(0, len(order), sampling.batch_size):
             indices = order[start : start + sampling.batch_size]
             batch_episodes = [numbers[index] for index in indices]
-            ids, mask = pad_left([prompts[index] for index in indices], policy.pad_token_id, policy.device)
+            distinct, which = _distinct([prompts[index] for index in indices])
+            ids, mask = pad_left(distinct, policy.pad_token_id, policy.device)
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
             batch = begin(ids, mask, room)
+            if len(distinct) < len(which):  # several responses to one prompt: its states are computed once
+                rows = torch.tensor(which, device=policy.device)
+                batch.keep(rows)
+                batch.states = batch.states[rows]
             drawn = _sample_batch(policy, batch, tokenizer, sampling, batch_episodes, value_head, work, start)
             responses |= dict(zip(indices, drawn, strict=True))
             work.advance(start + len(indices))
@@ -73,6 +78,13 @@ def make_forward(policy: LanguageModel) -> Callable[[Tensor, Tensor, int], _Forw
     """Choose the fastest decoder: a function of prompts (B, T), mask (B, T) and tokens per row that starts a batch."""
     decoder = Decoder.of(policy)
     return decoder.begin if decoder is not None else partial(_Forward, policy)
+
+
+def _distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """Return the different prompts in their order, and for each prompt its index among them."""
+    index: dict[tuple[int, ...], int] = {}
+    which = [index.setdefault(tuple(prompt), len(index)) for prompt in prompts]
+    return list(index), which
 
 
 def _sample_batch(

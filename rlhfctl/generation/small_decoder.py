@@ -13,6 +13,7 @@ returns None for all other models, and if the hidden states differ from those of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from rlhfctl.models.fused import has_one_plain_adapter
 from rlhfctl.models.language_model import LanguageModel
-from rlhfctl.models.packing import PACKED, has_full_attention
+from rlhfctl.models.packing import PACKED, Group, Sequences, has_full_attention
 
 COPIED_BYTES = 1 << 26  # largest copy of weights while sampling: 64 MB, 16 million parameters
 _TOLERANCE = 1e-4  # relative to the largest hidden state
@@ -121,15 +122,13 @@ class Decoding:
         half = decoder.width // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # (room, width)
         self.pads: Tensor | None = None
-        causal: Tensor | None = None
         if bool((mask == 0).any()):
-            least = torch.finfo(dtype).min
             self.pads = torch.zeros((rows, 1, 1, room), device=device, dtype=dtype)
-            self.pads[:, 0, 0, :length] = (mask == 0).to(dtype) * least
-            later = torch.ones((length, length), device=device, dtype=torch.bool).triu(1)
-            causal = self.pads[..., :length].expand(rows, 1, length, length).masked_fill(later, least)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.states = self._forward(ids, positions, causal, is_causal=self.pads is None)
+            self.pads[:, 0, 0, :length] = (mask == 0).to(dtype) * torch.finfo(dtype).min
+            self.cache[..., :length, :] = 0.0  # cells of padding are masked, but must be numbers
+            self.states = self._read(ids)
+        else:
+            self.states = self._forward(ids, mask.cumsum(1) - 1, None, is_causal=True)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row (B,), and return the new states (B, H)."""
@@ -148,6 +147,38 @@ class Decoding:
         """Drop all rows of the batch but `rows`."""
         self.cache, self.lengths = self.cache[:, :, rows], self.lengths[rows]
         self.pads = None if self.pads is None else self.pads[rows]
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Fill the cache with prompts of different lengths; return the states (B, H) of their ends.
+
+        The prompts are packed end to end (models/packing.py), so their padding is not computed. The last
+        layer runs at their last tokens alone.
+        """
+        decoder = self.decoder
+        width, heads, groups = decoder.width, decoder.heads, decoder.groups
+        self.length = length = ids.shape[1]
+        whole = ids.tolist()
+        prompts = [row[length - count :] for row, count in zip(whole, self.lengths.tolist(), strict=True)]
+        sequences = Sequences.of(prompts, [[] for _ in prompts], ids.device)
+        positions, ends = sequences.positions, sequences.last()
+        order = ends.argsort()  # the row of each packed prompt
+        row_of_token = torch.repeat_interleave(order, self.lengths[order])
+        column = positions + (length - self.lengths)[row_of_token]
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # (T, 1, width)
+        hidden = decoder.trunk.embed_tokens(sequences.ids)
+        for layer, (keys, values) in zip(decoder.layers, self.cache, strict=True):
+            qkv = _times(_norm(hidden, layer.before_attention), layer.qkv).view(-1, heads + 2 * groups, width)
+            plain, value = qkv[:, : heads + groups], qkv[:, heads + groups :]
+            turned = torch.addcmul(plain * cos, plain.roll(width // 2, -1), sin)
+            query, key = turned[:, :heads], turned[:, heads:]
+            keys[row_of_token, :, column] = key
+            values[row_of_token, :, column] = value
+            seen = _causal_attention(sequences.groups, query, key, value, decoder.scaling).view(len(hidden), -1)
+            if layer is decoder.layers[-1]:
+                hidden, seen = hidden[ends], seen[ends]
+            hidden = hidden + _times(seen, layer.out)
+            hidden = hidden + _mlp(hidden, layer, decoder.act)
+        return _norm(hidden, decoder.trunk.norm)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
         decoder, width, heads, groups = self.decoder, self.decoder.width, self.decoder.heads, self.decoder.groups
@@ -171,9 +202,30 @@ class Decoding:
                 enable_gqa=groups != heads,
             )
             hidden = hidden + _times(seen.transpose(1, 2).reshape(rows * new, -1), layer.out)
-            gate, up = _times(_norm(hidden, layer.before_mlp), layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + _times(decoder.act(gate) * up, layer.down)
+            hidden = hidden + _mlp(hidden, layer, decoder.act)
         return _norm(hidden.view(rows, new, -1)[:, -1], decoder.trunk.norm)
+
+
+def _mlp(hidden: Tensor, layer: _Layer, act: Any) -> Tensor:
+    gate, up = _times(_norm(hidden, layer.before_mlp), layer.gate_up).chunk(2, dim=-1)
+    return _times(act(gate) * up, layer.down)
+
+
+def _causal_attention(packing: Sequence[Group], query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend within each packed sequence: (T, heads, width), (T, groups, width) twice -> (T, heads, width)."""
+    done, begin = [], 0
+    for group in packing:
+        tokens = slice(begin, begin + len(group.cell_of_token))
+        begin = tokens.stop
+        q, k, v = (
+            part[tokens][group.token_of_cell].view(group.rows, group.width, *part.shape[1:]).transpose(1, 2)
+            for part in (query, key, value)
+        )
+        out = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+        )
+        done.append(out.transpose(1, 2).flatten(0, 1)[group.cell_of_token])
+    return torch.cat(done)
 
 
 def _times(x: Tensor, weights: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -195,7 +247,7 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
     matrices = []
     for projection in projections:
         matrix = _plain(projection).weight
-        if isinstance(projection, LoraLinear) and not projection.disable_adapters:
+        if isinstance(projection, LoraLinear) and _is_adapted(projection):
             name = projection.active_adapters[0]
             down, up = projection.lora_A[name].weight, projection.lora_B[name].weight
             matrix = torch.addmm(matrix, up, down, alpha=projection.scaling[name])
@@ -242,9 +294,14 @@ def _is_linear(projection: nn.Module) -> bool:
     plain = _plain(projection)
     if type(plain) is not nn.Linear or plain.weight.dtype != torch.float32:
         return False
-    if not isinstance(projection, LoraLinear) or projection.disable_adapters:
+    if not isinstance(projection, LoraLinear) or not _is_adapted(projection):
         return True
     return has_one_plain_adapter(projection)
+
+
+def _is_adapted(projection: LoraLinear) -> bool:
+    """Tell whether an active adapter changes this layer: another role's adapter may lie on more layers."""
+    return not projection.disable_adapters and any(name in projection.lora_A for name in projection.active_adapters)
 
 
 def _small_head(policy: LanguageModel) -> bool:

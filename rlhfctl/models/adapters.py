@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,16 @@ def lora_config(lora: Lora, task: TaskType, model: nn.Module | None = None, toke
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     left_out = _not_plain(model) if targets == "all-linear" and model is not None else None
+    if lora.layers_to_transform is not None and model is not None:
+        _require_layers(lora.layers_to_transform, model)
+        if targets == "all-linear":  # peft wants names where it is given layers
+            targets = _linear_names(model, left_out or ())
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
+        layers_to_transform=lora.layers_to_transform,
         exclude_modules=left_out or None,
         task_type=task,
         modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
@@ -72,6 +78,23 @@ def _not_plain(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear) and type(module).__name__.endswith(("Router", "GroupedLinear"))
     }
     return [*fused, *sorted(routers)]
+
+
+def _require_layers(layers: Sequence[int], model: nn.Module) -> None:
+    """Raise RlhfctlError for the index of a layer that `model` does not have."""
+    count = model.config.get_text_config().num_hidden_layers
+    if max(layers) >= count:
+        raise RlhfctlError(
+            f"there is no layer {max(layers)}: this model has {count}, the first is 0",
+            where="lora.layers_to_transform",
+            fix=f"name layers from 0 to {count - 1}",
+        )
+
+
+def _linear_names(model: nn.Module, left_out: Sequence[str]) -> list[str]:
+    """List the last names of the linear layers that lie in numbered layers of `model`, without those `left_out`."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return sorted({name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)} - set(left_out))
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, task: TaskType, *, seed: int, tokens: Sequence[int] = ()) -> PeftModel:

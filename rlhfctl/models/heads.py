@@ -87,6 +87,21 @@ class AdapterScorer(nn.Module):
         tokenizing.save_tokenizer(tokenizer, folder)
 
 
+def with_own_head(scorer: Any) -> Any:
+    """Make a scorer on the very trunk of `scorer`, with a copy of its scalar head that can be trained by itself.
+
+    `scorer`: an AdapterScorer or a sequence-classification model. The copied head is in float32 or wider.
+    """
+    head = copy.deepcopy(scorer.score)
+    head = head.to(torch.promote_types(head.weight.dtype, torch.float32))
+    if isinstance(scorer, AdapterScorer):
+        return AdapterScorer(scorer.backbone.shared, head)
+    twin = copy.copy(scorer)
+    twin.__dict__["_modules"] = dict(scorer._modules)  # the trunk stays the same object, the head is another
+    twin.score = head
+    return twin
+
+
 class _Backbone(nn.Module):
     def __init__(self, language_model: LanguageModel) -> None:
         super().__init__()
@@ -98,9 +113,13 @@ class _Backbone(nn.Module):
     def config(self) -> Any:
         return self.shared.trunk.config
 
-    def forward(self, **inputs: Any) -> Any:
+    def as_active_trunk(self) -> Any:
+        """Return the shared trunk, with this scorer's adapter active."""
         self.shared.activate()
-        return self.shared.trunk(**inputs)
+        return self.shared.trunk
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.as_active_trunk()(**inputs)
 
 
 def save_scorer_adapter(model: PeftModel, adapter: str, head: nn.Module, folder: Path, base: str) -> None:
@@ -173,6 +192,55 @@ def load_scorer_adapter(model: PeftModel, name: str, folder: Path) -> nn.Linear:
     if bias is not None:
         head_bias.set_bias(head, bias)
     return head
+
+
+def head_on_same_trunk(scorer: Any, critic: Any) -> nn.Linear:
+    """Return the head of `critic` if its trunk has the very weights of `scorer`'s; HandoffError otherwise.
+
+    Both are sequence-classification models.
+    """
+    own, other = backbone(scorer).state_dict(), backbone(critic).state_dict()
+    if own.keys() != other.keys() or not all(_equal(own[name], other[name]) for name in own):
+        raise _other_trunk("critic_from")
+    head: nn.Linear = critic.score
+    return head
+
+
+def head_on_same_adapter(scorer: AdapterScorer, folder: Path) -> nn.Linear:
+    """Load the head of the SEQ_CLS adapter in `folder` if that adapter has the very weights of `scorer`'s.
+
+    HandoffError otherwise: the head was trained on other states.
+    """
+    shared = scorer.backbone.shared
+    marker = f".{shared.adapter}.weight"
+    own = {
+        name.replace(marker, ".weight"): value
+        for name, value in shared.model.state_dict().items()
+        if name.endswith(marker) and is_adapter_parameter(name)
+    }
+    given = load_file(folder / "adapter_model.safetensors")
+    adapter = {name: value for name, value in given.items() if is_adapter_parameter(name)}
+    if own.keys() != adapter.keys() or not all(_equal(own[name], adapter[name]) for name in own):
+        raise _other_trunk(str(folder))
+    head = new_head(shared.model)
+    weights = {name.rpartition(".")[2]: value for name, value in given.items() if name not in adapter}
+    with torch.no_grad():
+        head.weight.copy_(weights["weight"])
+    if "bias" in weights:
+        head_bias.set_bias(head, weights["bias"])
+    return head
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.to("cpu"), other.to("cpu", one.dtype))
+
+
+def _other_trunk(where: str) -> HandoffError:
+    return HandoffError(
+        "the critic was trained on the states of another reward model",
+        where=where,
+        fix="name a critic that was trained with critic: reward on this reward model, or use critic: adapter or model",
+    )
 
 
 def new_head(model: Any, dtype: torch.dtype | None = None) -> nn.Linear:

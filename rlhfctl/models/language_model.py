@@ -64,10 +64,10 @@ class LanguageModel:
         states: Tensor = self.trunk(input_ids=ids, use_cache=False, **inputs).last_hidden_state
         return states
 
-    def states(self, sequences: Sequences) -> Tensor:
-        """Compute the last hidden states (T, H) of all tokens of `sequences`."""
+    def states(self, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+        """Compute the last hidden states (T, H) of all tokens of `sequences`, or (N, H) of the tokens `at` (N,)."""
         self.activate()
-        return hidden_states(self.trunk, sequences)
+        return hidden_states(self.trunk, sequences, at)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute logits (..., V) in float32 or wider, with pad masked, from hidden states (..., H)."""
@@ -89,7 +89,7 @@ class LanguageModel:
 
     def response_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
         """Compute the log-probabilities (N,) of the response tokens of `sequences`, row after row."""
-        states = self.states(sequences)[sequences.before_tokens()]
+        states = self.states(sequences, sequences.before_tokens())
         return self.token_logprobs(states, sequences.tokens(), temperature)[0]
 
     def token_logprobs(

@@ -12,7 +12,7 @@ files. Leaves out sampling, which has a cache and lengths of its own (generation
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhfctl.models import last_block
+
 PACKED = "rlhfctl_packed"  # name of this attention in transformers' registry
+LOWER = "rlhfctl_lower"  # name of a trunk's attribute: the layers that all its adapters leave alone (lower_trunk.py)
 _LEAST_ROWS, _MOST_PADDING = 8, 1.15  # a new group begins before padding exceeds 15%
 _CHECK_LENGTHS, _CHECK_TOLERANCE = (7, 3, 1), {4: 1e-4, 8: 1e-6}  # relative; keys: bytes per number
 _LOW_PRECISION_TOLERANCE = 5e-2
@@ -96,6 +99,12 @@ class Sequences:
         steps = torch.arange(int(counts.sum()), device=counts.device) - torch.repeat_interleave(before, counts)
         return steps + torch.repeat_interleave(first, counts)
 
+    def before_tokens_in_states(self, response_length: int) -> Tensor:
+        """Return where in `states(response_length)` the indices of `before_tokens` stand: (N,)."""
+        more = (self.lengths < response_length).long()
+        earlier = torch.repeat_interleave(more.cumsum(0) - more, self.lengths)
+        return torch.arange(len(earlier), device=earlier.device) + earlier
+
     def tokens(self) -> Tensor:
         """Return the response tokens (N,), one response after the other."""
         return self.ids[self.before_tokens() + 1]
@@ -136,8 +145,28 @@ def _group(totals: Sequence[int], device: Any) -> Group:
 # ---------------------------------------------------------------- forwards
 
 
-def hidden_states(trunk: Any, sequences: Sequences) -> Tensor:
-    """Compute the last hidden states (T, H) in packed order. `trunk` is a causal transformer without its head."""
+def hidden_states(trunk: Any, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+    """Compute the last hidden states (T, H) in packed order. `trunk` is a causal transformer without its head.
+
+    `at` (N,): indices of the tokens whose states are read; the result is then (N, H). Frozen lower layers are not
+    computed again for sequences whose states are kept (lower_trunk.py).
+    """
+    if (role := getattr(trunk, "as_active_trunk", None)) is not None:  # a scorer on a shared model (heads.py)
+        trunk = role()
+    lower = vars(trunk).get(LOWER)
+    if lower is not None and lower.serves():
+        kept: Tensor = lower.states(sequences, at)
+        return kept
+    return all_states(trunk, sequences, at)
+
+
+def all_states(trunk: Any, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+    """Compute the last hidden states (T, H) in packed order, or those `at` some tokens, by all layers of `trunk`."""
+    if at is not None:
+        if trunk.config._attn_implementation != PACKED or not last_block.is_allowed(trunk):
+            return all_states(trunk, sequences)[at]
+        with last_block.only_at(trunk, at):
+            return all_states(trunk, sequences)
     if trunk.config._attn_implementation == PACKED:
         states: Tensor = trunk(
             input_ids=sequences.ids[None],
@@ -268,26 +297,57 @@ def packed(trunk: Any) -> Iterator[bool]:
     try:
         if supported:
             config._attn_implementation = PACKED
+            last_block.allow(trunk, last_block.has_shape(trunk) and _agrees_at_some_tokens(trunk))
         yield supported
     finally:
+        last_block.allow(trunk, False)
         config._attn_implementation = "sdpa"
+
+
+def _test_sequences(trunk: Any) -> Sequences:
+    count = trunk.config.vocab_size
+    prompts = [[(5 * i + 3 * position + 2) % count for position in range(n)] for i, n in enumerate(_CHECK_LENGTHS)]
+    return Sequences.of(prompts, [[] for _ in prompts], next(trunk.parameters()).device)
 
 
 def _agrees(trunk: Any) -> bool:
     """Check that `trunk` gives the same hidden states for packed sequences as for each sequence by itself."""
-    config, weight = trunk.config, next(trunk.parameters())
-    count = config.vocab_size
-    prompts = [[(5 * i + 3 * position + 2) % count for position in range(n)] for i, n in enumerate(_CHECK_LENGTHS)]
-    sequences = Sequences.of(prompts, [[] for _ in prompts], weight.device)
+    config, sequences = trunk.config, _test_sequences(trunk)
     try:
         with torch.no_grad():
-            apart = hidden_states(trunk, sequences)
+            apart = all_states(trunk, sequences)
             config._attn_implementation = PACKED
-            together = hidden_states(trunk, sequences)
+            together = all_states(trunk, sequences)
     except (TypeError, ValueError, RuntimeError):  # an architecture that does not accept these arguments
         return False
     finally:
         config._attn_implementation = "sdpa"
+    return _are_close(together, apart)
+
+
+def agrees(trunk: Any, forward: Callable[[Sequences], Tensor]) -> bool:
+    """Check that `forward` gives the last hidden states of the packed `trunk` for a few test sequences."""
+    sequences = _test_sequences(trunk)
+    try:
+        with torch.no_grad():
+            return _are_close(forward(sequences), all_states(trunk, sequences))
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # layers of another shape
+        return False
+
+
+def _agrees_at_some_tokens(trunk: Any) -> bool:
+    """Check that the last layer, run at some tokens alone, gives the states that it gives among all."""
+    some = torch.tensor([9, 0, 4, 10], device=next(trunk.parameters()).device)
+
+    def scattered(sequences: Sequences) -> Tensor:
+        states = all_states(trunk, sequences)
+        with last_block.only_at(trunk, some):
+            return states.index_copy(0, some, all_states(trunk, sequences))
+
+    return agrees(trunk, scattered)
+
+
+def _are_close(together: Tensor, apart: Tensor) -> bool:
     tolerance = _CHECK_TOLERANCE.get(apart.dtype.itemsize, _LOW_PRECISION_TOLERANCE)
     gap = (together - apart).abs().max()
     return bool(gap <= tolerance * apart.abs().max())

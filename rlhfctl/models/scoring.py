@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rlhfctl.events import Work
+from rlhfctl.models import kept_states
 from rlhfctl.models.architecture import backbone
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, pad_right
@@ -86,6 +87,11 @@ def head_outputs(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tenso
 
 def outputs_at_end(model: nn.Module, sequences: Sequences) -> torch.Tensor:
     """Compute the outputs (B, outputs) of a linear head at the last token of each sequence, in one forward."""
-    last = hidden_states(backbone(model), sequences)[sequences.last()]
+    if kept_states.is_watched(model):
+        hidden = hidden_states(backbone(model), sequences)
+        kept_states.show(model, sequences, hidden)
+        last = hidden[sequences.last()]
+    else:
+        last = hidden_states(backbone(model), sequences, sequences.last())
     outputs: torch.Tensor = model.score(last.to(model.score.weight.dtype))
     return outputs

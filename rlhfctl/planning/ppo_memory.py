@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from rlhfctl.generation import generator, kl, local, static_decoder
-from rlhfctl.models import scoring
+from rlhfctl.models import architecture, last_block, scoring
 from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
 from rlhfctl.models.ensembles import member_name
 from rlhfctl.models.fused import fused
-from rlhfctl.models.heads import AdapterScorer, new_head
+from rlhfctl.models.heads import AdapterScorer, new_head, with_own_head
 from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.lower_trunk import first_adapted
 from rlhfctl.models.packing import PACKED, Sequences, has_full_attention
 from rlhfctl.planning.memory import (
     BASE,
@@ -40,7 +41,7 @@ from rlhfctl.planning.memory import (
     weight_bytes,
     with_seen,
 )
-from rlhfctl.planning.meter import OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.planning.meter import ACTIVATIONS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
@@ -114,7 +115,10 @@ def _skeleton(
             add_adapter(model, member_name(REWARD, number), lora, seed=0)
         if heldout:
             add_adapter(model, HELDOUT, lora, seed=0)
-    critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
+    if section.critic_kind == "reward" and scorer is not None:
+        critic = Critic(with_own_head(scorer), reads=scorer)
+    else:
+        critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
     return Roles(policy, reference or policy.with_adapter(None), critic), scorer, own
 
 
@@ -135,6 +139,8 @@ def _lay_end_to_end(model: Any) -> None:
     config = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig) and has_full_attention(config) and config._attn_implementation == "sdpa":
         config._attn_implementation = PACKED
+        trunk = architecture.backbone(model)
+        last_block.allow(trunk, last_block.has_shape(trunk))
 
 
 def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None) -> Needs:
@@ -154,7 +160,7 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
         needs = {"policy": {WEIGHTS: base}, "reference": {WEIGHTS: weight_bytes(roles.reference.model)[0]}}
     if own is not None and reward is not None:
         needs[_REWARD] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
-    if roles.critic is not None and not roles.critic.is_adapter:
+    if roles.critic is not None and not roles.critic.is_adapter and not roles.critic.trains_only_head:
         needs["critic"] = {WEIGHTS: weight_bytes(roles.critic.scorer)[0]}
     of_critic = roles.critic_parameters()
     for name, parameter in roles.trainable().items():
@@ -181,13 +187,17 @@ def _update(
         with torch.no_grad():
             _sample(meter, policy, at_once, prompt, length, slots=section.sampler == "slots")
             moment("sampling", "policy")
+            if below := _states_below(policy, section, prompt):
+                held = with_seen(held, "policy", {ACTIVATIONS: below})
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
+                if critic is not None and critic.reads is not None:
+                    held = with_seen(held, "critic", {ACTIVATIONS: _kept_states(policy, section)})
                 moment("scoring", _REWARD)
         with roles.recomputing(section.recomputed_share):
-            if critic is not None and not critic.shares_policy:
+            if critic is not None and not critic.trains_only_head:
                 value = critic_forward(critic, learned, length).sum()
                 value.backward()
                 del value
@@ -201,6 +211,20 @@ def _update(
     for module in roles.modules():
         module.zero_grad(set_to_none=True)
     return moments
+
+
+def _states_below(policy: LanguageModel, section: Ppo, prompt: int) -> int:
+    """Count the bytes of the states below the first adapted layer that are kept during an update."""
+    if policy.trunk.config._attn_implementation != PACKED or not first_adapted(policy.trunk, POLICY):
+        return 0
+    states = section.batch_size * (prompt + section.response_length)
+    return states * policy.head.weight.shape[1] * policy.head.weight.element_size()
+
+
+def _kept_states(policy: LanguageModel, section: Ppo) -> int:
+    """Count the bytes of the reward model's states that a critic reads in every PPO epoch of an update."""
+    states = section.batch_size * section.response_length
+    return states * policy.head.weight.shape[1] * policy.head.weight.element_size()
 
 
 def _evaluation(
@@ -224,6 +248,9 @@ class _LongSequences(Sequences):
 
     def states(self, response_length: int) -> Tensor:
         return self.chosen
+
+    def before_tokens_in_states(self, response_length: int) -> Tensor:
+        return torch.arange(len(self.chosen))
 
     def tokens(self) -> Tensor:
         return self.targets

@@ -79,6 +79,17 @@ def _batch_above_prompts(recipe: Sections) -> bool:
     return 0 < prompts.known_train_rows < ppo.prompts_per_batch
 
 
+def _critic_without_states(key: str) -> Broken:
+    """Tell whether the critic is to read a reward model's states, but `key` of the reward section says another kind."""
+
+    def broken(recipe: Sections) -> bool:
+        ppo, reward = recipe.ppo, recipe.reward
+        reads = ppo is not None and ppo.critic == "reward"
+        return reads and reward is not None and getattr(reward, key) is not None
+
+    return broken
+
+
 PPO_NEEDS: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo",
@@ -86,6 +97,21 @@ PPO_NEEDS: tuple[Rule[Sections], ...] = (
         "add a reward section: `reward: {{}}` trains a model on data.preferences",
         lambda recipe: recipe.ppo is not None and recipe.reward is None,
         about=("reward",),
+    ),
+    *(
+        Rule[Sections](
+            "ppo.critic",
+            f"reward is a head on the states of a reward model at the policy's tokens, but the reward is {what}",
+            "use critic: adapter, head or model",
+            _critic_without_states(key),
+            about=(f"reward.{key}",),
+        )
+        for key, what in (
+            ("function", "a Python function"),
+            ("unit_tests", "the outcome of unit tests"),
+            ("label", "a classifier"),
+            ("reads", "a classifier"),
+        )
     ),
     Rule(
         "ppo.use",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfctl import fs
@@ -119,7 +120,7 @@ def can_extend(made: Artifact, section: Ppo) -> bool:
 
     With `use: best` what is handed on is not where training ended, so it begins again.
     """
-    whole = section.critic_kind in ("adapter", "model") and made.has("critic")
+    whole = section.critic_kind in ("adapter", "model", "reward") and made.has("critic")
     return section.engine == "rlhfctl" and section.use == "last" and whole
 
 
@@ -254,6 +255,14 @@ class ParentModels:
     def critic_adapter(self) -> Path | None:
         source = self._critic()
         return None if source is None else loader.critic_adapter(source)
+
+    def critic_head(self, scorer: Any, /) -> nn.Linear | None:
+        source = self._critic()
+        if source is None:
+            return None
+        if isinstance(scorer, AdapterScorer):
+            return heads.head_on_same_adapter(scorer, loader.critic_adapter(source))
+        return heads.head_on_same_trunk(scorer, self.ctx.loader.load_critic(source).to(devices.device()))
 
     def _critic(self) -> Source | None:
         before = _before(self.ctx)

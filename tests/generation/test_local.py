@@ -83,6 +83,26 @@ def test_temperature_is_the_distributions() -> None:
         assert first.count(token) / n == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5 + 1e-9)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prompt_with_several_responses_is_read_once(architecture: str) -> None:
+    """Its states and its cache are copied; each response draws as if the prompt were its own."""
+    tokenizer, model = base(architecture)
+    policy = LanguageModel(model, tokenizer.pad_token_id)
+    prompts = [prompt for prompt in PROMPTS[:4] for _ in range(3)]
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, batch_size=12, seed=5)
+    apart = [local.sample(policy, [prompt], tokenizer, sampling, episodes=[i])[0] for i, prompt in enumerate(prompts)]
+    tokens: list[int] = []
+    embed = model.get_input_embeddings()
+    embed.register_forward_pre_hook(lambda _, given: tokens.append(given[0].numel()))
+    together = local.sample(policy, prompts, tokenizer, sampling)
+    assert [response.ids for response in together] == [response.ids for response in apart]
+    for one, other in zip(together, apart, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert len({tuple(response.ids) for response in together}) > 6
+    reading = max(tokens)  # later steps read a token per row
+    assert reading <= 4 * max(map(len, PROMPTS[:4]))
+
+
 # ---------------------------------------------------------------- noise, and what it becomes
 
 

@@ -35,6 +35,12 @@ def test_roles_of_ppo() -> None:
     assert whole["critic"][OPTIMIZER] == pytest.approx(2 * whole["critic"][WEIGHTS], rel=0.01)
     head = ppo(critic="head").peak.needs
     assert head["critic"][OPTIMIZER] == 8 * WIDTH  # a vector: two numbers a weight
+    reward = ppo(critic="reward")
+    assert set(reward.peak.needs) == {BASE, "policy", "reward model", "critic"}
+    kept = {ACTIVATIONS: 8 * 24 * WIDTH * 4, OPTIMIZER: 8 * WIDTH}  # the reward model's states, in float32
+    assert next(moment for moment in reward.moments if moment.what == "the policy's step").needs["critic"] == kept
+    own = ppo(lora=None, critic="reward", shared=False)
+    assert own.peak.needs["critic"] == kept and "the critic's step" not in {moment.what for moment in own.moments}
     assert ppo(bf16=True).peak.needs["policy"][GRADIENTS] > 0
     cheaper = ppo(gradient_checkpointing=True).peak.total
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
@@ -57,6 +63,19 @@ def test_a_step_holds_no_more_than_its_minibatch() -> None:
     assert halves["the policy's step"] == pytest.approx(small["the policy's step"], rel=0.01)
     assert halves["the policy's step"] < 0.9 * whole["the policy's step"]
     assert halves["sampling"] == whole["sampling"] > small["sampling"]
+
+
+def test_states_below_the_first_adapter_are_kept_for_the_whole_batch() -> None:
+    def learning(layers: list[int] | None, **changes: Any) -> int:
+        low_rank = Lora(r=4, layers_to_transform=layers)
+        outlook = ppo(lora=low_rank, critic="head", local_rollout_forward_batch_size=8, **changes)
+        step = next(moment for moment in outlook.moments if moment.what == "the policy's step")
+        return step.needs["policy"][ACTIVATIONS]
+
+    one, two = (learning([LAYERS - 1], gradient_accumulation_steps=steps) for steps in (1, 2))
+    kept = 8 * (12 + 24) * WIDTH * 4  # prompts and responses of a batch, in float32
+    assert two - one == kept
+    assert learning(None) == learning(None, gradient_accumulation_steps=2)
 
 
 def test_a_cache_has_room_for_prompt_and_response() -> None:

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "model": ("ppo.critic=model",),
     "head on all weights": ("ppo.critic=head", "ppo.lora=null"),
     "model beside all weights": ("ppo.lora=null",),
+    "reward": ("ppo.critic=reward",),
 }
 SCORES = """
 def length(prompts, completions):
@@ -186,7 +187,9 @@ def test_an_algorithm_without_a_critic_makes_none(
 # ---------------------------------------------------------------- a critic to start from
 
 
-@pytest.mark.parametrize(("kind", "place"), [("adapter", "ppo"), ("adapter", "ppo/critic"), ("model", "ppo")])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("adapter", "ppo"), ("adapter", "ppo/critic"), ("model", "ppo"), ("reward", "ppo")]
+)
 def test_a_critic_goes_on_where_another_runs_stopped(
     kind: str, place: str, until_reward: Path, trained: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -206,6 +209,28 @@ def test_a_critic_of_the_other_kind_is_refused_or_merged(
     still = ("ppo.learning_rate=1e-12", f"ppo.critic_from={trained['adapter'] / 'ppo'}", "ppo.critic=model")
     run = run_ppo(until_reward, tmp_path / "b", *ONE_UPDATE, *still)
     assert critic_scores(run) == pytest.approx(critic_scores(trained["adapter"]), abs=1e-5)
+
+
+def test_a_head_on_the_reward_model_does_not_go_on_from_a_critic_whose_trunk_was_trained(
+    until_reward: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(HandoffError, match="on the states of another reward model"):
+        wrong = f"ppo.critic_from={trained['adapter'] / 'ppo'}"
+        run_ppo(until_reward, tmp_path / "a", *ONE_UPDATE, *KINDS["reward"], wrong)
+
+
+@pytest.mark.ci
+def test_a_head_on_a_reward_model_of_its_own_is_published_and_goes_on_from_the_same_one_alone(
+    until_reward: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    kind = ("ppo.critic=reward", "ppo.lora=null")
+    given = run_ppo(until_reward, tmp_path / "given", *ONE_UPDATE, *kind, "ppo.learning_rate=1e-2")
+    still = ("ppo.learning_rate=1e-12", f"ppo.critic_from={given / 'ppo'}")
+    run = run_ppo(until_reward, tmp_path / "a", *ONE_UPDATE, *kind, *still)
+    assert critic_scores(run) == pytest.approx(critic_scores(given), abs=1e-6)
+    assert critic_scores(run) != pytest.approx(reward_scores(run), abs=1e-4)
+    with pytest.raises(HandoffError, match="on the states of another reward model"):
+        run_ppo(until_reward, tmp_path / "b", *ONE_UPDATE, *kind, f"ppo.critic_from={trained['model'] / 'ppo'}")
 
 
 # ---------------------------------------------------------------- rewards

@@ -125,9 +125,9 @@ class Ppo(Stage):
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
-    critic: Literal["adapter", "head", "model"] | None = Field(
-        None, description="The critic: an adapter on base*, a head on the policy, or a model of its own (null: adapter "
-        "with rlhfctl's engine and LoRA, else model)."
+    critic: Literal["adapter", "head", "reward", "model"] | None = Field(
+        None, description="The critic: an adapter on base*, a head on the policy, a head on the frozen reward model, "
+        "or a model of its own (null: adapter with rlhfctl's engine and LoRA, else model)."
     )  # fmt: skip
     critic_from: str | None = Field(
         None, min_length=1, description="A trained critic to start from: a run's ppo stage, or its critic folder."
@@ -261,7 +261,7 @@ class Ppo(Stage):
         return self.batch_size // self.num_generations
 
     @property
-    def critic_kind(self) -> Literal["adapter", "head", "model"]:
+    def critic_kind(self) -> Literal["adapter", "head", "reward", "model"]:
         """The kind of critic, with the default filled in."""
         if self.critic is not None:
             return self.critic
@@ -324,7 +324,7 @@ class Ppo(Stage):
         Rule(
             "critic",
             "an adapter needs LoRA, but all weights are trained",
-            "use model or head",
+            "use model, head or reward",
             lambda ppo: ppo.critic == "adapter" and ppo.lora is None,
             about=("lora",),
         ),

@@ -7,11 +7,11 @@ TRL. Only the keys that rlhfctl owns are refused here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.sections.base import Rule, Section, Stage
+from rlhfctl.recipe.sections.base import Rule, Section, Stage, without
 
 # Keys of TRL's trainers that rlhfctl sets itself, and their replacements.
 OWNED_TRAINER_KEYS = {
@@ -44,6 +44,11 @@ def owned_trainer_key(key: str) -> str | None:
 DEFAULT_TRAINER_BATCH = 8  # rows: per_device_train_batch_size of TRL's trainers where a recipe gives none
 
 
+def _layers_of_an_expression(lora: Lora) -> bool:
+    expression = isinstance(lora.target_modules, str) and lora.target_modules != "all-linear"
+    return lora.layers_to_transform is not None and expression
+
+
 class Lora(Section):
     """LoRA: low-rank adapters that are trained instead of all weights."""
 
@@ -54,6 +59,23 @@ class Lora(Section):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the input of each adapter.")
     target_modules: str | list[str] = Field(
         "all-linear", min_length=1, description="Modules that get adapters: all-linear, a regular expression or names."
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Indices of the layers that get adapters, the first is 0 (null: all layers)."
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_older_runs_know(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), ("layers_to_transform",) if self.layers_to_transform is None else ())
+
+    RULES: ClassVar[tuple[Rule[Lora], ...]] = (
+        Rule(
+            "layers_to_transform",
+            "peft chooses layers where the modules are named, but {at}.target_modules is a regular expression",
+            "use all-linear or a list of names, or write the layers into the expression",
+            _layers_of_an_expression,
+            about=("target_modules",),
+        ),
     )
 
 

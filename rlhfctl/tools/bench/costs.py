@@ -68,7 +68,8 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
 
         rollout, reference    a forward of the language model, each token once (thanks to the KV cache)
         reward model          a forward of a trunk (an adapter could be merged, so it is not counted)
-        critic                a forward of its trunk: `adapter` base and adapter, `model` a whole model, `head` no trunk
+        critic                a forward of its trunk: `adapter` base and adapter, `model` a whole model, `head` and
+                              `reward` no trunk
         PPO epochs            forward and backward of policy and critic, each epoch
     """
     tokens = prompt_tokens + response_tokens
@@ -76,8 +77,8 @@ def useful_flops(prompt_tokens: int, response_tokens: int, sizes: Matrices, epoc
     head = 2 * sizes.head * response_tokens
     policy = trunk + adapter + head
     policy_weights = adapter if sizes.adapter else trunk + head
-    values = {"adapter": trunk + adapter, "model": trunk, "head": 0}[critic]
-    values_weights = {"adapter": adapter, "model": trunk, "head": 0}[critic]
+    values = {"adapter": trunk + adapter, "model": trunk, "head": 0, "reward": 0}[critic]
+    values_weights = {"adapter": adapter, "model": trunk, "head": 0, "reward": 0}[critic]
     once = policy + (trunk + head) + trunk + values
     return once + epochs * (2 * policy + policy_weights + 2 * values + values_weights)
 

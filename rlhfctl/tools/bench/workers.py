@@ -120,6 +120,8 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
     elif section.critic_kind == "head":
         head = heads.new_head(policy)
         critic = Critic(AdapterScorer(policy_role, head), shares_policy=True, trains_trunk=section.critic_trains_trunk)
+    elif section.critic_kind == "reward":
+        critic = Critic(heads.with_own_head(scorer), reads=scorer)
     else:
         critic = Critic(job.scorer())
     scorer.requires_grad_(False).eval()

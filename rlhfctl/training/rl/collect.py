@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
-from rlhfctl.models import devices
+from rlhfctl.models import devices, kept_states
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
@@ -77,7 +77,13 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
         sampled = time.monotonic()
 
         # 2. Score: one number per response, minus a penalty if the response did not end.
-        set_scores(experience, section, collector.reward, collector.data)
+        reads = None if roles.critic is None else roles.critic.reads
+        if reads is not None:
+            experience.reward_states = kept_states.ResponseStates(
+                experience.prompts, [response.ids for response in experience.responses]
+            )
+        with kept_states.shown_to(experience.reward_states, reads):
+            set_scores(experience, section, collector.reward, collector.data)
 
         if collector.outcome_critic is not None:
             set_beliefs(experience, collector, collector.outcome_critic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhfctl.events import Work
 from rlhfctl.generation.generator import Response
+from rlhfctl.models.kept_states import ResponseStates
 from rlhfctl.models.packing import Sequences
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
@@ -61,6 +62,7 @@ class Experience:
     recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling
     rollout_gap: float | None = None  # largest difference of the two, in nats per token, if both were computed
     value_step: ValueStep | None = None
+    reward_states: ResponseStates | None = None  # those that the critic reads, if it reads the reward model's
     rollout_s: float = 0.0
     score_s: float = 0.0
     processes: Processes = ALONE  # those that learn from it together; each of them holds all of it
@@ -95,6 +97,21 @@ class Experience:
         """
         advantages = self.advantages[list(indices), :width]
         return advantages * self.importance[list(indices), :width] if self.importance.numel() else advantages
+
+    def kept_states(self, indices: Sequence[int], compute: Callable[[Sequences], Tensor]) -> Tensor:
+        """Return the reward model's states (M, H) that get a value, of the chosen episodes, one after the other.
+
+        `compute` gives all states (T, H) of sequences that this process did not score itself.
+        """
+        kept = self.reward_states
+        assert kept is not None
+        missing = [i for i in indices if not kept.has(self.prompts[i], self.responses[i].ids)]
+        if missing:
+            sequences = self.sequences(missing)
+            with torch.no_grad():
+                kept.see(sequences, compute(sequences))
+        counts = self.value_mask.sum(1).tolist()
+        return torch.cat([kept.of(self.prompts[i], self.responses[i].ids, counts[i]) for i in indices])
 
     def width(self, indices: Sequence[int]) -> int:
         """Count the columns that the longest of the chosen episodes needs."""

@@ -35,7 +35,8 @@ from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, Stag
 from rlhfctl.generation.generator import Generator
 from rlhfctl.generation.local import sample
 from rlhfctl.generation.shares import in_shares
-from rlhfctl.models import build
+from rlhfctl.models import build, lower_trunk
+from rlhfctl.models.adapters import POLICY
 from rlhfctl.models.fused import fused
 from rlhfctl.models.packing import packed
 from rlhfctl.models.processes import ALONE, Processes
@@ -157,6 +158,7 @@ class PpoLoop:
                 inside.enter_context(fused(module))
             for trunk in self.roles.trunks():
                 inside.enter_context(packed(trunk))
+                inside.enter_context(lower_trunk.shared_below(trunk, POLICY))
             self._start()
             while self.done < self.section.updates:
                 self._advance(self.done + 1)
@@ -187,7 +189,8 @@ class PpoLoop:
     def _advance(self, number: int) -> None:
         """Run update `number`; return to the last checkpoint if its numbers are not finite."""
         try:
-            metrics = self.update(number)
+            with lower_trunk.keeping(self.roles.trunks()):
+                metrics = self.update(number)
         except RewardFailed:
             if self.done % self.checkpoint_steps:  # this update changed nothing yet: save the finished updates
                 self._save_checkpoint()

@@ -48,21 +48,21 @@ def policy_forward(roles: Roles, sequences: Sequences, section: Ppo) -> tuple[Te
 
     The entropies are None if `entropy_coef` is 0. The values are None unless the critic shares the policy's trunk.
     """
-    hidden = roles.policy.states(sequences)
+    length, critic = section.response_length, roles.critic
+    shares = critic is not None and critic.shares_policy
+    hidden = roles.policy.states(sequences, sequences.states(length) if shares else sequences.before_tokens())
     logprobs, entropies = roles.policy.token_logprobs(
-        hidden[sequences.before_tokens()],
+        hidden[sequences.before_tokens_in_states(length)] if shares else hidden,
         sequences.tokens(),
         section.temperature,
         with_entropy=section.entropy_coef > 0,
     )
-    if roles.critic is None or not roles.critic.shares_policy:
-        return logprobs, entropies, None
-    return logprobs, entropies, roles.critic.values(hidden[sequences.states(section.response_length)])
+    return logprobs, entropies, critic.values(hidden) if critic is not None and shares else None
 
 
 def critic_forward(critic: Critic, sequences: Sequences, response_length: int) -> Tensor:
     """Compute the values (M,) of the response states with a critic that has its own trunk."""
-    return critic.values(critic.states(sequences)[sequences.states(response_length)])
+    return critic.values(critic.states(sequences, sequences.states(response_length)))
 
 
 def value_terms(
@@ -151,9 +151,12 @@ def _learn_values(
     epoch: int,
     trace: Trace | None,
 ) -> dict[str, Tensor]:
-    """Run forward and backward of a critic that has its own trunk, on one micro-batch."""
+    """Run forward and backward of a critic that has its own trunk or kept states, on one micro-batch."""
     with learner.accelerator.autocast():
-        flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
+        if experience.reward_states is not None:
+            flat = critic.values(experience.kept_states(part, critic.states))
+        else:
+            flat = critic_forward(critic, experience.sequences(part), learner.section.response_length)
     loss, values, shares = value_terms(experience, part, flat, states, learner.section)
     learner.accelerator.backward(loss)
     if trace is not None:

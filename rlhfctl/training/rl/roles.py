@@ -3,6 +3,7 @@
     critic: adapter     base* has the adapters `default` (policy), `critic` and `reward`; the reference is base* with
                         all of them off. Two scalar heads stand beside it.
     critic: head        the value head reads the policy's own hidden states: one forward serves both.
+    critic: reward      a value head reads the states of the frozen reward model; the head alone is trained.
     critic: model       the critic is a separate sequence-classification model, as in TRL.
 
 A role is made active before each of its forwards, and stays active until its backward is done. The reasons: peft's
@@ -41,21 +42,32 @@ from rlhfctl.recipe.schema import Ppo
 
 
 class Critic:
-    """The value function of PPO. `shares_policy`: it reads the policy's own hidden states."""
+    """The value function of PPO. `shares_policy`: it reads the policy's own hidden states.
 
-    def __init__(self, scorer: Any, *, shares_policy: bool = False, trains_trunk: bool = True) -> None:
+    `reads`: the frozen reward model whose states it reads, if it does; `scorer` is then its head on the same trunk.
+    """
+
+    def __init__(
+        self, scorer: Any, *, shares_policy: bool = False, trains_trunk: bool = True, reads: Any = None
+    ) -> None:
         self.scorer = scorer
         self.shares_policy = shares_policy
         self.trains_trunk = trains_trunk
+        self.reads = reads
 
     @property
     def is_adapter(self) -> bool:
         """Tell whether it is a head on the policy's model, with or without an adapter, not a separate model."""
         return isinstance(self.scorer, AdapterScorer)
 
-    def states(self, sequences: Sequences) -> Tensor:
-        """Compute hidden states (T, H) with the critic's own trunk."""
-        return hidden_states(architecture.backbone(self.scorer), sequences)
+    @property
+    def trains_only_head(self) -> bool:
+        """Tell whether no weight of a trunk or adapter is trained for it alone."""
+        return self.shares_policy or self.reads is not None
+
+    def states(self, sequences: Sequences, at: Tensor | None = None) -> Tensor:
+        """Compute hidden states (T, H) with the critic's own trunk, or (N, H) of the tokens `at` (N,)."""
+        return hidden_states(architecture.backbone(self.scorer), sequences, at)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Compute values (N,) from hidden states (N, H). Gradients reach the trunk only if the critic may train it."""
@@ -97,7 +109,7 @@ class Roles:
         trained: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
             names = [POLICY]
-            if self.critic is not None and self.critic.is_adapter and not self.critic.shares_policy:
+            if self.critic is not None and self.critic.is_adapter and not self.critic.trains_only_head:
                 names.append(CRITIC)
             for name, parameter in self.policy.model.named_parameters():
                 if any(is_adapter_parameter(name, adapter) for adapter in names):
@@ -106,7 +118,7 @@ class Roles:
             trained |= {f"policy.{name}": parameter for name, parameter in self.policy.model.named_parameters()}
         if self.critic is None:
             return trained
-        if self.critic.is_adapter:
+        if self.critic.is_adapter or self.critic.trains_only_head:
             head = self.critic.scorer.score  # with a bias if it is the copy of a normalized reward
             trained |= {f"critic.score.{name}": parameter for name, parameter in head.named_parameters()}
         else:
@@ -228,6 +240,9 @@ class RoleModels(Protocol):
     def critic_adapter(self) -> Path | None:
         """Return the folder of the initial critic as an adapter with a head, if the recipe names one."""
 
+    def critic_head(self, scorer: Any, /) -> nn.Linear | None:
+        """Load the head of the initial critic, if the recipe names one; it must read the states of `scorer`."""
+
     def start_adapter(self) -> Path | None:
         """Return the adapter of the policy that this one goes on from; None: it starts from base*."""
 
@@ -271,6 +286,8 @@ def build_roles(
     if kind == "head":
         scores = AdapterScorer(policy, heads.new_head(policy.model))
         critic = Critic(scores, shares_policy=True, trains_trunk=section.critic_trains_trunk)
+    elif kind == "reward":
+        critic = _critic_on_reward(scorer, own_tokenizer, models)
     elif kind == "adapter":
         head = _critic_adapter(policy.model, shared[0] if shared else None, section, models, seed=seed + 1)
         critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
@@ -334,6 +351,31 @@ def _critic_model(
         return heads.scorer_on(base, seed=seed, zero_head=True)
     critic.requires_grad_(True)
     return critic
+
+
+def _critic_on_reward(scorer: Any, own_tokenizer: Any, models: RoleModels) -> Critic:
+    """Make a critic that reads the reward model's states; of an ensemble those of the first member.
+
+    EngineError if there are no such states at the policy's tokens.
+    """
+    why = None
+    if scorer is None:
+        why = "a classifier" if models.has_reward else "no model"
+    elif own_tokenizer is not None:
+        why = "a model with another tokenizer"
+    elif isinstance(scorer, Ensemble) and not isinstance(scorer.members[0], AdapterScorer):
+        why = "an ensemble of separate models"
+    if why is not None:
+        raise EngineError(
+            f"critic: reward reads the reward model's states at the policy's tokens, but the reward is {why}",
+            where="ppo.critic",
+            fix="use critic: adapter, head or model",
+        )
+    read = scorer.members[0] if isinstance(scorer, Ensemble) else scorer
+    twin = heads.with_own_head(read)
+    if (start := models.critic_head(read)) is not None:
+        twin.score = start
+    return Critic(twin, reads=read)
 
 
 def _critic_adapter(

@@ -1,7 +1,8 @@
 """Compute the critic's values for a batch with as few forwards as possible.
 
-The values come from the forward of sampling if the critic shares the policy's trunk, from the forward of the first
-optimizer step if the batch is one minibatch, and otherwise from a forward of their own.
+The values come from the forward of sampling if the critic shares the policy's trunk, from the states that the reward
+model computed while scoring if the critic reads these, from the forward of the first optimizer step if the batch is one
+minibatch, and otherwise from a forward of their own.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def critic_values(
     assert critic is not None
     if critic.shares_policy and not experience.recomputed and experience.responses[0].values:
         return experience.table([response.values for response in experience.responses], experience.logprobs.dtype)
+    if critic.reads is not None:
+        with torch.no_grad(), accelerator.autocast():
+            return _values_of_kept_states(experience, section, critic)
     if section.num_mini_batches == 1 and not critic.shares_policy:
         with roles.recomputing(section.recomputed_share):
             experience.value_step = _first_step(experience, section, roles, advantages, first_order, accelerator)
@@ -55,13 +59,23 @@ def critic_values(
         return _plain_values(experience, section, roles, critic)
 
 
+def _values_of_kept_states(experience: Experience, section: Ppo, critic: Critic) -> Tensor:
+    """Compute the values from the reward model's states, and the states first where scoring did not give them."""
+    result = torch.zeros_like(experience.logprobs)
+    for part in forwards(experience, section, "asking the critic"):
+        values = critic.values(experience.kept_states(part, critic.states))
+        result[part] = spread(values.to(result.dtype), experience.value_mask[part])
+    experience.processes.sum_over([result])
+    return result
+
+
 def _plain_values(experience: Experience, section: Ppo, roles: Roles, critic: Critic) -> Tensor:
     """Compute the values by forwards that are used for nothing else."""
     result = torch.zeros_like(experience.logprobs)
     for part in forwards(experience, section, "asking the critic"):
         sequences = experience.sequences(part)
         trunk = roles.policy if critic.shares_policy else critic
-        values = critic.values(trunk.states(sequences)[sequences.states(section.response_length)])
+        values = critic.values(trunk.states(sequences, sequences.states(section.response_length)))
         result[part] = spread(values.to(result.dtype), experience.value_mask[part])
     experience.processes.sum_over([result])
     return result

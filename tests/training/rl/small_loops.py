@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Response
 from rlhfctl.models import build, heads, tokenizing
-from rlhfctl.models.adapters import CRITIC, POLICY, add_adapter, add_lora
+from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, add_adapter, add_lora
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Lora, Ppo
@@ -38,8 +38,11 @@ SECTION: dict[str, Any] = {
     "local_rollout_forward_batch_size": BATCH,
 }
 TIMED = ("rollout_s", "score_s", "update_s", "episodes_per_s")
-KINDS = ("adapter", "head", "model")
-KINDS_AND_LORA = [("adapter", True), ("head", True), ("model", True), ("head", False), ("model", False)]
+KINDS = ("adapter", "head", "reward", "model")
+KINDS_AND_LORA = [
+    ("adapter", True), ("head", True), ("reward", True), ("model", True), ("head", False), ("reward", False),
+    ("model", False),
+]  # fmt: skip
 
 Score = Callable[[Sequence[Episode]], list[float]]
 
@@ -60,7 +63,7 @@ def make_roles(
     base = build.build_model(init, tokenizer, seed=1, dtype=dtype)
     with torch.no_grad():
         base.lm_head.weight *= 8
-    own = heads.scorer_on(base, seed=2, zero_head=True) if kind == "model" else None
+    own = heads.scorer_on(base, seed=2, zero_head=kind == "model") if kind in ("model", "reward") else None
     low_rank = Lora(r=4, lora_alpha=8)
     reference = None if lora else LanguageModel(build.copy_frozen(base), pad)
     model: Any = add_lora(base, low_rank, TaskType.CAUSAL_LM, seed=3) if lora else base
@@ -68,7 +71,14 @@ def make_roles(
         model.to(dtype)
     policy = LanguageModel(model, pad, POLICY if lora else None)
     critic = None
-    if own is not None:
+    if kind == "reward":
+        scorer: Any = own
+        if lora:
+            add_adapter(model, REWARD, low_rank, seed=4)
+            model.to(dtype)
+            scorer = AdapterScorer(LanguageModel(model, pad, REWARD), heads.new_head(model))
+        critic = Critic(heads.with_own_head(scorer), reads=scorer)
+    elif own is not None:
         critic = Critic(own)
     elif kind == "head":
         critic = Critic(AdapterScorer(policy, heads.new_head(model)), shares_policy=True)

@@ -11,15 +11,17 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, TaskType, get_peft_model
 from small_roles import LENGTH, PROMPTS, ROLE_LORA, ROWS, alone_merged, save_reward, shared_roles, stir_adapters
+from small_roles import base as small_base
 from torch import Tensor, nn
 
-from rlhfctl.errors import HandoffError
+from rlhfctl.errors import EngineError, HandoffError
 from rlhfctl.models import adapters, heads, special_tokens, tensors
 from rlhfctl.models.adapters import (
     POLICY,
@@ -35,7 +37,7 @@ from rlhfctl.training.rl.collect import PromptData, collect
 from rlhfctl.training.rl.experience import Experience
 from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.minibatch import gradient_step
-from rlhfctl.training.rl.roles import CRITIC, Roles
+from rlhfctl.training.rl.roles import CRITIC, Roles, build_roles
 
 
 def counted(episodes: Sequence[Episode]) -> list[float]:
@@ -289,3 +291,20 @@ def test_roles_on_one_model_share_what_is_trained() -> None:
         role.activate()
         assert all(parameter.requires_grad for parameter in trained.values())
     assert not [name for name in vars(everyone.policy.model) if "switch" in name]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "own_tokenizer", "has_reward", "why"),
+    [(None, None, True, "a classifier"), (None, None, False, "no model"), (object(), object(), True, "tokenizer")],
+)
+def test_a_critic_on_the_reward_model_needs_states_at_the_policys_tokens(
+    scorer: Any, own_tokenizer: Any, has_reward: bool, why: str
+) -> None:
+    _, model = small_base()
+    models: Any = SimpleNamespace(
+        shared_reward_adapters=lambda: [], has_reward=has_reward, start_model=lambda: None,
+        classifier=lambda: object() if has_reward and scorer is None else None,
+        reward_model=lambda: (scorer, own_tokenizer),
+    )  # fmt: skip
+    with pytest.raises(EngineError, match=f"critic: reward reads .* but the reward is .*{why}"):
+        build_roles(Ppo(critic="reward"), model, 1, models, seed=0)

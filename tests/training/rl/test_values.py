@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from small_loops import (
     trained,
 )
 
+from rlhfctl.rewards.model import ModelReward
 from rlhfctl.training.rl.collect import collect
 from rlhfctl.training.rl.experience import Experience, spread
 
@@ -42,6 +44,29 @@ def test_the_critics_forward_that_gives_the_values_is_that_of_its_first_step(kin
     plain = trained(tmp_path / "plain", change=without, **section)
     assert gap(one.roles.state(), plain.roles.state()) < 1e-12
     assert gap(one.roles.state(), start(kind=kind, dtype=torch.float64), "critic") > 1e-4
+
+
+def test_the_forward_that_scores_gives_a_critic_on_the_reward_model_all_its_states(tmp_path: Path) -> None:
+    """Its trunk runs once per update, where the reward model scores; every epoch reads the same states."""
+    loop = loop_for(tmp_path, kind="reward", num_ppo_epochs=3)
+    critic = loop.roles.critic
+    assert critic is not None
+    loop.collector = dataclasses.replace(loop.collector, reward=ModelReward(critic.reads, 1))
+    before = {name: value.clone() for name, value in critic.scorer.named_parameters()}
+    calls: list[int] = []
+    states = loop.roles.critic.states
+    critic.states = lambda sequences: calls.append(1) or states(sequences)  # type: ignore[method-assign,func-returns-value]
+    loop.train()
+    assert not calls
+    moved = {name for name, value in critic.scorer.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"score.weight"} == {name.removeprefix("critic.") for name in loop.roles.critic_parameters()}
+    assert not critic.reads.score.weight.any()  # the reward model's own head stays
+
+    alone = loop_for(tmp_path / "alone", kind="reward")  # another scorer: the critic asks for its states itself
+    batch = collect(alone.collector, 1)
+    assert alone.roles.critic is not None and batch.kept_states([0], pytest.fail).shape[0] == int(
+        batch.value_mask[0].sum()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
