@@ -241,7 +241,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             "with the same number of labels active choice gives a more accurate reward model",
             [
                 judged(
-                    "accuracy, active less random, mean after the first round",
+                    "accuracy after the first round, active less random",
                     [seed.gained for seed in seeds],
                     above(0),
                 ),
@@ -257,7 +257,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             "before the last round members differ more on pairs that they order wrongly",
             [
                 judged(
-                    f"chance that a wrong pair has more disagreement than a right one, {order}",
+                    f"a wrong pair differs more than a right one, {order}",
                     [fmean(seed.finds[order][:-1]) for seed in seeds],
                     above(0.5),
                 )
