@@ -35,8 +35,8 @@ from rlhfctl.tools.reproduce.queries import (
 from rlhfctl.tools.reproduce.statements import Statement, above, judged, statement, within
 from rlhfctl.world import gold
 
-SAME_SHARE = 0.05
-"""Difference of two shares of questions below which they are said to be equal."""
+SAME_SHARE = 5.0
+"""Difference of two shares of questions, in percentage points, below which they are said to be equal."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ def describe(items: Sequence[Item], answers: dict[str, list[int]], before: set[s
 
 
 def check(seeds: Sequence[Seed]) -> list[Statement]:
-    """Check the statements on at least two seeds."""
+    """Check the statements on at least two seeds; accuracies and shares are in percentage points."""
 
     def differ(number: Callable[[Asked], float]) -> list[float]:
-        return [number(seed.asked[ACTIVE]) - number(seed.asked[RANDOM]) for seed in seeds]
+        return [100 * (number(seed.asked[ACTIVE]) - number(seed.asked[RANDOM])) for seed in seeds]
 
     return [
         statement(
@@ -241,13 +241,13 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             "with the same number of labels active choice gives a more accurate reward model",
             [
                 judged(
-                    "accuracy after the first round, active less random",
-                    [seed.gained for seed in seeds],
+                    "points after the first round, active less random",
+                    [100 * seed.gained for seed in seeds],
                     above(0),
                 ),
                 judged(
-                    "accuracy with all labels, active less random",
-                    [seed.difference(-1) for seed in seeds],
+                    "points with all labels, active less random",
+                    [100 * seed.difference(-1) for seed in seeds],
                     above(0),
                 ),
             ],
@@ -257,9 +257,9 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             "before the last round members differ more on pairs that they order wrongly",
             [
                 judged(
-                    f"a wrong pair differs more than a right one, {order}",
-                    [fmean(seed.finds[order][:-1]) for seed in seeds],
-                    above(0.5),
+                    f"a wrong pair differs more than a right one, {order}, %",
+                    [100 * fmean(seed.finds[order][:-1]) for seed in seeds],
+                    above(50),
                 )
                 for order in ORDERS
             ],
@@ -268,13 +268,21 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             "not noisier",
             "what active choice asks is as often answered wrongly, or not at all, as what random order asks",
             [
-                judged("share of wrong answers, active less random", differ(lambda one: one.wrong), within(SAME_SHARE)),
-                judged("share of ties, active less random", differ(lambda one: one.tied), within(SAME_SHARE)),
+                judged(
+                    "points of wrong answers, active less random", differ(lambda one: one.wrong), within(SAME_SHARE)
+                ),
+                judged("points of ties, active less random", differ(lambda one: one.tied), within(SAME_SHARE)),
             ],
         ),
         statement(
             "closer",
             "active choice asks about responses that lie closer together in gold than those of random order",
-            [judged("mean gap of gold, random less active", [-one for one in differ(lambda one: one.gap)], above(0))],
+            [
+                judged(
+                    "mean gap of gold in hundredths, random less active",
+                    [-one for one in differ(lambda one: one.gap)],
+                    above(0),
+                )
+            ],
         ),
     ]
