@@ -183,6 +183,12 @@ class Source:
         return cls(str(artifact.path), artifact.fingerprint, artifact)
 
 
+def model_at(text: str, folder: Path) -> str:
+    """Return the path of a model that a recipe in `folder` names inside a longer name, or its id on the Hub."""
+    path = folder / Path(text).expanduser()
+    return str(path) if path.exists() else text
+
+
 def resolve_source(text: str, role: str) -> Source:
     """Resolve a path or Hub id from the command line or a recipe to its source.
 

@@ -22,7 +22,7 @@ from rlhfctl.errors import HandoffError, Problem, RecipeError, RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.made_data import made_data, source_stages, sources_of, stage_named
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.sections.scorers import FUNCTION, HELDOUT, REWARD_MODEL, kind_of
+from rlhfctl.recipe.sections.scorers import HELDOUT, OUTSIDE, REWARD_MODEL, is_metric, kind_of
 
 ELSEWHERE = "from elsewhere"  # state of a stage that a model from the command line replaced
 WAITING = "waiting.json"  # in a stage's work folder: the record of a stage that waits
@@ -169,10 +169,18 @@ def _judged_by(judge: str) -> Callable[[Recipe], bool]:
 
 
 def _functions(scorers: Iterable[str], recipe: Recipe) -> list[str]:
-    """List the functions that a stage's result depends on: that of the reward section, then those among `scorers`."""
+    """List the functions that a stage's result depends on: that of the reward section, then those among `scorers`.
+
+    Servers, further reward models and metrics over a local model count among them: their fingerprint is an input, too.
+    """
     section = recipe.reward
     functions = [section.function] if section is not None and section.function is not None else []
-    return [*functions, *(name for name in scorers if kind_of(name) == FUNCTION)]
+    return [*functions, *(name for name in scorers if kind_of(name) in OUTSIDE)]
+
+
+def _asked_by_compare(recipe: Recipe) -> list[str]:
+    """List the judges and metrics of the comparison."""
+    return [*recipe.compare.judges, *recipe.compare.metrics] if recipe.compare is not None else []
 
 
 def _sampling(recipe: Recipe, *more: str) -> dict[str, Any]:
@@ -344,7 +352,7 @@ STAGES: dict[str, Stage] = {
         },
         prompt_lengths=True,
         settings=lambda recipe: _reading(recipe) | _sampling(recipe),
-        functions=lambda recipe: _functions(recipe.compare.judges if recipe.compare is not None else (), recipe),
+        functions=lambda recipe: _functions(_asked_by_compare(recipe), recipe),
         files=("policy_samples", "reference_samples"),
     ),
     seeding.SUMMARY: Stage(
@@ -393,6 +401,17 @@ def trainer_options(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
 def functions_of(recipe: Recipe) -> list[str]:
     """List the reward functions that any stage calls, each once."""
     return list(dict.fromkeys(name for stage in STAGES.values() for name in stage.functions(recipe)))
+
+
+def metrics_of(recipe: Recipe) -> dict[str, list[str]]:
+    """List the metrics that a recipe names, by the key that names them (`ppo.rewards`, ...)."""
+    ppo, compare = recipe.ppo, recipe.compare
+    named = {
+        "ppo.rewards": list((ppo.rewards if ppo is not None else None) or ()),
+        "compare.judges": compare.judges if compare is not None else [],
+        "compare.metrics": compare.metrics if compare is not None else [],
+    }
+    return {key: [name for name in names if is_metric(name)] for key, names in named.items()}
 
 
 def choose(stages: Sequence[StageId], request: Request) -> list[StageId]:

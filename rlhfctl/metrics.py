@@ -150,6 +150,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("raw_score", "score", "What the reward itself gave: mean and standard deviation."),
         Metric("raw_score_std", "score", "What the reward itself gave: mean and standard deviation."),
         Metric("reward/NAME", "score", "Mean of each part of a weighted reward."),
+        Metric("logged/NAME", "any", "Mean of what reward functions log as NAME (log_metric)."),
         Metric("reward_disagreement", "score", "With `reward.members` above 1: standard deviation over members of a "
                "response's score, on average over the batch."),
         Metric("outcome/compile_error", "share", _OUTCOMES),

@@ -281,8 +281,9 @@ def _look_ahead(stage: StageId, work: _Run) -> None:
         to_come = list(dict.fromkeys(one.name for one in work.chosen[work.chosen.index(stage) :]))
         reward = work.request.external.get("reward")
         kept, warnings, work.looked_ahead = door.look_ahead(
-            work.recipe, to_come, base, work.data, work.paths.log, reward
-        )
+            work.recipe, to_come, base, work.data, work.paths.log, reward,
+            samples="policy_samples" in work.request.options,
+        )  # fmt: skip
     elif work.unchecked:
         rows = {name: work.data[name] for name in work.unchecked}
         kept, warnings = door.check_rows(work.recipe, stage.name, base, rows, work.paths.log)

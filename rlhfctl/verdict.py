@@ -209,3 +209,14 @@ def share(value: float) -> str:
     percent = 100 * value
     whole = round(percent)
     return f"{percent:.1f}%" if whole in (0, 50, 100) and abs(percent - whole) > 0.05 else f"{whole}%"
+
+
+def measures(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what the metrics of the comparison give, in one sentence: policy against reference."""
+    told = [
+        f"{name} {entry['policy_mean']:.4g} against {entry['reference_mean']:.4g}"
+        if entry["prompts"]
+        else f"{name} without a value"
+        for name, entry in entries.items()
+    ]
+    return f"metrics, policy against reference: {', '.join(told)}"

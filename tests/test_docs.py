@@ -50,6 +50,7 @@ NOT_RUN = {
     ".venv/bin/python -m pytest tests/stats/test_paired.py -q": "this very suite",
     "rlhfctl bench ppo --against trl": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl chat runs/support --against reference": "it waits for lines: tests/tools/chat/test_chat_loop.py",
+    "rlhfctl import train_ppo.sh --out imported.yaml": "it needs a script of another tool: tests/importing",
     "rlhfctl reproduce gao": "an hour or more; tests/tools/reproduce/test_experiment.py runs a small one",
     "rlhfctl reproduce coste": "an hour; tests/tools/reproduce/test_reproduce_ensembles.py runs a small one",
     "rlhfctl reproduce christiano": "minutes; tests/tools/reproduce/test_queries.py runs a small one",
@@ -269,9 +270,9 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
             reported[event["stage"]] |= event["values" if event["event"] == "metrics" else "metrics"].keys()
     for stage, names in reported.items():
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
-    # What the page has beyond that needs another recipe: a weighted reward, `engine: trl`, `use: best`, `entropy_coef`,
-    # `reward.heldout`, `reward.members`.
-    others = {"policy_entropy", "reward/NAME", "ratio_variance", "eos_tokens", "best_update"}
+    # What the page has beyond that needs another recipe: a weighted reward, `log_metric`, `engine: trl`, `use: best`,
+    # `entropy_coef`, `reward.heldout`, `reward.members`.
+    others = {"policy_entropy", "reward/NAME", "logged/NAME", "ratio_variance", "eos_tokens", "best_update"}
     others |= {"eval_heldout", "eval_heldout_se", "reward_disagreement", "eval_reward_disagreement"}
     assert page["ppo"] - reported["ppo"] == others
     assert page["compare"] == reported["compare"]

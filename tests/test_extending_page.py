@@ -139,7 +139,7 @@ def test_the_example_touches_few_files(name: str) -> None:
 REFUSED = {
     "An algorithm": "unknown key",
     "A stage": "unknown key",
-    "A reward": "there is no scorer 'length'",
+    "A reward": "there is no scorer 'full_stop'",
     "A metric": "AssertionError",
     "A data format": "demos.toml",
 }

@@ -31,7 +31,7 @@ def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
 
 LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
-    "compare": ("answers", "judges", "controls", "endpoint", "readings", "critic_sampling"),
+    "compare": ("answers", "judges", "controls", "endpoint", "measures", "readings", "critic_sampling"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
     "sample": ("responses",),
     "ppo": ("outcomes",),

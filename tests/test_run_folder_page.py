@@ -69,13 +69,18 @@ ppo:
 FAILS_LATER = """\
 calls = [0]
 
-def score(prompts, completions):
+def score(prompts, completions, log_extra):
+    log_extra("letters", [len(text) for text in completions])
     calls[0] += 1
     if calls[0] == 4:
         raise ConnectionError("no answer")
     return [float("nan") if calls[0] == 1 and index == 0 else 1.0 for index in range(len(completions))]
 """
-NEVER_FINITE = "def score(prompts, completions):\n    return [float('nan') for _ in completions]\n"
+NEVER_FINITE = """\
+def score(prompts, completions, log_extra):
+    log_extra("letters", [len(text) for text in completions])
+    return [float("nan") for _ in completions]
+"""
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,11 @@ COMMANDS: Commands = (
     ("score", look.score, "rlhfctl score runs/quickstart pairs.jsonl --out scored.jsonl"),
     ("reward-eval", look.reward_eval, "rlhfctl reward-eval runs/quickstart --samples 128"),
     ("init", make.init, "rlhfctl init support.yaml   or   rlhfctl init --yes"),
+    (
+        "import",
+        make.import_,
+        "rlhfctl import train_ppo.sh --out mine.yaml   or   rlhfctl import sft.yaml rm.yaml ppo.yaml",
+    ),
     ("schema", make.schema, "rlhfctl schema --out recipe.schema.json"),
     ("doctor", check.doctor, "rlhfctl doctor --json"),
 )

@@ -1,4 +1,4 @@
-"""Commands that write files: `export`, `init`, `schema`, `recipes`.
+"""Commands that write files: `export`, `init`, `import`, `schema`, `recipes`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -53,6 +53,27 @@ def init(
 
     path, answers = interview.ask_questions(file, _default_answer if yes else _ask)
     for line in write(path, answers):
+        typer.echo(line)
+
+
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Scripts with command lines, or YAML or JSON of arguments.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RECIPE", help="Write the recipe here (default: print it).")
+    ] = None,
+) -> None:
+    """A recipe of another tool's configuration: TRL, LLaMA-Factory, OpenRLHF."""
+    from rlhfctl.importing.recipe import recipe_from, write
+
+    made = recipe_from(files, out.parent if out is not None else Path())
+    if out is None:
+        typer.echo(made.text, nl=False)
+        for line in made.problems:
+            typer.echo(f"to settle: {line}", err=True)
+        return
+    for line in write(made, out):
         typer.echo(line)
 
 

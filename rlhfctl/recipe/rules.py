@@ -13,7 +13,7 @@ from rlhfctl.recipe.label_rules import LABELS
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
-from rlhfctl.recipe.sections.scorers import PASSES, UNIT_TESTS
+from rlhfctl.recipe.sections.scorers import PASSES, REWARD, UNIT_TESTS, is_address
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH
@@ -90,13 +90,37 @@ def _critic_without_states(key: str) -> Broken:
     return broken
 
 
+def _scores_nothing(recipe: Sections) -> bool:
+    ppo = recipe.ppo
+    return ppo is not None and recipe.reward is None and REWARD in (ppo.rewards or (REWARD,))
+
+
+def _asks_no_server(recipe: Sections) -> bool:
+    reward, ppo, compare = recipe.reward, recipe.ppo, recipe.compare
+    if reward is None or reward.server is None:
+        return False
+    named = [
+        reward.function or "",
+        *((ppo.rewards or {}) if ppo else {}),
+        *((*compare.judges, *compare.metrics) if compare else ()),
+    ]
+    return not any(map(is_address, named))
+
+
 PPO_NEEDS: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo",
         "needs something that scores responses",
-        "add a reward section: `reward: {{}}` trains a model on data.preferences",
-        lambda recipe: recipe.ppo is not None and recipe.reward is None,
-        about=("reward",),
+        "add a reward section: `reward: {{}}` trains a model on data.preferences; or ppo.rewards without `reward`",
+        _scores_nothing,
+        about=("reward", "ppo.rewards"),
+    ),
+    Rule(
+        "reward.server",
+        "is not used: no scorer is an address, http://...",
+        "remove it, or name one in reward.function, ppo.rewards or compare.judges",
+        _asks_no_server,
+        about=("reward.function", "ppo.rewards", "compare.judges"),
     ),
     *(
         Rule[Sections](

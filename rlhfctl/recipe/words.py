@@ -34,6 +34,14 @@ _REFUSED = {  # section -> key -> (problem, fix)
     **{f"{name}.endpoint": REFUSED_ENDPOINT_KEYS for name in ("compare", "label")},
 }
 
+_LIVING = {  # section -> what TRL calls it today, or did before -> the key
+    "ppo": {
+        "beta": "kl_coef", "epsilon": "cliprange", "num_iterations": "num_ppo_epochs",
+        "max_completion_length": "response_length", "init_kl_coef": "kl_coef", "ppo_epochs": "num_ppo_epochs",
+        "reward_weights": "rewards", "steps": "total_episodes",
+    },
+}  # fmt: skip
+
 _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -100,6 +108,8 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
     section, name = dotted(tuple(part for part in key[:-1] if isinstance(part, str))), str(key[-1])
     if name in (refused := _REFUSED.get(section, {})):
         return (*refused[name], None)
+    if (living := _LIVING.get(section, {}).get(name)) is not None:
+        return f"unknown key; did you mean {living!r}?", f"write {living}: TRL's name {name} means it", living
     instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
     if instead is not None:
         return "rlhfctl sets this itself", instead, None

@@ -8,7 +8,7 @@ stages/loader.py loads the reward model, and the caller passes the gold scorer i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -20,21 +20,31 @@ from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.sections.scorers import (
+    DISTINCT,
     FUNCTION,
     GOLD,
     HELDOUT,
+    MODEL,
+    OVER_MODELS,
+    OVERLAPS,
     PASSES,
     REWARD,
     REWARD_FUNCTION,
     REWARD_MODEL,
+    SERVER,
     UNIT_TESTS,
+    is_address,
     kind_of,
 )
+from rlhfctl.recipe.sections.server import Server
 from rlhfctl.recipe.sections.unit_tests import UnitTests
+from rlhfctl.rewards.checked import Checked, Say
 from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import RewardFunction
-from rlhfctl.rewards.function import FunctionReward, Say
+from rlhfctl.rewards.function import FunctionReward
+from rlhfctl.rewards.metric import MetricReward, build_metric
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward, in_shares
+from rlhfctl.rewards.server import ServerReward
 from rlhfctl.rewards.unit_tests import PassRate, UnitTestsReward
 from rlhfctl.rewards.weighted import WeightedReward
 
@@ -62,8 +72,10 @@ class Resources:
 
     `folder`: functions are imported from it. `function`: the function of the reward section. `finite`: whether a
     function's score must be finite. `batch_size`: responses per forward of a reward model. `function_batch_size`:
-    responses per call of a function (None: all). `reward_model`, `heldout`: load the reward model, and the held-out
-    reward model, when they are needed. `processes`: those that score together; all give a scorer the same episodes.
+    responses per call of a function (None: all). `server`: how servers are asked. `reward_model`, `heldout`: load the
+    reward model, and the held-out reward model, when they are needed. `models`: loads a further reward model by its
+    name in the recipe. `processes`: those that score together; all give a
+    scorer the same episodes.
     """
 
     folder: Path
@@ -78,14 +90,19 @@ class Resources:
     gold: RewardFunction | None = None
     processes: Processes = ALONE
     unit_tests: UnitTests | None = None
+    server: Server = field(default_factory=Server)
+    models: Callable[[str], LoadedRewardModel] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Resources:
         """Take the folder of a recipe, and the function, retries and unit tests of its reward section."""
         section = recipe.reward
+        folder = Path(recipe.folder or ".")
         if section is None:
-            return cls(Path(recipe.folder or "."))
-        return cls(Path(recipe.folder or "."), section.function, section.retries, unit_tests=section.unit_tests)
+            return cls(folder)
+        return cls(
+            folder, section.function, section.retries, server=section.server or Server(), unit_tests=section.unit_tests
+        )
 
 
 def build_scorer(name: str, resources: Resources) -> RewardFunction:
@@ -101,8 +118,12 @@ def build_reward(weights: Mapping[str, float] | None, resources: Resources) -> R
     return WeightedReward(scorers, resources.warn)
 
 
-def build_function(name: str, resources: Resources) -> FunctionReward:
-    """Build the scorer that calls the Python function module:name."""
+def build_function(name: str, resources: Resources) -> Checked:
+    """Build the scorer that calls the Python function module:name, or asks the server at an address."""
+    if is_address(name):
+        return ServerReward(
+            name, resources.server, finite=resources.finite, say=resources.warn, processes=resources.processes
+        )
     return FunctionReward(
         name,
         resources.folder,
@@ -138,6 +159,12 @@ def _heldout(name: str, resources: Resources) -> RewardFunction:
     return _scorer_of(resources.heldout(), resources)
 
 
+def _named_model(name: str, resources: Resources) -> RewardFunction:
+    if resources.models is None:
+        raise HandoffError(f"the reward model {name} cannot be loaded here", fix="name it as reward.model")
+    return _scorer_of(resources.models(name), resources)
+
+
 def _scorer_of(loaded: LoadedRewardModel, resources: Resources) -> RewardFunction:
     size, warn = resources.batch_size, resources.warn
     if isinstance(loaded.model, Classifier):
@@ -150,6 +177,10 @@ def _scorer_of(loaded: LoadedRewardModel, resources: Resources) -> RewardFunctio
         return in_shares(TextModelReward(model, loaded.tokenizer, size, warn), resources.processes)
     assert loaded.pad_token_id is not None
     return in_shares(ModelReward(model, loaded.pad_token_id, size, warn), resources.processes)
+
+
+def _metric(name: str, resources: Resources) -> MetricReward:
+    return build_metric(name, resources.folder, resources.batch_size, resources.warn, resources.processes)
 
 
 def _gold(name: str, resources: Resources) -> RewardFunction:
@@ -175,5 +206,8 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     UNIT_TESTS: _unit_tests,
     PASSES: _unit_tests,
     FUNCTION: build_function,
+    SERVER: build_function,
+    MODEL: _named_model,
+    **dict.fromkeys((*OVERLAPS, *DISTINCT, *OVER_MODELS, "length"), _metric),
 }
 """Kind of scorer (recipe/sections/scorers.py) -> function that builds it from its name and the resources."""

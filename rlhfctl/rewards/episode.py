@@ -40,6 +40,18 @@ def part_means(parts: dict[str, list[float | None]]) -> dict[str, float]:
     return {f"reward/{name}": fmean(part) for name, part in scored.items() if part}
 
 
+def logged_means(reward: RewardFunction) -> dict[str, float]:
+    """Compute the metrics that reward functions logged in the last call: `logged/NAME`, the mean of the values."""
+    logged: dict[str, list[float]] = getattr(reward, "logged", {})
+    return {f"logged/{name}": fmean(values) for name, values in logged.items() if values}
+
+
+def extras_of(reward: RewardFunction) -> dict[str, list[Any]]:
+    """Get the columns that reward functions logged in the last call, one value per episode."""
+    extras: dict[str, list[Any]] = getattr(reward, "extras", {})
+    return extras
+
+
 def make_episode(
     tokenizer: Any,
     row: dict[str, Any],

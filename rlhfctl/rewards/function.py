@@ -3,7 +3,9 @@
 `f(prompts, completions, **columns) -> list[float | None]`. Prompts and completions are strings, or lists of messages if
 the prompts are conversations. `completion_ids` (the token ids of each response) and every other column of the prompt
 file are passed as lists under their own names, if the function takes them. None means that the function does not score
-this row. The function may be `async`. The recipe names it as "module:name"; it is imported from the recipe's folder.
+this row. The function may be `async`. `log_metric(name, value)` and `log_extra(column, values)` note numbers and texts
+beside the scores, as in TRL's GRPOTrainer. The recipe names it as "module:name"; it is imported from the recipe's
+folder.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import math
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -23,35 +25,22 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.errors import RewardFailed, RlhfctlError
-from rlhfctl.events import transcript
 from rlhfctl.models.processes import ALONE, Processes
+from rlhfctl.recipe.sections.scorers import is_address
+from rlhfctl.rewards.checked import MEND, Checked, Say, columns_of, shown
 from rlhfctl.rewards.episode import Episode
 
-Say = Callable[[str], None]
-_GIVEN = {"prompts", "completions", "completion_ids"}
-_SHOWN = 60  # characters of a text in a message
-_MEND = "correct it and give the same command again: it resumes from the last complete checkpoint"
+_GIVEN = {"prompts", "completions", "completion_ids", "log_metric", "log_extra"}
+_TRAINER = ("trainer_state", "environments")  # what TRL gives beside these; there is no trainer of TRL's here
 
 
-class Unscored:
-    """Warn once about rows for which every reward function returned None."""
-
-    def __init__(self, say: Say) -> None:
-        self.say, self.warned = say, False
-
-    def report(self, count: int, total: int) -> None:
-        """Warn if `count` of the `total` rows of a batch have no score."""
-        if count and not self.warned:
-            self.warned = True
-            self.say(f"{count} of {total} responses are scored by no reward function (None): they count as 0")
-
-
-class FunctionReward:
+class FunctionReward(Checked):
     """Call the function and check its contract: one number or None per completion, finite if `finite`.
 
-    RewardFailed if it raises (after `retries` more calls) or returns something else. `batch_size`: the most completions
-    per call (None: all). With several `processes` the first one calls it, with all episodes: the function sees what it
-    sees in one process, and each row is scored once.
+    RewardFailed if it raises (after `retries` more calls) or returns something else. `logged` and `extras`: what the
+    function said in the last scoring, by `log_metric(name, value)` and `log_extra(column, values)`. With several
+    `processes` the first one calls it, with all episodes: the function sees what it sees in one process, and each row
+    is scored once.
     """
 
     def __init__(
@@ -65,13 +54,12 @@ class FunctionReward:
         say: Say = lambda sentence: None,
         processes: Processes = ALONE,
     ) -> None:
-        self.spec = spec
-        self.processes = processes
-        self.batch_size = batch_size
-        self.unscored = Unscored(say)
-        self.finite = finite
+        super().__init__(spec, finite=finite, batch_size=batch_size, say=say, processes=processes)
         self.retries = retries
         self.function = load_function(spec, folder)
+        self.waits = inspect.iscoroutinefunction(self.function)
+        self.logged: dict[str, list[float]] = {}
+        self.extras: dict[str, list[Any]] = {}
         parameters = inspect.signature(self.function).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -84,71 +72,67 @@ class FunctionReward:
                 fix="write it as def NAME(prompts, completions, **columns)",
             )
 
-    def __call__(self, episodes: Sequence[Episode], /) -> list[float]:
-        """Score each episode; None of the function counts as 0."""
-        values = self.optional(episodes)
-        self.unscored.report(sum(value is None for value in values), len(values))
-        return [0.0 if value is None else value for value in values]
+    def here(self, episodes: Sequence[Episode]) -> list[float | None]:
+        self.logged, self.extras = {}, {}
+        return super().here(episodes)
 
-    def optional(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """Score each episode; None if the function does not score the row."""
-        return self.processes.from_first(lambda: self._scores(episodes))
+    def said(self) -> Any:
+        return self.logged, self.extras
 
-    def _scores(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """Score each episode in this process, by calls of at most `batch_size` completions."""
-        if self.batch_size is None:
-            return self._checked(episodes)
-        size = self.batch_size
-        batches = [episodes[start : start + size] for start in range(0, len(episodes), size)]
-        return [value for batch in batches for value in self._checked(batch)]
+    def hear(self, said: Any) -> None:
+        self.logged, self.extras = said
 
-    def _checked(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """Call the function once and check what it returns; RewardFailed if it breaks its contract."""
-        values = self._called(episodes)
-        if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
-            raise self._failed(f"returned {values!r}, not a list", "return a list with one float for each completion")
-        values = list(values)
-        if len(values) != len(episodes):
-            raise self._failed(
-                f"returned {len(values)} numbers for {len(episodes)} completions",
-                "return a list with one float for each completion",
-            )
-        for index, value in enumerate(values):
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if value is not None and (not number or (self.finite and not math.isfinite(value))):
-                raise self._failed(f"returned {value!r} for {_shown(episodes[index])}", "return finite floats, or None")
-        return [None if value is None else float(value) for value in values]
-
-    def _arguments(self, episodes: Sequence[Episode]) -> dict[str, list[Any]]:
-        given: dict[str, list[Any]] = {
+    def _arguments(self, episodes: Sequence[Episode], notes: _Notes) -> dict[str, Any]:
+        given: dict[str, Any] = {
             "prompts": [episode.prompt for episode in episodes],
             "completions": [episode.completion for episode in episodes],
             "completion_ids": [list(episode.response_ids) for episode in episodes],
+            "log_metric": notes.log_metric,
+            "log_extra": notes.log_extra,
         }
-        own = {"prompt", "completion", *_GIVEN}
-        have = sorted({key for episode in episodes for key in episode.row})
-        for name in have:
-            if name not in own:
-                given[name] = [episode.row.get(name) for episode in episodes]
+        columns = columns_of(episodes, {"prompt", "completion", *_GIVEN})
+        given |= columns
         if absent := sorted(self._needs - given.keys()):
+            have = sorted({key for episode in episodes for key in episode.row})
+            trainer = [name for name in absent if name in _TRAINER]
             raise RlhfctlError(
                 f"the reward function needs {', '.join(absent)}, which the prompts do not have",
                 where=self.spec,
-                fix=f"their columns are: {', '.join(have) or 'none'}; give the parameter a default, or add the column",
+                fix=f"their columns are: {', '.join(have) or 'none'}; give the parameter a default, or add the column"
+                + (f" ({trainer[0]} is of TRL's GRPOTrainer alone)" if trainer else ""),
             )
         return {name: values for name, values in given.items() if self._takes_all or name in self._names}
 
     def _called(self, episodes: Sequence[Episode]) -> Any:
         """Call the function for the episodes; after a failure, call it again up to `retries` times."""
-        arguments = self._arguments(episodes)
         for attempt in range(self.retries + 1):
+            notes = _Notes()
+            arguments = self._arguments(episodes, notes)
             try:
-                return _awaited(self.function(**arguments))
+                values = _awaited(self.function(**arguments))
+                values = list(values) if inspect.isgenerator(values) else values  # it logs while it is read
             except Exception as error:  # a user's code or a service may raise anything
                 if attempt == self.retries:
                     raise self._raised(error, episodes) from error
                 time.sleep(2**attempt)
+            else:
+                self._keep(notes, len(episodes))
+                return values
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _keep(self, notes: _Notes, count: int) -> None:
+        """Keep what the function logged in a call with `count` episodes; RewardFailed if it cannot be read."""
+        for name, value in notes.metrics:
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise self._failed(f"logs {value!r} as the metric {name!r}", "log_metric takes a name and a number")
+            self.logged.setdefault(name, []).append(float(value))
+        for column, values in notes.extras.items():
+            if len(values) != count:
+                raise self._failed(
+                    f"logs {len(values)} values of {column!r} for {count} completions",
+                    "log_extra takes a name and a list with one value for each completion",
+                )
+            self.extras.setdefault(column, []).extend(values)
 
     def _raised(self, error: Exception, episodes: Sequence[Episode]) -> RewardFailed:
         """Make the error: the line in the user's file, and the first row that fails when it is scored alone."""
@@ -157,33 +141,64 @@ class FunctionReward:
         tries = f" {self.retries + 1} times" if self.retries else ""
         what = f"failed{tries}{line}: {type(error).__name__}: {_first_line(error)}"
         culprit = next((episode for episode in episodes if self._fails_alone(episode)), None)
-        passes = f"each of the {len(episodes)} rows passes alone, the first is {_shown(episodes[0])}"
-        row = f"the row is {_shown(culprit)}" if culprit is not None else passes
-        return self._failed(f"{what}; {row}", _MEND)
+        passes = f"each of the {len(episodes)} rows passes alone, the first is {shown(episodes[0])}"
+        row = f"the row is {shown(culprit)}" if culprit is not None else passes
+        return self._failed(f"{what}; {row}", MEND)
 
     def _fails_alone(self, episode: Episode) -> bool:
         try:
-            _awaited(self.function(**self._arguments([episode])))
+            _awaited(self.function(**self._arguments([episode], _Notes())))
         except Exception:  # noqa: BLE001 - a user's code may raise anything
             return True
         return False
 
-    def _failed(self, what: str, fix: str) -> RewardFailed:
-        return RewardFailed(f"the reward function {what}", where=self.spec, fix=fix)
+
+class _Notes:
+    """What a function logs during one call, in the way of TRL's GRPOTrainer."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[str, Any]] = []
+        self.extras: dict[str, list[Any]] = {}
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Note a number about the whole batch; the metric is the mean of all that were noted in an update."""
+        self.metrics.append((str(name), value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Note one value per completion, for traces."""
+        self.extras.setdefault(str(column), []).extend(_shown_as(value) for value in values)
+
+
+def _shown_as(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+# ---------------------------------------------------------------- async functions
+
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the one event loop of all async functions, in a thread of its own: what they keep open stays usable."""
+    global _loop
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="reward-functions", daemon=True).start()
+        return _loop
 
 
 def _awaited(value: Any) -> Any:
     """Wait for the result of an `async` function; other values are returned as they are."""
-    return asyncio.run(_wait_for(value)) if inspect.isawaitable(value) else value
+    if not inspect.isawaitable(value):
+        return value
+    return asyncio.run_coroutine_threadsafe(_wait_for(value), _running_loop()).result()
 
 
 async def _wait_for(value: Any) -> Any:
     return await value
-
-
-def _shown(episode: Episode) -> str:
-    prompt, completion = (transcript(text)[:_SHOWN] for text in (episode.prompt, episode.completion))
-    return f"completion {completion!r} to prompt {prompt!r}"
 
 
 def _first_line(error: Exception) -> str:
@@ -198,7 +213,9 @@ def function_file(spec: str, folder: Path) -> Path | None:
 
 
 def function_fingerprint(spec: str, folder: Path) -> str:
-    """Hash the function's module file, so that stages that use an edited function run again."""
+    """Hash the function's module file, so that stages that use an edited one run again; of a server its address."""
+    if is_address(spec):
+        return fs.hash_json([spec])
     file = function_file(spec, folder)
     return fs.hash_json([spec, fs.hash_file(file) if file is not None else None])
 

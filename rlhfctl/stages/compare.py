@@ -29,6 +29,7 @@ from rlhfctl.stages import answers, critic_sampling, endpoint, judges, readings
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_name, control_rows, means
+from rlhfctl.stages.measures import measured
 from rlhfctl.stages.readings import length_of, text_of
 from rlhfctl.stats.paired import compare_paired, distinct_n
 from rlhfctl.stats.paired import verdict as verdict_of
@@ -120,6 +121,11 @@ def run(section: Compare, ctx: Context) -> Artifact:
     if asked is not None:
         report["endpoint"] = asked.block(section, scores["policy"], scores["reference"], main, ctx.recipe.seed)
         ctx.note(verdicts.judging(report["endpoint"]))
+    if section.metrics:
+        scorers = judges.build_scorers(section.metrics, section, ctx, responses.tokenizer)
+        both = {"policy": policy.episodes, "reference": reference.episodes}
+        report["metrics"] = measured(scorers, both, seed=ctx.recipe.seed, samples=section.bootstrap_samples)
+        ctx.note(verdicts.measures(report["metrics"]))
     values = _take_values(report)
     report["sentence"] = verdicts.sentence(report)
     if not report["independent"]:

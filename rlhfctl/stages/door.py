@@ -11,10 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from rlhfctl.artifacts import Artifact, Source
+from rlhfctl import fs
+from rlhfctl.artifacts import Artifact, Source, model_at, resolve_source
 from rlhfctl.events import report_progress_to
-from rlhfctl.graph import STAGES, Waiting, data_of_kind, trainer_options
+from rlhfctl.graph import STAGES, Waiting, data_of_kind, metrics_of, trainer_options
 from rlhfctl.recipe.schema import Data, Recipe
+from rlhfctl.recipe.sections.scorers import model_in
 from rlhfctl.stages.context import Context
 
 if TYPE_CHECKING:
@@ -53,7 +55,11 @@ def data_warnings(data: Mapping[str, Rows]) -> list[str]:
 
 
 def function_fingerprint(spec: str, folder: Path) -> str:
-    """Return the fingerprint of a reward function "module:name" that is imported from `folder`."""
+    """Return the fingerprint of a scorer from outside the run: the code of "module:name" in `folder`, the files of a
+    model, or the address of a server."""
+    model = model_in(spec)
+    if model is not None:
+        return fs.hash_json([spec, resolve_source(model_at(model, folder), "model of a scorer").fingerprint])
     from rlhfctl.rewards import function
 
     return function.function_fingerprint(spec, folder)
@@ -84,12 +90,15 @@ def look_ahead(
     data: Mapping[str, Rows],
     log: Path,
     reward: str | None = None,
+    *,
+    samples: bool = False,
 ) -> Checked:
     """Check the stages to come before the first one runs, and raise the errors that they would raise hours later.
 
     Checks the options of the trainers, the configuration of the model, the reward model, the judge's key and server,
     and each row with the tokenizer. The tokenizer is that of `base`, or the one that the first stage will make; without
-    either, rows are not encoded. `reward`: a reward model that the command names.
+    either, rows are not encoded. `reward`: a reward model that the command names. `samples`: compare reads
+    files of samples, and no prompts.
     """
     from rlhfctl.models import checks, loading
     from rlhfctl.training.trl import options, quiet
@@ -101,6 +110,7 @@ def look_ahead(
             checks.check_base(recipe, stages)
         kept, refused, encoded = _fitting(recipe, stages, base, data)
         warnings = [*refused, *checks.check_reward(recipe, kept, stages, reward), *_check_endpoint(recipe, stages)]
+        _check_metrics(recipe, [name for name in stages if name != "compare" or not samples], kept)
         return Checked(kept, warnings, encoded)
 
 
@@ -116,6 +126,16 @@ def _check_endpoint(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             with named_in_errors(f"{name}.endpoint"):
                 said += [*client.check(section), *client.knock(section)]
     return said
+
+
+def _check_metrics(recipe: Recipe, stages: Sequence[str], data: Mapping[str, Rows]) -> None:
+    """Check that the metrics that the stages compute have their libraries, and the prompts their references."""
+    from rlhfctl.rewards.metric import require_metric
+
+    rows = data["prompts"].rows if "prompts" in data else []
+    for key, names in metrics_of(recipe).items():
+        for name in names if key.partition(".")[0] in stages else ():
+            require_metric(name, rows)
 
 
 def check_rows(

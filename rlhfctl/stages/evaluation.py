@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlhfctl import fs
@@ -25,7 +26,7 @@ from rlhfctl.models import build
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
-from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, part_means, parts_of
+from rlhfctl.rewards.episode import Episode, RewardFunction, logged_means, make_episode, part_means, parts_of
 from rlhfctl.rewards.unit_tests import outcome_metrics
 from rlhfctl.stages.context import Context
 from rlhfctl.stats.overoptimization import best_evaluation
@@ -84,8 +85,9 @@ class Evaluation:
             make_episode(self.tokenizer, row, prompt, response, self._sampling.stop_strings)
             for row, prompt, response in zip(self.rows, self.prompts, ids, strict=True)
         ]
-        scores = self._finite(self.reward(episodes), episodes, update)
+        scores = self._finite(self.reward(episodes), episodes, update, parts=parts_of(self.reward))
         parts, uncertain = parts_of(self.reward), disagreement_metric(self.reward) | outcome_metrics(self.reward)
+        uncertain |= logged_means(self.reward)
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
@@ -141,7 +143,15 @@ class Evaluation:
         points = [(one["eval_kl"], one[self.chosen_by]) for one in candidates]
         return best_evaluation(points, self.section.best_kl_limit) == len(points) - 1
 
-    def _finite(self, scores: list[float], episodes: Sequence[Episode], update: int, name: str = "eval") -> list[float]:
+    def _finite(
+        self,
+        scores: list[float],
+        episodes: Sequence[Episode],
+        update: int,
+        name: str = "eval",
+        *,
+        parts: Mapping[str, Sequence[float | None]] = MappingProxyType({}),
+    ) -> list[float]:
         """Replace scores that are not finite by the mean of the others; warn, and keep the responses in non-finite/.
 
         Raises RewardFailed if no score is finite.
@@ -153,7 +163,8 @@ class Evaluation:
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = [
             {"prompt": episode.prompt, "response": episode.completion, "score": score}
-            for episode, score in zip(episodes, scores, strict=True)
+            | ({"reward_parts": {part: values[index] for part, values in parts.items()}} if parts else {})
+            for index, (episode, score) in enumerate(zip(episodes, scores, strict=True))
         ]
         fs.write_atomic(kept, "".join(fs.json_line(row) + "\n" for row in rows))
         what = (

@@ -20,6 +20,7 @@ from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.unit_tests import UnitTestsReward
 from rlhfctl.sandbox.pool import Outcome
 from rlhfctl.stages.context import Context
+from rlhfctl.stages.loader import load_named_model
 
 _ROLES = {REWARD_MODEL: "reward", HELDOUT: "heldout"}  # judges that are models -> their role among the parents
 
@@ -28,6 +29,13 @@ def build_judges(
     section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, RewardFunction]:
     """Build the recipe's judges of single responses by name; `tokenizer` is the policy's."""
+    return build_scorers([name for name in section.judges if name != ENDPOINT], section, ctx, tokenizer)
+
+
+def build_scorers(
+    names: Sequence[str], section: Compare, ctx: Context, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, RewardFunction]:
+    """Build scorers of single responses by name, for judges and metrics alike."""
     load = {
         role: partial(ctx.loader.load_scoring_model, ctx.parents[role], tokenizer)
         for role in _ROLES.values()
@@ -42,8 +50,9 @@ def build_judges(
         reward_model=load.get("reward"),
         heldout=load.get("heldout"),
         gold=_gold,
+        models=partial(load_named_model, ctx.loader, ctx.recipe, tokenizer),
     )
-    return {name: build_scorer(name, resources) for name in section.judges if name != ENDPOINT}
+    return {name: build_scorer(name, resources) for name in names}
 
 
 def _gold(episodes: Sequence[Episode], /) -> list[float]:

@@ -11,13 +11,13 @@ Longer than 400 lines because all checks of a hand-over stand in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhfctl.artifacts import Artifact, Source, find_artifact
+from rlhfctl.artifacts import Artifact, Source, find_artifact, model_at, resolve_source
 from rlhfctl.data.chat import template_warnings, use_template_eos
 from rlhfctl.data.encoding import any_conversation
 from rlhfctl.data.types import Rows
@@ -39,6 +39,7 @@ from rlhfctl.models.ensembles import Ensemble, members_on
 from rlhfctl.paths import relative_to_run
 from rlhfctl.recipe.schema import Model, Recipe, RewardText
 from rlhfctl.recipe.sections.reward import Aggregate
+from rlhfctl.recipe.sections.scorers import path_and_label
 from rlhfctl.rewards.build import LoadedRewardModel
 from rlhfctl.stages.probes import PROBES, check_logprobs, check_scores, precision
 
@@ -299,6 +300,16 @@ class Loader:
         same_template = tokenizing.template_fingerprint(own) == tokenizing.template_fingerprint(tokenizer)
         same = tokenizing.tokenizer_fingerprint(own) == tokenizing.tokenizer_fingerprint(tokenizer)
         return None if same and (same_template or source.artifact is None) else own
+
+
+def load_named_model(
+    loader: Loader, recipe: Recipe, policy_tokenizer: PreTrainedTokenizerBase | None, name: str
+) -> LoadedRewardModel:
+    """Load a further reward model, `org/model` or `org/model@LABEL`; a path is read from the recipe's folder."""
+    path, label = path_and_label(name)
+    plain = replace(loader, label=label, reads=None, aggregate="mean", variance_coefficient=1.0)
+    source = resolve_source(model_at(path, Path(recipe.folder or ".")), "reward model")
+    return plain.load_scoring_model(source, policy_tokenizer)
 
 
 # ---------------------------------------------------------------- which folder

@@ -302,6 +302,7 @@ def _reward(
         warn=ctx.warn,
         reward_model=load,
         processes=Processes.here(),
+        models=partial(loader.load_named_model, ctx.loader, ctx.recipe, tokenizer),
     )
     return build_reward(section.rewards, resources)
 

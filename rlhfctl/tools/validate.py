@@ -12,20 +12,23 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhfctl.artifacts import model_at, resolve_source
 from rlhfctl.data import load, preflight, types
 from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder, any_conversation
 from rlhfctl.data.frames import format_warnings
 from rlhfctl.data.leaks import find_leaks
-from rlhfctl.graph import functions_of, require_sources, stages_of, trainer_options
+from rlhfctl.graph import functions_of, metrics_of, require_sources, stages_of, trainer_options
 from rlhfctl.judging import client
 from rlhfctl.models import checks, loading, tokenizing
 from rlhfctl.recipe.load import LoadedRecipe
 from rlhfctl.recipe.made_data import data_at_start, made_data, source_stages
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.sections.scorers import is_address, model_in
 from rlhfctl.rewards.build import Resources, build_function
 from rlhfctl.rewards.episode import make_episode
 from rlhfctl.rewards.function import load_function
+from rlhfctl.rewards.metric import require_metric
 from rlhfctl.tools import trackers
 from rlhfctl.training.trl import options, ppo
 
@@ -51,9 +54,14 @@ def _check(recipe: Recipe) -> Iterator[str]:
         yield f"data.{name}: checked when {', '.join(source_stages([name], recipe.data))} has made it"
     yield from (f"warning: {sentence}" for sentence in (*format_warnings(rows_of), *find_leaks(rows_of)))
     functions = functions_of(recipe)
+    folder = Path(recipe.folder or ".")
     for spec in functions:
-        load_function(spec, Path(recipe.folder or "."))
-        yield f"function {spec}: found"
+        if (model := model_in(spec)) is not None:
+            resolve_source(model_at(model, folder), "model of a scorer")
+            yield f"model {model}: named by the scorer {spec}"
+        elif not is_address(spec):
+            load_function(spec, folder)
+            yield f"function {spec}: found"
     if recipe.ppo is not None:
         if recipe.ppo.engine == "trl":
             ppo.require()
@@ -75,6 +83,9 @@ def _check(recipe: Recipe) -> Iterator[str]:
         yield f"judge {endpoint.model} at {endpoint.host}: asked one short question"
     for sentence in checks.check_reward(recipe, rows_of, stages_of(recipe)):
         yield f"warning: {sentence}"
+    for name in sorted({name for names in metrics_of(recipe).values() for name in names}):
+        require_metric(name, rows_of["prompts"].rows if "prompts" in rows_of else [])
+        yield f"metric {name}: its library and references are there"
     yield from _call_functions(functions, recipe, rows_of, tokenizer)
     yield f"model {recipe.model.path or 'with new weights'}: tokenizer with {len(tokenizer)} tokens, fit for the data"
 
@@ -90,7 +101,7 @@ def _call_functions(
     ids = [*prompt_ids[-_RESPONSE_TOKENS:], tokenizer.eos_token_id]
     episode = make_episode(tokenizer, row, prompt_ids, ids)
     resources = replace(Resources.of(recipe), retries=0)
-    for spec in specs:
+    for spec in (spec for spec in specs if model_in(spec) is None):
         (value,) = build_function(spec, resources).optional([episode])
         given = "None (not its business)" if value is None else f"{value:g}"
-        yield f"function {spec}: called once, on the first prompt: {given}"
+        yield f"{'server' if is_address(spec) else 'function'} {spec}: called once, on the first prompt: {given}"

@@ -98,10 +98,41 @@ def test_judges_fit_the_reward() -> None:
     compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare
     assert compare is not None and compare.primary_judge == "gold"  # as the sample states
     (shape,) = problems("reward.function=scores.length", "compare.judges=[gold]")
-    assert shape.key == "reward.function" and shape.fix == "write it as module:name"
+    assert (
+        shape.key == "reward.function"
+        and shape.fix == "write it as module:name, or as the address of a server: http://..."
+    )
 
 
 def test_prompt_and_response_fit_the_context_together() -> None:
     found = problems("data.max_prompt_length=240", "compare.max_new_tokens=10")
     assert [problem.key for problem in found] == ["ppo.response_length"]
     assert "24 tokens beside a prompt of 240 (data.max_prompt_length)" in found[0].what
+
+
+@pytest.mark.parametrize(
+    ("reward", "key", "what"),
+    [
+        (
+            "{function: 'http://a/b', retries: 2}",
+            "reward.retries",
+            "is for Python functions, but the reward is a server",
+        ),
+        ("{function: 'https://a/b?key=sk'}", "reward.function", "host, port and path alone (it is not shown:"),
+        ("{function: 'm:f', server: {}}", "reward.server", "is not used: no scorer is an address"),
+        ("{function: 'http://a', server: {key_env: rk-1}}", "reward.server.key_env", "is no name of an environment"),
+        ("{function: 'http://a', server: {timeout: 0}}", "reward.server.timeout", "must be greater than 0, got 0"),
+    ],
+)
+def test_a_server_is_an_address_without_a_key(reward: str, key: str, what: str) -> None:
+    (problem,) = problems(f"reward={reward}", "compare.judges=[gold]")
+    assert problem.key == key and what in problem.what and "sk" not in problem.what
+
+
+def test_ppo_may_do_without_a_reward_section_where_its_rewards_do() -> None:
+    own = "ppo={engine: rlhfctl, rewards: {'m:f': 1.0}}"
+    assert recipe("reward=null", own, "compare.judges=[gold]").reward is None
+    (problem,) = problems("reward=null", own.replace("'m:f'", "reward"), "compare.judges=[gold]")
+    assert problem.what == "needs something that scores responses"
+    made = recipe("reward=null", own.replace("m:f", "http://a/b"), "compare.judges=[gold, 'http://a/c']")
+    assert made.ppo is not None and made.ppo.rewards == {"http://a/b": 1.0}

@@ -119,7 +119,7 @@ def placeholders(rule: Rule[Any]) -> set[str]:
 
 def test_each_placeholder_has_a_value() -> None:
     """A placeholder is {at}, {key}, an attribute, or one of the values that a rule of a list returns."""
-    returned = {"option", "instead", "judge", "scorer", "rows", "processes"}
+    returned = {"option", "instead", "judge", "scorer", "metric", "rows", "processes"}
     for kind, rule in ALL_RULES:
         if kind is not Recipe:
             for name in placeholders(rule) - {"at", "key", *returned, *kind.model_fields}:

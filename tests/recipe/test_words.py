@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlhfctl.recipe import words
-from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.schema import Ppo, Recipe
 from rlhfctl.recipe.sections.base import Key
 
 SMALL: dict[str, Any] = {"name": "x", "model": {"path": "a"}, "data": {}, "reward": {"function": "a:b"}}
@@ -63,6 +63,10 @@ def test_a_wrong_value_in_words(key: Key, value: object, expected: str) -> None:
         (("sft", "optim"), "unknown key; trainer options go under sft.trainer", "write sft.trainer.optim", None),
         (("compare", "endpoint", "api_key"), "keys never stand in a recipe", "set the environment variable", None),
         (("kl_coef",), "unknown key; it belongs under ppo", None, None),
+        (("ppo", "beta"), "unknown key; did you mean 'kl_coef'?", "write kl_coef: TRL's name beta means it", "kl_coef"),
+        (("ppo", "epsilon"), "unknown key; did you mean 'cliprange'?", "write cliprange", "cliprange"),
+        (("ppo", "num_iterations"), "unknown key; did you mean 'num_ppo_epochs'?", "write num_", "num_ppo_epochs"),
+        (("ppo", "max_completion_length"), "unknown key; did you mean 'response_length'?", "write", "response_length"),
         (("lora", "zzz"), "unknown key", "the keys of lora: r, ", None),
     ],
 )
@@ -70,6 +74,11 @@ def test_an_unknown_key_names_the_way(key: Key, what: str, fix: str | None, mean
     said, way, name = words.unknown_key(key)
     assert (said, name) == (what, meant)
     assert way is None if fix is None else (way or "").startswith(fix)
+
+
+def test_the_names_that_trl_uses_today_mean_keys_of_ppo() -> None:
+    assert set(words._LIVING["ppo"].values()) <= set(Ppo.model_fields)
+    assert not set(words._LIVING["ppo"]) & set(Ppo.model_fields)
 
 
 def test_the_users_text_is_shortened() -> None:

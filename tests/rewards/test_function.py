@@ -10,7 +10,7 @@ import pytest
 from small_episodes import episodes
 
 from rlhfctl.errors import RewardFailed, RlhfctlError
-from rlhfctl.rewards.episode import Episode
+from rlhfctl.rewards.episode import Episode, extras_of, logged_means
 from rlhfctl.rewards.function import FunctionReward, function_file, function_fingerprint, load_function
 
 
@@ -48,7 +48,9 @@ def test_a_column_reaches_a_function_that_names_it_and_no_other(tmp_path: Path) 
 def test_double_star_takes_all_columns_and_nothing_twice(tmp_path: Path) -> None:
     scorer = reward(tmp_path, "seen.append(columns); return [0] * len(prompts)")
     scorer(episodes("a", "b", answer=[3, 4], completion=["x", "y"], prompts=[1, 2], completions=[1, 2]))
-    assert scorer.function.__globals__["seen"] == [{"answer": [3, 4], "completion_ids": [[2], [2]]}]
+    (seen,) = scorer.function.__globals__["seen"]
+    assert seen.pop("log_metric") and seen.pop("log_extra")  # as TRL's GRPOTrainer gives them
+    assert seen == {"answer": [3, 4], "completion_ids": [[2], [2]]}
 
 
 def test_where_a_row_lacks_a_column_it_is_none(tmp_path: Path) -> None:
@@ -75,6 +77,45 @@ def test_a_function_that_does_not_take_prompts_and_completions_is_refused_at_onc
     with pytest.raises(RlhfctlError, match="must take prompts and completions by these names") as caught:
         reward(tmp_path, "return []", signature)
     assert caught.value.where == "scores:score"
+
+
+def test_what_it_logs_is_kept_until_it_is_called_again(tmp_path: Path) -> None:
+    body = (
+        "log_metric('length', len(completions[0])); log_metric('length', 3); "
+        "log_extra('kind', [c.upper() for c in completions]); return [0] * len(completions)"
+    )
+    scorer = reward(tmp_path, body, "prompts, completions, log_metric, log_extra")
+    scorer(episodes("a", "bc"))
+    assert logged_means(scorer) == {"logged/length": 2.0} and extras_of(scorer) == {"kind": ["A", "BC"]}
+    scorer.batch_size = 1  # two calls: the values of both
+    scorer(episodes("a", "bc"))
+    assert scorer.logged == {"length": [1.0, 3.0, 2.0, 3.0]} and extras_of(scorer) == {"kind": ["A", "BC"]}
+
+
+def test_what_a_failed_attempt_logged_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    body = "log_metric('try', len(seen)); seen.append(1); return [1 / (len(seen) - 1)]"
+    reward(tmp_path, body, "prompts, completions, log_metric")
+    scorer = FunctionReward("scores:score", tmp_path, retries=1)
+    assert scorer(episodes("a")) == [1.0] and scorer.logged == {"try": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("log_metric('a', 'high'); return [0, 0]", "logs 'high' as the metric 'a'"),
+        ("log_extra('kind', ['x']); return [0, 0]", "logs 1 values of 'kind' for 2 completions"),
+    ],
+)
+def test_what_cannot_be_logged_is_refused(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(RewardFailed, match=said):
+        reward(tmp_path, body, "prompts, completions, log_metric, log_extra")(episodes("a", "b"))
+
+
+def test_what_only_trls_trainer_has_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RlhfctlError, match="needs trainer_state") as caught:
+        reward(tmp_path, "return [0]", "prompts, completions, trainer_state")(episodes("a"))
+    assert caught.value.fix is not None and "is of TRL's GRPOTrainer alone" in caught.value.fix
 
 
 # ---------------------------------------------------------------- what it may return

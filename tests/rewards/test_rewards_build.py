@@ -13,10 +13,12 @@ from rlhfctl.graph import STAGES
 from rlhfctl.models import build, heads, scoring, tokenizing
 from rlhfctl.recipe.schema import Compare, Init, Model, Ppo, Recipe, Reward
 from rlhfctl.recipe.sections.scorers import FUNCTION, SCORERS, kind_of
+from rlhfctl.recipe.sections.server import Server
 from rlhfctl.rewards.build import BUILDERS, LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import Episode, parts_of
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.model import ModelReward, TextModelReward
+from rlhfctl.rewards.server import ServerReward
 
 EPISODES = [Episode([4, 5], [6], "a b", "c", {}), Episode([4], [7, 8], "a", "d e", {})]
 SCORES = """
@@ -58,7 +60,7 @@ def functions_of(stage: str, whole: Recipe) -> list[str]:
 
 def test_every_name_that_a_recipe_accepts_has_a_builder() -> None:
     single = [name for name, scorer in SCORERS.items() if not scorer.of_pairs]
-    assert {kind_of(name) for name in (*single, "a.b:c")} == set(BUILDERS)
+    assert {kind_of(name) for name in (*single, "a.b:c", "http://a/b", "org/model@GOOD")} == set(BUILDERS)
     assert kind_of("a.b:c") == FUNCTION
 
 
@@ -121,6 +123,28 @@ def test_a_function_is_given_no_more_than_its_batch_size(folder: Path) -> None:
         assert sizes == calls
 
 
+def test_further_reward_models_and_servers_are_parts_of_a_sum(folder: Path) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> LoadedRewardModel:
+        asked.append(name)
+        return reward_model()
+
+    resources = Resources(folder, function="scores:length", models=load, server=Server(retries=0))
+    weights = {"reward": 1.0, "org/one": 2.0, "org/two@GOOD": -1.0}
+    summed = build_reward(weights, resources)
+    scores = summed(EPISODES)
+    parts = parts_of(summed)
+    assert asked == ["org/one", "org/two@GOOD"] and list(parts) == list(weights)
+    assert parts["org/one"] == parts["org/two@GOOD"]  # the same model here
+    one = [float(value or 0) for value in parts["org/one"]]
+    assert scores == pytest.approx([1 + one[0], 3 + one[1]])
+    server = build_scorer("http://127.0.0.1:1/score", resources)
+    assert isinstance(server, ServerReward) and server.tries == 1
+    with pytest.raises(HandoffError, match="the reward model org/one cannot be loaded here"):
+        build_scorer("org/one", Resources(folder))
+
+
 def test_a_judge_without_a_reward_model_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(HandoffError, match="no reward model to ask") as caught:
         build_scorer("reward_model", Resources(tmp_path))
@@ -128,5 +152,8 @@ def test_a_judge_without_a_reward_model_says_how_to_name_one(tmp_path: Path) -> 
 
 
 def test_a_recipe_says_where_functions_are_and_how_often_they_are_called() -> None:
+    assert Resources.of(recipe(folder="/f")).function is None
+    asking = Reward(function="http://a/b", server=Server(timeout=3.0))
+    assert Resources.of(recipe(reward=asking)).server == Server(timeout=3.0)
     made = Resources.of(recipe(reward=Reward(function="mine:score", retries=3), folder="/f"))
     assert (made.folder, made.function, made.retries) == (Path("/f"), "mine:score", 3)

@@ -11,7 +11,7 @@ import pytest
 from small_stage import context
 
 from rlhfctl.artifacts import resolve_source
-from rlhfctl.errors import DataError, HandoffError, RecipeError
+from rlhfctl.errors import DataError, HandoffError, RecipeError, RlhfctlError
 from rlhfctl.graph import Waiting
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Data, Demonstrations, Prompts, Recipe
@@ -85,6 +85,31 @@ def test_errors_of_later_stages_are_raised_before_the_first_runs(recipe: Recipe,
     reward = recipe.reward.model_copy(update={"trainer": {"learning_rat": 1.0}})
     with pytest.raises(RecipeError, match="learning_rat"):
         door.look_ahead(recipe.model_copy(update={"reward": reward}), ALL_STAGES, None, data, tmp_path / "log")
+
+
+def test_prompts_without_references_are_told_before_the_first_stage_runs(recipe: Recipe, tmp_path: Path) -> None:
+    data = door.load_data(recipe.data, 0, ["demonstrations", "preferences", "prompts"])
+    assert recipe.compare is not None and recipe.ppo is not None
+    measured = recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"metrics": ["length", "bleu"]})})
+    with pytest.raises(RlhfctlError, match="the metric bleu compares with the column `reference`"):
+        door.look_ahead(measured, ["compare"], None, data, tmp_path / "log")
+    door.look_ahead(measured, ["compare"], None, data, tmp_path / "log", samples=True)  # files bring their own
+    door.look_ahead(measured, ["ppo"], None, data, tmp_path / "log")
+    rewarded = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"rewards": {"bleu": 1.0}})})
+    with pytest.raises(RlhfctlError, match="the metric bleu"):
+        door.look_ahead(rewarded, ["ppo"], None, data, tmp_path / "log")
+
+
+def test_a_models_files_and_a_servers_address_are_fingerprints(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    specs = ("./model", "./model@GOOD", "bertscore@./model@3", "perplexity@./model", "http://a/b", "http://a/c")
+    prints = [door.function_fingerprint(spec, tmp_path) for spec in specs]
+    assert len(set(prints)) == len(prints)
+    assert [door.function_fingerprint(spec, tmp_path) for spec in specs] == prints
+    (tmp_path / "model" / "config.json").write_text("{ }")
+    changed = [door.function_fingerprint(spec, tmp_path) for spec in specs]
+    assert [was != now for was, now in zip(prints, changed, strict=True)] == [True] * 4 + [False] * 2
 
 
 def test_without_a_known_tokenizer_rows_are_not_encoded(recipe: Recipe, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from peft import PeftModel
+from reward_server import Answer, Request, serving
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
@@ -23,8 +24,8 @@ from rlhfctl import pipeline
 from rlhfctl.artifacts import Artifact, Source, load_artifact, resolve_source
 from rlhfctl.cli import app
 from rlhfctl.data.encoding import Encoder
-from rlhfctl.errors import HandoffError
-from rlhfctl.events import Event, Metrics
+from rlhfctl.errors import HandoffError, RewardFailed
+from rlhfctl.events import Event, Metrics, StageStarted
 from rlhfctl.generation import static_decoder
 from rlhfctl.generation.static_decoder import StaticDecoder
 from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
@@ -49,17 +50,25 @@ def length(prompts, completions):
     return [float(len(text)) for text in completions]
 """
 
+NOTING = """
+def score(prompts, completions, log_metric, log_extra):
+    log_metric("letters", sum(map(len, completions)) / len(completions))
+    log_extra("begins", [text[:1] for text in completions])
+    return [None] * len(completions)
+"""
 
-def carry_out(folder: Path, request: pipeline.Request, *overrides: str) -> list[Event]:
+
+def carry_out(folder: Path, request: pipeline.Request, *overrides: str, file: str = "tiny.yaml") -> list[Event]:
     events: list[Event] = []
     (folder / "run").mkdir(exist_ok=True)
-    pipeline.run(load_recipe(folder / "tiny.yaml", overrides), folder / "run", request, events.append)
+    pipeline.run(load_recipe(folder / file, overrides), folder / "run", request, events.append)
     return events
 
 
 def prepared(folder: Path, *overrides: str) -> Path:
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "scores.py").write_text(SCORES)
+    (folder / "noting.py").write_text(NOTING)
     carry_out(folder, pipeline.Request(until="reward"), *overrides)
     return folder
 
@@ -246,6 +255,61 @@ def test_rewards_are_summed_with_their_weights(until_reward: Path, tmp_path: Pat
     model, function = raw("{reward: 1.0}"), raw("{'scores:length': 1.0}")
     assert function == int(function * 16) / 16 > 1 and abs(model) > 1e-4
     assert raw("{reward: 2.0, 'scores:length': -0.5}") == pytest.approx(2 * model - 0.5 * function, abs=1e-4)
+
+
+@pytest.mark.ci
+def test_a_server_that_dies_stops_the_run_at_a_checkpoint_and_the_same_command_resumes(
+    until_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhfctl.rewards.server.FIRST_PAUSE_S", 0.01)
+    dead = {"from": 5, "until": 8}  # counted in requests: an update and an evaluation are some each
+
+    def score(asked: Request) -> Answer:
+        gone = dead["from"] <= asked.number < dead["until"]
+        return Answer(status=503) if gone else Answer([float(len(text)) for text in asked.body["completions"]])
+
+    folder = tmp_path / "run"
+    shutil.copytree(until_reward, folder)
+    with serving(score) as server:
+        asks = f"{{function: '{server.url}', server: {{retries: 1, batch_size: 8}}}}"
+        (folder / "served.yaml").write_text(
+            f"extends: tiny.yaml\nreward: {asks}\nppo: {{rewards: {{reward: 1.0, 'scores:length': 0.5}}}}\n"
+        )
+        own = ("compare=null", "ppo.total_episodes=64", "ppo.checkpoint_steps=4")
+        with pytest.raises(RewardFailed, match="gave no answer after 2 tries: status 503"):
+            carry_out(folder, pipeline.Request(only="ppo"), *own, file="served.yaml")
+        checkpoints = {path.name for path in (folder / "run" / "ppo" / "work").glob("checkpoint-*")}
+        assert "checkpoint-0" in checkpoints and len(checkpoints) == 2  # the start, and the updates before it died
+        dead["until"] = 0
+        events = carry_out(folder, pipeline.Request(only="ppo"), *own, file="served.yaml")
+    started = [event for event in events if isinstance(event, StageStarted)]
+    assert started[0].resumed_from and f"checkpoint-{started[0].resumed_from}" in checkpoints
+    last = [event.values for event in events if isinstance(event, Metrics) and "raw_score" in event.values][-1]
+    assert last["reward/reward"] == last["reward/scores:length"] == pytest.approx(last["raw_score"] / 1.5)
+
+
+def test_metrics_are_parts_of_the_reward_by_their_names(until_reward: Path, tmp_path: Path) -> None:
+    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE, "ppo.rewards={distinct1: 2.0, length: -0.5}")
+    metrics = artifact(run).manifest.metrics
+    assert metrics["reward/length"] == pytest.approx(metrics["length"]) and 0 < metrics["reward/distinct1"] <= 1
+    expected = 2 * metrics["reward/distinct1"] - 0.5 * metrics["length"]
+    assert metrics["raw_score"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.ci
+def test_further_reward_models_and_what_functions_log_are_parts_of_the_record(
+    until_reward: Path, tmp_path: Path
+) -> None:
+    rewards = "{reward: 1.0, './run/reward': -1.0, 'noting:score': 0.0}"
+    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE, f"ppo.rewards={rewards}", "ppo.trace_every=1")
+    metrics = artifact(run).manifest.metrics
+    assert metrics["reward/reward"] == pytest.approx(metrics["reward/./run/reward"], abs=1e-4)  # the same model
+    assert metrics["raw_score"] == pytest.approx(0.0, abs=1e-4)
+    assert metrics["logged/letters"] > 0 and metrics["eval_logged/letters"] > 0
+    (trace,) = (run / "ppo" / "traces").glob("*.jsonl")
+    first = json.loads(trace.read_text().splitlines()[0])
+    assert first["reward_extras"] == {"begins": first["response"][:1]}
+    assert set(first["reward_parts"]) == {"reward", "./run/reward", "noting:score"}
 
 
 def test_a_reward_model_with_another_tokenizer_scores_the_text(until_reward: Path, tmp_path: Path) -> None:

@@ -69,3 +69,11 @@ def test_a_reward_function_is_loaded_and_called_once(tiny_recipe: Path) -> None:
     function.write_text("def other(prompts, completions, **columns):\n    return []\n")
     with pytest.raises(RlhfctlError, match="score"):
         list(check(load_recipe(tiny_recipe)))
+
+
+def test_metrics_have_their_library_and_references(tiny_recipe: Path) -> None:
+    changed(tiny_recipe, "judges: [gold, reward_model]", "judges: [gold], metrics: [length]")
+    assert "metric length: its library and references are there" in list(check(load_recipe(tiny_recipe)))
+    changed(tiny_recipe, "metrics: [length]", "metrics: [length, bleu]")
+    with pytest.raises(RlhfctlError, match="the metric bleu compares with the column `reference`"):
+        list(check(load_recipe(tiny_recipe)))

@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.endpoint import NOT_INPUTS, Endpoint
 from rlhfctl.recipe.sections.scorers import ENDPOINT, described_in, names_in, unknown_in
+from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, unfit
 
 
 class Controls(Section):
@@ -97,8 +98,13 @@ class Compare(Stage):
     judges: list[str] = Field(
         ["gold", "reward_model"],
         min_length=1,
-        description=f"Scorers: {described_in('compare.judges')}, or module:name of a function.",
+        description=f"Scorers: {described_in('compare.judges')}, module:name of a function, "
+        "http://... of a server, or a reward model's folder or id with a slash.",
     )
+    metrics: list[str] = Field(
+        [], description="Metrics that are reported of both sides and decide nothing: "
+        f"{', '.join(names_in('compare.metrics'))}, module:name, http://..., or a model's folder or id."
+    )  # fmt: skip
     primary_judge: str | None = Field(None, description="Judge whose scores decide the verdict (null: the first).")
     batch_size: int = Field(64, gt=0, description="Batch size for sampling and scoring responses.")
     bootstrap_samples: int = Field(
@@ -120,8 +126,9 @@ class Compare(Stage):
 
     @model_serializer(mode="wrap")
     def _only_what_is_stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = tuple(key for key in ("endpoint", "critic_sampling") if getattr(self, key) is None)
-        return without(handler(self), absent)  # older runs lack these keys
+        newer = {name: getattr(self, name) is None for name in ("endpoint", "critic_sampling")}
+        newer["metrics"] = not self.metrics  # older runs lack these keys
+        return without(handler(self), tuple(key for key, unused in newer.items() if unused))
 
     def as_input(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"endpoint": set(NOT_INPUTS)})
@@ -236,8 +243,22 @@ class Compare(Stage):
         Rule(
             "judges",
             "there is no judge {judge!r}",
-            f"use {', '.join(names_in('compare.judges'))} or module:name",
+            f"use {', '.join(names_in('compare.judges'))}, module:name, http://..., or a model's folder or id",
             _unknown_judges,
+        ),
+        Rule("judges", UNFIT, UNFIT_FIX, lambda compare: any(map(unfit, compare.judges))),
+        Rule(
+            "metrics",
+            "there is no metric {metric!r}",
+            f"use {described_in('compare.metrics')}, module:name, http://..., or a model's folder or id",
+            lambda compare: [{"metric": name} for name in unknown_in("compare.metrics", compare.metrics)],
+        ),
+        Rule("metrics", UNFIT, UNFIT_FIX, lambda compare: any(map(unfit, compare.metrics))),
+        Rule(
+            "metrics",
+            "a metric is listed more than once",
+            "list each metric once",
+            lambda compare: len(set(compare.metrics)) < len(compare.metrics),
         ),
         Rule(
             "judges",

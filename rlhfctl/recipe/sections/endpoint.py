@@ -22,16 +22,16 @@ NOT_INPUTS = (
     "key_env", "concurrency", "timeout", "retries", "max_failed", "price_per_million_input", "price_per_million_output",
     "max_cost",
 )  # fmt: skip
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-_KEYS_STAY_OUT = "keys never stand in a recipe"
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+KEYS_STAY_OUT = "keys never stand in a recipe"
 REFUSED_ENDPOINT_KEYS = dict.fromkeys(
     ("api_key", "key", "token", "api_token", "authorization", "headers"),
-    (_KEYS_STAY_OUT, "set the environment variable that compare.endpoint.key_env names (OPENAI_API_KEY)"),
+    (KEYS_STAY_OUT, "set the environment variable that compare.endpoint.key_env names (OPENAI_API_KEY)"),
 )
 """Keys that people may look for, each with the reason why it does not exist and what to do."""
 
 
-def _parts(address: str) -> SplitResult | None:
+def address_parts(address: str) -> SplitResult | None:
     """Split an address into its parts; None if it is no address."""
     try:
         parts = urlsplit(address)
@@ -42,12 +42,12 @@ def _parts(address: str) -> SplitResult | None:
 
 
 def _no_address(endpoint: Endpoint) -> bool:
-    parts = _parts(endpoint.base_url)
+    parts = address_parts(endpoint.base_url)
     return parts is None or parts.scheme not in ("http", "https") or not parts.hostname
 
 
 def _more_than_an_address(endpoint: Endpoint) -> bool:
-    parts = _parts(endpoint.base_url)
+    parts = address_parts(endpoint.base_url)
     return parts is not None and ("@" in parts.netloc or bool(parts.query) or bool(parts.fragment))
 
 
@@ -92,7 +92,7 @@ class Endpoint(Section):
     @property
     def host(self) -> str:
         """The host of the address, without port."""
-        parts = _parts(self.base_url)
+        parts = address_parts(self.base_url)
         return (parts.hostname if parts is not None else None) or ""
 
     @property
@@ -112,15 +112,15 @@ class Endpoint(Section):
         ),
         Rule(
             "base_url",
-            f"holds more than host, port and path (it is not shown: {_KEYS_STAY_OUT})",
+            f"holds more than host, port and path (it is not shown: {KEYS_STAY_OUT})",
             "take out what stands before @ and after ?",
             _more_than_an_address,
         ),
         Rule(
             "key_env",
-            f"is no name of an environment variable in capitals (it is not shown: {_KEYS_STAY_OUT})",
+            f"is no name of an environment variable in capitals (it is not shown: {KEYS_STAY_OUT})",
             "write the variable's name, like OPENAI_API_KEY, and set that variable in the shell",
-            lambda endpoint: endpoint.key_env is not None and not _VARIABLE.fullmatch(endpoint.key_env),
+            lambda endpoint: endpoint.key_env is not None and not VARIABLE.fullmatch(endpoint.key_env),
         ),
         Rule(
             "price_per_million_output",

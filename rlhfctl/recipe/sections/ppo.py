@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
+from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, unfit
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
 
 SMALLEST_WHITENED_MINIBATCH = 8  # TRL's PPOTrainer asserts it
@@ -136,8 +137,9 @@ class Ppo(Stage):
         True, description="With critic: head, whether the critic's gradients reach the policy's weights."
     )
     rewards: dict[str, float] | None = Field(
-        None, min_length=1, description="Weighted sum of scorers: {reward: 1.0, module:name: 0.5} (null: the reward)."
-    )
+        None, min_length=1, description="Weighted sum of scorers: {reward: 1.0, module:name: 0.5, http://...: 0.5, "
+        "org/reward-model: 1.0, rougeL: 2.0} (null: the reward)."
+    )  # fmt: skip
     total_episodes: int = Field(2560, gt=0, description="Total number of responses that are sampled and trained on.")
     per_device_train_batch_size: int = Field(64, gt=0, description="Responses in memory at once in an update.")
     gradient_accumulation_steps: int = Field(
@@ -359,7 +361,8 @@ class Ppo(Stage):
         Rule(
             "rewards",
             "there is no scorer {scorer!r}",
-            f"use {described_in('ppo.rewards')} or module:name",
+            f"use {described_in('ppo.rewards')}, module:name, http://..., or a model's folder or id with a slash",
             _unknown_scorers,
         ),
+        Rule("rewards", UNFIT, UNFIT_FIX, lambda ppo: any(map(unfit, ppo.rewards or {}))),
     )

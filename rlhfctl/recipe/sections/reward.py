@@ -9,7 +9,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rlhfctl.recipe.sections.base import DataNeed, Rule, without
 from rlhfctl.recipe.sections.card import Card, Gate
-from rlhfctl.recipe.sections.scorers import FUNCTION_NAME
+from rlhfctl.recipe.sections.scorers import FUNCTION_NAME, is_address
+from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, Server, unfit
 from rlhfctl.recipe.sections.training import Trained
 from rlhfctl.recipe.sections.unit_tests import UnitTests
 
@@ -97,7 +98,12 @@ class Reward(Trained):
         1.0, ge=0, description="Weight of the members' variance with aggregate: variance."
     )
     function: str | None = Field(
-        None, description="A Python function that scores responses, instead of a model: module:name."
+        None, description="What scores responses instead of a model: a Python function, module:name, or a server's "
+        "address, http://... (docs/reward-models.md)."
+    )  # fmt: skip
+    server: Server | None = Field(
+        None,
+        description="How reward servers are asked, here and in ppo.rewards and compare.judges (null: the defaults).",
     )
     retries: int = Field(
         0, ge=0, description="Number of further calls of a function that raised, after 1, 2, 4, ... seconds."
@@ -120,7 +126,7 @@ class Reward(Trained):
     def scorer(self) -> Reward:
         """Return this section without the keys that only examine or read the scorer: what its training depends on."""
         read = {key: _PLAIN[key] for key in ("aggregate", "variance_coefficient")}
-        return self.model_copy(update={"card": None, "gate": None, **read})
+        return self.model_copy(update={"card": None, "gate": None, "server": None, **read})
 
     @property
     def heldout_scorer(self) -> Reward:
@@ -229,8 +235,20 @@ class Reward(Trained):
         Rule(
             "function",
             "{function!r} is not a function",
-            "write it as module:name",
-            lambda reward: reward.function is not None and not FUNCTION_NAME.fullmatch(reward.function),
+            "write it as module:name, or as the address of a server: http://...",
+            lambda reward: (
+                reward.function is not None
+                and not FUNCTION_NAME.fullmatch(reward.function)
+                and not is_address(reward.function)
+            ),
+        ),
+        Rule("function", UNFIT, UNFIT_FIX, lambda reward: unfit(reward.function or "")),
+        Rule(
+            "retries",
+            "is for Python functions, but the reward is a server",
+            "set {at}.server.retries",
+            lambda reward: reward.retries > 0 and is_address(reward.function or ""),
+            about=("function",),
         ),
     )
 
@@ -243,6 +261,6 @@ class Reward(Trained):
             "unit_tests": ("model", "function", "retries", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
         # Runs that were made before these keys existed stay unchanged.
-        newer = ("unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS)
+        newer = ("unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", "server", *ENSEMBLE_KEYS)
         absent = tuple(key for key in newer if not _is_used(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

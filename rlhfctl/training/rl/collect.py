@@ -23,7 +23,7 @@ from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
-from rlhfctl.rewards.episode import Episode, RewardFunction, make_episode, parts_of
+from rlhfctl.rewards.episode import Episode, RewardFunction, extras_of, logged_means, make_episode, parts_of
 from rlhfctl.rewards.unit_tests import outcome_metrics, outcomes_of
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
@@ -173,6 +173,7 @@ def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, dat
     scores = reward(episodes_of(data, experience.prompt_indices, ids, section))
     experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward) | outcome_metrics(reward)
     experience.outcomes = outcomes_of(reward)
+    experience.logged, experience.extras = logged_means(reward), extras_of(reward)
     experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
     experience.scores = ppo_math.apply_missing_eos(
         experience.raw_scores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class Experience:
     outcomes: list[str] = field(default_factory=list)  # of programs (B,), where the reward runs them
     baselines: Tensor = field(default_factory=_empty)  # (B,) score of the greedy program; with an outcome critic
     beliefs: Tensor = field(default_factory=_empty)  # (B, W) the outcome critic's probability of what happened
+    logged: dict[str, float] = field(default_factory=dict)  # metrics that reward functions log
+    extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that reward functions log -> values (B,)
     logprobs: Tensor = field(default_factory=_empty)  # (B, W) under the policy that sampled
     importance: Tensor = field(default_factory=_empty)  # (B, W) weights of the policy loss; empty: each is 1
     ref_logprobs: Tensor = field(default_factory=_empty)

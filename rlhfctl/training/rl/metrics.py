@@ -49,6 +49,6 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
             "importance": float(ppo_math.masked_mean(experience.importance, mask)),
             "importance_capped": float((experience.importance[mask] >= section.importance_cap).double().mean()),
         }
-    metrics |= part_means(experience.parts) | experience.uncertain
+    metrics |= part_means(experience.parts) | experience.uncertain | experience.logged
     metrics |= {name: statistics.fmean(s[name] for s in steps) for name in steps[0]}
     return metrics if experience.rollout_gap is None else metrics | {"rollout_gap": experience.rollout_gap}

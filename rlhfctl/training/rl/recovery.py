@@ -53,6 +53,8 @@ class Recovery:
                 name: getattr(experience, name)[index].tolist() for name in _KEPT if getattr(experience, name).numel()
             }
             numbers["reward_parts"] = {name: part[index] for name, part in experience.parts.items()}
+            if experience.extras:
+                numbers["reward_extras"] = {name: values[index] for name, values in experience.extras.items()}
             record = {
                 "prompt": self.tokenizer.decode(experience.prompts[index]),
                 "response": self.tokenizer.decode(response.ids),

@@ -82,6 +82,8 @@ class Trace:
             "kl": experience.kl[index, :tokens].tolist(),
             "rewards": rewards.tolist(),
         }
+        if experience.extras:
+            record["reward_extras"] = {name: values[index] for name, values in experience.extras.items()}
         if experience.values.numel():
             values = experience.values[index, :states]
             deltas = rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values

@@ -1,0 +1,23 @@
+# the reward is a server; LoRA on the policy
+python3 -m openrlhf.cli.train_ppo_ray \
+   --pretrain Qwen/Qwen2.5-1.5B-Instruct \
+   --remote_rm_url http://localhost:5000/get_reward \
+   --save_path checkpoint/qwen-rlhf \
+   --ckpt_path checkpoint/qwen-ckpt --save_hf_ckpt --max_ckpt_num 2 \
+   --save_steps 20 --eval_steps -1 --logging_steps 1 \
+   --param_dtype bf16 --attn_implementation flash_attention_2 \
+   --lora_rank 16 --lora_alpha 32 --target_modules q_proj k_proj v_proj o_proj \
+   --train_batch_size 64 --micro_train_batch_size 4 \
+   --rollout_batch_size 32 --n_samples_per_prompt 4 \
+   --num_episodes 2 \
+   --max_epochs 2 \
+   --prompt_max_len 512 --generate_max_len 512 \
+   --actor_learning_rate 1e-6 --lr_scheduler constant --lr_warmup_ratio 0.05 \
+   --init_kl_coef 0.05 --kl_target 0.2 --kl_horizon 5000 --kl_estimator k3 \
+   --eps_clip 0.1 --value_clip 0.2 --lambd 0.95 --gamma 0.99 \
+   --entropy_loss_coef 0.001 \
+   --reward_clip_range -5 5 \
+   --prompt_data my_prompts.jsonl --input_key prompt --label_key answer \
+   --apply_chat_template \
+   --use_tensorboard ./tb \
+   --seed 3 > train.log 2>&1 &

@@ -1,0 +1,21 @@
+MODEL=${MODEL_PATH:-OpenRLHF/Llama-3-8b-sft-mixture}
+python3 -m openrlhf.cli.train_ppo_ray \
+   --pretrain $MODEL \
+   --reward_pretrain OpenRLHF/Llama-3-8b-rm-700k,somebody/safety-rm \
+   --critic_pretrain OpenRLHF/Llama-3-8b-rm-700k \
+   --save_path /data/llama3-8b-rlhf \
+   --train_batch_size 128 \
+   --rollout_batch_size 128 \
+   --n_samples_per_prompt 8 \
+   --advantage_estimator group_norm \
+   --use_kl_loss --kl_estimator k2 \
+   --prompt_data OpenRLHF/prompt-collection-v0.1,somebody/safety-prompts \
+   --prompt_data_probs 0.8,0.2 \
+   --input_key context_messages \
+   --max_samples 20000 \
+   --apply_chat_template \
+   --ptx_coef 0.1 --enable_ema \
+   --freezing_actor_steps 10 \
+   --gradient_checkpointing \
+   --actor_learning_rate 5e-7 --actor_learning_rate 1e-6 \
+   --agent_temperature 0.3
