@@ -2,7 +2,7 @@
 
 The functions are in training/rl/minibatch.py, generation/local.py and models/scoring.py. Steps that need numbers
 (drawing tokens, choosing positions) are replaced here. TRL's PPO engine is not modelled. memory.py explains how an
-estimate is made.
+estimate is made. Longer than 400 lines because the moments of all three stages share these replacements.
 """
 
 from __future__ import annotations
