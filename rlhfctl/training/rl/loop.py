@@ -194,6 +194,7 @@ class PpoLoop:
         except RewardFailed:
             if self.done % self.checkpoint_steps:  # this update changed nothing yet: save the finished updates
                 self._save_checkpoint()
+            self.run.processes.wait()  # when one process ends, the launcher ends the others
             raise
         except NonFiniteError as error:
             attempt = self.attempt

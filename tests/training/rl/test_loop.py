@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from small_loops import (
 )
 from thread_processes import group, together
 
-from rlhfctl.errors import EngineError
+from rlhfctl.errors import EngineError, RewardFailed
 from rlhfctl.events import CheckpointSaved, Event, Metrics, StageStarted
 from rlhfctl.rewards.episode import Episode
 
@@ -298,6 +299,34 @@ def test_all_processes_return_to_the_checkpoint_after_numbers_that_are_not_finit
         assert loop.attempt == one.attempt == 1
         assert farthest(untimed(loop.history), untimed(one.history)) < 1e-6
     assert [path.parent.name for path in (tmp_path / "many").glob("*/non-finite")] == ["0"]
+
+
+def test_the_first_process_saves_before_any_of_them_ends_with_a_reward_that_failed(tmp_path: Path) -> None:
+    """The function is called in the first process alone; all raise its error, after the finished updates are saved."""
+    calls: list[int] = []
+
+    def fails(episodes: Sequence[Episode]) -> list[float]:
+        calls.append(len(episodes))
+        if len(calls) == 3:
+            raise RewardFailed("no answer")
+        return share_of_a(episodes)
+
+    loops = [
+        loop_for(
+            tmp_path / str(own.number), 5, checkpoint_steps=5, num_ppo_epochs=1, run={"processes": own},
+            score=lambda episodes, own=own: own.from_first(lambda: fails(episodes)),
+        )
+        for own in group(2)
+    ]  # fmt: skip
+    ended: list[str] = []
+
+    def train(loop: Seen) -> None:
+        with pytest.raises(RewardFailed, match="no answer"):
+            loop.train()
+        ended.extend(path.name for path in (tmp_path / "0" / "work").iterdir())
+
+    together([partial(train, loop) for loop in loops])
+    assert calls == [8, 8, 8] and ended.count("checkpoint-2") == 2  # it was there when either of them ended
 
 
 def test_a_minibatch_with_fewer_episodes_than_processes_is_refused(tmp_path: Path) -> None:
