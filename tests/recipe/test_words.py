@@ -29,7 +29,7 @@ def test_a_key_as_text(key: Key, text: str) -> None:
         (("ppo", "gamma"), 3, "must be at most 1, got 3"),
         (("ppo", "cliprange"), -1, "must be greater than 0, got -1"),
         (("ppo", "engine"), "tlr", "expected rlhfctl or trl, got the string 'tlr'; did you mean 'trl'?"),
-        (("ppo", "critic"), 1, "expected adapter, head or model or null, got the number 1"),
+        (("ppo", "critic"), 1, "expected adapter, head, reward or model or null, got the number 1"),
         (("name",), "a b", "must be letters, digits, '.', '_' and '-', the first a letter or a digit, got"),
         (("report_to",), "wandb", "expected a list, got the string 'wandb'"),
         (("lora",), True, "expected a mapping or null, got true"),
