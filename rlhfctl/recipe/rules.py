@@ -530,6 +530,14 @@ def _rows_for_all(stage: str) -> Callable[[Sections], list[Mapping[str, str]]]:
 
 
 PROCESSES: tuple[Rule[Sections], ...] = (
+    Rule(
+        "launch.shard",
+        "weights in few bits ({model.quantization}) cannot be divided over processes",
+        "take model.quantization out, or launch.shard: divided weights of 16 bits (model.dtype: bfloat16) need less "
+        "memory from 4 processes on",
+        lambda recipe: recipe.launch is not None and recipe.launch.shard and recipe.model.quantization is not None,
+        about=("model.quantization",),
+    ),
     *(
         Rule(
             f"{stage}.trainer.per_device_train_batch_size",
