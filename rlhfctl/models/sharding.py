@@ -44,21 +44,22 @@ _HEAD = "rlhfctl_head"
 # ---------------------------------------------------------------- dividing
 
 
-def shard(models: Iterable[Any]) -> None:
+def shard(models: Iterable[Any], *, average: bool = False) -> None:
     """Divide the matrices of language models and reward models over the processes, in place, until `reunite`.
 
     Of a model with adapters those of the base alone. Which parameters are trained must be set before. A scorer on the
-    trunk of another model (heads.AdapterScorer) stays whole. All move to the device that computes. Collective.
-    EngineError if an architecture has no layers that can be told apart.
+    trunk of another model (heads.AdapterScorer) stays whole. All move to the device that computes. Gradients of divided
+    weights become the sum over the processes, or with `average` the mean. Collective. EngineError if an architecture
+    has no layers that can be told apart.
     """
     for model in models:
         if isinstance(model, AdapterScorer):
             model.to(devices.device())
         else:
-            _shard(model)
+            _shard(model, Processes.here().count if average else 1)
 
 
-def _shard(model: Any) -> None:
+def _shard(model: Any, divisor: int) -> None:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     trunk = architecture.backbone(inner)
     if isinstance(trunk, FSDPModule):
@@ -76,7 +77,7 @@ def _shard(model: Any) -> None:
     small = {
         parameter
         for name, parameter in model.named_parameters()
-        if is_adapter_parameter(name) or parameter.dim() < _MATRIX
+        if is_adapter_parameter(name) or parameter.dim() < _MATRIX or (parameter.requires_grad and model is not inner)
     }
     for parameter in small:
         parameter.data = parameter.data.to(device)
@@ -88,16 +89,16 @@ def _shard(model: Any) -> None:
     fully_shard(trunk, mesh=mesh, reshard_after_forward=False, ignored_params=small)
     if head is not None:
         delattr(trunk, _HEAD)
-    for module in (*layers, trunk):  # losses are sums over global counts, so gradients are added up, not averaged
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+    for module in (*layers, trunk):
+        module.set_gradient_divide_factor(float(divisor))
+        module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
     _STEPS.follow(trunk, head)
 
 
 def reunite(models: Iterable[nn.Module], *, here: bool = True) -> None:
     """Undo `shard`: gather the weights of `models` on the CPU, one tensor at a time, and make them plain models again.
 
-    Collective. With `here` False this process only helps the others: its models stay divided.
+    Collective. With `here` False this process only helps the others: its models stay divided, and can run no more.
     """
     for model in models:
         if isinstance(model, AdapterScorer) and here:
@@ -111,18 +112,21 @@ def reunite(models: Iterable[nn.Module], *, here: bool = True) -> None:
                 value = one.detach().full_tensor()
                 if here:
                     gathered[id(one)] = nn.Parameter(value.to("cpu"), requires_grad=one.requires_grad)
+        for module in divided:
+            _STEPS.forget(module)
         if not here or not divided:
             continue
         for module in model.modules():
             _plain(module)
             for name, parameter in module._parameters.items():
                 module._parameters[name] = gathered.get(id(parameter), parameter)
-        for module in divided:
-            _STEPS.forget(module)
         model.to("cpu")
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks", "_state_dict_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
 _BEFORE = "_rlhfctl_before"  # what `_remember` leaves in a module
 
 
@@ -158,6 +162,13 @@ def share_here(modules: Iterable[nn.Module]) -> float:
     every = {id(one): one for module in modules for one in module.parameters()}.values()
     own = sum(part_here(one).numel() for one in every)
     return own / max(1, sum(one.numel() for one in every))
+
+
+def told(modules: Iterable[nn.Module]) -> str:
+    """Say what share of the weights of `modules` a process holds, the one that holds most. Collective."""
+    share, here = share_here(modules), Processes.here()
+    most = max(here.over(range(here.count), lambda _: [share]))
+    return f"each of {here.count} processes holds at most {most:.3f} of the weights"
 
 
 # ---------------------------------------------------------------- divided tensors
@@ -253,6 +264,7 @@ class _Steps:
         self.trunks: list[Any] = []
         self.heads: list[Any] = []  # the output layer of each, or None
         self.announcing = False
+        self.used: list[Any] = []  # trunks with a forward inside the present block
 
     def follow(self, trunk: Any, head: Any) -> None:
         """Announce the forwards of `trunk` from now on, where `in_step` asks for it."""
@@ -269,10 +281,8 @@ class _Steps:
 
     def _before_forward(self, trunk: nn.Module, args: Any) -> None:
         if self.announcing:
-            number = next(index for index, one in enumerate(self.trunks) if one is trunk)
-            told = self._tell(2 * number + torch.is_grad_enabled())
-            if told != 2 * number + torch.is_grad_enabled():
-                raise RuntimeError("processes run different models at the same time")
+            self._tell(2 * self.trunks.index(trunk) + torch.is_grad_enabled())
+            self.used.append(trunk)
 
     def _tell(self, what: int | None) -> int | None:
         """Tell the others which forward comes next (None: none is left); return what any of them runs."""
@@ -288,7 +298,7 @@ class _Steps:
     @contextmanager
     def in_step(self) -> Iterator[None]:
         """Let each process do its own number of forwards inside the block; it ends when all have done theirs."""
-        self.announcing = True
+        self.announcing, self.used = True, []
         try:
             yield
         finally:
@@ -296,7 +306,8 @@ class _Steps:
         while (running := self._tell(None)) is not None:
             number, backward = divmod(running, 2)
             _blank_forward(self.trunks[number], self.heads[number], backward=bool(backward))
-        for trunk in self.trunks:
+            self.used.append(self.trunks[number])
+        for trunk in {id(one): one for one in self.used}.values():
             release(trunk)
 
 

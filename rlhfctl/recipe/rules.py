@@ -533,8 +533,7 @@ PROCESSES: tuple[Rule[Sections], ...] = (
     Rule(
         "launch.shard",
         "weights in few bits ({model.quantization}) cannot be divided over processes",
-        "take model.quantization out, or launch.shard: divided weights of 16 bits (model.dtype: bfloat16) need less "
-        "memory from 4 processes on",
+        "take one of the two out; model.dtype: bfloat16 halves what is divided",
         lambda recipe: recipe.launch is not None and recipe.launch.shard and recipe.model.quantization is not None,
         about=("model.quantization",),
     ),

@@ -65,7 +65,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
-    divided = ctx.recipe.launch is not None and ctx.recipe.launch.shard and Processes.here().count > 1
+    divided = ctx.divides and Processes.here().count > 1
     if not divided:
         build.to_device(base.model)
     tokenizer, pad = base.tokenizer, base.tokenizer.pad_token_id
@@ -352,9 +352,7 @@ def _shard(roles: Roles, scorers: Sequence[Any], classifier: Classifier | None, 
     if classifier is not None:
         ctx.note("the classifier that scores responses is whole in every process: launch.shard divides the others")
         models.append(classifier.model)
-    share, here = sharding.share_here(models), Processes.here()
-    most = max(here.over(range(here.count), lambda _: [share]))
-    ctx.note(f"each of {here.count} processes holds at most {most:.3f} of the weights")
+    ctx.note(sharding.told(models))
 
 
 def _start(ctx: Context) -> Artifact | None:

@@ -43,12 +43,12 @@ def test_two_processes_with_divided_weights_train_as_one(tmp_path: Path) -> None
             assert torch.allclose(value, torch.tensor(two["state"][key]), atol=1e-4), (name, key)
         assert max(share for shares in two["shares"] for share in shares) <= 0.6 and two["whole"] == 1.0, name
         for row, expected in zip(two["logprobs"], after(one), strict=True):
-            assert row == pytest.approx(expected, abs=1e-4), name
+            assert row == pytest.approx(expected, abs=1e-3), name
 
 
 @pytest.mark.ci
 def test_three_processes_and_a_checkpoint_of_one_that_two_go_on_from(tmp_path: Path) -> None:
-    options = {"kind": "model", "lora": False, "wide": True, "checkpoint_steps": 1}
+    options = {"kind": "model", "lora": False, "wide": True, "checkpoint_steps": 1, "lr_scheduler_type": "constant"}
     whole = trained(tmp_path / "whole", updates=3, **options)
     trained(tmp_path / "two" / "goes on", updates=2, **options)
     three = {"three": options | {"updates": 3} | UNEVEN}

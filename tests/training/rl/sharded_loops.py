@@ -19,7 +19,7 @@ from small_loops import PROMPTS, Seen, loop_for, untimed
 from rlhfctl.models import processes, scoring, sharding
 from rlhfctl.models.processes import Processes
 
-SECONDS = 400  # that all loops may take
+SECONDS = 280  # that all loops may take
 
 
 def train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
