@@ -314,6 +314,12 @@ class _Steps:
 _STEPS = _Steps()
 
 
+def settle() -> None:
+    """Release all divided models, so that their parameters are the divided ones, which are trained and loaded."""
+    for trunk in _STEPS.trunks:
+        release(trunk)
+
+
 def release(module: Any) -> None:
     """Drop the parts of other processes that a forward without a backward has left: embeddings and output layer."""
     module.set_reshard_after_forward(True, recurse=False)  # or torch leaves them where they are

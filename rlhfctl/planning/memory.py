@@ -168,7 +168,7 @@ def gathered_bytes(shape: ModelSpec) -> int:
     with on_meta_device():
         model = language_model(shape)
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        of_layers = [weight_bytes(layer)[0] for layer in layers]
+        of_layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in layers]
         return weight_bytes(model)[0] - sum(of_layers) + 2 * max(of_layers, default=0)
 
 

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from rlhfctl.errors import EngineError
 from rlhfctl.models import build, scoring, sharding
 from rlhfctl.models.processes import ALONE, Processes
+from rlhfctl.recipe.schema import Ppo
+from rlhfctl.training.rl.learn import build_optimizer
 
 UNEVEN = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 7, "local_rollout_forward_batch_size": 1}
 LOOPS: dict[str, dict[str, Any]] = {
@@ -32,7 +34,8 @@ LOOPS: dict[str, dict[str, Any]] = {
 @pytest.mark.ci
 def test_two_processes_with_divided_weights_train_as_one(tmp_path: Path) -> None:
     """Metrics of three updates within 1e-4 of one process, the same episodes; a plain model is left."""
-    settings = {name: options | {"updates": 3, "wide": True} for name, options in LOOPS.items()}
+    common = {"updates": 3, "wide": True, "learning_rate": 1e-3}
+    settings = {name: options | common for name, options in LOOPS.items()}
     found = in_processes(2, tmp_path / "two", settings)
     for name, options in settings.items():
         one, two = trained(tmp_path / "one" / name, **options), found[name]
@@ -43,12 +46,13 @@ def test_two_processes_with_divided_weights_train_as_one(tmp_path: Path) -> None
             assert torch.allclose(value, torch.tensor(two["state"][key]), atol=1e-4), (name, key)
         assert max(share for shares in two["shares"] for share in shares) <= 0.6 and two["whole"] == 1.0, name
         for row, expected in zip(two["logprobs"], after(one), strict=True):
-            assert row == pytest.approx(expected, abs=1e-3), name
+            assert row == pytest.approx(expected, abs=1e-4), name
 
 
 @pytest.mark.ci
 def test_three_processes_and_a_checkpoint_of_one_that_two_go_on_from(tmp_path: Path) -> None:
-    options = {"kind": "model", "lora": False, "wide": True, "checkpoint_steps": 1, "lr_scheduler_type": "constant"}
+    options = {"kind": "model", "lora": False, "wide": True, "checkpoint_steps": 1, "learning_rate": 1e-3}
+    options |= {"lr_scheduler_type": "constant"}
     whole = trained(tmp_path / "whole", updates=3, **options)
     trained(tmp_path / "two" / "goes on", updates=2, **options)
     three = {"three": options | {"updates": 3} | UNEVEN}
@@ -95,6 +99,42 @@ def test_a_divided_model_gives_the_same_numbers_and_is_plain_again_afterwards(gr
     assert hooks == sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
     assert scoring.sequence_logprobs(model, rows, pad) == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_loaded_reaches_embeddings_that_a_forward_has_left_gathered(group: None) -> None:
+    _, roles = make_roles("head", lora=False)
+    model, rows = roles.policy.model, [row for row in PROMPTS if len(row) > 1]
+    roles.prepare()
+    sharding.shard(roles.modules())
+    scoring.sequence_logprobs(model, rows, 1)
+    assert not sharding.is_divided(model.lm_head.weight)  # torch leaves it gathered
+    doubled = {name: 2 * value for name, value in roles.state().items()}
+    assert all(map(sharding.is_divided, (model.lm_head.weight, roles.trainable()["policy.lm_head.weight"])))
+    scoring.sequence_logprobs(model, rows, 1)
+    roles.load_state(doubled)
+    scoring.sequence_logprobs(model, rows, 1)
+    sharding.reunite(roles.modules())
+    assert all(torch.equal(value, doubled[name]) for name, value in roles.state().items())
+
+
+def test_the_state_of_an_optimizer_is_gathered_and_divided_again(group: None) -> None:
+    _, roles = make_roles("head", lora=False)
+    roles.prepare()
+    sharding.shard(roles.modules())
+    section = Ppo(engine="rlhfctl", weight_decay=0.1)
+    optimizer = build_optimizer(section, roles.trainable())
+    roles.policy.logits(roles.policy.hidden(torch.tensor([[2, 3]]))).sum().backward()
+    optimizer.step()
+    state = sharding.whole(optimizer.state_dict())
+    assert not any(map(sharding.is_divided, state["state"][0].values()))
+    state["param_groups"][0]["fused"] = True  # as a process alone saves it
+    again = build_optimizer(section, roles.trainable())
+    sharding.load_optimizer(again, state)
+    assert not again.param_groups[0]["fused"] and again.param_groups[0]["weight_decay"] == 0.1
+    for parameter, kept in optimizer.state.items():
+        loaded = again.state[parameter]["exp_avg"]
+        assert type(loaded) is type(kept["exp_avg"]) and torch.equal(*map(sharding.whole, (loaded, kept["exp_avg"])))
+        assert sharding.part_here(loaded).untyped_storage().nbytes() == sharding.part_here(loaded).nbytes
 
 
 def test_tied_embeddings_are_divided_once(group: None) -> None:

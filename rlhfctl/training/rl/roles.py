@@ -106,6 +106,7 @@ class Roles:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Collect all trained parameters by name, each once."""
+        sharding.settle()
         trained: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
             names = [POLICY]
