@@ -16,7 +16,8 @@ from rlhfctl.models import scoring
 from rlhfctl.recipe.load import load_recipe
 
 SETTINGS = ("ppo.total_episodes=48", "ppo.local_rollout_forward_batch_size=3", "ppo.learning_rate=1e-3", "ppo.use=best")
-SETTINGS += ("model.init.hidden_size=64", "sft.trainer.learning_rate=1e-3", "reward.trainer.learning_rate=1e-3")
+SETTINGS += ("model.init.hidden_size=64", "sft.trainer.logging_steps=1", "reward.trainer.logging_steps=1")
+SETTINGS += ("sft.trainer.learning_rate=1e-3", "reward.trainer.learning_rate=1e-3")
 TIMED = ("_s", "_per_s")
 
 

@@ -325,6 +325,7 @@ MORE = [
     ("launch={num_processes: 4, num_machines: 3}",),
     ("launch={num_machines: 2}",),
     ("launch={shard: true}",),
+    ("launch={num_processes: 2, shard: true}", "ppo={outcome_critic: {}}"),
     ("launch={num_processes: 2, shard: true, accelerate_config: none.yaml}",),
     ("launch={num_processes: 2, shard: true}", "model.quantization=4bit", "model.path=a/b", "model.init=null"),
     ("rounds=2", "sample={}", "label={}", MADE, "seeds={values: 2, from: ppo}"),

@@ -68,7 +68,8 @@ def test_a_trainer_takes_the_same_steps_and_goes_on_from_its_checkpoint(
     name = "adapter_model" if lora else "model"
     saved = load_file(tmp_path / "work" / "checkpoint-4" / f"{name}.safetensors")
     assert {key: value.shape for key, value in saved.items()} == {
-        key: value.shape for key, value in load_file(tmp_path / "whole" / "checkpoint-4" / f"{name}.safetensors").items()
+        key: value.shape
+        for key, value in load_file(tmp_path / "whole" / "checkpoint-4" / f"{name}.safetensors").items()
     }
     model, metrics = trained(tmp_path / "work", divides=True, lora=lora)
     assert metrics == pytest.approx(expected, abs=1e-6) and metrics["grad_norm"] > 0
