@@ -225,6 +225,7 @@ def weights_to_save(model: nn.Module) -> dict[str, Tensor] | None:
 
     None for a model that is not divided, and for one with adapters, which alone are saved and are whole.
     """
+    settle()  # to read the state does it too, and not all processes read it
     if isinstance(model, PeftModel) or not any(map(is_divided, model.state_dict().values())):
         return None
     state, first = {}, Processes.here().first
@@ -315,7 +316,10 @@ _STEPS = _Steps()
 
 
 def settle() -> None:
-    """Release all divided models, so that their parameters are the divided ones, which are trained and loaded."""
+    """Release all divided models, so that their parameters are the divided ones, which are trained and loaded.
+
+    All processes must do so at the same time: one that is still gathered would not take part in the next gathering.
+    """
     for trunk in _STEPS.trunks:
         release(trunk)
 

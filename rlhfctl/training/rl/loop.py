@@ -257,6 +257,7 @@ class PpoLoop:
 
         All processes hold the same state, so the first one writes it; divided weights are gathered before.
         """
+        sharding.settle()
         work, first = self.run.work, self.run.processes.first
         divided = any(map(sharding.is_divided, self.trained.values()))
         if not first and not divided:
