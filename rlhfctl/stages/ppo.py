@@ -9,6 +9,8 @@ Reads base*, the reward (a model of this run, one from elsewhere, or a Python fu
 reward model, where there is one, scores evaluations alone. Writes
 adapter/ or model/ (the policy), critic/, traces/, probes.json. Leaves out the training loop, which is the engine's:
 rlhfctl's (training/rl/loop.py) or TRL's (training/trl/ppo.py), and evaluation during training (evaluation.py).
+
+Longer than 400 lines because loading the roles, dividing them and publishing them read the same parts.
 """
 
 from __future__ import annotations

@@ -65,7 +65,11 @@ def in_processes(count: int, folder: Path, options: dict[str, Any]) -> dict[str,
     command = [sys.executable, __file__, str(folder), json.dumps(options)]
     started = []
     for rank in range(count):
-        own = os.environ | group | {"PYTHONFAULTHANDLER": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        own = (
+            os.environ
+            | group
+            | {"PYTHONFAULTHANDLER": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        )
         with (folder / f"process-{rank}.log").open("w") as log:
             started.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
     try:
