@@ -57,16 +57,24 @@ def namespaces() -> Machines:
 
 
 def test_the_page_has_these_commands_and_its_section_is_valid() -> None:
-    assert [re.findall(r"--num-processes (\d+)", line) for line in COMMANDS] == [[], ["8"], ["2"], ["16"], ["16"]]
-    assert [("--machine-rank" in line) for line in COMMANDS] == [False, False, False, False, True]
-    assert all(ADDRESSES[0] in line for line in COMMANDS[3:]) and len(SLURM) == 1
+    assert [re.findall(r"--num-processes (\d+)", line) for line in COMMANDS] == [
+        [],
+        ["8"],
+        ["2"],
+        ["2"],
+        ["16"],
+        ["16"],
+    ]
+    assert [("--machine-rank" in line) for line in COMMANDS] == [False] * 5 + [True]
+    assert [("--shard" in line) for line in COMMANDS] == [False] * 3 + [True] + [False] * 2
+    assert all(ADDRESSES[0] in line for line in COMMANDS[4:]) and len(SLURM) == 1
     for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
         assert Launch.model_validate(YAML(typ="safe").load(block)["launch"]).num_processes == 8
 
 
 @pytest.mark.ci
 def test_the_commands_for_one_machine_run(tmp_path: Path) -> None:
-    for number, line in enumerate(COMMANDS[:3]):
+    for number, line in enumerate(COMMANDS[:4]):
         folder = tmp_path / str(number)
         folder.mkdir()
         finish([start(small(line), folder)])
@@ -78,7 +86,7 @@ def test_the_commands_for_two_machines_run(namespaces: Machines, tmp_path: Path)
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    both = zip(COMMANDS[3:], folders, (0, 1), strict=True)
+    both = zip(COMMANDS[4:], folders, (0, 1), strict=True)
     finish([start(small(line), folder, namespaces, number) for line, folder, number in both])
     assert load_artifact(folders[0] / "runs" / "quickstart" / "ppo").manifest.metrics["updates"] == 2
     assert list(folders[1].iterdir()) == []  # it worked in a temporary folder

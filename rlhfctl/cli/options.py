@@ -74,6 +74,9 @@ AccelerateConfigOption = Annotated[
     Path | None,
     typer.Option("--accelerate-config", metavar="FILE", help="A file of `accelerate config`, for example with FSDP."),
 ]
+ShardOption = Annotated[
+    bool | None, typer.Option("--shard", help="Divide the weights over the processes that train (FSDP2): launch.shard.")
+]
 NumMachinesOption = Annotated[
     int | None, typer.Option("--num-machines", metavar="N", min=1, help="Machines that share each training stage.")
 ]

@@ -25,6 +25,7 @@ from torch.nn import functional
 from rlhfctl.models.fused import has_one_plain_adapter
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import PACKED, Group, Sequences, has_full_attention
+from rlhfctl.models.sharding import is_sharded
 
 COPIED_BYTES = 1 << 26  # largest copy of weights while sampling: 64 MB, 16 million parameters
 _TOLERANCE = 1e-4  # relative to the largest hidden state
@@ -260,6 +261,8 @@ def _joined(*projections: nn.Module) -> tuple[Tensor, Tensor | None]:
 def _has_shape(policy: LanguageModel) -> bool:
     """Tell whether the model has the layers of this file, and is small enough to copy."""
     trunk, config = policy.trunk, policy.config
+    if is_sharded(trunk):  # the layers are gathered one at a time
+        return False
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if not has_full_attention(config) or config._attn_implementation not in ("sdpa", PACKED):
         return False

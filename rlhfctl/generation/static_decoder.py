@@ -29,6 +29,7 @@ from rlhfctl.models import loading
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import PACKED, has_full_attention, max_stable_rope_length
 from rlhfctl.models.scoring import evaluating
+from rlhfctl.models.sharding import is_sharded
 from rlhfctl.models.tensors import pad_right
 
 SLOTS = "rlhfctl_slots"  # name of this attention in transformers' registry
@@ -241,6 +242,8 @@ def supports(policy: LanguageModel) -> bool:
     The comparison with the model's forward is made once per policy.
     """
     config = policy.config
+    if is_sharded(policy.trunk):  # layers are gathered one at a time, and each process takes as many steps
+        return False
     if not has_full_attention(config) or uses_alibi(config) or max_stable_rope_length(config) is not None:
         return False
     if config._attn_implementation not in ("sdpa", PACKED) or not hasattr(config, "num_hidden_layers"):

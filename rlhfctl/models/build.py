@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from rlhfctl.events import Work
-from rlhfctl.models import devices, loading, merging, tokenizing
+from rlhfctl.models import devices, loading, merging, sharding, tokenizing
 from rlhfctl.models.special_tokens import add_end_token, ensure_pad, set_token_ids
 from rlhfctl.recipe.schema import Init, Model
 
@@ -163,18 +163,29 @@ def _embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
     return [layer.weight for layer in layers if layer is not None]
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template."""
-    model.save_pretrained(folder)
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Save a plain Hugging Face folder: weights (safetensors), config, tokenizer, chat template.
+
+    `weights`: those of the model, by name, where this process holds a part of them only.
+    """
+    model.save_pretrained(folder, state_dict=weights)
     tokenizing.save_tokenizer(tokenizer, folder)
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Save the weights of a model, or of a peft model's `default` adapter, for `load_weights`."""
+def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Save the weights of a model, or of a peft model's `default` adapter, for `load_weights`.
+
+    `weights`: those of the model, by name, where this process holds a part of them only.
+    """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, selected_adapters=["default"])
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -182,7 +193,9 @@ def load_weights(model: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     else:
-        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+        own = model.state_dict()
+        for name, value in type(model).from_pretrained(folder, dtype=model.dtype).state_dict().items():
+            sharding.overwrite(own[name], value)
 
 
 def copy_frozen(model: PreTrainedModel) -> PreTrainedModel:
@@ -206,7 +219,7 @@ def updates_lost_to_rounding(weights: Iterable[nn.Parameter], learning_rate: flo
     """
     unmoved = total = 0
     with torch.no_grad():
-        for weight in weights:
+        for weight in map(sharding.part_here, weights):
             total += weight.numel()
             if weight.dtype.itemsize < 4:
                 unmoved += int(((weight.float() - learning_rate).to(weight.dtype) == weight).sum())

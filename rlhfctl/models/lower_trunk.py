@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rlhfctl.models import packing
 from rlhfctl.models.kept_states import Row, rows_of
 from rlhfctl.models.packing import LOWER, PACKED, Sequences
+from rlhfctl.models.sharding import is_sharded
 
 
 class LowerTrunk:
@@ -123,7 +124,8 @@ def shared_below(trunk: Any, adapter: str) -> Iterator[int]:
 
     Yields the number of layers below; 0 if there are none, if the trunk is not packed, or if a test gives other states.
     """
-    first = first_adapted(trunk, adapter) if trunk.config._attn_implementation == PACKED else 0
+    packs = trunk.config._attn_implementation == PACKED and not is_sharded(trunk)  # all processes gather all layers
+    first = first_adapted(trunk, adapter) if packs else 0
     lower = LowerTrunk(trunk, first) if first else None
     if lower is None or not packing.agrees(trunk, lower.states):
         yield 0

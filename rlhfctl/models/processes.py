@@ -11,7 +11,8 @@ processes, which launching.py does, and the gradients of TRL's trainers, which a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from rlhfctl.errors import RlhfctlError
 
@@ -27,6 +29,14 @@ R = TypeVar("R")
 
 _WAIT = timedelta(days=7)  # a reward function may take hours; when a process dies, the launcher ends the others
 _BUCKET = 1 << 24  # numbers that are added up in one message: 64 MiB in float32
+
+
+_keepers: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]  # the last one keeps step
+
+
+def keep_in_step_with(keeper: Callable[[], AbstractContextManager[None]]) -> None:
+    """Let `Processes.in_step` use `keeper` from now on: models/sharding.py's, where a model is divided."""
+    _keepers.append(keeper)
 
 
 def join() -> None:
@@ -79,7 +89,9 @@ class Processes:
         if self.count == 1:
             return list(work(list(items)))
         own = self.share(items)
-        parts: list[Sequence[R]] = self._exchange(list(work(own)) if own else [])
+        with self.in_step():
+            done = list(work(own)) if own else []
+        parts: list[Sequence[R]] = self._exchange(done)
         return [one for part in parts for one in part]
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -101,6 +113,16 @@ class Processes:
         result: T = value
         return result
 
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Let each process do its own number of forwards inside the block.
+
+        Where the weights of a model are divided over the processes, each forward needs all of them: a process that has
+        done its part then helps the others (models/sharding.py). Without such a model nothing happens.
+        """
+        with nullcontext() if self.count == 1 else _keepers[-1]():
+            yield
+
     def wait(self) -> None:
         """Wait until every process has come this far."""
         self.over(range(self.count), lambda numbers: [None])
@@ -121,7 +143,11 @@ class Processes:
                 one.copy_(part.view_as(one))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up the gradients over the processes. A parameter without one in every process keeps none."""
+        """Add up the gradients over the processes. A parameter without one in every process keeps none.
+
+        Those of divided parameters (models/sharding.py) are left as they are: the backward pass has added them up.
+        """
+        parameters = [one for one in parameters if not isinstance(one, DTensor)]
         if self.count == 1:
             return
         has = torch.tensor([float(one.grad is not None) for one in parameters])
@@ -134,9 +160,9 @@ class Processes:
             self.sum_over(one.grad for one in used if one.grad is not None)
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite the tensors of all processes with those of the first."""
+        """Overwrite the tensors of all processes with those of the first; divided ones are left as they are."""
         if self.count > 1:
-            for one in tensors:
+            for one in [one for one in tensors if not isinstance(one, DTensor)]:
                 self._send(one.data)
 
     # ------------------------------------------------------------ messages; tests replace these four

@@ -11,7 +11,7 @@ included (`rlhfctl plan` adds both), nor is memory wasted by an allocator on a G
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ from peft import TaskType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.models import scoring
 from rlhfctl.models.adapters import POLICY, add_lora, is_adapter_parameter
 from rlhfctl.models.heads import new_scorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.tensors import at_least_float32
-from rlhfctl.planning.meter import GRADIENTS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
+from rlhfctl.planning.meter import GATHERED, GRADIENTS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 from rlhfctl.recipe.schema import Lora
 
 BASE = "base*"
@@ -43,6 +44,7 @@ class Moment:
 
     what: str
     needs: Mapping[str, Mapping[str, int]]
+    trains: bool = True  # False: before or after training, where the weights are whole even if training divides them
 
     @property
     def total(self) -> int:
@@ -155,6 +157,52 @@ def counted(*modules: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
+# ---------------------------------------------------------------- weights divided over processes
+
+
+def gathered_bytes(shape: ModelSpec) -> int:
+    """Count the bytes that a process gathers from the others while a divided model runs (models/sharding.py).
+
+    They are embeddings and output layer, and two layers: the one that runs and, in the backward pass, the next.
+    """
+    with on_meta_device():
+        model = language_model(shape)
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        of_layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in layers]
+        return weight_bytes(model)[0] - sum(of_layers) + 2 * max(of_layers, default=0)
+
+
+def divided(
+    estimate: MemoryEstimate, processes: int, *, whole: Collection[str], gathered: int, loads_here: bool
+) -> MemoryEstimate:
+    """Estimate what each of `processes` needs where they divide the weights.
+
+    `whole`: the roles whose weights are adapters or heads, which are not divided. `gathered`: as of `gathered_bytes`.
+    `loads_here`: whether the memory in question also holds the whole model before and after training, as on a CPU; on
+    a GPU it does not.
+    """
+    moments = [
+        Moment(moment.what, _divided(moment.needs, processes, whole, gathered)) if moment.trains else moment
+        for moment in estimate.moments
+        if moment.trains or loads_here
+    ]
+    if loads_here:
+        roles = estimate.peak.needs.items()
+        loaded = {role: {WEIGHTS: kinds.get(WEIGHTS, 0)} for role, kinds in roles}
+        moments.append(Moment("loading and saving", loaded, trains=False))
+    return MemoryEstimate(tuple(moments), estimate.trainable, estimate.parameters)
+
+
+def _divided(needs: Mapping[str, Mapping[str, int]], processes: int, whole: Collection[str], gathered: int) -> Needs:
+    shares = {WEIGHTS: processes, GRADIENTS: processes, OPTIMIZER: processes}
+    result = {
+        role: {kind: size if role in whole else -(-size // shares.get(kind, 1)) for kind, size in kinds.items()}
+        for role, kinds in needs.items()
+    }
+    first = next(role for role in result if role not in whole)
+    return result | {first: result[first] | {GATHERED: gathered}}
+
+
 # ---------------------------------------------------------------- sft, reward, base
 
 
@@ -164,7 +212,7 @@ def base_outlook(shape: ModelSpec, probe_rows: int, probe_length: int) -> Memory
         model = language_model(shape)
         held = held_by("model", model, shape.quantization)
         _, parameters = counted(model)
-        check = Moment("checking what it gives", checked(held, "model", model, probe_rows, probe_length))
+        check = Moment("checking what it gives", checked(held, "model", model, probe_rows, probe_length), trains=False)
     return MemoryEstimate((check,), 0, parameters)
 
 
@@ -185,7 +233,9 @@ def sft_outlook(shape: ModelSpec, training: Training, probe_rows: int, probe_len
             return _chunked_loss(trunk_and_head, trunk_and_head.hidden(ids, attention_mask=mask))
 
         step, counts = _trainer_step(role, model, loss, training, shape, trunk_and_head.vocabulary)
-        check = Moment("checking what was saved", checked(plain, "model", model, probe_rows, probe_length))
+        check = Moment(
+            "checking what was saved", checked(plain, "model", model, probe_rows, probe_length), trains=False
+        )
     moments = [step, check]
     if shape.quantization is not None:  # the quantized model is still loaded while the full one is merged
         moments.append(Moment("merging the adapter", {BASE: dict(step.needs[BASE]), **plain}))
@@ -201,7 +251,8 @@ def reward_outlook(shape: ModelSpec, training: Training) -> MemoryEstimate:
     with on_meta_device(autocast=training.autocast):
         before = held_by(BASE, language_model(shape), shape.quantization)
         model = scorer_model(shape)
-        loading = [Moment("putting a head on base*", before | held_by("reward model", model, shape.quantization))]
+        both = before | held_by("reward model", model, shape.quantization)
+        loading = [Moment("putting a head on base*", both, trains=False)]
         if training.lora is not None:
             model = add_lora(model, training.lora, TaskType.SEQ_CLS, seed=0)
 

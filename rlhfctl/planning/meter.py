@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, ALLOCATOR = KINDS = (
+WEIGHTS, GATHERED, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, ALLOCATOR = KINDS = (
     "weights",
+    "gathered",
     "gradients",
     "optimizer",
     "activations",

@@ -46,8 +46,8 @@ from rlhfctl.recipe.schema import Compare, Lora, Ppo
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
-_REWARD, _HELDOUT = "reward model", "held-out reward model"
-_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: _REWARD, HELDOUT: _HELDOUT}
+REWARD_ROLE, HELDOUT_ROLE = "reward model", "held-out reward model"
+_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: REWARD_ROLE, HELDOUT: HELDOUT_ROLE}
 
 # ---------------------------------------------------------------- ppo
 
@@ -80,7 +80,7 @@ def ppo_outlook(
             _lay_end_to_end(model)
         held = _weights_by_role(roles, own, spec, reward)
         if heldout and own is not None:
-            held[_HELDOUT] = held[_REWARD]  # a second model of the same size
+            held[HELDOUT_ROLE] = held[REWARD_ROLE]  # a second model of the same size
         modules = [*roles.modules(), *([] if own is None else [own])]
         with contextlib.ExitStack() as inside:
             for module in modules:
@@ -153,13 +153,13 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
             if is_adapter_parameter(name, adapter):
                 low_rank[role] += parameter.nbytes
         if is_adapter_parameter(name) and f".{REWARD}-" in name:  # a further member of an ensemble
-            low_rank[_REWARD] += parameter.nbytes
+            low_rank[REWARD_ROLE] += parameter.nbytes
     if low_rank:
         needs = {BASE: {WEIGHTS: base}, **{role: {WEIGHTS: size} for role, size in low_rank.items()}}
     else:
         needs = {"policy": {WEIGHTS: base}, "reference": {WEIGHTS: weight_bytes(roles.reference.model)[0]}}
     if own is not None and reward is not None:
-        needs[_REWARD] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
+        needs[REWARD_ROLE] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
     if roles.critic is not None and not roles.critic.is_adapter and not roles.critic.trains_only_head:
         needs["critic"] = {WEIGHTS: weight_bytes(roles.critic.scorer)[0]}
     of_critic = roles.critic_parameters()
@@ -195,7 +195,7 @@ def _update(
                 scoring.outputs_at_end(scorer, asked)
                 if critic is not None and critic.reads is not None:
                     held = with_seen(held, "critic", {ACTIVATIONS: _kept_states(policy, section)})
-                moment("scoring", _REWARD)
+                moment("scoring", REWARD_ROLE)
         with roles.recomputing(section.recomputed_share):
             if critic is not None and not critic.trains_only_head:
                 value = critic_forward(critic, learned, length).sum()
@@ -363,9 +363,9 @@ def _judging(
     """Measure loading a reward model alone (or two), and scoring `rows` responses of full length at once."""
     judge = scorer_model(reward)
     _lay_end_to_end(judge)
-    needs = held_by(_REWARD, judge, reward.quantization)
+    needs = held_by(REWARD_ROLE, judge, reward.quantization)
     if two_judges:
-        needs |= {_HELDOUT: needs[_REWARD]}
+        needs |= {HELDOUT_ROLE: needs[REWARD_ROLE]}
     copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
     moments = [Moment("loading the judge", needs | copies)]
     sequences = _longest(rows, prompt, length)
@@ -373,7 +373,7 @@ def _judging(
     meter.ignore_weights(judge)
     with torch.no_grad(), meter:
         scoring.outputs_at_end(judge, sequences)
-    return [*moments, Moment("judging", with_seen(needs, _REWARD, meter.peak))]
+    return [*moments, Moment("judging", with_seen(needs, REWARD_ROLE, meter.peak))]
 
 
 # ---------------------------------------------------------------- card

@@ -18,7 +18,7 @@ from trl import RewardConfig, SFTConfig
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, data_of_kind, section_of
-from rlhfctl.models import loading, scoring
+from rlhfctl.models import devices, loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
 from rlhfctl.planning import memory, ppo_memory
@@ -84,7 +84,31 @@ def stage_plan(forecast: Forecast, recipe: Recipe, lengths: Lengths, read: Colle
 def facts(name: str, recipe: Recipe, lengths: Lengths) -> StagePlan:
     """Predict the stage `name` of `recipe`."""
     unknown = "loads no model" if STAGES[name].gathers else "its memory is not modelled: --probe measures it"
-    return _FACTS[name](recipe, lengths) if name in _FACTS else _unknown(name, unknown)
+    found = _FACTS[name](recipe, lengths) if name in _FACTS else _unknown(name, unknown)
+    launch = recipe.launch
+    if launch is None or not launch.shard or not STAGES[name].shared or found.outlook is None:
+        return found
+    each = memory.divided(
+        found.outlook,
+        launch.num_processes,
+        whole=_whole_roles(name, recipe, lengths),
+        gathered=memory.gathered_bytes(_shape(recipe, lengths)),
+        loads_here=devices.device().type == "cpu",
+    )
+    return replace(found, outlook=each, rows=f"{found.rows}; weights divided over {launch.num_processes} processes")
+
+
+def _whole_roles(name: str, recipe: Recipe, lengths: Lengths) -> set[str]:
+    """Return the roles of a stage that are adapters or heads on a base*: each process holds them whole."""
+    section = recipe.ppo
+    if name != "ppo" or section is None:
+        return {"adapter"}
+    whole = {"policy"} if section.lora is not None else set()
+    if section.critic_kind != "model":
+        whole.add("critic")
+    if _scorer(recipe, lengths)[1]:
+        whole |= {ppo_memory.REWARD_ROLE, ppo_memory.HELDOUT_ROLE}
+    return whole
 
 
 def _unknown(name: str, note: str | None = None) -> StagePlan:

@@ -530,6 +530,25 @@ def _rows_for_all(stage: str) -> Callable[[Sections], list[Mapping[str, str]]]:
 
 
 PROCESSES: tuple[Rule[Sections], ...] = (
+    Rule(
+        "launch.shard",
+        "ppo.outcome_critic is a whole copy of base* in each process",
+        "take one of the two out",
+        lambda recipe: (
+            recipe.launch is not None
+            and recipe.launch.shard
+            and recipe.ppo is not None
+            and recipe.ppo.outcome_critic is not None
+        ),
+        about=("ppo.outcome_critic",),
+    ),
+    Rule(
+        "launch.shard",
+        "weights in few bits ({model.quantization}) cannot be divided over processes",
+        "take one of the two out; model.dtype: bfloat16 halves what is divided",
+        lambda recipe: recipe.launch is not None and recipe.launch.shard and recipe.model.quantization is not None,
+        about=("model.quantization",),
+    ),
     *(
         Rule(
             f"{stage}.trainer.per_device_train_batch_size",

@@ -47,6 +47,11 @@ class Context:
         return self.process == 0
 
     @property
+    def divides(self) -> bool:
+        """Whether the weights are divided over the processes that train: no device then needs to hold a whole model."""
+        return self.recipe.launch is not None and self.recipe.launch.shard
+
+    @property
     def folder(self) -> Path:
         """Return the folder that the stage publishes in; for a process beside the first, one that is thrown away."""
         return self.run.stage(self.name) if self.first else self.work / f"process-{self.process}"

@@ -22,7 +22,7 @@ from rlhfctl.generation.generator import Generator, sampling_for
 from rlhfctl.generation.kl import exact_kl
 from rlhfctl.generation.local import sample
 from rlhfctl.generation.shares import in_shares
-from rlhfctl.models import build
+from rlhfctl.models import build, sharding
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.ensemble import disagreement_metric
@@ -127,10 +127,11 @@ class Evaluation:
             self.best = (values[self.chosen_by], update)
             self.best_values = values
             self.policy.activate()
+            weights = sharding.weights_to_save(self.policy.model)
             if not self.processes.first:
                 return
             with fs.publish_folder(self._folder(update)) as folder:
-                build.save_weights(self.policy.model, folder)
+                build.save_weights(self.policy.model, folder, weights)
 
     @property
     def chosen_by(self) -> str:

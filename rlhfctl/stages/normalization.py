@@ -107,7 +107,7 @@ def _reference_scores(
     rows, prompts = encode_prompts(given, tokenizer, limit, new, ctx.recipe.data, ctx.warn)
     places = [(number % len(rows), number // len(rows)) for number in range(SAMPLES)]
     drawn = local.sample(
-        build.to_device(base.model),
+        base.model if ctx.divides else build.to_device(base.model),
         [prompts[index] for index, _ in places],
         tokenizer,
         sampling,

@@ -9,6 +9,8 @@ Reads base*, the reward (a model of this run, one from elsewhere, or a Python fu
 reward model, where there is one, scores evaluations alone. Writes
 adapter/ or model/ (the policy), critic/, traces/, probes.json. Leaves out the training loop, which is the engine's:
 rlhfctl's (training/rl/loop.py) or TRL's (training/trl/ppo.py), and evaluation during training (evaluation.py).
+
+Longer than 400 lines because loading the roles, dividing them and publishing them read the same parts.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from rlhfctl.errors import HandoffError
 from rlhfctl.events import StageStarted
 from rlhfctl.generation import static_decoder
 from rlhfctl.generation.slots import generator_for
-from rlhfctl.models import adapters, build, devices, heads, scoring, special_tokens, tokenizing
+from rlhfctl.models import adapters, build, devices, heads, scoring, sharding, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble
@@ -65,12 +67,16 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
     # 1. Roles. Policy and reference are base*; the critic starts as the reward model, where there is one.
     base = ctx.loader.load_base(ctx.parents["base"], to_train=True)
-    build.to_device(base.model)
+    divided = ctx.divides and Processes.here().count > 1
+    if not divided:
+        build.to_device(base.model)
     tokenizer, pad = base.tokenizer, base.tokenizer.pad_token_id
     parents, needs_critic = ParentModels(ctx, section, tokenizer), ALGORITHMS[section.trains_by].needs_critic
     roles, model = build_roles(section, base.model, pad, parents, seed=recipe.seed, needs_critic=needs_critic)
     reward = _reward(model.scorer, model.tokenizer, model.classifier, tokenizer, section, ctx)
-    heldout = _heldout_reward(roles, tokenizer, section, ctx)
+    heldout, heldout_scorer = _heldout_reward(roles, tokenizer, section, ctx)
+    if divided:  # only now: all adapters are on the base
+        _shard(roles, [model.scorer, heldout_scorer], model.classifier, ctx)
 
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
@@ -96,6 +102,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     else:
         metrics = _train(section, roles, reward, data, evaluation, settings, ctx, outcome_critic)
     metrics |= measures
+    if divided:
+        sharding.reunite(roles.modules(), here=ctx.first)
     ctx.leave_to_first()
     metrics["updates"] = section.updates
     if section.use == "best":
@@ -309,11 +317,12 @@ def _reward(
 
 def _heldout_reward(
     roles: Roles, tokenizer: PreTrainedTokenizerBase, section: Ppo, ctx: Context
-) -> RewardFunction | None:
-    """Return the scorer that evaluations report and PPO never trains on; None without `reward.heldout`."""
+) -> tuple[RewardFunction | None, Any]:
+    """Return the scorer that evaluations report and PPO never trains on, and its model; Nones without
+    `reward.heldout`."""
     source = ctx.parents.get("heldout")
     if source is None:
-        return None
+        return None, None
     shared = loader.shared_reward_adapters(ctx.parents["base"], source) if shares_base(section) else []
     if shared:
         scorer: Any = scorer_beside(roles.policy, adapters.HELDOUT, shared[0])
@@ -327,7 +336,25 @@ def _heldout_reward(
         heldout=partial(LoadedRewardModel, scorer, tokenizer.pad_token_id),
         processes=Processes.here(),
     )
-    return build_scorer(HELDOUT, resources)
+    return build_scorer(HELDOUT, resources), scorer
+
+
+def _shard(roles: Roles, scorers: Sequence[Any], classifier: Classifier | None, ctx: Context) -> None:
+    """Divide the weights of all models over the processes, and say what part of them each process then holds."""
+    roles.prepare()
+    models: list[Any] = [*roles.modules()]
+    for scorer in scorers:
+        for member in scorer if isinstance(scorer, Ensemble) else [scorer]:
+            if isinstance(member, AdapterScorer):  # its trunk may be a base beside the policy's
+                models += [member, member.backbone.shared.model]
+            elif isinstance(member, PreTrainedModel):
+                models.append(member.requires_grad_(False))
+    models = list({id(model): model for model in models}.values())
+    sharding.shard(models)
+    if classifier is not None:
+        ctx.note("the classifier that scores responses is whole in every process: launch.shard divides the others")
+        models.append(classifier.model)
+    ctx.note(sharding.told(models))
 
 
 def _start(ctx: Context) -> Artifact | None:

@@ -145,6 +145,7 @@ def _train(
         warn=ctx.warn,
         counts=lambda trainer: counts,
         metrics=("loss", "accuracy"),
+        divided=ctx.divides,
     )
     normalize(section, model, tokenizer, config.max_length, (one.group for one in groups), ctx)
     return model, metrics
@@ -336,6 +337,6 @@ def _reload_gap(tokenizer: PreTrainedTokenizerBase, ctx: Context) -> float:
         reloaded = ctx.loader.scorer_from_adapter(ctx.parents["base"], ctx.folder / "adapter")
     else:
         reloaded = loading.load_scorer(str(ctx.folder / "model"), **loading.options(section))
-    return probes.check_scores(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
-    )
+    if not ctx.divides:
+        build.to_device(reloaded)
+    return probes.check_scores(reloaded, tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision)

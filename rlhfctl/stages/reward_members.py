@@ -143,7 +143,9 @@ class Members:
         ctx, gaps = self.ctx, []
         for number in range(self.section.members):
             folder = ctx.folder / (f"member-{number}" if number else "adapter")
-            model = build.to_device(ctx.loader.scorer_from_adapter(ctx.parents["base"], folder))
+            model = ctx.loader.scorer_from_adapter(ctx.parents["base"], folder)
+            if not ctx.divides:
+                build.to_device(model)
             file = (folder if number else ctx.folder) / probes.PROBES
             gaps.append(probes.check_scores(model, tokenizer.pad_token_id, file, ctx.loader.precision))
         return max(gaps)

@@ -52,7 +52,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     for sentence in notes:
         ctx.note(sentence)
     if recipe.model.path is not None:
-        checks.check_loaded(build.to_device(model), recipe, recipe.model.path)
+        checks.check_loaded(model if ctx.divides else build.to_device(model), recipe, recipe.model.path)
 
     # 2. Rows to ids.
     config = _config(section, ctx)
@@ -71,6 +71,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
         warn=ctx.warn,
         counts=lambda trainer: {"rows": len(trainer.train_dataset)},
         metrics=("loss", "mean_token_accuracy", "num_tokens"),
+        divided=ctx.divides,
     )
 
     ctx.leave_to_first()
@@ -157,6 +158,6 @@ def _reload_gap(ctx: Context, tokenizer: PreTrainedTokenizerBase) -> float:
     reloaded = loading.load_causal_lm(
         str(ctx.folder / "model"), **loading.options(section), quantization=section.quantization
     )
-    return probes.check_logprobs(
-        build.to_device(reloaded), tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision
-    )
+    if not ctx.divides:
+        build.to_device(reloaded)
+    return probes.check_logprobs(reloaded, tokenizer.pad_token_id, ctx.folder / probes.PROBES, ctx.loader.precision)

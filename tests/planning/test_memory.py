@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from rlhfctl.planning import memory
 from rlhfctl.planning.memory import BASE, Training
 from rlhfctl.planning.meter import (
+    GATHERED,
     OPTIMIZER,
     WEIGHTS,
     on_meta_device,
@@ -58,3 +59,22 @@ def test_what_saves_memory_is_seen_to() -> None:
     assert step(checkpointing=True) < 0.6 * plain
     assert step(autocast=True) < 0.9 * plain
     assert step(whole_logits=True) > plain
+
+
+def test_processes_that_divide_the_weights_hold_a_part_and_gather_two_layers() -> None:
+    layer = 4 * (4 * WIDTH * WIDTH + 3 * WIDTH * 48 + 2 * WIDTH)
+    outer = 4 * (VOCABULARY * WIDTH + WIDTH)
+    gathered = memory.gathered_bytes(shape())
+    assert gathered == pytest.approx(outer + 2 * layer, abs=400)  # and the angles of the rotary embedding
+    whole = memory.sft_outlook(shape(), Training(2, 16, Lora(r=4)), 1, 8)
+    step = whole.moments[0].needs
+    on_gpu = memory.divided(whole, 4, whole={"adapter"}, gathered=gathered, loads_here=False)
+    assert [moment.what for moment in on_gpu.moments] == ["a training step"]
+    (needs,) = (moment.needs for moment in on_gpu.moments)
+    assert needs["adapter"] == step["adapter"] and needs[BASE][GATHERED] == gathered
+    assert needs[BASE][WEIGHTS] == -(-step[BASE][WEIGHTS] // 4)
+    trained = memory.sft_outlook(shape(), Training(2, 16, None), 1, 8)
+    on_cpu = memory.divided(trained, 2, whole={"adapter"}, gathered=gathered, loads_here=True)
+    assert [moment.what for moment in on_cpu.moments] == [*(one.what for one in trained.moments), "loading and saving"]
+    assert on_cpu.moments[0].needs["model"][OPTIMIZER] == trained.moments[0].needs["model"][OPTIMIZER] // 2
+    assert on_cpu.moments[-1].needs["model"] == {WEIGHTS: trained.moments[0].needs["model"][WEIGHTS]}

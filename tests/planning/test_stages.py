@@ -66,6 +66,23 @@ def test_a_loss_on_groups_counts_each_response_once(tiny_recipe: Path) -> None:
     assert groups.outlook.peak.total > pairs.outlook.peak.total  # 8 x 4 rows at once, not 8 x 2
 
 
+def test_stages_that_divide_the_weights_are_foreseen_for_each_process(tiny_recipe: Path) -> None:
+    both = [
+        {stage.name: stage for stage in planned(tiny_recipe, tiny_recipe.parent / "nothing", *sets).stages}
+        for sets in ((), ("launch={num_processes: 2, shard: true}", "ppo.critic=model"))
+    ]
+    one, two = both
+    for name in ("sft", "reward", "ppo"):
+        assert two[name].rows == f"{one[name].rows}; weights divided over 2 processes"
+    assert two["compare"].rows == one["compare"].rows and two["compare"].outlook == one["compare"].outlook
+    outlook, before = two["ppo"].outlook, one["ppo"].outlook
+    assert outlook is not None and before is not None
+    needs, whole = outlook.moments[0].needs, before.moments[0].needs
+    assert needs["base*"]["weights"] == -(-whole["base*"]["weights"] // 2) and needs["base*"]["gathered"] > 0
+    assert needs["policy"]["weights"] == whole["policy"]["weights"]  # an adapter
+    assert needs["critic"]["weights"] < 0.6 * whole["base*"]["weights"]  # a model of its own
+
+
 def test_an_optimizers_state() -> None:
     weight = nn.Parameter(nn.Linear(4, 8).weight.detach())
     sizes = {name: optimizer_state(name)(weight) for name in ("adamw_torch_fused", "adamw_8bit", "lion_32bit", "sgd")}

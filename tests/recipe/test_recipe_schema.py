@@ -51,6 +51,7 @@ RULES = [
     ("launch.num_processes=0", "launch.num_processes", "must be at least 1, got 0"),
     ("launch={num_machines: 2, main_process_ip: a}", "launch.num_processes", "shared equally among 2 machines"),
     ("launch.main_process_ip=10.0.0.1", "launch.main_process_ip", "launch.num_machines is 1"),
+    ("launch.shard=true", "launch.shard", "one process has nobody to divide the weights with"),
     ("launch.accelerate_config=none.yaml", "launch.accelerate_config", "there is no file none.yaml"),
     # model
     ("model.init.hidden_size=130", "model.init.hidden_size", "130 cannot be shared among 4 attention heads"),
@@ -323,6 +324,10 @@ MORE = [
     ("launch={num_processes: 9}", "reward={}", "ppo.engine=trl"),
     ("launch={num_processes: 4, num_machines: 3}",),
     ("launch={num_machines: 2}",),
+    ("launch={shard: true}",),
+    ("launch={num_processes: 2, shard: true}", "ppo={outcome_critic: {}}"),
+    ("launch={num_processes: 2, shard: true, accelerate_config: none.yaml}",),
+    ("launch={num_processes: 2, shard: true}", "model.quantization=4bit", "model.path=a/b", "model.init=null"),
     ("rounds=2", "sample={}", "label={}", MADE, "seeds={values: 2, from: ppo}"),
     ("model.path=a/b", "model.attn_implementation=flash_attention_2", "model.template_date=never", "model.init=null"),
     ("model.quantization=4bit", "model.path=a/b", f"{TOKENS.removesuffix('}')}, vocab_size: 300}}"),

@@ -20,6 +20,10 @@ class Launch(Section):
         None, min_length=1, description="A file of `accelerate config`, for example with FSDP (null: plain data "
         "parallelism)."
     )  # fmt: skip
+    shard: bool = Field(
+        False, description="Whether the weights themselves are divided over the processes (FSDP2), for a model that "
+        "one device cannot hold. Each layer is gathered where it is used."
+    )  # fmt: skip
     num_machines: int = Field(1, ge=1, description="Number of machines; the command is given on each of them.")
     main_process_ip: str | None = Field(
         None, min_length=1, description="Address of the first machine, which the others can reach."
@@ -34,6 +38,20 @@ class Launch(Section):
         return self.num_processes // self.num_machines
 
     RULES: ClassVar[tuple[Rule[Launch], ...]] = (
+        Rule(
+            "shard",
+            "one process has nobody to divide the weights with",
+            "set {at}.num_processes (--num-processes), or leave shard out",
+            lambda launch: launch.shard and launch.num_processes == 1,
+            about=("num_processes",),
+        ),
+        Rule(
+            "shard",
+            "{at}.accelerate_config would divide the weights of the trainers in a way of its own",
+            "leave out one of the two",
+            lambda launch: launch.shard and launch.accelerate_config is not None,
+            about=("accelerate_config",),
+        ),
         Rule(
             "num_processes",
             "{num_processes} processes cannot be shared equally among {num_machines} machines",

@@ -137,7 +137,8 @@ def forwards(experience: Experience, section: Ppo, what: str) -> Iterator[list[i
     """Split this process's share of the episodes into pieces that fit into one forward; report progress as `what`."""
     own = experience.processes.share(range(len(experience.responses)))
     parts = pieces(own, section.local_rollout_forward_batch_size)
-    return Work(what, len(parts), "batch").through(parts)
+    with experience.processes.in_step():
+        yield from Work(what, len(parts), "batch").through(parts)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:

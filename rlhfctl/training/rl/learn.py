@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rlhfctl.events import Work
+from rlhfctl.models import sharding
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl.algorithms import Algorithm
 from rlhfctl.training.rl.experience import Experience, pieces
@@ -23,7 +24,9 @@ def build_optimizer(section: Ppo, trained: Mapping[str, nn.Parameter]) -> torch.
     decayed = [p for p in trained.values() if p.dim() >= _NO_DECAY_BELOW]
     others = [p for p in trained.values() if p.dim() < _NO_DECAY_BELOW]
     groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.learning_rate, fused=True)
+    fused = not any(map(sharding.is_divided, trained.values()))  # torch's fused steps take no mixture with whole ones
+    options = {"fused": True} if fused else {"foreach": False}
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.learning_rate, **options)
 
 
 def learn(

@@ -35,7 +35,7 @@ from rlhfctl.events import CheckpointSaved, Event, Metrics, Note, Progress, Stag
 from rlhfctl.generation.generator import Generator
 from rlhfctl.generation.local import sample
 from rlhfctl.generation.shares import in_shares
-from rlhfctl.models import build, lower_trunk
+from rlhfctl.models import build, lower_trunk, sharding
 from rlhfctl.models.adapters import POLICY
 from rlhfctl.models.fused import fused
 from rlhfctl.models.packing import packed
@@ -255,15 +255,20 @@ class PpoLoop:
     def _save_checkpoint(self) -> None:
         """Write a checkpoint with everything that the remaining updates depend on, in one atomic step.
 
-        All processes hold the same state, so the first one writes it.
+        All processes hold the same state, so the first one writes it; divided weights are gathered before.
         """
-        work = self.run.work
-        if not self.run.processes.first:
+        sharding.settle()
+        work, first = self.run.work, self.run.processes.first
+        divided = any(map(sharding.is_divided, self.trained.values()))
+        if not first and not divided:
+            return
+        weights, optimizer = self.roles.state(), sharding.whole(self.optimizer.state_dict())
+        if not first:
             return
         final = work / f"{checkpoints.PREFIX}{self.done}"
         with fs.publish_folder(final) as folder:
-            save_file(self.roles.state(), folder / "model.safetensors")
-            checkpoints.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            save_file(weights, folder / "model.safetensors")
+            checkpoints.save(optimizer, folder / "optimizer.pt")
             checkpoints.save(self.scheduler.state_dict(), folder / "scheduler.pt")
             checkpoints.save(checkpoints.random_states(), folder / "rng_state.pth")
             state = {
@@ -286,7 +291,7 @@ class PpoLoop:
             return False
         state = found["trainer_state.json"]
         self.roles.load_state(found["model.safetensors"])
-        self.optimizer.load_state_dict(found["optimizer.pt"])
+        sharding.load_optimizer(self.optimizer, found["optimizer.pt"])
         self.scheduler.load_state_dict(found["scheduler.pt"])
         checkpoints.set_random_states(found["rng_state.pth"])
         self.done, self.attempt, self.history = state["update"], state["attempt"], state["history"]

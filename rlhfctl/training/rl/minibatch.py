@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from rlhfctl.models import sharding
 from rlhfctl.models.packing import Sequences
 from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
@@ -111,14 +112,16 @@ def gradient_step(
     if experience.value_step is not None:
         shares += _apply_value_step(learner, experience, epoch, trace)
     elif critic is not None and not critic.shares_policy:
+        with processes.in_step():
+            for part in parts:
+                shares.append(_learn_values(learner, critic, experience, part, states, epoch, trace))
+    with processes.in_step():
         for part in parts:
-            shares.append(_learn_values(learner, critic, experience, part, states, epoch, trace))
-    for part in parts:
-        shares.append(_learn_policy(learner, experience, part, (tokens, states), epoch, policy_loss, trace))
+            shares.append(_learn_policy(learner, experience, part, (tokens, states), epoch, policy_loss, trace))
     processes.sum_gradients(trained)
     sums = _over_all(processes, _summed(shares))
     limit = section.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
+    norm = sharding.clip_gradients(trained, math.inf if limit is None else limit)
     losses = sum(value for name, value in sums.items() if name.endswith("_loss"))
     if not bool(torch.isfinite(norm + losses)):
         optimizer.zero_grad()

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfctl.errors import EngineError, HandoffError
-from rlhfctl.models import adapters, architecture, build, heads, special_tokens
+from rlhfctl.models import adapters, architecture, build, heads, sharding, special_tokens
 from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, is_adapter_parameter
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble, member_name
@@ -106,6 +106,7 @@ class Roles:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Collect all trained parameters by name, each once."""
+        sharding.settle()
         trained: dict[str, nn.Parameter] = {}
         if isinstance(self.policy.model, PeftModel):
             names = [POLICY]
@@ -193,17 +194,17 @@ class Roles:
                 vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
 
     def state(self) -> dict[str, Tensor]:
-        """Copy all trained parameters to the CPU, by name."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.trainable().items()}
+        """Copy all trained parameters to the CPU, by name; divided ones are gathered, which is collective."""
+        trained = {name: value.detach() for name, value in self.trainable().items()}
+        return {name: sharding.whole(value).to("cpu", copy=True).contiguous() for name, value in trained.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()` in place. HandoffError if it belongs to other roles."""
         trained = self.trainable()
         if trained.keys() != state.keys():
             raise HandoffError("the checkpoint holds other roles than the recipe's", fix="run the stage with --force")
-        with torch.no_grad():
-            for name, value in state.items():
-                trained[name].copy_(value)
+        for name, value in state.items():
+            sharding.overwrite(trained[name], value)
 
 
 # ---------------------------------------------------------------- building the roles

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhfctl.events import Work
+from rlhfctl.models import sharding
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl.experience import Experience, ValueStep, forwards, pieces, spread
 from rlhfctl.training.rl.minibatch import critic_forward, value_terms
@@ -51,7 +52,8 @@ def critic_values(
     if critic.reads is not None:
         with torch.no_grad(), accelerator.autocast():
             return _values_of_kept_states(experience, section, critic)
-    if section.num_mini_batches == 1 and not critic.shares_policy:
+    divided = any(map(sharding.is_divided, roles.critic_parameters().values()))  # their gradients cannot be set aside
+    if section.num_mini_batches == 1 and not critic.shares_policy and not divided:
         with roles.recomputing(section.recomputed_share):
             experience.value_step = _first_step(experience, section, roles, advantages, first_order, accelerator)
         return experience.values
@@ -100,19 +102,20 @@ def _first_step(
     gradients: dict[str, Tensor] = {}
     shares = []
     parts = pieces(experience.processes.share(order), section.per_device_train_batch_size)
-    for part in Work("asking the critic", len(parts), "batch").through(parts):
-        with accelerator.autocast():
-            flat = critic_forward(critic, experience.sequences(part), section.response_length)
-        mask = experience.value_mask[part]
-        experience.values[part] = spread(flat.detach().to(experience.values.dtype), mask)
-        returns = advantages(experience, section)[1]
-        assert returns is not None
-        experience.returns = returns
-        loss, _, share = value_terms(experience, part, flat, states, section)
-        shares.append(share)
-        computed = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        for name, gradient in zip(trained, computed, strict=True):
-            if gradient is not None:  # contiguous: the optimizer reads it in the memory order of the parameter
-                gradients[name] = gradients[name] + gradient if name in gradients else gradient.contiguous()
+    with experience.processes.in_step():
+        for part in Work("asking the critic", len(parts), "batch").through(parts):
+            with accelerator.autocast():
+                flat = critic_forward(critic, experience.sequences(part), section.response_length)
+            mask = experience.value_mask[part]
+            experience.values[part] = spread(flat.detach().to(experience.values.dtype), mask)
+            returns = advantages(experience, section)[1]
+            assert returns is not None
+            experience.returns = returns
+            loss, _, share = value_terms(experience, part, flat, states, section)
+            shares.append(share)
+            computed = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            for name, gradient in zip(trained, computed, strict=True):
+                if gradient is not None:  # contiguous: the optimizer reads it in the memory order of the parameter
+                    gradients[name] = gradients[name] + gradient if name in gradients else gradient.contiguous()
     experience.processes.sum_over([experience.values])
     return ValueStep(gradients, shares)

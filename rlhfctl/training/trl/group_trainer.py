@@ -21,6 +21,7 @@ from rlhfctl.data.encoding import EncodedGroup
 from rlhfctl.models.tensors import at_least_float32
 from rlhfctl.recipe.sections.reward import RewardLoss
 from rlhfctl.training import preference_losses
+from rlhfctl.training.trl.divided import DividedWeights
 from rlhfctl.training.trl.shared_batches import SharedBatches
 
 _BLANK = "blank"
@@ -115,7 +116,7 @@ def _blanked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch | {_BLANK: torch.tensor(True)}
 
 
-class GroupRewardTrainer(SharedBatches, RewardTrainer):
+class GroupRewardTrainer(SharedBatches, DividedWeights, RewardTrainer):
     """TRL's RewardTrainer on rows of `group_rows` or `pair_rows`, with a loss of preference_losses.py.
 
     Several processes divide each batch, and losses and metrics are means over all of it.

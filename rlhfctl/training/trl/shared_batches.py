@@ -22,6 +22,7 @@ from trl import SFTTrainer
 
 from rlhfctl.data.encoding import IGNORED
 from rlhfctl.models.processes import Processes
+from rlhfctl.training.trl.divided import DividedWeights
 
 _KEPT = ("num_workers", "pin_memory", "worker_init_fn", "multiprocessing_context", "persistent_workers")
 _BLANK = "blank"
@@ -111,7 +112,7 @@ def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-class SharedSftTrainer(SharedBatches, SFTTrainer):
+class SharedSftTrainer(SharedBatches, DividedWeights, SFTTrainer):
     """TRL's SFTTrainer, with each batch divided over the processes; its loss is a mean over all their tokens."""
 
     blanked = staticmethod(without_labels)

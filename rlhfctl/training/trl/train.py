@@ -12,12 +12,13 @@ from typing import Any
 
 from transformers import Trainer
 
-from rlhfctl.events import Event, StageStarted, Work
-from rlhfctl.models import build
+from rlhfctl.events import Event, Note, StageStarted, Work
+from rlhfctl.models import build, sharding
 from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Trained
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.divided import divide, reunite
 
 
 def train(
@@ -31,12 +32,18 @@ def train(
     warn: Callable[[str], None],
     counts: Callable[[Trainer], Mapping[str, int]],
     metrics: Sequence[str],
+    divided: bool = False,
 ) -> tuple[Any, dict[str, float]]:
     """Train `model`, or resume its training. Return it without its optimizer, and the last value of each of `metrics`.
 
     `make_trainer` receives the model and the callbacks. `counts` gives the numbers of rows, which are reported as
-    settings in the event at the start.
+    settings in the event at the start. `divided`: the processes divide the weights while they train.
     """
+    processes = Processes.here()
+    divided = divided and processes.count > 1
+    if divided:
+        divide(model)
+        emit(Note(stage=stage, message=sharding.told([model])))
     callback = EventCallback(stage, emit, work)
     naming = options.naming_options(stage, section.trainer)
     with build.preserve_dtypes(model), naming, Work("preparing the batches"):
@@ -49,11 +56,14 @@ def train(
         **counts(trainer),
         "trainable_parameters": trainable,
         "parameters": total,
-    } | Processes.here().settings()
+    } | processes.settings()
     steps, step = options.planned_steps(trainer), resume.step if resume else None
     emit(StageStarted(stage=stage, total_steps=steps, resumed_from=step, settings=settings))
     with options.naming_options(stage, section.trainer, lambda: resume is not None or callback.stepped):
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
     values = last_metrics(trainer.state.log_history, metrics)
     values["steps"] = trainer.state.global_step
-    return trained_model(trainer), values
+    model = trained_model(trainer)
+    if divided:
+        reunite(model)
+    return model, values

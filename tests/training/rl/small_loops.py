@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhfctl.generation import local
 from rlhfctl.generation.generator import Response
-from rlhfctl.models import build, heads, tokenizing
+from rlhfctl.models import build, heads, sharding, tokenizing
 from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, add_adapter, add_lora
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
@@ -48,12 +48,18 @@ Score = Callable[[Sequence[Episode]], list[float]]
 
 
 def make_roles(
-    kind: str | None = "adapter", lora: bool = True, dtype: torch.dtype = torch.float32
+    kind: str | None = "adapter",
+    lora: bool = True,
+    dtype: torch.dtype = torch.float32,
+    *,
+    wide: bool = False,
+    tied: bool = False,
 ) -> tuple[Any, Roles]:
     """(tokenizer, roles) on new weights; the same each time. `kind` of critic: None for no critic."""
     init = Init(
-        hidden_size=16,
+        hidden_size=64 if wide else 16,
         num_hidden_layers=2,
+        tie_word_embeddings=tied,
         num_attention_heads=2,
         max_position_embeddings=32,
         tokens=list("abcdefghij"),
@@ -127,10 +133,15 @@ def loop_for(
     watcher: Watcher | None = None,
     change: Callable[[Seen, Experience], None] | None = None,
     algorithm: str = "ppo",
+    sharded: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> Seen:
     """A loop ready to train: `options` go into the recipe's section, `run` into the loop's Run."""
-    tokenizer, roles = make_roles(kind, lora, dtype)
+    tokenizer, roles = make_roles(kind, lora, dtype, wide=wide)
+    if sharded:
+        roles.prepare()
+        sharding.shard(roles.modules())
     values = SECTION | options
     size = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
     section = Ppo(engine="rlhfctl", total_episodes=size * updates, **values)
