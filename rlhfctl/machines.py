@@ -128,6 +128,7 @@ class Leader:
         self.root = root
         self.lines: dict[int, _Line] = {}
         self.said: queue.Queue[tuple[int, Message]] = queue.Queue()  # by the other machines, while a stage runs
+        self.found: Cause | None = None  # why processes of another machine ended, in the stage that runs
         self.changed = threading.Condition()
         assert launch.main_process_ip is not None
         try:
@@ -197,6 +198,7 @@ class Leader:
                     fix="give the command there, too, with --machine-rank",
                 )
             lines = dict(self.lines)
+        self.found = None
         while not self.said.empty():  # what was said about the stage before
             self.said.get()
         for number, line in lines.items():
@@ -221,18 +223,22 @@ class Leader:
         return port
 
     def fault(self, wait_s: float = 0.0) -> Cause | None:
-        """Return why the processes of another machine ended, if they did; wait up to `wait_s` for it."""
+        """Return why the processes of another machine ended, if they did; wait up to `wait_s` for it.
+
+        A process that only lost its partner is the cause as long as no machine names another one.
+        """
         until = time.monotonic() + wait_s
-        while True:
+        while self.found is None or self.found.lost_partner:
             try:
                 number, message = self.said.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                return None
+                break
             if message["kind"] == "failed":
-                return Cause(**message["cause"])
-            if message["kind"] == "gone":
+                self.found = Cause(**message["cause"])
+            elif message["kind"] == "gone":
                 lines = "    (its command has ended, or it is no longer reached)"
-                return Cause(-1, f"is missing, because machine {number} has gone", lines, f"machine {number}")
+                self.found = Cause(-1, f"is missing, because machine {number} has gone", lines, f"machine {number}")
+        return self.found
 
     def stop(self) -> None:
         """End the processes of all other machines."""

@@ -38,7 +38,14 @@ from namespaces import ADDRESSES, Machines, refused, two_machines
 END_S = 30.0  # seconds after a kill in which all processes must have ended
 CLOSE = 1e-4
 MARK = "RLHFCTL_RANK_KILLS"  # a variable that every process of a run inherits
-TIMED = ("rollout_s", "score_s", "update_s", "episodes_per_s", "reload_gap")
+TIMED = (
+    "rollout_s",
+    "score_s",
+    "update_s",
+    "episodes_per_s",
+    "reload_gap",
+    "num_tokens",
+)  # TRL counts tokens anew after a resume
 _LOOK_EVERY_S = 0.02
 
 Numbers = dict[tuple[str, int, str], dict[str, float]]
