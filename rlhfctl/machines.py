@@ -78,13 +78,17 @@ class _Line:
                 size -= len(piece)
         self.stream.flush()
         if size:
-            raise RlhfctlError("the file became shorter while it was sent to another machine", where=str(file))
+            fix = "let nothing else write into the run folder; the same command goes on"
+            raise RlhfctlError("the file became shorter while it was sent to another machine", where=str(file), fix=fix)
 
     def read_file(self, root: Path, message: Message) -> None:
         """Write the file that a message announces below `root`."""
         file = (root / message["path"]).resolve()
         if not file.is_relative_to(root.resolve()):
-            raise RlhfctlError("the first machine sent a file for a place outside the run folder", where=str(file))
+            fix = "use the same rlhfctl on all machines, and check that --main-process-ip names the first of them"
+            raise RlhfctlError(
+                "the first machine sent a file for a place outside the run folder", where=str(file), fix=fix
+            )
         file.parent.mkdir(parents=True, exist_ok=True)
         left = int(message["size"])
         with file.open("wb") as target:

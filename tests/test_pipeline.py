@@ -168,6 +168,7 @@ def test_until_and_from_take_any_stage_of_the_table(project: Path) -> None:
         carry_out(project, Request(start="reward"))
 
 
+@pytest.mark.ci
 def test_a_stage_left_as_it_is_has_not_changed_because_its_rows_were_made_by_another(project: Path) -> None:
     STAGES["again"] = replace(LABEL, parents={}, gives_rows=False)
     (project / "answers.jsonl").write_text(PAIRS)
@@ -184,6 +185,7 @@ def test_validate_takes_a_stage_that_makes_rows(project: Path) -> None:
     assert run_here("data", "recipe.yaml", cwd=project).returncode == 0
 
 
+@pytest.mark.ci
 def test_rows_are_encoded_once_and_those_of_a_stage_when_they_are_there(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

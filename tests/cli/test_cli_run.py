@@ -47,7 +47,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path) ->
     """Give a function that runs a command and returns the folder and the request that reach the pipeline."""
     found: list[tuple[Path, Any]] = []
 
-    def run(loaded: object, folder: Path, request: object, emit: object) -> None:
+    def run(loaded: object, folder: Path, request: object, emit: object, launcher: object) -> None:
         found.append((folder, request))
         raise Asked
 

@@ -300,7 +300,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             hub.append((name, how))
             return Dataset.from_list(case.hub[name])
 
-        recorded(sft, "SFTTrainer")
+        recorded(sft, "SharedSftTrainer")
         recorded(reward, "RewardTrainer")
         patch.setattr("datasets.load_dataset", load_dataset)
         events = run_all(folder)
@@ -308,7 +308,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_demonstrations_that_are_learned_are_those_of_the_file(seen: Seen) -> None:
-    given = seen.rows["SFTTrainer train_dataset"]
+    given = seen.rows["SharedSftTrainer train_dataset"]
     assert Counter(seen.read(row["input_ids"]) for row in given) == Counter(seen.case.demonstrations)
     assert started(seen, "sft")["rows"] == len(seen.case.demonstrations)
 

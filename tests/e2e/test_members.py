@@ -97,6 +97,7 @@ def loader(run: Path) -> Loader:
 # ---------------------------------------------------------------- what the stage makes
 
 
+@pytest.mark.ci
 def test_each_member_has_its_folder_its_own_weights_and_its_scores(project: Path) -> None:
     made = load_artifact(project / "run" / "reward")
     folders = member_folders(made)
@@ -115,6 +116,7 @@ def test_each_member_has_its_folder_its_own_weights_and_its_scores(project: Path
     assert not (project / "run" / "reward" / "work").exists()
 
 
+@pytest.mark.ci
 def test_the_training_of_all_members_is_one_row_of_steps(project: Path) -> None:
     heard = [event for event in events(project / "run") if event["stage"] == "reward"]
     (started,) = [event for event in heard if event["event"] == "started"]
@@ -123,6 +125,7 @@ def test_the_training_of_all_members_is_one_row_of_steps(project: Path) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.ci
 def test_scores_are_those_of_the_members_loaded_one_by_one(project: Path) -> None:
     run, texts = project / "run", [("ab", "aaba"), ("bbab", "bb"), ("ba", "ab")]
     given = loader(run)
@@ -142,6 +145,7 @@ def test_scores_are_those_of_the_members_loaded_one_by_one(project: Path) -> Non
     assert len(trunks) == 1  # one copy of base* in memory
 
 
+@pytest.mark.ci
 def test_a_member_whose_weights_were_changed_is_refused(project: Path, tmp_path: Path) -> None:
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "run" / "reward" / "member-2" / "adapter_model.safetensors"
@@ -152,6 +156,7 @@ def test_a_member_whose_weights_were_changed_is_refused(project: Path, tmp_path:
     assert checked["unchanged"] is False
 
 
+@pytest.mark.ci
 def test_an_ensemble_is_not_exported_as_one_model(project: Path) -> None:
     for more in ((), ("--adapter",)):
         command = ("export", "run", "--stage", "reward", "--to", "out", *more)
@@ -187,6 +192,7 @@ def test_a_kill_between_members_keeps_the_finished_ones(project: Path) -> None:
 # ---------------------------------------------------------------- PPO, compare
 
 
+@pytest.mark.ci
 def test_ppo_reports_how_far_members_differ(project: Path) -> None:
     heard = [event for event in events(project / "run") if event["stage"] == "ppo" and event["event"] == "metrics"]
     updates = [event["values"] for event in heard if event["split"] == "train"]
@@ -195,6 +201,7 @@ def test_ppo_reports_how_far_members_differ(project: Path) -> None:
     assert all(values["eval_reward_disagreement"] > 0 for values in evaluated)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("critic", ["adapter", "model"])
 def test_members_share_one_backbone_and_the_critic_starts_as_the_first(project: Path, critic: str) -> None:
     run = project / "run"
@@ -301,11 +308,13 @@ def test_the_second_round_asks_where_the_members_of_the_first_differ_most(projec
     assert row["disagreement"] == pytest.approx(preference_variance(each), abs=1e-6)
 
 
+@pytest.mark.ci
 def test_no_prompt_is_asked_twice_while_there_are_others(project: Path) -> None:
     prompts = [row["prompt"] for stage in ("sample", "round-2/sample") for row in items(project / "run", stage)]
     assert len(set(prompts)) == len(prompts)
 
 
+@pytest.mark.ci
 def test_candidates_without_members_or_rounds_are_refused(project: Path) -> None:
     for key in ("reward.members=1", "rounds=null"):
         sets = ("--set", key, "--set", "reward.aggregate=mean", "--set", "reward.variance_coefficient=1")

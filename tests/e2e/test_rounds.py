@@ -160,6 +160,7 @@ def test_the_policy_of_the_last_round_is_exported_and_shown(project: Path) -> No
     assert "round-3/ppo" in shown.stdout + shown.stderr  # it traced no update
 
 
+@pytest.mark.ci
 def test_one_round_less_compares_the_policy_of_the_last_one_left(project: Path) -> None:
     run = project / "fewer"
     shutil.copytree(project / "run", run)
@@ -206,6 +207,7 @@ def answer(desk: Desk, annotator: str, most: int = 10_000) -> int:
     return given
 
 
+@pytest.mark.ci
 def test_a_run_waits_for_people_and_goes_on_with_their_labels(project: Path) -> None:
     run = project / "people"
     command = ["run", "recipe.yaml", "--run-dir", run, "--set", "label.by=people", "--set", "rounds.count=2",
@@ -238,6 +240,7 @@ def test_a_run_waits_for_people_and_goes_on_with_their_labels(project: Path) -> 
     assert exported.returncode == 0 and len((project / "labels.jsonl").read_text().splitlines()) == 12
 
 
+@pytest.mark.ci
 def test_enough_answers_let_the_run_go_on(project: Path) -> None:
     run = project / "enough"
     command = ["run", "recipe.yaml", "--run-dir", run, "--until", "label", "--set", "label={by: people, enough: 0.5}"]
@@ -248,6 +251,7 @@ def test_enough_answers_let_the_run_go_on(project: Path) -> None:
     assert artifact(run, "label").manifest.metrics["answers"] == 6
 
 
+@pytest.mark.ci
 def test_old_labels_can_be_dropped(project: Path) -> None:
     run = project / "dropped"
     for stage in ("base", "sample", "label", "reward", "ppo"):
@@ -309,6 +313,7 @@ def test_only_reward_models_that_go_on_have_steady_splits_and_a_start(project: P
 # ---------------------------------------------------------------- the reference, and adapters
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("reference", "lora"),
     [

@@ -127,6 +127,7 @@ def _lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
+@pytest.mark.ci
 def test_a_new_seed_runs_alone_and_one_taken_out_is_told_and_kept(project: Path) -> None:
     run = project / "runs" / "more"
     shutil.copytree(project / "runs" / "seeds", run)
@@ -159,6 +160,7 @@ def test_a_new_seed_runs_alone_and_one_taken_out_is_told_and_kept(project: Path)
     assert mixed.returncode == 3 and "it is the record of seed-5/ppo" in said and "seed-1/compare" in said
 
 
+@pytest.mark.ci
 def test_recipes_on_the_same_seeds_sample_the_same_first_batch(project: Path) -> None:
     """Common random numbers: what a recipe changes is all that differs, and it shows once KL is above 0."""
     other = run_here("run", "recipe.yaml", "--run-dir", "kl", "--until", "ppo", "--set", "ppo.kl_coef=5.0", cwd=project)

@@ -172,6 +172,7 @@ def test_without_bitsandbytes_it_says_what_to_install(tiny_run: Path, monkeypatc
 
 
 @needs_bitsandbytes
+@pytest.mark.ci
 def test_a_base_that_is_an_adapter_is_refused(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     text = recipe(tmp_path, tiny_run / "sft" / "model", "4bit")
     given = cli("reward", str(text), "--policy", str(tiny_run / "ppo"), "--run-dir", str(tmp_path / "run"))

@@ -52,7 +52,7 @@ def test_recomputing_a_share_of_the_layers_lies_between_none_and_all() -> None:
         next(moment.total for moment in ppo(**more).moments if moment.what == step)
         for more in ({}, {"gradient_checkpointing": True, "checkpointed_share": 0.4}, {"gradient_checkpointing": True})
     )
-    assert every < 0.95 * part < 0.9 * none
+    assert every < 0.98 * part < 0.9 * none
 
 
 def test_a_step_holds_no_more_than_its_minibatch() -> None:

@@ -53,7 +53,7 @@ def test_what_is_counted_can_be_recounted(recipe: Path) -> None:
     lengths = {lengths.part: tuple(lengths.counts) for lengths in preferences.lengths}
     # "b " and its end token are two tokens, "c c " and its end token three.
     assert lengths == {"prompt": (2, 1, 1), "chosen": (2, 2, 2), "rejected": (3, 2, 2)}
-    assert {lengths.part: lengths.counts for lengths in demonstrations.lengths} == {
+    assert {lengths.part: tuple(lengths.counts) for lengths in demonstrations.lengths} == {
         "prompt": (1, 1, 1),
         "completion": (2, 3, 4),
     }

@@ -71,6 +71,7 @@ def test_each_axis_changes_its_own_size_alone(monkeypatch: pytest.MonkeyPatch) -
     assert set(AXES) == {"model", "batch", "length", "rows"}
 
 
+@pytest.mark.ci
 def test_a_worker_that_fails_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "plant_rows", lambda folder, count: None)  # there are no files to read
     with pytest.raises(EngineError, match=r"bench scale: rows(.|\n)*the worker stopped with code 1"):

@@ -58,6 +58,7 @@ def trained(work: Path, *callbacks: Any, divides: bool, lora: bool = False) -> t
     return model, metrics
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_trainer_takes_the_same_steps_and_goes_on_from_its_checkpoint(
     lora: bool, group: None, tmp_path: Path
