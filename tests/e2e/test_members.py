@@ -271,6 +271,7 @@ def test_one_member_is_todays_reward_model_to_the_bit(project: Path) -> None:
     assert not any("bootstrap" in note for note in plain.notes)
 
 
+@pytest.mark.ci
 def test_each_member_scores_for_itself(project: Path) -> None:
     pairs = [("ab", "aab"), ("ba", "b")]
     each = member_scores(project / "run" / "reward", pairs)
