@@ -18,13 +18,13 @@ import socket
 import struct
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhfctl import fs
 from rlhfctl.recipe.schema import Launch
 
 _CONFIG = "accelerate.yaml"
@@ -124,7 +124,9 @@ def command(launch: Launch, folder: Path, machine: int = 0, port: int = 0) -> li
     """Make the command line of `accelerate launch` for the processes of one machine; writes its configuration."""
     if launch.accelerate_config is None:
         config = folder / _CONFIG
-        fs.write_atomic(config, _PLAIN_CONFIG)
+        partial = folder / f".{uuid.uuid4().hex}.partial"  # machines with one run folder write the same file at once
+        partial.write_text(_PLAIN_CONFIG, encoding="utf-8")
+        partial.replace(config)
     else:
         config = Path(launch.accelerate_config)
     several = launch.num_processes > 1 and not _has_own_type(config.read_text(encoding="utf-8"))

@@ -121,8 +121,8 @@ own.copy_first([weight])
 said = own.from_first(lambda: {"by": own.number})
 every = own.over(range(5), lambda items: [[item, own.number] for item in items])
 own.wait()
-from accelerate import PartialState
-seen = PartialState()
+from accelerate import Accelerator
+seen = Accelerator()
 numbers = [own.number, own.count, table.tolist(), weight.tolist()]
 print(json.dumps([*numbers, said, every, seen.num_processes, own.settings()]))
 """

@@ -88,8 +88,8 @@ def test_a_small_real_run_measures_rows_and_updates(tmp_path: Path, cli: Cli) ->
         found = report["axes"][axis]["points"]
         assert len(found) == 2 and found[1]["size"] == 2 * found[0]["size"]
         assert all(set(point["processor"]) == parts and min(point["processor"].values()) > 0 for point in found)
-    assert "rows: 200 prompts, read " in done.stdout and "batch: 16 episodes, update " in done.stdout
-    assert "rows: grows like read ^" in done.stdout
+    assert "rows: 200 prompts, encode " in done.stdout and "batch: 16 episodes, update " in done.stdout
+    assert "rows: grows like encode ^" in done.stdout
 
 
 def test_wrong_options_are_refused(here: Cli) -> None:
