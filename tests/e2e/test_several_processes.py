@@ -20,7 +20,7 @@ from rlhfctl.artifacts import load_artifact
 
 CAMPAIGNS = Path(__file__).resolve().parents[1] / "campaigns"
 CLOSE = 1e-4
-EARLY = 6  # updates
+EARLY = 4  # updates
 LONGEST_S = 300.0
 
 
