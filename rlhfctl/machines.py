@@ -86,9 +86,7 @@ class _Line:
         file = (root / message["path"]).resolve()
         if not file.is_relative_to(root.resolve()):
             fix = "use the same rlhfctl on all machines, and check that --main-process-ip names the first of them"
-            raise RlhfctlError(
-                "the first machine sent a file for a place outside the run folder", where=str(file), fix=fix
-            )
+            raise RlhfctlError("the first machine sent a file outside the run folder", where=str(file), fix=fix)
         file.parent.mkdir(parents=True, exist_ok=True)
         left = int(message["size"])
         with file.open("wb") as target:
