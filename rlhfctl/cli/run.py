@@ -63,7 +63,7 @@ def run(
 
     if seeds is not None:
         overrides = [*overrides, f"seeds.values={f'[{seeds}]' if ',' in seeds else seeds}"]
-    overrides += launch_overrides(
+    launched = launch_overrides(
         num_processes=num_processes,
         accelerate_config=accelerate_config,
         shard=shard,
@@ -71,7 +71,7 @@ def run(
         main_process_ip=main_process_ip,
         main_process_port=main_process_port,
     )
-    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force), machine_rank)
+    _execute(recipe, [*overrides, *launched], run_dir, Request(start=start, until=until, force=force), machine_rank)
 
 
 def sft(
@@ -90,7 +90,7 @@ def sft(
     """Supervised fine-tuning alone: demonstrations in, base* out."""
     from rlhfctl.graph import Request
 
-    overrides += launch_overrides(
+    launched = launch_overrides(
         num_processes=num_processes,
         accelerate_config=accelerate_config,
         shard=shard,
@@ -98,7 +98,7 @@ def sft(
         main_process_ip=main_process_ip,
         main_process_port=main_process_port,
     )
-    _execute(recipe, overrides, run_dir, Request(only="sft", force=force), machine_rank)
+    _execute(recipe, [*overrides, *launched], run_dir, Request(only="sft", force=force), machine_rank)
 
 
 def reward(
@@ -118,7 +118,7 @@ def reward(
     """The reward model alone, on the run's sft stage or on --policy."""
     from rlhfctl.graph import Request
 
-    overrides += launch_overrides(
+    launched = launch_overrides(
         num_processes=num_processes,
         accelerate_config=accelerate_config,
         shard=shard,
@@ -127,7 +127,7 @@ def reward(
         main_process_port=main_process_port,
     )
     request = Request(only="reward", force=force, external=_models_by_role(base=policy))
-    _execute(recipe, overrides, run_dir, request, machine_rank)
+    _execute(recipe, [*overrides, *launched], run_dir, request, machine_rank)
 
 
 def ppo(
@@ -149,7 +149,7 @@ def ppo(
     from rlhfctl.graph import Request
 
     external = _models_by_role(base=policy, reward=reward_model)
-    overrides += launch_overrides(
+    launched = launch_overrides(
         num_processes=num_processes,
         accelerate_config=accelerate_config,
         shard=shard,
@@ -157,7 +157,9 @@ def ppo(
         main_process_ip=main_process_ip,
         main_process_port=main_process_port,
     )
-    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external), machine_rank)
+    _execute(
+        recipe, [*overrides, *launched], run_dir, Request(only="ppo", force=force, external=external), machine_rank
+    )
 
 
 def compare(
