@@ -11,6 +11,8 @@ one, and the first machine sends the files that the stage reads.
 
 Messages are lines of JSON; a file follows its line as plain bytes. The network between the machines must be trusted, as
 torch.distributed requires, too. Leaves out the processes of one machine (launching.py).
+
+Longer than 400 lines because the two sides of one conversation are read together.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ _PIECE = 1 << 20  # bytes of a file that are read at once
 _LOOK_EVERY_S = 0.1
 _TRY_AGAIN_S = 1.0
 _PATIENCE_S = 3600.0  # how long a machine waits for the first one, or the first one for the others
+_FAREWELL_S = 5.0  # how long the first machine waits at the end for the others to have read what it said
 _TASK = Path("process") / "task.json"
 
 Message = dict[str, Any]
@@ -97,6 +100,16 @@ class _Line:
                 target.write(piece)
                 left -= len(piece)
 
+    def tell(self, **message: Any) -> None:
+        """Send a message that the other side may no longer want: if it is gone, the next read says so."""
+        with suppress(OSError):
+            self.send(**message)
+
+    def end_sending(self) -> None:
+        """Let the other side read what was sent, and then the end; what it still sends is read here."""
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -131,6 +144,8 @@ class Leader:
         self.lines: dict[int, _Line] = {}
         self.said: queue.Queue[tuple[int, Message]] = queue.Queue()  # by the other machines, while a stage runs
         self.found: Cause | None = None  # why processes of another machine ended, in the stage that runs
+        self.token = ""  # of the stage that runs; an answer about an earlier one may come late, and is passed over
+        self.working: dict[int, _Line] = {}  # the connections of the stage that runs
         self.changed = threading.Condition()
         assert launch.main_process_ip is not None
         try:
@@ -158,8 +173,7 @@ class Leader:
         hello = line.read() or {}
         number, wrong = hello.get("machine"), self._wrong(hello)
         if wrong is not None:
-            with suppress(OSError):
-                line.send(kind="refused", why=wrong)
+            line.tell(kind="refused", why=wrong)
             line.close()
             return
         assert isinstance(number, int)
@@ -173,7 +187,8 @@ class Leader:
         with self.changed:
             if self.lines.get(number) is line:
                 del self.lines[number]
-        self.said.put((number, {"kind": "gone"}))
+                self.changed.notify_all()
+        self.said.put((number, {"kind": "gone", "line": line}))
 
     def _wrong(self, hello: Message) -> str | None:
         """Tell why a machine is not let in; None if it is."""
@@ -200,15 +215,13 @@ class Leader:
                     fix="give the command there, too, with --machine-rank",
                 )
             lines = dict(self.lines)
-        self.found = None
-        while not self.said.empty():  # what was said about the stage before
-            self.said.get()
+        self.found, self.token, self.working = None, token, lines
         for number, line in lines.items():
             with _naming(number):
                 line.send(kind="stage", stage=stage, token=token)
         waiting = set(lines)
         while waiting:
-            number, message = self.said.get()
+            number, message = self._next_answer(None)
             if message["kind"] == "gone":
                 raise RlhfctlError(f"machine {number} has gone", fix="give the command there again, and here")
             if message["kind"] == "needs":
@@ -224,6 +237,15 @@ class Leader:
                 line.send(kind="go", port=port)
         return port
 
+    def _next_answer(self, until: float | None) -> tuple[int, Message]:
+        """Return the next message about the stage that runs, or that a machine has gone; queue.Empty after `until`."""
+        while True:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            number, message = self.said.get(timeout=left)
+            lost = message["kind"] == "gone" and message["line"] is self.working.get(number)
+            if lost or message.get("token") == self.token:
+                return number, message
+
     def fault(self, wait_s: float = 0.0) -> Cause | None:
         """Return why the processes of another machine ended, if they did; wait up to `wait_s` for it.
 
@@ -232,7 +254,7 @@ class Leader:
         until = time.monotonic() + wait_s
         while self.found is None or self.found.lost_partner:
             try:
-                number, message = self.said.get(timeout=max(0.0, until - time.monotonic()))
+                number, message = self._next_answer(until)
             except queue.Empty:
                 break
             if message["kind"] == "failed":
@@ -245,16 +267,21 @@ class Leader:
     def stop(self) -> None:
         """End the processes of all other machines."""
         for line in list(self.lines.values()):
-            with suppress(OSError):
-                line.send(kind="stop")
+            line.tell(kind="stop")
 
     def close(self, *, done: bool) -> None:
-        """Let the other machines go: the run is done, or this machine's command has failed."""
-        for line in list(self.lines.values()):
-            with suppress(OSError):
-                line.send(kind="done" if done else "broken")
-            line.close()
+        """Let the other machines go: the run is done, or this machine's command has failed.
+
+        A connection is closed after the other machine has closed it: one that is closed earlier breaks what it sends.
+        """
         self.server.close()
+        for line in list(self.lines.values()):
+            line.tell(kind="done" if done else "broken")
+            line.end_sending()
+        with self.changed:
+            self.changed.wait_for(lambda: not self.lines, _FAREWELL_S)
+        for line in list(self.lines.values()):
+            line.close()
 
 
 @contextmanager
@@ -352,7 +379,7 @@ def _work_on(
     stage, token = message["stage"], message["token"]
     shared = _token_in(roots[0], stage) == token
     root = roots[0] if shared else roots[1]
-    line.send(kind="has" if shared else "needs")
+    line.tell(kind="has" if shared else "needs", token=token)
     while True:
         message = line.read() or {"kind": "gone"}
         if message["kind"] in ("gone", "broken"):
@@ -383,11 +410,11 @@ def _work_on(
     finally:
         end(process)
     if stopped or process.returncode == 0:
-        line.send(kind="ended")
+        line.tell(kind="ended", token=token)
         return
     cause = find_cause(folder, machine, log)
     say(f"{stage}: process {cause.number} {cause.what}; the first machine is told")
-    line.send(kind="failed", cause=asdict(cause))
+    line.tell(kind="failed", cause=asdict(cause), token=token)
 
 
 def _token_in(run: Path, stage: str) -> str | None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from rlhfctl import machines
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.launching import Launcher
+from rlhfctl.launching import Launcher, end
 from rlhfctl.machines import Leader, follow, leading
 from rlhfctl.recipe.schema import Launch
 
@@ -173,12 +174,36 @@ def test_a_machine_that_goes_away_is_a_fault(launch: Launch, run: Path) -> None:
         assert leader is not None
         with socket.create_connection(("127.0.0.1", launch.main_process_port)) as other:
             hello = {"kind": "hello", "machine": 1, "version": machines.rlhfctl.__version__}
-            lines = [hello | {"machines": 2, "processes": 2}, {"kind": "has"}]
+            lines = [hello | {"machines": 2, "processes": 2}, {"kind": "has", "token": TOKEN}]
             other.sendall(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-            threading.Timer(0.5, lambda: other.sendall(b'{"kind": "has"}\n')).start()
             leader.begin("ppo", NEEDED, TOKEN)
         cause = leader.fault(20)
         assert cause is not None and "machine 1 has gone" in cause.what
+
+
+def test_an_answer_about_an_earlier_stage_is_not_taken_for_one_about_this_stage(
+    launch: Launch, run: Path, tmp_path: Path, following: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[float] = []
+
+    def slowly(process: Any) -> None:  # the first machine is ahead: at the next stage, and then at its end
+        time.sleep(0.7)
+        end(process)
+        ended.append(time.monotonic())
+
+    monkeypatch.setattr(machines, "end", slowly)
+    with leading(launch, run) as leader:
+        assert leader is not None
+        other = following(tmp_path / "elsewhere", RUNS_ON)
+        for token in (TOKEN, "another"):
+            (run / "ppo" / "work" / "process" / "task.json").write_text(json.dumps({"token": token}))
+            leader.begin("ppo", NEEDED, token)
+            assert leader.fault() is None
+            leader.stop()
+    assert len(ended) == 2  # the first machine leaves when the other one has ended
+    other.end()
+    assert other.error is None and other.said[-1] == "the first machine has finished the run"
+    assert "sft/model/weights" in other.files and len(other.started) == 2
 
 
 @pytest.mark.parametrize(
