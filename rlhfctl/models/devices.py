@@ -11,6 +11,7 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,6 +76,19 @@ def wait() -> None:
     """Wait until the GPU has finished all its work. A clock that is read before would not count it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def passing_over_old_objects() -> Iterator[None]:
+    """Let garbage collections look at new objects only while the block runs: what exists by now is libraries mostly.
+
+    TRL and accelerate collect garbage again and again; looking through all libraries each time takes 0.2 s.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def release_memory() -> None:

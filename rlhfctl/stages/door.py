@@ -223,6 +223,7 @@ def run_stage(stage: str, section: Any, context: Context) -> Outcome:
     module = _module(stage)
     devices.restart_peak()
     with (
+        devices.passing_over_old_objects(),
         quiet.quiet_libraries(context.log),
         report_progress_to(context.emit, context.name),
         quiet.forward_library_progress(),

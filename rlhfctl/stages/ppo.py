@@ -15,7 +15,6 @@ Longer than 400 lines because loading the roles, dividing them and publishing th
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,10 +200,8 @@ def _train_with_trl(
     if sentence := build.updates_lost_to_rounding(trained, section.learning_rate):
         ctx.warn(sentence)
     evaluation(0, section.updates)
-    gc.freeze()  # TRL collects garbage twice per update; skip the objects that exist by now
     config = ppo.config_for(section, ctx.work, seed=ctx.recipe.seed)
     metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, stage=ctx.name, after_update=evaluation)
-    gc.unfreeze()
     return metrics
 
 

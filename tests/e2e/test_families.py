@@ -5,7 +5,6 @@ Which embeddings, tokenizer, template, weights and critic each family has is spr
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 from collections.abc import Iterator
@@ -102,11 +101,7 @@ def run_all(folder: Path, *overrides: str, until: str | None = None) -> list[Eve
     events: list[Event] = []
     (folder / "run").mkdir(exist_ok=True)
     loaded = load_recipe(folder / "family.yaml", overrides)
-    gc.freeze()  # accelerate collects garbage in each stage: what the libraries hold need not be looked through
-    try:
-        pipeline.run(loaded, folder / "run", pipeline.Request(until=until), events.append)
-    finally:
-        gc.unfreeze()
+    pipeline.run(loaded, folder / "run", pipeline.Request(until=until), events.append)
     return events
 
 

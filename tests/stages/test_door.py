@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,7 @@ def test_a_stage_is_run_in_this_process_and_what_libraries_print_goes_to_the_log
 
     def run(section: Any, context: Any) -> Waiting:
         given.append((section, context))
+        assert gc.get_freeze_count() > 10_000  # collections during a stage do not look through the libraries
         print("a library speaks")
         return Waiting("labels", "give them")
 
@@ -134,5 +136,5 @@ def test_a_stage_is_run_in_this_process_and_what_libraries_print_goes_to_the_log
     outcome = door.run_stage("ppo", ctx.recipe.ppo, ctx)
     assert outcome.made == Waiting("labels", "give them")
     assert outcome.peak_memory is None or outcome.peak_memory >= 0
-    assert given == [(ctx.recipe.ppo, ctx)]
+    assert given == [(ctx.recipe.ppo, ctx)] and gc.get_freeze_count() == 0
     assert "a library speaks" in ctx.run.log.read_text() and "speaks" not in capsys.readouterr().out

@@ -16,7 +16,6 @@ is complete is skipped, so the same command goes on after a kill. Leaves out the
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -115,16 +114,12 @@ def make(
     """Make all runs that are not complete yet, one seed after the other, and score the held-out responses."""
     each = {seed: list(jobs(seed, folder / f"seed-{seed}", sizes)) for seed in seeds}
     total, number = sum(map(len, each.values())), 0
-    try:
-        for seed, todo in each.items():
-            for job in todo:
-                number += 1
-                say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
-                carry_out(job, folder / f"seed-{seed}" / job.name, listen)
-                gc.freeze()  # short stages collect garbage again and again; skip the libraries, which exist by now
-            _score_heldout(folder / f"seed-{seed}", sizes, listen, say)
-    finally:
-        gc.unfreeze()
+    for seed, todo in each.items():
+        for job in todo:
+            number += 1
+            say(f"{number} of {total}: seed {seed}, {job.name}, {job.request.only or job.request.until}")
+            carry_out(job, folder / f"seed-{seed}" / job.name, listen)
+        _score_heldout(folder / f"seed-{seed}", sizes, listen, say)
 
 
 def heldout_file(folder: Path) -> Path:
