@@ -201,8 +201,7 @@ def _train_with_trl(
         ctx.warn(sentence)
     evaluation(0, section.updates)
     config = ppo.config_for(section, ctx.work, seed=ctx.recipe.seed)
-    metrics = ppo.train(config, roles, reward, data, emit=ctx.emit, stage=ctx.name, after_update=evaluation)
-    return metrics
+    return ppo.train(config, roles, reward, data, emit=ctx.emit, stage=ctx.name, after_update=evaluation)
 
 
 # ---------------------------------------------------------------- models and the reward
