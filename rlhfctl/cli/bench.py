@@ -26,6 +26,13 @@ def ppo(
         Literal["adapter", "head", "reward", "model"] | None,
         typer.Option(help="Kind of this engine's critic (default: the recipe's, else adapter)."),
     ] = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes of this engine; each takes its part of the batch and of the threads.")
+    ] = 1,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Number format of both engines' weights (default: the recipe's, else float32)."),
+    ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates measured in each round, after one more.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the engines take turns.")] = 2,
     workload: Annotated[
@@ -34,6 +41,8 @@ def ppo(
     report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")] = None,
 ) -> None:
     """Speed and memory of PPO on this machine, measured in separate processes."""
+    from dataclasses import replace
+
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools.bench.bench import measured
@@ -41,7 +50,11 @@ def ppo(
     from rlhfctl.tools.bench.workload import recipe_workload, reference_workload
 
     work = reference_workload(workload) if recipe is None else recipe_workload(recipe)
-    found = measured(work, against=against, critic=critic, updates=updates, rounds=rounds, say=typer.echo)
+    if dtype is not None:
+        work = replace(work, model=work.model.model_copy(update={"dtype": dtype}))
+    found = measured(
+        work, against=against, critic=critic, updates=updates, rounds=rounds, processes=num_processes, say=typer.echo
+    )
     console().print(table(found))
     if report is not None:
         fs.write_json(report, found)

@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import rlhfctl
 from rlhfctl.tools.bench.costs import matmul_rate, model_flop_utilisation
 from rlhfctl.tools.bench.inputs import prepare
@@ -39,9 +41,13 @@ def measured(
     critic: str | None = None,
     updates: int | None = None,
     rounds: int = 2,
+    processes: int = 1,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """Measure the engines, and return the report: `engines.<name>`, `ratio`, workload, machine, versions, notes."""
+    """Measure the engines, and return the report: `engines.<name>`, `ratio`, workload, machine, versions, notes.
+
+    `processes`: in how many this engine runs, each with its part of the threads. TRL's runs in one with all of them.
+    """
     count = updates or work.updates
     section = comparable(work.ppo, count, critic, ends=work.ends)
     engines = [RLHFCTL, TRL] if against else [RLHFCTL]
@@ -56,7 +62,7 @@ def measured(
         for turn in range(rounds):
             for name in engines:
                 say(f"round {turn + 1} of {rounds}: {name}, {count} updates of {section.batch_size} episodes")
-                results[name].append(run_worker(name, folder))
+                results[name].append(run_worker(name, folder, processes=processes if name == RLHFCTL else 1))
     summaries = {name: summarise(runs, rate) for name, runs in results.items()}
     report: dict[str, Any] = {
         "workload": {
@@ -72,6 +78,7 @@ def measured(
             "matmul_gflops_per_s": rate / 1e9,
             "cpus": os.cpu_count(),
             "threads": results[RLHFCTL][0]["threads"],
+            "processes": processes,
             "device": results[RLHFCTL][0]["device"],
             "device_name": results[RLHFCTL][0]["device_name"],
             "platform": platform.platform(),
@@ -95,8 +102,8 @@ def measured(
     return report
 
 
-def run_worker(engine: str, folder: Path, timeout: float | None = None) -> dict[str, Any]:
-    """Run one engine's updates in a separate process, on the files that `prepare` wrote to `folder`.
+def run_worker(engine: str, folder: Path, timeout: float | None = None, processes: int = 1) -> dict[str, Any]:
+    """Run one engine's updates in a separate process, or in several, on the files that `prepare` wrote to `folder`.
 
     EngineError with the end of its output if it fails. subprocess.TimeoutExpired after `timeout` seconds (None: never).
     """
@@ -107,6 +114,8 @@ def run_worker(engine: str, folder: Path, timeout: float | None = None) -> dict[
         where=f"bench ppo: {engine}",
         fix="if memory ran out, use --workload small or a smaller per_device_train_batch_size",
         timeout=timeout,
+        threads=None if processes == 1 else max(1, torch.get_num_threads() // processes),
+        processes=processes,
     )
 
 

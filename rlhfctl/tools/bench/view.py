@@ -17,7 +17,7 @@ def table(report: dict[str, Any]) -> RenderableType:
     head = (
         f"{setup['name']}: batch {ppo['per_device_train_batch_size']}, {ppo['num_ppo_epochs']} PPO epochs, responses "
         f"of at most {ppo['response_length']} tokens, critic {setup['critic']}; {machine['device']}, "
-        f"{machine['threads']} threads, matrix product {machine['matmul_gflops_per_s']:.0f} GFLOP/s"
+        f"{_threads(machine)}, matrix product {machine['matmul_gflops_per_s']:.0f} GFLOP/s"
     )
     grid = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
     grid.add_column("")
@@ -56,3 +56,8 @@ def table(report: dict[str, Any]) -> RenderableType:
         parts += [Text(), Text("ratio: rlhfctl over trl", "dim")]
     parts += [Text(note, "dim") for note in report["notes"]]
     return Group(*parts)
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    count, threads = machine["processes"], f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return threads if count == 1 else f"rlhfctl in {count} processes of {threads}"

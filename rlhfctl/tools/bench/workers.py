@@ -28,9 +28,10 @@ from rlhfctl.generation.slots import generator_for
 from rlhfctl.models import adapters, build, devices, heads, loading, special_tokens, tokenizing
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
+from rlhfctl.models.processes import Processes, join
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import Episode
-from rlhfctl.rewards.model import ModelReward
+from rlhfctl.rewards.model import ModelReward, in_shares
 from rlhfctl.tools.bench.costs import Matrices, tensor_bytes, useful_flops, weights_bytes
 from rlhfctl.tools.bench.workload import MB, RLHFCTL, SEED, TRL
 from rlhfctl.training.rl.collect import PromptData
@@ -126,8 +127,8 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
         critic = Critic(job.scorer())
     scorer.requires_grad_(False).eval()
 
-    timer = UpdateTimer()
-    scoring = ModelReward(scorer, pad, section.local_rollout_forward_batch_size)
+    timer, processes = UpdateTimer(), Processes.here()
+    scoring = in_shares(ModelReward(scorer, pad, section.local_rollout_forward_batch_size), processes)
 
     def reward(episodes: Sequence[Episode], /) -> list[float]:
         for episode in episodes:
@@ -141,7 +142,7 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
     roles = Roles(policy_role, reference, critic)
     rows = [{"prompt": ""} for _ in job.prompts]
     with tempfile.TemporaryDirectory(dir=job.folder) as fresh:
-        run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit)
+        run = Run(seed=SEED, work=Path(fresh) / "ppo", emit=emit, processes=processes)
         sampler = generator_for(section.sampler)
         loop = PpoLoop(section, roles, reward, PromptData(job.tokenizer, rows, job.prompts), run, generator=sampler)
         before = devices.resident_bytes() / MB
@@ -223,6 +224,7 @@ def _result(
     job: Job, timer: UpdateTimer, before: float, modules: list[nn.Module], optimizer: torch.optim.Optimizer, critic: str
 ) -> dict[str, Any]:
     highest, on_gpu = devices.highest_resident_bytes() / MB, torch.cuda.is_available()
+    before, highest = _of_all(before), _of_all(highest)
     sizes = Matrices.of(job.policy)
     for entry in timer.entries:
         entry["flops"] = useful_flops(
@@ -245,10 +247,21 @@ def _result(
     }
 
 
+def _of_all(own: float) -> float:
+    """Add up a number over the processes."""
+    processes = Processes.here()
+    return sum(processes.over(range(processes.count), lambda _: [own]))
+
+
 def main(engine: str, folder: str, out: str) -> None:
-    """Measure one engine on the files that `prepare` wrote to `folder`."""
+    """Measure one engine on the files that `prepare` wrote to `folder`; of several processes the first one writes."""
+    join()
     job = Job.load(Path(folder))
-    fs.write_json(Path(out), {RLHFCTL: run_rlhfctl, TRL: run_trl}[engine](job))
+    result = {RLHFCTL: run_rlhfctl, TRL: run_trl}[engine](job)
+    if Processes.here().first:
+        fs.write_json(Path(out), result)
+    if Processes.here().count > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -45,6 +45,24 @@ def test_both_engines_are_measured(tiny_recipe: Path, tmp_path: Path, cli: Cli) 
     assert "ratio" in done.stdout and "episodes/s" in done.stdout
 
 
+@pytest.mark.ci
+def test_two_processes_sample_what_one_does_and_a_number_format_is_used(
+    tiny_recipe: Path, tmp_path: Path, cli: Cli
+) -> None:
+    found = {}
+    for name, options in (("one", []), ("two", ["--num-processes", 2]), ("bf16", ["--dtype", "bfloat16"])):
+        file = tmp_path / f"{name}.json"
+        done = cli("bench", "ppo", tiny_recipe, *options, "--updates", 2, "--rounds", 1, "--json", file)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(file.read_text(encoding="utf-8")) | {"said": done.stdout}
+    one, two, bf16 = (found[name]["engines"]["rlhfctl"] for name in ("one", "two", "bf16"))
+    for key in ("mean_length", "min_length", "max_length", "mean_prompt_length", "flops_per_update"):
+        assert one[key] == two[key]
+    assert two["baseline_rss_mb"] > 1.5 * one["baseline_rss_mb"]  # of both together
+    assert "rlhfctl in 2 processes of 1 thread," in " ".join(found["two"]["said"].split())
+    assert found["bf16"]["workload"]["model"]["dtype"] == "bfloat16" and bf16["weights_mb"] < 0.8 * one["weights_mb"]
+
+
 def test_without_trls_trainer_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone() -> None:
         raise EngineError("no PPOTrainer")

@@ -41,7 +41,14 @@ def report(compared: bool) -> dict[str, Any]:
             "rounds": 2,
             "updates": 6,
         },
-        "machine": {"matmul_gflops_per_s": 123.0, "cpus": 2, "threads": 1, "device": "cpu", "platform": "x"},
+        "machine": {
+            "matmul_gflops_per_s": 123.0,
+            "cpus": 2,
+            "threads": 1,
+            "processes": 1,
+            "device": "cpu",
+            "platform": "x",
+        },
         "versions": {},
         "engines": engines,
         "ratio": ratio,
@@ -57,7 +64,7 @@ def shown(given: dict[str, Any]) -> str:
 
 def test_one_engine_has_a_column_and_no_ratio() -> None:
     text = shown(report(compared=False))
-    assert "small: batch 32, 2 PPO epochs" in text and "critic adapter; cpu, 1 threads" in text
+    assert "small: batch 32, 2 PPO epochs" in text and "critic adapter; cpu, 1 thread," in text
     assert "trl" not in text and "ratio" not in text
     assert "25.0%" in text and "3 to 64" in text and "the base is not quantized here" in text
 
