@@ -26,6 +26,8 @@ LOOPS: dict[str, dict[str, Any]] = {
     "uneven": {"kind": "adapter", "num_ppo_epochs": 1} | UNEVEN,  # shares of 3 and 4 episodes, one per forward
     "head": {"kind": "head", "num_mini_batches": 2, "entropy_coef": 0.01, "gradient_checkpointing": True},
     "model": {"kind": "model", "max_grad_norm": 0.1},
+    "reward": {"kind": "reward", "num_mini_batches": 2},
+    "upper layer": {"kind": "adapter", "layers": [1]},
     "whole weights": {"kind": "model", "lora": False, "weight_decay": 0.01} | UNEVEN,
     "whole weights, head": {"kind": "head", "lora": False, "entropy_coef": 0.01},
 }

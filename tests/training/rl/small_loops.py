@@ -54,8 +54,12 @@ def make_roles(
     *,
     wide: bool = False,
     tied: bool = False,
+    layers: list[int] | None = None,
 ) -> tuple[Any, Roles]:
-    """(tokenizer, roles) on new weights; the same each time. `kind` of critic: None for no critic."""
+    """(tokenizer, roles) on new weights; the same each time. `kind` of critic: None for no critic.
+
+    `layers`: those that have adapters (None: both).
+    """
     init = Init(
         hidden_size=64 if wide else 16,
         num_hidden_layers=2,
@@ -70,7 +74,7 @@ def make_roles(
     with torch.no_grad():
         base.lm_head.weight *= 8
     own = heads.scorer_on(base, seed=2, zero_head=kind == "model") if kind in ("model", "reward") else None
-    low_rank = Lora(r=4, lora_alpha=8)
+    low_rank = Lora(r=4, lora_alpha=8, layers_to_transform=layers)
     reference = None if lora else LanguageModel(build.copy_frozen(base), pad)
     model: Any = add_lora(base, low_rank, TaskType.CAUSAL_LM, seed=3) if lora else base
     if lora and dtype == torch.float64:
@@ -135,10 +139,11 @@ def loop_for(
     algorithm: str = "ppo",
     sharded: bool = False,
     wide: bool = False,
+    layers: list[int] | None = None,
     **options: Any,
 ) -> Seen:
     """A loop ready to train: `options` go into the recipe's section, `run` into the loop's Run."""
-    tokenizer, roles = make_roles(kind, lora, dtype, wide=wide)
+    tokenizer, roles = make_roles(kind, lora, dtype, wide=wide, layers=layers)
     if sharded:
         roles.prepare()
         sharding.shard(roles.modules())

@@ -217,19 +217,25 @@ def farthest(one: list[dict[str, float]], other: list[dict[str, float]]) -> floa
 
 
 @pytest.mark.parametrize(
-    ("kind", "lora", "count", "minis"),
+    ("kind", "lora", "layers", "count", "minis"),
     [
-        ("adapter", True, 3, 2),  # a minibatch of four episodes for three processes
-        ("head", True, 2, 1),
-        pytest.param("model", True, 2, 1, marks=pytest.mark.ci),
-        pytest.param("adapter", True, 2, 1, marks=pytest.mark.ci),
-        pytest.param("head", False, 3, 2, marks=pytest.mark.ci),
-        pytest.param("model", False, 2, 2, marks=pytest.mark.ci),
+        ("adapter", True, None, 3, 2),  # a minibatch of four episodes for three processes
+        ("head", True, None, 2, 1),
+        ("reward", True, None, 2, 1),
+        pytest.param("model", True, None, 2, 1, marks=pytest.mark.ci),
+        pytest.param("adapter", True, None, 2, 1, marks=pytest.mark.ci),
+        pytest.param("adapter", True, [1], 2, 2, marks=pytest.mark.ci),  # the frozen layer below is computed once
+        pytest.param("reward", True, [1], 3, 2, marks=pytest.mark.ci),
+        pytest.param("head", False, None, 3, 2, marks=pytest.mark.ci),
+        pytest.param("reward", False, None, 3, 2, marks=pytest.mark.ci),
+        pytest.param("model", False, None, 2, 2, marks=pytest.mark.ci),
     ],
 )
-def test_several_processes_train_as_one(kind: str, lora: bool, count: int, minis: int, tmp_path: Path) -> None:
+def test_several_processes_train_as_one(
+    kind: str, lora: bool, layers: list[int] | None, count: int, minis: int, tmp_path: Path
+) -> None:
     """The same episodes, metrics, weights and traces; the first process alone writes."""
-    section: dict[str, Any] = {"kind": kind, "lora": lora, "num_mini_batches": minis, "trace_every": 1}
+    section: dict[str, Any] = {"kind": kind, "lora": lora, "layers": layers, "num_mini_batches": minis, "trace_every": 1}
     section |= {"dtype": torch.float64, "entropy_coef": 0.01, "target_kl": 0.05}
     one = trained(tmp_path / "one", 3, **section)
     many = shared(tmp_path, count, 3, **section)
@@ -239,7 +245,7 @@ def test_several_processes_train_as_one(kind: str, lora: bool, count: int, minis
         assert gap(loop.roles.state(), many[0].roles.state()) == 0.0
         for mine, its in zip(loop.batches, one.batches, strict=True):
             assert [response.ids for response in mine.responses] == [response.ids for response in its.responses]
-    assert gap(one.roles.state(), start(kind=kind, lora=lora, dtype=torch.float64)) > 1e-3
+    assert gap(one.roles.state(), start(kind=kind, lora=lora, layers=layers, dtype=torch.float64)) > 1e-3
     assert {path.name for path in tmp_path.glob("process-*/*")} == {"work", "traces"}
     assert [path.parent.name for path in tmp_path.glob("process-*/traces")] == ["process-0"]
     for file in (tmp_path / "one" / "traces").iterdir():
