@@ -235,7 +235,13 @@ def test_several_processes_train_as_one(
     kind: str, lora: bool, layers: list[int] | None, count: int, minis: int, tmp_path: Path
 ) -> None:
     """The same episodes, metrics, weights and traces; the first process alone writes."""
-    section: dict[str, Any] = {"kind": kind, "lora": lora, "layers": layers, "num_mini_batches": minis, "trace_every": 1}
+    section: dict[str, Any] = {
+        "kind": kind,
+        "lora": lora,
+        "layers": layers,
+        "num_mini_batches": minis,
+        "trace_every": 1,
+    }
     section |= {"dtype": torch.float64, "entropy_coef": 0.01, "target_kl": 0.05}
     one = trained(tmp_path / "one", 3, **section)
     many = shared(tmp_path, count, 3, **section)
