@@ -106,12 +106,13 @@ class Speed:
         self.speeds: dict[str, float] = {}  # by ppo.sampler, of critic: head
 
     def rows(self) -> list[Row]:
-        """One row per engine, kind of critic, and sampler."""
+        """One row per engine, kind of critic, and sampler. The toy's are quick, one per engine."""
+        least, quick = self.size.least, self.size is TOY
         return [
-            Row("rlhfctl, head", lambda: self.measured(RLHFCTL, "head", "batch"), self.size.least),
-            Row("rlhfctl, head, slots", lambda: self.measured(RLHFCTL, "head", "slots"), self.size.least),
-            Row("TRL's PPOTrainer", lambda: self.measured(TRL, "model", "batch"), self.size.least),
-            Row("rlhfctl, adapter, faster sampler", self._adapter, self.size.least),
+            Row("rlhfctl, head", lambda: self.measured(RLHFCTL, "head", "batch"), least, quick),
+            Row("rlhfctl, head, slots", lambda: self.measured(RLHFCTL, "head", "slots"), least),
+            Row("TRL's PPOTrainer", lambda: self.measured(TRL, "model", "batch"), least, quick),
+            Row("rlhfctl, adapter, faster sampler", self._adapter, least),
         ]
 
     @cached_property
