@@ -115,6 +115,7 @@ def _skeleton(
             add_adapter(model, member_name(REWARD, number), lora, seed=0)
         if heldout:
             add_adapter(model, HELDOUT, lora, seed=0)
+    critic: Critic | None
     if section.critic_kind == "reward" and scorer is not None:
         critic = Critic(with_own_head(scorer), reads=scorer)
     else:
@@ -122,8 +123,10 @@ def _skeleton(
     return Roles(policy, reference or policy.with_adapter(None), critic), scorer, own
 
 
-def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: ModelSpec) -> Critic:
-    """Make the critic; `scorer` describes a critic that is a separate model."""
+def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: ModelSpec) -> Critic | None:
+    """Make the critic, if the algorithm has one; `scorer` describes a critic that is a separate model."""
+    if section.critic_kind is None:
+        return None
     if section.critic_kind == "model":
         return Critic(scorer_model(scorer))
     if section.critic_kind == "head":

@@ -104,7 +104,7 @@ def _whole_roles(name: str, recipe: Recipe, lengths: Lengths) -> set[str]:
     if name != "ppo" or section is None:
         return {"adapter"}
     whole = {"policy"} if section.lora is not None else set()
-    if section.critic_kind != "model":
+    if section.critic_kind not in ("model", None):
         whole.add("critic")
     if _scorer(recipe, lengths)[1]:
         whole |= {ppo_memory.REWARD_ROLE, ppo_memory.HELDOUT_ROLE}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhfctl.errors import Problem, RecipeError
+from rlhfctl.recipe.sections.algorithm import unused_keys
 from rlhfctl.recipe.sections.base import Key
 from rlhfctl.recipe.sections.data import BUILTIN_DATA_KEYS, ONE_SOURCE_KEYS, OWN_DATA_KEYS
 from rlhfctl.recipe.words import dotted, shortened
@@ -81,6 +82,8 @@ def merge(low: Layer, high: Layer) -> Layer:
             to_builtin = str(section.get("source")).startswith("builtin:")
             replaces["source"] = ("sources", *(OWN_DATA_KEYS if to_builtin else BUILTIN_DATA_KEYS))
             replaces["sources"] = ONE_SOURCE_KEYS
+        if key == ("ppo",) and "algorithm" in section:
+            replaces["algorithm"] = unused_keys(str(section["algorithm"]))
         for gone in {gone for name, value in section.items() if value is not None for gone in replaces.get(name, ())}:
             target.pop(gone, None)
         for name, value in section.items():

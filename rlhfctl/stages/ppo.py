@@ -123,12 +123,14 @@ def run(section: Ppo, ctx: Context) -> Artifact:
 
 
 def can_extend(made: Artifact, section: Ppo) -> bool:
-    """Tell whether a finished PPO can go on with more episodes: by our engine, with a critic that was saved whole.
+    """Tell whether a finished PPO can go on with more episodes: by our engine, with all that the algorithm had learned.
 
-    With `use: best` what is handed on is not where training ended, so it begins again.
+    A critic must have been saved whole. An algorithm that reads what earlier updates left begins again, and so does
+    `use: best`, where what is handed on is not where training ended.
     """
+    algorithm = ALGORITHMS[section.trains_by]
     whole = section.critic_kind in ("adapter", "model", "reward") and made.has("critic")
-    return section.engine == "rlhfctl" and section.use == "last" and whole
+    return section.engine == "rlhfctl" and section.use == "last" and (whole or algorithm.goes_on_from_policy)
 
 
 def _before(ctx: Context) -> Artifact | None:

@@ -106,3 +106,15 @@ def test_a_fault_in_a_list_of_seeds_names_its_line() -> None:
     assert problems(PRETRAINED + "seeds: [0, 0]\n") == [
         "recipe.yaml:7: seeds.values: a seed is listed more than once\n      fix: list each seed once"
     ]
+
+
+def test_an_algorithm_named_in_an_upper_layer_puts_out_the_keys_that_it_does_not_use() -> None:
+    own = PRETRAINED.replace("kl_coef: 0.1", "kl_coef: 0.1, num_ppo_epochs: 2, cliprange: 0.3, lam: 0.9")
+    Path("a.yaml").write_text(own, encoding="utf-8")
+    below = loaded("extends: a.yaml\nppo: {algorithm: a2c}\n").recipe.ppo
+    assert below is not None and not below.is_set("cliprange") and not below.is_set("num_ppo_epochs")
+    assert (below.kl_coef, below.lam, below.passes) == (0.1, 0.9, 1)
+    by_set = loaded(own, "ppo.algorithm=a2c").recipe.ppo
+    assert by_set is not None and by_set.lam == 0.9 and not by_set.is_set("cliprange")
+    (problem,) = problems(own, "ppo.algorithm=a2c", "ppo.cliprange=0.1")  # stated beside the algorithm
+    assert "a2c does not use it" in problem

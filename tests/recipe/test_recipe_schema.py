@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -21,10 +21,12 @@ from rlhfctl.recipe.schema import (
     OWNED_TRAINER_KEYS,
     REFUSED_PPO_KEYS,
     Conflict,
+    Ppo,
     Recipe,
     Rule,
     Section,
 )
+from rlhfctl.recipe.sections.algorithm import USED_BY, AlgorithmName, unused_keys
 from rlhfctl.recipe.words import field_at, sections
 from rlhfctl.tools.reference import PAGES
 
@@ -223,6 +225,7 @@ def test_rule(override: str, key: str, what: str) -> None:
 
 # A value for each key that only our own engine has, and that it takes.
 OWN: dict[str, str] = {
+    "algorithm": "ppo",
     "critic": "head",
     "critic_from": "runs/a/ppo",
     "critic_trains_trunk": "true",
@@ -299,6 +302,40 @@ def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path)
     assert load_recipe(tmp_path / "again.yaml").recipe == made
 
 
+# A value for each key that some algorithms do not use.
+NOT_BY_ALL = BESIDE_OUTCOMES | {"cliprange": "0.2", "num_ppo_epochs": "2", "num_mini_batches": "2", "target_kl": "0.1"}
+IN_VAIN = [(name, key) for name in get_args(AlgorithmName) for key in unused_keys(name)]
+
+
+def test_every_key_that_some_algorithms_do_not_use_has_a_value_here() -> None:
+    assert set(NOT_BY_ALL) == set(USED_BY) <= set(Ppo.model_fields)
+
+
+@pytest.mark.parametrize(("algorithm", "key"), IN_VAIN)
+def test_a_key_that_the_algorithm_does_not_use_is_refused(algorithm: str, key: str) -> None:
+    found = problems(f"ppo={{engine: rlhfctl, algorithm: {algorithm}, {key}: {NOT_BY_ALL[key]}}}")
+    assert [problem.key for problem in found] == [f"ppo.{key}"]
+    assert f"{algorithm} does not use it" in found[0].what and "use ppo.algorithm: " in str(found[0].fix)
+
+
+@pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
+def test_a_resolved_recipe_has_only_the_keys_that_its_algorithm_uses(algorithm: str, tmp_path: Path) -> None:
+    made = recipe(f"ppo={{engine: rlhfctl, algorithm: {algorithm}}}")
+    assert made.ppo is not None
+    kept = made.ppo.model_dump(mode="json")
+    assert not kept.keys() & set(unused_keys(algorithm)) and ("algorithm" in kept) is (algorithm != "ppo")
+    (tmp_path / "again.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").recipe == made
+
+
+@pytest.mark.parametrize("algorithm", [name for name in get_args(AlgorithmName) if name != "ppo"])
+def test_outcome_critic_needs_ppo(algorithm: str) -> None:
+    unit_tests = ("reward={unit_tests: {}}", "compare={judges: [passes], primary_judge: null}")
+    found = problems(*unit_tests, f"ppo={{engine: rlhfctl, algorithm: {algorithm}, outcome_critic: {{}}}}")
+    assert [problem.key for problem in found] == ["ppo.outcome_critic"]
+    assert f"not of {algorithm}" in found[0].what
+
+
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
@@ -340,6 +377,8 @@ MORE = [
     ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),
     ("compare={judges: [gold], critic_sampling: {samples: 3}}",),
     *(("ppo.outcome_critic={}", f"ppo.{key}={value}") for key, value in BESIDE_OUTCOMES.items()),
+    ("reward={unit_tests: {}}", "ppo={engine: rlhfctl, algorithm: a2c, outcome_critic: {}}"),
+    *((f"ppo.algorithm={algorithm}", f"ppo.{key}={NOT_BY_ALL[key]}") for algorithm, key in IN_VAIN),
     ("reward={function: 'a:b', label: a, reads: pair}", "ppo={engine: rlhfctl, critic: reward}"),
     ("reward={function: 'http://a/b', retries: 2}",),
     ("reward={function: 'https://a/b?key=sk'}",),

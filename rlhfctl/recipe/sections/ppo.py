@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from rlhfctl.recipe.sections.algorithm import BY_OUTCOMES, AlgorithmName, unused_key_rules, unused_keys, uses
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
@@ -28,17 +29,12 @@ REFUSED_PPO_KEYS = {
 }
 # Keys of rlhfctl's engine only: `engine: trl` refuses them if they are set.
 OWN_ENGINE_KEYS = (
-    "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p", "stop_strings",
-    "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
+    "algorithm", "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p",
+    "stop_strings", "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
     "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
     "sampler", "importance_cap", "checkpointed_share",
 )  # fmt: skip
-# Keys that have no part in CodeRL's returns: `outcome_critic` refuses them if they are set.
-UNUSED_BY_OUTCOMES = (
-    "critic", "critic_from", "critic_trains_trunk", "whiten_rewards", "whiten_advantages", "vf_coef", "cliprange_value",
-    "gamma", "lam",
-)  # fmt: skip
-_NEWER_KEYS = ("best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share")
+_NEWER_KEYS = ("algorithm", "best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share")
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -51,10 +47,6 @@ class PpoEval(Section):
 
 def _set_for_trl(key: str) -> Callable[[Ppo], bool]:
     return lambda ppo: ppo.engine == "trl" and ppo.is_set(key)
-
-
-def _set_beside_outcomes(key: str) -> Callable[[Ppo], bool]:
-    return lambda ppo: ppo.outcome_critic is not None and ppo.is_set(key)
 
 
 def _without_end(key: str) -> Callable[[Ppo], bool]:
@@ -107,24 +99,15 @@ _TRL_RULES: tuple[Rule[Ppo], ...] = (
 )
 
 
-_OUTCOME_RULES: tuple[Rule[Ppo], ...] = tuple(
-    Rule(
-        key,
-        "has no part in the returns of outcome_critic",
-        "remove it, or outcome_critic",
-        _set_beside_outcomes(key),
-        about=("outcome_critic",),
-    )
-    for key in UNUSED_BY_OUTCOMES
-)
-
-
 class Ppo(Stage):
     """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
 
     NEEDS: ClassVar[tuple[DataNeed, ...]] = (DataNeed("prompts", "to sample responses to"),)
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
+    algorithm: AlgorithmName = Field(
+        "ppo", description="Algorithm (docs/algorithms.md): ppo, or a2c (one optimizer step per update, no clipping)."
+    )
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
     critic: Literal["adapter", "head", "reward", "model"] | None = Field(
         None, description="The critic: an adapter on base*, a head on the policy, a head on the frozen reward model, "
@@ -238,14 +221,14 @@ class Ppo(Stage):
         return self.checkpointed_share if self.gradient_checkpointing else 0.0
 
     @property
-    def algorithm(self) -> str:
-        """The algorithm's name in the table of training/rl/algorithms.py."""
-        return "ppo"
-
-    @property
     def trains_by(self) -> str:
         """The name, in the table of training/rl/algorithms.py, of what the keys amount to."""
-        return self.algorithm if self.outcome_critic is None else "coderl"
+        return self.algorithm if self.outcome_critic is None else BY_OUTCOMES
+
+    @property
+    def passes(self) -> int:
+        """Number of passes over each batch: num_ppo_epochs, or 1 with an algorithm that has no such key."""
+        return self.num_ppo_epochs if uses(self.trains_by, "num_ppo_epochs") else 1
 
     @property
     def updates(self) -> int:
@@ -263,8 +246,10 @@ class Ppo(Stage):
         return self.batch_size // self.num_generations
 
     @property
-    def critic_kind(self) -> Literal["adapter", "head", "reward", "model"]:
-        """The kind of critic, with the default filled in."""
+    def critic_kind(self) -> Literal["adapter", "head", "reward", "model"] | None:
+        """The kind of critic, with the default filled in; None: the algorithm has no critic."""
+        if not uses(self.trains_by, "critic"):
+            return None
         if self.critic is not None:
             return self.critic
         return "model" if self.engine == "trl" or self.lora is None else "adapter"
@@ -273,12 +258,12 @@ class Ppo(Stage):
     def _only_what_is_legal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Keys that older runs do not know: left out unless they are set, so that those runs stay unchanged.
         newer = tuple(key for key in _NEWER_KEYS if getattr(self, key) == type(self).model_fields[key].default)
-        newer += UNUSED_BY_OUTCOMES if self.outcome_critic is not None else ()
+        newer += unused_keys(self.trains_by)
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
     RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
         *_TRL_RULES,
-        *_OUTCOME_RULES,
+        *unused_key_rules(),
         Rule(
             "num_mini_batches",
             "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
@@ -324,6 +309,13 @@ class Ppo(Stage):
             about=("missing_eos_penalty",),
         ),
         Rule(
+            "outcome_critic",
+            "changes the returns of ppo, not of {algorithm}",
+            "set {at}.algorithm: ppo, or remove outcome_critic",
+            lambda ppo: ppo.outcome_critic is not None and ppo.algorithm != "ppo",
+            about=("algorithm",),
+        ),
+        Rule(
             "critic",
             "an adapter needs LoRA, but all weights are trained",
             "use model, head or reward",
@@ -334,7 +326,7 @@ class Ppo(Stage):
             "critic_trains_trunk",
             "is for critic: head, which shares the policy's weights",
             "remove it",
-            lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind != "head",
+            lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind not in ("head", None),
             about=("critic",),
         ),
         Rule(

@@ -148,7 +148,7 @@ def run_rlhfctl(job: Job) -> dict[str, Any]:
         before = devices.resident_bytes() / MB
         loop.train()
     modules = [*roles.modules(), scorer]
-    result = _result(job, timer, before, modules, loop.optimizer, section.critic_kind)
+    result = _result(job, timer, before, modules, loop.optimizer, section.critic_kind or "")
     return result | {"recomputes": loop.recomputes}
 
 
@@ -228,7 +228,7 @@ def _result(
     sizes = Matrices.of(job.policy)
     for entry in timer.entries:
         entry["flops"] = useful_flops(
-            entry["prompt_tokens"], entry["response_tokens"], sizes, job.section.num_ppo_epochs, critic
+            entry["prompt_tokens"], entry["response_tokens"], sizes, job.section.passes, critic
         )
     weights = weights_bytes(modules, optimizer)
     base = tensor_bytes([p for name, p in job.base.named_parameters() if not adapters.is_adapter_parameter(name)])

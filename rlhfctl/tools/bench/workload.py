@@ -65,6 +65,7 @@ def recipe_workload(name: str) -> Workload:
 
 def comparable(ppo: Ppo, updates: int, critic: str | None, *, ends: bool = True) -> Ppo:
     """Change `ppo` to settings that both engines support: one micro-batch per minibatch, plain precision, no traces."""
+    ppo = ppo.model_copy(update={"algorithm": "ppo", "outcome_critic": None})  # the one that both engines have
     kind = critic or ppo.critic_kind
     if ppo.lora is None and kind == "adapter":
         raise RlhfctlError("a critic as adapter needs LoRA", where="--critic", fix="use --critic model or head")

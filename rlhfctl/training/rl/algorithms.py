@@ -1,8 +1,8 @@
 """List the reinforcement-learning algorithms in one table: advantages, policy loss and optimizer step of each.
 
 Each entry is one algorithm. The advantages and the policy loss are pure functions: advantages from rewards and values,
-a policy loss from log-probabilities. The step updates the weights on one minibatch. docs/extending.md shows how to add
-an entry.
+a policy loss from log-probabilities. The step updates the weights on one minibatch. Which keys of the recipe each one
+uses is said in recipe/sections/algorithm.py. docs/extending.md shows how to add an entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import coderl, ppo_math
 from rlhfctl.training.rl.experience import Experience
-from rlhfctl.training.rl.minibatch import PolicyLoss, gradient_step
+from rlhfctl.training.rl.minibatch import Given, PolicyLoss, gradient_step
+from rlhfctl.training.rl.policy_gradient import over_tokens
 from rlhfctl.training.rl.ppo_math import PolicyTerms
 from rlhfctl.training.rl.values import Advantages
 
@@ -26,12 +27,16 @@ class Algorithm:
 
     `needs_critic`: if true, `experience.values` exist for `advantages`, and a critic is trained on the returns.
     `step`: takes one optimizer step on a minibatch and returns the minibatch's mean metrics; PPO uses a gradient step.
+    `kl_in_reward`: whether the rewards hold the KL penalty; if not, the policy loss takes care of it.
+    `goes_on_from_policy`: whether a finished training can go on from its policy alone, without other state.
     """
 
     advantages: Advantages
     policy_loss: PolicyLoss
     needs_critic: bool
     step: Callable[..., dict[str, float]] = gradient_step
+    kl_in_reward: bool = True
+    goes_on_from_policy: bool = False
 
 
 def generalized_advantages(experience: Experience, section: Ppo) -> tuple[Tensor, Tensor]:
@@ -45,14 +50,15 @@ def generalized_advantages(experience: Experience, section: Ppo) -> tuple[Tensor
     return advantages.masked_fill(~mask, 0.0), returns
 
 
-def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, tokens: Tensor, section: Ppo
-) -> PolicyTerms:
-    """Compute the negative of PPO's clipped objective: summed over `mask`, divided by the minibatch's `tokens`."""
-    return ppo_math.policy_loss(logprobs, old_logprobs, advantages, mask, section.cliprange, tokens)
+def clipped_surrogate(logprobs: Tensor, given: Given, section: Ppo) -> PolicyTerms:
+    """Compute the negative of PPO's clipped objective, the mean over the tokens of the minibatch."""
+    return ppo_math.policy_loss(
+        logprobs, given.old_logprobs, given.advantages, given.mask, section.cliprange, given.tokens
+    )
 
 
 ALGORITHMS = {
     "ppo": Algorithm(advantages=generalized_advantages, policy_loss=clipped_surrogate, needs_critic=True),
     "coderl": Algorithm(advantages=coderl.outcome_weighted, policy_loss=clipped_surrogate, needs_critic=False),
+    "a2c": Algorithm(advantages=generalized_advantages, policy_loss=over_tokens, needs_critic=True),
 }

@@ -90,7 +90,7 @@ def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: b
 
         # 3. KL and rewards: -kl_coef x KL per token, and the score at the end of the response.
         experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
-        set_rewards(experience, section)
+        set_rewards(experience, section, collector.algorithm)
     devices.wait()
     scored = time.monotonic()
 
@@ -222,14 +222,15 @@ def set_beliefs(experience: Experience, collector: Collector, critic: OutcomeCri
     experience.processes.sum_over([experience.beliefs])
 
 
-def set_rewards(experience: Experience, section: Ppo) -> None:
-    """Set `kl` and `rewards` (B, W) from both models' log-probabilities and the scores."""
+def set_rewards(experience: Experience, section: Ppo, algorithm: Algorithm) -> None:
+    """Set `kept`, `kl` and `rewards` (B, W) from both models' log-probabilities and the scores."""
     mask = experience.response_mask
     # With top-k or top-p, tokens are sampled from p / p(kept): estimate the KL of this truncated distribution.
     kept = experience.table([response.kept for response in experience.responses], experience.logprobs.dtype)
     kl = ppo_math.kl_estimate(experience.logprobs - kept, experience.ref_logprobs, section.kl_estimator)
-    experience.kl = kl.masked_fill(~mask, 0.0)
-    rewards = ppo_math.token_rewards(experience.kl, experience.scores, experience.lengths, section.kl_coef, mask)
+    experience.kept, experience.kl = kept, kl.masked_fill(~mask, 0.0)
+    coefficient = section.kl_coef if algorithm.kl_in_reward else 0.0
+    rewards = ppo_math.token_rewards(experience.kl, experience.scores, experience.lengths, coefficient, mask)
     if section.whiten_rewards:
         rewards = ppo_math.whiten(rewards, experience.value_mask, centre=False)
     experience.rewards = rewards

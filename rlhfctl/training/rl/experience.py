@@ -57,6 +57,7 @@ class Experience:
     logprobs: Tensor = field(default_factory=_empty)  # (B, W) under the policy that sampled
     importance: Tensor = field(default_factory=_empty)  # (B, W) weights of the policy loss; empty: each is 1
     ref_logprobs: Tensor = field(default_factory=_empty)
+    kept: Tensor = field(default_factory=_empty)  # (B, W) log of the probability that top-k and top-p kept; 0: all
     kl: Tensor = field(default_factory=_empty)
     rewards: Tensor = field(default_factory=_empty)
     values: Tensor = field(default_factory=_empty)  # stays empty without a critic

@@ -42,9 +42,9 @@ def learn(
     """
     section = learner.section
     steps: list[dict[str, float]] = []
-    work = Work("learning", section.num_ppo_epochs * section.num_mini_batches, "minibatch")
+    work = Work("learning", section.passes * section.num_mini_batches, "minibatch")
     with learner.roles.recomputing(section.recomputed_share), work:
-        for epoch in range(section.num_ppo_epochs):
+        for epoch in range(section.passes):
             minibatches = pieces(order(epoch), section.batch_size // section.num_mini_batches)
             for number, indices in enumerate(minibatches):
                 if trace is not None:

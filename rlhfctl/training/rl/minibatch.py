@@ -26,8 +26,27 @@ from rlhfctl.training.rl.recovery import NonFiniteError
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.rl.trace import Trace
 
-# (logprobs, old logprobs, advantages, response mask: all (B, W); the minibatch's tokens; the section) -> the loss.
-PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Ppo], PolicyTerms]
+
+@dataclass(frozen=True)
+class Given:
+    """The numbers of one micro-batch that a policy loss reads beside the log-probabilities; all were fixed before.
+
+    Tensors (b, w): log-probabilities under the policy that sampled and under the reference, advantages (times their
+    importance weights), and the response mask. With top-k or top-p the reference's have the log of what was kept added,
+    so that their difference from the policy's is that of what was sampled from. `tokens` (scalar) and `responses`:
+    their numbers in the whole minibatch, by which a loss divides, so that the losses of micro-batches add up.
+    """
+
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    tokens: Tensor
+    responses: int
+
+
+# (log-probabilities (b, w) under the policy now, the other numbers, the section) -> the loss and its metrics.
+PolicyLoss = Callable[[Tensor, Given, Ppo], PolicyTerms]
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,20 @@ def value_terms(
     return section.vf_coef * terms.loss, values, shares
 
 
+def given_for(experience: Experience, part: list[int], tokens: Tensor, responses: int) -> Given:
+    """Make what a policy loss reads of the episodes `part`; `tokens` and `responses` count the whole minibatch."""
+    width = experience.width(part)
+    reference = experience.ref_logprobs[part, :width] + experience.kept[part, :width]
+    return Given(
+        old_logprobs=experience.logprobs[part, :width],
+        ref_logprobs=reference,
+        advantages=experience.weighted_advantages(part, width),
+        mask=experience.response_mask[part, :width],
+        tokens=tokens,
+        responses=responses,
+    )
+
+
 # ---------------------------------------------------------------- one step
 
 
@@ -117,7 +150,8 @@ def gradient_step(
                 shares.append(_learn_values(learner, critic, experience, part, states, epoch, trace))
     with processes.in_step():
         for part in parts:
-            shares.append(_learn_policy(learner, experience, part, (tokens, states), epoch, policy_loss, trace))
+            counts = (tokens, states, len(indices))
+            shares.append(_learn_policy(learner, experience, part, counts, epoch, policy_loss, trace))
     processes.sum_gradients(trained)
     sums = _over_all(processes, _summed(shares))
     limit = section.max_grad_norm
@@ -171,23 +205,22 @@ def _learn_policy(
     learner: Learner,
     experience: Experience,
     part: list[int],
-    counts: tuple[Tensor, Tensor],
+    counts: tuple[Tensor, Tensor, int],
     epoch: int,
     policy_loss: PolicyLoss,
     trace: Trace | None,
 ) -> dict[str, Tensor]:
     """Run forward and backward of the policy, and of a critic that shares its trunk, on one micro-batch.
 
-    `counts`: tokens and states of the whole minibatch. Returns the micro-batch's share of the minibatch's mean metrics.
+    `counts`: tokens, states and responses of the whole minibatch. Returns the micro-batch's share of the minibatch's
+    mean metrics.
     """
-    section, (tokens, states), width = learner.section, counts, experience.width(part)
-    mask = experience.response_mask[part, :width]
+    section, (tokens, states, responses) = learner.section, counts
+    given = given_for(experience, part, tokens, responses)
     with learner.accelerator.autocast():
         flat, entropies, flat_values = policy_forward(learner.roles, experience.sequences(part), section)
-    logprobs = spread(flat, mask)
-    terms = policy_loss(
-        logprobs, experience.logprobs[part, :width], experience.weighted_advantages(part, width), mask, tokens, section
-    )
+    logprobs = spread(flat, given.mask)
+    terms = policy_loss(logprobs, given, section)
     loss = terms.loss
     shares = {
         "policy_loss": terms.loss.detach(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import TaskType
@@ -18,6 +18,7 @@ from rlhfctl.models.adapters import CRITIC, POLICY, REWARD, add_adapter, add_lor
 from rlhfctl.models.heads import AdapterScorer
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.recipe.schema import Init, Lora, Ppo
+from rlhfctl.recipe.sections.algorithm import AlgorithmName
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.experience import Experience
@@ -147,7 +148,7 @@ def loop_for(
     if sharded:
         roles.prepare()
         sharding.shard(roles.modules())
-    values = SECTION | options
+    values = SECTION | options | ({"algorithm": algorithm} if algorithm in get_args(AlgorithmName) else {})
     size = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
     section = Ppo(engine="rlhfctl", total_episodes=size * updates, **values)
     rows = [{"prompt": tokenizer.decode(prompt)} for prompt in PROMPTS]

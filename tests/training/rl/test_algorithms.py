@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl.algorithms import ALGORITHMS, Algorithm
 from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.minibatch import Given
 from rlhfctl.training.rl.ppo_math import PolicyTerms, masked_sum
 
 # ---------------------------------------------------------------- REINFORCE with the batch's mean as baseline
@@ -24,31 +25,29 @@ def reward_to_go(experience: Experience, section: Ppo) -> tuple[Tensor, None]:
     return advantages.masked_fill(~experience.response_mask, 0.0), None
 
 
-def score_function(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, tokens: Tensor, section: Ppo
-) -> PolicyTerms:
-    """-A log p, summed over `mask`, divided by the minibatch's `tokens` (Williams 1992)."""
-    log_ratio = (logprobs - old_logprobs).detach().masked_fill(~mask, 0.0)
+def score_function(logprobs: Tensor, given: Given, section: Ppo) -> PolicyTerms:
+    """-A log p, the mean over the tokens of the minibatch (Williams 1992)."""
+    log_ratio = (logprobs - given.old_logprobs).detach().masked_fill(~given.mask, 0.0)
     ratio = log_ratio.exp()
     return PolicyTerms(
-        loss=masked_sum(-advantages * logprobs, mask) / tokens,
+        loss=masked_sum(-given.advantages * logprobs, given.mask) / given.tokens,
         clip_fraction=torch.zeros(()),
-        approx_kl=masked_sum(log_ratio**2, mask) / 2 / tokens,
-        ratio_mean=masked_sum(ratio, mask) / tokens,
+        approx_kl=masked_sum(log_ratio**2, given.mask) / 2 / given.tokens,
+        ratio_mean=masked_sum(ratio, given.mask) / given.tokens,
         ratio=ratio,
-        clipped=torch.zeros_like(mask),
+        clipped=torch.zeros_like(given.mask),
     )
 
 
 @pytest.fixture(autouse=True)
-def reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
+def batch_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Algorithm(advantages=reward_to_go, policy_loss=score_function, needs_critic=False)
-    monkeypatch.setitem(ALGORITHMS, "reinforce", entry)
+    monkeypatch.setitem(ALGORITHMS, "batch_mean", entry)
 
 
 def test_an_algorithm_without_a_critic_gives_the_numbers_by_hand(tmp_path: Path) -> None:
     options = {"kind": None, "dtype": torch.float64, "num_ppo_epochs": 1, "kl_coef": 0.5, "trace_every": 1}
-    loop = trained(tmp_path, 3, algorithm="reinforce", learning_rate=4e-2, **options)
+    loop = trained(tmp_path, 3, algorithm="batch_mean", learning_rate=4e-2, **options)
     for batch, entry in zip(loop.batches, loop.history, strict=True):
         totals = [
             float(batch.scores[i])
@@ -71,7 +70,7 @@ def test_an_algorithm_without_a_critic_gives_the_numbers_by_hand(tmp_path: Path)
 def test_an_algorithm_without_a_critic_learns_and_goes_on(tmp_path: Path) -> None:
     options = {
         "kind": None,
-        "algorithm": "reinforce",
+        "algorithm": "batch_mean",
         "learning_rate": 4e-2,
         "num_ppo_epochs": 1,
         "lr_scheduler_type": "constant",
@@ -99,7 +98,7 @@ def test_an_algorithm_without_a_critic_learns_and_goes_on(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_critic_that_the_algorithm_does_not_need_is_left_alone(kind: str, tmp_path: Path) -> None:
-    loop = trained(tmp_path, 2, kind=kind, algorithm="reinforce", num_ppo_epochs=1)
+    loop = trained(tmp_path, 2, kind=kind, algorithm="batch_mean", num_ppo_epochs=1)
     assert loop.done == 2 and all(name.startswith("policy.") for name in loop.roles.state())
     assert not any(".critic." in name for name in loop.roles.state())
 

@@ -1,0 +1,81 @@
+"""Define `ppo.algorithm`: the names of the algorithms, and the keys of `ppo` that only some of them use.
+
+A key that an algorithm does not use is refused when it is set, and is left out of the resolved recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from rlhfctl.recipe.sections.base import Rule
+
+AlgorithmName = Literal["ppo", "a2c"]
+NAMES: tuple[str, ...] = get_args(AlgorithmName)
+
+BY_OUTCOMES = "coderl"
+"""What the section trains by with `outcome_critic`: ppo with other returns. It is no name for `algorithm`."""
+
+_CRITIC = ("ppo", "a2c")
+_SEVERAL_STEPS = ("ppo", BY_OUTCOMES)
+
+# Key of `ppo` -> the algorithms that use it. Keys that are not listed here are used by all.
+USED_BY: dict[str, tuple[str, ...]] = {
+    "critic": _CRITIC,
+    "critic_from": _CRITIC,
+    "critic_trains_trunk": _CRITIC,
+    "vf_coef": _CRITIC,
+    "gamma": _CRITIC,
+    "lam": _CRITIC,
+    "whiten_rewards": _CRITIC,
+    "whiten_advantages": _CRITIC,
+    "cliprange_value": ("ppo",),
+    "cliprange": _SEVERAL_STEPS,
+    "num_ppo_epochs": _SEVERAL_STEPS,
+    "num_mini_batches": _SEVERAL_STEPS,
+    "target_kl": _SEVERAL_STEPS,
+}
+
+
+def uses(trains_by: str, key: str) -> bool:
+    """Tell whether the algorithm uses a key of `ppo`. An algorithm has a critic if it uses the key `critic`."""
+    return trains_by in USED_BY.get(key, (trains_by,))
+
+
+def unused_keys(trains_by: str) -> tuple[str, ...]:
+    """Return the keys of `ppo` that the algorithm does not use."""
+    return tuple(key for key in USED_BY if not uses(trains_by, key))
+
+
+def unused_key_rules() -> list[Rule[Any]]:
+    """Make the rules of `ppo` that refuse a key which the algorithm does not use, if it is set."""
+    by_outcomes = [
+        Rule(
+            key,
+            "has no part in the returns of outcome_critic",
+            "remove it, or outcome_critic",
+            _set_in_vain(key, with_outcomes=True),
+            about=("outcome_critic",),
+        )
+        for key in unused_keys(BY_OUTCOMES)
+    ]
+    named = [
+        Rule(
+            key,
+            "{algorithm} does not use it",
+            f"remove it, or use {{at}}.algorithm: {', '.join(name for name in NAMES if name in users)}",
+            _set_in_vain(key, with_outcomes=False),
+            about=("algorithm",),
+        )
+        for key, users in USED_BY.items()
+        if not set(NAMES) <= set(users)
+    ]
+    return [*by_outcomes, *named]
+
+
+def _set_in_vain(key: str, *, with_outcomes: bool) -> Callable[[Any], bool]:
+    def broken(ppo: Any) -> bool:
+        by_outcomes = ppo.trains_by == BY_OUTCOMES
+        return by_outcomes == with_outcomes and ppo.is_set(key) and not uses(ppo.trains_by, key)
+
+    return broken
