@@ -167,6 +167,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("outcome_critic_majority", "share", "Share of the most frequent outcome among them, which a guess "
                "reaches (in the manifest)."),
         Metric("outcome_critic_loss", "nats per program", "Its -log p of their outcomes (in the manifest)."),
+        Metric("baseline", "score", "With `algorithm: reinforce`: mean `rlhf_reward` of all earlier updates, above "
+               "which a response is good."),
+        Metric("flat_groups", "share", "With `algorithm: rloo` or `grpo`: share of prompts whose responses all have "
+               "the same reward, so that they teach nothing."),
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
                "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
@@ -179,7 +183,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "share that is not cut off", screen=5, log=5, show=4),
         Metric("repetition", "share", "Share of a response's pairs of neighbouring tokens that it has said before, on "
                "average.", DOWN),
-        Metric("policy_loss", "", "PPO's clipped objective with its sign turned, over the minibatches.", DOWN, log=7,
+        Metric("policy_loss", "", "The algorithm's objective with its sign turned, over the minibatches.", DOWN, log=7,
                finite=True, trl="loss/policy_avg"),
         Metric("value_loss", "score²", "Half the squared error of the critic, clipped by `cliprange_value`.", DOWN,
                "critic's loss", screen=12, log=8, finite=True, trl="loss/value_avg"),
@@ -194,8 +198,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("approx_kl", "nats per token",
                "Half the squared log-ratio between the policy that sampled and the policy now.", log=9,
                trl="policy/approxkl_avg"),
-        Metric("clip_fraction", "share", "Share of the tokens at which PPO's clip holds the policy back.", NEITHER,
-               "clipped", "share of tokens that PPO holds back", screen=8, log=10, trl="policy/clipfrac_avg"),
+        Metric("clip_fraction", "share", "Share of the tokens at which a clip holds the policy back.", NEITHER, "clipped",
+               "share of tokens that PPO holds back", screen=8, log=10, trl="policy/clipfrac_avg"),
         Metric("value_clip_fraction", "share", "Share of the tokens at which `cliprange_value` holds the critic back.",
                trl="val/clipfrac_avg"),
         Metric("ratio", "", "Mean of p(now) / p(when sampled); near 1.", trl="val/ratio"),

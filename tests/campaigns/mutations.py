@@ -77,14 +77,14 @@ MUTATIONS = [
     Mutation(
         "policy loss over padding",
         MATH,
-        "loss = masked_sum(torch.maximum(plain, clipped), mask) / count\n    return PolicyTerms",
-        "loss = torch.maximum(plain, clipped).sum() / plain.numel()\n    return PolicyTerms",
+        "return PolicyTerms(losses.sum() / count,",
+        "return PolicyTerms(losses.mean(),",
     ),
     Mutation(
         "padding counts as clipped",
         MATH,
-        "is_clipped = (clipped > plain) & mask\n        clip_fraction = is_clipped.sum() / count",
-        "is_clipped = (clipped > plain) & mask\n        clip_fraction = is_clipped.double().mean()",
+        "clip_fraction = is_clipped.sum() / count\n        approx_kl",
+        "clip_fraction = is_clipped.double().mean()\n        approx_kl",
     ),
     Mutation(
         "value loss over padding", MATH, "clipped_error), mask) / 2", "clipped_error), mask | True) / 2", case=None
@@ -168,7 +168,7 @@ MUTATIONS = [
         "        section.cliprange_value,\n        states,\n",
         "        section.cliprange_value,\n        experience.response_mask.sum(),\n",
     ),
-    Mutation("policy loss divided by states", STEP, "width], mask, tokens, section", "width], mask, states, section"),
+    Mutation("policy loss divided by states", STEP, "part, tokens, responses)\n", "part, states, responses)\n"),
     Mutation("value loss not halved", MATH, "clipped_error), mask) / 2 / count", "clipped_error), mask) / count"),
     Mutation("vf_coef ignored", STEP, "section.vf_coef * terms.loss", "terms.loss"),
     Mutation(
@@ -192,7 +192,7 @@ MUTATIONS = [
         '"params": others, "weight_decay": section.weight_decay',
         case="weight decay, cosine, warm-up",
     ),
-    Mutation("one PPO epoch", LEARN, "in range(section.num_ppo_epochs)", "in range(1)"),
+    Mutation("one PPO epoch", LEARN, "in range(section.passes)", "in range(1)"),
     Mutation(
         "weights not decayed",
         LEARN,

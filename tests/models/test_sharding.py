@@ -29,6 +29,10 @@ LOOPS: dict[str, dict[str, Any]] = {
     "reward": {"kind": "reward", "num_mini_batches": 2},
     "upper layer": {"kind": "adapter", "layers": [1]},
     "whole weights": {"kind": "model", "lora": False, "weight_decay": 0.01} | UNEVEN,
+    "a2c": {"kind": "adapter", "algorithm": "a2c"},
+    "reinforce": {"kind": None, "algorithm": "reinforce", "kl_coef": 0.3} | UNEVEN,
+    "rloo": {"kind": None, "algorithm": "rloo", "num_generations": 4, "kl_coef": 0.3},
+    "grpo": {"kind": None, "algorithm": "grpo", "num_generations": 2, "num_mini_batches": 2, "kl_coef": 0.3},
     "whole weights, head": {"kind": "head", "lora": False, "entropy_coef": 0.01},
 }
 

@@ -172,6 +172,9 @@ RULES = [
         "ppo={engine: rlhfctl, missing_eos_penalty: null, missing_eos_score: -1.0, stop_token: null}",
         "ppo.missing_eos_score", "needs an end token to miss",
     ),
+    ("ppo={engine: rlhfctl, algorithm: rloo}", "ppo.num_generations", "rloo compares the responses to a prompt"),
+    ("ppo={engine: rlhfctl, algorithm: grpo}", "ppo.num_generations", "grpo compares the responses to a prompt"),
+    ("ppo={engine: rlhfctl, loss_type: dapo}", "ppo.loss_type", "ppo does not use it"),
     ("ppo={engine: rlhfctl, num_generations: 3}", "ppo.num_generations", "does not hold 3 responses to each prompt"),
     ("ppo={engine: rlhfctl, rewards: {reward: 1.0, gold: 0.5}}", "ppo.rewards", "there is no scorer 'gold'"),
     ("ppo={engine: rlhfctl, rewards: {'http://me:k@a': 1.0}}", "ppo.rewards", "keys never stand in a recipe"),
@@ -276,6 +279,7 @@ def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
 BESIDE_OUTCOMES = {
     "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
     "whiten_advantages": "true", "vf_coef": "0.1", "cliprange_value": "0.2", "gamma": "1.0", "lam": "0.9",
+    "scale_rewards": "none", "loss_type": "dapo",
 }  # fmt: skip
 
 
@@ -304,6 +308,7 @@ def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path)
 
 # A value for each key that some algorithms do not use.
 NOT_BY_ALL = BESIDE_OUTCOMES | {"cliprange": "0.2", "num_ppo_epochs": "2", "num_mini_batches": "2", "target_kl": "0.1"}
+NOT_BY_ALL |= {"kl_estimator": "k1"}
 IN_VAIN = [(name, key) for name in get_args(AlgorithmName) for key in unused_keys(name)]
 
 
@@ -313,14 +318,14 @@ def test_every_key_that_some_algorithms_do_not_use_has_a_value_here() -> None:
 
 @pytest.mark.parametrize(("algorithm", "key"), IN_VAIN)
 def test_a_key_that_the_algorithm_does_not_use_is_refused(algorithm: str, key: str) -> None:
-    found = problems(f"ppo={{engine: rlhfctl, algorithm: {algorithm}, {key}: {NOT_BY_ALL[key]}}}")
+    found = problems(f"ppo={{engine: rlhfctl, algorithm: {algorithm}, num_generations: 2, {key}: {NOT_BY_ALL[key]}}}")
     assert [problem.key for problem in found] == [f"ppo.{key}"]
     assert f"{algorithm} does not use it" in found[0].what and "use ppo.algorithm: " in str(found[0].fix)
 
 
 @pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 def test_a_resolved_recipe_has_only_the_keys_that_its_algorithm_uses(algorithm: str, tmp_path: Path) -> None:
-    made = recipe(f"ppo={{engine: rlhfctl, algorithm: {algorithm}}}")
+    made = recipe(f"ppo={{engine: rlhfctl, algorithm: {algorithm}, num_generations: 2}}")
     assert made.ppo is not None
     kept = made.ppo.model_dump(mode="json")
     assert not kept.keys() & set(unused_keys(algorithm)) and ("algorithm" in kept) is (algorithm != "ppo")
@@ -331,7 +336,9 @@ def test_a_resolved_recipe_has_only_the_keys_that_its_algorithm_uses(algorithm: 
 @pytest.mark.parametrize("algorithm", [name for name in get_args(AlgorithmName) if name != "ppo"])
 def test_outcome_critic_needs_ppo(algorithm: str) -> None:
     unit_tests = ("reward={unit_tests: {}}", "compare={judges: [passes], primary_judge: null}")
-    found = problems(*unit_tests, f"ppo={{engine: rlhfctl, algorithm: {algorithm}, outcome_critic: {{}}}}")
+    found = problems(
+        *unit_tests, f"ppo={{engine: rlhfctl, algorithm: {algorithm}, num_generations: 2, outcome_critic: {{}}}}"
+    )
     assert [problem.key for problem in found] == ["ppo.outcome_critic"]
     assert f"not of {algorithm}" in found[0].what
 

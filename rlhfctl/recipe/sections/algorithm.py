@@ -10,14 +10,17 @@ from typing import Any, Literal, get_args
 
 from rlhfctl.recipe.sections.base import Rule
 
-AlgorithmName = Literal["ppo", "a2c"]
+AlgorithmName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo"]
+ScaleRewards = Literal["group", "batch", "none"]
+LossType = Literal["grpo", "dapo", "dr_grpo"]
 NAMES: tuple[str, ...] = get_args(AlgorithmName)
 
 BY_OUTCOMES = "coderl"
 """What the section trains by with `outcome_critic`: ppo with other returns. It is no name for `algorithm`."""
 
 _CRITIC = ("ppo", "a2c")
-_SEVERAL_STEPS = ("ppo", BY_OUTCOMES)
+_SEVERAL_STEPS = ("ppo", BY_OUTCOMES, "grpo")
+_KL_IN_REWARD = ("ppo", BY_OUTCOMES, "a2c", "reinforce", "rloo")
 
 # Key of `ppo` -> the algorithms that use it. Keys that are not listed here are used by all.
 USED_BY: dict[str, tuple[str, ...]] = {
@@ -30,11 +33,16 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "whiten_rewards": _CRITIC,
     "whiten_advantages": _CRITIC,
     "cliprange_value": ("ppo",),
+    "kl_estimator": _KL_IN_REWARD,
     "cliprange": _SEVERAL_STEPS,
     "num_ppo_epochs": _SEVERAL_STEPS,
     "num_mini_batches": _SEVERAL_STEPS,
     "target_kl": _SEVERAL_STEPS,
+    "scale_rewards": ("grpo",),
+    "loss_type": ("grpo",),
 }
+COMPARES_RESPONSES = ("rloo", "grpo")
+"""The algorithms that compare the responses to a prompt with each other: `num_generations` must be 2 at least."""
 
 
 def uses(trains_by: str, key: str) -> bool:

@@ -8,7 +8,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhfctl.recipe.sections.algorithm import BY_OUTCOMES, AlgorithmName, unused_key_rules, unused_keys, uses
+from rlhfctl.recipe.sections.algorithm import (
+    BY_OUTCOMES,
+    COMPARES_RESPONSES,
+    AlgorithmName,
+    LossType,
+    ScaleRewards,
+    unused_key_rules,
+    unused_keys,
+    uses,
+)
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
@@ -106,8 +115,9 @@ class Ppo(Stage):
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
     algorithm: AlgorithmName = Field(
-        "ppo", description="Algorithm (docs/algorithms.md): ppo, or a2c (one optimizer step per update, no clipping)."
-    )
+        "ppo", description="Algorithm (docs/algorithms.md): ppo; a2c (one optimizer step per update, no clipping); or "
+        "without a critic reinforce (over the mean of earlier rewards), rloo and grpo (over the other responses)."
+    )  # fmt: skip
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
     critic: Literal["adapter", "head", "reward", "model"] | None = Field(
         None, description="The critic: an adapter on base*, a head on the policy, a head on the frozen reward model, "
@@ -130,6 +140,14 @@ class Ppo(Stage):
     )
     num_mini_batches: int = Field(1, gt=0, description="Number of optimizer steps per pass over an update's batch.")
     num_ppo_epochs: int = Field(4, gt=0, description="Number of passes over each batch (PPO epochs).")
+    scale_rewards: ScaleRewards = Field(
+        "group", description="With algorithm grpo, the standard deviation by which advantages are divided: of the "
+        "responses to a prompt (group), of the batch, or none."
+    )  # fmt: skip
+    loss_type: LossType = Field(
+        "grpo", description="With algorithm grpo, how the loss adds up tokens: the mean over each response, then over "
+        "responses (grpo), over all tokens (dapo), or the sum over responses x response_length (dr_grpo)."
+    )  # fmt: skip
     num_generations: int = Field(1, gt=0, description="Number of responses to each prompt of a batch.")
     learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
@@ -307,6 +325,13 @@ class Ppo(Stage):
             "remove it, or missing_eos_penalty",
             lambda ppo: ppo.missing_eos_penalty is not None and ppo.missing_eos_score is not None,
             about=("missing_eos_penalty",),
+        ),
+        Rule(
+            "num_generations",
+            "{algorithm} compares the responses to a prompt with each other, and there is one",
+            "set {at}.num_generations to 2 or more, or use {at}.algorithm: reinforce",
+            lambda ppo: ppo.algorithm in COMPARES_RESPONSES and ppo.num_generations < 2,
+            about=("algorithm",),
         ),
         Rule(
             "outcome_critic",

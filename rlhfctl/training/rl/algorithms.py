@@ -16,8 +16,9 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import coderl, ppo_math
 from rlhfctl.training.rl.experience import Experience
 from rlhfctl.training.rl.minibatch import Given, PolicyLoss, gradient_step
-from rlhfctl.training.rl.policy_gradient import over_tokens
+from rlhfctl.training.rl.policy_gradient import group_relative, over_responses, over_tokens
 from rlhfctl.training.rl.ppo_math import PolicyTerms
+from rlhfctl.training.rl.response_advantages import response_advantages
 from rlhfctl.training.rl.values import Advantages
 
 
@@ -61,4 +62,15 @@ ALGORITHMS = {
     "ppo": Algorithm(advantages=generalized_advantages, policy_loss=clipped_surrogate, needs_critic=True),
     "coderl": Algorithm(advantages=coderl.outcome_weighted, policy_loss=clipped_surrogate, needs_critic=False),
     "a2c": Algorithm(advantages=generalized_advantages, policy_loss=over_tokens, needs_critic=True),
+    "reinforce": Algorithm(advantages=response_advantages, policy_loss=over_responses, needs_critic=False),
+    "rloo": Algorithm(
+        advantages=response_advantages, policy_loss=over_responses, needs_critic=False, goes_on_from_policy=True
+    ),
+    "grpo": Algorithm(
+        advantages=response_advantages,
+        policy_loss=group_relative,
+        needs_critic=False,
+        kl_in_reward=False,
+        goes_on_from_policy=True,
+    ),
 }

@@ -62,16 +62,20 @@ class Collector:
     outcome_critic: OutcomeCritic | None = None
 
 
-def collect(collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False) -> Experience:
+def collect(
+    collector: Collector, number: int, *, stream: int = 0, recomputes: bool = False, earlier_reward: float = 0.0
+) -> Experience:
     """Collect the experience of update `number`. `stream` gives each attempt at the same update its own random numbers.
 
     If `recomputes`, the log-probabilities of the sampled tokens come from the training forward, not from sampling.
+    `earlier_reward`: the mean reward of the responses of all earlier updates.
     """
     section, roles, accelerator = collector.section, collector.roles, collector.accelerator
     began = time.monotonic()
     with torch.no_grad(), accelerator.autocast():
         # 1. Sample: one response per prompt, with the log-probability of each sampled token.
         experience = sample_responses(collector, number, stream, recomputes)
+        experience.earlier_reward = earlier_reward
         set_sampled_logprobs(experience, roles.policy, section, first=number == 1, recomputes=recomputes)
         devices.wait()
         sampled = time.monotonic()

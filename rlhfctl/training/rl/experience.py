@@ -61,6 +61,7 @@ class Experience:
     kl: Tensor = field(default_factory=_empty)
     rewards: Tensor = field(default_factory=_empty)
     values: Tensor = field(default_factory=_empty)  # stays empty without a critic
+    earlier_reward: float = 0.0  # mean reward of the responses of all earlier updates: score less KL penalty
     advantages: Tensor = field(default_factory=_empty)
     returns: Tensor = field(default_factory=_empty)  # stays empty without a critic
     recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -213,7 +214,14 @@ class PpoLoop:
     def update(self, number: int) -> dict[str, float]:
         """Run one update: sample a batch and learn from it. NonFiniteError before a non-finite number is applied."""
         section, orders, began = self.section, self.collector.orders, time.monotonic()
-        experience = collect(self.collector, number, stream=self.attempt, recomputes=self.recomputes)
+        earlier = [entry["rlhf_reward"] for entry in self.history]  # in checkpoints, like all metrics
+        experience = collect(
+            self.collector,
+            number,
+            stream=self.attempt,
+            recomputes=self.recomputes,
+            earlier_reward=statistics.fmean(earlier) if earlier else 0.0,
+        )
         if experience.recomputed and not self.recomputes:
             what = f"sampling and update round differently, by up to {experience.rollout_gap:.2g} nats per token"
             sentence = f"{what}: each update computes the log-probabilities anew"

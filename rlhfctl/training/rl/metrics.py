@@ -6,10 +6,12 @@ import statistics
 from collections.abc import Sequence
 
 from rlhfctl.recipe.schema import Ppo
+from rlhfctl.recipe.sections.algorithm import COMPARES_RESPONSES
 from rlhfctl.rewards.episode import part_means
 from rlhfctl.stats.repetition import repetition
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.response_advantages import flat_groups, response_rewards
 
 
 def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], section: Ppo) -> dict[str, float]:
@@ -40,6 +42,10 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
             "greedy_score": float(experience.baselines.mean()),
             "belief": float(ppo_math.masked_mean(experience.beliefs, mask)),
         }
+    if section.trains_by == "reinforce":
+        metrics["baseline"] = experience.earlier_reward
+    if section.trains_by in COMPARES_RESPONSES:
+        metrics["flat_groups"] = flat_groups(response_rewards(experience), section.num_generations)
     metrics |= {
         "token_entropy": -float(ppo_math.masked_mean(experience.logprobs, mask)),
         "optimizer_steps": float(len(steps)),

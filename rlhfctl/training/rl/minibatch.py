@@ -222,12 +222,9 @@ def _learn_policy(
     logprobs = spread(flat, given.mask)
     terms = policy_loss(logprobs, given, section)
     loss = terms.loss
-    shares = {
-        "policy_loss": terms.loss.detach(),
-        "approx_kl": terms.approx_kl,
-        "clip_fraction": terms.clip_fraction,
-        "ratio": terms.ratio_mean,
-    }
+    shares = {"policy_loss": terms.loss.detach(), "approx_kl": terms.approx_kl, "ratio": terms.ratio_mean}
+    if terms.clip_fraction is not None:
+        shares["clip_fraction"] = terms.clip_fraction
     if entropies is not None:
         mean_entropy = entropies.sum() / tokens
         loss = loss - section.entropy_coef * mean_entropy

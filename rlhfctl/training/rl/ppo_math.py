@@ -143,11 +143,11 @@ def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float, m
 class PolicyTerms:
     """The policy's loss over a micro-batch and its share of the minibatch's means.
 
-    All are scalars, except `ratio` and `clipped` (B, W).
+    All are scalars, except `ratio` and `clipped` (B, W). `clip_fraction` is None for a loss that does not clip.
     """
 
     loss: Tensor
-    clip_fraction: Tensor
+    clip_fraction: Tensor | None
     approx_kl: Tensor
     ratio_mean: Tensor
     ratio: Tensor
@@ -161,17 +161,24 @@ def policy_loss(
 
     1707.06347, eq. 7. `approx_kl` is k2 between the policy that sampled and the policy now.
     """
+    losses, log_ratio, is_clipped = clipped_losses(logprobs, old_logprobs, advantages, mask, cliprange)
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        clip_fraction = is_clipped.sum() / count
+        approx_kl = masked_sum(log_ratio**2, mask) / 2 / count
+        ratio_mean = masked_sum(ratio, mask) / count
+    return PolicyTerms(losses.sum() / count, clip_fraction, approx_kl, ratio_mean, ratio, is_clipped)
+
+
+def clipped_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clipped surrogate of each token, the log of its ratio, and where the clip holds it; all (B, W), 0 outside."""
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
-    with torch.no_grad():
-        is_clipped = (clipped > plain) & mask
-        clip_fraction = is_clipped.sum() / count
-        approx_kl = masked_sum(log_ratio**2, mask) / 2 / count
-        ratio_mean = masked_sum(ratio, mask) / count
-    loss = masked_sum(torch.maximum(plain, clipped), mask) / count
-    return PolicyTerms(loss, clip_fraction, approx_kl, ratio_mean, ratio.detach(), is_clipped)
+    return torch.maximum(plain, clipped).masked_fill(~mask, 0.0), log_ratio, (clipped > plain) & mask
 
 
 @dataclass(frozen=True)

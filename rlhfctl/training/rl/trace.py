@@ -16,6 +16,7 @@ from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.response_advantages import COMPARED, response_rewards
 
 
 class Trace:
@@ -54,14 +55,14 @@ class Trace:
         whitening = whitening_numbers(experience, section)
         lines = []
         for index in range(self.episodes):
-            record = self._record(index, experience, tokenizer, section.gamma) | whitening
+            record = self._record(index, experience, tokenizer, section) | whitening
             epochs = self._epochs(index, len(record["ids"]), len(record["rewards"]))
             lines.append(json.dumps({"update": number, "episode": index} | record | {"epochs": epochs}))
         folder.mkdir(parents=True, exist_ok=True)
         fs.write_atomic(folder / f"update-{number:06d}.jsonl", "\n".join(lines) + "\n")
 
     def _record(
-        self, index: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, gamma: float
+        self, index: int, experience: Experience, tokenizer: PreTrainedTokenizerBase, section: Ppo
     ) -> dict[str, Any]:
         """Make the record of one episode. Without a critic, the critic's numbers are left out."""
         ids = experience.responses[index].ids
@@ -86,8 +87,13 @@ class Trace:
             record["reward_extras"] = {name: values[index] for name, values in experience.extras.items()}
         if experience.values.numel():
             values = experience.values[index, :states]
-            deltas = rewards + gamma * torch.cat([values[1:], values.new_zeros(1)]) - values
+            deltas = rewards + section.gamma * torch.cat([values[1:], values.new_zeros(1)]) - values
             record |= {"values": values.tolist(), "deltas": deltas.tolist()}
+        if (compared := COMPARED.get(section.trains_by)) is not None:
+            reward = response_rewards(experience)
+            baselines, scales = compared(reward, experience, section)
+            record |= {"response_reward": float(reward[index])}
+            record |= {"baseline": float(baselines[index]), "scale": float(scales[index])}
         record["advantages"] = experience.advantages[index, :tokens].tolist()
         weighted = experience.importance.numel() > 0
         record["importance"] = experience.importance[index, :tokens].tolist() if weighted else None

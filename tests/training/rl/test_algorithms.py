@@ -31,7 +31,7 @@ def score_function(logprobs: Tensor, given: Given, section: Ppo) -> PolicyTerms:
     ratio = log_ratio.exp()
     return PolicyTerms(
         loss=masked_sum(-given.advantages * logprobs, given.mask) / given.tokens,
-        clip_fraction=torch.zeros(()),
+        clip_fraction=None,
         approx_kl=masked_sum(log_ratio**2, given.mask) / 2 / given.tokens,
         ratio_mean=masked_sum(ratio, given.mask) / given.tokens,
         ratio=ratio,
