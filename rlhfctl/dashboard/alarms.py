@@ -218,9 +218,10 @@ def _clipped(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Itera
 def _critic(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
     last = series["explained_variance"].tail(CRITIC_WINDOW) if "explained_variance" in series else None
     if last is not None and max(last) < 0:
+        more = "" if settings.get("algorithm") == "a2c" else " or more num_ppo_epochs"
         yield (
             f"for {CRITIC_WINDOW} updates the critic has been worse than guessing one number (explained variance "
-            f"{number(last[-1], 2)}), so PPO learns from noise. Try larger batches or more num_ppo_epochs."
+            f"{number(last[-1], 2)}), so the policy learns from noise. Try larger batches{more}."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rlhfctl.importing import common
 from rlhfctl.importing.findings import Fields, Stage
 from rlhfctl.importing.trl import DATA, need_reward
+from rlhfctl.recipe.sections.algorithm import COMPARES_RESPONSES, unused_keys
 
 _ONE_PROCESS = "rlhfctl trains in one process, without Ray, vLLM and DeepSpeed"
 _CLUSTER = (
@@ -79,6 +80,18 @@ _PPO_CARRIED = {
     "top_p": "ppo.top_p", "kl_estimator": "ppo.kl_estimator", "entropy_loss_coef": "ppo.entropy_coef",
     "generate_max_len": "ppo.response_length", "max_epochs": "ppo.num_ppo_epochs", "init_kl_coef": "ppo.kl_coef",
     "gradient_checkpointing": "ppo.gradient_checkpointing",
+}  # fmt: skip
+_PPO_COMPUTED = {"train_batch_size": "ppo.num_mini_batches", "use_kl_estimator_k3": "ppo.kl_estimator"}
+_ONE_STEP = "one optimizer step per update, without a clip; there PPO's clipped loss"
+# Advantage estimator -> our algorithm, its keys, and what is different there.
+_ALGORITHMS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "reinforce": ("reinforce", {}, f"over the mean of earlier rewards, there over the batch's; {_ONE_STEP}"),
+    "rloo": ("rloo", {}, _ONE_STEP),
+    "group_norm": ("grpo", {}, "GRPO's scores by group"),
+    "dr_grpo": ("grpo", {"ppo.scale_rewards": "none"}, "scores less the group's mean, without division"),
+    "reinforce_baseline": (
+        "grpo", {"ppo.scale_rewards": "batch"}, "scores less the group's mean, divided by the batch's deviation",
+    ),
 }  # fmt: skip
 _PPO_DEFAULTS: dict[str, Any] = {
     "actor_learning_rate": 1e-6, "value_clip": 0.5, "lambd": 1.0, "gamma": 1.0, "temperature": 1.0,
@@ -201,10 +214,11 @@ def _trained(fields: Fields) -> None:
 def _ppo(fields: Fields) -> None:
     draft = fields.draft
     _reward(fields)
-    estimator = fields.get("advantage_estimator", "gae")
-    if estimator == "gae":
-        fields.same("advantage_estimator", "generalized advantage estimation")
-    fields.drop("advantage_estimator", "PPO here estimates advantages by gae, with a critic")
+    algorithm = _algorithm(fields)
+    unused = {f"ppo.{key}" for key in unused_keys(algorithm)}
+    for name, key in (_PPO_CARRIED | _PPO_COMPUTED).items():
+        if key in unused:
+            fields.drop(name, f"{algorithm} has no such key")
     prompts, samples = fields.get("rollout_batch_size", 1024), fields.get("n_samples_per_prompt", 1)
     batch, step = prompts * samples, fields.get("train_batch_size", 128)
     micro = min(fields.get("micro_train_batch_size", 4), batch)
@@ -215,15 +229,15 @@ def _ppo(fields: Fields) -> None:
     fields.default("rollout_batch_size", "ppo.gradient_accumulation_steps", max(1, batch // micro), words)
     words = f"optimizer steps per pass: {batch} / {step}"
     fields.carry("train_batch_size", "ppo.num_mini_batches", max(1, batch // step), words)
-    fields.default("train_batch_size", "ppo.num_mini_batches", max(1, batch // step), words)
-    if fields.on("use_kl_loss"):
-        fields.drop("use_kl_loss", "the KL is taken from the rewards, not added to the loss")
-    fields.same("use_kl_loss", "off")
+    if "ppo.num_mini_batches" not in unused:
+        fields.default("train_batch_size", "ppo.num_mini_batches", max(1, batch // step), words)
+    _kl_loss(fields, algorithm)
     if fields.on("use_kl_estimator_k3"):  # the older name
         fields.carry("use_kl_estimator_k3", "ppo.kl_estimator", "k3")
     fields.table(_PPO_CARRIED, {})
     for name, value in _PPO_DEFAULTS.items():
-        fields.default(name, _PPO_CARRIED[name], value)
+        if _PPO_CARRIED[name] not in unused:
+            fields.default(name, _PPO_CARRIED[name], value)
     fields.carry("prompt_max_len", "data.max_prompt_length", words="longer prompts are dropped")
     fields.default("prompt_max_len", "data.max_prompt_length", 1024)
     fields.drop("max_len", "data.max_prompt_length and ppo.response_length bound both parts")
@@ -245,11 +259,43 @@ def _ppo(fields: Fields) -> None:
         fields.default("lr_warmup_ratio", "ppo.warmup_steps", max(1, round(0.03 * updates)), "3% of the updates")
     common.warmup_updates(fields, "lr_warmup_ratio", updates)
     fields.drop("adam_betas", "AdamW has transformers' constants in PPO: 0.9 and 0.999")
+    if "ppo.critic" in unused:
+        for name in ("critic_pretrain", "critic_learning_rate", "freezing_actor_steps", "save_value_network"):
+            fields.drop(name, f"{algorithm} has no critic")
+        fields.drop("no_advantage_std_norm", f"{algorithm} does not whiten advantages")
     if fields.get("critic_pretrain") is not None and fields.get("critic_pretrain") == fields.get("reward_pretrain"):
         fields.same("critic_pretrain", "the critic starts as the reward model")
     fields.drop("critic_pretrain", "the critic starts as the reward model, or as a run's critic: ppo.critic_from")
     if draft.get("ppo.learning_rate") is not None:
         fields.drop("critic_learning_rate", _DROPPED["critic_learning_rate"])
+
+
+def _algorithm(fields: Fields) -> str:
+    """Carry the advantage estimator over as ppo.algorithm; return the algorithm's name."""
+    estimator = str(fields.get("advantage_estimator", "gae"))
+    if estimator not in _ALGORITHMS:
+        if estimator == "gae":
+            fields.same("advantage_estimator", "generalized advantage estimation")
+        fields.drop("advantage_estimator", "ppo.algorithm has no such estimator: it stays ppo, with a critic")
+        return "ppo"
+    algorithm, options, words = _ALGORITHMS[estimator]
+    fields.carry("advantage_estimator", "ppo.algorithm", algorithm, words)
+    for key, value in options.items():
+        fields.note(key, value, f"advantage_estimator: {estimator}")
+    if algorithm in COMPARES_RESPONSES and fields.get("n_samples_per_prompt", 1) < 2:
+        fields.settle("ppo.num_generations", f"set it to 2 or more: {algorithm} compares the responses to a prompt")
+    return algorithm
+
+
+def _kl_loss(fields: Fields, algorithm: str) -> None:
+    """Account for use_kl_loss: the KL is in grpo's loss, and in the rewards of all others."""
+    if fields.on("use_kl_loss") and algorithm == "grpo":
+        fields.same("use_kl_loss", "the KL is in grpo's loss, by k3")
+    elif fields.on("use_kl_loss"):
+        fields.drop("use_kl_loss", "the KL is taken from the rewards, not added to the loss")
+    elif algorithm == "grpo":
+        fields.changed("use_kl_loss", "off there; grpo has the KL in its loss")
+    fields.same("use_kl_loss", "off")
 
 
 def shown_count(rows: float) -> str:

@@ -6,7 +6,8 @@ beside the recorded ones, and a test adds them up to the logged losses.
 
 Arrays hold one number per token (T) or per state (S); a response that ended by itself has one state more than tokens.
 Sources: Schulman et al. 2017 (1707.06347), PPO; Schulman et al. 2015 (1506.02438), GAE; Ziegler et al. 2019
-(1909.08593), KL as a reward; Huang et al. 2024 (2403.17031), details. Reads and writes no files.
+(1909.08593), KL as a reward; Huang et al. 2024 (2403.17031), details; Ahmadian et al. 2024 (2402.14740), reinforce and
+rloo; Shao et al. 2024 (2402.03300), grpo. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -100,35 +101,78 @@ def value_errors(
     return np.square(_array(values) - due), np.square(near - due)
 
 
-def losses(episodes: Iterable[Mapping[str, Any]], cliprange: float, cliprange_value: float) -> dict[str, float]:
-    """Compute the losses of an update from the traces of all its episodes: means over the tokens of each minibatch.
+def response_reward(score: float, kl_per_token: ArrayLike, kl_coef: float) -> float:
+    """Compute the reward of a whole response: its score less kl_coef x the sum of its tokens' KL (2402.14740)."""
+    return score - kl_coef * float(_array(kl_per_token).sum())
 
-    Returns the mean over the minibatches, as the metrics log it. Without a critic its metrics are left out.
+
+def k3(logprobs: ArrayLike, reference: ArrayLike, kept: ArrayLike) -> Numbers:
+    """Compute the KL of each token (T,) that is a part of grpo's loss (2402.03300, eq. 4): k3, from the policy now."""
+    return kl(logprobs, reference, kept, "k3")
+
+
+def losses(episodes: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Compute the losses of an update from the traces of all its episodes and the keys of its `ppo` section.
+
+    Returns the mean over the minibatches, as the metrics log it. What the algorithm does not have (a critic's losses, a
+    clip) is left out.
     """
     tokens: dict[tuple[int, int], list[Numbers]] = defaultdict(list)
     states: dict[tuple[int, int], list[Numbers]] = defaultdict(list)
     for episode in episodes:
         for number, epoch in enumerate(episode["epochs"]):
             minibatch = (number, epoch["minibatch"])
-            tokens[minibatch].append(_token_terms(episode, epoch, cliprange))
+            tokens[minibatch].append(_token_terms(episode, epoch, settings))
             if "values" in epoch:
-                states[minibatch].append(_state_terms(episode, epoch, cliprange_value))
-    names = ("policy_loss", "approx_kl", "clip_fraction", "ratio")
-    found = dict(zip(names, _mean_of_means(tokens.values()), strict=True))
+                states[minibatch].append(_state_terms(episode, epoch, settings.get("cliprange_value", np.inf)))
+    found = {"policy_loss": float(np.mean([added_up([one[0] for one in few], settings) for few in tokens.values()]))}
+    found |= dict(zip(("_", "approx_kl", "ratio", "clip_fraction"), _mean_of_means(tokens.values()), strict=True))
+    del found["_"]
+    if not clips(settings):
+        del found["clip_fraction"]
     if states:
         found |= dict(zip(("value_loss", "value_clip_fraction"), _mean_of_means(states.values()), strict=True))
     return found
 
 
-def _token_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], cliprange: float) -> Numbers:
-    """Compute loss, half the squared log-ratio, clipped and ratio of each token: (4, T)."""
-    log_ratio = _array(epoch["logprobs"]) - _array(episode["policy_logprobs"])
+def clips(settings: Mapping[str, Any]) -> bool:
+    """Tell whether the algorithm's loss clips a ratio of probabilities; if not, it is -A log p."""
+    return settings.get("algorithm", "ppo") not in ("a2c", "reinforce", "rloo")
+
+
+def added_up(losses_: Sequence[Numbers], settings: Mapping[str, Any]) -> float:
+    """Add up the losses of a minibatch's tokens, one array per response, in the way of the algorithm.
+
+    reinforce and rloo: the sum over tokens, the mean over responses (2402.14740). grpo: by `loss_type`, the mean over
+    tokens and then over responses (grpo), over all tokens (dapo), or the sum over responses x response_length
+    (dr_grpo). All others: the mean over all tokens.
+    """
+    algorithm, every = settings.get("algorithm", "ppo"), np.concatenate(losses_)
+    if algorithm in ("reinforce", "rloo"):
+        return float(every.sum() / len(losses_))
+    if algorithm == "grpo" and settings["loss_type"] == "grpo":
+        return float(np.mean([one.mean() for one in losses_]))
+    if algorithm == "grpo" and settings["loss_type"] == "dr_grpo":
+        return float(every.sum() / (len(losses_) * settings["response_length"]))
+    return float(every.mean())
+
+
+def _token_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], settings: Mapping[str, Any]) -> Numbers:
+    """Compute loss, half the squared log-ratio, ratio and clipped of each token: (4, T)."""
+    now = _array(epoch["logprobs"])
+    log_ratio = now - _array(episode["policy_logprobs"])
     ratio = np.exp(log_ratio)
     advantages_ = _array(episode["advantages"])
     if episode.get("importance") is not None:  # with ppo.importance_cap
         advantages_ = advantages_ * _array(episode["importance"])
-    plain, clipped = objective(ratio, advantages_, cliprange)
-    return np.stack([-np.minimum(plain, clipped), np.square(log_ratio) / 2, clipped < plain, ratio])
+    if not clips(settings):
+        return np.stack([-advantages_ * now, np.square(log_ratio) / 2, ratio, np.zeros(len(now))])
+    plain, clipped = objective(ratio, advantages_, settings["cliprange"])
+    loss = -np.minimum(plain, clipped)
+    if settings.get("algorithm") == "grpo":
+        kept = episode.get("kept_logprobs") or np.zeros(len(now))
+        loss = loss + settings["kl_coef"] * k3(now, episode["reference_logprobs"], kept)
+    return np.stack([loss, np.square(log_ratio) / 2, ratio, clipped < plain])
 
 
 def _state_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], cliprange_value: float) -> Numbers:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.dashboard import explain, traces
+from rlhfctl.dashboard.formulas import Step
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
@@ -121,12 +122,12 @@ def list_traces(run: Path, stage: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def explained(episode: Episode, position: int | None) -> tuple[traces.TokenRow, list[explain.Step]]:
+def explained(episode: Episode, position: int | None) -> tuple[traces.TokenRow, list[Step]]:
     """Explain one position of an episode: by default its last token. RlhfctlError where it is beyond the response."""
     rows = episode.rows
-    if "values" not in episode.record:
+    if not explain.can_explain(episode.record):
         raise RlhfctlError(
-            "this stage has no critic: there are no values to explain",
+            "this trace has neither a critic's values nor a baseline: there is no formula of the advantages to explain",
             where=str(episode.run / episode.stage),
             fix="leave out --explain",
         )

@@ -140,3 +140,51 @@ def test_an_older_trace_without_the_batchs_numbers_is_explained_by_what_it_recor
     older = {name: value for name, value in record.items() if not name.startswith(("kept", "advantage_", "reward_m"))}
     steps = {step.name: step for step in explain.explain(older, BY_HAND | {"whiten_advantages": True}, 0)}
     assert steps["advantage, whitened"].value == 1.5 and "older version" in steps["advantage, whitened"].worked
+
+
+# ---------------------------------------------------------------- the other algorithms
+
+OTHERS: list[dict[str, Any]] = [
+    {"algorithm": "a2c", "gamma": 0.9, "kl_estimator": "k3"},
+    {"algorithm": "reinforce", "missing_eos_penalty": 1.0, "kl_estimator": "k2"},
+    {"algorithm": "rloo", "num_generations": 4},
+    {"algorithm": "grpo", "num_generations": 4, "num_mini_batches": 2, "top_k": 5},
+    {"algorithm": "grpo", "num_generations": 2, "loss_type": "dr_grpo", "scale_rewards": "none"},
+    {"algorithm": "grpo", "num_generations": 8, "loss_type": "dapo", "scale_rewards": "batch"},
+]
+QUICK = OTHERS[2:4]
+OF_A_CRITIC = ("delta", "advantage (GAE)", "return")
+
+
+@pytest.mark.parametrize(
+    "options", [one if one in QUICK else pytest.param(one, marks=pytest.mark.ci) for one in OTHERS], ids=str
+)
+def test_the_trace_of_another_algorithm_gives_its_numbers_and_losses(options: dict[str, Any], tmp_path: Path) -> None:
+    has_critic = options["algorithm"] == "a2c"
+    loop, updates = traced(tmp_path, kind="adapter" if has_critic else None, **options)
+    settings = loop.section.model_dump(mode="json")
+    for records, logged in zip(updates, loop.history, strict=True):
+        found = explain.batch_losses(records, settings, logged)
+        assert found.computed.keys() <= logged.keys()
+        assert found.computed == pytest.approx({name: logged[name] for name in found.computed}, abs=1e-5)
+        assert ("clip_fraction" in found.computed) is (options["algorithm"] == "grpo")
+        assert found.objective == ("policy_loss + 0.1 x value_loss (vf_coef)" if has_critic else "policy_loss")
+    assert abs(logged["policy_loss"]) > 1e-4
+    for record in updates[-1]:
+        assert explain.can_explain(record)
+        steps = explain.explain(record, settings, 0)
+        assert all(step.agrees for step in steps), [step for step in steps if not step.agrees]
+        names = [step.name for step in steps]
+        assert [name in names for name in OF_A_CRITIC] == [has_critic] * 3
+        assert ("R, of the response" in names) is not has_critic
+        assert ("scale" in names) is (settings.get("scale_rewards", "none") != "none")
+        assert ("epoch 1: ratio" in names) is ("epoch 1: KL in the loss" in names) is (options["algorithm"] == "grpo")
+        assert ("epoch 2: objective" in names) is (options["algorithm"] == "grpo")
+
+
+def test_a_wrong_advantage_of_a_response_is_seen(tmp_path: Path) -> None:
+    loop, updates = traced(tmp_path, kind=None, **OTHERS[2])
+    record, settings = updates[-1][0], loop.section.model_dump(mode="json")
+    wrong = record | {"advantages": [one + 0.01 for one in record["advantages"]]}
+    steps = {step.name: step for step in explain.explain(wrong, settings, 0)}
+    assert not steps["advantage"].agrees and steps["R, of the response"].agrees

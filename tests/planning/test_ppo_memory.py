@@ -46,6 +46,15 @@ def test_roles_of_ppo() -> None:
     assert cheaper < 0.8 * ppo().peak.total < ppo(per_device_train_batch_size=16).peak.total
 
 
+@pytest.mark.parametrize("algorithm", ["reinforce", "rloo", "grpo"])
+def test_without_a_critic_there_is_none_to_hold(algorithm: str) -> None:
+    adapter, whole = ppo(algorithm=algorithm), ppo(algorithm=algorithm, lora=None, shared=False)
+    assert set(adapter.peak.needs) == {BASE, "policy", "reward model"}
+    assert set(whole.peak.needs) == {"policy", "reference", "reward model"}
+    assert "the critic's step" not in {moment.what for moment in adapter.moments}
+    assert adapter.peak.total < ppo().peak.total and ppo(algorithm="a2c").peak.needs["critic"]
+
+
 def test_recomputing_a_share_of_the_layers_lies_between_none_and_all() -> None:
     step = "the policy's step"
     none, part, every = (

@@ -9,6 +9,8 @@ import pytest
 
 from rlhfctl.stats import ppo_arithmetic as arithmetic
 
+CLIPS = {"cliprange": 0.2, "cliprange_value": 0.2}
+
 
 @pytest.mark.parametrize(
     ("estimator", "expected"),
@@ -98,7 +100,9 @@ def test_losses_are_means_over_tokens_of_a_minibatch_then_over_minibatches() -> 
         return numbers | {"values": [0.0] * count, "returns": [2.0] * count, "epochs": [epoch]}
 
     log2 = math.log(2)
-    found = arithmetic.losses([episode([0.0, log2], 0), episode([-log2], 1)], 0.2, 0.5)
+    found = arithmetic.losses(
+        [episode([0.0, log2], 0), episode([-log2], 1)], {"cliprange": 0.2, "cliprange_value": 0.5}
+    )
     assert found["policy_loss"] == pytest.approx(-((1 + 1.2) / 2 + 0.5) / 2)
     assert found["clip_fraction"] == pytest.approx((1 / 2 + 0) / 2)
     assert found["ratio"] == pytest.approx((1.5 + 0.5) / 2)
@@ -108,10 +112,37 @@ def test_losses_are_means_over_tokens_of_a_minibatch_then_over_minibatches() -> 
 
 def test_without_a_critic_there_is_no_value_loss() -> None:
     one = {"policy_logprobs": [0.0], "advantages": [1.0], "epochs": [{"minibatch": 0, "logprobs": [0.0]}]}
-    assert arithmetic.losses([one], 0.2, 0.2).keys() == {"policy_loss", "approx_kl", "clip_fraction", "ratio"}
+    assert arithmetic.losses([one], CLIPS).keys() == {"policy_loss", "approx_kl", "clip_fraction", "ratio"}
 
 
 def test_importance_weights_scale_the_policy_loss_token_by_token() -> None:
     one = {"policy_logprobs": [0.0, 0.0], "advantages": [1.0, -3.0], "importance": [2.0, 0.5]}
     epochs = [{"minibatch": 0, "logprobs": [0.0, 0.0]}]
-    assert arithmetic.losses([one | {"epochs": epochs}], 0.2, 0.2)["policy_loss"] == pytest.approx(-(2.0 - 1.5) / 2)
+    assert arithmetic.losses([one | {"epochs": epochs}], CLIPS)["policy_loss"] == pytest.approx(-(2.0 - 1.5) / 2)
+
+
+def test_losses_of_tokens_are_added_up_by_the_algorithm() -> None:
+    """Two responses, of three tokens and of one."""
+    few = [np.array([1.0, 2.0, 6.0]), np.array([5.0])]
+    found = {
+        name: arithmetic.added_up(few, {"algorithm": name, "response_length": 7})
+        for name in ("a2c", "reinforce", "rloo")
+    }
+    assert found == {"a2c": 14 / 4, "reinforce": 14 / 2, "rloo": 14 / 2} and arithmetic.added_up(few, {}) == 14 / 4
+    grpo = {"algorithm": "grpo", "response_length": 7}
+    types = {name: arithmetic.added_up(few, grpo | {"loss_type": name}) for name in ("grpo", "dapo", "dr_grpo")}
+    assert types == {"grpo": (3 + 5) / 2, "dapo": 14 / 4, "dr_grpo": 14 / (2 * 7)}
+
+
+def test_a_loss_without_a_clip_is_minus_a_log_p_and_grpo_adds_the_kl() -> None:
+    one = {"policy_logprobs": [math.log(0.5)], "advantages": [2.0], "reference_logprobs": [math.log(0.25)]}
+    one |= {"epochs": [{"minibatch": 0, "logprobs": [math.log(0.5)]}]}
+    plain = arithmetic.losses([one], {"algorithm": "a2c"})
+    assert plain.keys() == {"policy_loss", "approx_kl", "ratio"}
+    assert plain["policy_loss"] == pytest.approx(-2 * math.log(0.5))
+    grpo = {"algorithm": "grpo", "loss_type": "dapo", "kl_coef": 0.3, "cliprange": 0.2}
+    assert arithmetic.losses([one], grpo)["policy_loss"] == pytest.approx(-2.0 + 0.3 * (0.5 - 1 - math.log(0.5)))
+
+
+def test_the_reward_of_a_response_is_its_score_less_the_kl_of_all_tokens() -> None:
+    assert arithmetic.response_reward(1.0, [0.5, -0.1, 0.2], 0.5) == pytest.approx(0.7)

@@ -16,7 +16,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhfctl.dashboard.explain import TOLERANCE, Losses, Step
+from rlhfctl.dashboard.explain import Losses
+from rlhfctl.dashboard.formulas import TOLERANCE, Step
 from rlhfctl.dashboard.terminal.draw import Signs, fit, shown
 from rlhfctl.dashboard.text import fixed, number, short, visible
 from rlhfctl.dashboard.traces import Record, TokenRow

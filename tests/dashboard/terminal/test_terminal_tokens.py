@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from rlhfctl.dashboard.explain import Losses, Step
+from rlhfctl.dashboard.explain import Losses
+from rlhfctl.dashboard.formulas import Step
 from rlhfctl.dashboard.terminal import tokens as views
 from rlhfctl.dashboard.terminal.draw import ASCII, UNICODE
 from rlhfctl.dashboard.traces import TokenRow, token_rows
