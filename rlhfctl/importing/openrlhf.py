@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlhfctl.importing import common
+from rlhfctl.importing.estimators import algorithm_of, kl_loss
 from rlhfctl.importing.findings import Fields, Stage
 from rlhfctl.importing.trl import DATA, need_reward
-from rlhfctl.recipe.sections.algorithm import COMPARES_RESPONSES, unused_keys
+from rlhfctl.recipe.sections.algorithm import unused_keys
 
 _ONE_PROCESS = "rlhfctl trains in one process, without Ray, vLLM and DeepSpeed"
 _CLUSTER = (
@@ -82,17 +83,6 @@ _PPO_CARRIED = {
     "gradient_checkpointing": "ppo.gradient_checkpointing",
 }  # fmt: skip
 _PPO_COMPUTED = {"train_batch_size": "ppo.num_mini_batches", "use_kl_estimator_k3": "ppo.kl_estimator"}
-_ONE_STEP = "one optimizer step per update, without a clip; there PPO's clipped loss"
-# Advantage estimator -> our algorithm, its keys, and what is different there.
-_ALGORITHMS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "reinforce": ("reinforce", {}, f"over the mean of earlier rewards, there over the batch's; {_ONE_STEP}"),
-    "rloo": ("rloo", {}, _ONE_STEP),
-    "group_norm": ("grpo", {}, "GRPO's scores by group"),
-    "dr_grpo": ("grpo", {"ppo.scale_rewards": "none"}, "scores less the group's mean, without division"),
-    "reinforce_baseline": (
-        "grpo", {"ppo.scale_rewards": "batch"}, "scores less the group's mean, divided by the batch's deviation",
-    ),
-}  # fmt: skip
 _PPO_DEFAULTS: dict[str, Any] = {
     "actor_learning_rate": 1e-6, "value_clip": 0.5, "lambd": 1.0, "gamma": 1.0, "temperature": 1.0,
     "generate_max_len": 1024, "max_epochs": 1, "init_kl_coef": 0.01,
@@ -214,7 +204,7 @@ def _trained(fields: Fields) -> None:
 def _ppo(fields: Fields) -> None:
     draft = fields.draft
     _reward(fields)
-    algorithm = _algorithm(fields)
+    algorithm = algorithm_of(fields)
     unused = {f"ppo.{key}" for key in unused_keys(algorithm)}
     for name, key in (_PPO_CARRIED | _PPO_COMPUTED).items():
         if key in unused:
@@ -231,7 +221,7 @@ def _ppo(fields: Fields) -> None:
     fields.carry("train_batch_size", "ppo.num_mini_batches", max(1, batch // step), words)
     if "ppo.num_mini_batches" not in unused:
         fields.default("train_batch_size", "ppo.num_mini_batches", max(1, batch // step), words)
-    _kl_loss(fields, algorithm)
+    kl_loss(fields, algorithm)
     if fields.on("use_kl_estimator_k3"):  # the older name
         fields.carry("use_kl_estimator_k3", "ppo.kl_estimator", "k3")
     fields.table(_PPO_CARRIED, {})
@@ -268,34 +258,6 @@ def _ppo(fields: Fields) -> None:
     fields.drop("critic_pretrain", "the critic starts as the reward model, or as a run's critic: ppo.critic_from")
     if draft.get("ppo.learning_rate") is not None:
         fields.drop("critic_learning_rate", _DROPPED["critic_learning_rate"])
-
-
-def _algorithm(fields: Fields) -> str:
-    """Carry the advantage estimator over as ppo.algorithm; return the algorithm's name."""
-    estimator = str(fields.get("advantage_estimator", "gae"))
-    if estimator not in _ALGORITHMS:
-        if estimator == "gae":
-            fields.same("advantage_estimator", "generalized advantage estimation")
-        fields.drop("advantage_estimator", "ppo.algorithm has no such estimator: it stays ppo, with a critic")
-        return "ppo"
-    algorithm, options, words = _ALGORITHMS[estimator]
-    fields.carry("advantage_estimator", "ppo.algorithm", algorithm, words)
-    for key, value in options.items():
-        fields.note(key, value, f"advantage_estimator: {estimator}")
-    if algorithm in COMPARES_RESPONSES and fields.get("n_samples_per_prompt", 1) < 2:
-        fields.settle("ppo.num_generations", f"set it to 2 or more: {algorithm} compares the responses to a prompt")
-    return algorithm
-
-
-def _kl_loss(fields: Fields, algorithm: str) -> None:
-    """Account for use_kl_loss: the KL is in grpo's loss, and in the rewards of all others."""
-    if fields.on("use_kl_loss") and algorithm == "grpo":
-        fields.same("use_kl_loss", "the KL is in grpo's loss, by k3")
-    elif fields.on("use_kl_loss"):
-        fields.drop("use_kl_loss", "the KL is taken from the rewards, not added to the loss")
-    elif algorithm == "grpo":
-        fields.changed("use_kl_loss", "off there; grpo has the KL in its loss")
-    fields.same("use_kl_loss", "off")
 
 
 def shown_count(rows: float) -> str:

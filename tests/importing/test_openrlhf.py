@@ -8,7 +8,6 @@ import pytest
 
 from rlhfctl.importing.findings import Draft, Fields, Job, Stage
 from rlhfctl.importing.openrlhf import translate
-from rlhfctl.recipe.schema import Ppo
 
 
 def recipe(stage: Stage, **given: Any) -> dict[str, Any]:
@@ -55,29 +54,3 @@ def test_sources_keep_their_weights() -> None:
     assert made["sources"] == [
         {"source": "a/b", "weight": 0.9, "limit": 50}, {"source": "c/d", "weight": 0.1, "limit": 50},
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("estimator", "expected"),
-    [
-        ("gae", {}),
-        ("reinforce", {"algorithm": "reinforce"}),
-        ("rloo", {"algorithm": "rloo"}),
-        ("group_norm", {"algorithm": "grpo"}),
-        ("dr_grpo", {"algorithm": "grpo", "scale_rewards": "none"}),
-        ("reinforce_baseline", {"algorithm": "grpo", "scale_rewards": "batch"}),
-    ],
-)
-def test_an_advantage_estimator_is_an_algorithm_with_the_keys_that_it_uses(
-    estimator: str, expected: dict[str, str]
-) -> None:
-    given = {"eps_clip": 0.3, "value_clip": 0.4, "lambd": 0.9, "kl_estimator": "k2", "n_samples_per_prompt": 4}
-    made = recipe("ppo", advantage_estimator=estimator, train_batch_size=16, rollout_batch_size=16, **given)["ppo"]
-    assert {key: made[key] for key in ("algorithm", "scale_rewards") if key in made} == expected
-    section = Ppo(**made)
-    assert list(section.conflicts("ppo")) == []
-    name = expected.get("algorithm", "ppo")
-    assert ("lam" in made, "cliprange_value" in made) == (name == "ppo", name == "ppo")
-    clips = name in ("ppo", "grpo")
-    assert ("cliprange" in made, "num_mini_batches" in made, "num_ppo_epochs" in made) == (clips, clips, clips)
-    assert ("kl_estimator" in made) is (name != "grpo")

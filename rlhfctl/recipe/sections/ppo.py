@@ -108,6 +108,110 @@ _TRL_RULES: tuple[Rule[Ppo], ...] = (
 )
 
 
+_RULES: tuple[Rule[Ppo], ...] = (
+    Rule(
+        "num_mini_batches",
+        "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
+        "use a divisor of {batch_size}, or change per_device_train_batch_size",
+        lambda ppo: ppo.batch_size % ppo.num_mini_batches != 0,
+        about=BATCH_KEYS,
+    ),
+    Rule(
+        "num_mini_batches",
+        f"whiten_rewards needs mini-batches of at least {SMALLEST_WHITENED_MINIBATCH}, got {{mini_batch_size}}",
+        "lower num_mini_batches, raise per_device_train_batch_size, or set whiten_rewards: false",
+        _too_small_to_whiten,
+        about=(*BATCH_KEYS, "whiten_rewards"),
+    ),
+    Rule(
+        "num_generations",
+        "a batch of {batch_size} does not hold {num_generations} responses to each prompt",
+        "use a divisor of {batch_size}, or change per_device_train_batch_size",
+        lambda ppo: ppo.batch_size % ppo.num_generations != 0,
+        about=BATCH_KEYS,
+    ),
+    Rule(
+        "stop_token",
+        "{stop_token!r} would be a token",
+        "write null for no stop token",
+        lambda ppo: ppo.stop_token in ("off", "none", "no"),
+    ),
+    *(
+        Rule(
+            key,
+            "needs an end token to miss, but stop_token is null",
+            "set stop_token: eos, or {key}: null",
+            _without_end(key),
+            about=("stop_token", "stop_strings"),
+        )
+        for key in MISSING_EOS_KEYS
+    ),
+    Rule(
+        "missing_eos_score",
+        "the score of a response without an end is either lowered or replaced",
+        "remove it, or missing_eos_penalty",
+        lambda ppo: ppo.missing_eos_penalty is not None and ppo.missing_eos_score is not None,
+        about=("missing_eos_penalty",),
+    ),
+    Rule(
+        "num_generations",
+        "{algorithm} compares the responses to a prompt with each other, and there is one",
+        "set {at}.num_generations to 2 or more, or use {at}.algorithm: reinforce",
+        lambda ppo: ppo.algorithm in COMPARES_RESPONSES and ppo.num_generations < 2,
+        about=("algorithm",),
+    ),
+    Rule(
+        "outcome_critic",
+        "changes the returns of ppo, not of {algorithm}",
+        "set {at}.algorithm: ppo, or remove outcome_critic",
+        lambda ppo: ppo.outcome_critic is not None and ppo.algorithm != "ppo",
+        about=("algorithm",),
+    ),
+    Rule(
+        "critic",
+        "an adapter needs LoRA, but all weights are trained",
+        "use model, head or reward",
+        lambda ppo: ppo.critic == "adapter" and ppo.lora is None,
+        about=("lora",),
+    ),
+    Rule(
+        "critic_trains_trunk",
+        "is for critic: head, which shares the policy's weights",
+        "remove it",
+        lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind not in ("head", None),
+        about=("critic",),
+    ),
+    Rule(
+        "checkpointed_share",
+        "is for gradient_checkpointing, which is off",
+        "set {at}.gradient_checkpointing: true, or remove it",
+        lambda ppo: ppo.checkpointed_share < 1 and not ppo.gradient_checkpointing,
+        about=("gradient_checkpointing",),
+    ),
+    Rule(
+        "critic_from",
+        "a head on the policy reads another policy's states",
+        "use critic: adapter or model",
+        lambda ppo: ppo.critic_from is not None and ppo.critic_kind == "head",
+        about=("critic",),
+    ),
+    Rule(
+        "best_kl_limit",
+        "limits the choice of the best policy, but {at}.use is last",
+        "set use: best, or remove it",
+        lambda ppo: ppo.best_kl_limit is not None and ppo.use == "last",
+        about=("use",),
+    ),
+    Rule(
+        "rewards",
+        "there is no scorer {scorer!r}",
+        f"use {described_in('ppo.rewards')}, module:name, http://..., or a model's folder or id with a slash",
+        _unknown_scorers,
+    ),
+    Rule("rewards", UNFIT, UNFIT_FIX, lambda ppo: any(map(unfit, ppo.rewards or {}))),
+)
+
+
 class Ppo(Stage):
     """Reinforcement learning against the reward, by proximal policy optimization (PPO)."""
 
@@ -279,107 +383,4 @@ class Ppo(Stage):
         newer += unused_keys(self.trains_by)
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
-    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
-        *_TRL_RULES,
-        *unused_key_rules(),
-        Rule(
-            "num_mini_batches",
-            "a batch of {batch_size} does not divide into {num_mini_batches} equal mini-batches",
-            "use a divisor of {batch_size}, or change per_device_train_batch_size",
-            lambda ppo: ppo.batch_size % ppo.num_mini_batches != 0,
-            about=BATCH_KEYS,
-        ),
-        Rule(
-            "num_mini_batches",
-            f"whiten_rewards needs mini-batches of at least {SMALLEST_WHITENED_MINIBATCH}, got {{mini_batch_size}}",
-            "lower num_mini_batches, raise per_device_train_batch_size, or set whiten_rewards: false",
-            _too_small_to_whiten,
-            about=(*BATCH_KEYS, "whiten_rewards"),
-        ),
-        Rule(
-            "num_generations",
-            "a batch of {batch_size} does not hold {num_generations} responses to each prompt",
-            "use a divisor of {batch_size}, or change per_device_train_batch_size",
-            lambda ppo: ppo.batch_size % ppo.num_generations != 0,
-            about=BATCH_KEYS,
-        ),
-        Rule(
-            "stop_token",
-            "{stop_token!r} would be a token",
-            "write null for no stop token",
-            lambda ppo: ppo.stop_token in ("off", "none", "no"),
-        ),
-        *(
-            Rule(
-                key,
-                "needs an end token to miss, but stop_token is null",
-                "set stop_token: eos, or {key}: null",
-                _without_end(key),
-                about=("stop_token", "stop_strings"),
-            )
-            for key in MISSING_EOS_KEYS
-        ),
-        Rule(
-            "missing_eos_score",
-            "the score of a response without an end is either lowered or replaced",
-            "remove it, or missing_eos_penalty",
-            lambda ppo: ppo.missing_eos_penalty is not None and ppo.missing_eos_score is not None,
-            about=("missing_eos_penalty",),
-        ),
-        Rule(
-            "num_generations",
-            "{algorithm} compares the responses to a prompt with each other, and there is one",
-            "set {at}.num_generations to 2 or more, or use {at}.algorithm: reinforce",
-            lambda ppo: ppo.algorithm in COMPARES_RESPONSES and ppo.num_generations < 2,
-            about=("algorithm",),
-        ),
-        Rule(
-            "outcome_critic",
-            "changes the returns of ppo, not of {algorithm}",
-            "set {at}.algorithm: ppo, or remove outcome_critic",
-            lambda ppo: ppo.outcome_critic is not None and ppo.algorithm != "ppo",
-            about=("algorithm",),
-        ),
-        Rule(
-            "critic",
-            "an adapter needs LoRA, but all weights are trained",
-            "use model, head or reward",
-            lambda ppo: ppo.critic == "adapter" and ppo.lora is None,
-            about=("lora",),
-        ),
-        Rule(
-            "critic_trains_trunk",
-            "is for critic: head, which shares the policy's weights",
-            "remove it",
-            lambda ppo: not ppo.critic_trains_trunk and ppo.critic_kind not in ("head", None),
-            about=("critic",),
-        ),
-        Rule(
-            "checkpointed_share",
-            "is for gradient_checkpointing, which is off",
-            "set {at}.gradient_checkpointing: true, or remove it",
-            lambda ppo: ppo.checkpointed_share < 1 and not ppo.gradient_checkpointing,
-            about=("gradient_checkpointing",),
-        ),
-        Rule(
-            "critic_from",
-            "a head on the policy reads another policy's states",
-            "use critic: adapter or model",
-            lambda ppo: ppo.critic_from is not None and ppo.critic_kind == "head",
-            about=("critic",),
-        ),
-        Rule(
-            "best_kl_limit",
-            "limits the choice of the best policy, but {at}.use is last",
-            "set use: best, or remove it",
-            lambda ppo: ppo.best_kl_limit is not None and ppo.use == "last",
-            about=("use",),
-        ),
-        Rule(
-            "rewards",
-            "there is no scorer {scorer!r}",
-            f"use {described_in('ppo.rewards')}, module:name, http://..., or a model's folder or id with a slash",
-            _unknown_scorers,
-        ),
-        Rule("rewards", UNFIT, UNFIT_FIX, lambda ppo: any(map(unfit, ppo.rewards or {}))),
-    )
+    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (*_TRL_RULES, *unused_key_rules(), *_RULES)
