@@ -38,6 +38,7 @@ from rlhfctl.stages.context import Context
 from rlhfctl.stages.ppo import ParentModels
 from rlhfctl.stats import ppo_arithmetic as arithmetic
 from rlhfctl.tools.tokens import Episode
+from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.roles import Critic, build_roles
 
 MOST_RESPONSES = 20_000
@@ -274,6 +275,7 @@ def _with_expected(
     The reference is the policy before training. Whitened rewards depend on each batch, so no value is the true one.
     """
     expected: dict[Ids, float] = {}
+    coefficient = section.kl_coef if ALGORITHMS[section.trains_by].kl_in_reward else 0.0
     if section.whiten_rewards:
         return _Valued(measured, expected)
     for ids, score in scores.items():  # the state after an end has the score as its reward
@@ -287,7 +289,7 @@ def _with_expected(
         for token, chance, cost in zip(world.tokens, p, kl, strict=True):
             following = (*state, token)
             later = section.gamma * expected[following] if following in expected else scores[following]
-            total += float(torch.tensor(chance).exp()) * (later - section.kl_coef * float(cost))
+            total += float(torch.tensor(chance).exp()) * (later - coefficient * float(cost))
         expected[state] = total
     return _Valued(measured, expected)
 

@@ -5,7 +5,6 @@ One run up to the reward stage is shared; each test trains for an update or two 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -30,10 +29,8 @@ from rlhfctl.generation import static_decoder
 from rlhfctl.generation.static_decoder import StaticDecoder
 from rlhfctl.models import adapters, heads, merging, scoring, tokenizing
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.recipe.schema import Ppo
 from rlhfctl.stages.loader import Loader
-from rlhfctl.training.rl.algorithms import ALGORITHMS
-from rlhfctl.training.rl.experience import Experience
+from rlhfctl.stages.ppo import can_extend
 
 ROWS = [[20, 30, 40, 50], [60, 70], [80, 90, 100, 110, 120, 130], [33, 33, 33]]
 ONE_UPDATE = ("ppo.total_episodes=16",)
@@ -173,24 +170,17 @@ def test_the_critic_is_exported_merged_or_with_its_base(kind: str, trained: dict
     assert scoring.score_rows(PeftModel.from_pretrained(base, to), ROWS, pad) == pytest.approx(scores, abs=1e-5)
 
 
-def test_an_algorithm_without_a_critic_makes_none(
-    until_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One entry in the table and the recipe's choice are all that it takes."""
-
-    def reward_to_go(experience: Experience, section: Ppo) -> tuple[Tensor, None]:
-        total = experience.rewards.sum(1)
-        advantages = (total - total.mean())[:, None].expand_as(experience.rewards)
-        return advantages.masked_fill(~experience.response_mask, 0.0), None
-
-    entry = dataclasses.replace(ALGORITHMS["ppo"], advantages=reward_to_go, needs_critic=False)
-    monkeypatch.setitem(ALGORITHMS, "baseline", entry)
-    monkeypatch.setattr(Ppo, "algorithm", property(lambda section: "baseline"))
-    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE)
+def test_an_algorithm_without_a_critic_makes_none(until_reward: Path, tmp_path: Path) -> None:
+    run = run_ppo(until_reward, tmp_path / "copy", *ONE_UPDATE, "ppo.algorithm=rloo", "ppo.num_generations=2")
     made = artifact(run)
     assert set(made.manifest.layout) == {"adapter", "probes"} and not (run / "ppo" / "critic").exists()
     adapter = load_file(run / "ppo" / "adapter" / "adapter_model.safetensors")
     assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)  # it has moved
+    section = load_recipe(run / "recipe.yaml").recipe.ppo
+    assert section is not None and section.critic_kind is None
+    assert can_extend(made, section)  # the policy is all that it has learned
+    for other in ({"algorithm": "ppo"}, {"algorithm": "reinforce"}, {"use": "best"}):
+        assert not can_extend(made, section.model_copy(update=other))
 
 
 # ---------------------------------------------------------------- a critic to start from
