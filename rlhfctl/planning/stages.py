@@ -358,7 +358,7 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: MemoryEstimate | None) 
     trained = optimizer // 2
     whole = sum(kinds.get(WEIGHTS, 0) for role, kinds in needs.items() if role == "policy")
     policy = whole if BASE in needs else _first(needs, "policy")
-    critic = _first(needs, "critic") or whole
+    critic = (_first(needs, "critic") or whole) + lengths.tokenizer_bytes if section.critic_kind is not None else 0
     checkpoint = trained + optimizer + _SMALL_FILES
     updates = section.updates
     each = section.checkpoint_steps or checkpoints.interval(updates)
@@ -368,7 +368,7 @@ def _ppo_disk(recipe: Recipe, lengths: Lengths, outlook: MemoryEstimate | None) 
     traces = updates // section.trace_every if section.trace_every else 0
     one_trace = min(section.trace_episodes, section.batch_size) * section.response_length * 16 * _NUMBER
     probes = _probes(scoring.PROBE_ROWS, max(lengths.prompts))
-    kept = policy + critic + 2 * lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
+    kept = policy + critic + lengths.tokenizer_bytes + traces * one_trace + probes + _SMALL_FILES
     transient = min(written, most + 1) * checkpoint + first
     highest = max(transient, min(written, most) * checkpoint + kept) + best
     return Disk(highest, kept)

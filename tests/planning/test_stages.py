@@ -18,6 +18,18 @@ def test_ppo_counts_updates_and_tokens(tiny_recipe: Path) -> None:
     assert (ppo.steps, ppo.tokens, ppo.rows) == (2, 32 * 12, "42 prompts, 32 episodes")
 
 
+def test_without_a_critic_less_is_written(tiny_recipe: Path) -> None:
+    plans = {}
+    for algorithm in ("a2c", "rloo"):
+        sets = (f"ppo.algorithm={algorithm}", "ppo.num_generations=2")
+        found = planned(tiny_recipe, tiny_recipe.parent / "nothing", *sets)
+        plans[algorithm] = next(stage for stage in found.stages if stage.name == "ppo")
+    with_critic, without = plans["a2c"], plans["rloo"]
+    assert without.disk.kept < 0.8 * with_critic.disk.kept and without.disk.highest < with_critic.disk.highest
+    assert with_critic.outlook is not None and without.outlook is not None
+    assert "critic" in with_critic.outlook.peak.needs and "critic" not in without.outlook.peak.needs
+
+
 def test_compare_says_how_many_questions_go_where(tiny_recipe: Path) -> None:
     endpoint = "compare.endpoint={base_url: 'https://judge.example/v1', model: judge-1}"
     new = planned(tiny_recipe, tiny_recipe.parent / "nothing", "compare.judges=[gold, endpoint]", endpoint)
