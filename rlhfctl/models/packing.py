@@ -304,6 +304,18 @@ def packed(trunk: Any) -> Iterator[bool]:
         config._attn_implementation = "sdpa"
 
 
+@contextmanager
+def unpacked(trunk: Any) -> Iterator[None]:
+    """Let `trunk` compute each group of packed sequences as a padded batch inside the block, by plain `sdpa`."""
+    before = trunk.config._attn_implementation
+    if before == PACKED:
+        trunk.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        trunk.config._attn_implementation = before
+
+
 def _test_sequences(trunk: Any) -> Sequences:
     count = trunk.config.vocab_size
     prompts = [[(5 * i + 3 * position + 2) % count for position in range(n)] for i, n in enumerate(_CHECK_LENGTHS)]
