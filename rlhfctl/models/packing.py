@@ -305,11 +305,13 @@ def packed(trunk: Any) -> Iterator[bool]:
 
 
 @contextmanager
-def unpacked(trunk: Any) -> Iterator[None]:
-    """Let `trunk` compute each group of packed sequences as a padded batch inside the block, by plain `sdpa`."""
+def in_plain_operations(trunk: Any) -> Iterator[None]:
+    """Let `trunk` compute each group of packed sequences as a padded batch, without an attention kernel.
+
+    transformers' `eager` attention has derivatives of every kind.
+    """
     before = trunk.config._attn_implementation
-    if before == PACKED:
-        trunk.config._attn_implementation = "sdpa"
+    trunk.config._attn_implementation = "eager"
     try:
         yield
     finally:

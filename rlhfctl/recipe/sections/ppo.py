@@ -220,10 +220,9 @@ class Ppo(Stage):
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
     algorithm: AlgorithmName = Field(
-        "ppo", description="Algorithm (docs/algorithms.md): ppo; a2c (one optimizer step per update, no clipping); trpo "
-        "(one natural-gradient step per update, in a trust region); nlpo (ppo that samples from the likely tokens of an "
-        "older policy); or without a critic reinforce (over the mean of earlier rewards), rloo and grpo (over the other "
-        "responses)."
+        "ppo", description="Algorithm (docs/algorithms.md): ppo; a2c (one optimizer step per update, no clipping); "
+        "trpo (a step in a trust region per update); nlpo (ppo on the likely tokens of an older policy); or "
+        "without a critic reinforce (over the mean of earlier rewards), rloo and grpo (over the other responses)."
     )  # fmt: skip
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
     critic: Literal["adapter", "head", "reward", "model"] | None = Field(

@@ -25,11 +25,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhfctl.models.fused import unfused
 from rlhfctl.models.language_model import LanguageModel
-from rlhfctl.models.packing import Sequences, all_states, unpacked
+from rlhfctl.models.packing import Sequences, all_states, in_plain_operations
 from rlhfctl.models.tensors import LOGITS_AT_ONCE
 
 
@@ -102,8 +101,7 @@ def _plain_path(policy: LanguageModel) -> Iterator[None]:
     """Let the policy run by operations that have forward-mode derivatives, inside the block."""
     with ExitStack() as inside:
         inside.enter_context(unfused(policy.model))
-        inside.enter_context(unpacked(policy.trunk))
-        inside.enter_context(sdpa_kernel(SDPBackend.MATH))
+        inside.enter_context(in_plain_operations(policy.trunk))
         yield
 
 

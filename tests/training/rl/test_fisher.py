@@ -110,7 +110,7 @@ def test_all_products_together_are_the_symmetric_matrix_by_hand() -> None:
             parts = unit.split([weight.numel() for weight in chosen.values()])
             v = {n: part.view_as(w) for (n, w), part in zip(chosen.items(), parts, strict=True)}
             columns.append(flat(list(fisher_product(policy, rows, chosen, v, TEMPERATURE).values())))
-    assert torch.allclose(torch.stack(columns), by_hand[::17], rtol=1e-6, atol=1e-9)
+    assert torch.allclose(torch.stack(columns), by_hand[::17], rtol=1e-4, atol=1e-6 * float(by_hand.abs().max()))
     assert float(by_hand.abs().max()) > 1e-3
 
 
