@@ -57,7 +57,7 @@ RULES = [
     ("launch.accelerate_config=none.yaml", "launch.accelerate_config", "there is no file none.yaml"),
     # algorithms
     ("ppo={engine: rlhfctl, algorithm: trpo, bf16: true}", "ppo.bf16", "coarser than the KL that trpo bounds"),
-    ("ppo={engine: rlhfctl, algorithm: trpo, critic: head}", "ppo.critic", "move the policy out of trpo's trust region"),
+    ("ppo={engine: rlhfctl, algorithm: trpo, critic: head}", "ppo.critic", "the policy out of trpo's trust region"),
     ("ppo={engine: rlhfctl, algorithm: nlpo, sampler: slots}", "ppo.sampler", "nlpo samples beside a masking policy"),
     # model
     ("model.init.hidden_size=130", "model.init.hidden_size", "130 cannot be shared among 4 attention heads"),

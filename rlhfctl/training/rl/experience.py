@@ -35,16 +35,24 @@ class ValueStep:
 
 
 @dataclass(frozen=True)
+class PolicyPass:
+    """One forward pass of the policy over a whole batch: its mean metrics, and what a trace records of the episodes."""
+
+    metrics: dict[str, float]
+    traced: list[tuple[list[int], dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
 class PolicyStep:
     """The policy's step on a whole batch, where an algorithm takes one before the critic's steps (trpo).
 
-    `metrics`: name -> number. `before`, `after`: per micro-batch the episodes and what a trace records of them, with
-    the policy that sampled and with the one that learned.
+    `metrics`: those of the step itself, name -> number. `before`, `after`: with the policy that sampled and with the
+    one that learned, the metrics of a pass over the batch, and per micro-batch its episodes and what a trace records.
     """
 
     metrics: dict[str, float]
-    before: list[tuple[list[int], dict[str, Tensor]]]
-    after: list[tuple[list[int], dict[str, Tensor]]]
+    before: PolicyPass
+    after: PolicyPass
 
 
 @dataclass

@@ -23,7 +23,7 @@ from rlhfctl.generation.kl import KL_ELEMENTS, kl_terms
 from rlhfctl.models.packing import Sequences
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import minibatch, ppo_math
-from rlhfctl.training.rl.experience import Experience, PolicyStep, pieces, spread
+from rlhfctl.training.rl.experience import Experience, PolicyPass, PolicyStep, pieces, spread
 from rlhfctl.training.rl.fisher import fisher_product
 from rlhfctl.training.rl.minibatch import Given, Learner, PolicyLoss
 from rlhfctl.training.rl.natural_gradient import Trial, conjugate_gradient, dot, line_search, step_size
@@ -45,7 +45,7 @@ def importance_weighted(logprobs: Tensor, given: Given, section: Ppo) -> PolicyT
         ratio_mean = ppo_math.masked_sum(ratio, mask) / tokens
     loss = ppo_math.masked_sum(-given.advantages * ratio, mask) / tokens
     none = torch.zeros_like(mask)
-    return PolicyTerms(loss, torch.zeros_like(approx_kl), approx_kl, ratio_mean, ratio.detach(), none)
+    return PolicyTerms(loss, None, approx_kl, ratio_mean, ratio.detach(), none)
 
 
 def trust_region_step(
@@ -58,16 +58,17 @@ def trust_region_step(
 ) -> dict[str, float]:
     """Take the critic's optimizer step on one minibatch; before the first of a batch, the policy's step on the batch.
 
-    Returns the minibatch's mean metrics; those of the policy's step are the same in every minibatch of a batch. Raises
-    NonFiniteError before a number that is not finite is applied.
+    Returns the minibatch's mean metrics. Those of the policy are over the whole batch: as it sampled in the first
+    epoch, as it is after its step in later ones. Raises NonFiniteError before a number that is not finite is applied.
     """
     if experience.policy_step is None:
         experience.policy_step = _PolicyStep(learner, experience, policy_loss).take()
     step = experience.policy_step
+    policy = step.before if epoch == 0 else step.after
     if trace is not None:
-        for part, traced in step.before if epoch == 0 else step.after:
+        for part, traced in policy.traced:
             trace.add(epoch, part, traced)
-    return step.metrics | minibatch.critic_step(learner, experience, indices, epoch, trace)
+    return policy.metrics | step.metrics | minibatch.critic_step(learner, experience, indices, epoch, trace)
 
 
 @dataclass
@@ -122,14 +123,14 @@ class _PolicyStep:
         if found is None:
             self._move(torch.zeros_like(direction))
         after = before if found is None else sums[-1]
-        metrics = after.shares | {
+        metrics = {
             "trust_kl": after.kl,
             "surrogate_gain": after.objective - before.objective,
             "step_fraction": fraction,
             "line_search_steps": float(tried),
             "step_refused": float(found is None),
         }
-        return PolicyStep(metrics, before.traced, after.traced)
+        return PolicyStep(metrics, PolicyPass(before.shares, before.traced), PolicyPass(after.shares, after.traced))
 
     # ------------------------------------------------------------ passes over the batch
 
@@ -176,7 +177,6 @@ class _PolicyStep:
         shares = {
             "policy_loss": terms.loss,
             "approx_kl": terms.approx_kl,
-            "clip_fraction": terms.clip_fraction,
             "ratio": terms.ratio_mean,
         }
         if entropies is not None:
