@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from small_loops import BATCH, KINDS_AND_LORA, Seen, column, gap, loop_for, trained, untimed
+from small_roles import base, stir_adapters
 from thread_processes import group, together
 from torch import Tensor
 
 from rlhfctl.models.packing import Sequences
 from rlhfctl.models.tensors import unpacked_bits
+from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.training.rl import masking
 from rlhfctl.training.rl.collect import token_logprobs
 from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.roles import build_roles
 
 NLPO: dict[str, Any] = {"algorithm": "nlpo", "nlpo": {"top_mask": 0.7, "target_update_iterations": 2}}
 
@@ -137,3 +141,27 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert mine == pytest.approx(its, abs=1e-6)
         for mine, its in zip(loop.batches, one.batches, strict=True):
             assert [r.allowed for r in mine.responses] == [r.allowed for r in its.responses]
+
+
+@pytest.mark.parametrize("lora", [Lora(r=4, lora_alpha=8, lora_dropout=0.1), None])
+def test_roles_of_the_recipe_have_a_masking_policy_that_equals_the_policy(lora: Lora | None) -> None:
+    """A function scores, so that no model but base* is loaded; with another algorithm there is no masking policy."""
+    models: Any = SimpleNamespace(
+        shared_reward_adapters=lambda: [], has_reward=False, classifier=lambda: None, start_model=lambda: None,
+        start_adapter=lambda: None, critic_adapter=lambda: None, critic_model=lambda: None, note=lambda message: None,
+    )  # fmt: skip
+    section = Ppo(algorithm="nlpo", lora=lora)
+    roles, _ = build_roles(section, base()[1], 1, models, seed=0)
+    roles.prepare()
+    assert roles.masking is not None and roles.masking.switch is roles.policy.switch
+    assert (roles.masking.model is roles.policy.model) is (lora is not None)
+    rows = Sequences.of([[2, 3], [4]], [[5, 0], [6, 7]], "cpu")
+    stir_adapters(roles.policy.model, only=".default." if lora else "o_proj")
+    with torch.no_grad():
+        before = [one.response_logprobs(rows, 1.0) for one in (roles.policy, roles.masking)]
+        masking.sync(roles.masking, roles.policy)
+        after = [one.response_logprobs(rows, 1.0) for one in (roles.policy, roles.masking)]
+    assert not torch.allclose(before[0], before[1], atol=1e-3)
+    assert torch.allclose(after[0], after[1], atol=1e-6)
+    assert {name.split(".")[0] for name in roles.state()} == {"policy", "critic", "masking"}
+    assert build_roles(Ppo(lora=lora), base()[1], 1, models, seed=0)[0].masking is None
