@@ -23,7 +23,8 @@ from rlhfctl.training.rl import fisher
 from rlhfctl.training.rl.experience import Experience
 from rlhfctl.training.rl.natural_gradient import conjugate_gradient
 
-WIDE: dict[str, Any] = {"algorithm": "trpo", "dtype": torch.float64, "per_device_train_batch_size": 16}
+LORA: dict[str, Any] = {"algorithm": "trpo", "dtype": torch.float64, "per_device_train_batch_size": 16}
+WIDE = LORA | {"kind": "model", "lora": False}  # of two layers: products are quicker without adapters
 
 
 def of_policy(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ def test_a_step_improves_the_surrogate_within_its_bound(
     def keep(loop: Seen, _: Experience) -> None:
         olds.append(copy_of(loop.roles.policy))
 
-    options = WIDE | {"kind": kind, "lora": lora, "temperature": temperature, "trpo": {"max_kl": 0.005}}
+    options = LORA | {"kind": kind, "lora": lora, "temperature": temperature, "trpo": {"max_kl": 0.005}}
     loop = trained(tmp_path, number, change=keep, run={"first": number - 1}, **options)
     (entry,), (batch,) = loop.history, loop.batches
     tokens, new = int(batch.lengths.sum()), copy_of(loop.roles.policy)
@@ -118,7 +119,7 @@ def test_without_anything_to_gain_the_policy_stays_bit_for_bit(tmp_path: Path) -
 
 def test_a_step_that_the_line_search_refuses_is_taken_back(tmp_path: Path) -> None:
     """With few responses the KL is not quadratic as far as the whole step goes, and only that one is tried."""
-    options = WIDE | {"per_device_train_batch_size": 8, "trpo": {"max_kl": 0.02, "line_search_max_iter": 1}}
+    options = LORA | {"per_device_train_batch_size": 8, "trpo": {"max_kl": 0.02, "line_search_max_iter": 1}}
     loop = trained(tmp_path / "one", 1, **options)
     (entry,) = loop.history
     assert (entry["step_refused"], entry["line_search_steps"], entry["step_fraction"]) == (1.0, 1.0, 0.0)
@@ -139,8 +140,8 @@ def test_each_setting_of_the_trust_region_changes_the_step(changed: dict[str, An
 
 
 def test_the_entropy_bonus_is_part_of_what_a_step_improves(tmp_path: Path) -> None:
-    options = WIDE | {"score": nothing, "kl_coef": 0.0, "kind": "model", "lora": False}
-    loop = trained(tmp_path, 6, entropy_coef=1.0, **options)
+    options = WIDE | {"score": nothing, "kl_coef": 0.0}
+    loop = trained(tmp_path, 3, entropy_coef=1.0, **options)
     entropies = column(loop, "policy_entropy")
     assert entropies[-1] > entropies[0] + 0.05
 
@@ -156,12 +157,13 @@ def test_the_entropy_bonus_is_part_of_what_a_step_improves(tmp_path: Path) -> No
     ],
 )
 def test_micro_batches_and_checkpointing_change_only_rounding(changed: dict[str, Any], tmp_path: Path) -> None:
-    one, other = trained(tmp_path / "a", 2, **WIDE), trained(tmp_path / "b", 2, **WIDE | changed)
+    one, other = trained(tmp_path / "a", 1, **WIDE), trained(tmp_path / "b", 1, **WIDE | changed)
     assert gap(one.roles.state(), other.roles.state()) < 1e-6
     assert gap(one.roles.state(), loop_for(tmp_path / "start", **WIDE).roles.state()) > 1e-3
 
 
 def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up to rounding: plain attention has its softmax in float32, over groups of other sequences."""
     # Here processes are threads, and torch has one level of dual numbers for all of them.
     change, lock = fisher._change, threading.Lock()
 
@@ -171,17 +173,18 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(fisher, "_change", one_at_a_time)
     section = WIDE | {"entropy_coef": 0.01, "num_mini_batches": 2, "trace_every": 1}
-    one = trained(tmp_path / "one", 2, **section)
-    many = [loop_for(tmp_path / f"process-{own.number}", 2, run={"processes": own}, **section) for own in group(2)]
+    one = trained(tmp_path / "one", 1, **section)
+    many = [loop_for(tmp_path / f"process-{own.number}", 1, run={"processes": own}, **section) for own in group(2)]
     together([loop.train for loop in many])
     for loop in many:
-        assert gap(loop.roles.state(), one.roles.state()) < 1e-6
+        assert gap(loop.roles.state(), one.roles.state()) < 1e-5
+        assert gap(loop.roles.state(), many[0].roles.state()) == 0.0
         for mine, its in zip(untimed(loop.history), untimed(one.history), strict=True):
-            assert mine == pytest.approx(its, abs=1e-6)
-    first, its = (tmp_path / name / "traces" / "update-000002.jsonl" for name in ("process-0", "one"))
+            assert mine == pytest.approx(its, abs=1e-4)
+    first, its = (tmp_path / name / "traces" / "update-000001.jsonl" for name in ("process-0", "one"))
     for mine, other in zip(first.read_text().splitlines(), its.read_text().splitlines(), strict=True):
         epochs = [json.loads(line)["epochs"] for line in (mine, other)]
-        assert [one["ratio"] for one in epochs[0]] == [pytest.approx(one["ratio"], abs=1e-6) for one in epochs[1]]
+        assert [one["ratio"] for one in epochs[0]] == [pytest.approx(one["ratio"], abs=1e-4) for one in epochs[1]]
 
 
 # ---------------------------------------------------------------- the loop
@@ -201,13 +204,15 @@ def test_the_policy_moves_once_per_update_and_the_critic_in_every_minibatch(tmp_
 
 
 def test_a_head_that_leaves_the_trunk_alone_learns_beside_the_policy(tmp_path: Path) -> None:
-    loop = trained(tmp_path, 2, kind="head", critic="head", critic_trains_trunk=False, **WIDE)
-    begun = loop_for(tmp_path / "start", kind="head", **WIDE).roles.state()
+    parts = LORA | {"kind": "head", "critic": "head", "critic_trains_trunk": False}
+    loop = trained(tmp_path, 1, **parts)
+    begun = loop_for(tmp_path / "start", **parts).roles.state()
     assert gap(loop.roles.state(), begun, "critic.score") > 1e-4
-    assert [entry["step_refused"] for entry in loop.history] == [0.0, 0.0]
-    assert all(entry["trust_kl"] <= 0.01 for entry in loop.history)
+    (entry,) = loop.history
+    assert entry["step_refused"] == 0.0 and entry["trust_kl"] <= 0.01
 
 
+@pytest.mark.ci
 def test_trpo_teaches_the_policy_to_say_a(tmp_path: Path) -> None:
     options = WIDE | {
         "dtype": torch.float32,
@@ -227,7 +232,7 @@ def test_a_run_that_goes_on_ends_bit_for_bit_as_if_undisturbed(tmp_path: Path) -
         if late.done == 2:
             raise Stop
 
-    options: dict[str, Any] = {"algorithm": "trpo", "checkpoint_steps": 1}
+    options: dict[str, Any] = {"algorithm": "trpo", "checkpoint_steps": 1, "kind": "model", "lora": False}
     whole = trained(tmp_path / "whole", 4, **options)
     with pytest.raises(Stop):
         loop_for(tmp_path / "stopped", 4, change=stop, **options).train()
@@ -244,6 +249,6 @@ def test_a_number_that_is_not_finite_reaches_no_weight(tmp_path: Path) -> None:
         calls.append(1)
         return [float("nan")] * len(episodes) if len(calls) == 2 else share_of_a(episodes)
 
-    loop = trained(tmp_path, 3, algorithm="trpo", score=once)
+    loop = trained(tmp_path, 3, kind="model", lora=False, algorithm="trpo", score=once)
     assert loop.attempt == 1 and loop.done == 3
     assert all(bool(torch.isfinite(weight).all()) for weight in loop.roles.state().values())
