@@ -157,7 +157,8 @@ def loop_for(
     data = PromptData(tokenizer, rows, PROMPTS)
     where = Run(seed=5, work=work / "work", **run or {})
     if algorithm == "nlpo":
-        roles = dataclasses.replace(roles, masking=make_masking(roles.policy, LOW_RANK if lora else None))
+        its = LOW_RANK.model_copy(update={"layers_to_transform": layers}) if lora else None
+        roles = dataclasses.replace(roles, masking=make_masking(roles.policy, its))
     return Seen(section, roles, score, data, where, watcher, algorithm=algorithm, change=change)
 
 
