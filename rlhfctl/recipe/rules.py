@@ -576,30 +576,41 @@ PROCESSES: tuple[Rule[Sections], ...] = (
 )
 
 
-def _with_trpo(broken: Callable[[Sections], bool]) -> Callable[[Sections], bool]:
-    return lambda recipe: recipe.ppo is not None and recipe.ppo.algorithm == "trpo" and broken(recipe)
+def _with(algorithm: str, broken: Callable[[Sections], bool]) -> Callable[[Sections], bool]:
+    return lambda recipe: recipe.ppo is not None and recipe.ppo.algorithm == algorithm and broken(recipe)
 
 
-TRPO: tuple[Rule[Sections], ...] = (
+def _divides(recipe: Sections) -> bool:
+    return recipe.launch is not None and recipe.launch.shard
+
+
+ALGORITHMS: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo.algorithm",
         "rounding to {model.dtype} is coarser than the KL that trpo bounds",
         "use model.dtype: float32, or another algorithm",
-        _with_trpo(lambda recipe: recipe.model.dtype != "float32"),
+        _with("trpo", lambda recipe: recipe.model.dtype != "float32"),
         about=("model.dtype",),
     ),
     Rule(
         "ppo.algorithm",
         "layers in few bits ({model.quantization}) have no forward-mode derivatives, which trpo takes",
         "remove model.quantization, or use another algorithm",
-        _with_trpo(lambda recipe: recipe.model.quantization is not None),
+        _with("trpo", lambda recipe: recipe.model.quantization is not None),
         about=("model.quantization",),
     ),
     Rule(
         "ppo.algorithm",
         "trpo works on all trained weights as one vector, which launch.shard divides",
         "leave launch.shard out, or use another algorithm",
-        _with_trpo(lambda recipe: recipe.launch is not None and recipe.launch.shard),
+        _with("trpo", _divides),
+        about=("launch.shard",),
+    ),
+    Rule(
+        "ppo.algorithm",
+        "the masking policy of nlpo cannot be divided over processes by launch.shard",
+        "leave launch.shard out, or use another algorithm",
+        _with("nlpo", _divides),
         about=("launch.shard",),
     ),
 )
@@ -619,6 +630,6 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
         SEEDS,
         *LABELS,
         *PROCESSES,
-        *TRPO,
+        *ALGORITHMS,
     )
     return (*stage_rules(stages), *between)

@@ -376,6 +376,7 @@ MORE = [
     ("launch={shard: true}",),
     ("launch={num_processes: 2, shard: true}", "ppo={outcome_critic: {}}"),
     ("launch={num_processes: 2, shard: true}", "ppo={engine: rlhfctl, algorithm: trpo}"),
+    ("launch={num_processes: 2, shard: true}", "ppo={engine: rlhfctl, algorithm: nlpo}"),
     ("model={path: a/b, quantization: 4bit, init: null}", "ppo={engine: rlhfctl, algorithm: trpo}", "lora={}"),
     ("model={path: a/b, dtype: bfloat16, init: null}", "ppo={engine: rlhfctl, algorithm: trpo}"),
     ("launch={num_processes: 2, shard: true, accelerate_config: none.yaml}",),
