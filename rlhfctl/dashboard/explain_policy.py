@@ -1,4 +1,4 @@
-"""Explain the policy's loss of one token of a trace, by the algorithm of its stage: clipped, -A log p, or grpo's.
+"""Explain the policy's loss of one token of a trace, by the algorithm of its stage: clipped or not, -A log p, grpo's.
 
 Pure functions; the text is ASCII alone, so that every terminal shows it.
 """
@@ -15,6 +15,7 @@ from rlhfctl.stats import ppo_arithmetic as arithmetic
 
 _WILLIAMS = "Williams 1992, REINFORCE"
 _GRPO = "Shao et al. 2024, arXiv 2402.03300"
+_TRPO = "Schulman et al. 2015, arXiv 1502.05477, eq. 14"
 
 
 def policy_epoch(record: Record, settings: Mapping[str, Any], advantage: float, at: int, number: int) -> Iterator[Step]:
@@ -23,10 +24,10 @@ def policy_epoch(record: Record, settings: Mapping[str, Any], advantage: float, 
     weight = None if weights is None else weights[at]
     gain = advantage * (1.0 if weight is None else weight)
     weighted = "" if weight is None else f" with A times its importance weight {n(weight)}"
-    if not arithmetic.clips(settings):
+    if not arithmetic.has_ratio(settings):
         yield _score_function(record, gain, weighted, at, number)
         return
-    yield from _clipped(record, settings, gain, weighted, at, number)
+    yield from _with_ratio(record, settings, gain, weighted, at, number)
     if settings.get("algorithm") == "grpo":
         yield _kl_in_loss(record, settings, at, number)
 
@@ -43,10 +44,10 @@ def _score_function(record: Record, gain: float, weighted: str, at: int, number:
     )
 
 
-def _clipped(
+def _with_ratio(
     record: Record, settings: Mapping[str, Any], gain: float, weighted: str, at: int, number: int
 ) -> Iterator[Step]:
-    epoch, clip = record["epochs"][number], settings["cliprange"]
+    epoch = record["epochs"][number]
     ratio = math.exp(epoch["logprobs"][at] - record["policy_logprobs"][at])
     yield Step(
         f"epoch {number + 1}: ratio",
@@ -56,6 +57,17 @@ def _clipped(
         epoch["ratio"][at],
         f"{PPO}, section 3" if number == 0 else "",
     )
+    if not arithmetic.clips(settings):
+        yield Step(
+            f"epoch {number + 1}: objective",
+            f"ratio A{weighted}; its negative is the loss",
+            f"{n(ratio)} x {signed(gain)}",
+            ratio * gain,
+            None,
+            _TRPO if number == 0 else "",
+        )
+        return
+    clip = settings["cliprange"]
     plain, clipped = (float(term[0]) for term in arithmetic.objective([ratio], [gain], clip))
     held = "the clip holds it" if epoch["clipped"][at] else "not clipped"
     yield Step(

@@ -21,11 +21,20 @@ from rlhfctl.recipe.schema import Ppo
 
 
 @dataclass(frozen=True)
+class TokenMask:
+    """Restrict what is sampled to the likeliest tokens of the masking `policy` that reach `top_mask` (masking.py)."""
+
+    policy: LanguageModel
+    top_mask: float
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Sampling settings.
 
     `temperature`: None means greedy. `stop_ids`: None means the model's end tokens, () means no end before the longest
     length. `top_k` 0 and `top_p` 1 keep the whole distribution. `stream` separates draws of the same seed and episode.
+    `mask`: a policy beside the one that samples, whose likely tokens alone may be drawn; not with top-k or top-p.
     """
 
     max_new_tokens: int
@@ -37,6 +46,7 @@ class Sampling:
     stop_ids: tuple[int, ...] | None = None
     stop_strings: tuple[str, ...] = ()
     stream: int = 0
+    mask: TokenMask | None = None
 
     @property
     def truncates(self) -> bool:
@@ -71,7 +81,8 @@ class Response:
     """The token ids of one response, with its end token if it ended by itself.
 
     `logprobs`: log-probability per token under the full distribution at the sampling temperature. `kept`: log of the
-    total probability that top-k and top-p kept, per token; 0 without them.
+    total probability that top-k, top-p or a masking policy kept, per token; 0 without them. `allowed`: the tokens that
+    a masking policy allowed, ceil(V / 8) bytes per token of the response (tensors.packed_bits).
     """
 
     ids: list[int]
@@ -79,6 +90,7 @@ class Response:
     logprobs: list[float] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)  # one per state, one after the end; empty without value head
+    allowed: bytes = b""  # empty without masking policy
 
 
 class Generator(Protocol):

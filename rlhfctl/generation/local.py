@@ -8,6 +8,7 @@ Used by PPO (the rlhfctl engine), by evaluation during PPO (both engines) and by
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,12 +21,13 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhfctl.events import Work
 from rlhfctl.generation.generator import Response, Sampling, inverse_cdf, truncated, uniforms
+from rlhfctl.generation.masking import MaskedBatch, draw_allowed
 from rlhfctl.generation.small_decoder import Decoder, Decoding
 from rlhfctl.models.fused import fused
 from rlhfctl.models.language_model import LanguageModel, as_language_model
 from rlhfctl.models.packing import PACKED, has_full_attention
 from rlhfctl.models.scoring import evaluating
-from rlhfctl.models.special_tokens import end_tokens
+from rlhfctl.models.special_tokens import PAD_LOGIT, end_tokens
 from rlhfctl.models.tensors import pad_left
 
 SHRINK_BELOW = 0.8  # shrink the batch when at most this share of its rows is unfinished; each time copies the cache
@@ -51,9 +53,15 @@ def sample(
     # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     responses: dict[int, Response] = {}
-    policy.activate()
+    masking = None if sampling.mask is None else sampling.mask.policy
     work = Work(what, len(order), "response")
-    with evaluating(policy.model), fused(policy.model), work:
+    with contextlib.ExitStack() as inside:
+        for one in (policy, masking):
+            if one is not None:
+                inside.enter_context(evaluating(one.model))
+                inside.enter_context(fused(one.model))
+        inside.enter_context(work)
+        begin_mask = None if masking is None else make_forward(masking)
         begin = make_forward(policy)
         for start in range(0, len(order), sampling.batch_size):
             indices = order[start : start + sampling.batch_size]
@@ -62,12 +70,13 @@ def sample(
             ids, mask = pad_left(distinct, policy.pad_token_id, policy.device)
             room = ids.shape[1] + sampling.max_new_tokens
             ids = ids.masked_fill(mask == 0, 0)
-            batch = begin(ids, mask, room)
+            batches = [start_batch(ids, mask, room) for start_batch in (begin, begin_mask) if start_batch is not None]
             if len(distinct) < len(which):  # several responses to one prompt: its states are computed once
                 rows = torch.tensor(which, device=policy.device)
-                batch.keep(rows)
-                batch.states = batch.states[rows]
-            drawn = _sample_batch(policy, batch, tokenizer, sampling, batch_episodes, value_head, work, start)
+                for batch in batches:
+                    batch.keep(rows)
+                    batch.states = batch.states[rows]
+            drawn = _sample_batch(policy, batches, tokenizer, sampling, batch_episodes, value_head, work, start)
             responses |= dict(zip(indices, drawn, strict=True))
             work.advance(start + len(indices))
             on_batch(start + len(indices))
@@ -76,6 +85,7 @@ def sample(
 
 def make_forward(policy: LanguageModel) -> Callable[[Tensor, Tensor, int], _Forward | Decoding]:
     """Choose the fastest decoder: a function of prompts (B, T), mask (B, T) and tokens per row that starts a batch."""
+    policy.activate()
     decoder = Decoder.of(policy)
     return decoder.begin if decoder is not None else partial(_Forward, policy)
 
@@ -89,7 +99,7 @@ def _distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], li
 
 def _sample_batch(
     policy: LanguageModel,
-    batch: _Forward | Decoding,
+    batches: Sequence[_Forward | Decoding],
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     episodes: Sequence[int],
@@ -97,7 +107,10 @@ def _sample_batch(
     work: Work,
     before: int,
 ) -> list[Response]:
-    """Sample the responses of one batch. `before`: the number of responses that are already done."""
+    """Sample the responses of one batch. `before`: the number of responses that are already done.
+
+    `batches`: the policy's batch and, with a masking policy, that one's.
+    """
     device, longest = policy.device, sampling.max_new_tokens
     stops = end_tokens(policy.model, tokenizer) if sampling.stop_ids is None else sampling.stop_ids
     stop_ids = torch.tensor(stops, dtype=torch.long, device=device)
@@ -109,6 +122,9 @@ def _sample_batch(
     exact = torch.float64 if policy.head.weight.dtype == torch.float64 else torch.float32
     logprobs = torch.zeros((len(episodes), longest), device=device, dtype=exact)
     kept, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+    batch, masked = batches[0], None
+    if sampling.mask is not None:
+        masked = MaskedBatch(batches[1], sampling, len(episodes), policy.vocabulary, stop_ids)
     counts = torch.full((len(episodes),), longest, device=device)
     ended = torch.zeros(len(episodes), dtype=torch.bool, device=device)
     going = torch.arange(len(episodes), device=device)  # indices of the episodes whose rows are still in the cache
@@ -117,8 +133,16 @@ def _sample_batch(
         if value_head is not None:
             values[going, t] = value_head(states).to(exact)
         logits = batch.logits()
+        if masked is not None:
+            allowed = masked.allowed(going, t)
         if noise is None:
-            token = logits.argmax(-1)
+            token = (logits if masked is None else logits.masked_fill(~allowed, PAD_LOGIT)).argmax(-1)
+        elif masked is not None and sampling.temperature is not None:
+            logp, within = draw_allowed(logits, allowed, sampling.temperature)
+            token = inverse_cdf(within.exp(), noise[going, t])
+            chosen, restricted = (table.gather(-1, token[:, None]).squeeze(-1) for table in (logp, within))
+            logprobs[going, t] = chosen.to(logprobs.dtype)
+            kept[going, t] = (chosen - restricted).to(kept.dtype)
         else:
             token, logp, probabilities = draw(logits, noise[going, t], sampling)
             logprobs[going, t] = logp.gather(-1, token[:, None]).squeeze(-1).to(logprobs.dtype)
@@ -141,21 +165,25 @@ def _sample_batch(
         if left == 0:
             break
         if left <= SHRINK_BELOW * len(going):
-            chosen = alive.nonzero().squeeze(-1)
-            batch.keep(chosen)
-            going, token = going[chosen], token[chosen]
-        batch.step(token)
+            left_over = alive.nonzero().squeeze(-1)
+            for one in batches:
+                one.keep(left_over)
+            going, token = going[left_over], token[left_over]
+        for one in batches:
+            one.step(token)
     result = []
     columns = (tokens.tolist(), logprobs.tolist(), kept.tolist(), values.tolist(), counts.tolist(), ended.tolist())
-    for row_tokens, row_logprobs, row_kept, row_values, count, end in zip(*columns, strict=True):
+    masks = [b""] * len(episodes) if masked is None else masked.of(counts.tolist())
+    for row_tokens, row_logprobs, row_kept, row_values, count, end, row_mask in zip(*columns, masks, strict=True):
         probabilities_known = noise is not None
         result.append(
             Response(
                 ids=row_tokens[:count],
                 ended=end,
                 logprobs=row_logprobs[:count] if probabilities_known else [],
-                kept=row_kept[:count] if sampling.truncates else [],
+                kept=row_kept[:count] if sampling.truncates or masked is not None else [],
                 values=row_values[: min(count + 1, longest)] if value_head is not None else [],
+                allowed=row_mask,
             )
         )
     return result
@@ -210,6 +238,7 @@ class _Forward:
         self.mask, self.pads, self.lengths = self.mask[rows], self.pads[rows], self.lengths[rows]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        self.policy.activate()  # a masking policy may be another adapter of the same model
         states: Tensor = self.policy.trunk(
             input_ids=ids,
             attention_mask=mask if self.padded else None,

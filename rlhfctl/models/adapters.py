@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors import safe_open
@@ -23,7 +24,7 @@ from rlhfctl.models import adapters, head_bias
 from rlhfctl.recipe.schema import Lora
 
 # Names of the adapters on the shared model; peft saves `default` without a folder of its own.
-POLICY, CRITIC, REWARD, HELDOUT = "default", "critic", "reward", "heldout"
+POLICY, CRITIC, REWARD, HELDOUT, MASKING = "default", "critic", "reward", "heldout", "masking"
 _LOW_RANK = ".lora_"  # part of the name of every adapter parameter
 # Fused kernels of these families read weights without calling the layer, so peft refuses adapters there.
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -268,6 +269,15 @@ def drop_policy(model: PeftModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft tells that it makes another one active
         model.delete_adapter(POLICY)
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Overwrite the weights of adapter `target` with those of `source`, which has the same shape."""
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if is_adapter_parameter(name, source):
+                weights[name.replace(f".{source}.", f".{target}.")].copy_(weight)
 
 
 def add_adapter(model: PeftModel, name: str, lora: Lora, *, seed: int) -> None:

@@ -154,6 +154,25 @@ def fused(model: nn.Module, *, try_numbers: bool = True) -> Iterator[int]:
             del vars(norm)["forward"]
 
 
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Use the layers' own forwards again inside the block: those of this file have no forward-mode derivatives."""
+    linears = [module for module in model.modules() if type(module) is FusedLinear]
+    norms = [
+        module for module in model.modules() if getattr(vars(module).get("forward"), "__func__", None) is _fused_norm
+    ]
+    forwards = [vars(norm).pop("forward") for norm in norms]
+    for linear in linears:
+        linear.__class__ = Linear
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.__class__ = FusedLinear
+        for norm, forward in zip(norms, forwards, strict=True):
+            vars(norm)["forward"] = forward
+
+
 def _is_plain(module: nn.Module) -> bool:
     return (
         type(module) is Linear

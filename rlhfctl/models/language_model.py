@@ -15,7 +15,7 @@ from rlhfctl.models import architecture, scoring
 from rlhfctl.models.adapters import AdapterSwitch
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.special_tokens import PAD_LOGIT
-from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, entropy, pad_right
+from rlhfctl.models.tensors import LOGITS_AT_ONCE, at_least_float32, entropy, pad_right, unpacked_bits
 
 _CHECK_TOLERANCE = 1e-4
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
@@ -87,31 +87,44 @@ class LanguageModel:
             self._pad_mask[self.pad_token_id] = True
         return logits.masked_fill(self._pad_mask, PAD_LOGIT)
 
-    def response_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
-        """Compute the log-probabilities (N,) of the response tokens of `sequences`, row after row."""
+    def response_logprobs(self, sequences: Sequences, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """Compute the log-probabilities (N,) of the response tokens of `sequences`, row after row.
+
+        `allowed`: see token_logprobs.
+        """
         states = self.states(sequences, sequences.before_tokens())
-        return self.token_logprobs(states, sequences.tokens(), temperature)[0]
+        return self.token_logprobs(states, sequences.tokens(), temperature, allowed=allowed)[0]
 
     def token_logprobs(
-        self, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool = False
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        *,
+        with_entropy: bool = False,
+        allowed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the log-probability of each of `tokens` (N,) from `hidden` (N, H), and entropies (N,) if asked for.
 
-        The work is done in pieces, so that the N x V logits are never in memory together. Under autograd the pieces are
+        `allowed` (N, ceil(V / 8)), packed bits: the distribution is that over the allowed tokens of each position. The
+        work is done in pieces, so that the N x V logits are never in memory together. Under autograd the pieces are
         recomputed in the backward pass.
         """
-        if not with_entropy and self._plain_frozen_head(hidden):
+        if not with_entropy and allowed is None and self._plain_frozen_head(hidden):
             chosen: Tensor = _FrozenHead.apply(hidden, tokens, self.head, self.pad_token_id, temperature)
             return chosen, None
 
-        def piece(part: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        def piece(part: Tensor, chosen: Tensor, bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
             logits = self.logits(part) / temperature
+            if bits is not None:
+                logits = logits.masked_fill(~unpacked_bits(bits, self.vocabulary), PAD_LOGIT)
             taken = torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
             spread = entropy(logits) if with_entropy else taken.detach()
             return taken, spread
 
         rows = max(1, LOGITS_AT_ONCE // self.vocabulary)
-        parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
+        columns = (hidden, tokens) if allowed is None else (hidden, tokens, allowed)
+        parts = list(zip(*(column.split(rows) for column in columns), strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and hidden.requires_grad:
             done = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
         else:

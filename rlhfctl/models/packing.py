@@ -304,6 +304,20 @@ def packed(trunk: Any) -> Iterator[bool]:
         config._attn_implementation = "sdpa"
 
 
+@contextmanager
+def in_plain_operations(trunk: Any) -> Iterator[None]:
+    """Let `trunk` compute each group of packed sequences as a padded batch, without an attention kernel.
+
+    transformers' `eager` attention has derivatives of every kind.
+    """
+    before = trunk.config._attn_implementation
+    trunk.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        trunk.config._attn_implementation = before
+
+
 def _test_sequences(trunk: Any) -> Sequences:
     count = trunk.config.vocab_size
     prompts = [[(5 * i + 3 * position + 2) % count for position in range(n)] for i, n in enumerate(_CHECK_LENGTHS)]

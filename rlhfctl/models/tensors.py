@@ -1,4 +1,4 @@
-"""Pad rows of token ids into tensors, widen number formats, compute entropies: pure functions on tensors.
+"""Pad rows of token ids into tensors, widen number formats, pack bits, compute entropies: pure functions on tensors.
 
 Reads and writes no files, and holds no state.
 """
@@ -45,3 +45,16 @@ def entropy(logits: Tensor) -> Tensor:
     """Compute the entropy in nats of each distribution over the vocabulary: logits (..., V) to (...)."""
     logprobs = torch.log_softmax(logits, dim=-1)
     return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def packed_bits(bits: Tensor) -> Tensor:
+    """Pack truth values (..., V) into bytes (..., ceil(V / 8)); value v is bit v % 8 of byte v // 8."""
+    padded = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % 8))
+    weights = 2 ** torch.arange(8, device=bits.device)
+    return (padded.unflatten(-1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
+
+
+def unpacked_bits(packed: Tensor, count: int) -> Tensor:
+    """Unpack the first `count` truth values (..., count) of bytes (..., ceil(count / 8)); see packed_bits."""
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :count].bool()

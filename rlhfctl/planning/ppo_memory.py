@@ -20,7 +20,16 @@ from transformers import PretrainedConfig
 
 from rlhfctl.generation import generator, kl, local, static_decoder
 from rlhfctl.models import architecture, last_block, scoring
-from rlhfctl.models.adapters import CRITIC, HELDOUT, POLICY, REWARD, add_adapter, add_lora, is_adapter_parameter
+from rlhfctl.models.adapters import (
+    CRITIC,
+    HELDOUT,
+    MASKING,
+    POLICY,
+    REWARD,
+    add_adapter,
+    add_lora,
+    is_adapter_parameter,
+)
 from rlhfctl.models.ensembles import member_name
 from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head, with_own_head
@@ -43,11 +52,15 @@ from rlhfctl.planning.memory import (
 )
 from rlhfctl.planning.meter import ACTIVATIONS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
+from rlhfctl.training.rl.fisher import fisher_product
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
-REWARD_ROLE, HELDOUT_ROLE = "reward model", "held-out reward model"
-_ROLE_OF_ADAPTER = {POLICY: "policy", CRITIC: "critic", REWARD: REWARD_ROLE, HELDOUT: HELDOUT_ROLE}
+REWARD_ROLE, HELDOUT_ROLE, MASKING_ROLE = "reward model", "held-out reward model", "masking policy"
+_ROLE_OF_ADAPTER = {
+    POLICY: "policy", CRITIC: "critic", REWARD: REWARD_ROLE, HELDOUT: HELDOUT_ROLE, MASKING: MASKING_ROLE
+}  # fmt: skip
+_TRPO_VECTORS = 6  # old weights, gradient, and conjugate gradient's solution, residual, direction and product
 
 # ---------------------------------------------------------------- ppo
 
@@ -78,7 +91,7 @@ def ppo_outlook(
         critic = None if roles.critic is None else roles.critic.scorer
         for model in (roles.policy.model, roles.reference.model, own, critic):
             _lay_end_to_end(model)
-        held = _weights_by_role(roles, own, spec, reward)
+        held = _weights_by_role(roles, own, spec, reward, trust_region=section.algorithm == "trpo")
         if heldout and own is not None:
             held[HELDOUT_ROLE] = held[REWARD_ROLE]  # a second model of the same size
         modules = [*roles.modules(), *([] if own is None else [own])]
@@ -120,7 +133,12 @@ def _skeleton(
         critic = Critic(with_own_head(scorer), reads=scorer)
     else:
         critic = _critic(policy, section, lora, spec if reward is None or own is None else reward)
-    return Roles(policy, reference or policy.with_adapter(None), critic), scorer, own
+    masking = None
+    if section.algorithm == "nlpo":
+        masking = LanguageModel(language_model(spec), 0) if lora is None else policy.with_adapter(MASKING)
+    if masking is not None and lora is not None:
+        add_adapter(model, MASKING, lora, seed=0)
+    return Roles(policy, reference or policy.with_adapter(None), critic, masking), scorer, own
 
 
 def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: ModelSpec) -> Critic | None:
@@ -146,8 +164,11 @@ def _lay_end_to_end(model: Any) -> None:
         last_block.allow(trunk, last_block.has_shape(trunk))
 
 
-def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None) -> Needs:
-    """Count weights and optimizer state by role; a shared base* is listed as a separate role."""
+def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None, *, trust_region: bool) -> Needs:
+    """Count weights and optimizer state by role; a shared base* is listed as a separate role.
+
+    In a `trust_region` the policy has no optimizer, but the vectors of conjugate gradient.
+    """
     needs: dict[str, dict[str, int]] = {}
     base, _ = weight_bytes(roles.policy.model, spec.quantization)
     low_rank: Counter[str] = Counter()
@@ -161,6 +182,8 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
         needs = {BASE: {WEIGHTS: base}, **{role: {WEIGHTS: size} for role, size in low_rank.items()}}
     else:
         needs = {"policy": {WEIGHTS: base}, "reference": {WEIGHTS: weight_bytes(roles.reference.model)[0]}}
+    if roles.masking is not None and roles.masking.model is not roles.policy.model:
+        needs[MASKING_ROLE] = {WEIGHTS: weight_bytes(roles.masking.model)[0]}
     if own is not None and reward is not None:
         needs[REWARD_ROLE] = {WEIGHTS: weight_bytes(own, reward.quantization)[0]}
     if roles.critic is not None and not roles.critic.is_adapter and not roles.critic.trains_only_head:
@@ -168,7 +191,8 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
     of_critic = roles.critic_parameters()
     for name, parameter in roles.trainable().items():
         kinds = needs.setdefault("critic" if name in of_critic else "policy", {})
-        kinds[OPTIMIZER] = kinds.get(OPTIMIZER, 0) + 2 * parameter.nbytes
+        copies = _TRPO_VECTORS if trust_region and name not in of_critic else 2
+        kinds[OPTIMIZER] = kinds.get(OPTIMIZER, 0) + copies * parameter.nbytes
     return needs
 
 
@@ -188,7 +212,8 @@ def _update(
 
     with meter:
         with torch.no_grad():
-            _sample(meter, policy, at_once, prompt, length, slots=section.sampler == "slots")
+            slots = section.sampler == "slots"
+            _sample(meter, policy, at_once, prompt, length, masking=roles.masking, slots=slots)
             moment("sampling", "policy")
             if below := _states_below(policy, section, prompt):
                 held = with_seen(held, "policy", {ACTIVATIONS: below})
@@ -205,11 +230,17 @@ def _update(
                 value.backward()
                 del value
                 moment("the critic's step", "critic")
-            given = policy_forward(roles, learned, section)
-            loss = sum(part.sum() for part in given if part is not None)
-            assert isinstance(loss, Tensor)
-            loss.backward()
-            del loss, given
+            if section.algorithm == "trpo":
+                weights = {name.removeprefix("policy."): one for name, one in roles.policy_parameters().items()}
+                vector = {name: torch.zeros_like(one) for name, one in weights.items()}
+                meter.restart()
+                fisher_product(policy, learned, weights, vector, section.temperature)
+            else:
+                given = policy_forward(roles, learned, section)
+                loss = sum(part.sum() for part in given if part is not None)
+                assert isinstance(loss, Tensor)
+                loss.backward()
+                del loss, given
             moment("the policy's step", "policy")
     for module in roles.modules():
         module.zero_grad(set_to_none=True)
@@ -281,7 +312,14 @@ def _longest(rows: int, prompt: int, length: int) -> Sequences:
 
 
 def _sample(
-    meter: AllocationMeter, policy: LanguageModel, rows: int, prompt: int, length: int, *, slots: bool = False
+    meter: AllocationMeter,
+    policy: LanguageModel,
+    rows: int,
+    prompt: int,
+    length: int,
+    *,
+    masking: LanguageModel | None = None,
+    slots: bool = False,
 ) -> None:
     """Run the parts of sampling that need most memory: the prompt, the second token, and the shrinking of a batch."""
     policy.decodes_in_slots = True  # if its configuration fits: there are no numbers to compare
@@ -295,13 +333,17 @@ def _sample(
         meter.room = 0
         return
     meter.room = prompt + length
-    policy.decodes = True  # if its layers fit: there are no numbers to compare
     ids = torch.zeros((rows, prompt), dtype=torch.long)
-    batch = local.make_forward(policy)(ids, torch.ones_like(ids), prompt + length)
-    _draw(batch.logits(), rows)
+    batches = []
+    for one in (policy, *([] if masking is None else [masking])):
+        one.decodes = True  # if its layers fit: there are no numbers to compare
+        batches.append(local.make_forward(one)(ids, torch.ones_like(ids), prompt + length))
+    _draw(batches[0].logits(), rows)
     token = torch.zeros(rows, dtype=torch.long)
-    batch.step(token)
-    batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
+    for batch in batches:
+        batch.step(token)
+    for batch in batches:
+        batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
     meter.room = 0
 
 

@@ -576,6 +576,46 @@ PROCESSES: tuple[Rule[Sections], ...] = (
 )
 
 
+def _with(algorithm: str, broken: Callable[[Sections], bool]) -> Callable[[Sections], bool]:
+    return lambda recipe: recipe.ppo is not None and recipe.ppo.algorithm == algorithm and broken(recipe)
+
+
+def _divides(recipe: Sections) -> bool:
+    return recipe.launch is not None and recipe.launch.shard
+
+
+ALGORITHMS: tuple[Rule[Sections], ...] = (
+    Rule(
+        "ppo.algorithm",
+        "rounding to {model.dtype} is coarser than the KL that trpo bounds",
+        "use model.dtype: float32, or another algorithm",
+        _with("trpo", lambda recipe: recipe.model.dtype != "float32"),
+        about=("model.dtype",),
+    ),
+    Rule(
+        "ppo.algorithm",
+        "layers in few bits ({model.quantization}) have no forward-mode derivatives, which trpo takes",
+        "remove model.quantization, or use another algorithm",
+        _with("trpo", lambda recipe: recipe.model.quantization is not None),
+        about=("model.quantization",),
+    ),
+    Rule(
+        "ppo.algorithm",
+        "trpo works on all trained weights as one vector, which launch.shard divides",
+        "leave launch.shard out, or use another algorithm",
+        _with("trpo", _divides),
+        about=("launch.shard",),
+    ),
+    Rule(
+        "ppo.algorithm",
+        "the masking policy of nlpo cannot be divided over processes by launch.shard",
+        "leave launch.shard out, or use another algorithm",
+        _with("nlpo", _divides),
+        about=("launch.shard",),
+    ),
+)
+
+
 def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
@@ -590,5 +630,6 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
         SEEDS,
         *LABELS,
         *PROCESSES,
+        *ALGORITHMS,
     )
     return (*stage_rules(stages), *between)

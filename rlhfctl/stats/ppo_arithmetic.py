@@ -122,7 +122,8 @@ def losses(episodes: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -
     for episode in episodes:
         for number, epoch in enumerate(episode["epochs"]):
             minibatch = (number, epoch["minibatch"])
-            tokens[minibatch].append(_token_terms(episode, epoch, settings))
+            whole = settings.get("algorithm") == "trpo"  # its policy learns from the whole batch
+            tokens[(number, 0) if whole else minibatch].append(_token_terms(episode, epoch, settings))
             if "values" in epoch:
                 states[minibatch].append(_state_terms(episode, epoch, settings.get("cliprange_value", np.inf)))
     found = {"policy_loss": float(np.mean([added_up([one[0] for one in few], settings) for few in tokens.values()]))}
@@ -136,7 +137,12 @@ def losses(episodes: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -
 
 
 def clips(settings: Mapping[str, Any]) -> bool:
-    """Tell whether the algorithm's loss clips a ratio of probabilities; if not, it is -A log p."""
+    """Tell whether the algorithm's loss clips the ratio of probabilities."""
+    return has_ratio(settings) and settings.get("algorithm") != "trpo"
+
+
+def has_ratio(settings: Mapping[str, Any]) -> bool:
+    """Tell whether the algorithm's loss has a ratio of probabilities; if not, it is -A log p."""
     return settings.get("algorithm", "ppo") not in ("a2c", "reinforce", "rloo")
 
 
@@ -165,9 +171,9 @@ def _token_terms(episode: Mapping[str, Any], epoch: Mapping[str, Any], settings:
     advantages_ = _array(episode["advantages"])
     if episode.get("importance") is not None:  # with ppo.importance_cap
         advantages_ = advantages_ * _array(episode["importance"])
-    if not clips(settings):
+    if not has_ratio(settings):
         return np.stack([-advantages_ * now, np.square(log_ratio) / 2, ratio, np.zeros(len(now))])
-    plain, clipped = objective(ratio, advantages_, settings["cliprange"])
+    plain, clipped = objective(ratio, advantages_, settings["cliprange"] if clips(settings) else np.inf)
     loss = -np.minimum(plain, clipped)
     if settings.get("algorithm") == "grpo":
         kept = episode.get("kept_logprobs") or np.zeros(len(now))

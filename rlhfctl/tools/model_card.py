@@ -35,7 +35,8 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "reward": ("lora", "trainer"),
     "heldout": ("lora", "trainer"),
     "ppo": (
-        "algorithm", "engine", "lora", "critic", "rewards", "total_episodes", "per_device_train_batch_size",
+        "algorithm", "trpo", "nlpo", "engine", "lora", "critic", "rewards", "total_episodes",
+        "per_device_train_batch_size",
         "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "learning_rate", "response_length",
         "temperature", "top_k", "top_p", "stop_token", "stop_strings", "missing_eos_penalty", "missing_eos_score",
         "kl_coef", "kl_estimator", "cliprange", "gamma", "lam", "whiten_advantages", "use",

@@ -151,8 +151,10 @@ OTHERS: list[dict[str, Any]] = [
     {"algorithm": "grpo", "num_generations": 4, "num_mini_batches": 2, "top_k": 5},
     {"algorithm": "grpo", "num_generations": 2, "loss_type": "dr_grpo", "scale_rewards": "none"},
     {"algorithm": "grpo", "num_generations": 8, "loss_type": "dapo", "scale_rewards": "batch"},
+    {"algorithm": "trpo", "num_mini_batches": 2},
+    {"algorithm": "nlpo", "nlpo": {"top_mask": 0.7}},
 ]
-QUICK = OTHERS[2:4]
+QUICK = [OTHERS[2], OTHERS[3], OTHERS[6]]
 OF_A_CRITIC = ("delta", "advantage (GAE)", "return")
 
 
@@ -160,14 +162,15 @@ OF_A_CRITIC = ("delta", "advantage (GAE)", "return")
     "options", [one if one in QUICK else pytest.param(one, marks=pytest.mark.ci) for one in OTHERS], ids=str
 )
 def test_the_trace_of_another_algorithm_gives_its_numbers_and_losses(options: dict[str, Any], tmp_path: Path) -> None:
-    has_critic = options["algorithm"] == "a2c"
+    algorithm = options["algorithm"]
+    has_critic, has_ratio = algorithm in ("a2c", "trpo", "nlpo"), algorithm in ("grpo", "trpo", "nlpo")
     loop, updates = traced(tmp_path, kind="adapter" if has_critic else None, **options)
     settings = loop.section.model_dump(mode="json")
     for records, logged in zip(updates, loop.history, strict=True):
         found = explain.batch_losses(records, settings, logged)
         assert found.computed.keys() <= logged.keys()
         assert found.computed == pytest.approx({name: logged[name] for name in found.computed}, abs=1e-5)
-        assert ("clip_fraction" in found.computed) is (options["algorithm"] == "grpo")
+        assert ("clip_fraction" in found.computed) is (algorithm in ("grpo", "nlpo"))
         assert found.objective == ("policy_loss + 0.1 x value_loss (vf_coef)" if has_critic else "policy_loss")
     assert abs(logged["policy_loss"]) > 1e-4
     for record in updates[-1]:
@@ -178,8 +181,8 @@ def test_the_trace_of_another_algorithm_gives_its_numbers_and_losses(options: di
         assert [name in names for name in OF_A_CRITIC] == [has_critic] * 3
         assert ("R, of the response" in names) is not has_critic
         assert ("scale" in names) is (settings.get("scale_rewards", "none") != "none")
-        assert ("epoch 1: ratio" in names) is ("epoch 1: KL in the loss" in names) is (options["algorithm"] == "grpo")
-        assert ("epoch 2: objective" in names) is (options["algorithm"] == "grpo")
+        assert ("epoch 1: KL in the loss" in names) is (algorithm == "grpo")
+        assert ("epoch 1: ratio" in names) is ("epoch 2: objective" in names) is has_ratio
 
 
 def test_a_wrong_advantage_of_a_response_is_seen(tmp_path: Path) -> None:

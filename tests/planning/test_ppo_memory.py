@@ -55,6 +55,30 @@ def test_without_a_critic_there_is_none_to_hold(algorithm: str) -> None:
     assert adapter.peak.total < ppo().peak.total and ppo(algorithm="a2c").peak.needs["critic"]
 
 
+def test_a_masking_policy_is_one_more_adapter_or_one_more_model() -> None:
+    shared = ppo(algorithm="nlpo").peak.needs
+    assert set(shared) == {BASE, "policy", "reward model", "critic", "masking policy"}
+    assert shared["masking policy"] == {WEIGHTS: pytest.approx(shared["policy"][WEIGHTS], rel=0.01)}
+    whole = ppo(algorithm="nlpo", lora=None, critic="model", shared=False).peak.needs
+    assert whole["masking policy"] == {WEIGHTS: whole["policy"][WEIGHTS]}
+
+    def cache(algorithm: str) -> int:
+        moments = ppo(algorithm=algorithm).moments
+        return next(moment for moment in moments if moment.what == "sampling").needs["policy"][CACHE]
+
+    assert cache("nlpo") == pytest.approx(2 * cache("ppo"), rel=0.05)
+
+
+@pytest.mark.parametrize("lora", [Lora(r=4), None])
+def test_a_trust_region_needs_vectors_in_the_place_of_the_policys_optimizer(lora: Lora | None) -> None:
+    parts: dict[str, Any] = {"lora": lora, "critic": "adapter" if lora else "model", "shared": lora is not None}
+    usual, trust = (ppo(algorithm=name, **parts) for name in ("ppo", "trpo"))
+    assert trust.peak.needs["policy"][OPTIMIZER] == 3 * usual.peak.needs["policy"][OPTIMIZER]
+    assert trust.peak.needs["critic"][OPTIMIZER] == usual.peak.needs["critic"][OPTIMIZER]
+    steps = [next(m for m in one.moments if m.what == "the policy's step").needs["policy"] for one in (usual, trust)]
+    assert steps[1][ACTIVATIONS] > 0.5 * steps[0][ACTIVATIONS]
+
+
 def test_recomputing_a_share_of_the_layers_lies_between_none_and_all() -> None:
     step = "the policy's step"
     none, part, every = (

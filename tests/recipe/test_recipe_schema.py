@@ -55,6 +55,10 @@ RULES = [
     ("launch.main_process_ip=10.0.0.1", "launch.main_process_ip", "launch.num_machines is 1"),
     ("launch.shard=true", "launch.shard", "one process has nobody to divide the weights with"),
     ("launch.accelerate_config=none.yaml", "launch.accelerate_config", "there is no file none.yaml"),
+    # algorithms
+    ("ppo={engine: rlhfctl, algorithm: trpo, bf16: true}", "ppo.bf16", "coarser than the KL that trpo bounds"),
+    ("ppo={engine: rlhfctl, algorithm: trpo, critic: head}", "ppo.critic", "the policy out of trpo's trust region"),
+    ("ppo={engine: rlhfctl, algorithm: nlpo, sampler: slots}", "ppo.sampler", "nlpo samples beside a masking policy"),
     # model
     ("model.init.hidden_size=130", "model.init.hidden_size", "130 cannot be shared among 4 attention heads"),
     ("model.init.hidden_size=132", "model.init.hidden_size", "132 in 4 attention heads is an odd number per head"),
@@ -279,7 +283,7 @@ def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
 BESIDE_OUTCOMES = {
     "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
     "whiten_advantages": "true", "vf_coef": "0.1", "cliprange_value": "0.2", "gamma": "1.0", "lam": "0.9",
-    "scale_rewards": "none", "loss_type": "dapo",
+    "scale_rewards": "none", "loss_type": "dapo", "trpo": "{max_kl: 0.1}", "nlpo": "{top_mask: 0.5}",
 }  # fmt: skip
 
 
@@ -308,6 +312,7 @@ def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path)
 
 # A value for each key that some algorithms do not use.
 NOT_BY_ALL = BESIDE_OUTCOMES | {"cliprange": "0.2", "num_ppo_epochs": "2", "num_mini_batches": "2", "target_kl": "0.1"}
+NOT_BY_ALL |= {"top_k": "5", "top_p": "0.9"}
 NOT_BY_ALL |= {"kl_estimator": "k1"}
 IN_VAIN = [(name, key) for name in get_args(AlgorithmName) for key in unused_keys(name)]
 
@@ -370,6 +375,10 @@ MORE = [
     ("launch={num_machines: 2}",),
     ("launch={shard: true}",),
     ("launch={num_processes: 2, shard: true}", "ppo={outcome_critic: {}}"),
+    ("launch={num_processes: 2, shard: true}", "ppo={engine: rlhfctl, algorithm: trpo}"),
+    ("launch={num_processes: 2, shard: true}", "ppo={engine: rlhfctl, algorithm: nlpo}"),
+    ("model={path: a/b, quantization: 4bit, init: null}", "ppo={engine: rlhfctl, algorithm: trpo}", "lora={}"),
+    ("model={path: a/b, dtype: bfloat16, init: null}", "ppo={engine: rlhfctl, algorithm: trpo}"),
     ("launch={num_processes: 2, shard: true, accelerate_config: none.yaml}",),
     ("launch={num_processes: 2, shard: true}", "model.quantization=4bit", "model.path=a/b", "model.init=null"),
     ("rounds=2", "sample={}", "label={}", MADE, "seeds={values: 2, from: ppo}"),

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rlhfctl.recipe.sections.base import Rule
 
-AlgorithmName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo"]
+AlgorithmName = Literal["ppo", "a2c", "reinforce", "rloo", "grpo", "trpo", "nlpo"]
 ScaleRewards = Literal["group", "batch", "none"]
 LossType = Literal["grpo", "dapo", "dr_grpo"]
 NAMES: tuple[str, ...] = get_args(AlgorithmName)
@@ -18,9 +18,11 @@ NAMES: tuple[str, ...] = get_args(AlgorithmName)
 BY_OUTCOMES = "coderl"
 """What the section trains by with `outcome_critic`: ppo with other returns. It is no name for `algorithm`."""
 
-_CRITIC = ("ppo", "a2c")
-_SEVERAL_STEPS = ("ppo", BY_OUTCOMES, "grpo")
-_KL_IN_REWARD = ("ppo", BY_OUTCOMES, "a2c", "reinforce", "rloo")
+_CRITIC = ("ppo", "a2c", "trpo", "nlpo")
+_SEVERAL_STEPS = ("ppo", BY_OUTCOMES, "grpo", "trpo", "nlpo")
+_CLIPPED = ("ppo", BY_OUTCOMES, "grpo", "nlpo")
+_KL_IN_REWARD = ("ppo", BY_OUTCOMES, "a2c", "reinforce", "rloo", "trpo", "nlpo")
+_ALL_BUT_NLPO = (*(name for name in NAMES if name != "nlpo"), BY_OUTCOMES)
 
 # Key of `ppo` -> the algorithms that use it. Keys that are not listed here are used by all.
 USED_BY: dict[str, tuple[str, ...]] = {
@@ -32,14 +34,18 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "lam": _CRITIC,
     "whiten_rewards": _CRITIC,
     "whiten_advantages": _CRITIC,
-    "cliprange_value": ("ppo",),
+    "cliprange_value": ("ppo", "trpo", "nlpo"),
     "kl_estimator": _KL_IN_REWARD,
-    "cliprange": _SEVERAL_STEPS,
+    "cliprange": _CLIPPED,
     "num_ppo_epochs": _SEVERAL_STEPS,
     "num_mini_batches": _SEVERAL_STEPS,
-    "target_kl": _SEVERAL_STEPS,
+    "target_kl": _CLIPPED,
     "scale_rewards": ("grpo",),
     "loss_type": ("grpo",),
+    "top_k": _ALL_BUT_NLPO,
+    "top_p": _ALL_BUT_NLPO,
+    "trpo": ("trpo",),
+    "nlpo": ("nlpo",),
 }
 COMPARES_RESPONSES = ("rloo", "grpo")
 """The algorithms that compare the responses to a prompt with each other: `num_generations` must be 2 at least."""

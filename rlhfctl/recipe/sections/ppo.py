@@ -18,6 +18,7 @@ from rlhfctl.recipe.sections.algorithm import (
     unused_keys,
     uses,
 )
+from rlhfctl.recipe.sections.algorithm_settings import NLPO_RULES, TRPO_RULES, Nlpo, Trpo
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
@@ -219,7 +220,8 @@ class Ppo(Stage):
 
     engine: Literal["rlhfctl", "trl"] = Field("rlhfctl", description="PPO implementation: rlhfctl's, or TRL's.")
     algorithm: AlgorithmName = Field(
-        "ppo", description="Algorithm (docs/algorithms.md): ppo; a2c (one optimizer step per update, no clipping); or "
+        "ppo", description="Algorithm (docs/algorithms.md): ppo; a2c (one optimizer step per update, no clipping); "
+        "trpo (a step in a trust region per update); nlpo (ppo on the likely tokens of an older policy); or "
         "without a critic reinforce (over the mean of earlier rewards), rloo and grpo (over the other responses)."
     )  # fmt: skip
     lora: Lora | None = Field(None, description=LORA_OF_A_STAGE)
@@ -330,6 +332,8 @@ class Ppo(Stage):
         description="With reward.unit_tests: returns as in CodeRL, the score over that of the greedy program, weighed "
         "at each token by a model that predicts the outcome (null: the critic's advantages).",
     )
+    trpo: Trpo = Field(Trpo(), description="With algorithm: trpo, its trust region and the search for a step in it.")
+    nlpo: Nlpo = Field(Nlpo(), description="With algorithm: nlpo, the older policy that says which tokens are likely.")
     eval: PpoEval = Field(PpoEval(every=10), description="Evaluation of the policy during PPO.")
 
     @property
@@ -383,4 +387,4 @@ class Ppo(Stage):
         newer += unused_keys(self.trains_by)
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
-    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (*_TRL_RULES, *unused_key_rules(), *_RULES)
+    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (*_TRL_RULES, *unused_key_rules(), *TRPO_RULES, *NLPO_RULES, *_RULES)

@@ -19,6 +19,7 @@ from rlhfctl.training.rl.minibatch import Given, PolicyLoss, gradient_step
 from rlhfctl.training.rl.policy_gradient import group_relative, over_responses, over_tokens
 from rlhfctl.training.rl.ppo_math import PolicyTerms
 from rlhfctl.training.rl.response_advantages import response_advantages
+from rlhfctl.training.rl.trpo import importance_weighted, trust_region_step
 from rlhfctl.training.rl.values import Advantages
 
 
@@ -72,5 +73,9 @@ ALGORITHMS = {
         needs_critic=False,
         kl_in_reward=False,
         goes_on_from_policy=True,
+    ),
+    "nlpo": Algorithm(advantages=generalized_advantages, policy_loss=clipped_surrogate, needs_critic=True),
+    "trpo": Algorithm(
+        advantages=generalized_advantages, policy_loss=importance_weighted, needs_critic=True, step=trust_region_step
     ),
 }

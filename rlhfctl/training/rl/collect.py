@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
-from rlhfctl.generation.generator import Generator, sampling_for, stop_strings
+from rlhfctl.generation.generator import Generator, TokenMask, sampling_for, stop_strings
 from rlhfctl.models import devices, kept_states
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
@@ -126,11 +126,14 @@ def sample_responses(collector: Collector, number: int, stream: int, recomputes:
     indices = collector.orders.prompts(number, size, section.num_generations, len(data.prompts))
     prompts = [list(data.prompts[index]) for index in indices]
     first = (number - 1) * size
+    sampling = sampling_for(section, data.tokenizer, seed=collector.orders.seed, stream=stream)
+    if (masking := collector.roles.masking) is not None:
+        sampling = replace(sampling, mask=TokenMask(masking, section.nlpo.top_mask))
     responses = collector.generator(
         collector.roles.policy,
         prompts,
         data.tokenizer,
-        sampling_for(section, data.tokenizer, seed=collector.orders.seed, stream=stream),
+        sampling,
         episodes=range(first, first + len(prompts)),
         value_head=critic.values if critic is not None and critic.shares_policy and not recomputes else None,
     )
@@ -148,10 +151,12 @@ def set_sampled_logprobs(
     """
     exact = torch.promote_types(policy.head.weight.dtype, torch.float32)
     sampled = experience.table([response.logprobs for response in experience.responses], exact)
+    if experience.masked:
+        sampled = sampled - experience.table([response.kept for response in experience.responses], exact)
     experience.logprobs, experience.recomputed = sampled, recomputes
     if not first and not recomputes:
         return
-    computed = token_logprobs(experience, policy, section)
+    computed = token_logprobs(experience, policy, section, masked=experience.masked)
     gap = float((computed - sampled).abs().masked_fill(~experience.response_mask, 0.0).max())
     experience.rollout_gap = gap
     if not recomputes and not gap <= DISAGREEMENT:
@@ -229,8 +234,11 @@ def set_beliefs(experience: Experience, collector: Collector, critic: OutcomeCri
 def set_rewards(experience: Experience, section: Ppo, algorithm: Algorithm) -> None:
     """Set `kept`, `kl` and `rewards` (B, W) from both models' log-probabilities and the scores."""
     mask = experience.response_mask
-    # With top-k or top-p, tokens are sampled from p / p(kept): estimate the KL of this truncated distribution.
+    # With top-k or top-p, tokens are sampled from p / p(kept): estimate the KL of this truncated distribution. With a
+    # masking policy the log-probabilities are already those of what was sampled from.
     kept = experience.table([response.kept for response in experience.responses], experience.logprobs.dtype)
+    if experience.masked:
+        kept = torch.zeros_like(kept)
     kl = ppo_math.kl_estimate(experience.logprobs - kept, experience.ref_logprobs, section.kl_estimator)
     experience.kept, experience.kl = kept, kl.masked_fill(~mask, 0.0)
     coefficient = section.kl_coef if algorithm.kl_in_reward else 0.0
@@ -241,15 +249,22 @@ def set_rewards(experience: Experience, section: Ppo, algorithm: Algorithm) -> N
 
 
 def token_logprobs(
-    experience: Experience, model: LanguageModel, section: Ppo, what: str = "asking the policy"
+    experience: Experience,
+    model: LanguageModel,
+    section: Ppo,
+    what: str = "asking the policy",
+    *,
+    masked: bool = False,
 ) -> Tensor:
     """Compute the log-probabilities (B, W) of the sampled tokens under `model`, by full forwards.
 
-    Each process computes its share of the rows.
+    If `masked`, they are those among the tokens that the masking policy allowed. Each process computes its share of the
+    rows.
     """
     result: Tensor | None = None
     for part in forwards(experience, section, what):
-        logprobs = model.response_logprobs(experience.sequences(part), section.temperature)
+        allowed = experience.allowed(part) if masked else None
+        logprobs = model.response_logprobs(experience.sequences(part), section.temperature, allowed)
         if result is None:
             result = torch.zeros(experience.response_mask.shape, dtype=logprobs.dtype, device=logprobs.device)
         result[part] = spread(logprobs, experience.response_mask[part])

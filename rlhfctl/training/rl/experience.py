@@ -34,6 +34,27 @@ class ValueStep:
     shares: list[dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class PolicyPass:
+    """One forward pass of the policy over a whole batch: its mean metrics, and what a trace records of the episodes."""
+
+    metrics: dict[str, float]
+    traced: list[tuple[list[int], dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """The policy's step on a whole batch, where an algorithm takes one before the critic's steps (trpo).
+
+    `metrics`: those of the step itself, name -> number. `before`, `after`: with the policy that sampled and with the
+    one that learned, the metrics of a pass over the batch, and per micro-batch its episodes and what a trace records.
+    """
+
+    metrics: dict[str, float]
+    before: PolicyPass
+    after: PolicyPass
+
+
 @dataclass
 class Experience:
     """The episodes of one update: B responses, W columns (see ppo_math). collect() fills the fields step by step."""
@@ -67,6 +88,7 @@ class Experience:
     recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling
     rollout_gap: float | None = None  # largest difference of the two, in nats per token, if both were computed
     value_step: ValueStep | None = None
+    policy_step: PolicyStep | None = None
     reward_states: ResponseStates | None = None  # those that the critic reads, if it reads the reward model's
     rollout_s: float = 0.0
     score_s: float = 0.0
@@ -94,6 +116,22 @@ class Experience:
         """Pack prompt and response of the chosen episodes into one sequence each."""
         prompts, responses = [self.prompts[i] for i in indices], [self.responses[i].ids for i in indices]
         return Sequences.of(prompts, responses, self.lengths.device)
+
+    @property
+    def masked(self) -> bool:
+        """Tell whether a masking policy restricted what was sampled; log-probabilities are then among its tokens."""
+        return bool(self.responses) and bool(self.responses[0].allowed)
+
+    def allowed(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the allowed tokens (N, ceil(V / 8)), packed, at each token of the chosen episodes in their order.
+
+        None without a masking policy.
+        """
+        if not self.masked:
+            return None
+        chosen = [self.responses[i] for i in indices]
+        flat = torch.frombuffer(bytearray(b"".join(one.allowed for one in chosen)), dtype=torch.uint8)
+        return flat.view(sum(len(one.ids) for one in chosen), -1).to(self.lengths.device)
 
     def weighted_advantages(self, indices: Sequence[int], width: int) -> Tensor:
         """Return the advantages (b, width) of the chosen episodes, times their importance weights if there are some.

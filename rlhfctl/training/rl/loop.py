@@ -45,6 +45,7 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.training import checkpoints
 from rlhfctl.training.history import closing_means
+from rlhfctl.training.rl import masking
 from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import Collector, PromptData, collect
 from rlhfctl.training.rl.learn import build_optimizer, learn
@@ -116,7 +117,7 @@ class PpoLoop:
         if self.algorithm.needs_critic and roles.critic is None:
             raise ValueError(f"{algorithm} needs a critic")
         if not self.algorithm.needs_critic:
-            roles = Roles(roles.policy, roles.reference, None)
+            roles = Roles(roles.policy, roles.reference, None, roles.masking)
         self.roles = roles
         self.accelerator = make_accelerator(section)
         require_enough_episodes(section, run.processes)
@@ -240,6 +241,8 @@ class PpoLoop:
             if self.run.processes.first:
                 self.recovery.keep(experience, number, self.attempt)
             raise
+        if self.roles.masking is not None and number % section.nlpo.target_update_iterations == 0:
+            masking.sync(self.roles.masking, self.roles.policy)
         learning_rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         if trace is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+import torch
+
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.algorithm import COMPARES_RESPONSES
 from rlhfctl.rewards.episode import part_means
@@ -55,6 +57,15 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
             "importance": float(ppo_math.masked_mean(experience.importance, mask)),
             "importance_capped": float((experience.importance[mask] >= section.importance_cap).double().mean()),
         }
+    if experience.masked:
+        metrics |= _mask_metrics(experience)
     metrics |= part_means(experience.parts) | experience.uncertain | experience.logged
     metrics |= {name: statistics.fmean(s[name] for s in steps) for name in steps[0]}
     return metrics if experience.rollout_gap is None else metrics | {"rollout_gap": experience.rollout_gap}
+
+
+def _mask_metrics(experience: Experience) -> dict[str, float]:
+    """Compute how much the masking policy leaves: the policy's probability of the allowed tokens, and their number."""
+    kept = torch.tensor([log for response in experience.responses for log in response.kept], dtype=torch.float64)
+    bits = sum(int.from_bytes(response.allowed, "little").bit_count() for response in experience.responses)
+    return {"mask_kept": float(kept.exp().mean()), "mask_size": bits / len(kept)}

@@ -63,9 +63,12 @@ class Learner:
 # ---------------------------------------------------------------- forwards
 
 
-def policy_forward(roles: Roles, sequences: Sequences, section: Ppo) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def policy_forward(
+    roles: Roles, sequences: Sequences, section: Ppo, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run the policy: log-probabilities (N,) of the response tokens, entropies (N,), and values (M,).
 
+    `allowed` (N, ceil(V / 8)), packed: the tokens that a masking policy allowed; log-probabilities are among these.
     The entropies are None if `entropy_coef` is 0. The values are None unless the critic shares the policy's trunk.
     """
     length, critic = section.response_length, roles.critic
@@ -76,6 +79,7 @@ def policy_forward(roles: Roles, sequences: Sequences, section: Ppo) -> tuple[Te
         sequences.tokens(),
         section.temperature,
         with_entropy=section.entropy_coef > 0,
+        allowed=allowed,
     )
     return logprobs, entropies, critic.values(hidden) if critic is not None and shares else None
 
@@ -136,25 +140,56 @@ def gradient_step(
 
     Raises NonFiniteError before a non-finite loss or gradient is applied.
     """
-    section, critic, optimizer = learner.section, learner.roles.critic, learner.optimizer
-    processes, trained = experience.processes, list(learner.trained.values())
+    section, critic, processes = learner.section, learner.roles.critic, experience.processes
     tokens = experience.response_mask[list(indices)].sum()
     states = experience.value_mask[list(indices)].sum()
     parts = pieces(processes.share(indices), section.per_device_train_batch_size)
     shares: list[dict[str, Tensor]] = []
-    if experience.value_step is not None:
-        shares += _apply_value_step(learner, experience, epoch, trace)
-    elif critic is not None and not critic.shares_policy:
-        with processes.in_step():
-            for part in parts:
-                shares.append(_learn_values(learner, critic, experience, part, states, epoch, trace))
+    if critic is not None and not critic.shares_policy:
+        shares += _critic_backward(learner, critic, experience, indices, epoch, trace)
     with processes.in_step():
         for part in parts:
             counts = (tokens, states, len(indices))
             shares.append(_learn_policy(learner, experience, part, counts, epoch, policy_loss, trace))
+    return _apply_gradients(learner, processes, shares)
+
+
+def critic_step(
+    learner: Learner, experience: Experience, indices: Sequence[int], epoch: int, trace: Trace | None = None
+) -> dict[str, float]:
+    """Take the critic's optimizer step alone on one minibatch, and return its share of the mean metrics.
+
+    Weights without a gradient are left as they are. A critic that reads the policy's states must not train its trunk.
+    """
+    critic = learner.roles.critic
+    assert critic is not None
+    shares = _critic_backward(learner, critic, experience, indices, epoch, trace)
+    return _apply_gradients(learner, experience.processes, shares)
+
+
+def _critic_backward(
+    learner: Learner,
+    critic: Critic,
+    experience: Experience,
+    indices: Sequence[int],
+    epoch: int,
+    trace: Trace | None,
+) -> list[dict[str, Tensor]]:
+    """Run the critic's forwards and backwards on this process's part of a minibatch, by forwards of its own."""
+    if experience.value_step is not None:
+        return _apply_value_step(learner, experience, epoch, trace)
+    states = experience.value_mask[list(indices)].sum()
+    parts = pieces(experience.processes.share(indices), learner.section.per_device_train_batch_size)
+    with experience.processes.in_step():
+        return [_learn_values(learner, critic, experience, part, states, epoch, trace) for part in parts]
+
+
+def _apply_gradients(learner: Learner, processes: Processes, shares: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Add up gradients and metrics over the processes, and take the optimizer step; return the metrics."""
+    optimizer, trained = learner.optimizer, list(learner.trained.values())
     processes.sum_gradients(trained)
     sums = _over_all(processes, _summed(shares))
-    limit = section.max_grad_norm
+    limit = learner.section.max_grad_norm
     norm = sharding.clip_gradients(trained, math.inf if limit is None else limit)
     losses = sum(value for name, value in sums.items() if name.endswith("_loss"))
     if not bool(torch.isfinite(norm + losses)):
@@ -218,7 +253,9 @@ def _learn_policy(
     section, (tokens, states, responses) = learner.section, counts
     given = given_for(experience, part, tokens, responses)
     with learner.accelerator.autocast():
-        flat, entropies, flat_values = policy_forward(learner.roles, experience.sequences(part), section)
+        flat, entropies, flat_values = policy_forward(
+            learner.roles, experience.sequences(part), section, experience.allowed(part)
+        )
     logprobs = spread(flat, given.mask)
     terms = policy_loss(logprobs, given, section)
     loss = terms.loss

@@ -10,6 +10,8 @@ A role is made active before each of its forwards, and stays active until its ba
 switch freezes the other adapters, and gradient checkpointing recomputes activations with the adapter that is active
 *during the backward*. The training steps are in collect.py and learn.py, sampling is in generation/, and `RoleModels`
 loads the models.
+
+Longer than 400 lines because the roles' order of loading, which decides who shares what, is one story.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.packing import Sequences, hidden_states
 from rlhfctl.models.tensors import at_least_float32
 from rlhfctl.recipe.schema import Ppo
+from rlhfctl.training.rl import masking
 
 
 class Critic:
@@ -89,15 +92,19 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @dataclass
 class Roles:
-    """Policy, reference and critic. `policy.model` is the module that is saved; `critic` is None if not needed."""
+    """Policy, reference and critic. `policy.model` is the module that is saved; `critic` is None if not needed.
+
+    `masking`: an older copy of the policy, with algorithm nlpo: it says which tokens the policy may sample.
+    """
 
     policy: LanguageModel
     reference: LanguageModel
     critic: Critic | None
+    masking: LanguageModel | None = None
 
     def __post_init__(self) -> None:
         """Give all roles on one model the same AdapterSwitch, which knows the trained parameters."""
-        others = [self.reference]
+        others = [self.reference, *([] if self.masking is None else [self.masking])]
         if self.critic is not None and isinstance(self.critic.scorer, AdapterScorer):
             others.append(self.critic.scorer.backbone.shared)
         for role in others:
@@ -131,13 +138,19 @@ class Roles:
         trained = self.trainable()
         return {n: p for n, p in trained.items() if n.startswith("critic.") or is_adapter_parameter(n, CRITIC)}
 
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """Collect the policy's trained parameters by name, the other part of `trainable()`."""
+        critic = self.critic_parameters()
+        return {name: parameter for name, parameter in self.trainable().items() if name not in critic}
+
     def sizes(self) -> dict[str, int]:
         """Count the trained parameters per role, and the parameters of all models (a shared one counts once)."""
         trained = self.trainable()
         critic = self.critic_parameters()
+        policy = self.policy_parameters()
         every = {id(p): p.numel() for module in self.modules() for p in module.parameters()}
         return {
-            "policy_trainable": sum(p.numel() for name, p in trained.items() if name not in critic),
+            "policy_trainable": sum(p.numel() for p in policy.values()),
             "critic_trainable": sum(trained[name].numel() for name in critic),
             "parameters": sum(every.values()),
         }
@@ -158,12 +171,14 @@ class Roles:
     def modules(self) -> list[nn.Module]:
         """List the distinct models."""
         every = [self.policy.model, self.reference.model, *([] if self.critic is None else [self.critic.scorer])]
+        every += [] if self.masking is None else [self.masking.model]
         return list({id(module): module for module in every}.values())
 
     def trunks(self) -> list[Any]:
         """List the distinct trunks, the modules that compute hidden states."""
         own = [] if self.critic is None or self.critic.is_adapter else [architecture.backbone(self.critic.scorer)]
         every = [self.policy.trunk, self.reference.trunk, *own]
+        every += [] if self.masking is None else [self.masking.trunk]
         return list({id(trunk): trunk for trunk in every}.values())
 
     @contextmanager
@@ -194,13 +209,17 @@ class Roles:
                 vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
 
     def state(self) -> dict[str, Tensor]:
-        """Copy all trained parameters to the CPU, by name; divided ones are gathered, which is collective."""
-        trained = {name: value.detach() for name, value in self.trainable().items()}
+        """Copy what training changes to the CPU, by name: all trained parameters, and the masking policy's weights.
+
+        Divided ones are gathered, which is collective.
+        """
+        changed = self.trainable() | masking.weights_of(self.masking)
+        trained = {name: value.detach() for name, value in changed.items()}
         return {name: sharding.whole(value).to("cpu", copy=True).contiguous() for name, value in trained.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()` in place. HandoffError if it belongs to other roles."""
-        trained = self.trainable()
+        trained = self.trainable() | masking.weights_of(self.masking)
         if trained.keys() != state.keys():
             raise HandoffError("the checkpoint holds other roles than the recipe's", fix="run the stage with --force")
         for name, value in state.items():
@@ -292,7 +311,10 @@ def build_roles(
     elif kind == "adapter":
         head = _critic_adapter(policy.model, shared[0] if shared else None, section, models, seed=seed + 1)
         critic = Critic(AdapterScorer(policy.with_adapter(CRITIC), head))
-    return Roles(policy, reference, critic), RewardModel(scorer, own_tokenizer, classifier)
+    roles = Roles(
+        policy, reference, critic, masking.make_masking(policy, section.lora) if section.algorithm == "nlpo" else None
+    )
+    return roles, RewardModel(scorer, own_tokenizer, classifier)
 
 
 def shares_base(section: Ppo) -> bool:

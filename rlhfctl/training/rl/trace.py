@@ -79,7 +79,7 @@ class Trace:
             "reward_parts": {name: part[index] for name, part in experience.parts.items()},
             "policy_logprobs": experience.logprobs[index, :tokens].tolist(),
             "reference_logprobs": experience.ref_logprobs[index, :tokens].tolist(),
-            "kept_logprobs": experience.responses[index].kept or [0.0] * tokens,
+            "kept_logprobs": experience.kept[index, :tokens].tolist(),
             "kl": experience.kl[index, :tokens].tolist(),
             "rewards": rewards.tolist(),
         }

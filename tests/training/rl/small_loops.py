@@ -23,6 +23,7 @@ from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.experience import Experience
 from rlhfctl.training.rl.loop import PpoLoop, Run, Watcher
+from rlhfctl.training.rl.masking import make_masking
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.roles import Critic, Roles
 
@@ -38,6 +39,7 @@ SECTION: dict[str, Any] = {
     "trace_every": 0,
     "local_rollout_forward_batch_size": BATCH,
 }
+LOW_RANK = Lora(r=4, lora_alpha=8)
 TIMED = ("rollout_s", "score_s", "update_s", "episodes_per_s")
 KINDS = ("adapter", "head", "reward", "model")
 KINDS_AND_LORA = [
@@ -75,7 +77,7 @@ def make_roles(
     with torch.no_grad():
         base.lm_head.weight *= 8
     own = heads.scorer_on(base, seed=2, zero_head=kind == "model") if kind in ("model", "reward") else None
-    low_rank = Lora(r=4, lora_alpha=8, layers_to_transform=layers)
+    low_rank = LOW_RANK.model_copy(update={"layers_to_transform": layers})
     reference = None if lora else LanguageModel(build.copy_frozen(base), pad)
     model: Any = add_lora(base, low_rank, TaskType.CAUSAL_LM, seed=3) if lora else base
     if lora and dtype == torch.float64:
@@ -154,6 +156,9 @@ def loop_for(
     rows = [{"prompt": tokenizer.decode(prompt)} for prompt in PROMPTS]
     data = PromptData(tokenizer, rows, PROMPTS)
     where = Run(seed=5, work=work / "work", **run or {})
+    if algorithm == "nlpo":
+        its = LOW_RANK.model_copy(update={"layers_to_transform": layers}) if lora else None
+        roles = dataclasses.replace(roles, masking=make_masking(roles.policy, its))
     return Seen(section, roles, score, data, where, watcher, algorithm=algorithm, change=change)
 
 
