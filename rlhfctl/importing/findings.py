@@ -36,6 +36,7 @@ class Job:
     fields: Mapping[str, Any]
     where: str
     repeated: tuple[tuple[str, Any], ...] = ()  # stated again later on the same command line
+    algorithm: str = ""  # of TRL's trainers that train by another algorithm than PPO
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ LLAMA_FACTORY, OPENRLHF, TRL = "LLaMA-Factory", "OpenRLHF", "TRL"
 STAGES: dict[str, Stage] = {
     "sft": "sft", "rm": "reward", "reward": "reward", "reward_modeling": "reward", "ppo": "ppo", "ppo_ray": "ppo",
 }  # fmt: skip
+_ALGORITHMS = ("grpo", "rloo")  # trainers of TRL that are the stage ppo here
+_GRPO_FIELDS = {"num_iterations", "max_completion_length", "scale_rewards", "loss_type"}
 _ENTRY = re.compile(r"(?:openrlhf\.cli\.|\S*/)?train_(sft|rm|ppo|ppo_ray)(?:\.py)?")
 _ASSIGNED = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\S*)\s*(?:\s#.*)?""")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
@@ -36,7 +38,8 @@ _SFT_FIELDS = {"packing", "completion_only_loss", "assistant_only_loss", "datase
 _OPENRLHF_FIELDS = {"pretrain", "micro_train_batch_size", "rollout_batch_size", "prompt_data"}
 _LLAMA_FACTORY_FIELDS = {"stage", "finetuning_type", "cutoff_len", "template"}
 _USE = (
-    "give a script with the command line, or a YAML or JSON file of arguments, of TRL (sft, reward, ppo), "
+    "give a script with the command line, or a YAML or JSON file of arguments, of TRL (sft, reward, ppo, "
+    "grpo, rloo), "
     "LLaMA-Factory (stage: sft, rm, ppo) or OpenRLHF (train_sft, train_rm, train_ppo_ray)"
 )
 
@@ -184,7 +187,8 @@ def _job(
     tool = LLAMA_FACTORY if "stage" in fields or len(_LLAMA_FACTORY_FIELDS & fields.keys()) > 1 else TRL
     if tool == TRL and _OPENRLHF_FIELDS & fields.keys():
         tool = OPENRLHF
-    stage = _stage(fields, hint)
+    algorithm = _algorithm(fields, hint) if tool == TRL else ""
+    stage = "ppo" if algorithm else _stage(fields, hint)
     if stage is None:
         what = fields.get("stage", "no stage")
         raise RlhfctlError(
@@ -194,7 +198,13 @@ def _job(
             where=str(file),
             fix="rlhfctl trains by sft, reward and ppo; name the file or script after one of them, like ppo.yaml",
         )
-    return Job(tool, stage, fields, where, repeated)
+    return Job(tool, stage, fields, where, repeated, algorithm)
+
+
+def _algorithm(fields: Mapping[str, Any], hint: str) -> str:
+    """Tell which trainer of TRL a job is, if it is none of sft, reward and PPO: from a name, or from its own fields."""
+    named = next((part for part in re.split(r"[^a-z]+", hint.lower()) if part in _ALGORITHMS), "")
+    return named or ("grpo" if len(_GRPO_FIELDS & fields.keys()) > 1 and not _PPO_FIELDS & fields.keys() else "")
 
 
 def _stage(fields: Mapping[str, Any], hint: str) -> Stage | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhfctl.importing import common
+from rlhfctl.importing import common, trl_groups
 from rlhfctl.importing.findings import Fields, Stage
 
 DATA: dict[Stage, str] = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
@@ -90,7 +90,10 @@ def translate(fields: Fields) -> None:
     """Write one job of TRL into the recipe."""
     stage = fields.job.stage
     fields.draft.open(stage)
-    if stage == "ppo" and any(name in fields for name in _OLD):
+    if fields.job.algorithm:
+        trl_groups.translate(fields, fields.job.algorithm)
+        need_reward(fields)
+    elif stage == "ppo" and any(name in fields for name in _OLD):
         _old_ppo(fields)
     elif stage == "ppo":
         _ppo(fields)

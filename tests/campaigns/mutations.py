@@ -29,6 +29,8 @@ MATH, LOOP = f"{RL}/ppo_math.py", f"{RL}/loop.py"
 ALGORITHMS, COLLECT, LEARN, STEP = (f"{RL}/{name}.py" for name in ("algorithms", "collect", "learn", "minibatch"))
 SEQUENCES, TENSORS = "rlhfctl/models/packing.py", "rlhfctl/models/tensors.py"
 PARITY, ARITHMETIC = "tests/training/rl/test_ppo_parity.py", "tests/training/rl/test_ppo_math.py"
+RESPONSES, GRADIENTS = f"{RL}/response_advantages.py", f"{RL}/policy_gradient.py"
+WITHOUT_CRITIC = ("tests/training/rl/test_policy_gradient.py", "tests/training/rl/test_response_advantages.py")
 PARITY_TEST = "test_the_same_numbers_as_trl"
 TESTS_FAILED = 1  # pytest's exit code; others are about the tests themselves
 WITHIN_S = 600
@@ -36,13 +38,22 @@ WITHIN_S = 600
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` stands once in `path`; `new` takes its place. `case` of the parity tests shows it; None if none can."""
+    """`old` stands once in `path`; `new` takes its place. `case` of the parity tests shows it; None if none can.
+
+    `shown_by`: tests that show it instead.
+    """
 
     name: str
     path: str
     old: str
     new: str
     case: str | None = "k1"
+    shown_by: tuple[str, ...] = ()
+
+
+def of_responses(name: str, path: str, old: str, new: str) -> Mutation:
+    """A mutation of what the algorithms without a critic compute."""
+    return Mutation(f"without a critic: {name}", path, old, new, case=None, shown_by=WITHOUT_CRITIC)
 
 
 MUTATIONS = [
@@ -219,6 +230,16 @@ MUTATIONS = [
     ),
     Mutation("entropy has its sign flipped", TENSORS, "return -(logprobs.exp()", "return (logprobs.exp()", case=None),
     Mutation("explained variance of the values", MATH, "(returns - values)[mask]", "values[mask]", case=None),
+    # algorithms without a critic
+    of_responses("own reward in the baseline", RESPONSES, "keepdim=True) - groups)", "keepdim=True))"),
+    of_responses("others' mean by k", RESPONSES, "(section.num_generations - 1)", "section.num_generations"),
+    of_responses("baseline is added", RESPONSES, "(rewards - baselines)", "(rewards + baselines)"),
+    of_responses("deviation of all groups", RESPONSES, "groups.std(1, keepdim=True)", "groups.std()"),
+    of_responses("-A log p has its sign flipped", GRADIENTS, "(-advantages * logprobs", "(advantages * logprobs"),
+    of_responses("responses divided by tokens", GRADIENTS, "given, given.responses)", "given, given.tokens)"),
+    of_responses("KL of grpo is rewarded", GRADIENTS, "losses + section.kl_coef", "losses - section.kl_coef"),
+    of_responses("KL of grpo twice", COLLECT, "section.kl_coef if algorithm.kl_in_reward else 0.0", "section.kl_coef"),
+    of_responses("last reward as the baseline", LOOP, "statistics.fmean(earlier) if", "earlier[-1] if"),
 ]
 
 
@@ -280,7 +301,7 @@ def outcome(mutation: Mutation) -> tuple[bool, str]:
         copy_to(folder)
         mutated(folder, mutation)
         shown = [] if mutation.case is None else [f"{PARITY}::{PARITY_TEST}[{mutation.case}]"]
-        for tests in (*shown, ARITHMETIC):
+        for tests in (*shown, *(mutation.shown_by or (ARITHMETIC,))):
             code, said = run_tests(folder, tests)
             if code == TESTS_FAILED:
                 took = f"{time.monotonic() - began:.0f} s"

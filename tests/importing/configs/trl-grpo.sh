@@ -1,0 +1,12 @@
+accelerate launch trl/scripts/grpo.py \
+   --model_name_or_path Qwen/Qwen2.5-0.5B \
+   --reward_model_name_or_path org/rm \
+   --dataset_name trl-lib/tldr \
+   --learning_rate 1e-5 \
+   --num_generations 4 --num_iterations 2 --epsilon 0.1 --beta 0.04 \
+   --loss_type bnpo --scale_rewards False \
+   --max_completion_length 64 --max_prompt_length 512 \
+   --per_device_train_batch_size 16 --gradient_accumulation_steps 2 \
+   --use_vllm --vllm_mode colocate \
+   --epsilon_high 0.3 --num_train_epochs 1 --warmup_steps 10 \
+   --output_dir tldr-grpo
