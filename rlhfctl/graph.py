@@ -135,6 +135,11 @@ def _normalizing_data(recipe: Recipe) -> tuple[str, ...]:
     return kinds.get(recipe.reward.normalize or "", ()) if recipe.reward is not None else ()
 
 
+def _data_of_ptx(recipe: Recipe) -> tuple[str, ...]:
+    """List the data set of the next-token loss in PPO."""
+    return (recipe.ppo.ptx.data,) if recipe.ppo is not None and recipe.ppo.ptx is not None else ()
+
+
 def _rewards_go_on(recipe: Recipe) -> bool:
     """Tell whether each reward model goes on from that of the round before."""
     return recipe.has_steady_splits
@@ -318,6 +323,7 @@ STAGES: dict[str, Stage] = {
         repeats=True,
         extends="total_episodes",
         data=("prompts",),
+        more_data=_data_of_ptx,
         parents={
             "base": Parent("base"),
             "start": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),

@@ -174,6 +174,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("kl", "nats per response",
                "Sum over the response's tokens of log p(policy) - log p(reference), on average.", NEITHER,
                "KL", "nats per response", screen=2, log=2, show=2, finite=True, trl="objective/kl"),
+        Metric("kl_coef", "", "With `ppo.kl_target`: coefficient of the KL penalty in this update.", NEITHER,
+               "KL coefficient", "it moves the KL to its target", screen=17),
         Metric("non_score_reward", "score", "-`kl_coef` x `kl`.", trl="objective/non_score_reward"),
         Metric("rlhf_reward", "score", "`score` + `non_score_reward`: what PPO raises.", UP, log=6,
                trl="objective/rlhf_reward"),
@@ -185,6 +187,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "average.", DOWN),
         Metric("policy_loss", "", "The algorithm's objective with its sign turned, over the minibatches.", DOWN, log=7,
                finite=True, trl="loss/policy_avg"),
+        Metric("ptx_loss", "nats per token", "With `ppo.ptx`: mean of -log p over the learned tokens of its rows, "
+               "without the coefficient.", DOWN, "ptx loss", "surprise at the other text", screen=18,
+               finite=True),
         Metric("value_loss", "score²", "Half the squared error of the critic, clipped by `cliprange_value`.", DOWN,
                "critic's loss", screen=12, log=8, finite=True, trl="loss/value_avg"),
         Metric("entropy", "nats per response", "-log p of the sampled response, on average.", finite=True,
@@ -222,6 +227,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("mask_kept", "share",
                "With algorithm nlpo: the policy's probability of the tokens that the masking policy allows."),
         Metric("mask_size", "tokens", "With algorithm nlpo: number of allowed tokens, on average."),
+        Metric("critic_learning_rate", "", "The critic's, with `critic_learning_rate` or `critic_warmup_steps`."),
         Metric("optimizer_steps", "steps", "Optimizer steps taken in this update; `target_kl` may end it early."),
         Metric("eos_tokens", "tokens", "End tokens in the batch (`engine: trl` alone).", trl="val/num_eos_tokens"),
         Metric("rollout_gap", "nats per token",
@@ -245,7 +251,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
                "KL on prompts held aside", screen=9),
         Metric("eval_length", "tokens", "`length` of these samples."),
         Metric("eval_eos_rate", "share", "`eos_rate` of these samples."),
-        Metric("eval_objective", "score", "`eval_score` - `kl_coef` x `eval_kl`; without `eval_heldout`, "
+        Metric("eval_objective", "score", "`eval_score` - the recipe's `kl_coef` x `eval_kl`; without `eval_heldout`, "
                "`use: best` picks by it."),
         Metric("eval_gold", "", "The built-in task's true preference on these samples.", UP, "eval gold",
                "the task's true preference", screen=11),

@@ -34,7 +34,7 @@ PARTS = {  # of a stage: its files beside the one of its name
     "compare": ("answers", "judges", "controls", "endpoint", "measures", "readings", "critic_sampling"),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
     "sample": ("responses",),
-    "ppo": ("outcomes",),
+    "ppo": ("outcomes", "ptx_rows"),
     "reward": ("normalization", "reward_members"),
 }
 GOLD_READERS = {

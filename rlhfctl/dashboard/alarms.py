@@ -116,7 +116,7 @@ def _kl(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[s
 
 def _hardly_moved(series: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
     kl = series["kl"].tail(STILL_WINDOW) if "kl" in series else None
-    if kl is None or series["kl"].step < STILL_FROM:
+    if kl is None or series["kl"].step < STILL_FROM + settings.get("policy_starts_after", 0):
         return
     if statistics.median(kl) < STILL_KL:
         yield (

@@ -40,13 +40,16 @@ def work_out(record: Record, settings: Mapping[str, Any]) -> Worked:
     """
     tokens, values = len(record["ids"]), record["values"]
     kl, score = _kl_and_score(record, settings)
-    plain_rewards = arithmetic.rewards(kl, score, len(values), settings["kl_coef"])
+    plain_rewards = arithmetic.rewards(kl, score, len(values), record.get("kl_coef", settings["kl_coef"]))
     rewards = plain_rewards
     if settings["whiten_rewards"]:
         rewards = _rescaled(plain_rewards, record, "reward") or record["rewards"]
     deltas = arithmetic.deltas(rewards, values, settings["gamma"])
     plain = arithmetic.advantages(deltas, settings["gamma"], settings["lam"])
     advantages = plain[:tokens]
+    of_critic = plain
+    if settings.get("lam_value") is not None:
+        of_critic = arithmetic.advantages(deltas, settings["gamma"], settings["lam_value"])
     if settings["whiten_advantages"]:
         advantages = _rescaled(plain[:tokens], record, "advantage") or record["advantages"]
     return Worked(
@@ -58,16 +61,22 @@ def work_out(record: Record, settings: Mapping[str, Any]) -> Worked:
         plain_advantages=floats(plain),
         advantages=floats(advantages),
         n_step=floats(arithmetic.n_step_advantages(rewards, values, settings["gamma"])),
-        returns=[float(a + v) for a, v in zip(plain, values, strict=True)],
+        returns=[float(a + v) for a, v in zip(of_critic, values, strict=True)],
     )
 
 
 def _kl_and_score(record: Record, settings: Mapping[str, Any]) -> tuple[list[float], float]:
     """Compute the KL of each token, and the score after what is due for a missing end."""
     kept = record.get("kept_logprobs") or [0.0] * len(record["ids"])
-    kl = arithmetic.kl(record["policy_logprobs"], record["reference_logprobs"], kept, _estimator(settings))
+    kl = record["kl"]  # the exact one: a trace does not keep whole distributions
+    if (estimator := _estimator(settings)) != "exact":
+        kl = arithmetic.kl(record["policy_logprobs"], record["reference_logprobs"], kept, estimator)
+    mean, std = record.get("score_mean", 0.0), record.get("score_std", 1.0)
     score = arithmetic.final_score(
-        record["raw_score"], record["ended"], settings["missing_eos_penalty"], settings["missing_eos_score"]
+        arithmetic.scaled_score(record["raw_score"], mean, std, settings.get("score_clip")),
+        record["ended"],
+        settings["missing_eos_penalty"],
+        settings["missing_eos_score"],
     )
     return floats(kl), score
 
@@ -132,6 +141,10 @@ def _kl(record: Record, settings: Mapping[str, Any], kl: Sequence[float], at: in
     p, q = record["policy_logprobs"][at], record["reference_logprobs"][at]
     kept = (record.get("kept_logprobs") or [0.0] * (at + 1))[at]
     estimator = _estimator(settings)
+    if estimator == "exact":
+        formula, worked = "sum over the vocabulary of p (log p - log q)", "as recorded: a trace keeps no distribution"
+        yield Step("KL (exact)", formula, worked, record["kl"][at], None, "Amini et al. 2025, arXiv 2504.10637")
+        return
     formula, numerator = KL_FORMULAS[estimator], n(p)
     if kept:
         formula += ", with p divided by what top-k and top-p kept"
@@ -153,6 +166,13 @@ def _score(record: Record, settings: Mapping[str, Any], score: float) -> Iterato
         parts = [(weights[name], part) for name, part in record["reward_parts"].items() if part is not None]
         formula = "the weighted sum of its parts"
         numbers = " + ".join(f"{n(weight)} x {signed(part)}" for weight, part in parts)
+    clip = settings.get("score_clip")
+    if "score_std" in record:
+        formula += ", less mean, over deviation of all scores so far"
+        numbers = f"({numbers} - {signed(record['score_mean'])}) / {n(record['score_std'])}"
+    if clip is not None:
+        formula += ", held within score_clip"
+        numbers += f", within {clip if isinstance(clip, list) else [-clip, clip]}"
     if not record["ended"] and fixed is not None:
         formula, numbers = "missing_eos_score, because the response did not end by itself", n(fixed)
     elif not record["ended"] and penalty is not None:
@@ -163,7 +183,11 @@ def _score(record: Record, settings: Mapping[str, Any], score: float) -> Iterato
 
 
 def _reward(record: Record, settings: Mapping[str, Any], worked: Worked, at: int) -> Iterator[Step]:
-    last, tokens, coefficient = len(record["rewards"]) - 1, len(record["ids"]), settings["kl_coef"]
+    last, tokens, coefficient = (
+        len(record["rewards"]) - 1,
+        len(record["ids"]),
+        record.get("kl_coef", settings["kl_coef"]),
+    )
     formulas, numbers = [], []
     if at < tokens:
         formulas.append("-kl_coef x KL")
@@ -227,13 +251,15 @@ def _advantage(record: Record, settings: Mapping[str, Any], worked: Worked, at: 
         f"{GAE}, eq. 18",
         "by the sum of all deltas",
     )
+    lam_value = settings.get("lam_value")
+    of_critic = "" if lam_value is None else f" by lambda {n(lam_value)} (lam_value)"
     yield Step(
         "return",
-        "advantage + V: what the critic is to predict",
-        f"{signed(worked.plain_advantages[at])} + {signed(values[at])}",
+        f"advantage{of_critic} + V: what the critic is to predict",
+        f"{signed(worked.returns[at] - values[at])} + {signed(values[at])}",
         worked.returns[at],
         record["returns"][at],
-        DETAILS,
+        DETAILS if lam_value is None else "Yue et al. 2025, arXiv 2504.05118, section 3",
     )
 
 
@@ -302,4 +328,6 @@ def _objective(settings: Mapping[str, Any]) -> str:
     entropy = settings["entropy_coef"]
     bonus = f" - {n(entropy)} x policy_entropy (entropy_coef)" if entropy else ""
     critic = f" + {n(settings['vf_coef'])} x value_loss (vf_coef)" if "vf_coef" in settings else ""
-    return f"policy_loss{critic}{bonus}"
+    ptx = settings.get("ptx")
+    texts = f" + {n(ptx['coef'])} x ptx_loss (ptx.coef)" if ptx else ""
+    return f"policy_loss{critic}{bonus}{texts}"

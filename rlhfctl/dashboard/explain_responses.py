@@ -29,7 +29,7 @@ def response_steps(record: Record, settings: Mapping[str, Any], kl: Sequence[flo
 
     The baseline and the scale were computed from other responses, so they are taken from the trace.
     """
-    algorithm, coefficient = settings["algorithm"], settings["kl_coef"]
+    algorithm, coefficient = settings["algorithm"], record.get("kl_coef", settings["kl_coef"])
     baseline, scale = record["baseline"], record["scale"]
     if algorithm == "grpo":
         reward, formula, numbers = score, "the score; the KL is in the loss", n(score)

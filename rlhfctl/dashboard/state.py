@@ -26,7 +26,7 @@ KEPT_WARNINGS = 20  # per run
 _LONGEST_NAME = 200  # characters of a stage's name or unit
 _NAMED = 4  # coming stages named beside the time left; further ones are counted
 _WORKS = 8  # pieces of work under way at the same time, nested
-_SETTINGS = ("kl_coef", "stop_token", "stop_strings")  # the settings that alarms read
+_SETTINGS = ("kl_coef", "stop_token", "stop_strings", "policy_starts_after")  # the settings that alarms read
 
 
 @dataclass

@@ -47,6 +47,7 @@ _NOT_TEXT = ("true", "false", "null", "yes", "no", "on", "off")
 _SECTIONS: dict[str, type[Source]] = {
     "demonstrations": Demonstrations,
     "preferences": Preferences,
+    "pretraining": Demonstrations,
     "prompts": Prompts,
 }
 

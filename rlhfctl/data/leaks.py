@@ -19,7 +19,7 @@ from rlhfctl.errors import DataError
 if TYPE_CHECKING:  # load.py imports this file
     from rlhfctl.data.types import Prompt, Row, Rows
 
-TRAINED_ON = ("demonstrations", "preferences")
+TRAINED_ON = ("demonstrations", "preferences", "pretraining")
 _SHOWN = 48
 
 

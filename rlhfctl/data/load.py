@@ -66,7 +66,7 @@ def load_prompts(section: Prompts, seed: int) -> Rows:
     return _load("prompts", section, seed)
 
 
-NAMES = ("demonstrations", "preferences", "prompts")
+NAMES = ("demonstrations", "preferences", "pretraining", "prompts")
 
 
 def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: bool = False) -> dict[str, Rows]:
@@ -85,6 +85,9 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: 
         if data.demonstrations is not None and "demonstrations" in names:
             with trying:
                 loaded["demonstrations"] = without_leaks(load_demonstrations(data.demonstrations, seed), test)
+        if data.pretraining is not None and "pretraining" in names:
+            with trying:
+                loaded["pretraining"] = without_leaks(_load("pretraining", data.pretraining, seed), test)
         if data.preferences is not None and "preferences" in names:
             with trying:
                 groups = without_leaks(load_preferences(data.preferences, seed), test)
@@ -288,7 +291,7 @@ def _generate(name: str, section: Source, seed: int) -> list[Row]:
         return programs.prompts(count, seed) if name == "prompts" else list(programs.demonstrations(count, seed))
     if isinstance(section, Compared):
         return [dict(row) for row in reviews.preferences(count, seed, section.label_noise)]
-    make = reviews.demonstrations if name == "demonstrations" else reviews.prompts
+    make = reviews.prompts if name == "prompts" else reviews.demonstrations
     return [dict(row) for row in make(count, seed)]
 
 

@@ -59,6 +59,7 @@ def prompt_rows(row: Row, section: Source, tally: Tally) -> list[Row]:
 CHECKS: dict[str, Check] = {
     "demonstrations": demonstration_rows,
     "preferences": preference_groups,
+    "pretraining": demonstration_rows,
     "prompts": prompt_rows,
 }
 """A data set's name -> how its rows are checked."""

@@ -30,7 +30,9 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import DATA_SUFFIXES, Source
 
-TEXT_COLUMNS = {"demonstrations": "text", "preferences": PAIR, "prompts": "prompt"}  # the column for plain text
+TEXT_COLUMNS = {  # the column for plain text
+    "demonstrations": "text", "preferences": PAIR, "pretraining": "text", "prompts": "prompt",
+}  # fmt: skip
 _KINDS = ", ".join(DATA_SUFFIXES)
 _BATCH = 1_000  # rows of a table that become Python objects together
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")  # files that datasets' save_to_disk writes

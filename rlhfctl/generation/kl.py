@@ -34,7 +34,6 @@ def exact_kl(
     of the positions at a time.
     """
     policy, reference = as_language_model(policy, pad_token_id), as_language_model(reference, pad_token_id)
-    positions = max(1, KL_ELEMENTS // policy.vocabulary)
     result: list[float] = []
     work = Work("measuring KL", len(prompts), "response")
     with evaluating(policy.model), evaluating(reference.model), work:
@@ -46,15 +45,31 @@ def exact_kl(
                 predicts[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
             policy_states = policy.hidden(ids, attention_mask=mask)[predicts]
             reference_states = reference.hidden(ids, attention_mask=mask)[predicts]
-            terms = [
-                kl_terms(policy.logits(p) / temperature, reference.logits(q) / temperature)
-                for p, q in zip(policy_states.split(positions), reference_states.split(positions), strict=True)
-            ]
-            sums = torch.cat(terms).split([len(response) for _, response in pairs])
+            terms = state_kl(policy, reference, policy_states, reference_states, temperature)
+            sums = terms.split([len(response) for _, response in pairs])
             result += [float(one.sum().clamp(min=0.0)) for one in sums]
             work.advance(len(result))
     policy.activate()  # the reference may be the same model with its adapter off
     return result
+
+
+def state_kl(
+    policy: LanguageModel,
+    reference: LanguageModel,
+    policy_states: Tensor,
+    reference_states: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Compute the KL (N,), in nats per position, of what both models sample from after N hidden states (N, H) each.
+
+    Logits are computed for a part of the positions at a time.
+    """
+    positions = max(1, KL_ELEMENTS // policy.vocabulary)
+    terms = [
+        kl_terms(policy.logits(p) / temperature, reference.logits(q) / temperature)
+        for p, q in zip(policy_states.split(positions), reference_states.split(positions), strict=True)
+    ]
+    return torch.cat(terms)
 
 
 def kl_terms(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:

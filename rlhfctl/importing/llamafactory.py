@@ -13,9 +13,8 @@ from typing import Any
 
 from rlhfctl.importing import common
 from rlhfctl.importing.findings import Fields, Stage
-from rlhfctl.importing.trl import DATA, need_reward
+from rlhfctl.importing.trl import DATA, adaptive_kl, need_reward, normalized_scores
 
-_FIXED_KL = "the coefficient is fixed; there it moves towards ppo_target"
 _ALWAYS = {
     "dataset_dir": "sources stand in the recipe",
     "use_fast_tokenizer": "the fast tokenizer is used",
@@ -186,13 +185,16 @@ def _ppo(fields: Fields) -> None:
     fields.table(
         {"ppo_epochs": "ppo.num_ppo_epochs", "ppo_whiten_rewards": "ppo.whiten_rewards",
          "max_grad_norm": "ppo.max_grad_norm", "weight_decay": "ppo.weight_decay", "bf16": "ppo.bf16"},
-        {"ppo_score_norm": "scores are trained on as they are; reward.normalize shifts a trained reward model once",
-         "ppo_target": _FIXED_KL, "fp16": "use bf16, or model.dtype",
+        {"fp16": "use bf16, or model.dtype",
          "do_sample": "responses are sampled", "num_beams": "responses are sampled",
          "repetition_penalty": "the policy is sampled as it is", "length_penalty": "of beams",
          "gradient_checkpointing_kwargs": "rlhfctl sets this itself"},
     )  # fmt: skip
-    fields.default("init_kl_coef", "ppo.kl_coef", 0.2, _FIXED_KL)
+    fields.default("init_kl_coef", "ppo.kl_coef", 0.2)
+    adaptive_kl(fields, "ppo_target", "horizon")
+    if fields.on("ppo_score_norm"):
+        normalized_scores(fields, "ppo_score_norm", centred=True)
+    fields.same("ppo_score_norm", "off")
     for name, key in _GENERATION.items():
         fields.carry(name, f"ppo.{key}")
         fields.default(name, f"ppo.{key}", _GENERATION_DEFAULTS[name])

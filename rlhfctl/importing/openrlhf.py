@@ -47,16 +47,12 @@ _DROPPED = {
     "use_ms": "models come from folders or the Hub",
     "use_liger_kernel": "for sft and reward it is an option under trainer:",
     "perf": "`rlhfctl bench ppo` measures",
-    "ptx_coef": "PPO has no second loss on demonstrations",
-    "pretrain_data": "PPO has no second loss on demonstrations",
-    "pretrain_data_probs": "PPO has no second loss on demonstrations",
-    "enable_ema": "the last policy, or the best (ppo.use), is handed on",
-    "ema_beta": "the last policy, or the best (ppo.use), is handed on",
-    "critic_learning_rate": "policy and critic share ppo.learning_rate",
+    "ptx_coef": "there is no pretrain_data",
+    "pretrain_data_probs": "there is no pretrain_data",
+    "enable_ema": "off",
+    "ema_beta": "enable_ema is off",
     "freezing_actor_steps": "policy and critic train from the first update",
-    "kl_target": "the coefficient is fixed",
-    "kl_horizon": "the coefficient is fixed",
-    "reward_clip_range": "scores are not clipped",
+    "kl_horizon": "there is no kl_target: the coefficient is fixed",
     "normalize_reward": "reward.normalize shifts a reward model trained here, once; ppo.whiten_rewards scales rewards",
     "policy_loss_type": "ppo",
     "eps_clip_low_high": "one clip range for both sides: ppo.cliprange",
@@ -80,12 +76,14 @@ _PPO_CARRIED = {
     "value_clip": "ppo.cliprange_value", "lambd": "ppo.lam", "gamma": "ppo.gamma", "temperature": "ppo.temperature",
     "top_p": "ppo.top_p", "kl_estimator": "ppo.kl_estimator", "entropy_loss_coef": "ppo.entropy_coef",
     "generate_max_len": "ppo.response_length", "max_epochs": "ppo.num_ppo_epochs", "init_kl_coef": "ppo.kl_coef",
-    "gradient_checkpointing": "ppo.gradient_checkpointing",
+    "gradient_checkpointing": "ppo.gradient_checkpointing", "critic_learning_rate": "ppo.critic_learning_rate",
+    "reward_clip_range": "ppo.score_clip",
 }  # fmt: skip
 _PPO_COMPUTED = {"train_batch_size": "ppo.num_mini_batches", "use_kl_estimator_k3": "ppo.kl_estimator"}
 _PPO_DEFAULTS: dict[str, Any] = {
     "actor_learning_rate": 1e-6, "value_clip": 0.5, "lambd": 1.0, "gamma": 1.0, "temperature": 1.0,
-    "generate_max_len": 1024, "max_epochs": 1, "init_kl_coef": 0.01,
+    "generate_max_len": 1024, "max_epochs": 1, "init_kl_coef": 0.01, "critic_learning_rate": 9e-6,
+    "reward_clip_range": [-10.0, 10.0],
 }  # fmt: skip
 _TRAINED_DEFAULTS: dict[Stage, dict[str, Any]] = {
     "sft": {"max_epochs": 2, "learning_rate": 5e-6, "max_len": 2048},
@@ -202,7 +200,6 @@ def _trained(fields: Fields) -> None:
 
 
 def _ppo(fields: Fields) -> None:
-    draft = fields.draft
     _reward(fields)
     algorithm = algorithm_of(fields)
     unused = {f"ppo.{key}" for key in unused_keys(algorithm)}
@@ -256,8 +253,27 @@ def _ppo(fields: Fields) -> None:
     if fields.get("critic_pretrain") is not None and fields.get("critic_pretrain") == fields.get("reward_pretrain"):
         fields.same("critic_pretrain", "the critic starts as the reward model")
     fields.drop("critic_pretrain", "the critic starts as the reward model, or as a run's critic: ppo.critic_from")
-    if draft.get("ppo.learning_rate") is not None:
-        fields.drop("critic_learning_rate", _DROPPED["critic_learning_rate"])
+    _details(fields)
+
+
+def _details(fields: Fields) -> None:
+    """The adaptive KL coefficient, the loss on pretraining data, the average of the weights, the critic's start."""
+    if "kl_target" in fields:
+        fields.carry("kl_target", "ppo.kl_target", words="nats per response; OpenRLHF's KL is a mean over tokens")
+        fields.settle("ppo.kl_target", "multiply it by the length of a response: here the KL is per response")
+        fields.carry("kl_horizon", "ppo.kl_horizon")
+    if "pretrain_data" in fields:
+        _sources(fields, "pretrain_data", "pretrain_data_probs", "ppo", "data.pretraining")
+        fields.draft.set("ppo.ptx.data", "pretraining")
+        fields.carry("ptx_coef", "ppo.ptx.coef")
+        fields.default("ptx_coef", "ppo.ptx.coef", 0.05)
+        fields.note("ppo.ptx.ratio", 1.0, "a row of pretrain_data per sample")
+    if fields.on("enable_ema"):
+        fields.carry("ema_beta", "ppo.ema_decay")
+        fields.default("ema_beta", "ppo.ema_decay", 0.992)
+        fields.changed("enable_ema", "the average is published", "ppo.ema_decay", fields.draft.get("ppo.ema_decay"))
+    if int(fields.get("freezing_actor_steps", -1)) > 0:
+        fields.carry("freezing_actor_steps", "ppo.policy_starts_after", words="counted in updates")
 
 
 def shown_count(rows: float) -> str:
@@ -289,15 +305,16 @@ def _reward(fields: Fields) -> None:
 # ---------------------------------------------------------------- data sets
 
 
-def _sources(fields: Fields, name: str, probs: str, stage: Stage) -> None:
-    """Write one or several data sets with their weights. Names may be `id`, `id@folder` or a path."""
-    at, given = f"data.{DATA[stage]}", fields.get(name)
+def _sources(fields: Fields, name: str, probs: str, stage: Stage, at: str = "") -> None:
+    """Write one or several data sets with their weights, at a key. Names may be `id`, `id@folder` or a path."""
+    prompts, given = not at and stage == "ppo", fields.get(name)
+    at = at or f"data.{DATA[stage]}"
     if given is None:
         fields.draft.set(f"{at}.source", f"your-{DATA[stage]}")
         fields.settle(f"{at}.source", "the command names no data set: write a file, a folder or an id on the Hub")
         return
     names = [one.strip() for one in str(given).split(",")]
-    kept = "100 prompts are kept for compare (data.prompts.test), and not trained on" if stage == "ppo" else ""
+    kept = "100 prompts are kept for compare (data.prompts.test), and not trained on" if prompts else ""
     if len(names) == 1:
         fields.carry(name, f"{at}.source", names[0], kept)
         fields.same(probs, "one source")

@@ -64,9 +64,8 @@ _OLD_DROPPED = {
     "tracker_project_name": "the run's name is `name`",
     "remove_unused_columns": "every column stays, for reward functions",
     "ratio_threshold": "no batch is skipped: the clip range bounds each ratio",
-    "use_score_scaling": "scores are trained on as they are; reward.normalize scales a trained reward model once",
-    "use_score_norm": "scores are trained on as they are; reward.normalize shifts a trained reward model once",
-    "score_clip": "scores are not clipped",
+    "use_score_scaling": "off",
+    "use_score_norm": "use_score_scaling is off, without which it does nothing",
     "compare_steps": "nothing to set",
     "optimize_cuda_cache": "rlhfctl sets this itself",
     "optimize_device_cache": "rlhfctl sets this itself",
@@ -248,12 +247,17 @@ def _old_ppo(fields: Fields) -> None:
     for key, value in _OLD_DEFAULTS.items():
         fields.default(key, _OLD_CARRIED[key], value)
     adaptive = fields.get("adap_kl_ctrl", True)
-    moved = "its first value; rlhfctl's stays as it is, TRL's moves towards `target`" if adaptive else ""
-    fields.carry("init_kl_coef", "ppo.kl_coef", words=moved)
-    fields.default("init_kl_coef", "ppo.kl_coef", 0.2, moved)
-    fields.drop("adap_kl_ctrl", "the coefficient is fixed" if adaptive else "off, as here")
+    fields.carry("init_kl_coef", "ppo.kl_coef")
+    fields.default("init_kl_coef", "ppo.kl_coef", 0.2)
+    if adaptive:
+        adaptive_kl(fields, "target", "horizon")
+    fields.same("adap_kl_ctrl", "ppo.kl_target moves the coefficient" if adaptive else "off: the coefficient is fixed")
     for one in ("target", "horizon"):
-        fields.drop(one, "the coefficient is fixed")
+        fields.drop(one, "adap_kl_ctrl is off: the coefficient is fixed")
+    if fields.on("use_score_scaling"):
+        normalized_scores(fields, "use_score_scaling", centred=fields.on("use_score_norm"))
+        fields.changed("use_score_norm", "in ppo.normalize_scores", "ppo.normalize_scores")
+    fields.carry("score_clip", "ppo.score_clip")
     estimator = {"kl": "k1", "mse": "k2"}.get(str(fields.get("kl_penalty")))
     if estimator:
         fields.carry("kl_penalty", "ppo.kl_estimator", estimator)
@@ -266,6 +270,18 @@ def _old_ppo(fields: Fields) -> None:
     draft.set("ppo.temperature", 1.0)
     fields.settle("ppo.response_length", "the script's generation_kwargs are code: set response_length and temperature")
     fields.table({}, _OLD_DROPPED)
+
+
+def adaptive_kl(fields: Fields, target: str, horizon: str) -> None:
+    """Carry the adaptive KL coefficient of TRL up to 0.11 over; its defaults are 6 nats and 10,000 responses."""
+    fields.carry(target, "ppo.kl_target")
+    fields.default(target, "ppo.kl_target", 6.0)
+    fields.carry(horizon, "ppo.kl_horizon")
+
+
+def normalized_scores(fields: Fields, name: str, *, centred: bool) -> None:
+    """Carry the running normalization of scores over."""
+    fields.carry(name, "ppo.normalize_scores", "running" if centred else "running_std")
 
 
 def _old_reward(fields: Fields) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def scorer_on(base: PreTrainedModel, *, seed: int, zero_head: bool = False) -> P
     if zero_head:
         torch.nn.init.zeros_(model.score.weight)
     return loading.float32_head(model).to(base.device)
+
+
+def draw_by_width(scorer: Any, *, seed: int) -> None:
+    """Draw the weights of a scorer's head anew, with mean 0 and standard deviation 1 / sqrt(hidden size + 1).
+
+    Stiennon et al. 2020 and Huang et al. 2024 (2403.17031) initialize reward models so.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = scorer.score.weight
+    drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32) / math.sqrt(weight.shape[1] + 1)
+    with torch.no_grad():
+        weight.copy_(drawn)
 
 
 # ---------------------------------------------------------------- heads on a shared trunk

@@ -139,6 +139,19 @@ def shared_below(trunk: Any, adapter: str) -> Iterator[int]:
 
 
 @contextmanager
+def passing(trunks: Iterable[Any]) -> Iterator[None]:
+    """Keep no states inside the block: its sequences come once, and all layers compute them."""
+    lowers = [(lower, lower.keeps) for trunk in trunks if (lower := vars(trunk).get(LOWER)) is not None]
+    for lower, _ in lowers:
+        lower.keeps = False
+    try:
+        yield
+    finally:
+        for lower, keeps in lowers:
+            lower.keeps = keeps
+
+
+@contextmanager
 def keeping(trunks: Iterable[Any]) -> Iterator[None]:
     """Keep the states below the adapters of `trunks` inside the block: each sequence passes those layers once."""
     lowers = [vars(trunk)[LOWER] for trunk in trunks if LOWER in vars(trunk)]

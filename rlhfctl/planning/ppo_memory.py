@@ -76,13 +76,14 @@ def ppo_outlook(
     members: int = 1,
     eval_prompts: int = 0,
     processes: int = 1,
+    text: int = 0,
 ) -> MemoryEstimate:
     """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
     `reward`: the reward model (None: a function). `shared`: whether the reward model is an adapter on the same base*.
     `heldout`: whether evaluations score with a second reward model, which is made as the first is. `members`: reward
     models of an ensemble, which are adapters on one model; they score one after the other. `processes`: those that
-    divide the episodes; the estimate is that of one of them.
+    divide the episodes; the estimate is that of one of them. `text`: tokens of the longest row of `ppo.ptx`.
     """
     heldout = heldout and section.eval.every > 0 and eval_prompts > 0
     with on_meta_device(autocast=section.bf16):
@@ -92,6 +93,8 @@ def ppo_outlook(
         for model in (roles.policy.model, roles.reference.model, own, critic):
             _lay_end_to_end(model)
         held = _weights_by_role(roles, own, spec, reward, trust_region=section.algorithm == "trpo")
+        if section.ema_decay is not None:
+            _add_average(held, roles)
         if heldout and own is not None:
             held[HELDOUT_ROLE] = held[REWARD_ROLE]  # a second model of the same size
         modules = [*roles.modules(), *([] if own is None else [own])]
@@ -100,9 +103,11 @@ def ppo_outlook(
                 inside.enter_context(fused(module, try_numbers=False))
             meter = AllocationMeter(roles.policy.vocabulary)
             meter.ignore_weights(*roles.modules(), *([scorer] if isinstance(scorer, nn.Module) else []))
-            moments = _update(meter, section, roles, scorer, held, prompt, processes)
+            moments = _update(meter, section, roles, scorer, held, prompt, processes, text)
             if eval_prompts and section.eval.every:
-                moments.append(_evaluation(meter, section, roles, held, prompt, eval_prompts))
+                aside = {} if section.ema_decay is None else {WEIGHTS: sum(one.nbytes for one in _averaged(roles))}
+                with_average = with_seen(held, "policy", aside)  # the policy's own weights while their average answers
+                moments.append(_evaluation(meter, section, roles, with_average, prompt, eval_prompts))
         copies = sum(parameter.nbytes for parameter in trained.values())
         moments.append(Moment("writing a checkpoint", with_seen(held, "policy", {WEIGHTS: copies})))
         counts = counted(*modules)
@@ -196,8 +201,28 @@ def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec 
     return needs
 
 
+def _texts_of_a_step(section: Ppo, text: int, processes: int) -> Sequences | None:
+    """Make the rows of the next-token loss that are in memory at once, each of `text` tokens; None without the loss."""
+    if section.ptx is None:
+        return None
+    rows = math.ceil(max(1, round(section.ptx.ratio * section.mini_batch_size)) / processes)
+    return _longest(min(rows, section.ptx.batch_size or section.per_device_train_batch_size), 1, max(text, 2) - 1)
+
+
+def _averaged(roles: Roles) -> list[nn.Parameter]:
+    """List the weights that `ema_decay` averages: the policy's trained ones."""
+    of_critic = roles.critic_parameters()
+    return [one for name, one in roles.trainable().items() if name not in of_critic]
+
+
+def _add_average(held: Needs, roles: Roles) -> None:
+    """Count the average of the policy's weights, which is in float32 or wider."""
+    wide = sum(one.numel() * torch.promote_types(one.dtype, torch.float32).itemsize for one in _averaged(roles))
+    held["policy"][OPTIMIZER] = held["policy"].get(OPTIMIZER, 0) + wide
+
+
 def _update(
-    meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int, processes: int
+    meter: AllocationMeter, section: Ppo, roles: Roles, scorer: Any, held: Needs, prompt: int, processes: int, text: int
 ) -> list[Moment]:
     """Measure the moments of one update: sampling, log-probabilities, scoring, steps of critic and policy."""
     policy, critic, length = roles.policy, roles.critic, section.response_length
@@ -205,6 +230,8 @@ def _update(
     at_once = min(section.local_rollout_forward_batch_size, math.ceil(section.batch_size / processes))
     in_a_step = min(section.per_device_train_batch_size, math.ceil(section.mini_batch_size / processes))
     asked, learned = _longest(at_once, prompt, length), _longest(in_a_step, prompt, length)
+
+    texts = _texts_of_a_step(section, text, processes)
 
     def moment(what: str, role: str) -> None:
         moments.append(Moment(what, with_seen(held, role, meter.peak)))
@@ -219,6 +246,9 @@ def _update(
                 held = with_seen(held, "policy", {ACTIVATIONS: below})
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
+            if section.kl_estimator == "exact":
+                _kl(policy, roles.reference, at_once, prompt, length)
+                moment("exact KL", "policy")
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
                 if critic is not None and critic.reads is not None:
@@ -242,6 +272,9 @@ def _update(
                 loss.backward()
                 del loss, given
             moment("the policy's step", "policy")
+            if texts is not None:
+                policy.response_logprobs(texts, 1.0).sum().backward()
+                moment("the step's next-token loss", "policy")
     for module in roles.modules():
         module.zero_grad(set_to_none=True)
     return moments

@@ -17,10 +17,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import EncodedGroup, Encoder
+from rlhfctl.data.fitting import longest_row
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, count_examples
 from rlhfctl.graph import stages_of
 from rlhfctl.models import build, checks, loading, tokenizing
+from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Recipe
 
 # A group of responses by its pairs; each side is (index of the response, its length in tokens with the prompt).
@@ -43,6 +45,7 @@ class Lengths:
     other_groups: tuple[GroupLengths, ...] = ()  # those of the held-out reward model
     heldout: int = 0
     prompts: tuple[int, ...] = ()
+    text: int = 0  # tokens of the longest row of the next-token loss in PPO, as it is cut
     eval: int = 0
     test: tuple[int, ...] = ()
 
@@ -54,9 +57,14 @@ class Lengths:
         tokenizer = prepared.tokenizer
         rows = preflight.check(recipe, rows, stages_of(recipe), tokenizer)
         encoder = Encoder(tokenizer)
-        lengths: dict[str, Any] = {}
+        config, lengths = _config(recipe, tokenizer), dict[str, Any]()
         if "demonstrations" in rows and recipe.sft is not None:
             lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
+        if recipe.ppo is not None and recipe.ppo.ptx is not None and recipe.ppo.ptx.data in rows:
+            limit, _ = longest_row(recipe.ppo.ptx.max_length, context_of(config))
+            texts = rows[recipe.ppo.ptx.data].rows
+            longest = max(len(encoder.demonstration(row)["input_ids"]) for row in texts)
+            lengths["text"] = longest if limit is None else min(longest, limit)
         if "preferences" in rows:
             split = cast(PreferenceSplit, rows["preferences"].split)
             own, other = split.train, split.train[:0]
@@ -81,7 +89,7 @@ class Lengths:
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        return cls(tokenizer, _config(recipe, tokenizer), size, prepared.added, **lengths)
+        return cls(tokenizer, config, size, prepared.added, **lengths)
 
 
 def _groups(group: EncodedGroup) -> Iterator[GroupLengths]:

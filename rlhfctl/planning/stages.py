@@ -234,6 +234,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
             members=recipe.reward.members if recipe.reward is not None else 1,
             eval_prompts=lengths.eval,
             processes=recipe.launch.num_processes if recipe.launch is not None else 1,
+            text=lengths.text,
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
 

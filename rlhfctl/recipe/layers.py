@@ -17,7 +17,9 @@ from rlhfctl.recipe.sections.base import Key
 from rlhfctl.recipe.sections.data import BUILTIN_DATA_KEYS, ONE_SOURCE_KEYS, OWN_DATA_KEYS
 from rlhfctl.recipe.words import dotted, shortened
 
-DATA_SETS: tuple[Key, ...] = tuple(("data", name) for name in ("demonstrations", "preferences", "prompts"))
+DATA_SETS: tuple[Key, ...] = tuple(
+    ("data", name) for name in ("demonstrations", "preferences", "pretraining", "prompts")
+)
 _LONGEST_PROBLEM = 600
 
 _READY = ("model", "function", "unit_tests")

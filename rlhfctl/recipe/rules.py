@@ -378,6 +378,34 @@ NORMALIZE: Rule[Sections] = Rule(
 )
 
 
+def _ptx_without_rows(recipe: Sections) -> list[Mapping[str, str]]:
+    ptx = recipe.ppo.ptx if recipe.ppo is not None else None
+    return [] if ptx is None or getattr(recipe.data, ptx.data) is not None else [{"rows": ptx.data}]
+
+
+def _unused_pretraining(recipe: Sections) -> bool:
+    ptx = recipe.ppo.ptx if recipe.ppo is not None else None
+    return recipe.data.pretraining is not None and (ptx is None or ptx.data != "pretraining")
+
+
+PTX: tuple[Rule[Sections], ...] = (
+    Rule(
+        "ppo.ptx",
+        "needs data.{rows} for its loss",
+        "add it, or name the other data set in ppo.ptx.data",
+        _ptx_without_rows,
+        about=("data.demonstrations", "data.pretraining"),
+    ),
+    Rule(
+        "data.pretraining",
+        "is not used: only ppo.ptx with data: pretraining reads it",
+        "set ppo.ptx.data: pretraining, or remove it",
+        _unused_pretraining,
+        about=("ppo", "ppo.ptx"),
+    ),
+)
+
+
 OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo.outcome_critic",
@@ -626,6 +654,7 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
         *CARDS,
         NORMALIZE,
         *OUTCOME_CRITIC,
+        *PTX,
         *JUDGES,
         SEEDS,
         *LABELS,

@@ -38,7 +38,9 @@ _LIVING = {  # section -> what TRL calls it today, or did before -> the key
     "ppo": {
         "beta": "kl_coef", "epsilon": "cliprange", "num_iterations": "num_ppo_epochs",
         "max_completion_length": "response_length", "init_kl_coef": "kl_coef", "ppo_epochs": "num_ppo_epochs",
-        "reward_weights": "rewards", "steps": "total_episodes",
+        "reward_weights": "rewards", "steps": "total_episodes", "reward_clip": "score_clip",
+        "reward_clip_range": "score_clip", "target": "kl_target", "horizon": "kl_horizon", "ptx_coef": "ptx",
+        "ema_beta": "ema_decay", "critic_warmup": "policy_starts_after", "freezing_actor_steps": "policy_starts_after",
     },
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ from rlhfctl.models.classifiers import Classifier
 from rlhfctl.models.ensembles import Ensemble, members_on
 from rlhfctl.paths import relative_to_run
 from rlhfctl.recipe.schema import Model, Recipe, RewardText
-from rlhfctl.recipe.sections.reward import Aggregate
+from rlhfctl.recipe.sections.reward import Aggregate, HeadInit
 from rlhfctl.recipe.sections.scorers import path_and_label
 from rlhfctl.rewards.build import LoadedRewardModel
 from rlhfctl.stages.probes import PROBES, check_logprobs, check_scores, precision
@@ -237,12 +237,15 @@ class Loader:
         return classifier
 
     def new_scorer(
-        self, source: Source, *, seed: int, check: bool = True
+        self, source: Source, *, seed: int, check: bool = True, head_init: HeadInit = "config"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
         """Make a new reward model on base* with a new head; return it with base*'s tokenizer and folder."""
         base = self.load_base(source, check=check, to_train=True)
         make = heads.scorer_around if loading.is_quantized(base.model) else heads.scorer_on
-        return make(base.model, seed=seed), base.tokenizer, base.path
+        model = make(base.model, seed=seed)
+        if head_init == "width":
+            heads.draw_by_width(model, seed=seed)
+        return model, base.tokenizer, base.path
 
     def scorer_from_adapter(self, base: Source, adapter: Path) -> PreTrainedModel:
         """Load the reward model of `adapter` on `base`: merged, or on the quantized base that it was trained on."""

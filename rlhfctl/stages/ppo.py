@@ -43,13 +43,14 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import RewardFunction
-from rlhfctl.stages import loader, outcomes, probes
+from rlhfctl.stages import loader, outcomes, probes, ptx_rows
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
 from rlhfctl.training.rl.outcome_critic import OutcomeCritic
+from rlhfctl.training.rl.pretraining import Pretraining
 from rlhfctl.training.rl.roles import Roles, build_roles, scorer_beside, shares_base
 from rlhfctl.training.trl import ppo
 
@@ -96,10 +97,13 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     data = PromptData(tokenizer, rows, prompts)
     outcome_critic, measures = outcomes.prepare(section, base.model, roles, data, reward, ctx)
+    texts = ctx.data[section.ptx.data].rows if section.ptx is not None else ()
+    context = context_of(base.model.config)
+    ptx = ptx_rows.prepare(section, texts, tokenizer, context, seed=recipe.seed, warn=ctx.warn)
     if section.engine == "trl":
         metrics = _train_with_trl(section, roles, reward, data, evaluation, settings, ctx)
     else:
-        metrics = _train(section, roles, reward, data, evaluation, settings, ctx, outcome_critic)
+        metrics = _train(section, roles, reward, data, evaluation, settings, ctx, outcome_critic, ptx)
     metrics |= measures
     if divided:
         sharding.reunite(roles.modules(), here=ctx.first)
@@ -126,8 +130,11 @@ def can_extend(made: Artifact, section: Ppo) -> bool:
     """Tell whether a finished PPO can go on with more episodes: by our engine, with all that the algorithm had learned.
 
     A critic must have been saved whole. An algorithm that reads what earlier updates left begins again, and so does
-    `use: best`, where what is handed on is not where training ended.
+    `use: best` or an average of the weights, where what is handed on is not where training ended. A KL coefficient or a
+    scale of scores that moved is kept in checkpoints alone, so such a training begins again, too.
     """
+    if section.ema_decay is not None or section.kl_target is not None or section.normalize_scores is not None:
+        return False
     algorithm = ALGORITHMS[section.trains_by]
     whole = section.critic_kind in ("adapter", "model", "reward") and made.has("critic")
     return section.engine == "rlhfctl" and section.use == "last" and (whole or algorithm.goes_on_from_policy)
@@ -155,6 +162,7 @@ def _train(
     settings: dict[str, Any],
     ctx: Context,
     outcome_critic: OutcomeCritic | None = None,
+    ptx: Pretraining | None = None,
 ) -> dict[str, float]:
     """Train with rlhfctl's loop, which resumes from its checkpoints."""
     settings = settings | {"critic": section.critic_kind if roles.critic else None} | roles.sizes()
@@ -175,6 +183,7 @@ def _train(
         algorithm=section.trains_by,
         generator=generator_for(section.sampler),
         outcome_critic=outcome_critic,
+        pretraining=ptx,
     )
     roles.policy.check_head([row for row in data.prompts[: scoring.PROBE_ROWS] if len(row) > 1])
     return loop.train()

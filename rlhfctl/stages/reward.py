@@ -58,7 +58,7 @@ def run(section: Reward, ctx: Context) -> Artifact:
     seed = _seed(ctx)
 
     # 1. Load base* and put a scalar head on it.
-    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=seed)
+    model, tokenizer, base_path = ctx.loader.new_scorer(ctx.parents["base"], seed=seed, head_init=section.head_init)
 
     # 2. Rows to ids, held out by prompt.
     config = _config(section, seed, ctx.work, ctx)

@@ -101,7 +101,9 @@ class Members:
         emit: Emit,
     ) -> None:
         ctx = self.ctx
-        model, _, _ = ctx.loader.new_scorer(ctx.parents["base"], seed=seed_of(self.seed, number), check=False)
+        model, _, _ = ctx.loader.new_scorer(
+            ctx.parents["base"], seed=seed_of(self.seed, number), check=False, head_init=self.section.head_init
+        )
         drawn = bootstrap([one.group.prompt for one in groups], ctx.recipe.data_seed, number)
         work = ctx.work / f"member-{number}"
         model, metrics = self.train(model, number, pick(groups, drawn), emit, work)

@@ -36,6 +36,15 @@ def kl(policy: ArrayLike, reference: ArrayLike, kept: ArrayLike, estimator: str)
     return _array(np.expm1(log_q_over_p) - log_q_over_p)
 
 
+def scaled_score(raw: float, mean: float, std: float, clip: float | Sequence[float] | None) -> float:
+    """Compute a score less `mean`, over `std`, held within `clip`: [lowest, highest], or c for [-c, c]."""
+    scaled = (raw - mean) / std
+    if clip is None:
+        return scaled
+    low, high = clip if isinstance(clip, Sequence) else (-clip, clip)
+    return min(max(scaled, low), high)
+
+
 def final_score(raw: float, ended: bool, penalty: float | None, fixed: float | None) -> float:
     """Compute the score after what is due for a missing end: less `penalty`, or `fixed` in its place."""
     if ended:

@@ -193,6 +193,12 @@ def _fits(
     if rows.name == "prompts":
         yield from _prompts_fit(rows, prompts, recipe, context)
         return
+    if rows.name == "pretraining":
+        if recipe.ppo is not None and recipe.ppo.ptx is not None:
+            limit, name = longest_row(recipe.ppo.ptx.max_length, context)
+            over = sum(prompt + side > limit for prompt, side in zip(prompts, sides, strict=True)) if limit else 0
+            yield _sentence("ppo.ptx", over, len(sides), "cuts", "rows", f"{name} tokens")
+        return
     stage, section = ("sft", recipe.sft) if rows.name == "demonstrations" else ("reward", recipe.reward)
     if section is None or stage not in stages_of(recipe) or section.trainer.get("packing"):
         return

@@ -39,7 +39,8 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "per_device_train_batch_size",
         "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "learning_rate", "response_length",
         "temperature", "top_k", "top_p", "stop_token", "stop_strings", "missing_eos_penalty", "missing_eos_score",
-        "kl_coef", "kl_estimator", "cliprange", "gamma", "lam", "whiten_advantages", "use",
+        "kl_coef", "kl_target", "kl_estimator", "cliprange", "gamma", "lam", "lam_value", "whiten_advantages",
+        "normalize_scores", "score_clip", "ptx", "ema_decay", "use",
     ),
 }  # fmt: skip
 """Stage -> the keys of its section that decide what comes out."""

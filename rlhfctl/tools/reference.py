@@ -40,6 +40,7 @@ from rlhfctl.recipe.schema import (
     stage_sections,
 )
 from rlhfctl.recipe.sections.base import keys_of
+from rlhfctl.recipe.sections.data import Pretraining
 from rlhfctl.recipe.words import describe
 
 COMMAND = "rlhfctl schema --format markdown --out docs/recipe.md"
@@ -80,6 +81,7 @@ PAGES: dict[str, tuple[type[Section], type[Section] | None]] = {
     "Every data source": (Source, None),
     "data.demonstrations": (Demonstrations, Source),
     "data.preferences": (Preferences, Source),
+    "data.pretraining": (Pretraining, Source),
     "data.prompts": (Prompts, Source),
     "data.demonstrations.sources": (DemonstrationsPart, Source),
     "data.preferences.sources": (PreferencesPart, Source),

@@ -41,6 +41,7 @@ def recipe_schema() -> dict[str, Any]:
     for name, part in (
         ("demonstrations", "DemonstrationsPart"),
         ("preferences", "PreferencesPart"),
+        ("pretraining", "DemonstrationsPart"),
         ("prompts", "PromptsPart"),
     ):
         listed = {"type": "array", "items": {"$ref": f"#/$defs/{part}"}, "minItems": 1}

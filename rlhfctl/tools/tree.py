@@ -10,6 +10,7 @@ Reads the run's recipe, models and prompts, and calls the reward; writes nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -253,7 +254,9 @@ def _scores(
     raw = reward([make_episode(tokenizer, row, world.prompt, ids, sampling.stop_strings) for ids in responses])
     penalty, fixed = section.missing_eos_penalty, section.missing_eos_score
     return {
-        ids: arithmetic.final_score(score, ids[-1] in world.ends, penalty, fixed)
+        ids: arithmetic.final_score(
+            arithmetic.scaled_score(score, 0.0, 1.0, section.score_clip), ids[-1] in world.ends, penalty, fixed
+        )
         for ids, score in zip(responses, raw, strict=True)
     }
 
@@ -272,11 +275,12 @@ def _with_expected(
 ) -> _Valued:
     """Compute the true value of each state: the expected discounted return under the policy, from the ends backwards.
 
-    The reference is the policy before training. Whitened rewards depend on each batch, so no value is the true one.
+    The reference is the policy before training. Whitened rewards, running
+    normalization of scores and a KL coefficient that moves depend on each batch, so no value is the true one.
     """
     expected: dict[Ids, float] = {}
     coefficient = section.kl_coef if ALGORITHMS[section.trains_by].kl_in_reward else 0.0
-    if section.whiten_rewards:
+    if section.whiten_rewards or section.normalize_scores is not None or section.kl_target is not None:
         return _Valued(measured, expected)
     for ids, score in scores.items():  # the state after an end has the score as its reward
         if ids[-1] in world.ends and len(ids) < world.longest:
@@ -284,7 +288,10 @@ def _with_expected(
     for state in reversed(world.states):
         logp, logq = measured.logprobs[state], reference.logprobs[state]
         p, q = ([row[token] for token in world.tokens] for row in (logp, logq))
-        kl = arithmetic.kl(p, q, [0.0] * len(p), section.kl_estimator)
+        if section.kl_estimator == "exact":
+            kl = [sum(math.exp(logp[token]) * (logp[token] - logq[token]) for token in world.tokens)] * len(p)
+        else:
+            kl = list(arithmetic.kl(p, q, [0.0] * len(p), section.kl_estimator))
         total = 0.0
         for token, chance, cost in zip(world.tokens, p, kl, strict=True):
             following = (*state, token)

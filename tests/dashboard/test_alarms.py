@@ -86,6 +86,11 @@ def test_one_odd_update_raises_none() -> None:
         assert raised(**{name: odd}) == [], name
 
 
+def test_a_policy_that_waits_for_its_critic_is_not_still() -> None:
+    assert len(raised(kl=lambda step: 0.0)) == 1
+    assert raised(settings={"policy_starts_after": 10}, kl=lambda step: 0.0) == []
+
+
 def test_a_leash_that_the_recipe_left_out_is_not_missed() -> None:
     assert raised(settings={"kl_coef": 0}, kl=lambda step: 40.0) == []  # a function checks the answer
     assert raised(settings={"kl_coef": 0, "learned_reward": False}, kl=lambda step: 40.0) == []

@@ -17,6 +17,16 @@ SETTINGS: list[dict[str, Any]] = [
     {"kl_estimator": "k3", "lam": 0.3, "top_k": 5, "whiten_rewards": True, "num_mini_batches": 4},
     {"kind": "head", "lam": 1.0, "target_kl": 1e-4, "temperature": 0.7},
     {"importance_cap": 1.001, "num_mini_batches": 2, "make": trained_on_rounded_samples},
+    {
+        "kl_estimator": "exact",
+        "kl_target": 0.5,
+        "kl_horizon": 20,
+        "normalize_scores": "running",
+        "score_clip": [-0.8, 1.5],
+        "lam_value": 1.0,
+        "lam": 0.5,
+        "missing_eos_penalty": 0.5,
+    },
     {"kind": "model", "lam": 0.0, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
 ]
 

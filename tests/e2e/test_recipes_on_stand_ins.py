@@ -6,6 +6,7 @@ slices; models are tiny, but tokenizer and template have the real ones' peculiar
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -17,16 +18,19 @@ import datasets
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from rlhfctl import pipeline
-from rlhfctl.events import Event, Warned
+from rlhfctl.events import Event, Metrics, Warned
 from rlhfctl.models import build, tokenizing
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Init
 
 Row = dict[str, Any]
 RECIPES = ROOT / "recipes"
-NAMES = ("chat-helpful-harmless", "tldr-1b", "chat-8b-4bit")
+PUBLISHED = ("instructgpt", "summarize-nplus", "ziegler-sentiment")
+NAMES = ("chat-helpful-harmless", "tldr-1b", "chat-8b-4bit", *PUBLISHED)
 
 # Of a recipe these may become smaller; everything else is run as it stands.
 SIZES = (
@@ -36,6 +40,10 @@ SIZES = (
     "ppo.total_episodes=16", "ppo.per_device_train_batch_size=4", "ppo.gradient_accumulation_steps=2",
     "ppo.response_length=8", "ppo.eval.every=1", "compare.bootstrap_samples=100",
 )  # fmt: skip
+
+LEFT_OUT = {"ziegler-sentiment": ("sft.", "reward.")}  # stages that a recipe does not have
+
+SMALL = Init(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=400, max_position_embeddings=512)
 
 # ChatML as Qwen's tokenizers have it: a system turn of its own accord, and a newline after the token that ends a turn.
 CHATML = (
@@ -74,12 +82,24 @@ def ultrafeedback(number: int) -> Row:
     return {"chosen": [ask, answers[0]], "rejected": [ask, answers[1]], "score_chosen": 8.0, "score_rejected": 2.5}
 
 
+def wikitext(number: int) -> Row:
+    """Every fifth line of the set is empty."""
+    return {"text": f" Number {number} is a number between {number - 1} and {number + 1} . " if number % 5 else ""}
+
+
+def imdb(number: int) -> Row:
+    return {"text": f"I have seen film {number} and it was worth the {number} minutes. " * 6, "label": number % 2}
+
+
 HUB: dict[str, Callable[[int], Row]] = {
     "Anthropic/hh-rlhf": helpful_harmless,
     "trl-lib/tldr": tldr,
     "trl-lib/tldr-preference": tldr_preference,
     "trl-lib/ultrafeedback_binarized": ultrafeedback,
+    "Salesforce/wikitext": wikitext,
+    "stanfordnlp/imdb": imdb,
 }
+SUBSETS = {"Salesforce/wikitext": "wikitext-103-raw-v1"}
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +118,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base with ChatML that pads with end-of-sequence, as Qwen's; one without template and pad, as Pythia's."""
     folder = tmp_path_factory.mktemp("bases")
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400}
+    size = SMALL.model_dump(include={"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
     made = {}
-    for name, architecture, tied in (("qwen", "qwen2", True), ("pythia", "gpt_neox", False)):
+    for name, architecture, tied in (("qwen", "qwen2", True), ("pythia", "gpt_neox", False), ("gpt2", "gpt2", True)):
         init = Init(architecture=architecture, tie_word_embeddings=tied, max_position_embeddings=512, **size)
         tokenizer = tokenizing.train_tokenizer(init, [json.dumps(row(0)) for row in HUB.values()])
         if name == "qwen":
@@ -108,14 +128,17 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             tokenizer.chat_template = CHATML
             tokenizer.pad_token = tokenizer.eos_token
         model = build.build_model(init, tokenizer, seed=0, dtype=torch.float32)
-        if name == "pythia":
+        if name != "qwen":
             tokenizer.pad_token = None
         build.save_model(model, tokenizer, folder / name)
         made[name] = folder / name
     return made
 
 
-BASE_OF = {"chat-helpful-harmless": "qwen", "tldr-1b": "pythia", "chat-8b-4bit": "qwen"}
+BASE_OF = {
+    "chat-helpful-harmless": "qwen", "tldr-1b": "pythia", "chat-8b-4bit": "qwen", "instructgpt": "qwen",
+    "summarize-nplus": "pythia", "ziegler-sentiment": "gpt2",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -126,14 +149,15 @@ def run(
     load_dataset = datasets.load_dataset
 
     def from_folder(source: str, *, name: str | None, split: str | None, revision: str | None) -> Any:
-        assert (name, revision) == (None, None)
+        assert (name, revision) == (SUBSETS.get(source), None)
         return load_dataset(str(hub / source), split=split, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr("datasets.load_dataset", from_folder)
 
     def carry_out(name: str, *more: str) -> list[Event]:
         events: list[Event] = []
-        overrides = (f"model.path={bases[BASE_OF[name]]}", *SIZES, *more)
+        sizes = [one for one in SIZES if not one.startswith(LEFT_OUT.get(name, "-"))]
+        overrides = (f"model.path={bases[BASE_OF[name]]}", *sizes, *more)
         (tmp_path / "run").mkdir(exist_ok=True)
         loaded = load_recipe(RECIPES / f"{name}.yaml", overrides)
         pipeline.run(loaded, tmp_path / "run", pipeline.Request(), events.append)
@@ -198,6 +222,51 @@ def test_8b_in_4_bits(run: Callable[..., list[Event]], tmp_path: Path) -> None:
         assert message["role"] == "user" and 48 <= int(message["content"].split()[-1].rstrip(".")) < 80
 
 
+@pytest.mark.ci
+def test_instructgpt(run: Callable[..., list[Event]], tmp_path: Path) -> None:
+    shrunk = (
+        "ppo.num_mini_batches=2",
+        "ppo.ptx.batch_size=4",
+        "data.max_prompt_length=64",
+        "sft.trainer.max_length=96",
+    )
+    events = run("instructgpt", *shrunk, "reward.trainer.max_length=96")
+    assert "data.pretraining: 16 of 80 rows cannot be used and are dropped" in said(events)
+    updates = [event.values for event in events if isinstance(event, Metrics) and event.stage == "ppo"]
+    trained = [values for values in updates if "ptx_loss" in values]
+    assert len(trained) == 2 and all(values["critic_learning_rate"] == 9e-6 for values in trained)
+    assert [values["learning_rate"] for values in trained] == pytest.approx([0.0, 5e-7])
+    assert manifest(tmp_path, "ppo")["metrics"]["ptx_loss"] > 0
+    assert manifest(tmp_path, "reward")["section"]["normalize"] == "demonstrations"
+    for part in ("ppo/model", "ppo/critic"):
+        assert (tmp_path / "run" / part / "model.safetensors").is_file()
+
+
+@pytest.mark.ci
+def test_summarize_nplus(run: Callable[..., list[Event]], tmp_path: Path) -> None:
+    run("summarize-nplus")
+    made = manifest(tmp_path, "reward")
+    assert (made["section"]["head_init"], made["section"]["normalize"]) == ("width", "demonstrations")
+    weight = load_file(tmp_path / "run" / "reward" / "model" / "model.safetensors")["score.weight"]
+    assert float(weight.std()) > 3 * 0.02  # 1 / sqrt(33) is 0.17, initializer_range 0.02
+
+
+@pytest.mark.ci
+def test_ziegler_sentiment(run: Callable[..., list[Event]], tmp_path: Path) -> None:
+    init = {"dim": 16, "hidden_dim": 32, "n_heads": 2, "n_layers": 1, "max_position_embeddings": 128}
+    tokenizer = tokenizing.train_tokenizer(SMALL, [imdb(0)["text"]])
+    torch.manual_seed(0)
+    model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(tokenizer), num_labels=2, **init))
+    build.save_model(model, tokenizer, tmp_path / "classifier")
+    sizes = ("ppo.total_episodes=24", "ppo.gradient_accumulation_steps=1", "ppo.num_mini_batches=1")
+    events = run("ziegler-sentiment", f"reward.model={tmp_path / 'classifier'}", *sizes, "ppo.kl_horizon=8")
+    updates = [event.values for event in events if isinstance(event, Metrics) and event.stage == "ppo"]
+    moved = [values for values in updates if "kl_coef" in values]
+    assert len(moved) == 6 and moved[0]["kl_coef"] == 0.15
+    for values, after in itertools.pairwise(moved):
+        assert after["kl_coef"] == pytest.approx(values["kl_coef"] * (1 + max(values["kl"] / 6 - 1, -0.2) * 4 / 8))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_changes_that_comments_propose_load(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
@@ -205,7 +274,7 @@ def test_the_changes_that_comments_propose_load(name: str) -> None:
     proposed = [shlex.split(found)[0] for found in re.findall(r"--set ('[^']*'|\S+)", comments)]
     for change in proposed:
         load_recipe(RECIPES / f"{name}.yaml", [change])
-    assert bool(proposed) == (name != "chat-8b-4bit")
+    assert bool(proposed) == (name not in ("chat-8b-4bit", "summarize-nplus"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,6 +43,20 @@ def test_a_new_head_sits_on_the_weights_of_the_base() -> None:
     assert torch.equal(logits_of(base, [2, 3]), logits_of(words()[1], [2, 3]))  # copied, not shared
 
 
+def test_a_head_drawn_by_width_has_the_deviation_of_its_width() -> None:
+    _, base = words()
+    one, again, other = (scorer_on(base, seed=0) for _ in range(3))
+    for scorer, seed in ((one, 1), (again, 1), (other, 2)):
+        heads.draw_by_width(scorer, seed=seed)
+    width = one.score.weight.shape[1]
+    assert torch.equal(one.score.weight, again.score.weight) and not torch.equal(one.score.weight, other.score.weight)
+    wide = scorer_on(base, seed=0)
+    wide.score = torch.nn.Linear(20_000, 1, bias=False)
+    heads.draw_by_width(wide, seed=1)
+    assert float(wide.score.weight.detach().std()) == pytest.approx(20_001**-0.5, rel=0.03)
+    assert float(one.score.weight.abs().max()) > 3 * 0.02 and width < 400  # far from initializer_range
+
+
 @pytest.mark.parametrize("architecture", COMMON_ARCHITECTURES)
 def test_a_reward_adapter_scores_on_the_policys_model_as_on_its_own(architecture: str, tmp_path: Path) -> None:
     tokenizer, model = base(architecture)

@@ -33,6 +33,14 @@ LOOPS: dict[str, dict[str, Any]] = {
     "reinforce": {"kind": None, "algorithm": "reinforce", "kl_coef": 0.3} | UNEVEN,
     "rloo": {"kind": None, "algorithm": "rloo", "num_generations": 4, "kl_coef": 0.3},
     "grpo": {"kind": None, "algorithm": "grpo", "num_generations": 2, "num_mini_batches": 2, "kl_coef": 0.3},
+    "whole weights, details": {
+        "kind": "model",
+        "lora": False,
+        "kl_estimator": "exact",
+        "ema_decay": 0.8,
+        "ptx": {"coef": 1.0, "ratio": 1.0},
+        "texts": [{"ids": [2, 3, 4, 5], "start": 1}, {"ids": [6, 7, 8], "start": 2}, {"ids": [5, 5, 9, 2], "start": 1}],
+    },
     "whole weights, head": {"kind": "head", "lora": False, "entropy_coef": 0.01},
 }
 

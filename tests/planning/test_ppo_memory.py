@@ -98,6 +98,25 @@ def test_a_step_holds_no_more_than_its_minibatch() -> None:
     assert halves["sampling"] == whole["sampling"] > small["sampling"]
 
 
+@pytest.mark.ci
+def test_details_of_published_systems_need_memory() -> None:
+    spec, section = shape(), Ppo(lora=Lora(r=4), per_device_train_batch_size=2, response_length=24, eval={"every": 1})
+
+    def outlook(**changes: Any) -> dict[str, memory.Moment]:
+        made = Ppo.model_validate(section.model_dump() | changes)
+        found = ppo_memory.ppo_outlook(spec, made, 12, spec, shared=True, text=96)
+        return {moment.what: moment for moment in found.moments}
+
+    plain, step = outlook(), "the policy's step"
+    assert not {"exact KL", "the step's next-token loss"} & plain.keys()
+    ptx = {rows: outlook(ptx={"batch_size": rows})["the step's next-token loss"].total for rows in (2, 8)}
+    assert ptx[8] > 1.5 * ptx[2] > 1.5 * plain[step].total  # the texts are longer than the episodes
+    averaged = outlook(ema_decay=0.9)[step]
+    weights = plain[step].needs["policy"][WEIGHTS]
+    assert averaged.total - plain[step].total == pytest.approx(weights, rel=0.01)
+    assert outlook(kl_estimator="exact")["exact KL"].total > plain["log-probabilities"].total
+
+
 def test_states_below_the_first_adapter_are_kept_for_the_whole_batch() -> None:
     def learning(layers: list[int] | None, **changes: Any) -> int:
         low_rank = Lora(r=4, layers_to_transform=layers)

@@ -140,6 +140,7 @@ RULES = [
     ("reward={model: a/b, function: 'm:f'}", "reward.function", "a response has one scorer"),
     ("reward={model: a/b, loss: k_wise}", "reward.loss", "is for a reward model trained here"),
     ("reward={model: a/b, label_error: 0.1}", "reward.label_error", "is for a reward model trained here"),
+    ("reward={model: a/b, head_init: width}", "reward.head_init", "is for a reward model trained here"),
     ("reward={model: a/b, normalize: reference}", "reward.normalize", "is for a reward model trained here"),
     ("reward={model: a/b, members: 3}", "reward.members", "is for a reward model trained here"),
     ("reward={model: a/b, aggregate: min}", "reward.aggregate", "is for a reward model trained here"),
@@ -256,7 +257,18 @@ OWN: dict[str, str] = {
     "sampler": "slots",
     "importance_cap": "2.0",
     "checkpointed_share": "1.0",
+    "ptx": "{coef: 1.0}",
+    "kl_target": "6.0",
+    "kl_horizon": "5000",
+    "ema_decay": "0.992",
+    "normalize_scores": "running",
+    "score_clip": "[-5.0, 5.0]",
+    "critic_learning_rate": "1e-5",
+    "critic_warmup_steps": "3",
+    "policy_starts_after": "2",
+    "lam_value": "1.0",
 }
+OWN_BESIDE_OURS = {"kl_horizon": ["ppo.kl_target=6.0"]}  # a key that TRL's engine refuses for itself
 OWN_BESIDE = {
     "missing_eos_score": ["ppo.missing_eos_penalty=null"],
     "importance_cap": ["model.dtype=bfloat16"],
@@ -283,6 +295,8 @@ def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
 BESIDE_OUTCOMES = {
     "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
     "whiten_advantages": "true", "vf_coef": "0.1", "cliprange_value": "0.2", "gamma": "1.0", "lam": "0.9",
+    "critic_learning_rate": "1e-5", "critic_warmup_steps": "3", "policy_starts_after": "2", "lam_value": "1.0",
+    "normalize_scores": "running", "score_clip": "2.0",
     "scale_rewards": "none", "loss_type": "dapo", "trpo": "{max_kl: 0.1}", "nlpo": "{top_mask: 0.5}",
 }  # fmt: skip
 
@@ -313,7 +327,7 @@ def test_a_resolved_recipe_with_outcome_critic_can_be_read_again(tmp_path: Path)
 # A value for each key that some algorithms do not use.
 NOT_BY_ALL = BESIDE_OUTCOMES | {"cliprange": "0.2", "num_ppo_epochs": "2", "num_mini_batches": "2", "target_kl": "0.1"}
 NOT_BY_ALL |= {"top_k": "5", "top_p": "0.9"}
-NOT_BY_ALL |= {"kl_estimator": "k1"}
+NOT_BY_ALL |= {"kl_estimator": "k1", "kl_target": "6.0", "kl_horizon": "5000", "ptx": "{coef: 1.0}"}
 IN_VAIN = [(name, key) for name in get_args(AlgorithmName) for key in unused_keys(name)]
 
 
@@ -432,6 +446,15 @@ MORE = [
     ),
     ("compare.controls={temperatures: [0.1, 0.1, 3.0], best_of_n: 1, samples_per_prompt: 9}",),
     *((f"ppo.{key}={value}", "ppo.engine=trl") for key, value in OWN.items()),
+    ("ppo.kl_estimator=exact", "ppo.engine=trl"),
+    ("ppo={engine: rlhfctl, kl_estimator: exact, top_k: 5}",),
+    ("ppo={engine: rlhfctl, kl_target: 6.0, kl_coef: 0.0}",),
+    ("ppo={engine: rlhfctl, kl_horizon: 500}",),
+    ("ppo={engine: rlhfctl, kl_target: 6.0, kl_horizon: 2}",),
+    ("ppo={engine: rlhfctl, policy_starts_after: 1000}",),
+    ("ppo={engine: rlhfctl, score_clip: [1.0, -1.0]}",),
+    ("ppo={engine: rlhfctl, ptx: {data: pretraining}}",),
+    ("data.pretraining={source: rows.jsonl}",),
 ]
 
 
@@ -491,11 +514,14 @@ def test_keys_of_our_own_engine_are_refused_with_the_other_and_taken_by_it(key: 
     (problem,) = problems(override, *beside, "ppo.engine=trl")
     assert problem.key == f"ppo.{key}" and "TRL's PPOTrainer" in problem.what
     assert problem.fix is not None and "engine: rlhfctl" in problem.fix
-    section = recipe(override, *beside, "ppo.engine=rlhfctl").ppo
+    section = recipe(override, *beside, *OWN_BESIDE_OURS.get(key, []), "ppo.engine=rlhfctl").ppo
     assert section is not None and key in section.model_fields_set
 
 
-@pytest.mark.parametrize("override", ["ppo.kl_estimator=k2", "ppo.stop_token=a", "ppo.gradient_accumulation_steps=2"])
+@pytest.mark.parametrize(
+    "override",
+    ["ppo.kl_estimator=k2", "ppo.kl_estimator=exact", "ppo.stop_token=a", "ppo.gradient_accumulation_steps=2"],
+)
 def test_what_the_other_engine_gets_wrong_is_taken_by_ours(override: str) -> None:
     (problem,) = problems(override)
     assert problem.fix is not None and "engine: rlhfctl" in problem.fix

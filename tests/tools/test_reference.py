@@ -20,9 +20,9 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_the_page_has_every_key_with_its_meaning() -> None:
     chapters = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", reference.page(), re.MULTILINE | re.DOTALL))
-    sources = ("data.demonstrations", "data.preferences", "data.prompts")
+    sources = ("data.demonstrations", "data.preferences", "data.pretraining", "data.prompts")
     for at, names in sections():
-        heading = {"": "The top level"}.get(at, at)
+        heading = {"": "The top level", "data.pretraining.sources": "data.demonstrations.sources"}.get(at, at)
         heading = "Every data source" if at.endswith("_source") else heading
         heading = "turns" if at.endswith(".turns") else "lora" if at.endswith(".lora") else heading
         shared = at.removesuffix(".sources") in sources

@@ -22,6 +22,8 @@ _CRITIC = ("ppo", "a2c", "trpo", "nlpo")
 _SEVERAL_STEPS = ("ppo", BY_OUTCOMES, "grpo", "trpo", "nlpo")
 _CLIPPED = ("ppo", BY_OUTCOMES, "grpo", "nlpo")
 _KL_IN_REWARD = ("ppo", BY_OUTCOMES, "a2c", "reinforce", "rloo", "trpo", "nlpo")
+_GRADIENT_CRITIC = ("ppo", "a2c", "nlpo")  # critics that learn in the policy's own optimizer steps
+_ALL_BUT_TRPO = (*(name for name in NAMES if name != "trpo"), BY_OUTCOMES)
 _ALL_BUT_NLPO = (*(name for name in NAMES if name != "nlpo"), BY_OUTCOMES)
 
 # Key of `ppo` -> the algorithms that use it. Keys that are not listed here are used by all.
@@ -44,6 +46,15 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo",),
     "top_k": _ALL_BUT_NLPO,
     "top_p": _ALL_BUT_NLPO,
+    "critic_learning_rate": _GRADIENT_CRITIC,
+    "critic_warmup_steps": _GRADIENT_CRITIC,
+    "policy_starts_after": _GRADIENT_CRITIC,
+    "lam_value": _CRITIC,
+    "kl_target": _KL_IN_REWARD,
+    "kl_horizon": _KL_IN_REWARD,
+    "normalize_scores": NAMES,
+    "score_clip": NAMES,
+    "ptx": _ALL_BUT_TRPO,
     "trpo": ("trpo",),
     "nlpo": ("nlpo",),
 }

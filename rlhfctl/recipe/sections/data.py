@@ -1,4 +1,4 @@
-"""Define the `data` section: three data sets, the source of their rows, and how they are split."""
+"""Define the `data` section: the data sets, the source of their rows, and how they are split."""
 
 from __future__ import annotations
 
@@ -275,6 +275,10 @@ class Demonstrations(Answered):
     sources: list[DemonstrationsPart] | None = Field(None, min_length=1, description=_SOURCES)
 
 
+class Pretraining(Demonstrations):
+    """Texts for the next-token loss that ppo.ptx adds to PPO; a row is read as a demonstration is."""
+
+
 class Preferences(Compared):
     """Prompts with a chosen and a rejected response, for the reward stage."""
 
@@ -348,10 +352,13 @@ class Prompts(Source):
 
 
 class Data(Section):
-    """The three data sets, and the maximum length of prompts."""
+    """The data sets, and the maximum length of prompts."""
 
     demonstrations: Demonstrations | None = Field(None, description="Prompts with good responses, for sft.")
     preferences: Preferences | None = Field(None, description="Chosen and rejected responses, for reward.")
+    pretraining: Pretraining | None = Field(
+        None, description="Texts for the next-token loss that ppo.ptx adds to PPO; read as demonstrations are."
+    )
     prompts: Prompts | None = Field(None, description="Prompts for ppo and compare.")
     max_prompt_length: int | None = Field(
         None, gt=0, description="Maximum prompt length in tokens (null: what the context leaves beside the response)."
@@ -362,3 +369,8 @@ class Data(Section):
     leaks: Literal["warn", "drop"] = Field(
         "warn", description="Treatment of demonstrations and preferences that answer a test prompt: warn, or drop them."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older runs do not know `pretraining`: it is left out unless it is set, so that they stay unchanged.
+        return without(handler(self), ("pretraining",) if self.pretraining is None else ())

@@ -1,4 +1,7 @@
-"""Define the `ppo` section: reinforcement learning against the reward, with TRL's PPOConfig keys and some more."""
+"""Define the `ppo` section: reinforcement learning against the reward, with TRL's PPOConfig keys and some more.
+
+Longer than 400 lines because the section has more keys than any other, each with its rules.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,20 @@ from rlhfctl.recipe.sections.algorithm import (
 from rlhfctl.recipe.sections.algorithm_settings import NLPO_RULES, TRPO_RULES, Nlpo, Trpo
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.outcome_critic import OutcomeCritic
+from rlhfctl.recipe.sections.ppo_details import (
+    DETAIL_KEYS,
+    DETAIL_RULES,
+    CriticLearningRate,
+    CriticWarmupSteps,
+    EmaDecay,
+    KlHorizon,
+    KlTarget,
+    LamValue,
+    NormalizeScores,
+    PolicyStartsAfter,
+    Ptx,
+    ScoreClip,
+)
 from rlhfctl.recipe.sections.scorers import described_in, unknown_in
 from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, unfit
 from rlhfctl.recipe.sections.training import LORA_OF_A_STAGE, Lora
@@ -42,9 +59,11 @@ OWN_ENGINE_KEYS = (
     "algorithm", "critic", "critic_from", "critic_trains_trunk", "rewards", "num_generations", "top_k", "top_p",
     "stop_strings", "missing_eos_score", "whiten_advantages", "entropy_coef", "target_kl", "max_grad_norm", "bf16",
     "outcome_critic", "gradient_checkpointing", "checkpoint_steps", "keep_checkpoints", "trace_every", "trace_episodes",
-    "sampler", "importance_cap", "checkpointed_share",
+    "sampler", "importance_cap", "checkpointed_share", *DETAIL_KEYS,
 )  # fmt: skip
-_NEWER_KEYS = ("algorithm", "best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share")
+_NEWER_KEYS = (
+    "algorithm", "best_kl_limit", "outcome_critic", "sampler", "importance_cap", "checkpointed_share", *DETAIL_KEYS,
+)  # fmt: skip
 MISSING_EOS_KEYS = ("missing_eos_penalty", "missing_eos_score")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -260,6 +279,9 @@ class Ppo(Stage):
         "linear", description="Learning rate schedule."
     )
     warmup_steps: int = Field(0, ge=0, description="Number of updates over which the learning rate rises from 0.")
+    critic_learning_rate: CriticLearningRate = None
+    critic_warmup_steps: CriticWarmupSteps = None
+    policy_starts_after: PolicyStartsAfter = 0
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Maximum gradient norm (null: no clipping).")
     bf16: bool = Field(False, description="Whether to compute in bfloat16 over float32 weights (autocast).")
@@ -287,9 +309,14 @@ class Ppo(Stage):
         None, description="Fixed score of a response that does not end by itself (null: its own score)."
     )
     kl_coef: float = Field(0.05, ge=0, description="Coefficient of the KL penalty against the reference model.")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="Estimator of the KL: k1 the log-ratio, k2 half its square, k3 never negative."
-    )
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = Field(
+        "k1", description="KL of a token: k1 the log-ratio, k2 half its square, k3 never negative, or exact, the sum "
+        "over the vocabulary."
+    )  # fmt: skip
+    kl_target: KlTarget = None
+    kl_horizon: KlHorizon = 10_000
+    normalize_scores: NormalizeScores = None
+    score_clip: ScoreClip = None
     whiten_rewards: bool = Field(False, description="Whether to scale per-token rewards to unit variance.")
     whiten_advantages: bool = Field(True, description="Whether to scale advantages to mean 0 and unit variance.")
     cliprange: float = Field(0.2, gt=0, description="Clip range of the policy's probability ratio around 1.")
@@ -305,6 +332,9 @@ class Ppo(Stage):
     )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount factor of later rewards.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalized advantage estimation (GAE).")
+    lam_value: LamValue = None
+    ptx: Ptx | None = Field(None, description="Next-token loss on other text in each step of the policy (PPO-ptx).")
+    ema_decay: EmaDecay = None
     local_rollout_forward_batch_size: int = Field(
         64, gt=0, description="Batch size for sampling and scoring responses."
     )
@@ -387,4 +417,6 @@ class Ppo(Stage):
         newer += unused_keys(self.trains_by)
         return without(handler(self), (*newer, *(OWN_ENGINE_KEYS if self.engine == "trl" else ())))
 
-    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (*_TRL_RULES, *unused_key_rules(), *TRPO_RULES, *NLPO_RULES, *_RULES)
+    RULES: ClassVar[tuple[Rule[Ppo], ...]] = (
+        *_TRL_RULES, *unused_key_rules(), *TRPO_RULES, *NLPO_RULES, *_RULES, *DETAIL_RULES
+    )  # fmt: skip

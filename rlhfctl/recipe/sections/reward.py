@@ -18,14 +18,17 @@ RewardText = Literal["text", "pair", "response"]  # the text that a classifier r
 RewardLoss = Literal["bradley_terry", "k_wise", "plackett_luce", "best_of_k"]
 Normalization = Literal["demonstrations", "reference"]
 Aggregate = Literal["mean", "min", "variance"]
+HeadInit = Literal["config", "width"]
 CLASSIFIER_KEYS = ("label", "reads")
 ENSEMBLE_KEYS = ("members", "aggregate", "variance_coefficient")
 TRAINING_KEYS = (
-    "lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize", *ENSEMBLE_KEYS
+    "lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize", "head_init",
+    *ENSEMBLE_KEYS,
 )  # fmt: skip
 GROUP_LOSSES = ("k_wise", "plackett_luce", "best_of_k")  # their batch elements are groups, not pairs
 _PLAIN_LOSS: RewardLoss = "bradley_terry"
-_PLAIN: dict[str, object] = {"loss": _PLAIN_LOSS, "members": 1, "aggregate": "mean", "variance_coefficient": 1.0}
+_PLAIN: dict[str, object] = {"loss": _PLAIN_LOSS, "members": 1, "aggregate": "mean", "variance_coefficient": 1.0,
+                            "head_init": "config"}  # fmt: skip
 """Keys whose plain value changes nothing, though it is none that Python takes as false."""
 
 
@@ -81,6 +84,11 @@ class Reward(Trained):
         None,
         description="Shift of the trained reward: demonstrations (their mean score is 0), or reference (samples of "
         "base* to training prompts have mean 0 and variance 1). It is saved with the scalar head.",
+    )
+    head_init: HeadInit = Field(
+        "config",
+        description="Standard deviation of a new scalar head's weights: config (initializer_range of the model's "
+        "config, 0.02 for most), or width (1 / sqrt(hidden size + 1); Stiennon et al. 2020).",
     )
     members: int = Field(
         1,
@@ -261,6 +269,9 @@ class Reward(Trained):
             "unit_tests": ("model", "function", "retries", *TRAINING_KEYS, *CLASSIFIER_KEYS),
         }
         # Runs that were made before these keys existed stay unchanged.
-        newer = ("unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", "server", *ENSEMBLE_KEYS)
+        newer = (
+            "unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", "server", "head_init",
+            *ENSEMBLE_KEYS,
+        )  # fmt: skip
         absent = tuple(key for key in newer if not _is_used(self, key))
         return without(handler(self), (*unused[self.kind], *absent))

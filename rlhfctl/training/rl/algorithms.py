@@ -47,6 +47,10 @@ def generalized_advantages(experience: Experience, section: Ppo) -> tuple[Tensor
     advantages, returns = ppo_math.advantages_and_returns(
         experience.rewards, experience.values, experience.value_mask, section.gamma, section.lam
     )
+    if section.lam_value is not None:  # VAPO (2504.05118): the critic learns returns of another lambda
+        _, returns = ppo_math.advantages_and_returns(
+            experience.rewards, experience.values, experience.value_mask, section.gamma, section.lam_value
+        )
     if section.whiten_advantages:
         return ppo_math.whiten(advantages, mask), returns
     return advantages.masked_fill(~mask, 0.0), returns

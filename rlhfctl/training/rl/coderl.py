@@ -22,7 +22,7 @@ def outcome_weighted(experience: Experience, section: Ppo) -> tuple[Tensor, None
     """Compute the advantages (B, W) of each token: CodeRL's return, less the KL penalties from this token on."""
     mask = experience.response_mask
     gain = (experience.scores - experience.baselines)[:, None]
-    penalties = section.kl_coef * sums_from_here(experience.kl)
+    penalties = experience.penalty(section) * sums_from_here(experience.kl)
     return (gain * experience.beliefs - penalties).masked_fill(~mask, 0.0), None
 
 

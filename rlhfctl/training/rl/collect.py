@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.data.types import Row
 from rlhfctl.errors import EngineError
 from rlhfctl.generation.generator import Generator, TokenMask, sampling_for, stop_strings
+from rlhfctl.generation.kl import state_kl
 from rlhfctl.models import devices, kept_states
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.processes import ALONE, Processes
@@ -27,7 +28,9 @@ from rlhfctl.rewards.episode import Episode, RewardFunction, extras_of, logged_m
 from rlhfctl.rewards.unit_tests import outcome_metrics, outcomes_of
 from rlhfctl.training.rl import ppo_math
 from rlhfctl.training.rl.algorithms import Algorithm
+from rlhfctl.training.rl.carried import Carried
 from rlhfctl.training.rl.experience import Experience, forwards, spread
+from rlhfctl.training.rl.moments import NO_SCORES, Moments, scaled_scores
 from rlhfctl.training.rl.orders import Orders
 from rlhfctl.training.rl.outcome_critic import OUTCOMES, OutcomeCritic
 from rlhfctl.training.rl.roles import Roles
@@ -60,6 +63,7 @@ class Collector:
     accelerator: Accelerator
     processes: Processes = ALONE
     outcome_critic: OutcomeCritic | None = None
+    carried: Carried | None = None  # what the updates before handed on; None in a single update
 
 
 def collect(
@@ -87,13 +91,19 @@ def collect(
                 experience.prompts, [response.ids for response in experience.responses]
             )
         with kept_states.shown_to(experience.reward_states, reads):
-            set_scores(experience, section, collector.reward, collector.data)
+            before = NO_SCORES if collector.carried is None else collector.carried.scores
+            set_scores(experience, section, collector.reward, collector.data, before)
 
         if collector.outcome_critic is not None:
             set_beliefs(experience, collector, collector.outcome_critic)
 
         # 3. KL and rewards: -kl_coef x KL per token, and the score at the end of the response.
-        experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
+        if section.kl_estimator == "exact":
+            set_exact_kl(experience, roles, section)
+        else:
+            experience.ref_logprobs = token_logprobs(experience, roles.reference, section, "asking the reference")
+        if collector.carried is not None and section.kl_target is not None:
+            experience.kl_coef = collector.carried.kl_coef
         set_rewards(experience, section, collector.algorithm)
     devices.wait()
     scored = time.monotonic()
@@ -138,7 +148,9 @@ def sample_responses(collector: Collector, number: int, stream: int, recomputes:
         value_head=critic.values if critic is not None and critic.shares_policy and not recomputes else None,
     )
     device = collector.roles.policy.device
-    return Experience.of(indices, prompts, responses, section.response_length, device, collector.processes)
+    experience = Experience.of(indices, prompts, responses, section.response_length, device, collector.processes)
+    experience.number = number
+    return experience
 
 
 def set_sampled_logprobs(
@@ -176,16 +188,22 @@ def set_sampled_logprobs(
 # ---------------------------------------------------------------- 2. and 3. scores and rewards
 
 
-def set_scores(experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData) -> None:
-    """Set `raw_scores`, the `parts` of a weighted sum, and `scores` after the penalty for a missing end."""
+def set_scores(
+    experience: Experience, section: Ppo, reward: RewardFunction, data: PromptData, before: Moments = NO_SCORES
+) -> None:
+    """Set `raw_scores`, the `parts` of a weighted sum, and `scores` after the penalty for a missing end.
+
+    `before`: the moments of the scores of earlier updates, for `normalize_scores`.
+    """
     ids = [response.ids for response in experience.responses]
     scores = reward(episodes_of(data, experience.prompt_indices, ids, section))
     experience.parts, experience.uncertain = parts_of(reward), disagreement_metric(reward) | outcome_metrics(reward)
     experience.outcomes = outcomes_of(reward)
     experience.logged, experience.extras = logged_means(reward), extras_of(reward)
     experience.raw_scores = torch.tensor(scores, dtype=experience.logprobs.dtype, device=experience.lengths.device)
+    experience.moments = before.with_scores(experience.raw_scores)
     experience.scores = ppo_math.apply_missing_eos(
-        experience.raw_scores,
+        scaled_scores(experience.raw_scores, experience.moments, section),
         experience.ended,
         penalty=section.missing_eos_penalty,
         score=section.missing_eos_score,
@@ -237,15 +255,33 @@ def set_rewards(experience: Experience, section: Ppo, algorithm: Algorithm) -> N
     # With top-k or top-p, tokens are sampled from p / p(kept): estimate the KL of this truncated distribution. With a
     # masking policy the log-probabilities are already those of what was sampled from.
     kept = experience.table([response.kept for response in experience.responses], experience.logprobs.dtype)
-    if experience.masked:
-        kept = torch.zeros_like(kept)
-    kl = ppo_math.kl_estimate(experience.logprobs - kept, experience.ref_logprobs, section.kl_estimator)
-    experience.kept, experience.kl = kept, kl.masked_fill(~mask, 0.0)
-    coefficient = section.kl_coef if algorithm.kl_in_reward else 0.0
+    experience.kept = torch.zeros_like(kept) if experience.masked else kept
+    if section.kl_estimator != "exact":  # the exact KL is set by now
+        kl = ppo_math.kl_estimate(experience.logprobs - experience.kept, experience.ref_logprobs, section.kl_estimator)
+        experience.kl = kl.masked_fill(~mask, 0.0)
+    coefficient = experience.penalty(section) if algorithm.kl_in_reward else 0.0
     rewards = ppo_math.token_rewards(experience.kl, experience.scores, experience.lengths, coefficient, mask)
     if section.whiten_rewards:
         rewards = ppo_math.whiten(rewards, experience.value_mask, centre=False)
     experience.rewards = rewards
+
+
+def set_exact_kl(experience: Experience, roles: Roles, section: Ppo) -> None:
+    """Set `ref_logprobs`, and `kl` (B, W): at each token the KL of the whole distributions from which it is drawn.
+
+    Each process computes its share of the rows.
+    """
+    mask = experience.response_mask
+    reference, kl = torch.zeros_like(experience.logprobs), torch.zeros_like(experience.logprobs)
+    for part in forwards(experience, section, "asking policy and reference"):
+        sequences = experience.sequences(part)
+        own, other = (role.states(sequences, sequences.before_tokens()) for role in (roles.policy, roles.reference))
+        logprobs = roles.reference.token_logprobs(other, sequences.tokens(), section.temperature)[0]
+        reference[part] = spread(logprobs.to(reference.dtype), mask[part])
+        terms = state_kl(roles.policy, roles.reference, own, other, section.temperature)
+        kl[part] = spread(terms.to(kl.dtype), mask[part])
+    experience.processes.sum_over([reference, kl])
+    experience.ref_logprobs, experience.kl = reference, kl
 
 
 def token_logprobs(

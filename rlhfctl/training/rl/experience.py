@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from rlhfctl.models.packing import Sequences
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.moments import NO_SCORES, Moments
+
+
+class TextRow(TypedDict):
+    """The ids of a text. The tokens from `start` (1 or more) on have a next-token loss."""
+
+    ids: list[int]
+    start: int
 
 
 def _empty() -> Tensor:
@@ -85,10 +93,14 @@ class Experience:
     earlier_reward: float = 0.0  # mean reward of the responses of all earlier updates: score less KL penalty
     advantages: Tensor = field(default_factory=_empty)
     returns: Tensor = field(default_factory=_empty)  # stays empty without a critic
+    number: int = 0  # of the update, from 1
+    moments: Moments = NO_SCORES  # of the raw scores so far, these included
+    kl_coef: float | None = None  # of this update, where it moves; None: the section's
     recomputed: bool = False  # whether `logprobs` come from the training forward, not from sampling
     rollout_gap: float | None = None  # largest difference of the two, in nats per token, if both were computed
     value_step: ValueStep | None = None
     policy_step: PolicyStep | None = None
+    texts: Sequence[TextRow] = ()  # the rows of the next-token loss of the next optimizer step
     reward_states: ResponseStates | None = None  # those that the critic reads, if it reads the reward model's
     rollout_s: float = 0.0
     score_s: float = 0.0
@@ -111,6 +123,10 @@ class Experience:
         mask = ppo_math.response_mask(lengths, width)
         value_mask = ppo_math.value_mask(lengths, width)
         return cls(prompt_indices, prompts, responses, lengths, ended, mask, value_mask, processes=processes)
+
+    def penalty(self, section: Ppo) -> float:
+        """Return the coefficient of the KL penalty in this update."""
+        return section.kl_coef if self.kl_coef is None else self.kl_coef
 
     def sequences(self, indices: Sequence[int]) -> Sequences:
         """Pack prompt and response of the chosen episodes into one sequence each."""

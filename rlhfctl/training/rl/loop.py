@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
-from transformers import get_scheduler
 
 from rlhfctl import fs
 from rlhfctl.errors import RewardFailed
@@ -47,8 +46,9 @@ from rlhfctl.training import checkpoints
 from rlhfctl.training.history import closing_means
 from rlhfctl.training.rl import masking
 from rlhfctl.training.rl.algorithms import ALGORITHMS
+from rlhfctl.training.rl.carried import Carried, read_average, save_average
 from rlhfctl.training.rl.collect import Collector, PromptData, collect
-from rlhfctl.training.rl.learn import build_optimizer, learn
+from rlhfctl.training.rl.learn import build_optimizer, build_scheduler, learn, learning_rates
 from rlhfctl.training.rl.metrics import update_metrics
 from rlhfctl.training.rl.minibatch import Learner
 from rlhfctl.training.rl.orders import Orders
@@ -59,6 +59,7 @@ from rlhfctl.training.rl.preparation import (
     require_enough_episodes,
     require_steady_positions,
 )
+from rlhfctl.training.rl.pretraining import Pretraining
 from rlhfctl.training.rl.recovery import NonFiniteError, Recovery, require_finite
 from rlhfctl.training.rl.roles import Roles
 from rlhfctl.training.rl.trace import Trace
@@ -108,6 +109,7 @@ class PpoLoop:
         algorithm: str = "ppo",
         generator: Generator = sample,
         outcome_critic: OutcomeCritic | None = None,
+        pretraining: Pretraining | None = None,
     ) -> None:
         self.section = section
         self.data = data
@@ -123,11 +125,9 @@ class PpoLoop:
         require_enough_episodes(section, run.processes)
         require_steady_positions(section, roles, data)
         self.trained = roles.prepare()
-        self.optimizer = build_optimizer(section, self.trained)
-        self.scheduler = get_scheduler(
-            section.lr_scheduler_type, self.optimizer, section.warmup_steps,
-            num_training_steps=section.updates - run.first,
-        )  # fmt: skip
+        self.optimizer = build_optimizer(section, self.trained, roles.critic_parameters())
+        self.scheduler = build_scheduler(section, self.optimizer, section.updates - run.first)
+        self.carried = Carried(section, roles)
         orders, sampler = Orders(run.seed), in_shares(generator, run.processes)
         self.collector = Collector(
             section,
@@ -140,8 +140,10 @@ class PpoLoop:
             self.accelerator,
             run.processes,
             outcome_critic,
+            self.carried,
         )
-        self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator)
+        average = self.carried.average
+        self.learner = Learner(section, roles, self.trained, self.optimizer, self.accelerator, pretraining, average)
         self.recovery = Recovery(run.work.parent / "non-finite", data.tokenizer, run.say)
         self.checkpoint_steps = section.checkpoint_steps or checkpoints.interval(section.updates)
         # Whether the training forward computes the log-probabilities of the sampled tokens.
@@ -164,6 +166,8 @@ class PpoLoop:
             self._start()
             while self.done < self.section.updates:
                 self._advance(self.done + 1)
+        if self.carried.average is not None:
+            self.carried.average.adopt()
         return closing_means(self.history)
 
     def _start(self) -> None:
@@ -183,8 +187,7 @@ class PpoLoop:
             )
         )
         if not resumed:
-            if self.watcher is not None:
-                self.watcher(self.done, updates)
+            self._watch(self.done)
             self._save_checkpoint()
         self._began = (time.monotonic(), self.done)
 
@@ -206,11 +209,15 @@ class PpoLoop:
         self.done = number
         self.history.append(metrics)
         self._record(metrics)
-        if self.watcher is not None:
-            self.watcher(number, self.section.updates)
+        self._watch(number)
         if number % self.checkpoint_steps == 0 or number == self.section.updates:
             self._save_checkpoint()
             self.recovery.failures = 0
+
+    def _watch(self, number: int) -> None:
+        if self.watcher is not None:
+            with self.carried.averaged():
+                self.watcher(number, self.section.updates)
 
     def update(self, number: int) -> dict[str, float]:
         """Run one update: sample a batch and learn from it. NonFiniteError before a non-finite number is applied."""
@@ -243,13 +250,14 @@ class PpoLoop:
             raise
         if self.roles.masking is not None and number % section.nlpo.target_update_iterations == 0:
             masking.sync(self.roles.masking, self.roles.policy)
-        learning_rate = self.scheduler.get_last_lr()[0]
+        rates = learning_rates(section, self.scheduler)
         self.scheduler.step()
+        self.carried.after(experience)
         if trace is not None:
             trace.gather(self.run.processes)
         if trace is not None and self.run.processes.first:
             trace.write(self.run.work.parent / "traces", number, experience, self.data.tokenizer, section)
-        metrics = update_metrics(experience, steps, section) | {"learning_rate": learning_rate}
+        metrics = update_metrics(experience, steps, section) | rates
         took = time.monotonic() - began
         metrics |= {"rollout_s": experience.rollout_s, "score_s": experience.score_s}
         metrics["update_s"] = took - experience.rollout_s - experience.score_s
@@ -273,12 +281,14 @@ class PpoLoop:
         divided = any(map(sharding.is_divided, self.trained.values()))
         if not first and not divided:
             return
+        average = self.carried.weights()
         weights, optimizer = self.roles.state(), sharding.whole(self.optimizer.state_dict())
         if not first:
             return
         final = work / f"{checkpoints.PREFIX}{self.done}"
         with fs.publish_folder(final) as folder:
             save_file(weights, folder / "model.safetensors")
+            save_average(folder, average)
             checkpoints.save(optimizer, folder / "optimizer.pt")
             checkpoints.save(self.scheduler.state_dict(), folder / "scheduler.pt")
             checkpoints.save(checkpoints.random_states(), folder / "rng_state.pth")
@@ -287,6 +297,7 @@ class PpoLoop:
                 "attempt": self.attempt,
                 "recomputes": self.recomputes,
                 "history": self.history,
+                "carried": self.carried.state(),
                 "watcher": self.watcher.state() if self.watcher is not None else {},
             }
             fs.write_json(folder / "trainer_state.json", state)
@@ -303,6 +314,7 @@ class PpoLoop:
         state = found["trainer_state.json"]
         self.roles.load_state(found["model.safetensors"])
         sharding.load_optimizer(self.optimizer, found["optimizer.pt"])
+        self.carried.load(state.get("carried", {}), found["average"])
         self.scheduler.load_state_dict(found["scheduler.pt"])
         checkpoints.set_random_states(found["rng_state.pth"])
         self.done, self.attempt, self.history = state["update"], state["attempt"], state["history"]
@@ -322,7 +334,8 @@ class PpoLoop:
             name: checkpoints.loaded(newest.path / name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         }
         found["trainer_state.json"] = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8"))
-        return found | {"model.safetensors": load_file(newest.path / "model.safetensors")}
+        weights = load_file(newest.path / "model.safetensors")
+        return found | {"model.safetensors": weights, "average": read_average(newest.path)}
 
     def _restored_updates(self) -> int:
         """Resume from the newest checkpoint; return the number of updates done there."""

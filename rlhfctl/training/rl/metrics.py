@@ -19,6 +19,7 @@ from rlhfctl.training.rl.response_advantages import flat_groups, response_reward
 def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], section: Ppo) -> dict[str, float]:
     """Compute the metrics of one update by name; without a critic, the critic's metrics are left out."""
     mask = experience.response_mask
+    kl_coef = experience.penalty(section)
     kl, score = float(experience.kl.sum(1).mean()), float(experience.scores.mean())
     metrics = {
         "score": score,
@@ -27,11 +28,13 @@ def update_metrics(experience: Experience, steps: Sequence[dict[str, float]], se
         "length": float(experience.lengths.double().mean()),
         "eos_rate": float(experience.ended.double().mean()),
         "repetition": repetition([response.ids for response in experience.responses]),
-        "non_score_reward": -section.kl_coef * kl,
-        "rlhf_reward": score - section.kl_coef * kl,
+        "non_score_reward": -kl_coef * kl,
+        "rlhf_reward": score - kl_coef * kl,
         "raw_score": float(experience.raw_scores.mean()),
         "raw_score_std": float(experience.raw_scores.std(unbiased=False)),
     }
+    if section.kl_target is not None:
+        metrics["kl_coef"] = kl_coef
     if experience.values.numel():
         states = experience.value_mask
         explained = ppo_math.explained_variance(experience.values, experience.returns, states)

@@ -20,8 +20,10 @@ from rlhfctl.models.packing import Sequences
 from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Ppo
 from rlhfctl.training.rl import ppo_math
+from rlhfctl.training.rl.carried import WeightAverage
 from rlhfctl.training.rl.experience import Experience, pieces, spread
 from rlhfctl.training.rl.ppo_math import PolicyTerms
+from rlhfctl.training.rl.pretraining import Pretraining
 from rlhfctl.training.rl.recovery import NonFiniteError
 from rlhfctl.training.rl.roles import Critic, Roles
 from rlhfctl.training.rl.trace import Trace
@@ -58,6 +60,8 @@ class Learner:
     trained: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    pretraining: Pretraining | None = None  # the next-token loss on other text, where there is one
+    average: WeightAverage | None = None  # of the policy's weights, where it is kept
 
 
 # ---------------------------------------------------------------- forwards
@@ -151,6 +155,10 @@ def gradient_step(
         for part in parts:
             counts = (tokens, states, len(indices))
             shares.append(_learn_policy(learner, experience, part, counts, epoch, policy_loss, trace))
+    if policy_waits(experience, section):
+        _leave_policy(learner)
+    elif learner.pretraining is not None:
+        shares += learner.pretraining.learn(experience.texts, learner.roles, processes, learner.accelerator)
     return _apply_gradients(learner, processes, shares)
 
 
@@ -198,6 +206,19 @@ def _apply_gradients(learner: Learner, processes: Processes, shares: Sequence[di
     optimizer.step()
     optimizer.zero_grad()
     return {name: float(value) for name, value in sums.items()} | {"grad_norm": float(norm)}
+
+
+def policy_waits(experience: Experience, section: Ppo) -> bool:
+    """Tell whether the critic alone learns in this update (`policy_starts_after`)."""
+    return 0 < experience.number <= section.policy_starts_after
+
+
+def _leave_policy(learner: Learner) -> None:
+    """Drop the policy's gradients, so that the optimizer leaves its weights and their moments as they are."""
+    critic = learner.roles.critic_parameters()
+    for name, parameter in learner.trained.items():
+        if name not in critic:
+            parameter.grad = None
 
 
 def _apply_value_step(
@@ -250,9 +271,11 @@ def _learn_policy(
     `counts`: tokens, states and responses of the whole minibatch. Returns the micro-batch's share of the minibatch's
     mean metrics.
     """
-    section, (tokens, states, responses) = learner.section, counts
+    section, (tokens, states, responses), critic = learner.section, counts, learner.roles.critic
     given = given_for(experience, part, tokens, responses)
-    with learner.accelerator.autocast():
+    waits = policy_waits(experience, section)
+    learns = not waits or (critic is not None and critic.shares_policy)
+    with learner.accelerator.autocast(), torch.set_grad_enabled(learns):
         flat, entropies, flat_values = policy_forward(
             learner.roles, experience.sequences(part), section, experience.allowed(part)
         )
@@ -269,9 +292,10 @@ def _learn_policy(
     traced = {"logprobs": logprobs.detach(), "ratio": terms.ratio, "clipped": terms.clipped}
     if flat_values is not None:
         value_loss, values, more = value_terms(experience, part, flat_values, states, section)
-        loss, shares = loss + value_loss, shares | more
+        loss, shares = value_loss if waits else loss + value_loss, shares | more
         traced["values"] = values.detach()
-    learner.accelerator.backward(loss)
+    if learns:
+        learner.accelerator.backward(loss)
     if trace is not None:
         trace.add(epoch, part, traced)
     return shares

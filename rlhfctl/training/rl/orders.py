@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_PROMPT_ORDER, _MINIBATCH_ORDER = 1, 2  # different keys than for sampling responses
+_PROMPT_ORDER, _MINIBATCH_ORDER, _TEXT_ORDER = 1, 2, 3  # different keys than for sampling responses
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,17 @@ class Orders:
         """Draw the order in which PPO epoch `epoch` of update `number` visits the episodes of the batch."""
         order: list[int] = self._order(_MINIBATCH_ORDER, number, epoch, batch_size).tolist()
         return order
+
+    def texts(self, first: int, wanted: int, count: int) -> list[int]:
+        """Choose the rows `first` to `first + wanted` of endless passes over `count` rows, each in its own order."""
+        chosen: list[int] = []
+        order, drawn = np.empty(0), -1
+        for position in range(first, first + wanted):
+            turn, index = divmod(position, count)
+            if turn != drawn:
+                order, drawn = self._order(_TEXT_ORDER, turn, 0, count), turn
+            chosen.append(int(order[index]))
+        return chosen
 
     def _order(self, kind: int, first: int, second: int, count: int) -> np.ndarray:
         generator = np.random.Philox(key=[self.seed, kind], counter=[0, 0, first, second])

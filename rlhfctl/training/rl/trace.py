@@ -95,6 +95,11 @@ class Trace:
             record |= {"response_reward": float(reward[index])}
             record |= {"baseline": float(baselines[index]), "scale": float(scales[index])}
         record["advantages"] = experience.advantages[index, :tokens].tolist()
+        if section.normalize_scores is not None:
+            centre = experience.moments.mean if section.normalize_scores == "running" else 0.0
+            record |= {"score_mean": centre, "score_std": experience.moments.deviation}
+        if experience.kl_coef is not None:
+            record["kl_coef"] = experience.kl_coef
         weighted = experience.importance.numel() > 0
         record["importance"] = experience.importance[index, :tokens].tolist() if weighted else None
         if experience.returns.numel():
@@ -120,7 +125,11 @@ def whitening_numbers(experience: Experience, section: Ppo) -> dict[str, float |
     advantages = rewards
     if section.whiten_rewards:
         plain = ppo_math.token_rewards(
-            experience.kl, experience.scores, experience.lengths, section.kl_coef, experience.response_mask
+            experience.kl,
+            experience.scores,
+            experience.lengths,
+            experience.penalty(section),
+            experience.response_mask,
         )
         rewards = _mean_and_std(plain, experience.value_mask)
     if section.whiten_advantages and experience.returns.numel():

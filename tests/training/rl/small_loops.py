@@ -21,10 +21,12 @@ from rlhfctl.recipe.schema import Init, Lora, Ppo
 from rlhfctl.recipe.sections.algorithm import AlgorithmName
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.training.rl.collect import PromptData
-from rlhfctl.training.rl.experience import Experience
+from rlhfctl.training.rl.experience import Experience, TextRow
 from rlhfctl.training.rl.loop import PpoLoop, Run, Watcher
 from rlhfctl.training.rl.masking import make_masking
 from rlhfctl.training.rl.minibatch import Learner
+from rlhfctl.training.rl.orders import Orders
+from rlhfctl.training.rl.pretraining import Pretraining
 from rlhfctl.training.rl.roles import Critic, Roles
 
 BATCH, LENGTH = 8, 6
@@ -143,9 +145,10 @@ def loop_for(
     sharded: bool = False,
     wide: bool = False,
     layers: list[int] | None = None,
+    texts: Sequence[TextRow] = (),
     **options: Any,
 ) -> Seen:
-    """A loop ready to train: `options` go into the recipe's section, `run` into the loop's Run."""
+    """A loop ready to train: `options` go into the recipe's section, `run` into the loop's Run, `texts` with `ptx`."""
     tokenizer, roles = make_roles(kind, lora, dtype, wide=wide, layers=layers)
     if sharded:
         roles.prepare()
@@ -159,7 +162,8 @@ def loop_for(
     if algorithm == "nlpo":
         its = LOW_RANK.model_copy(update={"layers_to_transform": layers}) if lora else None
         roles = dataclasses.replace(roles, masking=make_masking(roles.policy, its))
-    return Seen(section, roles, score, data, where, watcher, algorithm=algorithm, change=change)
+    ptx = Pretraining(section, section.ptx, texts, Orders(5)) if section.ptx is not None else None
+    return Seen(section, roles, score, data, where, watcher, algorithm=algorithm, change=change, pretraining=ptx)
 
 
 def trained(work: Path, updates: int = 1, **options: Any) -> Seen:

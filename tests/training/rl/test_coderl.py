@@ -43,7 +43,8 @@ def coderl_loop(work: Path, updates: int = 1, **options: Any) -> Seen:
 
 
 def made(**tensors: Any) -> Experience:
-    return cast(Experience, SimpleNamespace(**{name: torch.tensor(value) for name, value in tensors.items()}))
+    given = {name: torch.tensor(value) for name, value in tensors.items()}
+    return cast(Experience, SimpleNamespace(**given, penalty=lambda section: section.kl_coef))
 
 
 def test_returns_by_hand() -> None:
