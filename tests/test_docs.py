@@ -35,6 +35,7 @@ TYPED_ELSEWHERE = {
     ROOT / "docs" / "course.md": "e2e/test_course.py",
     ROOT / "docs" / "own-labels.md": "test_own_labels_page.py",
     ROOT / "docs" / "scale.md": "test_scale_page.py",
+    ROOT / "docs" / "rl4lms.md": "e2e/test_rl4lms_recipes.py",
 }
 
 # Lines of ```bash blocks that are not run here, and why.

@@ -23,6 +23,11 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("demonstrations", "preferences", "prompts"):
         Path(f"{name}.jsonl").write_text("{}\n")
     monkeypatch.setenv("RLHFCTL_REVIEWS", str(tmp_path))
+    monkeypatch.setenv("RLHFCTL_RL4LMS", str(tmp_path / "tasks"))
+    for task in (name.split("/")[1] for name in NAMES if "/" in name):
+        (tmp_path / "tasks" / task).mkdir(parents=True)
+        for name in ("demonstrations", "prompts", "test"):
+            (tmp_path / "tasks" / task / f"{name}.jsonl").write_text("{}\n")
 
 
 def test_the_list_names_each_with_its_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,13 +66,13 @@ def test_show_prints_the_file() -> None:
 def test_a_copy_loads_where_it_lies(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["recipes", "copy", name])
     assert result.exit_code == 0, result.output
-    copy = tmp_path / f"{name}.yaml"
-    assert load_recipe(copy).recipe.name == name
+    copy = tmp_path / Path(f"{name}.yaml").name
+    assert load_recipe(copy).recipe.name == copy.stem
     original = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     schema_line, rest = original.split("\n", 1)
-    assert schema_line == "# yaml-language-server: $schema=recipe.schema.json"
+    assert schema_line == f"# yaml-language-server: $schema={'../' * name.count('/')}recipe.schema.json"
     assert copy.read_text(encoding="utf-8") == rest
-    assert f"rlhfctl validate {name}.yaml" in result.output
+    assert f"rlhfctl validate {copy.name}" in result.output
 
 
 @pytest.mark.parametrize(("file", "name"), [("mine.yaml", "mine"), ("1e5.yaml", "1e5"), ("my run.yaml", "quickstart")])
