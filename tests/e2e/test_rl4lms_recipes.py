@@ -55,7 +55,7 @@ def rows(number: int) -> dict[str, Row]:
             "highlighted_cells": [[2, 1], [2, 2]],
             "sentence_annotations": {"final_sentence": [f"Team {number} won 3 gold.", f"{number} won five silver."]},
         },
-        "common-gen": {"concepts": ["dog", "run"], "target": f"Dog {number} runs.", "references": []},
+        "common-gen": {"concepts": ["dog", f"run{number}"], "target": f"Dog {number} runs.", "references": []},
         "daily-dialog": {"dialog": turns, "act": [1] * 7, "emotion": [0] * 7},
         "narrative-qa": {
             "document": {"summary": said},
@@ -80,7 +80,7 @@ def test_prompts_are_worded_as_published() -> None:
         {"prompt": "translate English to German: Number 7.\nGerman:", "reference": ["Nummer 7."]}
     ]
     assert found["common-gen"][0] == {
-        "prompt": "generate a sentence with: dog run.\nSentence:",
+        "prompt": "generate a sentence with: dog run7.\nSentence:",
         "reference": ["Dog 7 runs."],
     }
     assert [row["reference"] for row in found["daily-dialog"]] == [["Turn 5 of 7."], ["Turn 6 of 7."]]
