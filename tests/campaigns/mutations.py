@@ -31,6 +31,13 @@ SEQUENCES, TENSORS = "rlhfctl/models/packing.py", "rlhfctl/models/tensors.py"
 PARITY, ARITHMETIC = "tests/training/rl/test_ppo_parity.py", "tests/training/rl/test_ppo_math.py"
 RESPONSES, GRADIENTS = f"{RL}/response_advantages.py", f"{RL}/policy_gradient.py"
 WITHOUT_CRITIC = ("tests/training/rl/test_policy_gradient.py", "tests/training/rl/test_response_advantages.py")
+NATURAL, FISHER, TRPO, MASKING = (
+    f"{RL}/natural_gradient.py", f"{RL}/fisher.py", f"{RL}/trpo.py", "rlhfctl/generation/masking.py"
+)  # fmt: skip
+OF_NATURAL, OF_FISHER, OF_TRPO = (
+    f"tests/training/rl/test_{name}.py" for name in ("natural_gradient", "fisher", "trpo")
+)
+OF_MASKING, OF_NLPO = "tests/generation/test_masking.py", "tests/training/rl/test_rl_masking.py"
 PARITY_TEST = "test_the_same_numbers_as_trl"
 TESTS_FAILED = 1  # pytest's exit code; others are about the tests themselves
 WITHIN_S = 600
@@ -54,6 +61,11 @@ class Mutation:
 def of_responses(name: str, path: str, old: str, new: str) -> Mutation:
     """A mutation of what the algorithms without a critic compute."""
     return Mutation(f"without a critic: {name}", path, old, new, case=None, shown_by=WITHOUT_CRITIC)
+
+
+def shown(name: str, tests: str, path: str, old: str, new: str) -> Mutation:
+    """A mutation that the file `tests` shows."""
+    return Mutation(name, path, old, new, case=None, shown_by=(tests,))
 
 
 MUTATIONS = [
@@ -240,6 +252,47 @@ MUTATIONS = [
     of_responses("KL of grpo is rewarded", GRADIENTS, "losses + section.kl_coef", "losses - section.kl_coef"),
     of_responses("KL of grpo twice", COLLECT, "section.kl_coef if algorithm.kl_in_reward else 0.0", "section.kl_coef"),
     of_responses("last reward as the baseline", LOOP, "statistics.fmean(earlier) if", "earlier[-1] if"),
+    # trpo
+    shown(
+        "trpo: residual grows", OF_NATURAL, NATURAL, "residual - length * multiplied", "residual + length * multiplied"
+    ),
+    shown("trpo: half of the KL", OF_NATURAL, NATURAL, "(2 * max_kl / curvature)", "(max_kl / curvature)"),
+    shown("trpo: a worse step", OF_NATURAL, NATURAL, "trial.surrogate > start and trial.kl", "trial.kl"),
+    shown("trpo: a step too far", OF_NATURAL, NATURAL, " and trial.kl <= max_kl", ""),
+    shown(
+        "trpo: S without p p'",
+        OF_FISHER,
+        FISHER,
+        "return weighted - p * weighted.sum(-1, keepdim=True)",
+        "return weighted",
+    ),
+    shown("trpo: J without temperature", OF_FISHER, FISHER, "its_change)) / temperature)", "its_change)))"),
+    shown("trpo: F is a sum", OF_TRPO, TRPO, "return total / self.tokens", "return total"),
+    shown("trpo: a refused step stays", OF_TRPO, TRPO, "self._move(torch.zeros_like(direction))", "pass"),
+    shown(
+        "trpo: surrogate has its sign flipped", OF_TRPO, TRPO, "(-given.advantages * ratio", "(given.advantages * ratio"
+    ),
+    # nlpo
+    shown(
+        "nlpo: ends are masked", OF_MASKING, MASKING, "return allowed.index_fill_(1, always, True)", "return allowed"
+    ),
+    shown(
+        "nlpo: drawn from all",
+        OF_MASKING,
+        "rlhfctl/generation/local.py",
+        "inverse_cdf(within.exp()",
+        "inverse_cdf(logp.exp()",
+    ),
+    shown("nlpo: learned without the mask", OF_NLPO, STEP, "section, experience.allowed(part)", "section, None"),
+    shown("nlpo: kept probability twice", OF_NLPO, COLLECT, "kept = torch.zeros_like(kept)", "pass"),
+    shown("nlpo: never renewed", OF_NLPO, LOOP, "number % section.nlpo.target_update_iterations == 0", "number < 0"),
+    shown(
+        "nlpo: mask not saved",
+        OF_NLPO,
+        f"{RL}/roles.py",
+        "changed = self.trainable() | masking.weights_of(self.masking)",
+        "changed = self.trainable()",
+    ),
 ]
 
 
