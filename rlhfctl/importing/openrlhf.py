@@ -253,12 +253,15 @@ def _ppo(fields: Fields) -> None:
     if fields.get("critic_pretrain") is not None and fields.get("critic_pretrain") == fields.get("reward_pretrain"):
         fields.same("critic_pretrain", "the critic starts as the reward model")
     fields.drop("critic_pretrain", "the critic starts as the reward model, or as a run's critic: ppo.critic_from")
+    if "ppo.kl_target" in unused:
+        for name in ("kl_target", "kl_horizon"):
+            fields.drop(name, f"{algorithm} has the KL in its loss, with a fixed coefficient")
     _details(fields)
 
 
 def _details(fields: Fields) -> None:
     """The adaptive KL coefficient, the loss on pretraining data, the average of the weights, the critic's start."""
-    if "kl_target" in fields:
+    if "kl_target" in fields and "kl_target" in fields.left:
         fields.carry("kl_target", "ppo.kl_target", words="nats per response; OpenRLHF's KL is a mean over tokens")
         fields.settle("ppo.kl_target", "multiply it by the length of a response: here the KL is per response")
         fields.carry("kl_horizon", "ppo.kl_horizon")

@@ -153,3 +153,17 @@ def test_it_learns_text_while_the_reward_says_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     assert statistics.fmean(column(loop, "policy_loss")) == pytest.approx(0.0, abs=1e-6)
     assert column(loop, "ptx_loss")[1] < column(loop, "ptx_loss")[0]
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", pytest.param("grpo", marks=pytest.mark.ci)])
+def test_algorithms_without_a_critic_learn_text_too(tmp_path: Path, algorithm: str) -> None:
+    options: dict[str, Any] = {"kind": None, "algorithm": algorithm, "num_generations": 2, "kl_coef": 0.3}
+    adaptive = {"kl_target": 0.01, "kl_horizon": 20} if algorithm == "reinforce" else {}
+    loop = trained(tmp_path, 3, texts=TEXTS, ptx={"coef": 1.0, "ratio": 1.0}, ema_decay=0.5, **adaptive, **options)
+    assert column(loop, "ptx_loss")[-1] < column(loop, "ptx_loss")[0]
+    if adaptive:
+        batch, coefficients = loop.batches[-1], column(loop, "kl_coef")
+        assert len(set(coefficients)) == 3
+        torch.testing.assert_close(
+            batch.rewards.sum(1), batch.scores - coefficients[-1] * batch.kl.sum(1), rtol=0, atol=1e-5
+        )
