@@ -25,6 +25,7 @@ from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.sections.scorers import HELDOUT, OUTSIDE, REWARD_MODEL, is_metric, kind_of
 
 ELSEWHERE = "from elsewhere"  # state of a stage that a model from the command line replaced
+FROZEN = "frozen"  # role of the model that classifies with the responses (reward.prompted_classifier)
 WAITING = "waiting.json"  # in a stage's work folder: the record of a stage that waits
 
 
@@ -121,6 +122,20 @@ def _ready_reward(recipe: Recipe) -> str | None:
     return recipe.reward.model if recipe.reward is not None else None
 
 
+def _classifies(recipe: Recipe) -> bool:
+    """Tell whether a frozen language model classifies with the responses."""
+    return recipe.reward is not None and recipe.reward.prompted_classifier is not None
+
+
+def _frozen_model(recipe: Recipe) -> str | None:
+    """Return the frozen language model that the recipe names; None for base*."""
+    section = recipe.reward.prompted_classifier if recipe.reward is not None else None
+    return section.model if section is not None else None
+
+
+_FROZEN_MODEL = Parent("base", used=_classifies, named=_frozen_model, called="frozen language model")
+
+
 def _trains_reward(recipe: Recipe) -> bool:
     return recipe.reward is not None and recipe.reward.kind == "trained"
 
@@ -204,6 +219,8 @@ def _reading(recipe: Recipe) -> dict[str, Any]:
         return {}
     if recipe.reward.unit_tests is not None:
         return {"reward.unit_tests": recipe.reward.unit_tests.as_input()}
+    if recipe.reward.prompted_classifier is not None:
+        return {"reward.prompted_classifier": recipe.reward.prompted_classifier.as_input()}
     if recipe.reward.kind == "trained":
         if recipe.reward.members == 1:
             return {}
@@ -329,6 +346,7 @@ STAGES: dict[str, Stage] = {
             "start": Parent("policy", used=_goes_on, earlier=True, called="policy of the round before"),
             "reward": Parent("reward", named=_ready_reward, called="reward model", optional=True),
             "heldout": Parent("heldout", used=_evaluates, called="held-out reward model", optional=True),
+            FROZEN: _FROZEN_MODEL,
             "critic": Parent(named=lambda recipe: recipe.ppo.critic_from if recipe.ppo is not None else None),
         },
         prompt_lengths=True,
@@ -355,6 +373,7 @@ STAGES: dict[str, Stage] = {
                 "reward", used=_judged_by(REWARD_MODEL), named=_ready_reward, called="reward model", optional=True
             ),
             "heldout": Parent("heldout", used=_judged_by(HELDOUT), called="held-out reward model", optional=True),
+            FROZEN: _FROZEN_MODEL,
         },
         prompt_lengths=True,
         settings=lambda recipe: _reading(recipe) | _sampling(recipe),

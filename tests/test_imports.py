@@ -31,10 +31,20 @@ def layers() -> dict[str, tuple[tuple[str, ...], set[str]]]:
 
 LAYERS = layers()
 PARTS = {  # of a stage: its files beside the one of its name
-    "compare": ("answers", "judges", "controls", "endpoint", "measures", "readings", "critic_sampling"),
+    "compare": (
+        "answers",
+        "judges",
+        "controls",
+        "endpoint",
+        "measures",
+        "readings",
+        "critic_sampling",
+        "found_prompts",
+        "prompted",
+    ),
     "card": ("pool", "altered", "card_numbers", "card_scorers"),
     "sample": ("responses",),
-    "ppo": ("outcomes", "ptx_rows"),
+    "ppo": ("outcomes", "ptx_rows", "prompted"),
     "reward": ("normalization", "reward_members"),
 }
 GOLD_READERS = {

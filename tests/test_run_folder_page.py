@@ -39,6 +39,7 @@ OTHER_RECIPES = {
     "STAGE/work/samples/try-NUMBER-NUMBER/block-NUMBER.json": "sample under way; tests/stages/test_stages_sample.py",
     "ppo/outcome-critic/FILE": "ppo.outcome_critic; tests/e2e/test_coderl_recipe.py",
     "STAGE/work/outcome-critic/FILE": "ppo.outcome_critic under way; tests/e2e/test_coderl_recipe.py",
+    "compare/prompts.json": "reward.prompted_classifier; tests/e2e/test_rlprompt_recipe.py",
     "card/card.json": "reward.card; the fixture carded_run",
     "card/pool.jsonl": "reward.card; the fixture carded_run",
     "STAGE/work/pool/block-NUMBER.json": "the card under way; tests/stages/test_pool.py",
@@ -142,7 +143,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 32 and len(work) == 16
+    assert len(files) == 33 and len(work) == 16
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rlhfctl import fs
 from rlhfctl.errors import DataError
+from rlhfctl.recipe.sections.data import REPLACED
 
 if TYPE_CHECKING:  # load.py imports this file
     from rlhfctl.data.types import Prompt, Row, Rows
@@ -26,11 +27,17 @@ _SHOWN = 48
 def answered_keys(row: Row) -> set[str]:
     """Return keys of the prompts that training on `row` teaches an answer to: its own, and those of earlier turns."""
     messages = row.get("messages", row.get("prompt"))
-    keys = {leak_key(row["prompt"])} if row.get("prompt") is not None else set()
+    keys = {leak_key(own_prompt(row))} if row.get("prompt") is not None else set()
     if isinstance(messages, list):
         ends = (end for end, message in enumerate(messages) if end and message["role"] == "assistant")
         keys |= {leak_key(messages[:end]) for end in ends}
     return keys
+
+
+def own_prompt(row: Row) -> Prompt:
+    """Return the prompt by which a row is known: its own, also where a fixed prompt stands in its place."""
+    own: Prompt = row[REPLACED] if REPLACED in row else row["prompt"]
+    return own
 
 
 def leak_key(prompt: Prompt) -> str:
@@ -52,7 +59,7 @@ def _plain(text: str) -> str:
 def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
     """Return a sentence for each data set whose rows answer prompts of the verdict."""
     split = loaded["prompts"].split if "prompts" in loaded else None
-    test = {leak_key(row["prompt"]): row["prompt"] for row in getattr(split, "test", ())}
+    test = {leak_key(own_prompt(row)): own_prompt(row) for row in getattr(split, "test", ())}
     sets: list[tuple[str, Sequence[Row]]] = [(name, loaded[name].rows) for name in TRAINED_ON if name in loaded]
     for name, rows in [*sets, ("training prompts of ppo", getattr(split, "train", ()))]:
         leaked = sorted({key for row in rows for key in answered_keys(row) if key in test})
@@ -62,7 +69,7 @@ def find_leaks(loaded: Mapping[str, Rows]) -> Iterator[str]:
 
 def without_leaks(rows: Rows, test: Iterable[Row]) -> Rows:
     """Remove the rows that answer a test prompt; a note counts them, and the fingerprint includes the removal."""
-    keys = {leak_key(row["prompt"]) for row in test}
+    keys = {leak_key(own_prompt(row)) for row in test}
     if not keys or not any(answered_keys(row) & keys for row in rows.rows):
         return rows
     kept = rows.only(lambda place, row: not answered_keys(row) & keys)

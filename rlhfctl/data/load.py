@@ -29,15 +29,17 @@ from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.sifting import Filter, Kept, first_rows, leave_out
 from rlhfctl.data.splits import preference_places, prompt_places
 from rlhfctl.data.splits import prompt_key as prompt_key
-from rlhfctl.data.store import Chained, Locations, pick
+from rlhfctl.data.store import Chained, Locations, Store, pick
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import BadRow, Row, Rows, count_examples, count_of, repeated
+from rlhfctl.data.types import BadRow, Item, Row, Rows, count_examples, count_of, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import (
     PROGRAMS,
+    REPLACED,
+    SENTIMENT,
     Compared,
     Data,
     Demonstrations,
@@ -283,12 +285,15 @@ def _listed(dropped: Counter[str]) -> str:
 
 
 def _generate(name: str, section: Source, seed: int) -> list[Row]:
-    from rlhfctl.world import programs, reviews
+    from rlhfctl.world import programs, reviews, sentiment
 
     count = section.rows
     assert count is not None  # the schema requires it for a built-in source
     if section.source == PROGRAMS:
         return programs.prompts(count, seed) if name == "prompts" else list(programs.demonstrations(count, seed))
+    if section.source == SENTIMENT:
+        labelled: Sequence[Row] = (sentiment.prompts if name == "prompts" else sentiment.demonstrations)(count, seed)
+        return list(labelled)
     if isinstance(section, Compared):
         return [dict(row) for row in reviews.preferences(count, seed, section.label_noise)]
     make = reviews.prompts if name == "prompts" else reviews.demonstrations
@@ -333,6 +338,8 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
         if not is_used:
             leave_out(left_out, locations[place], "in no part")
     chosen = loaded.items if len(kept) == len(used) and not apart else pick(items, kept)
+    if section.fixed_prompt is not None:
+        chosen = _with_fixed_prompt(chosen, section.fixed_prompt)
     parts = {name: array("q", (moved[place] for place in part)) for name, part in places.items()}
     droppable = b"".join(bytes(rows.droppable) or bytes(len(rows.items)) for rows in sets)
     kept_locations = Locations(locations[place] for place in kept)
@@ -349,6 +356,17 @@ def _split_prompts(section: Prompts, seed: int) -> Rows:
         bytes(droppable[place] for place in kept) if any(droppable) else b"",
         parts,
     )
+
+
+def _with_fixed_prompt(rows: Sequence[Item], fixed: str) -> Sequence[Item]:
+    """Put one prompt in the place of every row's own, which moves to the column REPLACED: a text or messages."""
+    kept: Store[Item] = Store()
+    for row in rows:
+        assert isinstance(row, dict)
+        own = row["prompt"]
+        prompt = fixed if isinstance(own, str) else [{"role": "user", "content": fixed}]
+        kept.append({**row, "prompt": prompt, REPLACED: own})
+    return kept.items()
 
 
 def require_a_batch(prompts: int, section: Ppo) -> None:

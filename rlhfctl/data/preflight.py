@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhfctl.data.encoding import Encoder, is_conversation, stop_token_id
+from rlhfctl.data.labelled import check_labelled
 from rlhfctl.data.load import require_a_batch
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.text_files import first_of
@@ -38,6 +39,11 @@ def check(
         split = data["prompts"].split
         assert isinstance(split, PromptSplit)
         require_a_batch(len(split.train), section)  # the stage may drop over-long prompts later, and reports it
+    classifier = None if recipe.reward is None else recipe.reward.prompted_classifier
+    if classifier is not None and "prompts" in data:
+        parts = data["prompts"].split
+        assert isinstance(parts, PromptSplit)
+        check_labelled(classifier, parts, tokenizer if classifier.model is None else None)
     in_half = recipe.reward is not None and recipe.reward.heldout and {"reward", "heldout"} & set(stages)
     if in_half and "preferences" in data:
         preferences = data["preferences"].split

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from rlhfctl.generation import generator, kl, local, static_decoder
 from rlhfctl.models import architecture, last_block, scoring
@@ -57,10 +57,51 @@ from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
 REWARD_ROLE, HELDOUT_ROLE, MASKING_ROLE = "reward model", "held-out reward model", "masking policy"
+FROZEN_ROLE = "frozen model"
 _ROLE_OF_ADAPTER = {
     POLICY: "policy", CRITIC: "critic", REWARD: REWARD_ROLE, HELDOUT: HELDOUT_ROLE, MASKING: MASKING_ROLE
 }  # fmt: skip
 _TRPO_VECTORS = 6  # old weights, gradient, and conjugate gradient's solution, residual, direction and product
+
+# ---------------------------------------------------------------- the frozen model of a prompted classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The frozen model that classifies with the responses, and the most tokens of an example with a response.
+
+    `masked`: it computes the logits of all tokens, not of one.
+    """
+
+    spec: ModelSpec
+    tokens: int
+    masked: bool = False
+
+    def _model(self) -> Any:
+        spec = self.spec
+        if not self.masked:
+            return language_model(spec)
+        return AutoModelForMaskedLM.from_config(spec.config, dtype=spec.dtype, attn_implementation=spec.attention)
+
+    def weights(self) -> int:
+        """Count the bytes of its weights, which are never in few bits."""
+        return weight_bytes(self._model())[0]
+
+    def classifying(self, held: Needs, batch_size: int) -> Moment:
+        """Measure one batch of texts, as models/label_words.py asks it."""
+        model, sequences = self._model(), _longest(batch_size, max(1, self.tokens - 1), 1)
+        meter = AllocationMeter(self.spec.config.vocab_size)
+        meter.ignore_weights(model)
+        with torch.no_grad(), meter:
+            if self.masked:
+                ids = torch.zeros((scoring.rows_at_once(model, batch_size, self.tokens), self.tokens), dtype=torch.long)
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            else:
+                _lay_end_to_end(model)
+                reader = LanguageModel(model, 0)
+                reader.logits(reader.states(sequences, sequences.last()))
+        return Moment("classifying with the responses", with_seen(held, FROZEN_ROLE, meter.peak))
+
 
 # ---------------------------------------------------------------- ppo
 
@@ -77,6 +118,7 @@ def ppo_outlook(
     eval_prompts: int = 0,
     processes: int = 1,
     text: int = 0,
+    frozen: Frozen | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of the rlhfctl engine on prompts of `prompt` tokens.
 
@@ -84,6 +126,7 @@ def ppo_outlook(
     `heldout`: whether evaluations score with a second reward model, which is made as the first is. `members`: reward
     models of an ensemble, which are adapters on one model; they score one after the other. `processes`: those that
     divide the episodes; the estimate is that of one of them. `text`: tokens of the longest row of `ppo.ptx`.
+    `frozen`: a model that classifies with the responses.
     """
     heldout = heldout and section.eval.every > 0 and eval_prompts > 0
     with on_meta_device(autocast=section.bf16):
@@ -97,6 +140,8 @@ def ppo_outlook(
             _add_average(held, roles)
         if heldout and own is not None:
             held[HELDOUT_ROLE] = held[REWARD_ROLE]  # a second model of the same size
+        if frozen is not None:
+            held[FROZEN_ROLE] = {WEIGHTS: frozen.weights()}
         modules = [*roles.modules(), *([] if own is None else [own])]
         with contextlib.ExitStack() as inside:
             for module in modules:
@@ -108,6 +153,8 @@ def ppo_outlook(
                 aside = {} if section.ema_decay is None else {WEIGHTS: sum(one.nbytes for one in _averaged(roles))}
                 with_average = with_seen(held, "policy", aside)  # the policy's own weights while their average answers
                 moments.append(_evaluation(meter, section, roles, with_average, prompt, eval_prompts))
+        if frozen is not None:
+            moments.append(frozen.classifying(held, section.local_rollout_forward_batch_size))
         copies = sum(parameter.nbytes for parameter in trained.values())
         moments.append(Moment("writing a checkpoint", with_seen(held, "policy", {WEIGHTS: copies})))
         counts = counted(*modules)
@@ -401,11 +448,19 @@ def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int,
 
 
 def compare_outlook(
-    spec: ModelSpec, section: Compare, prompts: int, prompt: int, reward: ModelSpec | None, *, two_judges: bool = False
+    spec: ModelSpec,
+    section: Compare,
+    prompts: int,
+    prompt: int,
+    reward: ModelSpec | None,
+    *,
+    two_judges: bool = False,
+    frozen: Frozen | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of compare: two policies answer, their KL is measured, and `reward` (if any) judges.
 
-    `two_judges`: the held-out reward model, of the same size, judges too.
+    `two_judges`: the held-out reward model, of the same size, judges too. `frozen`: a model that classifies with the
+    responses.
     """
     assert section.max_new_tokens is not None
     length = section.max_new_tokens
@@ -432,6 +487,8 @@ def compare_outlook(
         if reward is not None:
             rows = min(section.batch_size, prompts * section.samples_per_prompt)
             moments += _judging(spec, reward, rows, prompt, length, two_judges=two_judges)
+        if frozen is not None:
+            moments.append(frozen.classifying({FROZEN_ROLE: {WEIGHTS: frozen.weights()}}, section.batch_size))
     return MemoryEstimate(tuple(moments), 0, counts[1])
 
 

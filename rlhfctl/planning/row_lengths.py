@@ -18,12 +18,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlhfctl.data import preflight
 from rlhfctl.data.encoding import EncodedGroup, Encoder
 from rlhfctl.data.fitting import longest_row
+from rlhfctl.data.labelled import few_shot
 from rlhfctl.data.splits import split_in_half
 from rlhfctl.data.types import PreferenceSplit, PromptSplit, Rows, count_examples
 from rlhfctl.graph import stages_of
 from rlhfctl.models import build, checks, loading, tokenizing
 from rlhfctl.models.architecture import context_of
-from rlhfctl.recipe.schema import Recipe
+from rlhfctl.recipe.schema import REPLACED, Recipe
 
 # A group of responses by its pairs; each side is (index of the response, its length in tokens with the prompt).
 GroupLengths = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
@@ -48,6 +49,7 @@ class Lengths:
     text: int = 0  # tokens of the longest row of the next-token loss in PPO, as it is cut
     eval: int = 0
     test: tuple[int, ...] = ()
+    longest_example: int = 0  # the longest prompt that a fixed one stands for; 0 where there is none
 
     @classmethod
     def of(cls, recipe: Recipe, rows: Mapping[str, Rows]) -> Lengths:
@@ -83,9 +85,16 @@ class Lengths:
             lengths["heldout"] = count_examples(split.heldout)
         if "prompts" in rows:
             parts = cast(PromptSplit, rows["prompts"].split)
-            lengths["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.train)
+            classifier = None if recipe.reward is None else recipe.reward.prompted_classifier
+            few = range(len(parts.train)) if classifier is None else few_shot(parts.train, classifier)
+            asked = (parts.train[place] for place in few)
+            lengths["prompts"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in asked)
             lengths["test"] = tuple(len(encoder.prompt(row["prompt"], row.get("tools"))) for row in parts.test)
             lengths["eval"] = len(parts.eval)
+            replaced = (
+                row[REPLACED] for part in (parts.train, parts.eval, parts.test) for row in part if REPLACED in row
+            )
+            lengths["longest_example"] = max((len(encoder.prompt(one)) for one in replaced), default=0)
         with tempfile.TemporaryDirectory(prefix="rlhfctl-plan-") as folder:
             tokenizing.save_tokenizer(tokenizer, Path(folder))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())

@@ -22,6 +22,7 @@ from rlhfctl.models import devices, loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
 from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning.frozen import frozen_model
 from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
 from rlhfctl.planning.row_lengths import GroupLengths, Lengths
@@ -235,6 +236,7 @@ def _ppo(recipe: Recipe, lengths: Lengths) -> StagePlan:
             eval_prompts=lengths.eval,
             processes=recipe.launch.num_processes if recipe.launch is not None else 1,
             text=lengths.text,
+            frozen=frozen_model(recipe, lengths, _shape(recipe, lengths), section.response_length),
         )
     return StagePlan("ppo", "run", "", what, updates, tokens, outlook, _ppo_disk(recipe, lengths, outlook), note)
 
@@ -268,7 +270,9 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     judge = _scorer(recipe, lengths)[0] if models else None
     answers = len(lengths.test) * section.responses_per_prompt
     sizes = (len(lengths.test), max(lengths.test))
-    outlook = ppo_memory.compare_outlook(_shape(recipe, lengths), section, *sizes, judge, two_judges=len(models) > 1)
+    spec = _shape(recipe, lengths)
+    frozen = frozen_model(recipe, lengths, spec, section.max_new_tokens)
+    outlook = ppo_memory.compare_outlook(spec, section, *sizes, judge, two_judges=len(models) > 1, frozen=frozen)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
     plain = 2 * (section.samples_per_prompt + 1)

@@ -16,7 +16,7 @@ from rlhfctl.recipe.sections.data import STAGE_SOURCE, looks_like_id
 from rlhfctl.recipe.words import did_you_mean, shortened
 
 _NO_PATH = ("builtin:", STAGE_SOURCE)  # prefixes of sources that are no paths
-_MODELS = (("model", "path"), ("reward", "model"))
+_MODELS = (("model", "path"), ("reward", "model"), ("reward", "prompted_classifier", "model"))
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 

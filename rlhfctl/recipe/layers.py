@@ -22,7 +22,7 @@ DATA_SETS: tuple[Key, ...] = tuple(
 )
 _LONGEST_PROBLEM = 600
 
-_READY = ("model", "function", "unit_tests")
+_READY = ("model", "function", "unit_tests", "prompted_classifier")
 _TRAINING = ("lora", "trainer", "checkpoint_steps")
 # A key that the upper file states takes the place of these keys of the lower file.
 _REPLACES: dict[Key, dict[str, tuple[str, ...]]] = {

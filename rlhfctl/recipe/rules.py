@@ -13,7 +13,7 @@ from rlhfctl.recipe.label_rules import LABELS
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
-from rlhfctl.recipe.sections.scorers import PASSES, REWARD, UNIT_TESTS, is_address
+from rlhfctl.recipe.sections.scorers import CORRECT, PASSES, PROMPTED, REWARD, UNIT_TESTS, is_address
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.recipe.sections.sft import Sft
 from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH
@@ -107,6 +107,18 @@ def _asks_no_server(recipe: Sections) -> bool:
     return not any(map(is_address, named))
 
 
+def _classifies(recipe: Sections) -> bool:
+    return recipe.reward is not None and recipe.reward.prompted_classifier is not None
+
+
+def _nothing_to_compare(recipe: Sections) -> bool:
+    ppo, prompts = recipe.ppo, recipe.data.prompts
+    if ppo is None or prompts is None or recipe.reward is None or recipe.reward.prompted_classifier is None:
+        return False
+    alone = prompts.fixed_prompt is None and ppo.num_generations == 1
+    return alone and recipe.reward.prompted_classifier.zscore
+
+
 PPO_NEEDS: tuple[Rule[Sections], ...] = (
     Rule(
         "ppo",
@@ -133,9 +145,24 @@ PPO_NEEDS: tuple[Rule[Sections], ...] = (
         for key, what in (
             ("function", "a Python function"),
             ("unit_tests", "the outcome of unit tests"),
+            ("prompted_classifier", "that of a frozen classifier"),
             ("label", "a classifier"),
             ("reads", "a classifier"),
         )
+    ),
+    Rule(
+        "reward.prompted_classifier.zscore",
+        "compares the responses to one prompt, but each prompt has one: every score would be 0",
+        "set data.prompts.fixed_prompt, raise ppo.num_generations, or set zscore: false",
+        _nothing_to_compare,
+        about=("data.prompts.fixed_prompt", "ppo.num_generations"),
+    ),
+    Rule(
+        "ppo.engine",
+        "TRL's PPOTrainer scores parts of a batch, but a prompt is scored with all examples of its batch",
+        "use engine: rlhfctl",
+        lambda recipe: _classifies(recipe) and recipe.ppo is not None and recipe.ppo.engine == "trl",
+        about=("reward.prompted_classifier",),
     ),
     Rule(
         "ppo.use",
@@ -349,7 +376,20 @@ def _card_without_pairs(key: str) -> Broken:
     return broken
 
 
+def _card_of_prompts(key: str) -> Broken:
+    return lambda recipe: _classifies(recipe) and getattr(recipe.reward, key) is not None
+
+
 CARDS: tuple[Rule[Sections], ...] = tuple(
+    Rule[Sections](
+        f"reward.{key}",
+        "examines a scorer on pairs of responses, but a prompt is scored with labelled examples",
+        f"remove {key}",
+        _card_of_prompts(key),
+        about=("reward.prompted_classifier",),
+    )
+    for key in ("card", "gate")
+) + tuple(
     Rule(
         f"reward.{key}",
         "examines the scorer on pairs, but there are none",
@@ -439,6 +479,15 @@ OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
 )
 
 
+PROMPT_SEARCH: Rule[Sections] = Rule(
+    "compare.prompt_search",
+    "looks for prompts of a frozen classifier, but reward.prompted_classifier is not set",
+    "set it, or remove compare.prompt_search",
+    lambda recipe: recipe.compare is not None and recipe.compare.prompt_search is not None and not _classifies(recipe),
+    about=("reward", "reward.prompted_classifier"),
+)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -465,6 +514,11 @@ def _no_unit_tests(recipe: Sections) -> list[Mapping[str, str]]:
     reward, asked = recipe.reward, recipe.compare.judges if recipe.compare is not None else []
     missing = reward is None or reward.unit_tests is None
     return [{"judge": judge} for judge in (UNIT_TESTS, PASSES) if missing and judge in asked]
+
+
+def _no_prompted_classifier(recipe: Sections) -> list[Mapping[str, str]]:
+    asked = recipe.compare.judges if recipe.compare is not None else []
+    return [{"judge": judge} for judge in (PROMPTED, CORRECT) if judge in asked and not _classifies(recipe)]
 
 
 def _no_heldout(recipe: Sections) -> bool:
@@ -499,6 +553,13 @@ JUDGES: tuple[Rule[Sections], ...] = (
         "take it out of compare.judges",
         _no_unit_tests,
         about=("reward", "reward.unit_tests"),
+    ),
+    Rule(
+        "compare.judges",
+        "{judge} needs reward.prompted_classifier",
+        "take it out of compare.judges",
+        _no_prompted_classifier,
+        about=("reward", "reward.prompted_classifier"),
     ),
     Rule(
         "compare.judges",
@@ -569,6 +630,13 @@ PROCESSES: tuple[Rule[Sections], ...] = (
             and recipe.ppo.outcome_critic is not None
         ),
         about=("ppo.outcome_critic",),
+    ),
+    Rule(
+        "launch.shard",
+        "the frozen model of reward.prompted_classifier is whole in each process",
+        "take one of the two out",
+        lambda recipe: recipe.launch is not None and recipe.launch.shard and _classifies(recipe),
+        about=("reward.prompted_classifier",),
     ),
     Rule(
         "launch.shard",
@@ -655,6 +723,7 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
         NORMALIZE,
         *OUTCOME_CRITIC,
         *PTX,
+        PROMPT_SEARCH,
         *JUDGES,
         SEEDS,
         *LABELS,

@@ -68,6 +68,7 @@ def _run(run: Run) -> dict[str, Any]:
         "length": _plain(length_effect(run.pairs, primary)) if primary is not None else None,
         "prompt_groups": {heading: _plain(groups) for heading, groups in prompt_groups(results)},
         "card": _plain(run.card),
+        "prompts": [{"seed": seed, **_plain(found)} for seed, found in run.prompts],
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhfctl.dashboard.text import number
-from rlhfctl.report import training_sections, words
+from rlhfctl.report import prompt_section, training_sections, words
 from rlhfctl.report.cells import p_value, plain, with_interval
 from rlhfctl.report.content import Code, Example, Figures, Page, Part, Samples, Section, Table, Text
 from rlhfctl.report.facts.measures import by_prompt, changed_most, length_effect, prompt_groups, score_bins
@@ -64,6 +64,7 @@ def _subtitle(run: Run) -> str:
 
 def _sections(run: Run) -> Iterator[Section]:
     yield _verdict(run)
+    yield prompt_section.prompts(run)
     yield training_sections.curves(run)
     yield training_sections.optimization(run)
     yield training_sections.card(run)

@@ -20,6 +20,7 @@ from rlhfctl.models.ensembles import Ensemble
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.recipe.sections.scorers import (
+    CORRECT,
     DISTINCT,
     FUNCTION,
     GOLD,
@@ -28,6 +29,7 @@ from rlhfctl.recipe.sections.scorers import (
     OVER_MODELS,
     OVERLAPS,
     PASSES,
+    PROMPTED,
     REWARD,
     REWARD_FUNCTION,
     REWARD_MODEL,
@@ -44,6 +46,7 @@ from rlhfctl.rewards.episode import RewardFunction
 from rlhfctl.rewards.function import FunctionReward
 from rlhfctl.rewards.metric import MetricReward, build_metric
 from rlhfctl.rewards.model import ClassifierReward, ModelReward, TextModelReward, in_shares
+from rlhfctl.rewards.prompted_classifier import OwnExample, PromptedClassifierReward, PromptScores
 from rlhfctl.rewards.server import ServerReward
 from rlhfctl.rewards.unit_tests import PassRate, UnitTestsReward
 from rlhfctl.rewards.weighted import WeightedReward
@@ -75,7 +78,7 @@ class Resources:
     responses per call of a function (None: all). `server`: how servers are asked. `reward_model`, `heldout`: load the
     reward model, and the held-out reward model, when they are needed. `models`: loads a further reward model by its
     name in the recipe. `processes`: those that score together; all give a
-    scorer the same episodes.
+    scorer the same episodes. `prompted`: loads the frozen model of a prompted classifier when it is needed.
     """
 
     folder: Path
@@ -92,6 +95,7 @@ class Resources:
     unit_tests: UnitTests | None = None
     server: Server = field(default_factory=Server)
     models: Callable[[str], LoadedRewardModel] | None = None
+    prompted: Callable[[], PromptScores] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Resources:
@@ -138,6 +142,9 @@ def build_function(name: str, resources: Resources) -> Checked:
 def _reward_section(name: str, resources: Resources) -> RewardFunction:
     if resources.unit_tests is not None:
         return UnitTestsReward(resources.unit_tests, resources.processes)
+    if resources.prompted is not None:
+        scores = resources.prompted()
+        return PromptedClassifierReward(scores, zscore=scores.section.zscore)
     build = _reward_model if resources.reward_model is not None else _reward_function
     return build(name, resources)
 
@@ -197,6 +204,14 @@ def _unit_tests(name: str, resources: Resources) -> RewardFunction:
     )
 
 
+def _own_example(name: str, resources: Resources) -> RewardFunction:
+    if resources.prompted is None:
+        raise HandoffError(
+            f"the judge {name} has no frozen model to ask", fix="judge with it in a run: rlhfctl compare"
+        )
+    return OwnExample(resources.prompted(), correct=name == CORRECT)
+
+
 BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     REWARD: _reward_section,
     REWARD_MODEL: _reward_model,
@@ -205,6 +220,8 @@ BUILDERS: dict[str, Callable[[str, Resources], RewardFunction]] = {
     GOLD: _gold,
     UNIT_TESTS: _unit_tests,
     PASSES: _unit_tests,
+    PROMPTED: _own_example,
+    CORRECT: _own_example,
     FUNCTION: build_function,
     SERVER: build_function,
     MODEL: _named_model,

@@ -23,9 +23,10 @@ from rlhfctl.events import Metrics, Sample, VerdictReached, transcript
 from rlhfctl.models import devices
 from rlhfctl.recipe.schema import Compare
 from rlhfctl.recipe.sections.scorers import ENDPOINT
+from rlhfctl.rewards.prompted_classifier import scores_in
 from rlhfctl.rewards.unit_tests import UnitTestsReward, shares
 from rlhfctl.sandbox.pool import Outcome
-from rlhfctl.stages import answers, critic_sampling, endpoint, judges, readings
+from rlhfctl.stages import answers, critic_sampling, endpoint, found_prompts, judges, prompted, readings
 from rlhfctl.stages.answers import GREEDY, Drawn
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.controls import control_name, control_rows, means
@@ -139,6 +140,11 @@ def run(section: Compare, ctx: Context) -> Artifact:
     fs.write_atomic(ctx.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     fs.write_json(ctx.folder / "compare.json", report)
     fs.write_json(ctx.folder / "values.json", values)
+    classify = prompted.loader_of(ctx, section.batch_size)
+    if classify is not None:
+        found = found_prompts.report(scores_in(built) or classify(), responses, section.prompt_search, ctx)
+        fs.write_json(ctx.folder / found_prompts.FILE, found)
+        ctx.note(found_prompts.sentence(found))
     metrics = _metrics(report, primary)
     ctx.emit(Metrics(stage=ctx.name, step=0, values=metrics, split="test"))
     for row in [row for row in rows if row["sample"] == 0][:_SHOWN]:
@@ -157,7 +163,8 @@ def run(section: Compare, ctx: Context) -> Artifact:
     return ctx.publish(
         section.model_dump(mode="json"),
         {"compare": "compare.json", "samples": "samples.jsonl", "values": "values.json"}
-        | ({"judgements": endpoint.FILE} if asked is not None else {}),
+        | ({"judgements": endpoint.FILE} if asked is not None else {})
+        | ({"prompts": found_prompts.FILE} if classify is not None else {}),
         metrics=metrics,
     )
 

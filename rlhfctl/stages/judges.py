@@ -14,11 +14,20 @@ from transformers import PreTrainedTokenizerBase
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Work
 from rlhfctl.recipe.schema import Compare
-from rlhfctl.recipe.sections.scorers import ENDPOINT, HELDOUT, PASSES, REWARD_FUNCTION, REWARD_MODEL, UNIT_TESTS
+from rlhfctl.recipe.sections.scorers import (
+    ENDPOINT,
+    HELDOUT,
+    PASSES,
+    PROMPTED,
+    REWARD_FUNCTION,
+    REWARD_MODEL,
+    UNIT_TESTS,
+)
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.rewards.unit_tests import UnitTestsReward
 from rlhfctl.sandbox.pool import Outcome
+from rlhfctl.stages import prompted
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.loader import load_named_model
 
@@ -50,6 +59,7 @@ def build_scorers(
         reward_model=load.get("reward"),
         heldout=load.get("heldout"),
         gold=_gold,
+        prompted=prompted.loader_of(ctx, size),
         models=partial(load_named_model, ctx.loader, ctx.recipe, tokenizer),
     )
     return {name: build_scorer(name, resources) for name in names}
@@ -69,7 +79,7 @@ def is_independent(judge: str, ctx: Context) -> bool:
         return against is not None and ctx.parents[_ROLES[judge]].fingerprint not in against
     if ppo is not None and judge in (ppo.rewards or {}):
         return False
-    return judge not in (REWARD_FUNCTION, UNIT_TESTS, PASSES) and (reward is None or judge != reward.function)
+    return judge not in (REWARD_FUNCTION, UNIT_TESTS, PASSES, PROMPTED) and (reward is None or judge != reward.function)
 
 
 def _trained_against(ctx: Context) -> set[str] | None:

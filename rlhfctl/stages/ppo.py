@@ -43,7 +43,8 @@ from rlhfctl.recipe.schema import Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD
 from rlhfctl.rewards.build import LoadedRewardModel, Resources, build_reward, build_scorer
 from rlhfctl.rewards.episode import RewardFunction
-from rlhfctl.stages import loader, outcomes, probes, ptx_rows
+from rlhfctl.rewards.prompted_classifier import unnormalized
+from rlhfctl.stages import loader, outcomes, probes, prompted, ptx_rows
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
 from rlhfctl.training.rl.algorithms import ALGORITHMS
@@ -81,7 +82,8 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     # 2. Prompts to ids.
     split = ctx.data["prompts"].split
     room = (tokenizer, context_of(base.model.config), section.response_length, recipe.data, ctx.warn)
-    rows, prompts = encode_prompts(split.train, *room)
+    classifier = None if recipe.reward is None else recipe.reward.prompted_classifier
+    rows, prompts = prompted.few_shot(*encode_prompts(split.train, *room), classifier)
     require_a_batch(len(prompts), section)
     _check_step_zero(roles, prompts, ctx)
     if (start := _start(ctx)) is not None:
@@ -92,7 +94,9 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     # 3. Train: rollout, score, KL, values, advantages, PPO epochs.
     eval_rows, eval_prompts = encode_prompts(split.eval, *room)
     questions, generator = PromptData(tokenizer, eval_rows, eval_prompts), generator_for(section.sampler)
-    evaluation = Evaluation(section, ctx, roles, reward, questions, heldout, generator, processes=Processes.here())
+    evaluation = Evaluation(
+        section, ctx, roles, unnormalized(reward), questions, heldout, generator, processes=Processes.here()
+    )
     settings = section.model_dump(mode="json", exclude={"lora", "eval"})
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     data = PromptData(tokenizer, rows, prompts)
@@ -318,6 +322,7 @@ def _reward(
         reward_model=load,
         processes=Processes.here(),
         models=partial(loader.load_named_model, ctx.loader, ctx.recipe, tokenizer),
+        prompted=prompted.loader_of(ctx, section.local_rollout_forward_batch_size),
     )
     return build_reward(section.rewards, resources)
 

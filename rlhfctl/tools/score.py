@@ -166,6 +166,12 @@ def _scorer(
         return build_scorer(REWARD_FUNCTION, resources), f"the reward function {reward.function}"
     if stage is None and reward.unit_tests is not None:
         return build_scorer(UNIT_TESTS, resources), "the unit tests"
+    if stage is None and reward.prompted_classifier is not None:
+        raise RlhfctlError(
+            "the run's reward is a prompted classifier, which scores a prompt with labelled examples of a run",
+            where=str(what),
+            fix="compare/prompts.json of the run holds the prompts that were found",
+        )
     if stage is None and reward.kind == "trained":
         stage = load_artifact(paths.stage(seeding.one_named("reward", in_order(recipe)) or "reward"))
     if stage is not None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import load, write
+from row_files import load, message, write
 
+from rlhfctl.data.leaks import find_leaks
 from rlhfctl.data.load import check_all, load_demonstrations, load_preferences, load_prompts
 from rlhfctl.data.types import PromptSplit, Rows
 from rlhfctl.errors import DataError
@@ -152,3 +153,41 @@ def test_all_data_sets_are_checked_and_so_are_their_splits(tmp_path: Path) -> No
         check_all(data, 0)
     with pytest.raises(DataError, match="leave none to train on"):
         check_all(Data(prompts=Prompts(source=prompts.source, test=2)), 0)
+
+
+def test_a_fixed_prompt_takes_the_place_of_each_prompt_after_the_split(tmp_path: Path) -> None:
+    rows = [{"prompt": f"text {n}", "label": "ab"[n % 2]} for n in range(12)]
+    write(tmp_path / "texts.jsonl", *rows)
+    source = {"source": str(tmp_path / "texts.jsonl"), "eval": 2, "test": 3}
+    plain, fixed = (
+        check_all(Data.model_validate({"prompts": source | more}), 0)["prompts"]
+        for more in ({}, {"fixed_prompt": "words:"})
+    )
+    for part in ("train", "eval", "test"):
+        before, after = getattr(plain.split, part), getattr(fixed.split, part)
+        assert [row["prompt"] for row in before] == [row["replaced_prompt"] for row in after]
+        assert {row["prompt"] for row in after} == {"words:"}
+        assert [row["label"] for row in before] == [row["label"] for row in after]
+    assert list(plain.locations) == list(fixed.locations)
+    assert not list(find_leaks({"prompts": fixed}))
+
+
+def test_conversations_have_a_fixed_prompt_as_a_users_turn(tmp_path: Path) -> None:
+    write(tmp_path / "chat.jsonl", *({"prompt": [message("user", f"text {n}")]} for n in range(5)))
+    source = {"source": str(tmp_path / "chat.jsonl"), "eval": 1, "test": 1, "fixed_prompt": "words:"}
+    split = check_all(Data.model_validate({"prompts": source}), 0)["prompts"].split
+    assert isinstance(split, PromptSplit) and split.train[0]["prompt"] == [message("user", "words:")]
+    assert split.train[0]["replaced_prompt"][0]["content"].startswith("text")
+
+
+def test_demonstrations_that_answer_the_replaced_prompt_of_a_test_row_are_leaks(tmp_path: Path) -> None:
+    write(tmp_path / "texts.jsonl", *({"prompt": f"text {n}"} for n in range(8)))
+    shown = [{"prompt": f"Text  {n}", "completion": " yes"} for n in range(8)]
+    write(tmp_path / "shown.jsonl", *shown, {"prompt": "words:", "completion": " yes"})
+    sets: dict[str, Any] = {
+        "demonstrations": {"source": str(tmp_path / "shown.jsonl")},
+        "prompts": {"source": str(tmp_path / "texts.jsonl"), "eval": 0, "test": 3, "fixed_prompt": "words:"},
+    }
+    (sentence,) = find_leaks(check_all(Data.model_validate(sets), 0))
+    assert "3 of 3 test prompts are in the demonstrations" in sentence
+    assert len(check_all(Data.model_validate(sets | {"leaks": "drop"}), 0)["demonstrations"].rows) == 6

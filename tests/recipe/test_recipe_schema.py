@@ -291,6 +291,48 @@ def test_rules_of_unit_tests(section: str, key: str, what: str) -> None:
     assert problem.key == key and what in str(problem)
 
 
+WORDS = "verbalizers: {a: good, b: bad}"
+PROMPTED = [
+    (f"{WORDS}, template: '{{text}} {{mask}}'", "reward.prompted_classifier.template", "once each"),
+    (f"{WORDS}, template: '{{text}} {{prompt}} {{prompt}} {{mask}}'", "reward.prompted_classifier.template", "once"),
+    ("verbalizers: {a: good}", "reward.prompted_classifier.verbalizers", "at least two labels"),
+    ("verbalizers: {a: good, b: ' good'}", "reward.prompted_classifier.verbalizers", "for several labels: good"),
+    (f"{WORDS}, shots: 0", "reward.prompted_classifier.shots", "must be greater than 0"),
+    ("{}", "reward.prompted_classifier.verbalizers", "missing"),
+    (f"{WORDS}}}, retries: 1, server: {{", "reward.retries", "the reward is prompted_classifier"),
+    (f"{WORDS}}}, function: 'm:f', server: {{", "reward.prompted_classifier", "but reward.function names another"),
+    (f"{WORDS}}}, card: {{", "reward.card", "but a prompt is scored with labelled examples"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "what"), PROMPTED)
+def test_rules_of_a_prompted_classifier(section: str, key: str, what: str) -> None:
+    inside = section if section == "{}" else f"{{{section}}}"
+    judges = "compare={judges: [correct, prompted_classifier, 'http://a'], primary_judge: null}"
+    found = problems(f"reward={{prompted_classifier: {inside}}}", judges, "ppo.engine=rlhfctl")
+    assert key in [problem.key for problem in found]
+    assert what in next(str(problem) for problem in found if problem.key == key)
+
+
+def test_zscores_need_several_responses_to_one_prompt() -> None:
+    base = (f"reward={{prompted_classifier: {{{WORDS}}}}}", "compare={judges: [correct], primary_judge: null}")
+    (problem,) = problems(*base, "ppo.engine=rlhfctl")
+    assert problem.key == "reward.prompted_classifier.zscore" and "every score would be 0" in problem.what
+    for way in ("data.prompts.fixed_prompt=a", "ppo.num_generations=2", "reward.prompted_classifier.zscore=false"):
+        assert recipe(*base, "ppo.engine=rlhfctl", way).reward is not None
+
+
+def test_a_resolved_recipe_with_a_prompted_classifier_can_be_read_again(tmp_path: Path) -> None:
+    made = recipe(
+        f"reward={{prompted_classifier: {{{WORDS}, shots: 3}}}}",
+        "compare={judges: [correct], primary_judge: null, prompt_search: {random: 5}}",
+        "ppo.engine=rlhfctl",
+        "data.prompts={source: 'builtin:sentiment', fixed_prompt: 'words:'}",
+    )
+    (tmp_path / "again.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").recipe == made
+
+
 # Keys that CodeRL's returns have no use for.
 BESIDE_OUTCOMES = {
     "critic": "model", "critic_from": "x", "critic_trains_trunk": "true", "whiten_rewards": "true",
@@ -402,6 +444,16 @@ MORE = [
     ("reward.function=no function",),
     ("reward={unit_tests: {program: x}, retries: 1, function: 'a:b'}",),
     ("reward={unit_tests: {}, retries: 1}", "ppo={engine: rlhfctl, critic: reward}"),
+    ("reward={prompted_classifier: {verbalizers: {a: good}, template: x}, retries: 1, function: 'a:b'}",),
+    (
+        f"reward={{prompted_classifier: {{{WORDS}}}, retries: 1, card: {{}}, gate: {{}}}}",
+        "ppo={engine: trl, critic: reward}",
+        "launch={num_processes: 2, shard: true}",
+        "compare={judges: [gold], prompt_search: {random: 0, greedy: false}}",
+    ),
+    ("reward={prompted_classifier: {verbalizers: {a: good, b: good}}}", "ppo={engine: rlhfctl, critic: reward}"),
+    ("compare={judges: [gold, correct, prompted_classifier], prompt_search: {}}",),
+    ("data.preferences={source: 'builtin:sentiment', rows: 10}",),
     ("ppo.outcome_critic={}",),
     ("data.preferences={source: 'builtin:programs', rows: 10}",),
     ("ppo.outcome_critic={}", "model={path: a/b, quantization: 4bit, init: null}"),

@@ -45,7 +45,8 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "- `compare.judges`: gold scores only builtin:reviews, but data.prompts is another source. Fix: take it out of "
         "compare.judges.",
         "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, compare.",
-        "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews or builtin:programs, or a file.",
+        "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews or builtin:programs or "
+        "builtin:sentiment, or a file.",
         "- `model.init.hidden_size`: *hidden_size* cannot be shared among *num_attention_heads* attention heads. Fix: "
         "use a multiple of *num_attention_heads*.",
         "- `model.init.vocab_size`: byte-level BPE needs at least 260, got *vocab_size*. Fix: use 260 or more, or list "
@@ -71,9 +72,8 @@ def test_the_page_tells_every_rule() -> None:
             key = ".".join(part for part in (at, rule.key) if part) or "the recipe"
             assert re.search(rf"^- .*`{re.escape(key)}`.*: .+\. Fix: .+\.$", listed, re.MULTILINE), key
     assert count > 80
-    assert "{" not in "".join(line for line in reference.page().splitlines() if line.startswith("- ")).replace(
-        "{}", ""
-    ).replace("{response}", "")
+    lines = "".join(line for line in reference.page().splitlines() if line.startswith("- "))
+    assert "{" not in re.sub(r"\{(response|text|prompt|mask)?\}", "", lines)
 
 
 def test_a_page_of_this_command_is_told_from_another_file() -> None:

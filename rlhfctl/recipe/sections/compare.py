@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Section, Stage, without
 from rlhfctl.recipe.sections.endpoint import NOT_INPUTS, Endpoint
+from rlhfctl.recipe.sections.prompted_classifier import PromptSearch
 from rlhfctl.recipe.sections.scorers import ENDPOINT, described_in, names_in, unknown_in
 from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, unfit
 
@@ -124,9 +125,15 @@ class Compare(Stage):
         "beginnings with plain sampling of as many programs (null: do not).",
     )
 
+    prompt_search: PromptSearch | None = Field(
+        None,
+        description="With reward.prompted_classifier: search prompts without learning, too, as a control of those that "
+        "PPO found (null: do not).",
+    )
+
     @model_serializer(mode="wrap")
     def _only_what_is_stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        newer = {name: getattr(self, name) is None for name in ("endpoint", "critic_sampling")}
+        newer = {name: getattr(self, name) is None for name in ("endpoint", "critic_sampling", "prompt_search")}
         newer["metrics"] = not self.metrics  # older runs lack these keys
         return without(handler(self), tuple(key for key, unused in newer.items() if unused))
 

@@ -10,8 +10,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from rlhfctl.recipe.sections.base import Rule, Section, without
 
-REVIEWS, PROGRAMS = "builtin:reviews", "builtin:programs"
-BUILTIN_SOURCES = (REVIEWS, PROGRAMS)
+REVIEWS, PROGRAMS, SENTIMENT = "builtin:reviews", "builtin:programs", "builtin:sentiment"
+BUILTIN_SOURCES = (REVIEWS, PROGRAMS, SENTIMENT)
+REPLACED = "replaced_prompt"  # the column of a row's own prompt where data.prompts.fixed_prompt stands in its place
 STAGE_SOURCE = "stage:"  # prefix of a stage's name whose artifact holds the rows
 OWN_DATA_KEYS = (
     "columns", "label", "subset", "split", "revision", "turns", "as_conversations", "response_prefix", "bad_rows",
@@ -45,7 +46,8 @@ class Turns(Section):
 _SOURCE = (
     f"A file ({', '.join(DATA_SUFFIXES)}; .gz too), a folder of such files or one saved by "
     "datasets, an id on the Hub, stage:NAME for the rows that a stage of this recipe makes, or a built-in "
-    "task: builtin:reviews, or builtin:programs (demonstrations and prompts, with tests)."
+    "task: builtin:reviews, builtin:programs (demonstrations and prompts, with tests), or builtin:sentiment (the same, "
+    "with labels)."
 )
 _SOURCES = "Several sources instead of one, each with its weight."
 LabelValue = str | int | float | bool
@@ -183,7 +185,7 @@ class Source(Section):
     @property
     def has_gold(self) -> bool:
         """Tell whether all rows are of the built-in task whose true preference is known."""
-        return self.builtin and all(part.source != PROGRAMS for part in self.parts)
+        return self.builtin and all(part.source not in (PROGRAMS, SENTIMENT) for part in self.parts)
 
     @property
     def kind(self) -> Literal["list", "missing", "builtin", "own"]:
@@ -214,7 +216,8 @@ class Source(Section):
         unused: tuple[str, ...] = ONE_SOURCE_KEYS
         if self.parts == [self]:
             unused = OWN_DATA_KEYS if self.builtin else BUILTIN_DATA_KEYS
-        absent = tuple(key for key in ("sources", "eval_source", "test_source") if getattr(self, key, None) is None)
+        optional = ("sources", "eval_source", "test_source", "fixed_prompt")
+        absent = tuple(key for key in optional if getattr(self, key, None) is None)
         return without(handler(self), (*unused, *absent))
 
 
@@ -291,6 +294,12 @@ class Preferences(Compared):
             "use reward.unit_tests, which needs none, or another source",
             lambda preferences: any(part.source == PROGRAMS for part in preferences.parts),
         ),
+        Rule(
+            "source",
+            f"{SENTIMENT} has demonstrations and prompts, no preferences",
+            "use reward.prompted_classifier, which needs none, or another source",
+            lambda preferences: any(part.source == SENTIMENT for part in preferences.parts),
+        ),
     )
 
     heldout: float = Field(
@@ -316,6 +325,13 @@ class Prompts(Source):
     )
     test_source: Source | None = Field(
         None, description="Separate source of the test prompts; a name alone is read with the keys beside it."
+    )
+
+    fixed_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="One text that the policy answers in every row, in place of the row's prompt; rewards find that "
+        f"prompt in the column `{REPLACED}`.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Define the `reward` section: a reward model to train, a ready one, a Python function, or tests of programs."""
+"""Define the `reward` section: a trained or ready reward model, a function, tests of programs, a frozen classifier."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rlhfctl.recipe.sections.base import DataNeed, Rule, without
 from rlhfctl.recipe.sections.card import Card, Gate
+from rlhfctl.recipe.sections.prompted_classifier import PromptedClassifier
 from rlhfctl.recipe.sections.scorers import FUNCTION_NAME, is_address
 from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, Server, unfit
 from rlhfctl.recipe.sections.training import Trained
@@ -25,6 +26,7 @@ TRAINING_KEYS = (
     "lora", "trainer", "checkpoint_steps", "heldout", "loss", "label_error", "normalize", "head_init",
     *ENSEMBLE_KEYS,
 )  # fmt: skip
+OTHER_SCORERS = ("unit_tests", "prompted_classifier")  # neither a model of rewards nor a function
 GROUP_LOSSES = ("k_wise", "plackett_luce", "best_of_k")  # their batch elements are groups, not pairs
 _PLAIN_LOSS: RewardLoss = "bradley_terry"
 _PLAIN: dict[str, object] = {"loss": _PLAIN_LOSS, "members": 1, "aggregate": "mean", "variance_coefficient": 1.0,
@@ -38,6 +40,14 @@ def _without_model(key: str) -> Callable[[Reward], bool]:
 
 def _without_training(key: str) -> Callable[[Reward], bool]:
     return lambda reward: reward.kind != "trained" and _is_used(reward, key)
+
+
+def _retried(kind: str) -> Callable[[Reward], bool]:
+    return lambda reward: reward.kind == kind and reward.retries > 0
+
+
+def _beside_another(key: str) -> Callable[[Reward], bool]:
+    return lambda reward: getattr(reward, key) is not None and reward.kind != key
 
 
 def _is_used(reward: Reward, key: str) -> bool:
@@ -120,6 +130,11 @@ class Reward(Trained):
         None,
         description="Run each response as a Python program with its row's tests, in a sandbox; the outcome scores.",
     )
+    prompted_classifier: PromptedClassifier | None = Field(
+        None,
+        description="Take each response as a prompt with which a frozen language model classifies labelled examples; "
+        "its gap between the right and the next label scores (RLPrompt).",
+    )
     card: Card | None = Field(
         None, description="The reward model's card: accuracy, calibration, length, probes and best-of-n curves."
     )
@@ -147,8 +162,8 @@ class Reward(Trained):
         return self.loss in GROUP_LOSSES
 
     @property
-    def kind(self) -> Literal["trained", "model", "function", "unit_tests"]:
-        named = (("model", self.model), ("function", self.function), ("unit_tests", self.unit_tests))
+    def kind(self) -> Literal["trained", "model", "function", "unit_tests", "prompted_classifier"]:
+        named = [(key, getattr(self, key)) for key in ("model", "function", *OTHER_SCORERS)]
         kinds: list[Any] = [kind for kind, value in named if value is not None]
         return kinds[0] if kinds else "trained"
 
@@ -181,12 +196,15 @@ class Reward(Trained):
             "remove it",
             lambda reward: reward.kind == "trained" and reward.retries > 0,
         ),
-        Rule(
-            "retries",
-            "is for reward functions, but the reward is unit_tests",
-            "remove it",
-            lambda reward: reward.kind == "unit_tests" and reward.retries > 0,
-            about=("unit_tests",),
+        *(
+            Rule(
+                "retries",
+                f"is for reward functions, but the reward is {kind}",
+                "remove it",
+                _retried(kind),
+                about=(kind,),
+            )
+            for kind in OTHER_SCORERS
         ),
         Rule(
             "function",
@@ -194,12 +212,15 @@ class Reward(Trained):
             "remove one",
             lambda reward: reward.model is not None and reward.function is not None,
         ),
-        Rule(
-            "unit_tests",
-            "a response has one scorer, but {at}.{kind} names another",
-            "remove one",
-            lambda reward: reward.unit_tests is not None and reward.kind != "unit_tests",
-            about=("model", "function"),
+        *(
+            Rule(
+                key,
+                "a response has one scorer, but {at}.{kind} names another",
+                "remove one",
+                _beside_another(key),
+                about=("model", "function", *(other for other in OTHER_SCORERS if other != key)),
+            )
+            for key in OTHER_SCORERS
         ),
         *(
             Rule(
@@ -266,11 +287,11 @@ class Reward(Trained):
             "trained": ("model", "function", "label", "reads", "retries"),
             "model": ("function", *TRAINING_KEYS),
             "function": ("model", *TRAINING_KEYS, *CLASSIFIER_KEYS),
-            "unit_tests": ("model", "function", "retries", *TRAINING_KEYS, *CLASSIFIER_KEYS),
+            **dict.fromkeys(OTHER_SCORERS, ("model", "function", "retries", *TRAINING_KEYS, *CLASSIFIER_KEYS)),
         }
         # Runs that were made before these keys existed stay unchanged.
         newer = (
-            "unit_tests", "card", "gate", "heldout", "loss", "label_error", "normalize", "server", "head_init",
+            *OTHER_SCORERS, "card", "gate", "heldout", "loss", "label_error", "normalize", "server", "head_init",
             *ENSEMBLE_KEYS,
         )  # fmt: skip
         absent = tuple(key for key in newer if not _is_used(self, key))

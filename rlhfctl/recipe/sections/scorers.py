@@ -17,6 +17,7 @@ Place = Literal["ppo.rewards", "compare.judges", "compare.metrics"]
 REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
 UNIT_TESTS, PASSES = "unit_tests", "passes"  # the outcome's score, and whether all tests hold (reward.unit_tests)
+PROMPTED, CORRECT = "prompted_classifier", "correct"  # the reward of the row's own example, and whether it is right
 ENDPOINT = "endpoint"  # a judge of pairs: stages/endpoint.py asks it
 HELDOUT = "heldout"  # the second reward model, which PPO never trains on (reward.heldout)
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
@@ -53,6 +54,10 @@ SCORERS: dict[str, Scorer] = {
     HELDOUT: Scorer(("compare.judges",), "with reward.heldout"),
     UNIT_TESTS: Scorer(("compare.judges",), "with reward.unit_tests: the outcome's score"),
     PASSES: Scorer(("compare.judges",), "with reward.unit_tests: 1 if all tests hold, else 0"),
+    PROMPTED: Scorer(("compare.judges",), "with reward.prompted_classifier: the reward of the row's example"),
+    CORRECT: Scorer(
+        ("compare.judges",), "with reward.prompted_classifier: 1 if the row's example is classified rightly"
+    ),
     **{name: Scorer(_ANYWHERE) for name in OVERLAPS},
     "bertscore": Scorer(_ANYWHERE, "bertscore@MODEL"),
     "perplexity": Scorer(("ppo.rewards", "compare.metrics"), "perplexity@MODEL, of the response; lower is better"),

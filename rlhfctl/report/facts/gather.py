@@ -59,6 +59,11 @@ def gather(folder: Path) -> Run:
         by_seed=by_seed,
         pairs=pairs,
         card=_card(folder, artifacts, recipe),
+        prompts=[
+            (_seed(name), read_json(artifact.part("prompts")))
+            for name, artifact in artifacts.items()
+            if artifact.has("prompts")
+        ],
         traces=list(_traces(paths, stages)),
         stopped=history.stopped,
     )

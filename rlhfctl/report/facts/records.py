@@ -198,6 +198,7 @@ class Run:
     by_seed: Sequence[SeedResult] = ()
     pairs: Sequence[Pair] = ()
     card: Mapping[str, Any] | None = None  # the reward model's
+    prompts: Sequence[tuple[str, Mapping[str, Any]]] = ()  # seed ("" for one), and its prompts.json
     traces: Sequence[Mapping[str, Any]] = ()
     stopped: str = ""  # why the last command ended early
 
