@@ -39,6 +39,7 @@ class Request:
     external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, ...) -> path or Hub id
     options: Mapping[str, Any] = field(default_factory=dict)
     keeps_recipe: bool = False  # the run's recipe.yaml stays as it is
+    siblings: tuple[Path, ...] = ()  # run folders whose complete stages with equal inputs this run takes over
 
 
 @dataclass(frozen=True)

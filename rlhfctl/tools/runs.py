@@ -75,7 +75,7 @@ def table(runs: list[Run]) -> Table:
     for run in runs:
         active = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.active))
         state = Text(run.state, _STYLES[run.state])
-        shown.add_row(Text(visible(run.name)), state, _progress(run.stages), active, run.result, _size(run.size))
+        shown.add_row(Text(visible(run.name)), state, progress(run.stages), active, run.result, _size(run.size))
     return shown
 
 
@@ -118,7 +118,7 @@ def _result(artifacts: dict[StageId, Artifact]) -> str:
     return f"{last}: {first} {number(metrics[first])}" if first in metrics else ""
 
 
-def _progress(stages: dict[str, str]) -> str:
+def progress(stages: dict[str, str]) -> str:
     """Group the stages by state: `sft, reward complete; ppo under way; compare not started`.
 
     Stages of seeds that are equally far are named once: `seeds 0, 1: reward, ppo complete; seed 2: reward under way`.
