@@ -2,9 +2,9 @@
 
     ppo.kl_coef=0,0.05 reward.lora.r=4,8 seed=0,1  ──▶  kl_coef=0,r=4  kl_coef=0,r=8  kl_coef=0.05,r=4  ...
 
-Each combination is a run of its own in a folder of the sweep's folder. `seed` is no part of the combinations: its values
-become the `seeds` of each run. Reads and writes `sweep.json`. Leaves out running (tools/sweep.py) and what the results
-mean (report/facts/sweep.py).
+Each combination is a run of its own in a folder of the sweep's folder. `seed` is no part of the combinations: its
+values become the `seeds` of each run. Reads and writes `sweep.json`. Leaves out running (tools/sweep.py) and what the
+results mean (report/facts/sweep.py).
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """List the run folders of a sweep that have begun, in the order of its grid; the folder itself if it is no sweep."""
+    """List the runs of a sweep that have begun, in the order of its grid; the folder itself if it is no sweep."""
     if not is_sweep(folder):
         return [folder]
     paths = [folder / one.folder for one in read_sweep(folder).combinations]
@@ -178,6 +178,18 @@ def require_one_run(folder: Path) -> None:
     if is_sweep(folder):
         named = ", ".join(map(str, runs_in(folder))) or "none has begun"
         raise RlhfctlError("is a sweep, which holds several runs", where=str(folder), fix=f"name one of them: {named}")
+
+
+def require_run(folder: Path) -> None:
+    """Raise RlhfctlError if `folder` is no run's: it has no recipe, or it is a sweep."""
+    require_one_run(folder)
+    if not (folder / RECIPE).is_file():
+        near = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECIPE}")) if folder.parent.is_dir() else []
+        raise RlhfctlError(
+            f"there is no run here: {RECIPE} is missing",
+            where=str(folder),
+            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
+        )
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -210,4 +222,5 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
         "kl_limit": sweep.kl_limit,
         "combinations": [asdict(one) for one in sweep.combinations],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     fs.write_atomic(folder / SWEEP, json.dumps(record, indent=2, ensure_ascii=False) + "\n")  # the grid keeps its order

@@ -1,7 +1,7 @@
 """Build the page of a sweep: every setting with its measures, reward against KL, and the best setting, said honestly.
 
-Pure: the records of facts/sweep.py in, the parts of content.py out. What the runs mean side by side is as in the page of
-several runs (several.py).
+Pure: the records of facts/sweep.py in, the parts of content.py out. The page goes on as that of several runs does
+(several.py).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def meaning(found: Choice) -> str:
         return "Compare the settings by the table and the figures below."
     said = [
         f"It was chosen because its number is the highest of {found.allowed}, so that number is too high on average: "
-        "chance helped it to win. The test prompts had no part in the choice; its win rate there does not suffer from it."
+        "chance helped it to win. The test prompts had no part in the choice, so its win rate there is not affected."
     ]
     if found.second is not None and found.lead is not None:
         lead = f"The next, {found.second.label}, is {_estimate(found.lead)} behind."
@@ -102,7 +102,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     failed = [one.label for one in settings if one.combination.error is not None]
     if failed:
         yield Check("bad", "Every combination ran", f"Failed: {', '.join(failed)}.")
-    unfinished = [one.label for one in settings if one.combination.error is None and not _finished(one)]
+    unfinished = [one.label for one in settings if one.combination.error is None and not one.complete]
     if unfinished:
         yield Check("caution", "Every combination ran", f"Not finished: {', '.join(unfinished)}.")
     if not failed and not unfinished:
@@ -129,16 +129,12 @@ def _checks(facts: Facts) -> Iterator[Check]:
         yield Check("good" if apart else "caution", "Seeds", text)
 
 
-def _finished(one: Setting) -> bool:
-    return one.run is not None and one.run.finished
-
-
 def _sections(facts: Facts) -> Iterator[Section]:
     yield Section(
         "settings",
         "Settings",
-        "One row per combination. Measures are of the policy that PPO leaves, on the eval prompts: means over seeds, in "
-        "brackets the 95% interval over seeds (Student's t). The win rate is on the test prompts.",
+        "One row per combination. Measures are of the policy that PPO leaves, on the eval prompts: means over seeds, "
+        "in brackets the 95% interval over seeds (Student's t). The win rate is on the test prompts.",
         [_table(facts)],
     )
     parts: list[Part] = [
@@ -146,7 +142,9 @@ def _sections(facts: Facts) -> Iterator[Section]:
     ]  # fmt: skip
     how = "A setting that lies higher at the same KL pays less for its reward."
     yield Section("gains", "Reward against KL", how, parts)
-    failed = [[one.label, one_line(one.combination.error)] for one in facts.settings if one.combination.error is not None]
+    failed = [
+        [one.label, one_line(one.combination.error)] for one in facts.settings if one.combination.error is not None
+    ]
     how = "The same command tries these again. The others are not touched by them."
     yield Section("failed", "Failed", how, [Table(["combination", "error"], failed)] if failed else [])
     how = "A stage that is equal in several combinations ran once; the others hold the same files under a second name."
@@ -163,7 +161,9 @@ def _table(facts: Facts) -> Table:
     rows = []
     for one in facts.settings:
         comparison = one.run.comparison if one.run is not None else None
-        rate = "-" if comparison is None else with_interval(comparison.main.win_rate, comparison.main.win_rate_ci, share)
+        rate = (
+            "-" if comparison is None else with_interval(comparison.main.win_rate, comparison.main.win_rate_ci, share)
+        )
         cells = [_estimate(one.measures[name]) if name in one.measures else "-" for name in known]
         mark = " *" if facts.choice.best is one else ""
         rows.append([*(one.combination.values[key] for key in keys), *cells, rate, _state(one) + mark])
@@ -177,7 +177,7 @@ def _state(one: Setting) -> str:
         return "failed"
     if one.run is None:
         return "not begun"
-    return "complete" if one.run.finished else "unfinished"
+    return "complete" if one.complete else "unfinished"
 
 
 def _figure(facts: Facts, measure: str) -> Figure | None:

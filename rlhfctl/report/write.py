@@ -15,8 +15,8 @@ from rlhfctl.paths import RunPaths
 from rlhfctl.report.as_json import json_of
 from rlhfctl.report.content import Page
 from rlhfctl.report.facts.gather import gather
-from rlhfctl.report.facts.sweep import gather_sweep
 from rlhfctl.report.facts.records import Run
+from rlhfctl.report.facts.sweep import gather_sweep
 from rlhfctl.report.markdown import markdown_of
 from rlhfctl.report.page import html_of
 from rlhfctl.report.png import write_pictures

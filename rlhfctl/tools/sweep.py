@@ -20,7 +20,6 @@ from statistics import fmean
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from rlhfctl import errors, fs, graph, inputs, pipeline
 from rlhfctl.artifacts import load_artifact, manifests_in
@@ -90,7 +89,7 @@ def plan(
     if kl_limit is None and first.ppo is not None and "ppo.best_kl_limit" not in grid.axes:
         kl_limit = first.ppo.best_kl_limit
     combinations = [one.combination for one in planned]
-    return Sweep(first.name, str(planned[0].loaded.path), settings, grid, kl_limit, combinations), planned
+    return Sweep(first.name, str(planned[0].loaded.path), [*settings], grid, kl_limit, combinations), planned
 
 
 def _require_runnable(recipe: Recipe) -> None:
@@ -148,7 +147,9 @@ def forecast(planned: Sequence[Planned], folder: Path) -> tuple[Table, list[str]
     if not due:
         return table, [total]
     known_time = f"time: about {_time(due, took)}, from what stages of this sweep took"
-    unknown = "time: not known before a combination has run; `rlhfctl plan RECIPE` counts the steps and the memory of one"
+    unknown = (
+        "time: not known before a combination has run; `rlhfctl plan RECIPE` counts the steps and the memory of one"
+    )
     return table, [total, known_time if any(name in took for name in due) else unknown]
 
 
@@ -237,7 +238,7 @@ def run(sweep: Sweep, planned: Sequence[Planned], folder: Path, emit: Emit) -> S
             error = None
         except _ENDS_ALL:
             raise
-        except Exception as raised:  # noqa: BLE001 - the others must not wait for a defect of one
+        except Exception as raised:
             emit(Warned(stage=one.folder, message=f"failed: {_said(raised)}"))  # after a signal this raises
             if fs.is_disk_full(raised, folder):
                 raise
@@ -245,8 +246,12 @@ def run(sweep: Sweep, planned: Sequence[Planned], folder: Path, emit: Emit) -> S
             if not isinstance(raised, RlhfctlError) and errors.out_of_memory(raised) is None:
                 _keep_traceback(RunPaths(attempt.root).log)
         if error is not None and attempt.began is not None:
-            failed[one.stages[attempt.began]] = f"shares the stage {attempt.began} with {one.folder}, which failed there"
+            failed[one.stages[attempt.began]] = (
+                f"shares the stage {attempt.began} with {one.folder}, which failed there"
+            )
         sweep = _record(sweep, one, error, folder)
+    if broken := [one.folder for one in sweep.combinations if one.error is not None]:
+        emit(RunStopped(stage="run", reason=f"{counted(len(broken), 'combination')} failed: {', '.join(broken)}"))
     return sweep
 
 
@@ -331,42 +336,6 @@ class _Attempt:
             self.began = None
         if not isinstance(event, RunStarted | RunStopped):
             self.emit(replace(event, stage=f"{self.planned.folder}/{event.stage}"))
-
-
-# ---------------------------------------------------------------- looking at a sweep
-
-
-def describe(folder: Path) -> list[Table | Text]:
-    """Describe a sweep: what was asked for, a row per combination, and the errors of those that failed."""
-    sweep = read_sweep(folder)
-    over = f", over seeds {', '.join(sweep.grid.seeds)}" if len(sweep.grid.seeds) > 1 else ""
-    begun = [one.folder for one in sweep.combinations if (folder / one.folder / RECIPE).is_file()]
-    waiting = [one.folder for one in sweep.combinations if one.folder not in begun]
-    heading = f"{sweep.name} in {folder}: {counted(len(sweep.combinations), 'combination')}{over}"
-    parts: list[Table | Text] = [Text(heading, style="bold")]
-    by_name = {found.name: found for found in runs.find(folder)}
-    parts.append(runs.table([by_name[name] for name in begun if name in by_name]))
-    if waiting:
-        parts.append(Text(f"not begun: {', '.join(waiting)}"))
-    for one in sweep.combinations:
-        if one.error is not None:
-            parts.append(Text(visible(f"{one.folder} failed: {one.error}"), style="red"))
-    return parts
-
-
-def to_json(folder: Path) -> dict[str, Any]:
-    """Build the JSON that `show --json` prints of a sweep: its values, errors and runs."""
-    sweep, found = read_sweep(folder), {one.name: one for one in runs.find(folder)}
-    rows = [
-        {
-            "folder": one.folder,
-            "values": dict(one.values),
-            "error": one.error,
-            "run": runs.to_json(found[one.folder]) if one.folder in found else None,
-        }
-        for one in sweep.combinations
-    ]
-    return {"name": sweep.name, "sweep": str(folder), "kl_limit": sweep.kl_limit, "combinations": rows}
 
 
 def lock_of(folder: Path) -> fs.RunLock:

@@ -1,8 +1,8 @@
 """Gather the measures of a sweep's combinations over their seeds, and choose the best setting by the eval prompts.
 
 Reads the sweep's record and its run folders; writes nothing. The choice uses what PPO measured on the eval prompts: the
-held-out reward or, without one, the reward itself, among the settings within the KL limit. Test prompts and gold have no
-part in it. Leaves out figures and sentences (report/sweep.py).
+held-out reward or, without one, the reward itself, among the settings within the KL limit. Test prompts and gold have
+no part in it. Leaves out figures and sentences (report/sweep.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhfctl.artifacts import Manifest
+from rlhfctl import graph
+from rlhfctl.artifacts import MANIFEST, Manifest
 from rlhfctl.paths import RECIPE, StageId
+from rlhfctl.recipe.load import outline
 from rlhfctl.report.facts.gather import gather
 from rlhfctl.report.facts.records import Run
 from rlhfctl.stats.scaling import over_seeds
@@ -29,7 +31,11 @@ CHOOSES = (HELDOUT, SCORE)
 _PROMPTS = ("data.prompts", "data.prompt_lengths")
 _SCALES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     HELDOUT: (("heldout",), _PROMPTS, ()),
-    SCORE: (("reward",), (*_PROMPTS, "functions", "reward.label", "reward.aggregate", "reward.unit_tests"), ("rewards",)),
+    SCORE: (
+        ("reward",),
+        (*_PROMPTS, "functions", "reward.label", "reward.aggregate", "reward.unit_tests"),
+        ("rewards",),
+    ),
 }
 
 
@@ -57,6 +63,7 @@ class Setting:
 
     combination: Combination
     run: Run | None
+    complete: bool = False  # every stage of its recipe
     measures: Mapping[str, Estimate] = field(default_factory=dict)
     scales: Mapping[str, object] = field(default_factory=dict)  # measure -> what it was taken with
 
@@ -104,13 +111,15 @@ def _setting(one: Combination, folder: Path) -> Setting:
     if not (folder / RECIPE).is_file():
         return Setting(one, None)
     run = gather(folder)
+    stages = graph.in_order(outline(folder / RECIPE))
+    complete = all((folder / str(stage) / MANIFEST).is_file() for stage in stages)
     made = _last_ppo(run)
     expected = {f"seed {seed}" for seed in (run.recipe.get("seeds") or {}).get("values") or ()} or {""}
     if set(made) != expected:
-        return Setting(one, run)
+        return Setting(one, run, complete)
     known = [name for name in MEASURES if all(name in manifest.metrics for manifest in made.values())]
     measures = {name: Estimate.of({seed: made[seed].metrics[name] for seed in made}) for name in known}
-    return Setting(one, run, measures, {name: _scale(name, made) for name in CHOOSES})
+    return Setting(one, run, complete, measures, {name: _scale(name, made) for name in CHOOSES})
 
 
 def _last_ppo(run: Run) -> dict[str, Manifest]:
@@ -157,5 +166,3 @@ def choose(settings: Sequence[Setting], kl_limit: float | None) -> Choice:
         ours, theirs = best.measures[measure].by_seed, second.measures[measure].by_seed
         lead = Estimate.of({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
     return Choice(measure, len(measured), len(allowed), best, second, lead)
-
-

@@ -44,7 +44,14 @@ def pareto(runs: Sequence[tuple[str, Run]]) -> Figure | None:
 
 
 def gain_over_kl(
-    name: str, title: str, gain: str, places: Sequence[Place], *, share: bool = False, caption: str, limit: float | None = None
+    name: str,
+    title: str,
+    gain: str,
+    places: Sequence[Place],
+    *,
+    share: bool = False,
+    caption: str,
+    limit: float | None = None,
 ) -> Figure | None:
     """Draw a gain of each run over its KL, and the front of runs that none beats in both; None below two runs.
 
@@ -67,7 +74,7 @@ def gain_over_kl(
     front = [rows[index] for index in pareto_front([(one.kl, one.gain) for one in places])]
     names = [one.run for one in places]
     x = field("kl", title="KL from the reference, nats per response", scale={"zero": True})
-    y = field("gain", title=gain, **({"axis": {"format": ".0%"}} if share else {}))
+    y = field("gain", title=gain, axis={"format": ".0%"} if share else {})
     colour, shape = series_colour(names), series_shape(names)
     form = ".1%" if share else ".3"
     judged = [("verdict", "verdict")] if any(one.verdict for one in places) else []
