@@ -142,5 +142,8 @@ def test_a_failing_combination_is_listed_and_the_exit_code_says_so(project: Path
     assert not (folders[failed] / "ppo" / "manifest.json").is_file()
     shown = run_here("show", "out", cwd=project).stdout
     assert "failed:" in shown and "no answer" in shown
-    (project / "scores.py").write_text("def short(p, c):\n    return [-len(text) for text in c]\nbroken = short\n")
-    assert run_here(*words, cwd=project).returncode == 0
+    (project / "scores.py").write_text(
+        "def short(prompts, completions):\n    return [-len(text) for text in completions]\nbroken = short\n"
+    )
+    again = run_here(*words, cwd=project)
+    assert again.returncode == 0, again.stderr
