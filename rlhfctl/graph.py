@@ -315,6 +315,14 @@ STAGES: dict[str, Stage] = {
         settings=lambda recipe: _reading(recipe) | _sampling(recipe, "response_length", "temperature"),
         functions=lambda recipe: _functions((), recipe),
     ),
+    "dpo": Stage(
+        module="dpo",
+        section="dpo",
+        makes="policy",
+        how_to_have="add a `dpo:` section in place of `ppo:`",
+        data=("preferences",),
+        parents={"base": Parent("base")},
+    ),
     "ppo": Stage(
         module="ppo",
         section="ppo",
@@ -348,7 +356,7 @@ STAGES: dict[str, Stage] = {
                 unless="policy_samples",
                 missing=(
                     "there is no policy to compare: the recipe has no ppo section",
-                    "add `ppo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
+                    "add `ppo:` or `dpo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
                 ),
             ),
             "reference": Parent("base", unless="reference_samples"),
