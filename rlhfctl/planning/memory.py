@@ -272,23 +272,23 @@ def dpo_outlook(shape: ModelSpec, training: Training, rows: int, length: int) ->
     `training.rows` counts chosen and rejected responses separately. Without LoRA the reference is a second model.
     `rows` sequences of `length` tokens are read at a time before and after training, for the held-out pairs.
     """
-    role, reference = ("adapter", None) if training.lora is not None else ("policy", language_model)
+    role, base = ("adapter", BASE) if training.lora is not None else ("policy", "policy")
     with on_meta_device(autocast=training.autocast):
         model = language_model(shape)
-        beside = held_by("reference", reference(shape), shape.quantization) if reference is not None else {}
-        base = BASE if reference is None else role
-        read = checked(held_by(base, model, shape.quantization), base, model, rows, length)
+        reference = language_model(shape) if training.lora is None else model
+        beside = held_by("reference", reference, shape.quantization) if training.lora is None else {}
+        read = checked(held_by(base, model, shape.quantization), base, reference, rows, length)
         if training.lora is not None:
-            model = add_lora(model, training.lora, TaskType.CAUSAL_LM, seed=0)
+            reference = model = add_lora(model, training.lora, TaskType.CAUSAL_LM, seed=0)
 
-        def logprobs(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        def logprobs(one: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            logits = one(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             return logits, selective_log_softmax(logits, ids[:, 1:]).sum(1)
 
         def loss(ids: Tensor, mask: Tensor) -> Tensor:
-            logits, ours = logprobs(ids, mask)
+            logits, ours = logprobs(model, ids, mask)
             with torch.no_grad(), model.disable_adapter() if training.lora is not None else nullcontext():
-                kept, theirs = logprobs(ids, mask)  # TRL holds these logits until the loss is there
+                kept, theirs = logprobs(reference, ids, mask)  # TRL holds these logits until the loss is there
             chosen, rejected = (ours - theirs).chunk(2)
             value = -nn.functional.logsigmoid(chosen - rejected).mean()
             entropy_from_logits(logits.detach())

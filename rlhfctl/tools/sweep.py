@@ -85,6 +85,7 @@ def plan(
         raise RecipeError(problems)
     _require_different(planned)
     _check_trainers(planned)
+    trackers.require(planned[0].loaded.recipe.report_to)
     first = planned[0].loaded.recipe
     if kl_limit is None and first.ppo is not None and "ppo.best_kl_limit" not in grid.axes:
         kl_limit = first.ppo.best_kl_limit
