@@ -151,6 +151,16 @@ class GateClosed(RlhfctlError):
     heading = "stopped"
 
 
+class DiskFull(RlhfctlError):
+    """The disk is full. After space is freed, the same command resumes."""
+
+
+class SweepFailed(RlhfctlError):
+    """Some combinations of a sweep failed; the others are complete. The same command tries them again."""
+
+    exit_code = 9
+
+
 class OutputClosed(RlhfctlError):
     """The reader of standard output has closed it: `rlhfctl run ... | head`."""
 

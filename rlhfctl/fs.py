@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.errors import RlhfctlError, RunBusyError
+from rlhfctl.errors import DiskFull, RlhfctlError, RunBusyError
 
 _HASH_BLOCK_BYTES = 1 << 20
 _ATTEMPTS, _BETWEEN_ATTEMPTS_S = 10, 0.02  # for taking a lock
@@ -122,6 +122,25 @@ def _widen_modes(folder: Path) -> None:
             file.chmod(stat.S_IMODE(file.stat().st_mode) | allowed)
 
 
+def link_tree(folder: Path, to: Path, *, skip: str) -> None:
+    """Give every file below `folder` a second name below the existing folder `to`, except in the top folder `skip`.
+
+    A file is copied where the file system has no hard links. Hidden files and temporary ones are left out.
+    """
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_dir() or relative.parts[0] == skip or relative.parts[0].startswith("."):
+            continue
+        target = to / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            shutil.copy2(path, target)
+
+
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder` to disk."""
     for root, _, names in os.walk(folder):
@@ -183,7 +202,7 @@ def _has_room(path: Path) -> bool:
 
 def disk_full(path: Path) -> RlhfctlError:
     """Make the error for a full disk."""
-    return RlhfctlError(
+    return DiskFull(
         f"no space left on the disk that holds {path}",
         fix="free some space and give the same command again: it resumes from the last complete checkpoint",
     )

@@ -40,6 +40,7 @@ class Request:
     external: Mapping[str, str] = field(default_factory=dict)  # role (base, reward, ...) -> path or Hub id
     options: Mapping[str, Any] = field(default_factory=dict)
     keeps_recipe: bool = False  # the run's recipe.yaml stays as it is
+    siblings: tuple[Path, ...] = ()  # run folders whose complete stages with equal inputs this run takes over
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,14 @@ STAGES: dict[str, Stage] = {
         settings=lambda recipe: _reading(recipe) | _sampling(recipe, "response_length", "temperature"),
         functions=lambda recipe: _functions((), recipe),
     ),
+    "dpo": Stage(
+        module="dpo",
+        section="dpo",
+        makes="policy",
+        how_to_have="add a `dpo:` section in place of `ppo:`",
+        data=("preferences",),
+        parents={"base": Parent("base")},
+    ),
     "ppo": Stage(
         module="ppo",
         section="ppo",
@@ -365,7 +374,7 @@ STAGES: dict[str, Stage] = {
                 unless="policy_samples",
                 missing=(
                     "there is no policy to compare: the recipe has no ppo section",
-                    "add `ppo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
+                    "add `ppo:` or `dpo:`, take `compare:` out, or give the command rlhfctl compare a --policy",
                 ),
             ),
             "reference": Parent("base", unless="reference_samples"),

@@ -88,6 +88,14 @@ def inputs_of(
     stage: StageId, recipe: Recipe, paths: RunPaths, data: Mapping[str, Any], request: Request
 ) -> dict[str, str]:
     """Return a fingerprint of everything that a stage's result depends on, by name. `data`: rows by data set."""
+    parents = {role: source.fingerprint for role, source in parents_of(stage, recipe, paths, request).items()}
+    return _inputs(stage, recipe, data, parents, request.options)
+
+
+def _inputs(
+    stage: StageId, recipe: Recipe, data: Mapping[str, Any], parents: Mapping[str, str], options: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the inputs of a stage; `parents` and `options`: their fingerprints and the command's options."""
     kind = STAGES[stage.name]
     inputs = {"section": section_fingerprint(stage.name, recipe), "seed": str(seeding.recipe_of(stage, recipe).seed)}
     if kind.model == "loading":
@@ -101,17 +109,34 @@ def inputs_of(
             inputs[f"data.{name}"] = fs.hash_json([keys, data[name].fingerprint, recipe.data_seed])
     if kind.prompt_lengths:
         inputs["data.prompt_lengths"] = fs.hash_json([recipe.data.max_prompt_length, recipe.data.overlong_prompts])
-    for role, source in parents_of(stage, recipe, paths, request).items():
-        inputs[role] = source.fingerprint
+    inputs |= parents
     for name, values in kind.settings(recipe).items():
         inputs[name] = fs.hash_json(values)
     if functions := kind.functions(recipe):
         folder = Path(recipe.folder or ".")
         inputs["functions"] = fs.hash_json([door.function_fingerprint(spec, folder) for spec in functions])
     for option in kind.files:
-        if option in request.options:
-            inputs[option] = fs.hash_file(Path(request.options[option]))
+        if option in options:
+            inputs[option] = fs.hash_file(Path(options[option]))
     return inputs
+
+
+def foreseen(recipe: Recipe) -> dict[StageId, str]:
+    """Return a hash of everything that decides on each stage, before any stage is made, in the order of a run.
+
+    Stages of two recipes with equal hashes will have equal inputs, as long as the files that the recipes name stay as
+    they are. Rows count by the keys of their data set, and not by their content.
+    """
+    found: dict[StageId, str] = {}
+    for stage in graph.in_order(recipe):
+        own = {str(parent): found[parent] for parent in graph.own_parents(stage, recipe, [*found])}
+        named = {role: parent.named(recipe) for role, parent in STAGES[stage.name].parents.items()}
+        keys = {name: getattr(recipe.data, name) for name in graph.data_of_kind(stage.name, recipe)}
+        rows = {name: section.model_dump(mode="json") for name, section in keys.items() if section is not None}
+        found[stage] = fs.hash_json(
+            [str(stage), _inputs(stage, recipe, {}, own, {}), {**named}, rows, recipe.data_seed]
+        )
+    return found
 
 
 def section_fingerprint(name: str, recipe: Recipe) -> str:

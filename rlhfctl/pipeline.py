@@ -203,6 +203,8 @@ def _bring_up_to_date(stage: StageId, work: _Run) -> Artifact:
         goes_on = changed == ["section"] and door.can_extend(stage.name, artifact, section_of(stage.name, work.recipe))
         verb = "goes on from where it ended" if goes_on else "runs again"
         work.emit(Note(stage=str(stage), message=f"{verb}: changed {description}"))
+    if not work.request.force and (twin := _twin_of(stage, inputs, work.request.siblings)) is not None:
+        return _take_over(twin, stage, inputs, began, work)
     with report_progress_to(work.emit, str(stage)), Work("loading libraries"):
         _look_ahead(stage, work)
         door.load_libraries(stage.name)
@@ -230,6 +232,28 @@ def _skip(stage: StageId, artifact: Artifact, inputs: Mapping[str, str], began: 
     seconds, metrics = time.monotonic() - began, artifact.manifest.metrics
     emit(StageFinished(stage=str(stage), path=str(artifact.path), seconds=seconds, metrics=metrics, skipped=True))
     return artifact
+
+
+def _twin_of(stage: StageId, inputs: Mapping[str, str], siblings: Sequence[Path]) -> Artifact | None:
+    """Return the complete stage of another run of the same sweep that was made from equal inputs; None without one."""
+    found = (find_artifact(RunPaths(sibling).stage(stage)) for sibling in siblings)
+    equal = (artifact for artifact in found if artifact is not None)
+    return next((artifact for artifact in equal if not changed_inputs(artifact.manifest.inputs, inputs)), None)
+
+
+def _take_over(twin: Artifact, stage: StageId, inputs: Mapping[str, str], began: float, work: _Run) -> Artifact:
+    """Make a complete stage of another run this run's, too: the same files under a second name, without a copy.
+
+    What was there is moved aside. The folder appears in one step, so a kill leaves a whole stage or none.
+    """
+    folder = work.paths.stage(stage)
+    if folder.is_dir() and _has_results(folder):
+        kept = fs.move_aside(folder, work.paths.superseded_stages(stage))
+        work.emit(Note(stage=str(stage), message=f"what was there is kept in {kept}"))
+    with fs.publish_folder(folder) as new:
+        fs.link_tree(twin.path, new, skip=WORK)
+    work.emit(Note(stage=str(stage), message=f"taken over from {twin.path}: made from equal inputs"))
+    return _skip(stage, load_artifact(folder), inputs, began, work.emit)
 
 
 def _run_stage(stage: StageId, context: Context, work: _Run) -> Artifact:

@@ -123,7 +123,7 @@ def test_a_newcomer_types_what_the_pages_say(newcomer: Path, monkeypatch: pytest
             continue
         program, *arguments = shlex.split(line)
         assert program == "rlhfctl", line
-        if arguments[0] in ("run", "sft", "reward", "ppo") or arguments[:2] == ["compare", "support.yaml"]:
+        if arguments[0] in ("run", "sft", "reward", "ppo", "sweep") or arguments[:2] == ["compare", "support.yaml"]:
             arguments += [part for size in SHRUNK for part in ("--set", size)]
         asks = arguments[0] == "init" and "--yes" not in arguments
         typed_in = "".join(f"{answer}\n" for answer in ANSWERS) if asks else None

@@ -303,6 +303,17 @@ def test_a_tree_is_known_by_its_visible_files(tmp_path: Path) -> None:
     assert [k for k, v in fs.hash_tree(tmp_path, skip=frozenset({"work"})).items() if hashes[k] != v] == ["a.txt"]
 
 
+def test_a_tree_gets_second_names_without_its_work_and_its_leftovers(tmp_path: Path) -> None:
+    for name in ("a.json", "model/weights", "work/checkpoint", ".model.partial/weights"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_text(name)
+    (tmp_path / "two").mkdir()
+    fs.link_tree(tmp_path / "one", tmp_path / "two", skip="work")
+    files = {file.relative_to(tmp_path / "two").as_posix() for file in (tmp_path / "two").rglob("*") if file.is_file()}
+    assert files == {"a.json", "model/weights"}
+    assert (tmp_path / "two" / "a.json").samefile(tmp_path / "one" / "a.json")
+
+
 def test_a_large_file_is_hashed_to_its_end(tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096 * 2 + b"end"  # two blocks and a bit
     (tmp_path / "a").write_bytes(data)

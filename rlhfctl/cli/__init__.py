@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import rlhfctl
-from rlhfctl.cli import bench, chat, check, course, label, look, make, reproduce, run, tokens
+from rlhfctl.cli import bench, chat, check, course, label, look, make, reproduce, run, sweep, tokens
 
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
 
@@ -23,6 +23,7 @@ COMMANDS: Commands = (
     ("reward", run.reward, "rlhfctl reward quickstart --policy runs/quickstart/sft"),
     ("ppo", run.ppo, "rlhfctl ppo quickstart --reward-model runs/quickstart/reward"),
     ("compare", run.compare, "rlhfctl compare quickstart   or   rlhfctl compare runs/a runs/b"),
+    ("sweep", sweep.sweep, "rlhfctl sweep quickstart ppo.kl_coef=0.02,0.1,0.5 seed=0,1,2 --kl-limit 20"),
     ("validate", check.validate, "rlhfctl validate recipes/quickstart.yaml --deep"),
     ("plan", check.plan, "rlhfctl plan quickstart   or   rlhfctl plan mine.yaml --memory 24"),
     ("data", check.data, "rlhfctl data my-recipe.yaml"),

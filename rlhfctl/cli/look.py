@@ -19,12 +19,15 @@ def show(
 ) -> None:
     """A run's stages and metrics, and each artifact's lineage back to data and base model."""
     from rlhfctl.dashboard.terminal.console import console
-    from rlhfctl.tools.show import describe, to_json
+    from rlhfctl.sweeping import is_sweep
+    from rlhfctl.tools import show as one_run
+    from rlhfctl.tools import sweep_view
 
+    shown = sweep_view if is_sweep(run) else one_run
     if as_json:
-        typer.echo(json.dumps(to_json(run), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(shown.to_json(run), indent=2, ensure_ascii=False))
         return
-    for part in describe(run):
+    for part in shown.describe(run):
         console().print(part)
 
 
@@ -62,9 +65,10 @@ def rank(
     """Rank the policies of several runs: who beats whom, strengths with intervals, corrected p-values."""
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.dashboard.terminal.ranking import ranking_view
+    from rlhfctl.sweeping import runs_in
     from rlhfctl.tools import rank as ranking
 
-    found = ranking.rank(runs, judge)
+    found = ranking.rank([run for folder in runs for run in runs_in(folder)], judge)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

@@ -189,11 +189,13 @@ def compare(
 ) -> None:
     """The verdict: policy against reference on the test prompts."""
     from rlhfctl.graph import Request
+    from rlhfctl.sweeping import runs_in
 
-    if all((Path(name) / "recipe.yaml").is_file() for name in what):
+    folders = [run for name in what for run in runs_in(Path(name))]
+    if folders and all((folder / "recipe.yaml").is_file() for folder in folders):
         from rlhfctl.dashboard.terminal.run_view import print_run_comparison
 
-        print_run_comparison([Path(name) for name in what], as_json=as_json)
+        print_run_comparison(folders, as_json=as_json)
         return
     if len(what) > 1:
         raise RlhfctlError("several arguments must all be run folders", fix="rlhfctl compare runs/a runs/b")

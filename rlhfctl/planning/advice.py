@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trl import RewardConfig, SFTConfig
+from trl import DPOConfig, RewardConfig, SFTConfig
 
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES
@@ -74,9 +74,9 @@ def advise(
 def _changes(name: str, recipe: Recipe, lengths: Lengths) -> Iterator[tuple[str, ...]]:
     """Yield the possible changes of settings, the one that costs least first."""
     key = STAGES[name].section
-    if name in ("sft", "reward", "heldout"):
-        kind, section = (SFTConfig, recipe.sft) if key == "sft" else (RewardConfig, recipe.reward)
-        assert section is not None
+    if name in ("sft", "reward", "heldout", "dpo"):
+        kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+        kind, section = kinds[key], getattr(recipe, key)
         config = trainer_config(kind, recipe, section.trainer)
         size, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
         yield from _smaller(f"{key}.trainer", size, steps)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from rlhfctl.models import scoring
 from rlhfctl.models.adapters import POLICY, add_lora, is_adapter_parameter
@@ -262,6 +264,40 @@ def reward_outlook(shape: ModelSpec, training: Training) -> MemoryEstimate:
 
         step, counts = _trainer_step(role, model, loss, training, shape, shape.config.vocab_size)
     return MemoryEstimate((*(loading if shape.quantization is None else []), step), *counts)
+
+
+def dpo_outlook(shape: ModelSpec, training: Training, rows: int, length: int) -> MemoryEstimate:
+    """Estimate the memory of the dpo stage, which uses TRL's DPOTrainer.
+
+    `training.rows` counts chosen and rejected responses separately. Without LoRA the reference is a second model.
+    `rows` sequences of `length` tokens are read at a time before and after training, for the held-out pairs.
+    """
+    role, base = ("adapter", BASE) if training.lora is not None else ("policy", "policy")
+    with on_meta_device(autocast=training.autocast):
+        model = language_model(shape)
+        reference = language_model(shape) if training.lora is None else model
+        beside = held_by("reference", reference, shape.quantization) if training.lora is None else {}
+        read = checked(held_by(base, model, shape.quantization), base, reference, rows, length)
+        if training.lora is not None:
+            reference = model = add_lora(model, training.lora, TaskType.CAUSAL_LM, seed=0)
+
+        def logprobs(one: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            logits = one(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            return logits, selective_log_softmax(logits, ids[:, 1:]).sum(1)
+
+        def loss(ids: Tensor, mask: Tensor) -> Tensor:
+            logits, ours = logprobs(model, ids, mask)
+            with torch.no_grad(), model.disable_adapter() if training.lora is not None else nullcontext():
+                kept, theirs = logprobs(reference, ids, mask)  # TRL holds these logits until the loss is there
+            chosen, rejected = (ours - theirs).chunk(2)
+            value = -nn.functional.logsigmoid(chosen - rejected).mean()
+            entropy_from_logits(logits.detach())
+            del kept
+            return value
+
+        step, counts = _trainer_step(role, model, loss, training, shape, shape.config.vocab_size)
+    reading = Moment("log-probabilities of the held-out pairs", {**read, **beside}, trains=False)
+    return MemoryEstimate((reading, replace(step, needs={**step.needs, **beside})), *counts)
 
 
 def _trainer_step(

@@ -1,6 +1,8 @@
 """Predict the rows, steps, tokens, parameters, memory and disk of each stage.
 
 The prediction is made from the lengths of the rows and the model's configuration. Loads the tokenizer, no weights.
+
+Longer than 400 lines because the stages' predictions share what they know of trainers, disks and prompts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 from transformers import AutoConfig
-from trl import RewardConfig, SFTConfig
+from trl import DPOConfig, RewardConfig, SFTConfig
 
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.errors import RlhfctlError
@@ -192,6 +194,33 @@ def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> St
     return StagePlan("reward", "run", "", what, steps * members, tokens, outlook, disk)
 
 
+def _dpo(recipe: Recipe, lengths: Lengths) -> StagePlan:
+    section = recipe.dpo
+    assert section is not None
+    config = trainer_config(DPOConfig, recipe, section.trainer)
+    limit, name = longest_row(config.max_length, context_of(lengths.config))
+    pairs = [
+        pair for pair in zip(lengths.chosen, lengths.rejected, strict=True) if max(pair) <= (limit or math.inf)
+    ]  # longer ones are dropped
+    if not pairs:
+        raise RlhfctlError(
+            f"no pair fits into {name} tokens", where="dpo.trainer.max_length", fix="raise it, or give shorter rows"
+        )
+    steps, epochs = _steps(len(pairs), config)
+    longest = max(map(max, pairs))
+    training = replace(
+        _training(config, section.lora, config.per_device_train_batch_size, longest, recipe),
+        rows=2 * config.per_device_train_batch_size,  # one process trains, whatever `launch` says
+        exchanges=False,
+    )
+    outlook = memory.dpo_outlook(_shape(recipe, lengths), training, scoring.PROBE_ROWS, longest)
+    adapter, whole = _adapter_bytes(outlook), _weights_on_disk(outlook, recipe)
+    kept = (adapter or whole) + lengths.tokenizer_bytes + _probes(scoring.PROBE_ROWS, longest)
+    disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
+    what = f"{len(pairs)} pairs, {lengths.heldout} held out"
+    return StagePlan("dpo", "run", "", what, steps, int(sum(map(sum, pairs)) * epochs), outlook, disk)
+
+
 def _responses(groups: Sequence[GroupLengths], limit: int | None) -> list[list[int]]:
     """List the lengths of each group's responses, one per response, without pairs that are longer than `limit`."""
     fitting = ([pair for pair in group if max(length for _, length in pair) <= (limit or math.inf)] for group in groups)
@@ -292,6 +321,7 @@ _FACTS: dict[str, Callable[[Recipe, Lengths], StagePlan]] = {
     "reward": _reward,
     "heldout": lambda recipe, lengths: replace(_reward(recipe, lengths, other_half=True), name="heldout"),
     "card": _card,
+    "dpo": _dpo,
     "ppo": _ppo,
     "compare": _compare,
 }

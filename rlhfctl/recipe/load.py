@@ -29,6 +29,7 @@ from rlhfctl.recipe.shipped import shipped_recipes
 from rlhfctl.recipe.words import did_you_mean, dotted, help_of, unknown_key, wrong_value
 
 # The value of a required key while the rest is checked, after its own problem is noted.
+_NEWER_SECTIONS = ("launch", "dpo")
 _STAND_INS: dict[str, Any] = {"name": "recipe", "model": {"path": "model"}}
 
 
@@ -103,8 +104,9 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = StringIO()
-    # Left out where it is not set: older versions of rlhfctl do not know it, and older runs stay unchanged.
-    yaml.dump(recipe.model_dump(mode="json", exclude=set() if recipe.launch else {"launch"}), text)
+    # Left out where they are not set: older versions of rlhfctl do not know them, and older runs stay unchanged.
+    unset = {name for name in _NEWER_SECTIONS if getattr(recipe, name) is None}
+    yaml.dump(recipe.model_dump(mode="json", exclude=unset), text)
     return text.getvalue()
 
 

@@ -162,3 +162,16 @@ def read_overrides(overrides: Sequence[str], problems: Problems) -> Layer:
         section[names[-1]] = _Builder(layer.origins, lambda _, here=origin: here, problems).build(node, names)  # type: ignore[misc]
         layer.origins |= {names[:depth]: origin for depth in range(1, len(names))}
     return name_lists(layer)
+
+
+def list_items(text: str) -> tuple[list[str], str | None]:
+    """Return the items of a YAML list that is written without its brackets, each as it was typed; or why it is none."""
+    whole = f"[{text}]"
+    try:
+        node = yaml_1_2().compose(whole)
+    except YAMLError as error:
+        return [], f"the values are not valid YAML: {_reason(error)}"
+    if not isinstance(node, SequenceNode) or node.end_mark.index != len(whole):
+        return [], "the values are not a list"
+    items = [whole[item.start_mark.index : item.end_mark.index].strip() for item in node.value]
+    return items, None if items else "there is no value"

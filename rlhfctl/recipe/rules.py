@@ -66,6 +66,15 @@ def stage_rules(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]
     )
 
 
+TWO_POLICIES: Rule[Sections] = Rule(
+    "dpo",
+    "trains the policy in place of ppo, and the recipe has both",
+    "remove one of them, or write two recipes",
+    lambda recipe: recipe.dpo is not None and recipe.ppo is not None,
+    about=("ppo",),
+)
+
+
 def _best_without_prompts(recipe: Sections) -> bool:
     ppo, prompts = recipe.ppo, recipe.data.prompts
     return ppo is not None and ppo.use == "best" and prompts is not None and prompts.eval == 0
@@ -669,6 +678,13 @@ PROCESSES: tuple[Rule[Sections], ...] = (
         _if_several(lambda recipe, count: recipe.ppo is not None and recipe.ppo.engine == "trl"),
         about=("launch.num_processes",),
     ),
+    Rule(
+        "launch.shard",
+        "the stage dpo trains in one process, which holds all weights",
+        "leave shard out; with dpo.lora the weights are there once",
+        lambda recipe: recipe.dpo is not None and recipe.launch is not None and recipe.launch.shard,
+        about=("dpo",),
+    ),
 )
 
 
@@ -716,6 +732,7 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     """All rules between the sections of a recipe whose stages are `stages`: their sections by key, in order."""
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
     between = (
+        TWO_POLICIES,
         *PPO_NEEDS,
         *weight_rules(trained),
         *LENGTHS,

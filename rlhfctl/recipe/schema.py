@@ -43,6 +43,7 @@ from rlhfctl.recipe.sections.data import (
     Turns,
     looks_like_id,
 )
+from rlhfctl.recipe.sections.dpo import Dpo
 from rlhfctl.recipe.sections.label import Label
 from rlhfctl.recipe.sections.launch import Launch
 from rlhfctl.recipe.sections.model import Init, Model
@@ -76,6 +77,7 @@ __all__ = [
     "Data",
     "Demonstrations",
     "DemonstrationsPart",
+    "Dpo",
     "Gate",
     "Init",
     "Key",
@@ -136,6 +138,9 @@ class Recipe(Section):
     label: Label | None = Field(None, description="Judgements of these responses: the preferences that reward reads.")
     reward: Reward | None = Field(None, description="What scores a response: a reward model or a function.")
     ppo: Ppo | None = Field(None, description="Reinforcement learning against the reward (PPO).")
+    dpo: Dpo | None = Field(
+        None, description="Training of the policy on the preferences themselves (DPO), in place of ppo."
+    )
     compare: Compare | None = Field(None, description="The verdict: comparison of the policy with the base model.")
     launch: Launch | None = Field(None, description="Several processes or machines for training (null: one process).")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(

@@ -112,7 +112,7 @@ def unknown_key(key: Key) -> tuple[str, str | None, str | None]:
         return (*refused[name], None)
     if (living := _LIVING.get(section, {}).get(name)) is not None:
         return f"unknown key; did you mean {living!r}?", f"write {living}: TRL's name {name} means it", living
-    instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo") else None
+    instead = owned_trainer_key(name) if section in ("sft", "reward", "ppo", "dpo") else None
     if instead is not None:
         return "rlhfctl sets this itself", instead, None
     names = dict(sections())[section]

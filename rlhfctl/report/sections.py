@@ -306,6 +306,6 @@ def commands(run: Run) -> str:
         f"rlhfctl compare {folder}",
         f"rlhfctl report {folder}",
     ]
-    if any(stage.kind == "ppo" and stage.state == "complete" for stage in run.stages):
+    if any(stage.kind in ("ppo", "dpo") and stage.state == "complete" for stage in run.stages):
         lines.append(f"rlhfctl export {folder} --to {shlex.quote(f'{run.name}-policy')}")
     return "\n".join(lines) + "\n"

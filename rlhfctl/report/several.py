@@ -36,7 +36,7 @@ def page_of_several(runs: Sequence[Run]) -> Page:
         "test prompts, judge and temperature.",
         numbers=[Number(label, *_rate(run), *_bar(run)) for label, run in named[:4]],
         checks=list(_checks(judged)),
-        sections=[section for section in _sections(named) if section.parts],
+        sections=[section for section in sections_of(named) if section.parts],
     )
 
 
@@ -107,7 +107,8 @@ def _input(run: Run, name: str) -> str:
     return manifests[-1].inputs.get(name, "") if manifests else ""
 
 
-def _sections(named: Sequence[tuple[str, Run]]) -> Iterator[Section]:
+def sections_of(named: Sequence[tuple[str, Run]]) -> Iterator[Section]:
+    """Yield the sections that set several runs side by side; some may have no parts."""
     figure = pareto(named)
     yield Section(
         "pareto",

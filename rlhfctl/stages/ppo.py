@@ -47,6 +47,7 @@ from rlhfctl.rewards.prompted_classifier import unnormalized
 from rlhfctl.stages import loader, outcomes, probes, prompted, ptx_rows
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.evaluation import Evaluation
+from rlhfctl.stages.policy_files import publish_policy, recorded_base
 from rlhfctl.training.rl.algorithms import ALGORITHMS
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.loop import PpoLoop, Run
@@ -409,26 +410,13 @@ def _publish(
     """Save the policy, its critic and recorded outputs for a few rows; return the layout of these parts."""
     policy = roles.policy.model
     special_tokens.unmask_pad(policy)  # record the numbers of the plain model, which other tools will load
-    rows = [row for row in rows if len(row) > 1] or [[tokenizer.eos_token_id] * 2]
-    probes.write_probes(ctx.folder, rows, scoring.sequence_logprobs(policy, rows, tokenizer.pad_token_id), "logprobs")
-    special_tokens.set_token_ids(policy, tokenizer)
-    recorded = loader.recorded_base(ctx.parents["base"], base.path, ctx.run.root, ctx.name)
-    if isinstance(policy, PeftModel):
-        name = "adapter"
-        with fs.publish_folder(ctx.folder / name) as folder:
-            adapters.save_adapter(policy, folder, base=recorded, head=False)
-            tokenizing.save_tokenizer(tokenizer, folder)
-    else:
-        name = "model"
-        with fs.publish_folder(ctx.folder / name) as folder:
-            build.save_model(policy, tokenizer, folder)
-    layout = {name: name, "probes": probes.PROBES}
+    layout = publish_policy(policy, tokenizer, base, rows, ctx)
     if roles.critic is None:
         return layout
     scorer = roles.critic.scorer
     with fs.publish_folder(ctx.folder / "critic") as folder:
         if isinstance(scorer, AdapterScorer) and isinstance(policy, PeftModel):
-            scorer.save(folder, tokenizer, recorded)
+            scorer.save(folder, tokenizer, recorded_base(base, ctx))
         elif isinstance(scorer, AdapterScorer):  # a value head on a policy without an adapter
             whole = heads.scorer_on(policy, seed=0)
             whole.score.load_state_dict(scorer.score.state_dict())

@@ -58,7 +58,8 @@ def _typed_folder(incomplete: str) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "recipe.yaml").is_file() and (folder / "events.jsonl").is_file()
+    made = any((folder / name).is_file() for name in ("recipe.yaml", "sweep.json"))
+    return made and (folder / "events.jsonl").is_file()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages.loader import Loader, member_folders
 from rlhfctl.stages.probes import PROBES
+from rlhfctl.sweeping import require_run
 from rlhfctl.tools import card_facts, hub, model_card
 from rlhfctl.tools.card_facts import Facts
 from rlhfctl.training.trl.quiet import quiet_libraries
@@ -110,8 +111,7 @@ def export(run: Path, stage: str, to: Path, *, adapter: bool, push: hub.Push | N
             "the folder to export to is not empty", where=str(to), fix="name a folder that does not exist yet"
         )
     paths = RunPaths(run)
-    if not paths.recipe.is_file():
-        raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
+    require_run(run)
     recipe = load_recipe(paths.recipe).recipe
     folder = f"{seed}/{_stage_of(stage, recipe)}".lstrip("/")
     artifact = load_artifact(paths.stage(seeding.one_named(folder, in_order(recipe)) or folder))

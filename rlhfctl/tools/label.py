@@ -28,6 +28,7 @@ from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Data, Preferences
 from rlhfctl.stages import door
+from rlhfctl.sweeping import require_run
 
 LABELS = ".labels.sqlite"  # the ending of the labels beside a file
 
@@ -61,8 +62,7 @@ def find(what: Path, *, questions: bool = True) -> Target:
 
 def _of_run(run: Path, *, questions: bool) -> Target:
     paths = RunPaths(run)
-    if not paths.recipe.is_file():
-        raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
+    require_run(run)
     recipe = load_recipe(paths.recipe).recipe
     stages = graph.stages_in(recipe, paths)
     waiting = [one for one in stages if STAGES[one.name].makes == "labels" and waiting_at(paths.stage(one)) is not None]

@@ -26,6 +26,7 @@ _KINDS = {
         "text-classification",
         ("reward-model",),
     ),
+    "dpo": ("a policy trained by direct preference optimization", "text-generation", ("dpo",)),
     "ppo": ("a policy trained by reinforcement learning from human feedback", "text-generation", ("ppo",)),
     "critic": ("a critic: it predicts the score that is still to come", "text-classification", ("value-model",)),
 }
@@ -34,6 +35,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "sft": ("lora", "trainer"),
     "reward": ("lora", "trainer"),
     "heldout": ("lora", "trainer"),
+    "dpo": ("beta", "lora", "trainer"),
     "ppo": (
         "algorithm", "trpo", "nlpo", "engine", "lora", "critic", "rewards", "total_episodes",
         "per_device_train_batch_size",
@@ -45,6 +47,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Stage -> the keys of its section that decide what comes out."""
 _SCORERS = ("reward", "heldout")
+_POLICIES = ("dpo", "ppo")
 _MODEL_SETTINGS = ("dtype", "quantization", "chat_template")
 _WIN_RATE, _ACCURACY = "win_rate", "accuracy"
 
@@ -164,7 +167,7 @@ def _accuracies(facts: Facts) -> Iterator[EvalResult]:
 
 
 def _verdict(facts: Facts) -> list[str]:
-    if _kind(facts) != "ppo":
+    if _kind(facts) not in _POLICIES:
         return []
     report = facts.verdict
     if report is None:
@@ -316,7 +319,7 @@ def _settings(facts: Facts) -> list[str]:
 
 
 def _limits(facts: Facts) -> list[str]:
-    said = [*_limits_of_verdict(facts)] if _kind(facts) == "ppo" else []
+    said = [*_limits_of_verdict(facts)] if _kind(facts) in _POLICIES else []
     if _kind(facts) in _SCORERS:
         said.append("Scores compare responses to one prompt; they are no measure of quality across prompts.")
     if facts.seeds is None:

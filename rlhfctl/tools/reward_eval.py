@@ -26,6 +26,7 @@ from rlhfctl.graph import Request, in_order, seeded_stages
 from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import LoadedRecipe, load_recipe
 from rlhfctl.recipe.schema import Card
+from rlhfctl.sweeping import require_run
 
 STAGE = "card"
 _WIDTH = 80  # characters of a line: terminals of this width show the table whole
@@ -50,8 +51,7 @@ def evaluate(
     """
     root, stage = stage_at(run / STAGE)
     paths = RunPaths(root)
-    if not paths.recipe.is_file():
-        raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
+    require_run(run)
     loaded = _with_card(load_recipe(paths.recipe), paths, stage, prompts, samples)
     if stage.seed is None and STAGE in seeded_stages(loaded.recipe):
         first = next(str(one.group) for one in in_order(loaded.recipe) if one.name == STAGE)

@@ -19,12 +19,13 @@ from rich.text import Text
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, manifests_in
-from rlhfctl.dashboard.text import number, visible
+from rlhfctl.dashboard.text import counted, number, visible
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import ELSEWHERE, read_stages, stages_in
 from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
+from rlhfctl.sweeping import SWEEP, is_sweep, read_sweep
 
 _STYLES = {
     "running": "bold cyan",
@@ -55,6 +56,7 @@ def find(folder: Path) -> list[Run]:
     if (folder / "recipe.yaml").is_file():
         raise RlhfctlError("is one run, not a folder of runs", where=str(folder), fix=f"rlhfctl show {folder}")
     runs = [_read(RunPaths(path)) for path in folder.iterdir() if (path / "recipe.yaml").is_file()]
+    runs += [_read_sweep(path) for path in folder.iterdir() if is_sweep(path)]
     return sorted(runs, key=lambda run: (-run.active, run.name))
 
 
@@ -75,7 +77,7 @@ def table(runs: list[Run]) -> Table:
     for run in runs:
         active = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.active))
         state = Text(run.state, _STYLES[run.state])
-        shown.add_row(Text(visible(run.name)), state, _progress(run.stages), active, run.result, _size(run.size))
+        shown.add_row(Text(visible(run.name)), state, progress(run.stages), active, run.result, _size(run.size))
     return shown
 
 
@@ -98,6 +100,24 @@ def _read(paths: RunPaths) -> Run:
     return Run(paths.root.name, state, stages, result, _active(paths), _bytes(paths.root))
 
 
+def _read_sweep(folder: Path) -> Run:
+    """Summarize a sweep in one row: the states of its combinations in place of stages."""
+    paths, states, result = RunPaths(folder), dict[str, str](), ""
+    try:
+        for one in read_sweep(folder).combinations:
+            begun = (folder / one.folder / "recipe.yaml").is_file()
+            state = _read(RunPaths(folder / one.folder)).state if begun else "not started"
+            states[one.folder] = state if one.error is None else "failed"
+        failed = sum(state == "failed" for state in states.values())
+        result = f"sweep of {counted(len(states), 'combination')}" + (f", {failed} failed" if failed else "")
+        state = "complete" if all(state == "complete" for state in states.values()) else "unfinished"
+    except RlhfctlError:
+        result, state = f"cannot be read; why: rlhfctl show {visible(str(folder))}", "unreadable"
+    if fs.is_locked(paths.lock):
+        state = "running"
+    return Run(folder.name, state, states, result, (folder / SWEEP).stat().st_mtime, _bytes(folder))
+
+
 def _result(artifacts: dict[StageId, Artifact]) -> str:
     """Describe the result: the verdict if there is one, else the first-ranked metric of the last complete stage."""
     if not artifacts:
@@ -118,7 +138,7 @@ def _result(artifacts: dict[StageId, Artifact]) -> str:
     return f"{last}: {first} {number(metrics[first])}" if first in metrics else ""
 
 
-def _progress(stages: dict[str, str]) -> str:
+def progress(stages: dict[str, str]) -> str:
     """Group the stages by state: `sft, reward complete; ppo under way; compare not started`.
 
     Stages of seeds that are equally far are named once: `seeds 0, 1: reward, ppo complete; seed 2: reward under way`.

@@ -33,6 +33,7 @@ from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import Episode, RewardFunction
 from rlhfctl.stages.loader import Loader
 from rlhfctl.stats.paired import wilson_ci
+from rlhfctl.sweeping import require_one_run
 
 Row = dict[str, Any]
 _READ_AS = {"columns", "label", "turns", "as_conversations", "response_prefix"}
@@ -129,6 +130,7 @@ def _scores(
 
 def _recipe(what: Path, label: str | None, reads: str | None) -> tuple[Recipe, RunPaths]:
     """Load the run's recipe; for a reward model's folder, make a recipe that names it."""
+    require_one_run(what)
     if (what / "recipe.yaml").is_file():
         recipe = load_recipe(what / "recipe.yaml").recipe
         if recipe.reward is None:

@@ -18,13 +18,13 @@ from rich.tree import Tree
 from rlhfctl import reward_card, seeding
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
-from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, read_stages, section_of, stages_in, waiting_at
 from rlhfctl.inputs import section_fingerprint
 from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.sweeping import require_run
 
 _HASH_SHOWN = 12
 _AS_ABOVE = Text("  (as above)", "dim")
@@ -97,13 +97,7 @@ def to_json(run: Path) -> dict[str, Any]:
 def _read(run: Path) -> tuple[Recipe, dict[StageId, str], dict[StageId, Artifact]]:
     """Read the run's recipe, the state of each stage and the artifacts of complete stages, in stage order."""
     paths = RunPaths(run)
-    if not paths.recipe.is_file():
-        near = sorted(p.parent.name for p in run.parent.glob("*/recipe.yaml")) if run.parent.is_dir() else []
-        raise RlhfctlError(
-            "there is no run here: recipe.yaml is missing",
-            where=str(run),
-            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
-        )
+    require_run(run)
     recipe = load_recipe(paths.recipe).recipe
     return recipe, *read_stages(paths, stages_in(recipe, paths))
 

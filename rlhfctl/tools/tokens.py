@@ -15,6 +15,7 @@ from rlhfctl.dashboard.formulas import Step
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
+from rlhfctl.sweeping import require_run
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,7 @@ def find(run: Path, stage: str | None, update: int | None, episode: int | None) 
 
 def choose_stage(run: Path, stage: str | None) -> str:
     """Return the ppo stage that is asked for, or the first one of the last round; RlhfctlError where there is none."""
-    if not RunPaths(run).recipe.is_file():
-        raise RlhfctlError(
-            "there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder: rlhfctl runs"
-        )
+    require_run(run)
     stages = traces.ppo_stages(run)
     if stage is not None and stage not in stages:
         raise RlhfctlError(

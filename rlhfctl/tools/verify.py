@@ -32,6 +32,7 @@ from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
 from rlhfctl.stages import door
 from rlhfctl.stats.paired import paired_differences, win_rate
+from rlhfctl.sweeping import require_run
 
 State = Literal["ok", "differs", "not checked", "not complete"]
 
@@ -57,10 +58,7 @@ def verify(run: Path, listen: Listener | None = None) -> list[Finding]:
     process works on it.
     """
     paths = RunPaths(run)
-    if not paths.recipe.is_file():
-        raise RlhfctlError(
-            "there is no run here: recipe.yaml is missing", where=str(run), fix="name a run's folder: rlhfctl runs"
-        )
+    require_run(run)
     if fs.is_locked(paths.lock):
         raise RunBusyError(f"a process is working on {run}, so its files change", fix="verify it when it has ended")
     try:

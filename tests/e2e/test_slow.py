@@ -45,6 +45,19 @@ def test_quickstart_gets_better_by_gold(seed: int, tmp_path: Path) -> None:
     assert 0.2 <= gold["reference_mean"] <= 0.8
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_quickstarts_world_gets_better_by_dpo(seed: int, tmp_path: Path) -> None:
+    (tmp_path / "dpo.yaml").write_text(
+        f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\nreward: null\nppo: null\n"
+        "dpo: {trainer: {num_train_epochs: 1, learning_rate: 3e-4, per_device_train_batch_size: 16}}\n"
+        "compare: {judges: [gold], max_new_tokens: 28}\n"
+    )
+    report = verdict(finished(tmp_path / "dpo.yaml", tmp_path / "run", f"seed={seed}"))
+    gold = report["judges"]["gold"]  # type: ignore[index]
+    assert gold["win_rate_ci95"][0] > 0.5 and gold["delta"] > 0
+    assert report["kl_mean"] < 2  # type: ignore[operator]
+
+
 def test_quickstart_on_pure_noise_does_not_get_better(tmp_path: Path) -> None:
     run = finished("quickstart", tmp_path / "run", "data.preferences.label_noise=0.5")
     assert verdict(run)["verdict"] != "better"

@@ -78,3 +78,21 @@ def test_processes_that_divide_the_weights_hold_a_part_and_gather_two_layers() -
     assert [moment.what for moment in on_cpu.moments] == [*(one.what for one in trained.moments), "loading and saving"]
     assert on_cpu.moments[0].needs["model"][OPTIMIZER] == trained.moments[0].needs["model"][OPTIMIZER] // 2
     assert on_cpu.moments[-1].needs["model"] == {WEIGHTS: trained.moments[0].needs["model"][WEIGHTS]}
+
+
+def test_dpo_without_lora_holds_a_second_model_and_with_it_none() -> None:
+    whole = memory.dpo_outlook(shape(), Training(rows=4, length=16, lora=None), 2, 8)
+    needs = whole.peak.needs
+    assert needs.keys() == {"policy", "reference"} and needs["reference"][WEIGHTS] == needs["policy"][WEIGHTS]
+    assert needs["policy"][OPTIMIZER] == pytest.approx(2 * needs["policy"][WEIGHTS], rel=0.01)
+    adapted = memory.dpo_outlook(shape(), Training(rows=4, length=16, lora=Lora(r=4)), 2, 8)
+    assert adapted.peak.needs.keys() == {BASE, "adapter"} and adapted.peak.total < whole.peak.total
+    assert adapted.trainable == memory.sft_outlook(shape(), Training(4, 16, Lora(r=4)), 1, 8).trainable
+
+
+def test_dpo_holds_the_logits_of_policy_and_reference_at_once() -> None:
+    """Two rows of 64 tokens: logits of both models, and their float32 copies in the backward pass."""
+    one = 2 * 64 * VOCABULARY * 4
+    found = memory.dpo_outlook(shape(), Training(rows=2, length=64, lora=Lora(r=4)), 1, 8)
+    step = next(moment for moment in found.moments if moment.what == "a training step")
+    assert 2 * one * 63 / 64 <= step.needs["adapter"]["logits"] <= 7 * one

@@ -507,6 +507,13 @@ MORE = [
     ("ppo={engine: rlhfctl, score_clip: [1.0, -1.0]}",),
     ("ppo={engine: rlhfctl, ptx: {data: pretraining}}",),
     ("data.pretraining={source: rows.jsonl}",),
+    ("dpo={trainer: {beta: 0.2, truncation_mode: keep_end, sync_ref_model: true}}",),
+    ("ppo=null", "dpo={}", "data.preferences=null", "reward=null"),
+    ("ppo=null", "dpo={}", "launch={num_processes: 2, shard: true}"),
+    ("model={path: a/b, quantization: 4bit, init: null}", "lora={}", "ppo=null", "dpo={lora: null}"),
+    ("model={path: a/b, dtype: float16, init: null}", "lora={}", "ppo=null", "dpo={lora: null}"),
+    ("sft=null", "ppo=null", "dpo.lora={}"),
+    ("sft=null", "lora={}", "ppo=null", "dpo={}"),
 ]
 
 

@@ -48,6 +48,14 @@ def test_runs() -> None:
     assert complete.recipes_or_runs("runs/q") == ["runs/quick"]
 
 
+def test_a_sweep_is_completed_as_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "a-sweep").mkdir(parents=True)
+    for name in ("sweep.json", "events.jsonl"):
+        (tmp_path / "runs" / "a-sweep" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete.runs("runs/a") == ["runs/a-sweep"]
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [

@@ -87,22 +87,22 @@ def test_seeds_that_are_equally_far_are_named_once() -> None:
         return dict(part.split("=") for part in parts)
 
     one = states("sft=complete", "reward=complete", "ppo=under way", "compare=not started")
-    assert runs._progress(one) == "sft, reward complete; ppo under way; compare not started"
+    assert runs.progress(one) == "sft, reward complete; ppo under way; compare not started"
     several = states(
         "sft=complete", "seed-0/ppo=complete", "seed-0/compare=complete", "seed-4/ppo=complete",
         "seed-4/compare=complete", "seed-7/ppo=under way", "seed-7/compare=not started", "summary=not started",
     )  # fmt: skip
-    assert runs._progress(several) == (
+    assert runs.progress(several) == (
         "sft complete; summary not started; seeds 0, 4: ppo, compare complete; "
         "seed 7: ppo under way; compare not started"
     )
-    assert runs._progress(states("sft=complete", "round-2/ppo=complete")) == "sft, ppo 2 complete"
+    assert runs.progress(states("sft=complete", "round-2/ppo=complete")) == "sft, ppo 2 complete"
     rounds = states("sft=complete", "ppo=complete", "round-2/ppo=complete", "round-3/ppo=under way", "compare=waiting")
-    assert runs._progress(rounds) == "sft, ppo 1 to 2 complete; ppo 3 under way; compare waiting"
+    assert runs.progress(rounds) == "sft, ppo 1 to 2 complete; ppo 3 under way; compare waiting"
     both = states(
         "seed-0/ppo=complete", "round-2/seed-0/ppo=complete", "seed-1/ppo=complete", "round-2/seed-1/ppo=complete"
     )
-    assert runs._progress(both) == "seeds 0, 1: ppo 1 to 2 complete"
+    assert runs.progress(both) == "seeds 0, 1: ppo 1 to 2 complete"
 
 
 def test_a_held_run_is_running(make: Make, tmp_path: Path) -> None:

@@ -29,13 +29,17 @@ _DETAILED: tuple[tuple[str, ...], ...] = (("done", "now", "skipped"), ("now",), 
 
 
 def seed_rows(state: RunState, width: int, most: int, signs: Signs) -> list[Text]:
-    """Draw at most `most` rows (2 or more); an empty list for a run with one seed."""
+    """Draw at most `most` rows (2 or more); an empty list for a run with one seed.
+
+    The runs of a sweep have a row each, too: `kl_coef=0.05/ppo` stands in the row `kl_coef=0.05`.
+    """
     by_group = _by_group(state)
     seeds = [group for group in by_group if group]
     if not seeds:
         return []
     shown = _around_the_one_at_work(seeds, by_group, max(1, most - 1))
-    label = max(len(group) for group in ("shared", *shown))
+    common = "shared" if by_group.get("") else ""
+    label = max(len(group) for group in (common, *shown))
     rows = [[*by_group.get("", [])], *(by_group[group] for group in shown)]
     for states in _DETAILED:
         cells = [[_cell(stage, state, signs, states) for stage in row] for row in rows]
@@ -46,27 +50,31 @@ def seed_rows(state: RunState, width: int, most: int, signs: Signs) -> list[Text
         lines[0].append(_GAP + _others(seeds, shown, by_group), "dim")
         named = [
             Text(f"{draw.shown(group, signs):<{label}}  ", "dim").append_text(line)
-            for group, line in zip(("shared", *shown), lines, strict=True)
+            for group, line in zip((common, *shown), lines, strict=True)
         ]
+        named = named if common or len(shown) < len(seeds) else named[1:]
         if max(line.cell_len for line in named) <= width:
             break
     return [draw.fit(line, width, signs) for line in named]
 
 
-def is_seeded(stage: str) -> bool:
-    """Tell whether a stage of this name, which comes from an event, belongs to one seed."""
+def group_of(stage: str) -> str:
+    """Return the folder of the seed, or of the sweep's run, that a stage belongs to; '' if all seeds share it.
+
+    The stage's name comes from an event.
+    """
+    group, _, _ = stage.rpartition("/")
     try:
-        return StageId.parse(stage).seed is not None
-    except ValueError:
-        return False
+        return group if StageId.parse(stage).seed is not None else ""
+    except ValueError:  # of a run in a sweep: its folder stands before
+        return group
 
 
 def _by_group(state: RunState) -> dict[str, list[Stage]]:
     """Return the stages of the command by the folder of their seed, in order; shared ones under ''."""
     found: dict[str, list[Stage]] = {}
     for name in state.order or list(state.stages):
-        group = name.rpartition("/")[0] if is_seeded(name) else ""
-        found.setdefault(group, []).append(state.stages[name])
+        found.setdefault(group_of(name), []).append(state.stages[name])
     return found
 
 
@@ -118,6 +126,7 @@ def _others(seeds: Sequence[str], shown: Sequence[str], by_group: dict[str, list
     """Count the seeds that have no row."""
     hidden = [seed for seed in seeds if seed not in shown]
     done = sum(_is_done(by_group[seed]) for seed in hidden)
-    parts = [f"{counted(done, 'more seed')} done"] if done else []
-    parts += [f"{counted(len(hidden) - done, 'more seed')} to come"] if len(hidden) > done else []
+    one = "more seed" if all(group.rpartition("/")[2].startswith("seed-") for group in seeds) else "more run"
+    parts = [f"{counted(done, one)} done"] if done else []
+    parts += [f"{counted(len(hidden) - done, one)} to come"] if len(hidden) > done else []
     return ", ".join(parts)

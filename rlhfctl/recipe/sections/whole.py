@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rlhfctl.recipe.sections.compare import Compare
 from rlhfctl.recipe.sections.data import Data
+from rlhfctl.recipe.sections.dpo import Dpo
 from rlhfctl.recipe.sections.label import Label
 from rlhfctl.recipe.sections.launch import Launch
 from rlhfctl.recipe.sections.model import Model
@@ -44,6 +45,8 @@ class Sections(Protocol):
     def reward(self) -> Reward | None: ...
     @property
     def ppo(self) -> Ppo | None: ...
+    @property
+    def dpo(self) -> Dpo | None: ...
     @property
     def compare(self) -> Compare | None: ...
     @property

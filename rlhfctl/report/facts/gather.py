@@ -15,7 +15,7 @@ from typing import Any
 from rlhfctl import reward_card
 from rlhfctl.artifacts import MANIFEST, Artifact, load_artifact, read_json
 from rlhfctl.dashboard.state import real
-from rlhfctl.errors import HandoffError, RlhfctlError
+from rlhfctl.errors import HandoffError
 from rlhfctl.events import transcript
 from rlhfctl.graph import STAGES
 from rlhfctl.paths import RunPaths
@@ -24,6 +24,7 @@ from rlhfctl.recipe.schema import Gate
 from rlhfctl.report.facts.compared import comparison_of, summary_of
 from rlhfctl.report.facts.history import History
 from rlhfctl.report.facts.records import Comparison, Pair, Run, SeedResult, Stage
+from rlhfctl.sweeping import require_run
 
 TRACED_UPDATES = 2
 """The first and the last traced update are shown."""
@@ -34,13 +35,7 @@ _SEED_OR_ROUND = re.compile(r"(seed|round)-([0-9]+)")
 def gather(folder: Path) -> Run:
     """Read a run folder; RlhfctlError if it is none."""
     paths = RunPaths(folder)
-    if not paths.recipe.is_file():
-        near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.yaml")) if folder.parent.is_dir() else []
-        raise RlhfctlError(
-            "there is no run here: recipe.yaml is missing",
-            where=str(folder),
-            fix=f"runs beside it: {', '.join(near)}" if near else "start one: rlhfctl run quickstart",
-        )
+    require_run(folder)
     text = paths.recipe.read_text(encoding="utf-8")
     recipe = yaml_1_2().load(text)
     history = History.read(paths.events)

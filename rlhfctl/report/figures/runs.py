@@ -1,8 +1,9 @@
-"""Draw several runs side by side: the Pareto plot of win rate against KL, and the best of them. Pure."""
+"""Draw several runs side by side: Pareto plots of a gain (a win rate, a reward) against KL. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rlhfctl.report.facts.records import Run
 from rlhfctl.report.figures.spec import Figure, chance, field, layered, series_colour, series_shape, tooltip
@@ -18,40 +19,78 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+@dataclass(frozen=True)
+class Place:
+    """One run in a plot of gain over KL: its KL (nats per response), its gain, and the gain's interval."""
+
+    run: str
+    kl: float
+    gain: float
+    interval: tuple[float, float] | None = None
+    verdict: str = ""
+
+
 def pareto(runs: Sequence[tuple[str, Run]]) -> Figure | None:
     """Draw each run's win rate over its KL, and the front of runs that none beats in both; None below two runs."""
-    rows = [
-        {
-            "run": label,
-            "kl": found.kl,
-            "rate": found.main.win_rate,
-            "low": (found.main.win_rate_ci or (found.main.win_rate,) * 2)[0],
-            "high": (found.main.win_rate_ci or (found.main.win_rate,) * 2)[1],
-            "series": label,
-            "verdict": found.verdict,
-        }
+    places = [
+        Place(label, found.kl, found.main.win_rate, found.main.win_rate_ci, found.verdict)
         for label, run in runs
         if (found := run.comparison) is not None and found.kl is not None
     ]
-    if len(rows) < 2:
-        return None
-    front = [rows[index] for index in pareto_front([(float(str(r["kl"])), float(str(r["rate"]))) for r in rows])]
-    names = [str(row["run"]) for row in rows]
-    x = field("kl", title="KL from the reference, nats per response", scale={"zero": True})
-    y = field("rate", title="win rate", axis={"format": ".0%"})
-    colour = series_colour(names)
-    shape = series_shape(names)
-    shown = tooltip(
-        ("run", "run"), ("verdict", "verdict"), ("rate", "win rate", ".1%"), ("low", "from", ".1%"),
-        ("high", "to", ".1%"), ("kl", "KL", ".3"),
+    return gain_over_kl(
+        "pareto", "Win rate against KL", "win rate", places, share=True,
+        caption="Up and to the left is better: more prompts won for less distance from the reference.",
     )  # fmt: skip
+
+
+def gain_over_kl(
+    name: str,
+    title: str,
+    gain: str,
+    places: Sequence[Place],
+    *,
+    share: bool = False,
+    caption: str,
+    limit: float | None = None,
+) -> Figure | None:
+    """Draw a gain of each run over its KL, and the front of runs that none beats in both; None below two runs.
+
+    `share`: the gain is a share of prompts, and chance is a half. `limit`: a KL to mark.
+    """
+    if len(places) < 2:
+        return None
+    rows = [
+        {
+            "run": one.run,
+            "kl": one.kl,
+            "gain": one.gain,
+            "low": (one.interval or (one.gain,) * 2)[0],
+            "high": (one.interval or (one.gain,) * 2)[1],
+            "series": one.run,
+            "verdict": one.verdict,
+        }
+        for one in places
+    ]
+    front = [rows[index] for index in pareto_front([(one.kl, one.gain) for one in places])]
+    names = [one.run for one in places]
+    x = field("kl", title="KL from the reference, nats per response", scale={"zero": True})
+    y = field("gain", title=gain, axis={"format": ".0%"} if share else {})
+    colour, shape = series_colour(names), series_shape(names)
+    form = ".1%" if share else ".3"
+    judged = [("verdict", "verdict")] if any(one.verdict for one in places) else []
+    shown = tooltip(
+        ("run", "run"), *judged, ("gain", gain, form), ("low", "from", form), ("high", "to", form), ("kl", "KL", ".3")
+    )
+    marks = [chance("x", limit)] if limit is not None else []
+    said = ", ".join(f"{one.run} {f'{one.gain:.0%}' if share else f'{one.gain:.3g}'} at {one.kl:.2g}" for one in places)
     return Figure(
-        "pareto",
-        "Win rate against KL",
+        name,
+        title,
         layered(
             rows,
             [
-                chance("y", 0.5),
+                *([chance("y", 0.5)] if share else []),
+                *marks,
                 {
                     "data": {"values": front},
                     "mark": {"type": "line", "style": "quiet", "interpolate": "step-after", "strokeWidth": 1},
@@ -68,10 +107,8 @@ def pareto(runs: Sequence[tuple[str, Run]]) -> Figure | None:
             ],
             height=300,
         ),
-        "Up and to the left is better: more prompts won for less distance from the reference. No run beats those on "
-        "the line in both.",
-        "Win rate over KL: "
-        + ", ".join(f"{r['run']} {float(str(r['rate'])):.0%} at {float(str(r['kl'])):.2g}" for r in rows)
-        + ".",
+        f"{caption} No run beats those on the line in both."
+        + (" The dashed upright line is the KL limit." if limit is not None else ""),
+        f"{gain[:1].upper()}{gain[1:]} over KL: {said}.",
         wide=True,
     )

@@ -16,6 +16,7 @@ from rlhfctl.graph import STAGES, makers_of, stages_in
 from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import outline
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.sweeping import require_run
 
 REFERENCE = "reference"
 _SPEAKS = ("policy", "base")  # what a stage makes that can answer
@@ -35,8 +36,7 @@ class RunModels:
 
     def __init__(self, run: Path) -> None:
         self.paths = RunPaths(run)
-        if not self.paths.recipe.is_file():
-            raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
+        require_run(run)
         self.recipe = outline(self.paths.recipe)  # its data may be gone by now
         self.stages = stages_in(self.recipe, self.paths)
 

@@ -18,6 +18,7 @@ from typing import Any
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.paths import RunPaths
+from rlhfctl.sweeping import require_run
 from rlhfctl.tools.course import world
 
 MOST_UPDATES = 40
@@ -193,8 +194,7 @@ def _compare(run: Path) -> dict[str, Any]:
 
 def _require_stage(run: Path, stage: str) -> str:
     """Return the stage's name; RlhfctlError where the run has not completed it."""
-    if not RunPaths(run).recipe.is_file():
-        raise RlhfctlError("there is no run here: recipe.yaml is missing", where=str(run), fix="name a run folder")
+    require_run(run)
     if not (run / stage / "manifest.json").is_file():
         raise RlhfctlError(
             f"the run's stage {stage} is not complete, and the check measures what it made",

@@ -96,10 +96,10 @@ def check_trainers(sections: Mapping[str, Mapping[str, Any]], dtype: str = "floa
     Options that pass one by one are then given to TRL's configuration together, which checks names (for example of
     optimizers) and combinations.
     """
-    from trl import RewardConfig, SFTConfig
+    from trl import DPOConfig, RewardConfig, SFTConfig
 
     problems: list[Problem] = []
-    for name, config in (("sft", SFTConfig), ("reward", RewardConfig)):
+    for name, config in (("sft", SFTConfig), ("reward", RewardConfig), ("dpo", DPOConfig)):
         given = sections.get(name, {})
         try:
             check_trainer_keys(name, given, config)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rlhfctl.dashboard.state import RunState
 from rlhfctl.dashboard.terminal.draw import signs_for
 from rlhfctl.dashboard.terminal.screen import Screen
-from rlhfctl.dashboard.terminal.seed_rows import is_seeded, seed_rows
+from rlhfctl.dashboard.terminal.seed_rows import group_of, seed_rows
 from rlhfctl.events import Event, Metrics, RunStarted, RunStopped, StageFinished, StageStarted, VerdictReached
 
 SIGNS = signs_for(Console(force_terminal=True), {})
@@ -49,7 +49,22 @@ def test_a_run_with_one_seed_has_no_such_rows() -> None:
     state = RunState()
     state.feed(RunStarted(stage="run", name="one", stages=["sft", "ppo", "round-2/ppo"], time=0.0).to_record())
     assert seed_rows(state, 80, 6, SIGNS) == []
-    assert not is_seeded("round-2/ppo") and not is_seeded("a/b/c") and is_seeded("round-2/seed-1/ppo")
+    assert group_of("round-2/ppo") == "" and group_of("round-2/seed-1/ppo") == "round-2/seed-1"
+
+
+def test_the_runs_of_a_sweep_have_a_row_each() -> None:
+    state = RunState()
+    names = [f"{run}/{kind}" for run in ("kl_coef=0", "kl_coef=0.5", "kl_coef=2") for kind in ("sft", "seed-1/ppo")]
+    state.feed(RunStarted(stage="run", name="one", stages=names, time=0.0).to_record())
+    assert rows(state, most=20) == [
+        "kl_coef=0           · sft",
+        "kl_coef=0/seed-1    · ppo",
+        "kl_coef=0.5         · sft",
+        "kl_coef=0.5/seed-1  · ppo",
+        "kl_coef=2           · sft",
+        "kl_coef=2/seed-1    · ppo",
+    ]
+    assert rows(state, most=3)[0].strip() == "4 more runs to come"
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 200])

@@ -41,7 +41,7 @@ def test_runs_are_drawn_with_their_intervals(tmp_path: Path) -> None:
     )
     assert figure is not None
     rows = rows_of(figure.spec)
-    assert [(row["run"], row["kl"], row["rate"]) for row in rows] == [
+    assert [(row["run"], row["kl"], row["gain"]) for row in rows] == [
         ("a", 2.0, run.comparison.main.win_rate), ("b", 5.0, run.comparison.main.win_rate),
     ]  # fmt: skip
     assert [row["run"] for row in rows_of(figure.spec, layer=1)] == ["a"]  # as good as b, for less KL
