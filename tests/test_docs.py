@@ -273,9 +273,11 @@ def test_the_metrics_page_has_every_number_that_a_run_reports(tiny_run: Path) ->
         assert names - page[stage] - {"steps", "accuracy"} == set(), stage
     # What the page has beyond that needs another recipe: a weighted reward, `log_metric`, `engine: trl`, `use: best`,
     # `entropy_coef`, `reward.heldout`, `reward.members`, `reward.unit_tests`, `outcome_critic`, `importance_cap`,
-    # `algorithm`.
+    # `algorithm`, `kl_target`, `ptx`, `critic_learning_rate`.
     others = {"policy_entropy", "reward/NAME", "logged/NAME", "ratio_variance", "eos_tokens", "best_update"}
-    others |= {"baseline", "flat_groups"}
+    others |= {"baseline", "flat_groups", "kl_coef", "ptx_loss", "critic_learning_rate"}
+    others |= {"trust_kl", "surrogate_gain", "line_search_steps", "step_fraction", "step_refused"}
+    others |= {"mask_kept", "mask_size"}
     others |= {"eval_heldout", "eval_heldout_se", "reward_disagreement", "eval_reward_disagreement"}
     others |= {"outcome/" + name for name in ("compile_error", "runtime_error", "failed", "passed")}
     others |= {"outcome_critic_" + name for name in ("accuracy", "loss", "majority")}
