@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +96,18 @@ def _checks_sets(loop: Seen, batch: Experience) -> None:
     assert torch.allclose(among[batch.response_mask], by_hand, atol=1e-5)
     assert torch.allclose(batch.logprobs[batch.response_mask], by_hand, atol=1e-5)
     assert torch.allclose(batch.kl[batch.response_mask], (batch.logprobs - batch.ref_logprobs)[batch.response_mask])
+
+
+def test_the_first_step_learns_with_the_probabilities_of_sampling(tmp_path: Path) -> None:
+    """Before it the policy is the one that sampled: ratios are 1, the entropy is over the allowed tokens."""
+    loop = trained(tmp_path, 1, num_ppo_epochs=1, entropy_coef=1e-6, trace_every=1, **NLPO)
+    (entry,) = loop.history
+    assert entry["ratio"] == pytest.approx(1.0, abs=1e-5) and entry["approx_kl"] < 1e-9
+    assert entry["policy_entropy"] < math.log(entry["mask_size"])
+    line = json.loads((tmp_path / "traces" / "update-000001.jsonl").read_text().splitlines()[0])
+    assert line["epochs"][0]["ratio"] == pytest.approx([1.0] * len(line["ids"]), abs=1e-5)
+    assert line["epochs"][0]["logprobs"] == pytest.approx(line["policy_logprobs"], abs=1e-5)
+    assert line["kept_logprobs"] == [0.0] * len(line["ids"])  # it is in the log-probabilities already
 
 
 @pytest.mark.parametrize("changed", [{"top_mask": 0.4}, {"target_update_iterations": 1}])
