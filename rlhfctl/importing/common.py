@@ -49,7 +49,7 @@ NOT_FOR_RESULTS = {
     **dict.fromkeys(
         ("deepspeed", "fsdp", "fsdp_config", "ddp_timeout", "ddp_find_unused_parameters", "ddp_backend",
          "accelerator_config", "parallelism_config"),
-        "rlhfctl trains in one process",
+        "launch starts processes and divides weights",
     ),
     **dict.fromkeys(
         ("remove_unused_columns", "dataloader_pin_memory", "group_by_length", "save_safetensors", "full_determinism",

@@ -2,7 +2,7 @@
 
 Batch sizes there are those of all processes together, and PPO's are counted in prompts (rollout) and samples (train).
 Defaults that differ from rlhfctl's are those of openrlhf/cli (version 0.9). Options of Ray, vLLM and DeepSpeed have no
-counterpart: rlhfctl trains in one process.
+counterpart: `launch` asks for processes and divided weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlhfctl.importing.findings import Fields, Stage
 from rlhfctl.importing.trl import DATA, need_reward
 from rlhfctl.recipe.sections.algorithm import unused_keys
 
-_ONE_PROCESS = "rlhfctl trains in one process, without Ray, vLLM and DeepSpeed"
+_ONE_PROCESS = "launch starts processes, without Ray and vLLM"
 _CLUSTER = (
     "ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node", "critic_num_nodes",
     "critic_num_gpus_per_node", "actor_num_nodes", "actor_num_gpus_per_node", "colocate_actor_ref",
