@@ -222,7 +222,8 @@ def rules(section: type[Section]) -> Iterator[tuple[list[str], Rule[Any]]]:
 
 def _rule(keys: list[str], rule: Rule[Any], path: str) -> str:
     """Write one line of the list of conflicts, for a section at `path`."""
-    shown = ", ".join(f"`{'.'.join(part for part in (path, key) if part) or 'the recipe'}`" for key in keys)
+    whole = [".".join(part for part in (path, key) if part) or "the recipe" for key in keys]
+    shown = ", ".join(f"`{key.replace('{', '<').replace('}', '>')}`" for key in whole)
     return f"- {shown}: {_sentence(rule.what, path)}. Fix: {_sentence(rule.fix, path)}."
 
 

@@ -28,6 +28,6 @@ def test_options_reach_the_measurement_and_figures_are_written(tmp_path: Path, m
     result = CliRunner().invoke(app, ["bench", "ppo", *options])
     assert result.exit_code == 0, result.output
     del given["say"]
-    assert given == {"against": "trl", "critic": "head", "updates": 3, "rounds": 1}
+    assert given == {"against": "trl", "critic": "head", "updates": 3, "rounds": 1, "processes": 1}
     assert "table of" in result.output
     assert json.loads(out.read_text(encoding="utf-8")) == {"updates": 3}

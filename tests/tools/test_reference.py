@@ -40,11 +40,11 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "| `name` | text | required | The run's name, and its folder's. |",
         "| `lam` | number at least 0 and at most 1 | `0.95` | Lambda of generalized advantage estimation (GAE). |",
         "- `sft`: needs data.demonstrations to train on. Fix: add data.demonstrations.",
-        "- `sft.lora`, `reward.lora`, `ppo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: "
+        "- `sft.lora`, `reward.lora`, `ppo.lora`, `dpo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: "
         "give the recipe a lora section, or take model.quantization out.",
         "- `compare.judges`: gold scores only builtin:reviews, but data.prompts is another source. Fix: take it out of "
         "compare.judges.",
-        "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, compare.",
+        "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, dpo, compare.",
         "- `data.<set>.source`: there is no *source*. Fix: use builtin:reviews or builtin:programs or "
         "builtin:sentiment, or a file.",
         "- `model.init.hidden_size`: *hidden_size* cannot be shared among *num_attention_heads* attention heads. Fix: "
@@ -70,6 +70,7 @@ def test_the_page_tells_every_rule() -> None:
         for rule in vars(section).get("RULES", ()):
             count += 1
             key = ".".join(part for part in (at, rule.key) if part) or "the recipe"
+            key = key.replace("{", "<").replace("}", ">")
             assert re.search(rf"^- .*`{re.escape(key)}`.*: .+\. Fix: .+\.$", listed, re.MULTILINE), key
     assert count > 80
     lines = "".join(line for line in reference.page().splitlines() if line.startswith("- "))

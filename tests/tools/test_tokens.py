@@ -90,7 +90,7 @@ def test_a_position_beyond_the_response_is_refused(traced_run: Path) -> None:
 def test_without_a_critic_there_is_nothing_to_explain(traced_run: Path) -> None:
     found = tokens.find(traced_run, None, None, None)
     record = {name: value for name, value in found.record.items() if name not in ("values", "deltas", "returns")}
-    with pytest.raises(RlhfctlError, match="this stage has no critic"):
+    with pytest.raises(RlhfctlError, match="neither a critic's values nor a baseline"):
         tokens.explained(tokens.Episode(found.run, found.stage, record, [record], found.settings), None)
 
 

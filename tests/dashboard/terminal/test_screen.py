@@ -299,5 +299,7 @@ def test_colours_are_those_that_show_on_light_and_dark() -> None:
 def test_the_events_own_records_are_understood() -> None:
     screen = fed([run_started(), StageStarted(stage="sft", total_steps=7, time=5.0).to_record()])
     assert drawn(screen)[1].startswith("▸ sft 0/7")
-    assert {stage for stage in METRICS if ranked(stage, "screen")} == {*STAGES, "card", "sample", "label", "summary"}
+    assert {stage for stage in METRICS if ranked(stage, "screen")} == {
+        *STAGES, "dpo", "card", "sample", "label", "summary",
+    }  # fmt: skip
     assert all(isinstance(line, Text) for line in screen.lines(80, 24, UNICODE, 6.0))

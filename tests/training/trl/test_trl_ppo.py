@@ -318,6 +318,7 @@ OPTIONS: dict[str, Any] = {
     "lam": 0.77,
 }
 OURS = {"engine", "lora", "use", "best_kl_limit", "eval", "gradient_accumulation_steps", *OWN_ENGINE_KEYS}
+OURS |= {"scale_rewards", "loss_type", "trpo", "nlpo"}  # of algorithms that engine: trl refuses
 
 
 def test_every_option_is_looked_at_here() -> None:
