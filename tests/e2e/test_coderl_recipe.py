@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Cli
 
 PAGE = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
-PROGRAMS = PAGE.partition("## Programs in compare.json")[2].partition("## values.json")[0]
+PROGRAMS = PAGE.partition("## Programs in compare.json")[2].partition("## prompts.json")[0]
 TINY = f"""\
 extends: {ROOT / "recipes" / "coderl.yaml"}
 name: tiny-coderl
