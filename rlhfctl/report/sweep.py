@@ -94,7 +94,9 @@ def _numbers(facts: Facts) -> Iterator[Number]:
         main = comparison.main
         detail = f"{comparison.verdict}, by {comparison.primary}; these prompts had no part in the choice"
         yield Number("Its win rate on the test prompts", share(main.win_rate), detail, main.win_rate_ci, main.win_rate)
-    yield Number("Settings compared", str(found.tried), f"{found.allowed} within the KL limit")
+    limited = facts.sweep.kl_limit is not None
+    detail = f"{found.allowed} within the KL limit" if limited else "there was no KL limit"
+    yield Number("Settings compared", str(found.tried), detail)
 
 
 def _checks(facts: Facts) -> Iterator[Check]:
@@ -113,7 +115,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     if found.measure == HELDOUT:
         yield Check("good", "Chosen by", "A held-out reward model, which PPO did not train on.")
     else:
-        text = "The reward that PPO trained on, which over-optimization raises: set `reward.heldout: true`."
+        text = "The reward that PPO trained on, which over-optimization raises: set reward.heldout to true."
         yield Check("bad", "Chosen by", text)
     yield Check("caution", "Selection", f"The best of {found.allowed} settings: its number is optimistic.")
     yield Check("good", "Test prompts", "They had no part in the choice.")

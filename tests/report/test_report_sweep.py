@@ -67,6 +67,7 @@ def test_a_choice_by_the_trained_reward_is_marked(facts: Facts) -> None:
     checks = {check.title: check for check in page_of_sweep(found).checks}
     assert checks["Chosen by"].mark == "bad" and "over-optimization" in checks["Chosen by"].text
     assert "--kl-limit" in checks["KL limit"].text and "without a KL limit" in headline(found)
+    assert "there was no KL limit" in markdown_of(page_of_sweep(found))
 
 
 def test_seeds_that_do_not_tell_settings_apart_are_said(facts: Facts) -> None:
