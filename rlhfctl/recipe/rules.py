@@ -1,23 +1,26 @@
 """Define the rules between the sections of a recipe as data: what one section needs of another.
 
-Rules about the keys of a single section are in that section (sections/), those on labels and rounds in label_rules.py.
-Keys and placeholders here are paths from the top of the recipe. Longer than 400 lines because such a rule belongs to
-no section, and all of them are read in order.
+Rules about the keys of a single section are in that section (sections/). Those on labels and rounds are in
+label_rules.py, on PPO's algorithms and losses in ppo_rules.py, on judges in judge_rules.py, on several processes in
+process_rules.py. Keys and placeholders here are paths from the top of the recipe. Longer than 400 lines because such a
+rule belongs to no section, and all of them are read in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
+from rlhfctl.recipe.judge_rules import JUDGES, PROMPT_SEARCH
 from rlhfctl.recipe.label_rules import LABELS
+from rlhfctl.recipe.ppo_rules import ALGORITHMS, OUTCOME_CRITIC, PTX
+from rlhfctl.recipe.process_rules import PROCESSES
 from rlhfctl.recipe.sections.base import DataNeed, Rule, Stage
 from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.recipe.sections.reward import Reward
-from rlhfctl.recipe.sections.scorers import CORRECT, PASSES, PROMPTED, REWARD, UNIT_TESTS, is_address
+from rlhfctl.recipe.sections.scorers import REWARD, is_address
 from rlhfctl.recipe.sections.seeds import LARGEST_SEED
 from rlhfctl.recipe.sections.sft import Sft
-from rlhfctl.recipe.sections.training import DEFAULT_TRAINER_BATCH
-from rlhfctl.recipe.sections.whole import Broken, Sections
+from rlhfctl.recipe.sections.whole import Broken, Sections, classifies, quantized
 
 # ---------------------------------------------------------------- stages need data and other stages
 
@@ -116,10 +119,6 @@ def _asks_no_server(recipe: Sections) -> bool:
     return not any(map(is_address, named))
 
 
-def _classifies(recipe: Sections) -> bool:
-    return recipe.reward is not None and recipe.reward.prompted_classifier is not None
-
-
 def _nothing_to_compare(recipe: Sections) -> bool:
     ppo, prompts = recipe.ppo, recipe.data.prompts
     if ppo is None or prompts is None or recipe.reward is None or recipe.reward.prompted_classifier is None:
@@ -170,7 +169,7 @@ PPO_NEEDS: tuple[Rule[Sections], ...] = (
         "ppo.engine",
         "TRL's PPOTrainer scores parts of a batch, but a prompt is scored with all examples of its batch",
         "use engine: rlhfctl",
-        lambda recipe: _classifies(recipe) and recipe.ppo is not None and recipe.ppo.engine == "trl",
+        lambda recipe: classifies(recipe) and recipe.ppo is not None and recipe.ppo.engine == "trl",
         about=("reward.prompted_classifier",),
     ),
     Rule(
@@ -205,24 +204,20 @@ def _trains_all_weights(recipe: Sections, stage: str) -> bool:
     return section is not None and section.trains and section.lora is None
 
 
-def _quantized(recipe: Sections) -> bool:
-    return recipe.model.quantization is not None and recipe.model.init is None
-
-
 def _quantized_without_lora(stage: str) -> Broken:
-    return lambda recipe: _quantized(recipe) and _trains_all_weights(recipe, stage)
+    return lambda recipe: quantized(recipe) and _trains_all_weights(recipe, stage)
 
 
 def _quantized_for_trl(recipe: Sections) -> bool:
     ppo = recipe.ppo
-    return _quantized(recipe) and ppo is not None and ppo.lora is not None and ppo.engine == "trl"
+    return quantized(recipe) and ppo is not None and ppo.lora is not None and ppo.engine == "trl"
 
 
 def _quantized_with_whole_critic(recipe: Sections) -> bool:
     ppo = recipe.ppo
     if ppo is None or ppo.lora is None or ppo.engine == "trl":
         return False
-    return _quantized(recipe) and ppo.critic == "model"
+    return quantized(recipe) and ppo.critic == "model"
 
 
 def _float16_without_lora(stage: str) -> Broken:
@@ -240,7 +235,7 @@ def _weights_where_nothing_rounds(recipe: Sections) -> bool:
     ppo = recipe.ppo
     if ppo is None or ppo.importance_cap is None or ppo.engine == "trl":
         return False
-    return recipe.model.dtype == "float32" and not ppo.bf16 and not _quantized(recipe)
+    return recipe.model.dtype == "float32" and not ppo.bf16 and not quantized(recipe)
 
 
 def _lora_on_random_weights(stage: str, inherited: bool) -> Broken:
@@ -386,7 +381,7 @@ def _card_without_pairs(key: str) -> Broken:
 
 
 def _card_of_prompts(key: str) -> Broken:
-    return lambda recipe: _classifies(recipe) and getattr(recipe.reward, key) is not None
+    return lambda recipe: classifies(recipe) and getattr(recipe.reward, key) is not None
 
 
 CARDS: tuple[Rule[Sections], ...] = tuple(
@@ -427,159 +422,6 @@ NORMALIZE: Rule[Sections] = Rule(
 )
 
 
-def _ptx_without_rows(recipe: Sections) -> list[Mapping[str, str]]:
-    ptx = recipe.ppo.ptx if recipe.ppo is not None else None
-    return [] if ptx is None or getattr(recipe.data, ptx.data) is not None else [{"rows": ptx.data}]
-
-
-def _unused_pretraining(recipe: Sections) -> bool:
-    ptx = recipe.ppo.ptx if recipe.ppo is not None else None
-    return recipe.data.pretraining is not None and (ptx is None or ptx.data != "pretraining")
-
-
-PTX: tuple[Rule[Sections], ...] = (
-    Rule(
-        "ppo.ptx",
-        "needs data.{rows} for its loss",
-        "add it, or name the other data set in ppo.ptx.data",
-        _ptx_without_rows,
-        about=("data.demonstrations", "data.pretraining"),
-    ),
-    Rule(
-        "data.pretraining",
-        "is not used: only ppo.ptx with data: pretraining reads it",
-        "set ppo.ptx.data: pretraining, or remove it",
-        _unused_pretraining,
-        about=("ppo", "ppo.ptx"),
-    ),
-)
-
-
-OUTCOME_CRITIC: tuple[Rule[Sections], ...] = (
-    Rule(
-        "ppo.outcome_critic",
-        "predicts the outcomes of programs, but reward.unit_tests is not set",
-        "set it, or remove ppo.outcome_critic",
-        lambda recipe: (
-            recipe.ppo is not None
-            and recipe.ppo.outcome_critic is not None
-            and (recipe.reward is None or recipe.reward.unit_tests is None)
-        ),
-        about=("reward", "reward.unit_tests"),
-    ),
-    Rule(
-        "ppo.outcome_critic",
-        "is a whole model to train, but the base is quantized",
-        "remove it, or model.quantization",
-        lambda recipe: recipe.ppo is not None and recipe.ppo.outcome_critic is not None and _quantized(recipe),
-        about=("model.quantization",),
-    ),
-    Rule(
-        "compare.critic_sampling",
-        "goes by the policy's outcome critic, but there is no ppo.outcome_critic",
-        "add it, or remove compare.critic_sampling",
-        lambda recipe: (
-            recipe.compare is not None
-            and recipe.compare.critic_sampling is not None
-            and (recipe.ppo is None or recipe.ppo.outcome_critic is None)
-        ),
-        about=("ppo", "ppo.outcome_critic"),
-    ),
-)
-
-
-PROMPT_SEARCH: Rule[Sections] = Rule(
-    "compare.prompt_search",
-    "looks for prompts of a frozen classifier, but reward.prompted_classifier is not set",
-    "set it, or remove compare.prompt_search",
-    lambda recipe: recipe.compare is not None and recipe.compare.prompt_search is not None and not _classifies(recipe),
-    about=("reward", "reward.prompted_classifier"),
-)
-
-
-# ---------------------------------------------------------------- judges
-
-
-def _has_judge(recipe: Sections, judge: str) -> bool:
-    return recipe.compare is not None and judge in recipe.compare.judges
-
-
-def _gold_on_a_file(recipe: Sections) -> bool:
-    prompts = recipe.data.prompts
-    return _has_judge(recipe, "gold") and prompts is not None and not prompts.has_gold
-
-
-def _no_reward_model(recipe: Sections) -> bool:
-    reward = recipe.reward
-    return _has_judge(recipe, "reward_model") and (reward is None or not reward.has_model)
-
-
-def _no_reward_function(recipe: Sections) -> bool:
-    reward = recipe.reward
-    return _has_judge(recipe, "reward_function") and (reward is None or reward.kind != "function")
-
-
-def _no_unit_tests(recipe: Sections) -> list[Mapping[str, str]]:
-    reward, asked = recipe.reward, recipe.compare.judges if recipe.compare is not None else []
-    missing = reward is None or reward.unit_tests is None
-    return [{"judge": judge} for judge in (UNIT_TESTS, PASSES) if missing and judge in asked]
-
-
-def _no_prompted_classifier(recipe: Sections) -> list[Mapping[str, str]]:
-    asked = recipe.compare.judges if recipe.compare is not None else []
-    return [{"judge": judge} for judge in (PROMPTED, CORRECT) if judge in asked and not _classifies(recipe)]
-
-
-def _no_heldout(recipe: Sections) -> bool:
-    return _has_judge(recipe, "heldout") and (recipe.reward is None or not recipe.reward.heldout)
-
-
-JUDGES: tuple[Rule[Sections], ...] = (
-    Rule(
-        "compare.judges",
-        "gold scores only builtin:reviews, but data.prompts is another source",
-        "take it out of compare.judges",
-        _gold_on_a_file,
-        about=("data.prompts.source",),
-    ),
-    Rule(
-        "compare.judges",
-        "reward_model needs a reward section that trains or names a model",
-        "take it out of compare.judges",
-        _no_reward_model,
-        about=("reward", "reward.model", "reward.function"),
-    ),
-    Rule(
-        "compare.judges",
-        "reward_function needs reward.function",
-        "take it out of compare.judges",
-        _no_reward_function,
-        about=("reward", "reward.function"),
-    ),
-    Rule(
-        "compare.judges",
-        "{judge} needs reward.unit_tests",
-        "take it out of compare.judges",
-        _no_unit_tests,
-        about=("reward", "reward.unit_tests"),
-    ),
-    Rule(
-        "compare.judges",
-        "{judge} needs reward.prompted_classifier",
-        "take it out of compare.judges",
-        _no_prompted_classifier,
-        about=("reward", "reward.prompted_classifier"),
-    ),
-    Rule(
-        "compare.judges",
-        "heldout needs reward.heldout: true, which trains that judge",
-        "set it, or take heldout out of compare.judges",
-        _no_heldout,
-        about=("reward", "reward.heldout"),
-    ),
-)
-
-
 # ---------------------------------------------------------------- seeds
 
 
@@ -594,137 +436,6 @@ SEEDS: Rule[Sections] = Rule(
     "lower one of the two, or list the seeds",
     _seeds_above_the_largest,
     about=("seed", "seeds.values"),
-)
-
-
-# ---------------------------------------------------------------- several processes
-
-
-def _trainer_batch(section: Sft | Reward | None) -> int | None:
-    """Return the rows of a batch of one of TRL's trainers; None if the stage trains nothing."""
-    if section is None or not section.trains:
-        return None
-    given = section.trainer.get("per_device_train_batch_size", DEFAULT_TRAINER_BATCH)
-    return given if isinstance(given, int) else None
-
-
-def _if_several(broken: Callable[[Sections, int], bool]) -> Callable[[Sections], list[Mapping[str, str]]]:
-    """Make a rule of several processes, which knows their number as {processes}."""
-
-    def found(recipe: Sections) -> list[Mapping[str, str]]:
-        count = recipe.launch.num_processes if recipe.launch is not None else 1
-        return [{"processes": str(count)}] if count > 1 and broken(recipe, count) else []
-
-    return found
-
-
-def _rows_for_all(stage: str) -> Callable[[Sections], list[Mapping[str, str]]]:
-    def broken(recipe: Sections) -> list[Mapping[str, str]]:
-        rows = _trainer_batch(getattr(recipe, stage))
-        several = _if_several(lambda recipe, count: rows is not None and 0 < rows < count)
-        return [{**values, "rows": str(rows)} for values in several(recipe)]
-
-    return broken
-
-
-PROCESSES: tuple[Rule[Sections], ...] = (
-    Rule(
-        "launch.shard",
-        "ppo.outcome_critic is a whole copy of base* in each process",
-        "take one of the two out",
-        lambda recipe: (
-            recipe.launch is not None
-            and recipe.launch.shard
-            and recipe.ppo is not None
-            and recipe.ppo.outcome_critic is not None
-        ),
-        about=("ppo.outcome_critic",),
-    ),
-    Rule(
-        "launch.shard",
-        "the frozen model of reward.prompted_classifier is whole in each process",
-        "take one of the two out",
-        lambda recipe: recipe.launch is not None and recipe.launch.shard and _classifies(recipe),
-        about=("reward.prompted_classifier",),
-    ),
-    Rule(
-        "launch.shard",
-        "weights in few bits ({model.quantization}) cannot be divided over processes",
-        "take one of the two out; model.dtype: bfloat16 halves what is divided",
-        lambda recipe: recipe.launch is not None and recipe.launch.shard and recipe.model.quantization is not None,
-        about=("model.quantization",),
-    ),
-    *(
-        Rule(
-            f"{stage}.trainer.per_device_train_batch_size",
-            "a batch of {rows} rows has no part for each of {processes} processes, which divide it",
-            "raise it (and lower gradient_accumulation_steps), or take fewer processes",
-            _rows_for_all(stage),
-            about=("launch.num_processes",),
-        )
-        for stage in ("sft", "reward")
-    ),
-    Rule(
-        "ppo.num_mini_batches",
-        "a minibatch of {ppo.mini_batch_size} episodes has no part for each of {processes} processes",
-        "lower it, raise per_device_train_batch_size, or take fewer processes",
-        _if_several(lambda recipe, count: recipe.ppo is not None and recipe.ppo.mini_batch_size < count),
-        about=("launch.num_processes", "ppo.per_device_train_batch_size", "ppo.gradient_accumulation_steps"),
-    ),
-    Rule(
-        "ppo.engine",
-        "TRL's PPOTrainer would take other batches in {processes} processes",
-        "use engine: rlhfctl, or launch.num_processes: 1",
-        _if_several(lambda recipe, count: recipe.ppo is not None and recipe.ppo.engine == "trl"),
-        about=("launch.num_processes",),
-    ),
-    Rule(
-        "launch.shard",
-        "the stage dpo trains in one process, which holds all weights",
-        "leave shard out; with dpo.lora the weights are there once",
-        lambda recipe: recipe.dpo is not None and recipe.launch is not None and recipe.launch.shard,
-        about=("dpo",),
-    ),
-)
-
-
-def _with(algorithm: str, broken: Callable[[Sections], bool]) -> Callable[[Sections], bool]:
-    return lambda recipe: recipe.ppo is not None and recipe.ppo.algorithm == algorithm and broken(recipe)
-
-
-def _divides(recipe: Sections) -> bool:
-    return recipe.launch is not None and recipe.launch.shard
-
-
-ALGORITHMS: tuple[Rule[Sections], ...] = (
-    Rule(
-        "ppo.algorithm",
-        "rounding to {model.dtype} is coarser than the KL that trpo bounds",
-        "use model.dtype: float32, or another algorithm",
-        _with("trpo", lambda recipe: recipe.model.dtype != "float32"),
-        about=("model.dtype",),
-    ),
-    Rule(
-        "ppo.algorithm",
-        "layers in few bits ({model.quantization}) have no forward-mode derivatives, which trpo takes",
-        "remove model.quantization, or use another algorithm",
-        _with("trpo", lambda recipe: recipe.model.quantization is not None),
-        about=("model.quantization",),
-    ),
-    Rule(
-        "ppo.algorithm",
-        "trpo works on all trained weights as one vector, which launch.shard divides",
-        "leave launch.shard out, or use another algorithm",
-        _with("trpo", _divides),
-        about=("launch.shard",),
-    ),
-    Rule(
-        "ppo.algorithm",
-        "the masking policy of nlpo cannot be divided over processes by launch.shard",
-        "leave launch.shard out, or use another algorithm",
-        _with("nlpo", _divides),
-        about=("launch.shard",),
-    ),
 )
 
 

@@ -83,27 +83,6 @@ def test_best_needs_prompts_to_choose_on() -> None:
     assert recipe("ppo.use=best").ppo is not None
 
 
-def test_gold_is_for_the_builtin_task_alone() -> None:
-    (problem,) = problems("data.prompts={source: rows.jsonl}")
-    assert problem.key == "compare.judges" and "gold scores only builtin:reviews" in problem.what
-    assert recipe("data.prompts={source: rows.jsonl}", "compare={judges: [reward_model], primary_judge: null}").compare
-
-
-def test_judges_fit_the_reward() -> None:
-    (problem,) = problems("compare.judges=[gold, heldout]")
-    assert "heldout needs reward.heldout: true" in problem.what
-    assert recipe("compare.judges=[gold, heldout]", "reward.heldout=true").compare
-    (problem,) = problems("reward.function=scores:length")
-    assert "reward_model needs a reward section that trains or names a model" in problem.what
-    compare = recipe("reward.function=scores:length", "compare.judges=[reward_function, gold, my.judges:score]").compare
-    assert compare is not None and compare.primary_judge == "gold"  # as the sample states
-    (shape,) = problems("reward.function=scores.length", "compare.judges=[gold]")
-    assert (
-        shape.key == "reward.function"
-        and shape.fix == "write it as module:name, or as the address of a server: http://..."
-    )
-
-
 def test_prompt_and_response_fit_the_context_together() -> None:
     found = problems("data.max_prompt_length=240", "compare.max_new_tokens=10")
     assert [problem.key for problem in found] == ["ppo.response_length"]

@@ -40,8 +40,8 @@ def test_the_page_has_every_key_with_its_meaning() -> None:
         "| `name` | text | required | The run's name, and its folder's. |",
         "| `lam` | number at least 0 and at most 1 | `0.95` | Lambda of generalized advantage estimation (GAE). |",
         "- `sft`: needs data.demonstrations to train on. Fix: add data.demonstrations.",
-        "- `sft.lora`, `reward.lora`, `ppo.lora`, `dpo.lora`: is null, but the weights of a quantized base cannot be trained. Fix: "
-        "give the recipe a lora section, or take model.quantization out.",
+        "- `sft.lora`, `reward.lora`, `ppo.lora`, `dpo.lora`: is null, but the weights of a quantized base cannot be "
+        "trained. Fix: give the recipe a lora section, or take model.quantization out.",
         "- `compare.judges`: gold scores only builtin:reviews, but data.prompts is another source. Fix: take it out of "
         "compare.judges.",
         "- `the recipe`: no stage to run. Fix: add a section: sft, sample, label, reward, ppo, dpo, compare.",

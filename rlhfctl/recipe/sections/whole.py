@@ -1,4 +1,4 @@
-"""Name the sections of a whole recipe, which the rules between them read."""
+"""Name the sections of a whole recipe, which the rules between them read, and what several of these files ask."""
 
 from __future__ import annotations
 
@@ -54,3 +54,18 @@ class Sections(Protocol):
 
 
 Broken = Callable[[Sections], bool]
+
+
+def classifies(recipe: Sections) -> bool:
+    """Tell whether the reward asks a frozen classifier, with the responses as prompts."""
+    return recipe.reward is not None and recipe.reward.prompted_classifier is not None
+
+
+def quantized(recipe: Sections) -> bool:
+    """Tell whether the base is held in few bits; new weights never are."""
+    return recipe.model.quantization is not None and recipe.model.init is None
+
+
+def divides(recipe: Sections) -> bool:
+    """Tell whether the weights are divided over processes."""
+    return recipe.launch is not None and recipe.launch.shard

@@ -212,7 +212,7 @@ def run_trl(job: Job) -> dict[str, Any]:
         trainer.remove_callback(PrinterCallback)
         ppo_trainer.batch_generation = timed_generation
         ppo_trainer.np = Watched(ppo_trainer.np)
-        gc.freeze()  # as the ppo stage does, because TRL collects garbage twice per update
+        gc.freeze()  # as every stage does (models/devices.py): TRL collects garbage twice per update
         before = devices.resident_bytes() / MB
         trainer.train()
     modules = [module for module in (job.policy, job.reference, critic, reward_model) if module is not None]

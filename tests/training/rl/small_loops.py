@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import torch
 from peft import TaskType
 from torch import Tensor
@@ -205,3 +206,28 @@ def column(loop: PpoLoop, name: str) -> list[float]:
 
 def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in entry.items() if name not in TIMED} for entry in history]
+
+
+def learns_and_goes_on_after_a_stop(folder: Path, **options: Any) -> tuple[Seen, Seen]:
+    """Check that 40 updates without a critic raise the score, and that they end alike when stopped in the 26th.
+
+    `options` must have a checkpoint every ten updates. Returns the whole loop and the one that went on.
+    """
+    whole = trained(folder / "whole", 40, **options)
+    score = column(whole, "score")
+    assert sum(score[-5:]) / 5 > sum(score[:5]) / 5 + 0.15, score
+    assert gap(start(kind=None), whole.roles.state()) > 1e-2
+
+    class Stop(Exception):
+        """Stands for a kill."""
+
+    def stop(late: Seen, _: Experience) -> None:
+        if late.done == 25:
+            raise Stop
+
+    with pytest.raises(Stop):
+        loop_for(folder / "stopped", 40, change=stop, **options).train()
+    again = trained(folder / "stopped", 40, **options)
+    assert len(again.batches) == 20 and again.done == 40
+    assert gap(again.roles.state(), whole.roles.state()) == 0.0
+    return whole, again

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_loops import BATCH, KINDS, Seen, column, gap, loop_for, start, trained
+from small_loops import BATCH, KINDS, learns_and_goes_on_after_a_stop, loop_for, trained
 from torch import Tensor
 
 from rlhfctl.recipe.schema import Ppo
@@ -77,23 +77,7 @@ def test_an_algorithm_without_a_critic_learns_and_goes_on(tmp_path: Path) -> Non
         "kl_coef": 0.01,
         "checkpoint_steps": 10,
     }
-    loop = trained(tmp_path / "whole", 40, **options)
-    score = column(loop, "score")
-    assert sum(score[-5:]) / 5 > sum(score[:5]) / 5 + 0.15, score
-    assert gap(start(kind=None), loop.roles.state()) > 1e-2
-
-    class Stop(Exception):
-        """Stands for a kill."""
-
-    def stop(late: Seen, _: Experience) -> None:
-        if late.done == 25:
-            raise Stop
-
-    with pytest.raises(Stop):
-        loop_for(tmp_path / "stopped", 40, change=stop, **options).train()
-    again = trained(tmp_path / "stopped", 40, **options)
-    assert len(again.batches) == 20 and again.done == 40
-    assert gap(again.roles.state(), loop.roles.state()) == 0.0
+    learns_and_goes_on_after_a_stop(tmp_path, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from small_loops import BATCH, Seen, column, gap, loop_for, start, trained
+from small_loops import BATCH, learns_and_goes_on_after_a_stop, trained
 from torch import Tensor
 
 from rlhfctl.recipe.schema import Ppo
@@ -170,23 +170,7 @@ def test_it_learns_and_goes_on_exactly_after_a_stop(algorithm: str, tmp_path: Pa
         "kind": None, "algorithm": algorithm, "num_generations": 4, "lr_scheduler_type": "constant", "kl_coef": 0.01,
         "checkpoint_steps": 10, "learning_rate": 2e-2 if algorithm == "grpo" else 4e-2,
     }  # fmt: skip
-    loop = trained(tmp_path / "whole", 40, **options)
-    score = column(loop, "score")
-    assert sum(score[-5:]) / 5 > sum(score[:5]) / 5 + 0.15, score
-    assert gap(start(kind=None), loop.roles.state()) > 1e-2
-
-    class Stop(Exception):
-        """Stands for a kill."""
-
-    def stop(late: Seen, _: Experience) -> None:
-        if late.done == 25:
-            raise Stop
-
-    with pytest.raises(Stop):
-        loop_for(tmp_path / "stopped", 40, change=stop, **options).train()
-    again = trained(tmp_path / "stopped", 40, **options)
-    assert len(again.batches) == 20 and again.done == 40
-    assert gap(again.roles.state(), loop.roles.state()) == 0.0
+    loop, again = learns_and_goes_on_after_a_stop(tmp_path, **options)
     assert again.batches[0].earlier_reward == loop.batches[20].earlier_reward != 0.0
 
 
