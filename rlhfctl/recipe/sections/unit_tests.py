@@ -1,7 +1,7 @@
 """Define `reward.unit_tests`: the response is a program, the row holds its tests, and the outcome is the score.
 
 The outcomes and their scores are those of CodeRL (Le et al. 2022, "CodeRL: Mastering Code Generation through Pretrained
-Models and Deep Reinforcement Learning", NeurIPS 2022, equation 6).
+Models and Deep Reinforcement Learning", NeurIPS 2022, section 3.3.1).
 """
 
 from __future__ import annotations
