@@ -5,8 +5,12 @@ Imports light modules only. The module that completes names is imported when a s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,33 +70,83 @@ RewardOption = Annotated[
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", metavar="MODEL", help="The model that the policy is compared with.")
 ]
-NumProcessesOption = Annotated[
-    int | None,
-    typer.Option("--num-processes", metavar="N", min=1, help="Processes that share each training stage: launch."),
-]
-AccelerateConfigOption = Annotated[
-    Path | None,
-    typer.Option("--accelerate-config", metavar="FILE", help="A file of `accelerate config`, for example with FSDP."),
-]
-ShardOption = Annotated[
-    bool | None, typer.Option("--shard", help="Divide the weights over the processes that train (FSDP2): launch.shard.")
-]
-NumMachinesOption = Annotated[
-    int | None, typer.Option("--num-machines", metavar="N", min=1, help="Machines that share each training stage.")
-]
-MachineRankOption = Annotated[
-    int, typer.Option("--machine-rank", metavar="N", min=0, help="Number of this machine; 0 decides and publishes.")
-]
-MainIpOption = Annotated[
-    str | None, typer.Option("--main-process-ip", metavar="ADDRESS", help="Address of the first machine.")
-]
-MainPortOption = Annotated[
-    int | None, typer.Option("--main-process-port", metavar="PORT", help="Port on which the first machine listens.")
-]
+PROCESSES: dict[str, Any] = {
+    "num_processes": Annotated[
+        int | None,
+        typer.Option("--num-processes", metavar="N", min=1, help="Processes that share each training stage: launch."),
+    ],
+    "accelerate_config": Annotated[
+        Path | None,
+        typer.Option(
+            "--accelerate-config", metavar="FILE", help="A file of `accelerate config`, for example with FSDP."
+        ),
+    ],
+    "shard": Annotated[
+        bool | None,
+        typer.Option("--shard", help="Divide the weights over the processes that train (FSDP2): launch.shard."),
+    ],
+}
+"""Options of a command whose stages several processes of this machine train: the keys of the recipe's `launch`."""
+MACHINE_RANK = "machine_rank"
+MACHINES: dict[str, Any] = {
+    **PROCESSES,
+    "num_machines": Annotated[
+        int | None, typer.Option("--num-machines", metavar="N", min=1, help="Machines that share each training stage.")
+    ],
+    MACHINE_RANK: Annotated[
+        int, typer.Option("--machine-rank", metavar="N", min=0, help="Number of this machine; 0 decides and publishes.")
+    ],
+    "main_process_ip": Annotated[
+        str | None, typer.Option("--main-process-ip", metavar="ADDRESS", help="Address of the first machine.")
+    ],
+    "main_process_port": Annotated[
+        int | None,
+        typer.Option("--main-process-port", metavar="PORT", help="Port on which the first machine listens."),
+    ],
+}
+"""Options of a command whose stages several machines train together."""
 
 
-def launch_overrides(**given: int | str | Path | None) -> list[str]:
-    """Return the changes of the recipe's `launch` that a command's options ask for, by key."""
+@dataclass(frozen=True)
+class Launched:
+    """What a command's options say of processes and machines: changes of the recipe, and this machine's number."""
+
+    overrides: list[str] = field(default_factory=list)
+    machine: int = 0
+
+
+NOT_LAUNCHED = Launched()
+
+
+def launching(options: dict[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options in place of its parameter `launched`, which gets what they amount to."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**given: Any) -> None:
+            asked = {name: given.pop(name) for name in options}
+            machine = asked.pop(MACHINE_RANK, 0)
+            command(**given, launched=Launched(_overrides(asked), machine))
+
+        parameters: list[Parameter] = []
+        for one in signature(command, eval_str=True).parameters.values():
+            if one.name == "launched":
+                parameters += (
+                    Parameter(
+                        name, Parameter.KEYWORD_ONLY, default=0 if name == MACHINE_RANK else None, annotation=option
+                    )
+                    for name, option in options.items()
+                )
+            else:
+                parameters.append(one.replace(kind=Parameter.KEYWORD_ONLY))
+        wrapped.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
+        return wrapped
+
+    return wrap
+
+
+def _overrides(given: dict[str, int | str | Path | None]) -> list[str]:
+    """Return the changes of the recipe's `launch` that options ask for, by key."""
     values = {key: str(Path(value).resolve()) if isinstance(value, Path) else value for key, value in given.items()}
     return [f"launch.{key}={value}" for key, value in values.items() if value is not None]
 

@@ -11,22 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhfctl.cli.options import (
-    AccelerateConfigOption,
+    MACHINES,
+    NOT_LAUNCHED,
     ForceOption,
-    MachineRankOption,
-    MainIpOption,
-    MainPortOption,
-    NumMachinesOption,
-    NumProcessesOption,
+    Launched,
     PolicyOption,
     RecipeArgument,
     ReferenceOption,
     RewardOption,
     RunDirOption,
     SetOption,
-    ShardOption,
     complete_recipe_or_run,
-    launch_overrides,
+    launching,
     load,
 )
 from rlhfctl.errors import GateClosed, RlhfctlError
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     from rlhfctl.recipe.schema import Launch
 
 
+@launching(MACHINES)
 def run(
     recipe: RecipeArgument,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
@@ -49,13 +46,8 @@ def run(
     ] = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
-    num_processes: NumProcessesOption = None,
-    accelerate_config: AccelerateConfigOption = None,
-    shard: ShardOption = None,
-    num_machines: NumMachinesOption = None,
-    machine_rank: MachineRankOption = 0,
-    main_process_ip: MainIpOption = None,
-    main_process_port: MainPortOption = None,
+    *,
+    launched: Launched,
     force: ForceOption = False,
 ) -> None:
     """The whole recipe: sft, reward, ppo, compare. The same command resumes after a kill."""
@@ -63,103 +55,57 @@ def run(
 
     if seeds is not None:
         overrides = [*overrides, f"seeds.values={f'[{seeds}]' if ',' in seeds else seeds}"]
-    launched = launch_overrides(
-        num_processes=num_processes,
-        accelerate_config=accelerate_config,
-        shard=shard,
-        num_machines=num_machines,
-        main_process_ip=main_process_ip,
-        main_process_port=main_process_port,
-    )
-    _execute(recipe, [*overrides, *launched], run_dir, Request(start=start, until=until, force=force), machine_rank)
+    _execute(recipe, overrides, run_dir, Request(start=start, until=until, force=force), launched)
 
 
+@launching(MACHINES)
 def sft(
     recipe: RecipeArgument,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
-    num_processes: NumProcessesOption = None,
-    accelerate_config: AccelerateConfigOption = None,
-    shard: ShardOption = None,
-    num_machines: NumMachinesOption = None,
-    machine_rank: MachineRankOption = 0,
-    main_process_ip: MainIpOption = None,
-    main_process_port: MainPortOption = None,
+    *,
+    launched: Launched,
     force: ForceOption = False,
 ) -> None:
     """Supervised fine-tuning alone: demonstrations in, base* out."""
     from rlhfctl.graph import Request
 
-    launched = launch_overrides(
-        num_processes=num_processes,
-        accelerate_config=accelerate_config,
-        shard=shard,
-        num_machines=num_machines,
-        main_process_ip=main_process_ip,
-        main_process_port=main_process_port,
-    )
-    _execute(recipe, [*overrides, *launched], run_dir, Request(only="sft", force=force), machine_rank)
+    _execute(recipe, overrides, run_dir, Request(only="sft", force=force), launched)
 
 
+@launching(MACHINES)
 def reward(
     recipe: RecipeArgument,
     policy: PolicyOption = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
-    num_processes: NumProcessesOption = None,
-    accelerate_config: AccelerateConfigOption = None,
-    shard: ShardOption = None,
-    num_machines: NumMachinesOption = None,
-    machine_rank: MachineRankOption = 0,
-    main_process_ip: MainIpOption = None,
-    main_process_port: MainPortOption = None,
+    *,
+    launched: Launched,
     force: ForceOption = False,
 ) -> None:
     """The reward model alone, on the run's sft stage or on --policy."""
     from rlhfctl.graph import Request
 
-    launched = launch_overrides(
-        num_processes=num_processes,
-        accelerate_config=accelerate_config,
-        shard=shard,
-        num_machines=num_machines,
-        main_process_ip=main_process_ip,
-        main_process_port=main_process_port,
-    )
     request = Request(only="reward", force=force, external=_models_by_role(base=policy))
-    _execute(recipe, [*overrides, *launched], run_dir, request, machine_rank)
+    _execute(recipe, overrides, run_dir, request, launched)
 
 
+@launching(MACHINES)
 def ppo(
     recipe: RecipeArgument,
     policy: PolicyOption = None,
     reward_model: RewardOption = None,
     overrides: SetOption = [],
     run_dir: RunDirOption = None,
-    num_processes: NumProcessesOption = None,
-    accelerate_config: AccelerateConfigOption = None,
-    shard: ShardOption = None,
-    num_machines: NumMachinesOption = None,
-    machine_rank: MachineRankOption = 0,
-    main_process_ip: MainIpOption = None,
-    main_process_port: MainPortOption = None,
+    *,
+    launched: Launched,
     force: ForceOption = False,
 ) -> None:
     """PPO alone, from the run's sft and reward stages or from the models named."""
     from rlhfctl.graph import Request
 
     external = _models_by_role(base=policy, reward=reward_model)
-    launched = launch_overrides(
-        num_processes=num_processes,
-        accelerate_config=accelerate_config,
-        shard=shard,
-        num_machines=num_machines,
-        main_process_ip=main_process_ip,
-        main_process_port=main_process_port,
-    )
-    _execute(
-        recipe, [*overrides, *launched], run_dir, Request(only="ppo", force=force, external=external), machine_rank
-    )
+    _execute(recipe, overrides, run_dir, Request(only="ppo", force=force, external=external), launched)
 
 
 def compare(
@@ -211,10 +157,12 @@ def compare(
     _execute(what[0], overrides, run_dir, Request(only="compare", force=force, external=external, options=options))
 
 
-def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: Request, machine: int = 0) -> None:
+def _execute(
+    recipe: str, overrides: list[str], run_dir: Path | None, request: Request, launched: Launched = NOT_LAUNCHED
+) -> None:
     """Run the stages of a request with all listeners to their events, then print the verdict.
 
-    On a `machine` that is not the first one, work on the stages that the first machine starts instead.
+    On a machine that is not the first one, work on the stages that the first machine starts instead.
     """
     from rlhfctl import fs, pipeline
     from rlhfctl.dashboard.terminal.run_view import open_listeners, print_verdict
@@ -223,11 +171,11 @@ def _execute(recipe: str, overrides: list[str], run_dir: Path | None, request: R
     from rlhfctl.paths import RunPaths
     from rlhfctl.tools.trackers import tracking
 
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, [*overrides, *launched.overrides])
     folder = run_dir or Path("runs") / loaded.recipe.name
     launch = loaded.recipe.launch
-    if machine:
-        _follow(launch, machine, folder)
+    if launched.machine:
+        _follow(launch, launched.machine, folder)
         return
     paths = RunPaths(folder)
     try:

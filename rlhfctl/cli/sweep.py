@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhfctl.cli.options import (
-    AccelerateConfigOption,
-    NumProcessesOption,
+    PROCESSES,
+    Launched,
     RecipeArgument,
     SetOption,
-    ShardOption,
-    launch_overrides,
+    launching,
 )
 from rlhfctl.errors import SweepFailed
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from rlhfctl.sweeping import Sweep
 
 
+@launching(PROCESSES)
 def sweep(
     recipe: RecipeArgument,
     grid: Annotated[
@@ -35,17 +35,15 @@ def sweep(
         typer.Option(metavar="NATS", min=0, help="Choose the best setting among those with at most this KL."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what they share; run nothing.")] = False,
-    num_processes: NumProcessesOption = None,
-    accelerate_config: AccelerateConfigOption = None,
-    shard: ShardOption = None,
+    *,
+    launched: Launched,
 ) -> None:
     """A grid of settings: one run per combination, equal stages shared, one report. The same command resumes."""
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.tools import sweep as sweeps
 
-    launched = launch_overrides(num_processes=num_processes, accelerate_config=accelerate_config, shard=shard)
-    asked, planned = sweeps.plan(recipe, grid, overrides, launched, kl_limit)
+    asked, planned = sweeps.plan(recipe, grid, overrides, launched.overrides, kl_limit)
     folder = run_dir or Path("runs") / f"{asked.name}-sweep"
     sweeps.require_free(folder)
     if dry_run:

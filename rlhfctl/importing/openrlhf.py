@@ -260,10 +260,7 @@ def _ppo(fields: Fields) -> None:
 
 
 def _details(fields: Fields) -> None:
-    """The adaptive KL coefficient, the loss on pretraining data, the average of the weights, the critic's start.
-
-    `ema_beta` needs no other value: OpenRLHF moves its average once per optimizer step, as ppo.ema_decay does.
-    """
+    """The adaptive KL coefficient, the loss on pretraining data, the average (per step, as here), the critic's start."""
     if "kl_target" in fields and "kl_target" in fields.left:
         fields.carry("kl_target", "ppo.kl_target", words="nats per response; OpenRLHF's KL is a mean over tokens")
         fields.settle("ppo.kl_target", "multiply it by the length of a response: here the KL is per response")

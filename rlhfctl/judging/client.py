@@ -69,7 +69,7 @@ def check(section: Endpoint) -> list[str]:
             where="compare.endpoint",
             fix="pip install 'rlhfctl[judge]'",
         )
-    key = read_key(section)
+    key = _key(section)
     if key is None or section.encrypted or section.host in _LOCAL:
         return []
     return [
@@ -78,18 +78,25 @@ def check(section: Endpoint) -> list[str]:
     ]
 
 
-def read_key(section: Endpoint) -> str | None:
-    """Read the key from the environment variable that the recipe names; None if the server needs none."""
-    if section.key_env is None:
+def read_key(variable: str | None, server: str, where: str) -> str | None:
+    """Read the key of a server from an environment variable; None without a variable: the server needs no key.
+
+    `server` and `where` (the key of the recipe that names the variable) are for the RlhfctlError if it is not set.
+    """
+    if variable is None:
         return None
-    key = os.environ.get(section.key_env, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise RlhfctlError(
-            f"the environment variable {section.key_env} is not set: it holds the key of {section.host}",
-            where="compare.endpoint.key_env",
-            fix=f"export {section.key_env}=..., or write key_env: null for a server that needs no key",
+            f"the environment variable {variable} is not set: it holds the key of {server}",
+            where=where,
+            fix=f"export {variable}=..., or write key_env: null for a server that needs no key",
         )
     return key
+
+
+def _key(section: Endpoint) -> str | None:
+    return read_key(section.key_env, section.host, "compare.endpoint.key_env")
 
 
 def knock(section: Endpoint) -> list[str]:
@@ -122,7 +129,7 @@ class Client:
         import openai
 
         self.section = section
-        self.key = read_key(section)
+        self.key = _key(section)
         self.library: Any = openai
         self.client: Any = openai.AsyncOpenAI(
             api_key=self.key or _NO_KEY, base_url=section.base_url, timeout=section.timeout, max_retries=0

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import threading
 import time
@@ -29,8 +28,8 @@ from http.client import HTTPException
 from typing import Any
 
 from rlhfctl import fs
-from rlhfctl.errors import RewardFailed, RlhfctlError
-from rlhfctl.judging.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, retry_after
+from rlhfctl.errors import RewardFailed
+from rlhfctl.judging.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, read_key, retry_after
 from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.sections.server import Server
 from rlhfctl.rewards.checked import Checked, Say, columns_of
@@ -94,7 +93,7 @@ class ServerReward(Checked):
         self.server = server or Server()
         super().__init__(address, finite=finite, batch_size=self.server.batch_size, say=say, processes=processes)
         self.tries = 1 + (self.server.retries if retries is None else retries)
-        self.key = _key(self.server)
+        self.key = read_key(self.server.key_env, "the reward server", "reward.server.key_env")
         self.pace = _Pace(self.server.requests_per_second)
         self._stop = threading.Event()
         self._deadline = float("inf")
@@ -185,20 +184,6 @@ class ServerReward(Checked):
         """Take the key and line ends out of a text from outside, and shorten it."""
         text = " ".join((text.replace(self.key, "***") if self.key else text).split())
         return text if len(text) <= _LONGEST_SAID else f"{text[:_LONGEST_SAID]}..."
-
-
-def _key(server: Server) -> str | None:
-    """Read the key from the environment variable that the recipe names; None if the server needs none."""
-    if server.key_env is None:
-        return None
-    key = os.environ.get(server.key_env, "").strip()
-    if not key:
-        raise RlhfctlError(
-            f"the environment variable {server.key_env} is not set: it holds the key of the reward server",
-            where="reward.server.key_env",
-            fix=f"export {server.key_env}=..., or write key_env: null for a server that needs no key",
-        )
-    return key
 
 
 def _read(request: urllib.request.Request, seconds: float) -> str:

@@ -1,8 +1,8 @@
 """Score a response by running it: it is a Python program, and its row holds the tests.
 
 The outcomes compile error, runtime error, failed and passed have the scores -1, -0.6, -0.3 and +1 of CodeRL (Le et al.
-2022, section 3.3.1), or those of the recipe. Programs run in the sandbox (rlhfctl/sandbox/) and nowhere else. Leaves out
-what the outcomes teach a critic (training/rl/coderl.py).
+2022, section 3.3.1), or those of the recipe. Programs run in the sandbox (rlhfctl/sandbox/) and nowhere else.
+Leaves out what the outcomes teach a critic (training/rl/coderl.py).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Critic sampling (CodeRL, Le et al. 2022, refining): half of the programs are sampled as ever. Those that pass the
 example tests, a part of a row's tests that the sampler may run, are the seeds; where none passes, all are. Each seed is
-cut where the critic gives it the highest chance to pass, and the other half of the programs continue these
-beginnings. Plain sampling has as many programs of its own. All tests of a row then judge both.
+cut where the critic gives it the highest chance to pass, and the other half of the programs continue these beginnings.
+Plain sampling has as many programs of its own. All tests of a row then judge both.
 
 A part of the compare stage: reads the policy and its outcome critic, and returns a block of compare.json. Leaves out
 repair, CodeRL's second use of the critic, which needs a model that was trained to mend programs.

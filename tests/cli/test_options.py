@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from rlhfctl.cli import options
 from rlhfctl.errors import RlhfctlError
@@ -27,3 +29,19 @@ def test_names_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "quickstart" in options.complete_recipe("qui") and options.complete_shipped("qui") == ["quickstart"]
     assert options.complete_run("runs/q") == ["runs/quick"]
     assert options.complete_recipe_or_run("runs/q") == ["runs/quick"]
+
+
+def test_options_of_several_machines_reach_a_command_as_one(tmp_path: Path) -> None:
+    seen: list[tuple[str, options.Launched]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @options.launching(options.MACHINES)
+    def command(name: str = "unnamed", *, launched: options.Launched, force: bool = False) -> None:
+        seen.append((name, launched))
+
+    file = tmp_path / "fsdp.yaml"
+    given = ["--num-machines", "2", "--machine-rank", "1", "--accelerate-config", str(file), "--name", "a"]
+    assert [CliRunner().invoke(app, words).exit_code for words in (given, ["--force"])] == [0, 0]
+    assert seen[0] == ("a", options.Launched([f"launch.accelerate_config={file}", "launch.num_machines=2"], 1))
+    assert seen[1] == ("unnamed", options.NOT_LAUNCHED)
