@@ -260,7 +260,7 @@ def _ppo(fields: Fields) -> None:
 
 
 def _details(fields: Fields) -> None:
-    """The adaptive KL coefficient, the loss on pretraining data, the average (per step, as here), the critic's start."""
+    """The adaptive KL coefficient, the loss on pretraining data, the average (per step, as here), critic's start."""
     if "kl_target" in fields and "kl_target" in fields.left:
         fields.carry("kl_target", "ppo.kl_target", words="nats per response; OpenRLHF's KL is a mean over tokens")
         fields.settle("ppo.kl_target", "multiply it by the length of a response: here the KL is per response")
