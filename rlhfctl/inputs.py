@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import fs, graph, seeding
+from rlhfctl import fs, graph, run_stages, seeding, stage_order
 from rlhfctl.artifacts import Artifact, Source, changed_keys, find_artifact, load_artifact, resolve_source
 from rlhfctl.graph import STAGES, Parent, Request
 from rlhfctl.paths import RunPaths, StageId
@@ -42,7 +42,7 @@ def parents_of(stage: StageId, recipe: Recipe, paths: RunPaths, request: Request
         sources["base"] = sources.pop("start")  # it is the reference, and a new adapter on it starts as it is
     for name in source_stages(graph.data_of_kind(stage.name, recipe), recipe.data):
         sources[name] = Source.of(load_artifact(paths.stage(_maker(stage, [name], recipe, paths))))
-    for one in graph.gathered_by(stage, graph.in_order(recipe)):
+    for one in stage_order.gathered_by(stage, stage_order.in_order(recipe)):
         sources[one.group] = Source.of(load_artifact(paths.stage(one)))
     return sources
 
@@ -77,11 +77,11 @@ def _given_to_policy(stage: StageId, product: str, recipe: Recipe, paths: RunPat
 
 def _maker(stage: StageId, names: list[str], recipe: Recipe, paths: RunPaths) -> StageId:
     """Return the last stage before `stage` with one of `names`; if the run has none, the one that would run."""
-    known = graph.within_rounds(stage, recipe, graph.stages_in(recipe, paths))
-    maker = graph.latest_before(stage, names, known)
+    known = stage_order.within_rounds(stage, recipe, run_stages.stages_in(recipe, paths))
+    maker = stage_order.latest_before(stage, names, known)
     if maker is not None:
         return maker
-    return StageId(stage.round, names[-1], stage.seed if names[-1] in graph.seeded_stages(recipe) else None)
+    return StageId(stage.round, names[-1], stage.seed if names[-1] in stage_order.seeded_stages(recipe) else None)
 
 
 def inputs_of(
@@ -128,8 +128,8 @@ def foreseen(recipe: Recipe) -> dict[StageId, str]:
     they are. Rows count by the keys of their data set, and not by their content.
     """
     found: dict[StageId, str] = {}
-    for stage in graph.in_order(recipe):
-        own = {str(parent): found[parent] for parent in graph.own_parents(stage, recipe, [*found])}
+    for stage in stage_order.in_order(recipe):
+        own = {str(parent): found[parent] for parent in stage_order.own_parents(stage, recipe, [*found])}
         named = {role: parent.named(recipe) for role, parent in STAGES[stage.name].parents.items()}
         keys = {name: getattr(recipe.data, name) for name in graph.data_of_kind(stage.name, recipe)}
         rows = {name: section.model_dump(mode="json") for name, section in keys.items() if section is not None}
@@ -222,7 +222,7 @@ def read_made_data(stage: StageId, recipe: Recipe, paths: RunPaths, data: Mappin
 
 def remade_data(recipe: Recipe) -> list[str]:
     """List the data sets that a stage makes once per seed or once per round."""
-    again = set(graph.seeded_stages(recipe))
+    again = set(stage_order.seeded_stages(recipe))
     if recipe.rounds is not None:
         again |= {name for name, stage in STAGES.items() if stage.repeats}
     return [name for name in made_data(recipe.data) if again & set(source_stages([name], recipe.data))]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhfctl import fs, graph, reward_card, seeding
+from rlhfctl import fs, graph, reward_card, run_stages, seeding, stage_order
 from rlhfctl.artifacts import MANIFEST, WORK, Artifact, changed_inputs, find_artifact, load_artifact, read_json
 from rlhfctl.errors import RewardFailed, WaitsForPeople
 from rlhfctl.events import (
@@ -101,11 +101,11 @@ class _Run:
 def _run(work: _Run) -> list[Artifact]:
     """Check the request, read the data, and run the chosen stages in order."""
     recipe, request, emit = work.recipe, work.request, work.emit
-    graph.require_sources(recipe)
-    stages = graph.in_order(recipe)
-    work.chosen = graph.choose(stages, request)
+    stage_order.require_sources(recipe)
+    stages = stage_order.in_order(recipe)
+    work.chosen = stage_order.choose(stages, request)
     seeding.require_own_samples(recipe, request.options)
-    graph.require_parents(work.chosen, recipe, request)
+    stage_order.require_parents(work.chosen, recipe, request)
     names = [str(stage) for stage in work.chosen]
     emit(RunStarted(stage="run", name=recipe.name, stages=names))
     emit(Note(stage="run", message=f"{', '.join(names)} in {work.paths.root}; checking data, loading libraries"))
@@ -401,8 +401,8 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
     `data`: rows from load.check_all, and those that stages have made, if these stages are complete.
     """
     recipe, paths = loaded.recipe, RunPaths(run_dir)
-    stages = graph.in_order(recipe)
-    chosen = graph.choose(stages, request)
+    stages = stage_order.in_order(recipe)
+    chosen = stage_order.choose(stages, request)
     forecasts: list[Forecast] = []
     anew: set[StageId] = set()
     closed: str | None = None  # why the gate is closed
@@ -413,7 +413,7 @@ def forecast(loaded: LoadedRecipe, run_dir: Path, data: Mapping[str, Any], reque
         if closed is not None:
             forecasts.append(Forecast(stage, "wait", closed))
             continue
-        waits_for = [str(parent) for parent in graph.own_parents(stage, recipe, stages) if parent in anew]
+        waits_for = [str(parent) for parent in stage_order.own_parents(stage, recipe, stages) if parent in anew]
         if waits_for:
             forecasts.append(Forecast(stage, "run", f"on the new {', '.join(waits_for)}"))
         else:
@@ -442,6 +442,6 @@ def _forecast(stage: StageId, recipe: Recipe, paths: RunPaths, inputs: Mapping[s
         return Forecast(stage, "run", f"changed: {what}")
     if not _has_attempt(folder, inputs):
         return Forecast(stage, "run", "nothing is there yet")
-    if (waiting := graph.waiting_at(folder)) is not None:
+    if (waiting := run_stages.waiting_at(folder)) is not None:
         return Forecast(stage, "wait", str(waiting))
     return Forecast(stage, "continue", "begun with the same inputs")

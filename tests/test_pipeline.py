@@ -17,7 +17,7 @@ from conftest import run_here
 from stages_of_a_run import publish, recipe_at
 
 import rlhfctl.stages
-from rlhfctl import graph, pipeline
+from rlhfctl import pipeline, stage_order
 from rlhfctl.artifacts import load_artifact
 from rlhfctl.dashboard.jsonl import read_events
 from rlhfctl.dashboard.state import RunState
@@ -259,9 +259,9 @@ def test_the_gate_is_passed_by_each_command_that_goes_beyond_the_card(
     (tmp_path / "run" / "card").mkdir(parents=True)
     (tmp_path / "run" / "card" / "card.json").write_text(json.dumps(card))
     publish(tmp_path / "run" / "card", layout={"card": "card.json"})
-    stages = graph.in_order(loaded.recipe)
+    stages = stage_order.in_order(loaded.recipe)
     work = pipeline._Run(loaded.recipe, RunPaths(tmp_path / "run"), request_, lambda event: None, None)
-    work.chosen = graph.choose(stages, request_)
+    work.chosen = stage_order.choose(stages, request_)
     stopped = []
     for stage in stages:
         try:

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_here
 from stages_of_a_run import publish, recipe_at
 
-from rlhfctl import graph, pipeline
+from rlhfctl import pipeline, run_stages, stage_order
 from rlhfctl.artifacts import Source, find_artifact
 from rlhfctl.errors import RecipeError, RlhfctlError
 from rlhfctl.graph import Request
@@ -39,7 +39,7 @@ def recipe(folder: Path, seeds: str = "[4, 9]", *more: str) -> Recipe:
 
 @pytest.fixture
 def stages(tmp_path: Path) -> list[StageId]:
-    return graph.in_order(recipe(tmp_path))
+    return stage_order.in_order(recipe(tmp_path))
 
 
 # ---------------------------------------------------------------- the order
@@ -66,7 +66,7 @@ def test_shared_stages_come_first_then_each_seed_then_the_summary(stages: list[S
 def test_from_says_which_stages_run_once_per_seed(
     seeds: str, more: tuple[str, ...], expected: str, tmp_path: Path
 ) -> None:
-    assert texts(graph.in_order(recipe(tmp_path, seeds, *more))) == expected.split()
+    assert texts(stage_order.in_order(recipe(tmp_path, seeds, *more))) == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_seeds_that_no_stage_has_are_refused_with_a_way_out(
 ) -> None:
     changed = recipe(tmp_path, seeds, *more)
     with pytest.raises(RecipeError, match=r"seeds") as caught:
-        graph.require_sources(changed)
+        stage_order.require_sources(changed)
     assert said in str(caught.value)
     options = [part for one in (f"seeds={seeds}", *more) for part in ("--set", one)]
     refused = run_here("validate", tmp_path / "plan.yaml", *options, cwd=tmp_path)
@@ -97,7 +97,7 @@ def test_a_stage_is_made_with_its_seed_from_stages_of_its_seed_or_shared_ones(
     stages: list[StageId], tmp_path: Path
 ) -> None:
     whole = recipe(tmp_path)
-    handed = {str(stage): texts(graph.own_parents(stage, whole, stages)) for stage in stages}
+    handed = {str(stage): texts(stage_order.own_parents(stage, whole, stages)) for stage in stages}
     assert handed == {
         "sft": [],
         "seed-4/reward": ["sft"],
@@ -118,7 +118,7 @@ def test_the_list_of_seeds_is_no_input_of_any_stage_but_the_summary(tmp_path: Pa
     found = {}
     for seeds in ("[4, 9]", "[4, 9, 2]", "{values: [9, 4]}"):
         whole = recipe(tmp_path, seeds)
-        several = [stage for stage in graph.in_order(whole) if str(stage) in ORDER[:-1]]
+        several = [stage for stage in stage_order.in_order(whole) if str(stage) in ORDER[:-1]]
         found[seeds] = {str(stage): inputs_of(stage, whole, run, {}, Request()) for stage in several}
     assert found["[4, 9]"] == found["[4, 9, 2]"] == found["{values: [9, 4]}"]
     alone = recipe(tmp_path, "null")
@@ -154,7 +154,7 @@ def test_the_list_of_seeds_is_no_input_of_any_stage_but_the_summary(tmp_path: Pa
 def test_a_command_names_a_stage_of_one_seed_or_of_all(
     request_: Request, expected: list[str], stages: list[StageId]
 ) -> None:
-    assert texts(graph.choose(stages, request_)) == expected
+    assert texts(stage_order.choose(stages, request_)) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_command_names_a_stage_of_one_seed_or_of_all(
 )
 def test_a_stage_that_no_seed_has_is_named(request_: Request, said: str, stages: list[StageId]) -> None:
     with pytest.raises(RlhfctlError, match=said):
-        graph.choose(stages, request_)
+        stage_order.choose(stages, request_)
 
 
 def test_where_one_stage_is_needed_its_seed_is_asked_for(stages: list[StageId]) -> None:
@@ -211,13 +211,13 @@ def test_stages_of_a_seed_that_was_taken_out_are_told(tmp_path: Path) -> None:
         map(StageId.parse, ["sft", "ppo", "seed-4/ppo", "seed-9/ppo", "summary", "round-2/ppo", "tensorboard"])
     )
     whole = recipe(tmp_path)
-    assert texts(left_over(found, graph.in_order(whole))) == ["ppo", "round-2/ppo"]
-    assert texts(left_over(found, graph.in_order(recipe(tmp_path, "[9, 11]")))) == [
+    assert texts(left_over(found, stage_order.in_order(whole))) == ["ppo", "round-2/ppo"]
+    assert texts(left_over(found, stage_order.in_order(recipe(tmp_path, "[9, 11]")))) == [
         "ppo",
         "seed-4/ppo",
         "round-2/ppo",
     ]
-    assert texts(left_over(found, graph.in_order(recipe(tmp_path, "null")))) == [
+    assert texts(left_over(found, stage_order.in_order(recipe(tmp_path, "null")))) == [
         "seed-4/ppo",
         "seed-9/ppo",
         "summary",
@@ -229,7 +229,7 @@ def test_the_stages_of_a_run_keep_the_order_of_its_recipe(tmp_path: Path) -> Non
     run = tmp_path / "run"
     for text in ("seed-9/card", "seed-7/card", "round-2/reward", "round-2/seed-9/ppo"):
         publish(run / text, stage=text)
-    listed = texts(graph.stages_in(recipe(tmp_path, "[9, 4]"), RunPaths(run)))
+    listed = texts(run_stages.stages_in(recipe(tmp_path, "[9, 4]"), RunPaths(run)))
     assert listed == [
         "sft", "seed-9/reward", "seed-9/card", "seed-9/ppo", "seed-9/compare",
         "seed-4/reward", "seed-4/ppo", "seed-4/compare", "summary", "round-2/reward", "round-2/seed-9/ppo",
@@ -240,7 +240,7 @@ def test_a_reward_of_another_seed_is_not_from_elsewhere(tmp_path: Path) -> None:
     run, paths = tmp_path / "run", RunPaths(tmp_path / "run")
     made = publish(run / "seed-4/reward", stage="seed-4/reward")
     publish(run / "seed-4/ppo", stage="seed-4/ppo", parents={"reward": Source.of(made)})
-    states, _ = graph.read_stages(paths, graph.stages_in(recipe(tmp_path), paths))
+    states, _ = run_stages.read_stages(paths, run_stages.stages_in(recipe(tmp_path), paths))
     assert states[StageId.parse("seed-9/reward")] == "not started"
     assert states[StageId.parse("seed-4/reward")] == "complete"
 

@@ -22,7 +22,8 @@ def validate(
     overrides: SetOption = [],
 ) -> None:
     """Check a recipe: every problem at once, with its line."""
-    from rlhfctl.graph import require_sources, stages_of
+    from rlhfctl.graph import stages_of
+    from rlhfctl.stage_order import require_sources
 
     loaded = load(recipe, overrides)
     with loaded.locating():

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rlhfctl import graph, pipeline
+from rlhfctl import graph, pipeline, stage_order
 from rlhfctl.graph import Request
 from rlhfctl.inputs import read_made_data
 from rlhfctl.models import devices, loading
@@ -134,7 +134,7 @@ def _plan(
 ) -> Plan:
     recipe = loaded.recipe
     folder = run_dir or Path("runs") / recipe.name
-    graph.require_sources(recipe)
+    stage_order.require_sources(recipe)
     rows = _rows(recipe, RunPaths(folder))
     forecasts = pipeline.forecast(loaded, folder, rows, request)
     options.check_trainers(graph.trainer_options(recipe))
@@ -169,7 +169,7 @@ def _plan(
 
 def _rows(recipe: Recipe, paths: RunPaths) -> dict[str, Any]:
     """Read the data sets, including those that completed stages of this run have made."""
-    stages = graph.in_order(recipe)
+    stages = stage_order.in_order(recipe)
     names = {name for kind in graph.STAGES.values() for name in kind.data}
     rows = door.load_data(data_at_start(recipe.data), recipe.data_seed, names)
     for stage in stages:

@@ -16,8 +16,8 @@ from rlhfctl import verdict as verdicts
 from rlhfctl.artifacts import Artifact, read_json
 from rlhfctl.errors import HandoffError
 from rlhfctl.events import Metrics, VerdictReached
-from rlhfctl.graph import in_order
 from rlhfctl.recipe.schema import Seeds
+from rlhfctl.stage_order import in_order
 from rlhfctl.stages.context import Context
 from rlhfctl.stats.hierarchical import compare_over_seeds, verdict_over_seeds
 from rlhfctl.stats.resampling import Interval

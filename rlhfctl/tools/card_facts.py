@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.artifacts import Artifact, find_artifact, read_json
-from rlhfctl.graph import stages_in
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.schema import Recipe, looks_like_id
+from rlhfctl.run_stages import stages_in
 
 # An absolute path in a text, with what follows a colon (the line of a file) left aside.
 _PATH = re.compile(r"(?<![\w.~/:-])(?:~|/[^\s/'\"`,;:()]+)(?:/[^\s/'\"`,;:()]+)+/?")

@@ -31,11 +31,12 @@ from rlhfctl.data.splits import prompt_key
 from rlhfctl.data.store import Digests
 from rlhfctl.data.types import Row, Rows
 from rlhfctl.events import Work
-from rlhfctl.graph import require_sources, stages_of
+from rlhfctl.graph import stages_of
 from rlhfctl.models import loading, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.stage_order import require_sources
 
 _BINS = 24
 _LONGEST, _EXAMPLES = 3, 5

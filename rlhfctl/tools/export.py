@@ -17,7 +17,7 @@ from rlhfctl import fs, seeding
 from rlhfctl.artifacts import Artifact, Source, load_artifact
 from rlhfctl.data import templates
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import STAGES, in_order, makers_of, stages_of
+from rlhfctl.graph import STAGES, makers_of, stages_of
 from rlhfctl.models import (
     architecture,
     build,
@@ -32,6 +32,7 @@ from rlhfctl.models import (
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.stage_order import in_order
 from rlhfctl.stages.loader import Loader, member_folders
 from rlhfctl.stages.probes import PROBES
 from rlhfctl.sweeping import require_run

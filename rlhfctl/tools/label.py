@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhfctl import graph
+from rlhfctl import run_stages, stage_order
 from rlhfctl.artifacts import find_artifact
 from rlhfctl.errors import DataError, RlhfctlError
-from rlhfctl.graph import STAGES, waiting_at
+from rlhfctl.graph import STAGES
 from rlhfctl.labels.answers import Answers
 from rlhfctl.labels.desk import Desk, Order, Settings
 from rlhfctl.labels.items import Item, is_labelling_set, items_of_groups, make_item, read_items
@@ -27,6 +27,7 @@ from rlhfctl.labels.store import Event, LabelStore, open_labels
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Data, Preferences
+from rlhfctl.run_stages import waiting_at
 from rlhfctl.stages import door
 from rlhfctl.sweeping import require_run
 
@@ -64,10 +65,10 @@ def _of_run(run: Path, *, questions: bool) -> Target:
     paths = RunPaths(run)
     require_run(run)
     recipe = load_recipe(paths.recipe).recipe
-    stages = graph.stages_in(recipe, paths)
+    stages = run_stages.stages_in(recipe, paths)
     waiting = [one for one in stages if STAGES[one.name].makes == "labels" and waiting_at(paths.stage(one)) is not None]
     makers = [one for one in stages if STAGES[one.name].makes == "items"]
-    wanted = [graph.latest_before(one, {maker.name for maker in makers}, stages) for one in waiting]
+    wanted = [stage_order.latest_before(one, {maker.name for maker in makers}, stages) for one in waiting]
     asked = [one for one in wanted if one is not None] or makers
     made = [artifact for one in asked if (artifact := find_artifact(paths.stage(one))) is not None]
     if not made and not questions and paths.labels.is_file():

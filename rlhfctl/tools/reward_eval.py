@@ -22,10 +22,11 @@ from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.text import number
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.events import Event, FanOut
-from rlhfctl.graph import Request, in_order, seeded_stages
+from rlhfctl.graph import Request
 from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import LoadedRecipe, load_recipe
 from rlhfctl.recipe.schema import Card
+from rlhfctl.stage_order import in_order, seeded_stages
 from rlhfctl.sweeping import require_run
 
 STAGE = "card"

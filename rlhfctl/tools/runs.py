@@ -21,10 +21,11 @@ from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, manifests_in
 from rlhfctl.dashboard.text import counted, number, visible
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.graph import ELSEWHERE, read_stages, stages_in
+from rlhfctl.graph import ELSEWHERE
 from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
+from rlhfctl.run_stages import read_stages, stages_in
 from rlhfctl.sweeping import SWEEP, is_sweep, read_sweep
 
 _STYLES = {

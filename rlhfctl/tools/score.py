@@ -21,7 +21,6 @@ from rlhfctl.data import columns as column_names
 from rlhfctl.data import load, sources
 from rlhfctl.errors import DataError, RlhfctlError
 from rlhfctl.events import Event, report_progress_to
-from rlhfctl.graph import in_order
 from rlhfctl.models import loading
 from rlhfctl.models.classifiers import Classifier
 from rlhfctl.paths import RunPaths, stage_at
@@ -31,6 +30,7 @@ from rlhfctl.recipe.sections.scorers import REWARD_FUNCTION, REWARD_MODEL, UNIT_
 from rlhfctl.rewards.build import Resources, build_scorer
 from rlhfctl.rewards.ensemble import EnsembleReward
 from rlhfctl.rewards.episode import Episode, RewardFunction
+from rlhfctl.stage_order import in_order
 from rlhfctl.stages.loader import Loader
 from rlhfctl.stats.paired import wilson_ci
 from rlhfctl.sweeping import require_one_run

@@ -18,12 +18,13 @@ from rich.tree import Tree
 from rlhfctl import reward_card, seeding
 from rlhfctl.artifacts import Artifact, changed_keys, find_artifact, read_json
 from rlhfctl.dashboard.text import duration, number
-from rlhfctl.graph import STAGES, read_stages, section_of, stages_in, waiting_at
+from rlhfctl.graph import STAGES, section_of
 from rlhfctl.inputs import section_fingerprint
 from rlhfctl.metrics import ranked
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.run_stages import read_stages, stages_in, waiting_at
 from rlhfctl.sweeping import require_run
 
 _HASH_SHOWN = 12

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rlhfctl import errors, fs, graph, inputs, pipeline
+from rlhfctl import errors, fs, graph, inputs, pipeline, stage_order
 from rlhfctl.artifacts import load_artifact, manifests_in
 from rlhfctl.dashboard.jsonl import JsonlWriter
 from rlhfctl.dashboard.text import counted, duration, visible
@@ -95,7 +95,7 @@ def plan(
 
 def _require_runnable(recipe: Recipe) -> None:
     """Raise RecipeError if a recipe needs what a sweep cannot give."""
-    graph.require_sources(recipe)
+    stage_order.require_sources(recipe)
     if recipe.launch is not None and recipe.launch.num_machines > 1:
         what, fix = "a sweep runs on one machine", "set it to 1, or divide the grid into a sweep per machine"
         raise RecipeError([Problem("launch.num_machines", what, fix=fix)])

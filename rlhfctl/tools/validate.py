@@ -18,7 +18,7 @@ from rlhfctl.data.chat import template_warnings
 from rlhfctl.data.encoding import Encoder, any_conversation
 from rlhfctl.data.frames import format_warnings
 from rlhfctl.data.leaks import find_leaks
-from rlhfctl.graph import functions_of, metrics_of, require_sources, stages_of, trainer_options
+from rlhfctl.graph import functions_of, metrics_of, stages_of, trainer_options
 from rlhfctl.judging import client
 from rlhfctl.models import checks, loading, tokenizing
 from rlhfctl.recipe.load import LoadedRecipe
@@ -29,6 +29,7 @@ from rlhfctl.rewards.build import Resources, build_function
 from rlhfctl.rewards.episode import make_episode
 from rlhfctl.rewards.function import load_function
 from rlhfctl.rewards.metric import require_metric
+from rlhfctl.stage_order import require_sources
 from rlhfctl.tools import trackers
 from rlhfctl.training.trl import options, ppo
 

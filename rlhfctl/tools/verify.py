@@ -24,12 +24,13 @@ from rlhfctl.artifacts import MANIFEST, Artifact, changed_inputs, load_artifact,
 from rlhfctl.dashboard.text import counted
 from rlhfctl.errors import HandoffError, RlhfctlError, RunBusyError
 from rlhfctl.events import Listener, Work, report_progress_to
-from rlhfctl.graph import STAGES, Request, data_of_kind, section_of, stages_in, waiting_at
+from rlhfctl.graph import STAGES, Request, data_of_kind, section_of
 from rlhfctl.inputs import data_of, describe_changes, inputs_of
 from rlhfctl.paths import RunPaths, StageId
 from rlhfctl.recipe.load import outline
 from rlhfctl.recipe.made_data import data_at_start
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.run_stages import stages_in, waiting_at
 from rlhfctl.stages import door
 from rlhfctl.stats.paired import paired_differences, win_rate
 from rlhfctl.sweeping import require_run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from made_run import make_run, manifest
 
-from rlhfctl import graph
+from rlhfctl import stage_order
 from rlhfctl.recipe.load import outline
 from rlhfctl.report.facts.sweep import GOLD, HELDOUT, KL, SCORE, Estimate, Setting
 from rlhfctl.sweeping import Combination, Grid, Sweep, write_sweep
@@ -28,7 +28,7 @@ def sweep_of(folder: Path, limit: float | None = None) -> Path:
         run = make_run(folder / name, settings={"kl_coef": float(name.partition("=")[2])})
         metrics = {HELDOUT: heldout, SCORE: heldout + 1, KL: kl, GOLD: 0.5}
         manifest(run / "ppo", "ppo", metrics=metrics, parents=["base=sft", "reward=reward"], data=["data.prompts"])
-        for stage in map(str, graph.in_order(outline(_named(run)))):
+        for stage in map(str, stage_order.in_order(outline(_named(run)))):
             if not (run / stage / "manifest.json").is_file():
                 manifest(run / stage, stage)
     _named(make_run(folder / "kl_coef=1", finished=False))

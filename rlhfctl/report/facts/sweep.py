@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhfctl import graph
+from rlhfctl import stage_order
 from rlhfctl.artifacts import MANIFEST, Manifest
 from rlhfctl.paths import RECIPE, StageId
 from rlhfctl.recipe.load import outline
@@ -111,7 +111,7 @@ def _setting(one: Combination, folder: Path) -> Setting:
     if not (folder / RECIPE).is_file():
         return Setting(one, None)
     run = gather(folder)
-    stages = graph.in_order(outline(folder / RECIPE))
+    stages = stage_order.in_order(outline(folder / RECIPE))
     complete = all((folder / str(stage) / MANIFEST).is_file() for stage in stages)
     made = _last_ppo(run)
     expected = {f"seed {seed}" for seed in (run.recipe.get("seeds") or {}).get("values") or ()} or {""}

@@ -12,10 +12,11 @@ from typing import Any
 
 from rlhfctl.artifacts import Artifact, Source, find_artifact, load_artifact, read_json, resolve_source
 from rlhfctl.errors import HandoffError, RlhfctlError
-from rlhfctl.graph import STAGES, makers_of, stages_in
+from rlhfctl.graph import STAGES, makers_of
 from rlhfctl.paths import RunPaths, StageId, stage_at
 from rlhfctl.recipe.load import outline
 from rlhfctl.recipe.schema import Recipe
+from rlhfctl.run_stages import stages_in
 from rlhfctl.sweeping import require_run
 
 REFERENCE = "reference"
