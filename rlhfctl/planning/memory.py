@@ -3,9 +3,9 @@
     config ─▶ skeleton (meta tensors) ─▶ the stage's forwards and backwards, ─▶ AllocationMeter ─▶ Moments ─▶ the peak
                                           on the longest rows that it has
 
-The losses are TRL's; ppo and compare are in ppo_memory.py. A moment is the sum of the memory that stays for the whole
-step (weights, optimizer) and of the memory that the meter counted during the step. Libraries and data rows are not
-included (`rlhfctl plan` adds both), nor is memory wasted by an allocator on a GPU.
+The losses are TRL's; ppo is in ppo_memory.py, compare and card in compare_memory.py. A moment is the sum of the memory
+that stays for the whole step (weights, optimizer) and of the memory that the meter counted during the step. Libraries
+and data rows are not included (`rlhfctl plan` adds both), nor is memory wasted by an allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from rlhfctl.planning.meter import GATHERED, GRADIENTS, OPTIMIZER, WEIGHTS, Allo
 from rlhfctl.recipe.schema import Lora
 
 BASE = "base*"
+REWARD_ROLE, HELDOUT_ROLE = "reward model", "held-out reward model"  # in ppo, compare and card
 _LOSS_TOKENS = 256  # tokens per piece of logits in TRL's SFT loss
 # Bytes per weight of a quantized linear layer, with scales: int8 has one scale per row, NF4 one per 64 weights.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}

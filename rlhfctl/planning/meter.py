@@ -1,7 +1,7 @@
 """Count the bytes of tensors on torch's meta device, which have shapes and no numbers.
 
 Operations on the meta device compute shapes only, so one step of a model of any size takes about one second. The meter
-counts every storage that the operations of a step allocate, until it is freed. Used by memory.py and ppo_memory.py.
+counts every storage that the operations of a step allocate, until it is freed. Used by all files that estimate memory.
 """
 
 from __future__ import annotations

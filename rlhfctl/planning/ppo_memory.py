@@ -1,14 +1,13 @@
-"""Estimate the memory of ppo, compare and card by running the engine's own functions on meta tensors.
+"""Estimate the memory of ppo by running the engine's own functions on meta tensors.
 
 The functions are in training/rl/minibatch.py, generation/local.py and models/scoring.py. Steps that need numbers
-(drawing tokens, choosing positions) are replaced here. TRL's PPO engine is not modelled. memory.py explains how an
-estimate is made. Longer than 400 lines because the moments of all three stages share these replacements.
+(drawing tokens, choosing positions) are replaced in meta_steps.py. TRL's PPO engine is not modelled. memory.py explains
+how an estimate is made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections import Counter
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PretrainedConfig
 
-from rlhfctl.generation import generator, kl, local, static_decoder
-from rlhfctl.models import architecture, last_block, scoring
+from rlhfctl.generation import kl
+from rlhfctl.models import scoring
 from rlhfctl.models.adapters import (
     CRITIC,
     HELDOUT,
@@ -35,75 +33,34 @@ from rlhfctl.models.fused import fused
 from rlhfctl.models.heads import AdapterScorer, new_head, with_own_head
 from rlhfctl.models.language_model import LanguageModel
 from rlhfctl.models.lower_trunk import first_adapted
-from rlhfctl.models.packing import PACKED, Sequences, has_full_attention
+from rlhfctl.models.packing import PACKED, Sequences
+from rlhfctl.planning import meta_steps
+from rlhfctl.planning.frozen import FROZEN_ROLE, Frozen
 from rlhfctl.planning.memory import (
     BASE,
+    HELDOUT_ROLE,
+    REWARD_ROLE,
     MemoryEstimate,
     ModelSpec,
     Moment,
     Needs,
-    checked,
     counted,
-    held_by,
     language_model,
     scorer_model,
     weight_bytes,
     with_seen,
 )
 from rlhfctl.planning.meter import ACTIVATIONS, OPTIMIZER, WEIGHTS, AllocationMeter, on_meta_device
-from rlhfctl.recipe.schema import Compare, Lora, Ppo
+from rlhfctl.recipe.schema import Lora, Ppo
 from rlhfctl.training.rl.fisher import fisher_product
 from rlhfctl.training.rl.minibatch import critic_forward, policy_forward
 from rlhfctl.training.rl.roles import Critic, Roles
 
-REWARD_ROLE, HELDOUT_ROLE, MASKING_ROLE = "reward model", "held-out reward model", "masking policy"
-FROZEN_ROLE = "frozen model"
+MASKING_ROLE = "masking policy"
 _ROLE_OF_ADAPTER = {
     POLICY: "policy", CRITIC: "critic", REWARD: REWARD_ROLE, HELDOUT: HELDOUT_ROLE, MASKING: MASKING_ROLE
 }  # fmt: skip
 _TRPO_VECTORS = 6  # old weights, gradient, and conjugate gradient's solution, residual, direction and product
-
-# ---------------------------------------------------------------- the frozen model of a prompted classifier
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    """The frozen model that classifies with the responses, and the most tokens of an example with a response.
-
-    `masked`: it computes the logits of all tokens, not of one.
-    """
-
-    spec: ModelSpec
-    tokens: int
-    masked: bool = False
-
-    def _model(self) -> Any:
-        spec = self.spec
-        if not self.masked:
-            return language_model(spec)
-        return AutoModelForMaskedLM.from_config(spec.config, dtype=spec.dtype, attn_implementation=spec.attention)
-
-    def weights(self) -> int:
-        """Count the bytes of its weights, which are never in few bits."""
-        return weight_bytes(self._model())[0]
-
-    def classifying(self, held: Needs, batch_size: int) -> Moment:
-        """Measure one batch of texts, as models/label_words.py asks it."""
-        model, sequences = self._model(), _longest(batch_size, max(1, self.tokens - 1), 1)
-        meter = AllocationMeter(self.spec.config.vocab_size)
-        meter.ignore_weights(model)
-        with torch.no_grad(), meter:
-            if self.masked:
-                ids = torch.zeros((scoring.rows_at_once(model, batch_size, self.tokens), self.tokens), dtype=torch.long)
-                model(input_ids=ids, attention_mask=torch.ones_like(ids))
-            else:
-                _lay_end_to_end(model)
-                reader = LanguageModel(model, 0)
-                reader.logits(reader.states(sequences, sequences.last()))
-        return Moment("classifying with the responses", with_seen(held, FROZEN_ROLE, meter.peak))
-
-
-# ---------------------------------------------------------------- ppo
 
 
 def ppo_outlook(
@@ -134,7 +91,7 @@ def ppo_outlook(
         trained = roles.prepare()
         critic = None if roles.critic is None else roles.critic.scorer
         for model in (roles.policy.model, roles.reference.model, own, critic):
-            _lay_end_to_end(model)
+            meta_steps.lay_end_to_end(model)
         held = _weights_by_role(roles, own, spec, reward, trust_region=section.algorithm == "trpo")
         if section.ema_decay is not None:
             _add_average(held, roles)
@@ -207,15 +164,6 @@ def _critic(policy: LanguageModel, section: Ppo, lora: Lora | None, scorer: Mode
     return Critic(AdapterScorer(policy.with_adapter(CRITIC), new_head(policy.model)))
 
 
-def _lay_end_to_end(model: Any) -> None:
-    """Turn packed attention on, as packing.packed does after its check of the model's numbers."""
-    config = getattr(model, "config", None)
-    if isinstance(config, PretrainedConfig) and has_full_attention(config) and config._attn_implementation == "sdpa":
-        config._attn_implementation = PACKED
-        trunk = architecture.backbone(model)
-        last_block.allow(trunk, last_block.has_shape(trunk))
-
-
 def _weights_by_role(roles: Roles, own: Any, spec: ModelSpec, reward: ModelSpec | None, *, trust_region: bool) -> Needs:
     """Count weights and optimizer state by role; a shared base* is listed as a separate role.
 
@@ -253,7 +201,9 @@ def _texts_of_a_step(section: Ppo, text: int, processes: int) -> Sequences | Non
     if section.ptx is None:
         return None
     rows = math.ceil(max(1, round(section.ptx.ratio * section.mini_batch_size)) / processes)
-    return _longest(min(rows, section.ptx.batch_size or section.per_device_train_batch_size), 1, max(text, 2) - 1)
+    return meta_steps.longest(
+        min(rows, section.ptx.batch_size or section.per_device_train_batch_size), 1, max(text, 2) - 1
+    )
 
 
 def _averaged(roles: Roles) -> list[nn.Parameter]:
@@ -276,7 +226,7 @@ def _update(
     moments: list[Moment] = []
     at_once = min(section.local_rollout_forward_batch_size, math.ceil(section.batch_size / processes))
     in_a_step = min(section.per_device_train_batch_size, math.ceil(section.mini_batch_size / processes))
-    asked, learned = _longest(at_once, prompt, length), _longest(in_a_step, prompt, length)
+    asked, learned = meta_steps.longest(at_once, prompt, length), meta_steps.longest(in_a_step, prompt, length)
 
     texts = _texts_of_a_step(section, text, processes)
 
@@ -287,14 +237,14 @@ def _update(
     with meter:
         with torch.no_grad():
             slots = section.sampler == "slots"
-            _sample(meter, policy, at_once, prompt, length, masking=roles.masking, slots=slots)
+            meta_steps.sample(meter, policy, at_once, prompt, length, masking=roles.masking, slots=slots)
             moment("sampling", "policy")
             if below := _states_below(policy, section, prompt):
                 held = with_seen(held, "policy", {ACTIVATIONS: below})
             policy.response_logprobs(asked, section.temperature)
             moment("log-probabilities", "policy")
             if section.kl_estimator == "exact":
-                _kl(policy, roles.reference, at_once, prompt, length)
+                meta_steps.exact_kl(policy, roles.reference, at_once, prompt, length)
                 moment("exact KL", "policy")
             if scorer is not None:
                 scoring.outputs_at_end(scorer, asked)
@@ -347,194 +297,7 @@ def _evaluation(
     """Measure the exact KL on the eval prompts."""
     with torch.no_grad(), meter:
         meter.restart()
-        _kl(roles.policy, roles.reference, min(kl.ROWS_AT_ONCE, eval_prompts), prompt, section.response_length)
+        meta_steps.exact_kl(
+            roles.policy, roles.reference, min(kl.ROWS_AT_ONCE, eval_prompts), prompt, section.response_length
+        )
     return Moment("evaluation", with_seen(held, "policy", meter.peak))
-
-
-class _LongSequences(Sequences):
-    """Sequences on the meta device; the positions of response tokens were computed on the CPU before."""
-
-    chosen: Tensor  # (N,) positions before each token; for responses of full length these also have the values
-    targets: Tensor  # (N,)
-
-    def before_tokens(self) -> Tensor:
-        return self.chosen
-
-    def states(self, response_length: int) -> Tensor:
-        return self.chosen
-
-    def before_tokens_in_states(self, response_length: int) -> Tensor:
-        return torch.arange(len(self.chosen))
-
-    def tokens(self) -> Tensor:
-        return self.targets
-
-
-def _longest(rows: int, prompt: int, length: int) -> Sequences:
-    """Make `rows` sequences of the longest possible length on the meta device, with the shapes of real ones."""
-    with torch.device("cpu"):
-        real = Sequences.of([[0] * prompt] * rows, [[0] * length] * rows, "cpu")
-        chosen, targets = real.before_tokens(), real.tokens()
-        groups = tuple(
-            dataclasses.replace(
-                group,
-                token_of_cell=group.token_of_cell.to("meta"),
-                cell_of_token=group.cell_of_token.to("meta"),
-                pad_cells=group.pad_cells.to("meta"),
-            )
-            for group in real.groups
-        )
-        positions = real.positions.to("meta")
-    tensors = {name: getattr(real, name).to("meta") for name in ("ids", "starts", "prompt_lengths", "lengths")}
-    shapes = _LongSequences(**tensors, totals=real.totals)
-    vars(shapes).update(groups=groups, positions=positions, chosen=chosen.to("meta"), targets=targets.to("meta"))
-    return shapes
-
-
-def _sample(
-    meter: AllocationMeter,
-    policy: LanguageModel,
-    rows: int,
-    prompt: int,
-    length: int,
-    *,
-    masking: LanguageModel | None = None,
-    slots: bool = False,
-) -> None:
-    """Run the parts of sampling that need most memory: the prompt, the second token, and the shrinking of a batch."""
-    policy.decodes_in_slots = True  # if its configuration fits: there are no numbers to compare
-    if slots and static_decoder.supports(policy):
-        decoder = static_decoder.StaticDecoder(policy, rows, prompt + length)
-        meter.room = decoder.place.columns
-        decoder.admit(range(rows), [[0] * prompt] * rows)
-        decoder.step(torch.zeros(rows, dtype=torch.long), prompt + length - 1)
-        _draw(policy.logits(decoder.states), rows)
-        decoder.keep(range(-(-rows // 2)))
-        meter.room = 0
-        return
-    meter.room = prompt + length
-    ids = torch.zeros((rows, prompt), dtype=torch.long)
-    batches = []
-    for one in (policy, *([] if masking is None else [masking])):
-        one.decodes = True  # if its layers fit: there are no numbers to compare
-        batches.append(local.make_forward(one)(ids, torch.ones_like(ids), prompt + length))
-    _draw(batches[0].logits(), rows)
-    token = torch.zeros(rows, dtype=torch.long)
-    for batch in batches:
-        batch.step(token)
-    for batch in batches:
-        batch.keep(torch.zeros(int(rows * local.SHRINK_BELOW), dtype=torch.long))
-    meter.room = 0
-
-
-def _draw(logits: Tensor, rows: int) -> None:
-    logp = torch.log_softmax(logits, dim=-1)
-    probabilities = logp.exp()
-    generator.inverse_cdf(probabilities, torch.zeros(rows))
-
-
-def _kl(policy: LanguageModel, reference: LanguageModel, rows: int, prompt: int, length: int) -> None:
-    """Run kl.exact_kl with its largest piece of logits."""
-    ids = torch.zeros((rows, prompt + length), dtype=torch.long)
-    mask = torch.ones_like(ids)
-    p, q = (
-        side.hidden(ids, attention_mask=mask)[:, :length].reshape(rows * length, -1) for side in (policy, reference)
-    )
-    piece = max(1, kl.KL_ELEMENTS // policy.vocabulary)
-    kl.kl_terms(policy.logits(p[:piece]), reference.logits(q[:piece]))
-
-
-# ---------------------------------------------------------------- compare
-
-
-def compare_outlook(
-    spec: ModelSpec,
-    section: Compare,
-    prompts: int,
-    prompt: int,
-    reward: ModelSpec | None,
-    *,
-    two_judges: bool = False,
-    frozen: Frozen | None = None,
-) -> MemoryEstimate:
-    """Estimate the memory of compare: two policies answer, their KL is measured, and `reward` (if any) judges.
-
-    `two_judges`: the held-out reward model, of the same size, judges too. `frozen`: a model that classifies with the
-    responses.
-    """
-    assert section.max_new_tokens is not None
-    length = section.max_new_tokens
-    whole = dataclasses.replace(spec, quantization=None)  # both models are loaded in full precision
-    with on_meta_device():
-        sides = [LanguageModel(language_model(whole), 0) for _ in range(2)]
-        held: Needs = {
-            role: {WEIGHTS: weight_bytes(side.model)[0]}
-            for role, side in zip(("policy", "reference"), sides, strict=True)
-        }
-        counts = counted(*(side.model for side in sides))
-        probed = checked(
-            held, "reference", sides[1].model, scoring.PROBE_ROWS, min(scoring.PROBE_TOKENS, prompt + length)
-        )
-        moments = [Moment("checking what was loaded", probed)]
-        meter = AllocationMeter(sides[0].vocabulary)
-        meter.ignore_weights(*(side.model for side in sides))
-        with torch.no_grad(), meter:
-            _sample(meter, sides[0], min(section.batch_size, prompts), prompt, length)
-            moments.append(Moment("sampling", with_seen(held, "policy", meter.peak)))
-            meter.restart()
-            _kl(sides[0], sides[1], min(kl.ROWS_AT_ONCE, prompts), prompt, length)
-            moments.append(Moment("comparing distributions", with_seen(held, "policy", meter.peak)))
-        if reward is not None:
-            rows = min(section.batch_size, prompts * section.samples_per_prompt)
-            moments += _judging(spec, reward, rows, prompt, length, two_judges=two_judges)
-        if frozen is not None:
-            moments.append(frozen.classifying({FROZEN_ROLE: {WEIGHTS: frozen.weights()}}, section.batch_size))
-    return MemoryEstimate(tuple(moments), 0, counts[1])
-
-
-def _judging(
-    spec: ModelSpec, reward: ModelSpec, rows: int, prompt: int, length: int, *, two_judges: bool = False
-) -> list[Moment]:
-    """Measure loading a reward model alone (or two), and scoring `rows` responses of full length at once."""
-    judge = scorer_model(reward)
-    _lay_end_to_end(judge)
-    needs = held_by(REWARD_ROLE, judge, reward.quantization)
-    if two_judges:
-        needs |= {HELDOUT_ROLE: needs[REWARD_ROLE]}
-    copies = {} if reward.quantization else {BASE: {WEIGHTS: weight_bytes(language_model(spec))[0]}}
-    moments = [Moment("loading the judge", needs | copies)]
-    sequences = _longest(rows, prompt, length)
-    meter = AllocationMeter(spec.config.vocab_size)
-    meter.ignore_weights(judge)
-    with torch.no_grad(), meter:
-        scoring.outputs_at_end(judge, sequences)
-    return [*moments, Moment("judging", with_seen(needs, REWARD_ROLE, meter.peak))]
-
-
-# ---------------------------------------------------------------- card
-
-
-def card_outlook(
-    spec: ModelSpec, answers: int, section: Ppo, prompt: int, pair: int, reward: ModelSpec | None
-) -> MemoryEstimate:
-    """Estimate the memory of card: base* samples `answers` responses like PPO, then `reward` (if any) scores.
-
-    It scores pairs, too, of up to `pair` tokens with their prompts, and answers that are twice as long.
-    """
-    length, rows = section.response_length, min(section.local_rollout_forward_batch_size, answers)
-    with on_meta_device():
-        base = LanguageModel(language_model(spec), 0)
-        held = held_by(BASE, base.model, spec.quantization)
-        probed = checked(held, BASE, base.model, scoring.PROBE_ROWS, min(scoring.PROBE_TOKENS, prompt + length))
-        _, parameters = counted(base.model)
-        meter = AllocationMeter(base.vocabulary)
-        meter.ignore_weights(base.model)
-        with torch.no_grad(), meter:
-            _sample(meter, base, rows, prompt, length)
-        moments = [
-            Moment("checking what was loaded", probed),
-            Moment("sampling the pool", with_seen(held, BASE, meter.peak)),
-        ]
-        if reward is not None:
-            moments += _judging(spec, reward, rows, max(prompt, 2 * pair - length), length)
-    return MemoryEstimate(tuple(moments), 0, parameters)

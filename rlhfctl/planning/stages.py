@@ -23,7 +23,7 @@ from rlhfctl.graph import STAGES, data_of_kind, section_of
 from rlhfctl.models import devices, loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
-from rlhfctl.planning import memory, ppo_memory
+from rlhfctl.planning import compare_memory, memory, ppo_memory
 from rlhfctl.planning.frozen import frozen_model
 from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
@@ -110,7 +110,7 @@ def _whole_roles(name: str, recipe: Recipe, lengths: Lengths) -> set[str]:
     if section.critic_kind not in ("model", None):
         whole.add("critic")
     if _scorer(recipe, lengths)[1]:
-        whole |= {ppo_memory.REWARD_ROLE, ppo_memory.HELDOUT_ROLE}
+        whole |= {memory.REWARD_ROLE, memory.HELDOUT_ROLE}
     return whole
 
 
@@ -233,7 +233,7 @@ def _card(recipe: Recipe, lengths: Lengths) -> StagePlan:
     prompts = _fitting_prompts(lengths.prompts or (max(lengths.chosen),), recipe, lengths, ppo.response_length)
     answers, longest, pair = count * section.samples, max(prompts), max((*lengths.chosen, *lengths.rejected))
     spec, tokens = _shape(recipe, lengths), answers * ppo.response_length
-    outlook = ppo_memory.card_outlook(spec, answers, ppo, longest, pair, _scorer(recipe, lengths)[0])
+    outlook = compare_memory.card_outlook(spec, answers, ppo, longest, pair, _scorer(recipe, lengths)[0])
     kept = answers * (_CHARS * (longest + ppo.response_length) + 6 * _NUMBER) + _SMALL_FILES
     disk = Disk(kept + tokens * _ID, kept)  # blocks of ids lie in work/ while it samples
     what = f"{count} prompts x {section.samples} responses, {lengths.heldout} held-out pairs"
@@ -301,7 +301,7 @@ def _compare(recipe: Recipe, lengths: Lengths) -> StagePlan:
     sizes = (len(lengths.test), max(lengths.test))
     spec = _shape(recipe, lengths)
     frozen = frozen_model(recipe, lengths, spec, section.max_new_tokens)
-    outlook = ppo_memory.compare_outlook(spec, section, *sizes, judge, two_judges=len(models) > 1, frozen=frozen)
+    outlook = compare_memory.compare_outlook(spec, section, *sizes, judge, two_judges=len(models) > 1, frozen=frozen)
     text = _CHARS * (max(lengths.test) + 2 * section.max_new_tokens)
     kept = len(lengths.test) * section.samples_per_prompt * (text + 12 * _NUMBER) + _SMALL_FILES
     plain = 2 * (section.samples_per_prompt + 1)

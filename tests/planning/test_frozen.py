@@ -9,10 +9,9 @@ from small_specs import WIDTH, shape
 from transformers import BertConfig
 
 from rlhfctl.data.load import check_all
-from rlhfctl.planning import ppo_memory
-from rlhfctl.planning.frozen import frozen_model
+from rlhfctl.planning import compare_memory, ppo_memory
+from rlhfctl.planning.frozen import Frozen, frozen_model
 from rlhfctl.planning.meter import WEIGHTS, on_meta_device
-from rlhfctl.planning.ppo_memory import Frozen
 from rlhfctl.planning.row_lengths import Lengths
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Compare, Lora, Ppo
@@ -35,8 +34,8 @@ def test_the_frozen_model_is_held_all_the_time_and_reads_batches(masked: bool) -
         assert longer.total > frozen.classifying({}, size).total
 
     compared = Compare(max_new_tokens=4, batch_size=size)
-    alone = ppo_memory.compare_outlook(shape(), compared, 3, 12, None)
-    judged = ppo_memory.compare_outlook(shape(), compared, 3, 12, None, frozen=frozen)
+    alone = compare_memory.compare_outlook(shape(), compared, 3, 12, None)
+    judged = compare_memory.compare_outlook(shape(), compared, 3, 12, None, frozen=frozen)
     assert len(judged.moments) == len(alone.moments) + 1
 
 
