@@ -13,7 +13,7 @@ from conftest import ROOT, Cli
 from rlhfctl.recipe.load import load_recipe
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
-EXPECTED = 12
+EXPECTED = 13
 
 
 @pytest.fixture
