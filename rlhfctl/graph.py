@@ -119,7 +119,10 @@ STAGES: dict[str, Stage] = {
         shared=True,
         how_to_have="add an `sft:` section",
         data=("demonstrations",),
+        more_data=needs.data_of_choice,
         model="weights",
+        settings=needs.choice_settings,
+        functions=needs.choosing_functions,
     ),
     "sample": Stage(
         module="sample",
@@ -323,8 +326,9 @@ def functions_of(recipe: Recipe) -> list[str]:
 
 def metrics_of(recipe: Recipe) -> dict[str, list[str]]:
     """List the metrics that a recipe names, by the key that names them (`ppo.rewards`, ...)."""
-    ppo, compare = recipe.ppo, recipe.compare
+    ppo, compare, by = recipe.ppo, recipe.compare, needs.chosen_by(recipe)
     named = {
+        "sft.choose.by": [by] if by is not None else [],
         "ppo.rewards": list((ppo.rewards if ppo is not None else None) or ()),
         "compare.judges": compare.judges if compare is not None else [],
         "compare.metrics": compare.metrics if compare is not None else [],

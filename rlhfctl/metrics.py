@@ -53,7 +53,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "sft": (
         Metric("loss", "nats per token", "Mean of -log p over the tokens that are learned.", DOWN, "loss",
                "how surprised the model is", screen=1, log=1, show=1, finite=True),
-        Metric("eval_loss", "nats per token", "`loss` on rows held aside, where `sft.trainer` has an evaluation.", DOWN,
+        Metric("eval_loss", "nats per token", "`loss` on the held-out rows (`data.demonstrations.heldout`).", DOWN,
                "eval loss", "the same on rows held aside", screen=2, log=5, finite=True),
         Metric("mean_token_accuracy", "share", "Share of these tokens that the model would have picked itself.", UP,
                "token accuracy", "share of tokens guessed right", screen=3, log=2, show=2),
@@ -67,6 +67,15 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("steps", "optimizer steps", "Steps in all (in the manifest).", show=3),
         Metric("reload_gap", "nats per token",
                "Largest difference between the trained model and the one read back from disk."),
+        Metric("eval_score", "score", "With `sft.choose`: mean score of a candidate's samples to the eval prompts "
+               "(with `heldout_loss` minus `eval_loss`).", UP, "eval score", "what sft.choose goes by", screen=6,
+               log=6),
+        Metric("eval_score_se", "score", "Standard error of `eval_score` over the prompts."),
+        Metric("eval_length", "tokens", "Mean length of these samples."),
+        Metric("eval_eos_rate", "share", "Share of these samples that end by themselves."),
+        Metric("chosen_step", "optimizer step", "The step whose weights were handed over (in the manifest).", show=4),
+        Metric("chosen_score", "score", "`eval_score` of these weights (in the manifest).", UP),
+        Metric("last_score", "score", "`eval_score` of the last weights (in the manifest).", UP),
     ),
     "sample": (
         Metric("items", "questions", "Questions of the labelling set.", NEITHER, "questions", "prompts with responses",

@@ -9,7 +9,34 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rlhfctl.recipe.schema import Recipe
-from rlhfctl.recipe.sections.scorers import OUTSIDE, kind_of
+from rlhfctl.recipe.sections.scorers import HELDOUT_LOSS, OUTSIDE, PASSES, UNIT_TESTS, kind_of
+
+
+def chosen_by(recipe: Recipe) -> str | None:
+    """Return the scorer by which sft chooses its checkpoint; None if it hands over its last weights."""
+    choose = recipe.sft.choose if recipe.sft is not None else None
+    return choose.by if choose is not None else None
+
+
+def data_of_choice(recipe: Recipe) -> tuple[str, ...]:
+    """List the data set whose eval prompts sft's candidates answer."""
+    return ("prompts",) if chosen_by(recipe) not in (None, HELDOUT_LOSS) else ()
+
+
+def choice_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys of other sections that decide on the answers of sft's candidates, and on their scores."""
+    by = chosen_by(recipe)
+    if by is None or by == HELDOUT_LOSS:
+        return {}
+    lengths = {"data.prompt_lengths": [recipe.data.max_prompt_length, recipe.data.overlong_prompts]}
+    tests = reading(recipe) if by in (UNIT_TESTS, PASSES) else {}
+    return lengths | tests | sampling(recipe, "response_length", "temperature")
+
+
+def choosing_functions(recipe: Recipe) -> list[str]:
+    """List the function, server or model that chooses sft's checkpoint, if one does."""
+    by = chosen_by(recipe)
+    return [by] if by is not None and kind_of(by) in OUTSIDE else []
 
 
 def goes_on(recipe: Recipe) -> bool:

@@ -46,6 +46,7 @@ PARTS = {  # of a stage: its files beside the one of its name
     "sample": ("responses",),
     "ppo": ("outcomes", "ptx_rows", "prompted"),
     "reward": ("normalization", "reward_members"),
+    "sft": ("choice", "heldout_loss"),
 }
 GOLD_READERS = {
     "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py",

@@ -31,6 +31,9 @@ OTHER_RECIPES = {
     "superseded/FILE": "a changed recipe; tests/e2e/test_run.py",
     "summary/summary.json": "seeds; below",
     "reward/member-NUMBER/FILE": "reward.members; tests/e2e/test_members.py",
+    "sft/choice.json": "sft.choose; tests/e2e/test_sft_choice.py",
+    "STAGE/work/choice.json": "sft.choose under way; tests/e2e/test_sft_choice.py",
+    "STAGE/work/chosen-NUMBER/FILE": "sft.choose under way; tests/stages/test_choice.py",
     "sample/items.jsonl": "sample; tests/e2e/test_rounds.py",
     "label/rankings.jsonl": "label; tests/e2e/test_rounds.py",
     "labels.sqlite": "label; tests/e2e/test_rounds.py",
@@ -143,7 +146,7 @@ def test_every_file_of_a_run_is_on_the_page_and_the_other_way_round(tiny_run: Pa
     there = {file.relative_to(run).as_posix() for run in (tiny_run, stopped_run) for file in run.rglob("*")}
     there = {name for name in there if any((run / name).is_file() for run in (tiny_run, stopped_run))}
     there -= {"stdout.txt"}  # of the fixture
-    assert len(files) == 33 and len(work) == 16
+    assert len(files) == 34 and len(work) == 18
     assert sorted(name for name in there if not any(pattern(file).fullmatch(name) for file in files)) == []
     unused = {file for file in [*files, *work] if not any(pattern(file).fullmatch(name) for name in there)}
     assert unused == set(OTHER_RECIPES)

@@ -27,11 +27,11 @@ from rlhfctl.data import columns, guess, sources, text_files
 from rlhfctl.data.leaks import without_leaks
 from rlhfctl.data.rows import CHECKS
 from rlhfctl.data.sifting import Filter, Kept, first_rows, leave_out
-from rlhfctl.data.splits import preference_places, prompt_places
+from rlhfctl.data.splits import demonstration_places, preference_places, prompt_places
 from rlhfctl.data.splits import prompt_key as prompt_key
 from rlhfctl.data.store import Chained, Locations, Store, pick
 from rlhfctl.data.tally import Tally
-from rlhfctl.data.types import BadRow, Item, Row, Rows, count_examples, count_of, repeated
+from rlhfctl.data.types import BadRow, DemonstrationSplit, Item, Row, Rows, count_examples, count_of, repeated
 from rlhfctl.data.types import PreferenceSplit as PreferenceSplit
 from rlhfctl.data.types import PromptSplit as PromptSplit
 from rlhfctl.errors import DataError, DataFaults, Problem, RecipeError
@@ -86,7 +86,8 @@ def check_all(data: Data, seed: int, names: Collection[str] = NAMES, *, steady: 
                 test = getattr(loaded["prompts"].split, "test", []) if data.leaks == "drop" else []
         if data.demonstrations is not None and "demonstrations" in names:
             with trying:
-                loaded["demonstrations"] = without_leaks(load_demonstrations(data.demonstrations, seed), test)
+                rows = without_leaks(load_demonstrations(data.demonstrations, seed), test)
+                loaded["demonstrations"] = _split_demonstrations(data.demonstrations, rows, seed)
         if data.pretraining is not None and "pretraining" in names:
             with trying:
                 loaded["pretraining"] = without_leaks(_load("pretraining", data.pretraining, seed), test)
@@ -301,6 +302,14 @@ def _generate(name: str, section: Source, seed: int) -> list[Row]:
 
 
 # ---------------------------------------------------------------- splitting
+
+
+def _split_demonstrations(section: Demonstrations, rows: Rows, seed: int) -> Rows:
+    """Hold out the share of the prompts that `section` states; without one the rows stay as they are."""
+    if section.heldout is None:
+        return rows
+    places = demonstration_places(section.heldout, rows.rows, seed)
+    return replace(rows, split=DemonstrationSplit.of(rows.items, places), places=places)
 
 
 def _split_prompts(section: Prompts, seed: int) -> Rows:

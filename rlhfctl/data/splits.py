@@ -54,6 +54,33 @@ def preference_places(
     return {"train": _places(np.flatnonzero(~held)), "heldout": _places(np.flatnonzero(held))}
 
 
+def demonstration_places(share: float, rows: Sequence[Row], seed: int) -> dict[str, Sequence[int]]:
+    """Hold out all rows of a random `share` of the distinct prompts, so that no prompt is on both sides.
+
+    The prompt of a conversation is what stands before its first answer; a plain text is its own. Returns the places of
+    both parts in `rows`.
+    """
+    ranks, order = _shuffled(map(_answered, rows), seed, "demonstrations")
+    if len(order) < 2:
+        raise DataError(
+            "one distinct prompt: none can be held out",
+            where="data.demonstrations",
+            fix="give demonstrations for at least two prompts, or remove data.demonstrations.heldout",
+        )
+    held = _marked(order[: min(len(order) - 1, max(1, round(share * len(order))))], len(order))[ranks]
+    return {"train": _places(np.flatnonzero(~held)), "heldout": _places(np.flatnonzero(held))}
+
+
+def _answered(row: Row) -> Prompt:
+    """Return the first prompt that a demonstration answers."""
+    if "messages" not in row:
+        prompt: Prompt = row["prompt"] if row.get("prompt") is not None else row["text"]
+        return prompt
+    messages = row["messages"]
+    first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    return list(messages[:first] or messages)
+
+
 def split_in_half(
     groups: Sequence[PreferenceGroup], seed: int, *, steady: bool = False
 ) -> tuple[Sequence[PreferenceGroup], Sequence[PreferenceGroup]]:

@@ -134,7 +134,8 @@ class Rows:
     items: Sequence[Item]
     fingerprint: str
     notes: tuple[str, ...] = ()  # sentences about dropped and changed rows
-    split: PreferenceSplit | PromptSplit | None = None  # the items by part; heldout has each pair once
+    # The items by part; heldout has each pair once.
+    split: DemonstrationSplit | PreferenceSplit | PromptSplit | None = None
     locations: Sequence[str] = ()  # "file:line" of each item, in the order of `items`
     left_out: Mapping[str, str] = field(default_factory=dict)  # "file:line" of a line that gives no row -> reason
     droppable: Sequence[int] = b""  # per item 1 if its source has bad_rows: drop, else 0; empty: no source has
@@ -146,6 +147,11 @@ class Rows:
         if isinstance(self.items, Stored | Picked):
             return Pairs(self.items) if isinstance(self.items[0], PreferenceGroup) else self.items
         return examples(self.items)
+
+    @property
+    def demonstrations(self) -> DemonstrationSplit:
+        """The demonstrations to train on, and those that are held out; all of them are to train on without a split."""
+        return self.split if isinstance(self.split, DemonstrationSplit) else DemonstrationSplit(self.rows, [])
 
     @property
     def groups(self) -> Sequence[PreferenceGroup]:
@@ -192,6 +198,19 @@ class Rows:
             | ({} if self.split is None else {"split": self.split.of(items.items(), parts)})
             | changes,
         )
+
+
+@dataclass(frozen=True)
+class DemonstrationSplit:
+    """Demonstrations for training, and those of held-out prompts."""
+
+    train: Sequence[Row]
+    heldout: Sequence[Row]
+
+    @staticmethod
+    def of(rows: Sequence[Any], places: Mapping[str, Sequence[int]]) -> DemonstrationSplit:
+        """Make the split of `rows` whose parts stand at `places`."""
+        return DemonstrationSplit(pick(rows, places["train"]), pick(rows, places["heldout"]))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _GENERIC = ("sft", "rm", "reward", "ppo", "lora", "full", "output", "outputs", "
 """Names of folders that say too little to be a run's name."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # of ppo.lr_scheduler_type
 TRACKERS = ("tensorboard", "wandb", "trackio")
-NO_EVAL = "sft and the reward model's held-out pairs need no schedule of evaluations; PPO's is ppo.eval.every"
+NO_EVAL = "held-out demonstrations are measured after each epoch, held-out pairs once; PPO's schedule is ppo.eval.every"
 NOT_FOR_RESULTS = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "overwrite_output_dir", "local_rank"), "nothing to set"),
     **dict.fromkeys(

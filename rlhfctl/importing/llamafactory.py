@@ -128,8 +128,9 @@ def _trained(fields: Fields) -> None:
         fields.carry("train_on_prompt", "sft.trainer.completion_only_loss", not fields.on("train_on_prompt"))
         fields.drop("mask_history", "sft.trainer.assistant_only_loss trains on all of the assistant's turns")
     size = fields.get("val_size", 0)
-    if stage == "reward" and isinstance(size, float) and 0 < size <= 0.9:
-        fields.carry("val_size", "data.preferences.heldout", words="a share of the prompts, not of the pairs")
+    if isinstance(size, float) and 0 < size <= 0.9:
+        name, rows = ("preferences", "pairs") if stage == "reward" else ("demonstrations", "rows")
+        fields.carry("val_size", f"data.{name}.heldout", words=f"a share of the prompts, not of the {rows}")
     fields.drop("val_size", common.NO_EVAL)
     common.trained_options(fields, stage)
 

@@ -61,7 +61,8 @@ class Lengths:
         encoder = Encoder(tokenizer)
         config, lengths = _config(recipe, tokenizer), dict[str, Any]()
         if "demonstrations" in rows and recipe.sft is not None:
-            lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in rows["demonstrations"].rows)
+            trained = rows["demonstrations"].demonstrations.train
+            lengths["sft"] = tuple(len(encoder.demonstration(row)["input_ids"]) for row in trained)
         if recipe.ppo is not None and recipe.ppo.ptx is not None and recipe.ppo.ptx.data in rows:
             limit, _ = longest_row(recipe.ppo.ptx.max_length, context_of(config))
             texts = rows[recipe.ppo.ptx.data].rows

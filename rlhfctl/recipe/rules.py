@@ -1,15 +1,16 @@
 """Define the rules between the sections of a recipe as data: what one section needs of another.
 
 Rules about the keys of a single section are in that section (sections/). Those on labels and rounds are in
-label_rules.py, on PPO's algorithms and losses in ppo_rules.py, on judges in judge_rules.py, on several processes in
-process_rules.py. Keys and placeholders here are paths from the top of the recipe. Longer than 400 lines because such a
-rule belongs to no section, and all of them are read in order.
+label_rules.py, on PPO's algorithms and losses in ppo_rules.py, on judges in judge_rules.py, on sft's checkpoint in
+choice_rules.py, on several processes in process_rules.py. Keys and placeholders here are paths from the top of the
+recipe. Longer than 400 lines because such a rule belongs to no section, and all of them are read in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rlhfctl.recipe.choice_rules import CHOICE
 from rlhfctl.recipe.judge_rules import JUDGES, PROMPT_SEARCH
 from rlhfctl.recipe.label_rules import LABELS
 from rlhfctl.recipe.ppo_rules import ALGORITHMS, OUTCOME_CRITIC, PTX
@@ -109,10 +110,12 @@ def _scores_nothing(recipe: Sections) -> bool:
 
 def _asks_no_server(recipe: Sections) -> bool:
     reward, ppo, compare = recipe.reward, recipe.ppo, recipe.compare
+    choose = recipe.sft.choose if recipe.sft is not None else None
     if reward is None or reward.server is None:
         return False
     named = [
         reward.function or "",
+        choose.by if choose is not None else "",
         *((ppo.rewards or {}) if ppo else {}),
         *((*compare.judges, *compare.metrics) if compare else ()),
     ]
@@ -138,9 +141,9 @@ PPO_NEEDS: tuple[Rule[Sections], ...] = (
     Rule(
         "reward.server",
         "is not used: no scorer is an address, http://...",
-        "remove it, or name one in reward.function, ppo.rewards or compare.judges",
+        "remove it, or name one in reward.function, ppo.rewards, compare.judges or sft.choose.by",
         _asks_no_server,
-        about=("reward.function", "ppo.rewards", "compare.judges"),
+        about=("reward.function", "ppo.rewards", "compare.judges", "sft.choose.by"),
     ),
     *(
         Rule[Sections](
@@ -444,6 +447,7 @@ def rules_of(stages: Mapping[str, type[Stage]]) -> tuple[Rule[Sections], ...]:
     trained = [name for name, section in stages.items() if "lora" in section.model_fields]
     between = (
         TWO_POLICIES,
+        *CHOICE,
         *PPO_NEEDS,
         *weight_rules(trained),
         *LENGTHS,

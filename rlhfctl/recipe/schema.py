@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from rlhfctl.recipe import rules
 from rlhfctl.recipe.sections.base import Conflict, Key, Rule, Section, Stage
 from rlhfctl.recipe.sections.card import Card, Gate
+from rlhfctl.recipe.sections.choose import Choose
 from rlhfctl.recipe.sections.compare import Compare, Controls
 from rlhfctl.recipe.sections.data import (
     BUILTIN_DATA_KEYS,
@@ -70,6 +71,7 @@ __all__ = [
     "STAGE_SOURCE",
     "Answered",
     "Card",
+    "Choose",
     "Compare",
     "Compared",
     "Conflict",

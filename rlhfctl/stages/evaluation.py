@@ -29,6 +29,7 @@ from rlhfctl.rewards.ensemble import disagreement_metric
 from rlhfctl.rewards.episode import Episode, RewardFunction, logged_means, make_episode, part_means, parts_of
 from rlhfctl.rewards.unit_tests import outcome_metrics
 from rlhfctl.stages.context import Context
+from rlhfctl.stats.effect import standard_error
 from rlhfctl.stats.overoptimization import best_evaluation
 from rlhfctl.training.rl.collect import PromptData
 from rlhfctl.training.rl.roles import Roles
@@ -91,7 +92,7 @@ class Evaluation:
         kl = self._kl(ids)
         values = {
             "eval_score": statistics.fmean(scores),
-            "eval_score_se": _standard_error(scores),
+            "eval_score_se": standard_error(scores),
             "eval_kl": statistics.fmean(kl),
             "eval_objective": statistics.fmean(scores) - section.kl_coef * statistics.fmean(kl),
             "eval_length": statistics.fmean(len(response) for response in ids),
@@ -102,7 +103,7 @@ class Evaluation:
         others: list[float] = []
         if self.heldout is not None:
             others = self._finite(self.heldout(episodes), episodes, update, "eval-heldout")
-            values |= {"eval_heldout": statistics.fmean(others), "eval_heldout_se": _standard_error(others)}
+            values |= {"eval_heldout": statistics.fmean(others), "eval_heldout_se": standard_error(others)}
         values |= {f"eval_{name}": mean for name, mean in (part_means(parts) | uncertain).items()}
         self.closing = values
         self.ctx.emit(Metrics(stage=self.ctx.name, step=update, total=total, values=values, split="eval"))
@@ -230,8 +231,3 @@ class Evaluation:
             f"the best policy on the eval prompts is that of update {update} ({what} {value:.4g}): it is used"
         )
         return float(update)
-
-
-def _standard_error(scores: Sequence[float]) -> float:
-    """Return the standard error of the mean over prompts; 0 for a single prompt, which has no spread."""
-    return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0

@@ -102,7 +102,7 @@ def run(section: Ppo, ctx: Context) -> Artifact:
     settings |= {"updates": section.updates, "prompts": len(prompts), "learned_reward": _is_learned(section, ctx)}
     data = PromptData(tokenizer, rows, prompts)
     outcome_critic, measures = outcomes.prepare(section, base.model, roles, data, reward, ctx)
-    texts = ctx.data[section.ptx.data].rows if section.ptx is not None else ()
+    texts = ctx.data[section.ptx.data].demonstrations.train if section.ptx is not None else ()
     context = context_of(base.model.config)
     ptx = ptx_rows.prepare(section, texts, tokenizer, context, seed=recipe.seed, warn=ctx.warn)
     if section.engine == "trl":

@@ -2,7 +2,8 @@
 
 Reads the recipe's `model` and `data.demonstrations`. Trains with TRL's SFTTrainer, all weights or LoRA. Writes model/
 (merged, with tokenizer, template and pad), adapter/ if LoRA was used, and probes.json: log-probabilities of the trained
-model before merging. Every later stage compares the model that it loads with them.
+model before merging. Every later stage compares the model that it loads with them. With `sft.choose` it hands over the
+checkpoint whose samples score best, not the last one (choice.py), and writes choice.json.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from rlhfctl.events import Work
 from rlhfctl.models import adapters, build, checks, loading, merging, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
 from rlhfctl.recipe.schema import Sft
+from rlhfctl.recipe.sections.scorers import HELDOUT_LOSS
 from rlhfctl.stages import probes
+from rlhfctl.stages.choice import CHOICE, Choice, choice_for
 from rlhfctl.stages.context import Context
+from rlhfctl.stages.heldout_loss import HeldoutLoss
 from rlhfctl.training.trl import options
 from rlhfctl.training.trl.datasets import dataset_of
 from rlhfctl.training.trl.shared_batches import SharedSftTrainer
@@ -37,7 +41,7 @@ from rlhfctl.training.trl.train import train
 
 def run(section: Sft, ctx: Context) -> Artifact:
     """Train base* and publish it; training resumes from a checkpoint."""
-    recipe, demonstrations = ctx.recipe, ctx.data["demonstrations"].rows
+    recipe, split = ctx.recipe, ctx.data["demonstrations"].demonstrations
 
     # 1. Load: the model to start from, its tokenizer with pad and template.
     dtype = loading.torch_dtype(recipe.model.dtype)
@@ -46,7 +50,7 @@ def run(section: Sft, ctx: Context) -> Artifact:
     model, notes = build.base_from_recipe(
         recipe.model, prepared, seed=recipe.seed, dtype=dtype, quantization=recipe.model.quantization
     )
-    if any(is_conversation(row) for row in demonstrations):
+    if any(is_conversation(row) for row in ctx.data["demonstrations"].rows):
         for sentence in template_warnings(tokenizer):
             ctx.warn(sentence)
     for sentence in notes:
@@ -56,11 +60,16 @@ def run(section: Sft, ctx: Context) -> Artifact:
 
     # 2. Rows to ids.
     config = _config(section, ctx)
-    encoded = _encode(demonstrations, tokenizer, config, model, ctx)
+    encoded, heldout_rows = _encode(split.train, tokenizer, config, model, ctx, split.heldout)
+    heldout = HeldoutLoss(heldout_rows, ctx, tokenizer.pad_token_id) if heldout_rows else None
 
     # 3. Train whole weights, or an adapter on them.
     if section.lora is not None:
         model = adapters.add_lora(model, section.lora, TaskType.CAUSAL_LM, seed=recipe.seed, tokens=prepared.added)
+    context = context_of(model.config)
+    choice = None if section.choose is None else choice_for(section.choose, ctx, tokenizer, context, heldout)
+    looks: list[Choice | HeldoutLoss] = [choice] if choice is not None else []
+    looks += [heldout] if heldout is not None and (choice is None or choice.by != HELDOUT_LOSS) else []
     model, metrics = train(
         partial(SharedSftTrainer, args=config, train_dataset=dataset_of(encoded), processing_class=tokenizer),
         model,
@@ -72,7 +81,12 @@ def run(section: Sft, ctx: Context) -> Artifact:
         counts=lambda trainer: {"rows": len(trainer.train_dataset)},
         metrics=("loss", "mean_token_accuracy", "num_tokens"),
         divided=ctx.divides,
+        candidates=looks,
     )
+    if choice is not None:
+        metrics |= choice.settle(model)
+    if heldout is not None:
+        metrics |= {"eval_loss": heldout.of(model)}
 
     ctx.leave_to_first()
 
@@ -85,6 +99,8 @@ def run(section: Sft, ctx: Context) -> Artifact:
     layout: dict[str, Any] = {"model": "model", "probes": probes.PROBES}
     if section.lora is not None:
         layout["adapter"] = "adapter"
+    if choice is not None:
+        layout["choice"] = CHOICE
     return ctx.publish(
         section.model_dump(mode="json"),
         layout,
@@ -101,20 +117,28 @@ def _config(section: Sft, ctx: Context) -> SFTConfig:
 
 
 def _encode(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: SFTConfig, model: PreTrainedModel, ctx: Context
-) -> Sequence[dict[str, list[int]]]:
-    """Encode the demonstrations as ids and labels, and warn about those that are too long."""
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    config: SFTConfig,
+    model: PreTrainedModel,
+    ctx: Context,
+    heldout: Sequence[Row] = (),
+) -> tuple[Sequence[dict[str, list[int]]], list[dict[str, list[int]]]]:
+    """Encode the demonstrations and the `heldout` ones as ids and labels; warn about those that are too long."""
     encoder = Encoder(tokenizer)
     limit, name = longest_row(config.max_length, context_of(model.config))
     encoded: Store[dict[str, list[int]]] = Store()
     cut = lost = 0
+    learned = {
+        "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss,
+    }
     for row in Work("encoding demonstrations", len(rows)).through(rows):
-        one = encoder.demonstration(
-            row, completion_only_loss=config.completion_only_loss, assistant_only_loss=config.assistant_only_loss
-        )
+        one = encoder.demonstration(row, **learned)
         encoded.append(one)
         cut += limit is not None and len(one["input_ids"]) > limit
         lost += limit is not None and all(label == IGNORED for label in one["labels"][:limit])
+    aside = [{key: ids[:limit] for key, ids in encoder.demonstration(row, **learned).items()} for row in heldout]
     # Both options are applied by now; TRL would require columns that no longer exist.
     config.completion_only_loss, config.assistant_only_loss = False, False
     if sentence := encoder.warning("demonstrations"):
@@ -130,7 +154,7 @@ def _encode(
             )
         if lost:
             ctx.warn(f"{lost} of them are left without a single token to learn from and are dropped")
-    return encoded.items()
+    return encoded.items(), aside
 
 
 def _publish(model: Any, prepared: tokenizing.Prepared, rows: list[list[int]], ctx: Context) -> None:

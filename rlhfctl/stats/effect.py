@@ -1,7 +1,7 @@
-"""Compute effect sizes: how large a difference is, in standard deviations.
+"""Compute effect sizes, and the standard error of a mean: how large a difference is, and how well a mean is known.
 
-Reads arrays of one number per prompt; pure functions. A p-value says whether there is a difference, an effect size how
-large it is: with enough prompts a tiny difference is certain.
+Reads arrays of one number per prompt; pure functions. An effect size is in standard deviations. A p-value says whether
+there is a difference, an effect size how large it is: with enough prompts a tiny difference is certain.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def reference_deviations(policy: ArrayLike, reference: ArrayLike) -> float | Non
     differences, values = paired_differences(policy, reference), checked(reference, "reference")
     deviation = float(np.std(values, ddof=1)) if values.size > 1 else 0.0
     return float(np.mean(differences)) / deviation if deviation > 0 else None
+
+
+def standard_error(values: ArrayLike) -> float:
+    """Compute the standard error of the mean of `values` (n,): sd / sqrt(n), sd with n - 1; 0 for a single value."""
+    array = checked(values, "values")
+    return float(np.std(array, ddof=1) / np.sqrt(array.size)) if array.size > 1 else 0.0
 
 
 def _standardized(differences: Floats, counts: Floats) -> Floats:

@@ -26,7 +26,7 @@ from rlhfctl.stats.round_robin import Meeting, RoundRobin, round_robin
 Key = tuple[str, int]  # a prompt's content, and which of the prompts with this content it is
 Differences = Mapping[tuple[int, int], Floats]
 
-_JUDGES_OF_PAIRS = tuple(name for name, scorer in SCORERS.items() if scorer.of_pairs)
+_JUDGES_OF_PAIRS = tuple(name for name, scorer in SCORERS.items() if scorer.scores == "pairs")
 """Judges that compare the two sides of one run: their scores mean nothing beside those of another run."""
 
 _SEED = 0  # of the bootstrap

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_files import message
 
-from rlhfctl.data.splits import bootstrap, preference_places, prompt_key, prompt_places, prompts_of, split_in_half
+from rlhfctl.data.splits import (
+    bootstrap,
+    demonstration_places,
+    preference_places,
+    prompt_key,
+    prompt_places,
+    prompts_of,
+    split_in_half,
+)
 from rlhfctl.data.types import PreferenceGroup, PreferenceSplit, PromptSplit, Row, examples
 from rlhfctl.errors import DataError
 from rlhfctl.recipe.schema import Preferences, Prompts
@@ -90,6 +98,35 @@ def test_halves_depend_on_the_seed_alone_and_one_prompt_has_none() -> None:
     with pytest.raises(DataError, match="two reward models cannot share it") as caught:
         split_in_half(as_groups(text_prompt, 1, 4), 0)
     assert caught.value.where == "reward.heldout"
+
+
+def answered(make: Callable[[int], Any], number: int) -> Row:
+    """A demonstration in one of three forms, for prompt `number` of 10."""
+    prompt = make(number % 10)
+    if number >= 20:
+        return {"text": f"a text {number % 10}"}
+    return (
+        {"prompt": prompt, "completion": str(number)}
+        if isinstance(prompt, str)
+        else {"messages": [*prompt, message("assistant", str(number)), message("user", str(number))]}
+    )
+
+
+@pytest.mark.parametrize("make", [text_prompt, conversation])
+def test_held_out_demonstrations_answer_no_prompt_of_the_others(make: Callable[[int], Any]) -> None:
+    rows = [answered(make, number) for number in range(40)]  # 20 prompts, two rows each
+    places = demonstration_places(0.25, rows, seed=0)
+    assert sorted([*places["train"], *places["heldout"]]) == list(range(40)) and len(places["heldout"]) == 10
+    sides = [{number % 10 + 10 * (number >= 20) for number in places[part]} for part in ("train", "heldout")]
+    assert not sides[0] & sides[1] and len(sides[1]) == 5
+    assert demonstration_places(0.25, rows, seed=1)["heldout"] != places["heldout"]
+    backwards = demonstration_places(0.25, rows[::-1], seed=0)["heldout"]
+    assert sorted(39 - place for place in backwards) == list(places["heldout"])
+
+
+def test_demonstrations_of_one_prompt_cannot_be_held_out() -> None:
+    with pytest.raises(DataError, match="one distinct prompt: none can be held out"):
+        demonstration_places(0.5, [answered(text_prompt, 0)] * 3, seed=0)
 
 
 def test_one_prompt_cannot_be_held_out() -> None:

@@ -59,3 +59,4 @@ def test_columns_come_from_dataset_info(
 
 def test_the_share_of_held_out_pairs_stays_beside_the_source() -> None:
     assert recipe("reward", dataset="a/b", val_size=0.2)["data"]["preferences"] == {"heldout": 0.2, "source": "a/b"}
+    assert recipe("sft", dataset="a/b", val_size=0.2)["data"]["demonstrations"] == {"heldout": 0.2, "source": "a/b"}

@@ -55,6 +55,14 @@ RULES = [
     ("launch.main_process_ip=10.0.0.1", "launch.main_process_ip", "launch.num_machines is 1"),
     ("launch.shard=true", "launch.shard", "one process has nobody to divide the weights with"),
     ("launch.accelerate_config=none.yaml", "launch.accelerate_config", "there is no file none.yaml"),
+    # the choice of sft's checkpoint
+    ("sft.choose={by: gold, every: 5}", "sft.choose.by", "there is no scorer 'gold' here"),
+    ("sft.choose={by: 'http://a@b/score', every: 5}", "sft.choose.by", "host, port and path alone"),
+    ("sft.choose={by: passes, every: 5}", "sft.choose.by", "passes needs reward.unit_tests"),
+    ("sft.choose={by: heldout_loss, every: 5}", "sft.choose.by", "heldout_loss needs held-out demonstrations"),
+    ("sft.trainer.eval_strategy=steps", "sft.trainer.eval_strategy", "the loss on held-out demonstrations"),
+    ("sft.trainer.eval_steps=5", "sft.trainer.eval_steps", "the loss on held-out demonstrations"),
+    ("sft.trainer.eval_on_start=true", "sft.trainer.eval_on_start", "the loss on held-out demonstrations"),
     # algorithms
     ("ppo={engine: rlhfctl, algorithm: trpo, bf16: true}", "ppo.bf16", "coarser than the KL that trpo bounds"),
     ("ppo={engine: rlhfctl, algorithm: trpo, critic: head}", "ppo.critic", "the policy out of trpo's trust region"),
@@ -407,6 +415,8 @@ def test_outcome_critic_needs_ppo(algorithm: str) -> None:
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
+    ("sft.choose={by: 'a:b', every: 5}", "data.prompts.eval=0"),
+    ("sft.choose={by: 'a:b'}", "sft.trainer.num_train_epochs=1"),
     ("label={}", MADE),
     ("label={}", "sample={}"),
     ("label={by: builtin}", "sample={}", MADE, "data.prompts={source: rows.jsonl, rows: null}", "compare=null"),

@@ -59,7 +59,7 @@ def functions_of(stage: str, whole: Recipe) -> list[str]:
 
 
 def test_every_name_that_a_recipe_accepts_has_a_builder() -> None:
-    single = [name for name, scorer in SCORERS.items() if not scorer.of_pairs]
+    single = [name for name, scorer in SCORERS.items() if scorer.scores == "responses"]
     assert {kind_of(name) for name in (*single, "a.b:c", "http://a/b", "org/model@GOOD")} == set(BUILDERS)
     assert kind_of("a.b:c") == FUNCTION
 

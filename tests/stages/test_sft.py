@@ -25,7 +25,7 @@ def encode(folder: Path, rows: list[dict[str, str]], max_length: int | None, **o
     given = {"completion_only_loss": None, "assistant_only_loss": False, "packing": False, "max_length": max_length}
     config = SimpleNamespace(**given | options)
     ctx = context(folder, "sft", [])
-    encoded = sft._encode(rows, tokenizer, config, small_model(tokenizer), ctx)  # type: ignore[arg-type]
+    encoded, _ = sft._encode(rows, tokenizer, config, small_model(tokenizer), ctx)  # type: ignore[arg-type]
     return encoded, ctx.notes, config
 
 

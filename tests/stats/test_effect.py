@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from rlhfctl.stats.effect import paired_effect_size, reference_deviations
+from rlhfctl.stats.effect import paired_effect_size, reference_deviations, standard_error
 
 
 def test_by_hand() -> None:
@@ -15,6 +15,11 @@ def test_by_hand() -> None:
     assert found is not None and found.value == pytest.approx(2.0)
     # reference 1, 2, 3 has standard deviation 1 too
     assert reference_deviations([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(2.0)
+
+
+def test_the_standard_error_of_a_mean_by_hand() -> None:
+    assert standard_error([1.0, 2.0, 3.0, 6.0]) == pytest.approx(np.sqrt(14 / 3) / 2)  # squares 4, 1, 0, 9 over 3
+    assert standard_error([7.0]) == 0.0
 
 
 def test_it_is_the_t_statistic_over_the_root_of_n() -> None:

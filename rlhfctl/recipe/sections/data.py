@@ -1,4 +1,7 @@
-"""Define the `data` section: the data sets, the source of their rows, and how they are split."""
+"""Define the `data` section: the data sets, the source of their rows, and how they are split.
+
+Longer than 400 lines because the data sets share the keys of a source.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +219,7 @@ class Source(Section):
         unused: tuple[str, ...] = ONE_SOURCE_KEYS
         if self.parts == [self]:
             unused = OWN_DATA_KEYS if self.builtin else BUILTIN_DATA_KEYS
-        optional = ("sources", "eval_source", "test_source", "fixed_prompt")
+        optional = ("sources", "eval_source", "test_source", "fixed_prompt", "heldout")
         absent = tuple(key for key in optional if getattr(self, key, None) is None)
         return without(handler(self), (*unused, *absent))
 
@@ -276,10 +279,20 @@ class Demonstrations(Answered):
 
     source: str = Field("", min_length=1, description=_SOURCE)
     sources: list[DemonstrationsPart] | None = Field(None, min_length=1, description=_SOURCES)
+    heldout: float | None = Field(
+        None,
+        gt=0,
+        le=0.9,
+        description="Fraction of the prompts whose rows are held out of training; sft measures the loss on them after "
+        "each epoch (null: none).",
+    )
 
 
-class Pretraining(Demonstrations):
+class Pretraining(Answered):
     """Texts for the next-token loss that ppo.ptx adds to PPO; a row is read as a demonstration is."""
+
+    source: str = Field("", min_length=1, description=_SOURCE)
+    sources: list[DemonstrationsPart] | None = Field(None, min_length=1, description=_SOURCES)
 
 
 class Preferences(Compared):

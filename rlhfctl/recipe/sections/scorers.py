@@ -1,8 +1,8 @@
 """The table of the names of scorers in a recipe: where each may stand, and which are Python functions.
 
-A scorer stands in `ppo.rewards`, `compare.judges` or `compare.metrics` by its name, or as module:name (a function),
-http://... (a server), a path with a slash (a reward model) or NAME@PATH (a metric over a local model). What builds each
-is in rewards/build.py; which stage asks for which scorers is in graph.py.
+A scorer stands in `ppo.rewards`, `compare.judges`, `compare.metrics` or `sft.choose.by` by its name, or as module:name
+(a function), http://... (a server), a path with a slash (a reward model) or NAME@PATH (a metric over a local model).
+What builds each is in rewards/build.py; which stage asks for which scorers is in graph.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Place = Literal["ppo.rewards", "compare.judges", "compare.metrics"]
+Place = Literal["ppo.rewards", "compare.judges", "compare.metrics", "sft.choose.by"]
 
 REWARD = "reward"  # in ppo.rewards: what the recipe's reward section gives, a model or a function
 REWARD_MODEL, REWARD_FUNCTION, GOLD = "reward_model", "reward_function", "gold"
 UNIT_TESTS, PASSES = "unit_tests", "passes"  # the outcome's score, and whether all tests hold (reward.unit_tests)
 PROMPTED, CORRECT = "prompted_classifier", "correct"  # the reward of the row's own example, and whether it is right
+HELDOUT_LOSS = "heldout_loss"  # of sft: the loss on held-out demonstrations
 ENDPOINT = "endpoint"  # a judge of pairs: stages/endpoint.py asks it
 HELDOUT = "heldout"  # the second reward model, which PPO never trains on (reward.heldout)
 FUNCTION = "module:name"  # the kind of every Python function that a recipe names itself
@@ -36,24 +37,28 @@ FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 class Scorer:
     """Where a recipe may name a scorer, and a few words about it for the docs.
 
-    `of_pairs`: it compares two responses and gives no score to one alone, so BUILDERS has no row for it.
+    `scores`: what it reads. BUILDERS has a row for each that scores a response alone.
     """
 
     places: tuple[Place, ...]
     words: str = ""
-    of_pairs: bool = False
+    scores: Literal["responses", "pairs", "weights"] = "responses"
 
 
-_ANYWHERE: tuple[Place, ...] = ("ppo.rewards", "compare.judges", "compare.metrics")
+_ANYWHERE: tuple[Place, ...] = ("ppo.rewards", "compare.judges", "compare.metrics", "sft.choose.by")
+_JUDGES_AND_CHOOSES: tuple[Place, ...] = ("compare.judges", "sft.choose.by")
 SCORERS: dict[str, Scorer] = {
     REWARD: Scorer(("ppo.rewards",), "the reward section"),
     GOLD: Scorer(("compare.judges",), "built-in task"),
-    ENDPOINT: Scorer(("compare.judges",), "a model behind an API: compare.endpoint", of_pairs=True),
+    ENDPOINT: Scorer(("compare.judges",), "a model behind an API: compare.endpoint", scores="pairs"),
+    HELDOUT_LOSS: Scorer(
+        ("sft.choose.by",), "least loss on data.demonstrations.heldout, without samples", scores="weights"
+    ),
     REWARD_MODEL: Scorer(("compare.judges",)),
     REWARD_FUNCTION: Scorer(("compare.judges",)),
     HELDOUT: Scorer(("compare.judges",), "with reward.heldout"),
-    UNIT_TESTS: Scorer(("compare.judges",), "with reward.unit_tests: the outcome's score"),
-    PASSES: Scorer(("compare.judges",), "with reward.unit_tests: 1 if all tests hold, else 0"),
+    UNIT_TESTS: Scorer(_JUDGES_AND_CHOOSES, "with reward.unit_tests: the outcome's score"),
+    PASSES: Scorer(_JUDGES_AND_CHOOSES, "with reward.unit_tests: 1 if all tests hold, else 0"),
     PROMPTED: Scorer(("compare.judges",), "with reward.prompted_classifier: the reward of the row's example"),
     CORRECT: Scorer(
         ("compare.judges",), "with reward.prompted_classifier: 1 if the row's example is classified rightly"

@@ -25,7 +25,7 @@ OWNED_TRAINER_KEYS = {
     "save_steps": "use `checkpoint_steps` of the stage",
     "save_total_limit": "use `checkpoint_steps` of the stage",
     "save_only_model": "remove it: from weights alone a stage that was stopped cannot resume",
-    "load_best_model_at_end": "remove it: a stage hands over its last weights",
+    "load_best_model_at_end": "remove it: a stage hands over its last weights (in sft there is `sft.choose`)",
     "report_to": "use the top-level `report_to`",
     "disable_tqdm": "remove it: the dashboard shows the progress",
     "push_to_hub": "use `rlhfctl export`, then the Hub's own upload command",
@@ -42,6 +42,7 @@ def owned_trainer_key(key: str) -> str | None:
 
 
 DEFAULT_TRAINER_BATCH = 8  # rows: per_device_train_batch_size of TRL's trainers where a recipe gives none
+DEFAULT_TRAINER_EPOCHS = 3  # num_train_epochs of SFTConfig where a recipe gives none
 
 
 def _layers_of_an_expression(lora: Lora) -> bool:

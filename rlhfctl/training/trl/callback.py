@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -113,6 +113,30 @@ class EventCallback(TrainerCallback):
             return None
         rate = (time.monotonic() - self._began[0]) / (state.global_step - self._began[1])
         return rate * (state.max_steps - state.global_step)
+
+
+class Candidates(Protocol):
+    """What looks at the weights after every `every` steps (None: an epoch), and after the last one."""
+
+    every: int | None
+
+    def __call__(self, model: Any, step: int, total: int, /) -> None:
+        """Look at the weights of `model` after `step` of `total` steps. It may be called again after a resume."""
+
+
+class CandidateCallback(TrainerCallback):
+    """Show the weights to `candidates`. The trainer writes a checkpoint of the same step after that."""
+
+    def __init__(self, candidates: Candidates, epoch: int) -> None:
+        self.candidates = candidates
+        self.every = candidates.every or epoch
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        step, total = state.global_step, state.max_steps
+        if step % self.every == 0 or step == total:
+            self.candidates(model, step, total)
 
 
 def trained_model(trainer: Trainer) -> Any:

@@ -54,11 +54,12 @@ def common_arguments(work: Path, *, seed: int) -> dict[str, Any]:
 def planned_steps(trainer: Trainer) -> int:
     """Count the optimizer steps of the whole training, as transformers does."""
     args = trainer.args
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    batches = len(trainer.get_train_dataloader())
-    steps_per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * steps_per_epoch)
+    return int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch(trainer))
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Count the optimizer steps of one pass over the rows, as transformers does."""
+    return max(1, -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps))
 
 
 def prepare(

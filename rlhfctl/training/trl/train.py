@@ -17,7 +17,7 @@ from rlhfctl.models import build, sharding
 from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Trained
 from rlhfctl.training.trl import options
-from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.callback import CandidateCallback, Candidates, EventCallback, last_metrics, trained_model
 from rlhfctl.training.trl.divided import divide, reunite
 
 
@@ -33,11 +33,13 @@ def train(
     counts: Callable[[Trainer], Mapping[str, int]],
     metrics: Sequence[str],
     divided: bool = False,
+    candidates: Sequence[Candidates] = (),
 ) -> tuple[Any, dict[str, float]]:
     """Train `model`, or resume its training. Return it without its optimizer, and the last value of each of `metrics`.
 
     `make_trainer` receives the model and the callbacks. `counts` gives the numbers of rows, which are reported as
-    settings in the event at the start. `divided`: the processes divide the weights while they train.
+    settings in the event at the start. `divided`: the processes divide the weights while they train. `candidates` look
+    at the weights after some of the steps, before a checkpoint of the same step is written.
     """
     processes = Processes.here()
     divided = divided and processes.count > 1
@@ -49,6 +51,8 @@ def train(
     with build.preserve_dtypes(model), naming, Work("preparing the batches"):
         trainer = make_trainer(model=model, callbacks=[callback])
     resume = options.prepare(trainer, work, section.checkpoint_steps, warn)
+    for one in candidates:
+        trainer.add_callback(CandidateCallback(one, options.steps_per_epoch(trainer)))
 
     trainable, total = build.count_parameters(trainer.model)
     settings = options.effective_settings(trainer.args, section.trainer)

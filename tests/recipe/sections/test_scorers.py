@@ -10,11 +10,11 @@ from rlhfctl.rewards.build import BUILDERS
 
 @pytest.mark.parametrize("name", scorers.SCORERS)
 def test_a_name_is_its_own_kind_and_can_be_built_unless_it_judges_pairs(name: str) -> None:
-    assert scorers.kind_of(name) == name and (name in BUILDERS) is not scorers.SCORERS[name].of_pairs
+    assert scorers.kind_of(name) == name and (name in BUILDERS) is (scorers.SCORERS[name].scores == "responses")
 
 
 def test_the_endpoint_judges_pairs_and_is_no_reward() -> None:
-    assert [name for name, scorer in scorers.SCORERS.items() if scorer.of_pairs] == [scorers.ENDPOINT]
+    assert [name for name, scorer in scorers.SCORERS.items() if scorer.scores == "pairs"] == [scorers.ENDPOINT]
     assert scorers.unknown_in("ppo.rewards", ["endpoint"]) == ["endpoint"]
     assert scorers.unknown_in("compare.judges", ["endpoint"]) == []
 

@@ -7,15 +7,14 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from small_trainer import trainer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rlhfctl.events import CheckpointSaved, Event, Metrics, Progress
 from rlhfctl.training import checkpoints
-from rlhfctl.training.trl.callback import EventCallback, last_metrics, trained_model
-from rlhfctl.training.trl.options import (
-    prepare,
-)
+from rlhfctl.training.trl.callback import CandidateCallback, EventCallback, last_metrics, trained_model
+from rlhfctl.training.trl.options import prepare, steps_per_epoch
 
 # ---------------------------------------------------------------- a training
 
@@ -34,6 +33,35 @@ def test_a_trainer_that_is_done_holds_neither_gradients_nor_optimizer(tmp_path: 
     del model
     gc.collect()
     assert kept() is None
+
+
+class Seen:
+    """Candidates that record the step, and the checkpoints that are there by then."""
+
+    def __init__(self, every: int | None, work: Path) -> None:
+        self.every, self.work = every, work
+        self.steps: list[int] = []
+        self.before: list[list[str]] = []
+
+    def __call__(self, model: object, step: int, total: int) -> None:
+        assert isinstance(model, torch.nn.Module) and total == 5
+        self.steps.append(step)
+        self.before.append(sorted(path.name for path in self.work.glob("checkpoint-*")))
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, [2, 4, 5]), (3, [3, 5]), (1, [1, 2, 3, 4, 5])])
+def test_candidates_are_seen_after_their_steps_and_the_last_before_its_checkpoint(
+    tmp_path: Path, every: int | None, steps: list[int]
+) -> None:
+    work = tmp_path / "work"
+    ours = trainer(work, lambda event: None, max_steps=5)  # two steps are an epoch
+    prepare(ours, work, 1, lambda sentence: None)
+    seen = Seen(every, work)
+    ours.add_callback(CandidateCallback(seen, steps_per_epoch(ours)))
+    ours.train()
+    assert seen.steps == steps
+    for step, before in zip(seen.steps, seen.before, strict=True):
+        assert f"checkpoint-{step}" not in before
 
 
 def test_a_training_of_four_steps_as_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
