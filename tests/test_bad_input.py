@@ -189,7 +189,7 @@ def trainer_unknown_strategy(project: Path) -> None:
 
 @case(2, "run mine.yaml --run-dir run")
 def trainer_values_together(project: Path) -> None:
-    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, eval_strategy: steps,")
+    recipe(project, "sft:\n  trainer: {max_steps: 1,", "sft:\n  trainer: {max_steps: 1, dataloader_prefetch_factor: 2,")
 
 
 @case(2, "validate mine.yaml")

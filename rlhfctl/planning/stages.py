@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import DPOConfig, RewardConfig, SFTConfig
 
+from rlhfctl.artifacts import MANIFEST, model_at
 from rlhfctl.data.fitting import fit_lengths, longest_row
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.graph import STAGES, data_of_kind, section_of
@@ -24,13 +25,14 @@ from rlhfctl.models import devices, loading, scoring
 from rlhfctl.models.architecture import context_of
 from rlhfctl.pipeline import Forecast
 from rlhfctl.planning import compare_memory, memory, ppo_memory
+from rlhfctl.planning.choice_memory import with_candidates
 from rlhfctl.planning.frozen import frozen_model
 from rlhfctl.planning.memory import BASE, MemoryEstimate, ModelSpec, Training
 from rlhfctl.planning.meter import WEIGHTS
 from rlhfctl.planning.row_lengths import GroupLengths, Lengths
 from rlhfctl.recipe.made_data import made_data, source_stages
-from rlhfctl.recipe.schema import Ppo, Recipe
-from rlhfctl.recipe.sections.scorers import HELDOUT, REWARD_MODEL
+from rlhfctl.recipe.schema import Choose, Ppo, Recipe
+from rlhfctl.recipe.sections.scorers import HELDOUT, HELDOUT_LOSS, REWARD_MODEL, model_in
 from rlhfctl.training import checkpoints
 from rlhfctl.training.trl import callback, options
 
@@ -157,7 +159,22 @@ def _sft(recipe: Recipe, lengths: Lengths) -> StagePlan:
         kept += adapter + lengths.tokenizer_bytes
     disk = _trainer_disk(kept, adapter or whole, outlook, lengths, steps, section.checkpoint_steps)
     tokens = int(sum(counts) * epochs)
+    if section.choose is not None:
+        disk = Disk(disk.highest + 2 * (adapter or whole), disk.kept)  # the best weights, and those that replace them
+        what += f", the best weights by {section.choose.by}"
+        if section.choose.by != HELDOUT_LOSS:
+            outlook = _with_candidates(outlook, section.choose, recipe, lengths)
     return StagePlan("sft", "run", "", what, steps, tokens, outlook, disk)
+
+
+def _with_candidates(outlook: MemoryEstimate, choose: Choose, recipe: Recipe, lengths: Lengths) -> MemoryEstimate:
+    length = choose.max_new_tokens or (recipe.ppo or Ppo()).response_length
+    prompts, spec = _fitting_prompts(lengths.prompts, recipe, lengths, length), _shape(recipe, lengths)
+    name, scorer = model_in(choose.by), None
+    if name is not None:
+        found = model_at(name, Path(recipe.folder or "."))
+        scorer = spec if (Path(found) / MANIFEST).is_file() else _ready_model(found, recipe)
+    return with_candidates(outlook, spec, min(choose.batch_size, lengths.eval), max(prompts), length, scorer)
 
 
 def _reward(recipe: Recipe, lengths: Lengths, *, other_half: bool = False) -> StagePlan:
@@ -278,11 +295,16 @@ def _scorer(recipe: Recipe, lengths: Lengths) -> tuple[ModelSpec | None, bool]:
     if reward.kind == "trained":
         on_base = reward.lora is not None and ppo is not None and ppo.lora is not None
         return _shape(recipe, lengths), on_base and ppo is not None and ppo.critic_kind != "model"
+    return None if reward.model is None else _ready_model(reward.model, recipe), False
+
+
+def _ready_model(name: str, recipe: Recipe) -> ModelSpec | None:
+    """Describe a reward model from elsewhere; None if its configuration cannot be read here."""
     try:
-        config = AutoConfig.from_pretrained(reward.model, trust_remote_code=recipe.model.trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError):
-        return None, False
-    return ModelSpec(config, loading.torch_dtype(recipe.model.dtype)), False
+        return None
+    return ModelSpec(config, loading.torch_dtype(recipe.model.dtype))
 
 
 def _fitting_prompts(prompts: Sequence[int], recipe: Recipe, lengths: Lengths, response: int) -> list[int]:

@@ -9,7 +9,7 @@ from small_plans import planned
 from torch import nn
 
 from rlhfctl.graph import Request
-from rlhfctl.planning.stages import optimizer_state
+from rlhfctl.planning.stages import StagePlan, optimizer_state
 
 
 def test_ppo_counts_updates_and_tokens(tiny_recipe: Path) -> None:
@@ -125,3 +125,19 @@ def test_behind_a_closed_gate_stages_wait(tiny_recipe: Path, carded_run: Path) -
     open_gate = "reward.gate={min_accuracy: null, min_length_controlled_accuracy: null, flags: []}"
     runs = {stage.name: stage.action for stage in planned(tiny_recipe, carded_run, *settings, open_gate).stages}
     assert runs == {"sft": "skip", "reward": "skip", "card": "skip", "ppo": "run", "compare": "run"}
+
+
+def test_held_out_demonstrations_are_not_trained_on_and_candidates_are_counted(tiny_recipe: Path) -> None:
+    def sft(*sets: str) -> StagePlan:
+        found = planned(tiny_recipe, tiny_recipe.parent / "nothing", *sets)
+        return next(stage for stage in found.stages if stage.name == "sft")
+
+    plain, heldout = sft(), sft("data.demonstrations.heldout=0.25")
+    assert plain.rows == "96 demonstrations" and int(heldout.rows.split()[0]) < 80
+    chosen = sft("sft.choose={by: 'scores:length', every: 2}")
+    assert chosen.rows == "96 demonstrations, the best weights by scores:length"
+    assert chosen.disk.highest > plain.disk.highest and chosen.disk.kept == plain.disk.kept
+    assert chosen.outlook is not None and plain.outlook is not None
+    assert [one.what for one in chosen.outlook.moments[-1:]] == ["sampling a candidate"]
+    by_loss = sft("sft.choose={by: heldout_loss, every: 2}", "data.demonstrations.heldout=0.25")
+    assert by_loss.outlook is not None and len(by_loss.outlook.moments) == len(plain.outlook.moments)
