@@ -89,7 +89,7 @@ def christiano(
     folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where the runs lie (default: runs/christiano, runs/christiano-small with --small)."
+            metavar="DIR", help="Where the runs lie (default: runs/queries, runs/queries-small with --small)."
         ),
     ] = None,
     small: Annotated[
@@ -107,7 +107,7 @@ def christiano(
 
     chosen = _seeds(seeds)
     sizes = queries.SMALL if small else queries.Sizes()
-    folder = folder or Path("runs/christiano-small" if small else "runs/christiano")
+    folder = folder or Path("runs/queries-small" if small else "runs/queries")
     with progress_bar() as emit:
         queries.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
     found = [query_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
