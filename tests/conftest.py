@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -86,6 +88,16 @@ def run_cli(
     command = [sys.executable, "-m", "rlhfctl", *map(str, arguments)]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def function_of_page(page: str, name: str) -> Callable[..., Any]:
+    """Return the function `name` of the first Python block of a page in docs/ that defines it."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {name}(" in block)
+    defined: dict[str, Any] = {}
+    exec(block, defined)
+    function: Callable[..., Any] = defined[name]
+    return function
 
 
 def fastest(*arguments: object, env: dict[str, str] | None = None) -> float:

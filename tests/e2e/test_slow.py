@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, run_cli
+from conftest import ROOT, TINY, function_of_page, run_cli
 
 from rlhfctl.artifacts import load_artifact
 
@@ -71,6 +71,32 @@ def test_tiny_chatgpt_learns_odd_parity(seed: int, tmp_path: Path) -> None:
     artifact = load_artifact(tmp_path / "run" / "ppo")
     assert artifact.manifest.metrics["updates"] == 100
     assert artifact.manifest.metrics["raw_score"] >= 0.90  # mean over the last ten updates of 64
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            [
+                "ppo.algorithm=a2c",
+                "ppo.total_episodes=102400",
+                "ppo.entropy_coef=0.1",
+                "ppo.critic_learning_rate=3e-3",
+            ],
+            id="a2c",
+        ),
+        pytest.param(["ppo.algorithm=rloo", "ppo.total_episodes=51200", "ppo.num_generations=8"], id="rloo"),
+    ],
+)
+def test_one_step_per_update_reaches_090_on_tiny_chatgpt(settings: list[str], seed: int, tmp_path: Path) -> None:
+    shorter = ["compare=null", "ppo.eval.every=0", "ppo.trace_every=0"]
+    sets = [f"--set={setting}" for setting in (f"seed={seed}", *settings, *shorter)]
+    result = run_cli("run", "tiny-chatgpt", "--run-dir", tmp_path / "run", *sets)
+    assert result.returncode == 0, result.stderr
+    responses = function_of_page("algorithms.md", "responses_until")(tmp_path / "run")
+    print(settings, seed, responses)
+    assert responses is not None
 
 
 def test_reviews_on_real_text(shared: Path, tmp_path: Path) -> None:
