@@ -141,6 +141,8 @@ def rloo(
     from rlhfctl import fs
     from rlhfctl.dashboard.terminal.console import console
     from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.report.page import html_of
+    from rlhfctl.report.reproduction import page_of_algorithms
     from rlhfctl.tools.reproduce import algorithm_choice, algorithm_outcomes, algorithm_view, algorithms
 
     chosen = _seeds(seeds)
@@ -164,8 +166,12 @@ def rloo(
     outcomes = algorithm_outcomes.check(found)
     for part in algorithm_view.view(found, outcomes, sizes):
         console().print(part)
+    result = algorithm_view.to_json(found, outcomes, sizes)
     if report is not None:
-        fs.write_json(report, algorithm_view.to_json(found, outcomes, sizes))
+        fs.write_json(report, result)
+    page = folder / "report.html"
+    fs.write_atomic(page, html_of(page_of_algorithms(json.loads(json.dumps(result))), str(folder)))
+    typer.echo(f"report: {page}")
 
 
 def _seeds(text: str) -> list[int]:

@@ -61,7 +61,7 @@ def run_name(algorithm: str, step: float) -> str:
 
 def jobs(folder: Path, sizes: Sizes) -> Iterator[Job]:
     """List the commands of the choice, in order; `folder`: that of its seed."""
-    of = Jobs(SEED, folder, replace(sizes, eval_every=sizes.episodes))  # larger than the number of updates
+    of = Jobs(SEED, folder, replace(sizes, eval_every=sizes.updates + 1))
     yield from of.shared()
     for algorithm, steps in candidates().items():
         for step in steps:

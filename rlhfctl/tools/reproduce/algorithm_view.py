@@ -67,7 +67,7 @@ def _at_equal_kl(seeds: Sequence[Seed]) -> Table:
     for name in ROWS:
         others = (PPO, DPO, BEST_OF_N)
         cells = ["" if name == other else spread([seed.at_equal_kl(name, other) for seed in seeds]) for other in others]
-        table.add_row(name, spread([seed.curves[name].distance[-1] for seed in seeds]), *cells)
+        table.add_row(name, spread([seed.curves[name].reach for seed in seeds]), *cells)
     return table
 
 

@@ -17,6 +17,7 @@ that is in no result (algorithm_choice.py). Leaves out the numbers and what they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,12 +84,12 @@ class Sizes:
     its result is that of `beta`, and the others give it a range of KL.
     """
 
-    rows: int = 2_500
-    episodes: int = 2_048
+    rows: int = 2_000
+    episodes: int = 1_536
     batch: int = 64
     kl_coef: float = 0.1
-    eval_every: int = 8  # updates
-    eval_prompts: int = 192  # one response to each per evaluation
+    eval_every: int = 6  # updates
+    eval_prompts: int = 128  # one response to each per evaluation
     answers: int = 2  # to each eval prompt, by the reference and by each policy at the end
     beta: float = 0.1
     betas: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -98,6 +99,11 @@ class Sizes:
     layers: int = 2
     demonstrations: int = 3_000
     extra: Mapping[str, object] = field(default_factory=dict)  # further keys of the recipe
+
+    @property
+    def updates(self) -> int:
+        """Updates of each algorithm that samples."""
+        return math.ceil(self.episodes / self.batch)
 
 
 SMALL = Sizes(
@@ -125,6 +131,7 @@ class Jobs:
             "model.init.hidden_size": sizes.hidden_size,
             "model.init.num_hidden_layers": sizes.layers,
             "data.demonstrations.rows": sizes.demonstrations,
+            "sft.trainer.num_train_epochs": 2,
             "data.preferences.rows": sizes.rows,
             "data.preferences.label_noise": 0,
             "data.prompts.eval": sizes.eval_prompts,
@@ -136,6 +143,7 @@ class Jobs:
             "ppo.total_episodes": sizes.episodes,
             "ppo.per_device_train_batch_size": sizes.batch,
             "ppo.eval.every": sizes.eval_every,
+            "ppo.trace_every": 0,
         }
         self._offline = jobs_of("rloo", seed, shared | dict(sizes.extra))
         self._online = jobs_of("rloo", seed, shared | rl | dict(sizes.extra))

@@ -65,6 +65,11 @@ class Points:
         return np.interp(places, [0.0, *self.distance], [0.0, *self.proxy])
 
     @property
+    def reach(self) -> float:
+        """The farthest distance; 0 without a point."""
+        return max([0.0, *self.distance])
+
+    @property
     def highest(self) -> int:
         """The index of the point with the most gold."""
         return int(np.argmax(self.gold))
@@ -109,7 +114,7 @@ class Curve(Points):
 
 def common(first: Points, second: Points, along: Along = "distance") -> Floats:
     """Return evenly spread places from the reference (left out) to the farthest that both curves reach."""
-    end = min(max(getattr(curve, along)) for curve in (first, second))
+    end = min(max([0.0, *getattr(curve, along)]) for curve in (first, second))
     return np.linspace(0.0, end, _GRID)[1:]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Source, load_artifact, read_json
+from rlhfctl.data.types import PromptSplit, Row
 from rlhfctl.events import Event, report_progress_to
 from rlhfctl.paths import RunPaths
 from rlhfctl.recipe.load import load_recipe
@@ -87,10 +88,11 @@ class _Measuring:
         self.reward, self.answers = reward, answers
         self.recipe: Recipe = load_recipe(RunPaths(base).recipe).recipe
         door.load_data_libraries()
-        rows = door.load_data(self.recipe.data, self.recipe.data_seed, ["prompts"])["prompts"].split.eval
+        split = door.load_data(self.recipe.data, self.recipe.data_seed, ["prompts"])["prompts"].split
+        assert isinstance(split, PromptSplit)
         self.quiet, self.silent = lambda: quiet_libraries(RunPaths(base).log), loading.silence_libraries
         self.reference = self._load(base / "sft")
-        self.rows, self.prompts = self._fitting(rows)
+        self.rows, self.prompts = self._fitting(split.eval)
 
     def __call__(self, policy: Path | None) -> Answers:
         from rlhfctl.generation import local
@@ -105,7 +107,8 @@ class _Measuring:
         own = self.reference if policy is None else self._load(policy)
         stream = _STREAM_OF_REFERENCE if policy is None else _STREAM
         sampling = sampling_for(section, own.tokenizer, seed=self.recipe.seed, stream=stream)
-        rows, prompts = ([one for one in each for _ in range(self.answers)] for each in (self.rows, self.prompts))
+        rows = [row for row in self.rows for _ in range(self.answers)]
+        prompts = [ids for ids in self.prompts for _ in range(self.answers)]
         with self.quiet():
             drawn = local.sample(own.model, prompts, own.tokenizer, replace(sampling, batch_size=_BATCH))
             ids = [response.ids for response in drawn]
@@ -129,7 +132,7 @@ class _Measuring:
             loader = Loader.of(recipe, note=lambda sentence: None, warn=lambda sentence: None)
             return loader.load_base(Source.of(load_artifact(folder)))
 
-    def _fitting(self, rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[list[int]]]:
+    def _fitting(self, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[list[int]]]:
         from rlhfctl.data.fitting import encode_prompts
         from rlhfctl.models.architecture import context_of
 
