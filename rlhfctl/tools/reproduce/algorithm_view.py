@@ -38,6 +38,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -
         f"{DPO} samples nothing: it reads the {sizes.rows:,} pairs of the reward model (beta {sizes.beta:g}). "
         f"{BEST_OF_N} samples {sizes.samples} responses per prompt when it is used."
     )
+    yield Text(f"learning rates (--choose): {', '.join(f'{name} {rate:g}' for name, rate in CHOSEN.items())}")
     yield Text("\nat equal KL: gold", "bold")
     yield _at_equal_kl(seeds)
     yield Text(_NOTES, "dim")
@@ -72,14 +73,14 @@ def _at_equal_kl(seeds: Sequence[Seed]) -> Table:
 
 
 def to_json(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> dict[str, Any]:
-    """Return the sizes, step sizes, all points, measures and outcomes for scripts; intervals as [low, high]."""
+    """Return the sizes, learning rates, all points, measures and outcomes for scripts; intervals as [low, high]."""
     pairs = {
         name: {other: [seed.at_equal_kl(name, other) for seed in seeds] for other in ROWS if other != name}
         for name in ROWS
     }
     return {
         "sizes": asdict(sizes),
-        "step_sizes": dict(CHOSEN),
+        "learning_rates": dict(CHOSEN),
         "seeds": [asdict(seed) for seed in seeds],
         "gold_at_equal_kl": pairs,
         "statements": [statement_as_json(one) for one in statements],

@@ -1,4 +1,4 @@
-"""Step sizes of `rlhfctl reproduce rloo` are chosen among as many for each algorithm, by what the reward model says."""
+"""`reproduce rloo --choose` tries as many learning rates for each algorithm, and chooses by the reward model and KL."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_objective_is_the_score_less_the_kl_with_its_coefficient(tmp_path: P
 
 def test_the_best_has_the_highest_objective_and_the_view_says_where_another_is_used() -> None:
     assert best(TRIED) == {PPO: 0.2, DPO: 0.3}
-    assert "these are the step sizes that the command uses" in drawn({PPO: 0.2, DPO: 0.3})
+    assert "these are the learning rates that the command uses" in drawn({PPO: 0.2, DPO: 0.3})
     assert "ppo 0.2 (used: 0.1)" in drawn({PPO: 0.1, DPO: 0.3}).replace("\n", " ")
     assert [line.split()[:2] for line in drawn({PPO: 0.2, DPO: 0.3}).splitlines() if "best" in line] == [
         [PPO, "0.2"],

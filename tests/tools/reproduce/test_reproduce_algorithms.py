@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import run_cli
@@ -58,18 +57,15 @@ def test_each_run_is_a_recipe_and_reads_earlier_ones(sizes: Sizes, tmp_path: Pat
 @pytest.mark.parametrize("sizes", [Sizes(), SMALL])
 def test_algorithms_get_the_same_samples_and_differ_by_their_own_keys(sizes: Sizes, tmp_path: Path) -> None:
     of = {job.name: job for job in jobs(3, tmp_path, sizes)}
-    assert {str(ALGORITHMS[name].keys["algorithm"]) for name in ALGORITHMS} == set(NAMES)
-    for name, algorithm in ALGORITHMS.items():
+    assert {str(keys["algorithm"]) for keys in ALGORITHMS.values()} == set(NAMES) - {"trpo"}
+    for name in ALGORITHMS:
         ppo = loaded(of[name]).ppo
         assert ppo is not None and (ppo.total_episodes, ppo.batch_size) == (sizes.episodes, sizes.batch)
         assert (ppo.kl_coef, ppo.eval.every, ppo.updates) == (sizes.kl_coef, sizes.eval_every, sizes.updates)
         changed = differences(of[PPO], of[name])
-        assert {key for key in changed if ".".join(key.split(".")[:2]) not in OWN} <= {algorithm.step}
+        assert {key for key in changed if ".".join(key.split(".")[:2]) not in OWN} <= {"ppo.learning_rate"}
         assert of[name].request.external == of[PPO].request.external
-        keys: Any = loaded(of[name]).model_dump()
-        for part in algorithm.step.split("."):
-            keys = keys[part]
-        assert keys == CHOSEN[name]
+        assert ppo.learning_rate == CHOSEN[name]
     for first, second in pairwise(sizes.betas):
         assert differences(of[dpo_name(first)], of[dpo_name(second)]) == {"dpo.beta": second}
     dpo = loaded(of[dpo_name(sizes.beta)])
@@ -83,7 +79,7 @@ def test_the_small_form_ends_with_statements_and_does_nothing_twice(tmp_path: Pa
     done = run_cli(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rloo.json").read_text())
-    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 9
+    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 10
     for seed in found["seeds"]:
         assert set(seed["ends"]) == set(seed["curves"]) == set(ROWS)
         assert seed["ends"][BEST_OF_N]["score"] > 0
