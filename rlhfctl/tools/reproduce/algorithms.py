@@ -74,9 +74,9 @@ class Sizes:
     kl_coef: float = 0.1
     eval_every: int = 6  # updates
     eval_prompts: int = 128  # one response to each per evaluation
-    answers: int = 2  # to each eval prompt, by the reference and by each policy at the end
+    answers: int = 4  # to each eval prompt, by the reference and by each policy at the end
     beta: float = 0.1
-    betas: tuple[float, ...] = (0.03, 0.1, 0.3)
+    betas: tuple[float, ...] = (0.03, 0.1)
     prompts: int = 48  # of the pool of best of n
     samples: int = 32  # per prompt of the pool
     hidden_size: int = 80
