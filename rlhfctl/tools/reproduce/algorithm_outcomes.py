@@ -101,9 +101,8 @@ def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
         kl, score, gold = in_units(found, pool)
         curves[name], half[name] = Points.at(kl, score, gold), gold[halfway(list(found))]
     ends = {name: end_of(read_answers(folder / name), reference, pool) for name in ALGORITHMS}
-    of_betas = {beta: end_of(read_answers(folder / dpo_name(beta)), reference, pool) for beta in sizes.betas}
-    curves[DPO] = Points.at(*([getattr(end, name) for end in of_betas.values()] for name in ("kl", "score", "gold")))
-    ends[DPO] = of_betas[sizes.beta]
+    dpo = ends[DPO] = end_of(read_answers(folder / dpo_name(sizes.beta)), reference, pool)
+    curves[DPO] = Points.at([dpo.kl], [dpo.score], [dpo.gold])  # one point: it is not evaluated while it learns
     curves[BEST_OF_N], ends[BEST_OF_N] = _best_of_n(pool)
     accuracy = load_artifact(folder / REWARD / "reward").manifest.metrics["heldout_accuracy"]
     return Seed(seed, accuracy, curves, ends, half)

@@ -91,7 +91,7 @@ def test_a_difference_within_the_seeds_cannot_tell_and_a_small_loss_is_no_loss()
 
 def test_a_seed_is_read_from_its_files(tmp_path: Path) -> None:
     """The pool's gold has a deviation of 2, its scores one of 1; the reference's answers are worth 1 and score 0."""
-    sizes = Sizes(betas=(0.1, 0.5), samples=2)
+    sizes = Sizes(samples=2)
     rows = [
         {"prompt": f"p{i}", "sample": j, "scores": {"reward": i + j * 2**0.5, "gold": i - 8**0.5 * j}}
         for i in range(2)
@@ -112,13 +112,11 @@ def test_a_seed_is_read_from_its_files(tmp_path: Path) -> None:
         points = [(0, 0.0, 0.5, 1.0), (8, 1.0, 1.5, 2.0), (16, 4.0, 2.5, 4.0)]
         (tmp_path / name / "events.jsonl").write_text("".join(_evaluation(*point) for point in points))
     measured(dpo_name(0.1), 3.0, 1.0, 4.0)
-    measured(dpo_name(0.5), 0.0, 0.5, 1.0)
     found = read_seed(7, tmp_path, sizes)
     ppo, dpo, best = found.ends[PPO], found.ends[DPO], found.ends[BEST_OF_N]
     assert (ppo.gold, ppo.score, ppo.kl, ppo.wins) == pytest.approx((2.0, 2.0, 9.0, 1.0))
     assert (dpo.gold, dpo.wins) == pytest.approx((1.0, 1.0))
-    assert found.curves[DPO].distance == pytest.approx([1.0, 2.0])
-    assert found.curves[DPO].gold == pytest.approx([-0.5, 1.0])
+    assert found.curves[DPO] == Points([2.0], [pytest.approx(1.0)], [pytest.approx(1.0)])
     assert found.curves[PPO].gold == pytest.approx([0.5, 1.5]) and found.half[PPO] == pytest.approx(0.5)
     assert best.wins == 0.0 and best.gold < 0 < best.score  # the higher score has the lower gold
     assert (found.seed, found.accuracy) == (7, 0.9)
