@@ -78,13 +78,13 @@ def page_of_algorithms(result: Mapping[str, Any]) -> Page:
 
 
 def _ends(seeds: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ("gold", "wins", "score", "kl")
+    columns = ("gold", "wins", "score", "kl", "broken")
     rows = [
         [name, *(_with_interval([seed["ends"][name][column] for seed in seeds]) for column in columns)]
         for name in seeds[0]["ends"]
     ]
-    headings = ("algorithm", "gold", "win rate", "reward model's score", "KL in nats")
-    return Table(headings, rows, right=frozenset(range(1, 5)), whole=frozenset(range(5)))
+    headings = ("algorithm", "gold", "win rate", "reward model's score", "KL in nats", "gold is 0")
+    return Table(headings, rows, right=frozenset(range(1, 6)), whole=frozenset(range(6)))
 
 
 def _headline(outcomes: Sequence[bool | None]) -> str:

@@ -39,7 +39,7 @@ def made_comparison() -> dict[str, Any]:
             "curves": {
                 name: {"distance": DISTANCES, "proxy": [2 * d for d in DISTANCES], "gold": DISTANCES} for name in names
             },
-            "ends": {name: {"gold": 1.0 + seed, "score": 2.0, "kl": 4.0, "wins": 0.7} for name in names},
+            "ends": {name: {"gold": 1.0 + seed, "score": 2.0, "kl": 4.0, "wins": 0.7, "broken": 0.2} for name in names},
         }
         for seed in (0, 2)
     ]

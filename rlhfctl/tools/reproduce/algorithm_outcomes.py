@@ -60,24 +60,26 @@ class End:
     """The policy that a run ends with: gold, the reward model's score, the KL in nats, and gold's win rate.
 
     `wins`: the share of comparisons with the reference's answers to the same prompt that gold decides for the policy;
-    a tie is half.
+    a tie is half. `broken`: the share of answers whose gold is 0, such as those that are no proper review.
     """
 
     gold: float
     score: float
     kl: float
     wins: float
+    broken: float
 
 
 @dataclass(frozen=True)
 class Seed:
     """What one seed gave, by the names of ROWS. `half`: gold after half of the updates, of the algorithms with updates.
 
-    `accuracy`: of the reward model on held-out pairs.
+    `accuracy`: of the reward model on held-out pairs. `broken`: the share of the reference's answers whose gold is 0.
     """
 
     seed: int
     accuracy: float
+    broken: float
     curves: dict[str, Points]
     ends: dict[str, End]
     half: dict[str, float]
@@ -105,7 +107,7 @@ def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
     curves[DPO] = Points.at([dpo.kl], [dpo.score], [dpo.gold])  # one point: it is not evaluated while it learns
     curves[BEST_OF_N], ends[BEST_OF_N] = _best_of_n(pool)
     accuracy = load_artifact(folder / REWARD / "reward").manifest.metrics["heldout_accuracy"]
-    return Seed(seed, accuracy, curves, ends, half)
+    return Seed(seed, accuracy, broken(reference), curves, ends, half)
 
 
 def halfway(updates: Sequence[int]) -> int:
@@ -119,7 +121,12 @@ def end_of(answers: Answers, reference: Answers, pool: Units) -> End:
         (float(np.mean(getattr(answers, name))) - float(np.mean(getattr(reference, name)))) / deviation(unit)
         for name, unit in (("gold", pool.gold), ("score", pool.proxy))
     )
-    return End(gold, score, float(np.mean(answers.kl)), win_rate(answers.gold, reference.gold))
+    return End(gold, score, float(np.mean(answers.kl)), win_rate(answers.gold, reference.gold), broken(answers))
+
+
+def broken(answers: Answers) -> float:
+    """Compute the share of answers whose gold is 0."""
+    return float(np.mean(np.asarray(answers.gold) == 0))
 
 
 def win_rate(policy: ArrayLike, reference: ArrayLike) -> float:
@@ -138,7 +145,8 @@ def _best_of_n(pool: Units) -> tuple[Points, End]:
     kl = [best_of_n.kl_bound(n) for n in ns]
     score, gold = chosen(chooser, pool.proxy, ns), chosen(chooser, pool.gold, ns)
     points = Points.at(kl, score, gold)
-    return points, End(gold[-1], score[-1], kl[-1], wins_of_choice(chooser, pool.gold, ns[-1]))
+    wins, zero = wins_of_choice(chooser, pool.gold, ns[-1]), best_of_n.chances(chooser, ns[-1]) * (pool.gold == 0)
+    return points, End(gold[-1], score[-1], kl[-1], wins, float(zero.sum(axis=1).mean()))
 
 
 def wins_of_choice(chooser: Floats, gold: Floats, n: int) -> float:
@@ -191,6 +199,18 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
         statement("RLOO over PPO", "at equal samples RLOO with four answers ends better than PPO", ends(RLOO_4, PPO)),
         statement("REINFORCE over PPO", "at equal samples REINFORCE ends better than PPO", ends(REINFORCE, PPO)),
         statement(
+            "more reward than PPO",
+            "at equal samples REINFORCE and RLOO raise the reward model's score, which all of them optimize, more than "
+            "PPO",
+            [
+                measure(
+                    f"score, {name} less {PPO}",
+                    lambda seed, name=name: seed.ends[name].score - seed.ends[PPO].score,  # type: ignore[misc]
+                )
+                for name in (REINFORCE, RLOO_2, RLOO_4)
+            ],
+        ),
+        statement(
             "RLOO over a2c",
             "at equal samples and as many optimizer steps, one per batch, RLOO with four answers ends better than with "
             "PPO's critic (a2c)",
@@ -232,7 +252,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
 
 
 def numbers(seeds: Sequence[Seed], name: str, what: str) -> list[float]:
-    """List one number of the ends (gold, score, kl, wins) of one algorithm, by seed."""
+    """List one number of the ends (gold, score, kl, wins, broken) of one algorithm, by seed."""
     return [getattr(seed.ends[name], what) for seed in seeds]
 
 

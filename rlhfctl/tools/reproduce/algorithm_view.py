@@ -13,7 +13,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhfctl.stats.scaling import over_seeds
 from rlhfctl.tools.reproduce.algorithm_outcomes import BEST_OF_N, ROWS, Seed, differences, numbers
 from rlhfctl.tools.reproduce.algorithms import CHOSEN, DPO, PPO, Sizes
 from rlhfctl.tools.reproduce.statements import Statement
@@ -22,14 +21,15 @@ from rlhfctl.tools.reproduce.view import spread, statement_as_json, statement_of
 _NOTES = (
     "Gold and score (the reward model's) are in standard deviations of the reference's samples to one prompt; the "
     "reference is 0. wins: the share of comparisons with the reference that gold decides for the policy. KL: in nats "
-    "per response; of best of n its upper bound. +-: half of the 95% interval over seeds (Student's t). less ppo: the "
-    "difference by seed, so its interval is that of pairs. At equal KL: the mean difference of gold over the distances "
-    "(square root of the KL) that both reach; reach: the farthest distance."
+    "per response; of best of n its upper bound. broken: the share of answers whose gold is 0. +-: half of the 95% "
+    "interval over seeds (Student's t). less ppo: the difference by seed, so its interval is that of pairs. At equal "
+    "KL: the mean difference of gold over the distances (square root of the KL) that both reach; reach: the farthest "
+    "distance."
 )
 
 
 def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> Iterator[RenderableType]:
-    """Draw both tables, then the statements, then which of them held."""
+    """Draw the tables, then the statements, then which of them held."""
     yield Text(f"{len(seeds)} seeds: {', '.join(str(seed.seed) for seed in seeds)}", "bold")
     yield Text(f"the reward model is right on held-out pairs: {spread([seed.accuracy for seed in seeds])}")
     yield Text(f"\nat equal samples: {sizes.episodes:,} responses, kl_coef {sizes.kl_coef:g}", "bold")
@@ -38,6 +38,9 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -
         f"{DPO} samples nothing: it reads the {sizes.rows:,} pairs of the reward model (beta {sizes.beta:g}). "
         f"{BEST_OF_N} samples {sizes.samples} responses per prompt when it is used."
     )
+    yield Text("\nwhat was optimized, at equal samples: the reward model's score", "bold")
+    yield _rewards(seeds)
+    yield Text(f"broken, the reference: {spread([seed.broken for seed in seeds])}")
     yield Text(f"learning rates (--choose): {', '.join(f'{name} {rate:g}' for name, rate in CHOSEN.items())}")
     yield Text("\nat equal KL: gold", "bold")
     yield _at_equal_kl(seeds)
@@ -50,12 +53,19 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -
 
 
 def _ends(seeds: Sequence[Seed]) -> Table:
-    table = table_of("algorithm", "half, gold", "end, gold", "less ppo", "wins", "less ppo", "score", "KL")
+    table = table_of("algorithm", "half, gold", "end, gold", f"less {PPO}", "wins", f"less {PPO}")
     for name in ROWS:
         half = spread([seed.half[name] for seed in seeds]) if name in seeds[0].half else ""
         cells = [half, spread(numbers(seeds, name, "gold")), _less_ppo(seeds, name, "gold")]
-        cells += [spread(numbers(seeds, name, "wins")), _less_ppo(seeds, name, "wins")]
-        table.add_row(name, *cells, *(f"{over_seeds(numbers(seeds, name, what))[0]:.2f}" for what in ("score", "kl")))
+        table.add_row(name, *cells, spread(numbers(seeds, name, "wins")), _less_ppo(seeds, name, "wins"))
+    return table
+
+
+def _rewards(seeds: Sequence[Seed]) -> Table:
+    table = table_of("algorithm", "score", f"less {PPO}", "KL", "broken")
+    for name in ROWS:
+        score, *others = (spread(numbers(seeds, name, what)) for what in ("score", "kl", "broken"))
+        table.add_row(name, score, _less_ppo(seeds, name, "score"), *others)
     return table
 
 

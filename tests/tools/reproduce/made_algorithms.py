@@ -14,8 +14,8 @@ def curve(gold_per_distance: float, farthest: float = 2.0) -> Points:
     return Points.at(kl, [1.0, 2.0], gold)
 
 
-def end(gold: float, score: float = 1.0) -> End:
-    return End(gold, score, kl=4.0, wins=0.5 + gold / 10)
+def end(gold: float) -> End:
+    return End(gold, score=1.0 + gold, kl=4.0, wins=0.5 + gold / 10, broken=0.25)
 
 
 def seed(number: int, gold: dict[str, float], slopes: dict[str, float] | None = None) -> Seed:
@@ -24,6 +24,7 @@ def seed(number: int, gold: dict[str, float], slopes: dict[str, float] | None = 
     return Seed(
         number,
         accuracy=0.9,
+        broken=0.2,
         curves={name: curve((slopes or {}).get(name, 1.0), 2.0 + shift) for name in ROWS},
         ends={name: end(gold.get(name, 1.0) + (shift if name not in (DPO, BEST_OF_N) else 0.0)) for name in ROWS},
         half=dict.fromkeys(ALGORITHMS, 0.5),

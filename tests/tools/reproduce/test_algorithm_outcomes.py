@@ -71,14 +71,14 @@ def outcomes(gold: dict[str, float], slopes: dict[str, float] | None = None) -> 
 def test_the_statements_of_the_paper_hold_where_its_order_does() -> None:
     order = {RLOO_4: 1.5, RLOO_2: 1.4, REINFORCE: 1.3, PPO: 1.0, DPO: 0.5}
     found = outcomes(order, order)
-    assert found == dict.fromkeys(found, True) and len(found) == 10
+    assert found == dict.fromkeys(found, True) and len(found) == 11
 
 
 def test_the_statements_fail_where_the_order_is_the_other_way_round() -> None:
     order = {RLOO_4: 0.5, RLOO_2: 1.1, REINFORCE: 0.7, PPO: 1.3, DPO: 2.0, A2C: 0.8}
     found = outcomes(order, order)
     assert found.pop("premise") is True
-    assert found == dict.fromkeys(found, False) and len(found) == 9
+    assert found == dict.fromkeys(found, False) and len(found) == 10
 
 
 def test_a_difference_within_the_seeds_cannot_tell_and_a_small_loss_is_no_loss() -> None:
@@ -112,6 +112,7 @@ def test_a_seed_is_read_from_its_files(tmp_path: Path) -> None:
         points = [(0, 0.0, 0.5, 1.0), (8, 1.0, 1.5, 2.0), (16, 4.0, 2.5, 4.0)]
         (tmp_path / name / "events.jsonl").write_text("".join(_evaluation(*point) for point in points))
     measured(dpo_name(0.1), 3.0, 1.0, 4.0)
+    measured("grpo", 0.0, 1.0, 4.0)
     found = read_seed(7, tmp_path, sizes)
     ppo, dpo, best = found.ends[PPO], found.ends[DPO], found.ends[BEST_OF_N]
     assert (ppo.gold, ppo.score, ppo.kl, ppo.wins) == pytest.approx((2.0, 2.0, 9.0, 1.0))
@@ -119,6 +120,7 @@ def test_a_seed_is_read_from_its_files(tmp_path: Path) -> None:
     assert found.curves[DPO] == Points([2.0], [pytest.approx(1.0)], [pytest.approx(1.0)])
     assert found.curves[PPO].gold == pytest.approx([0.5, 1.5]) and found.half[PPO] == pytest.approx(0.5)
     assert best.wins == 0.0 and best.gold < 0 < best.score  # the higher score has the lower gold
+    assert (found.ends["grpo"].broken, ppo.broken, found.broken, best.broken) == (1.0, 0.0, 0.0, 0.0)
     assert (found.seed, found.accuracy) == (7, 0.9)
 
 

@@ -72,7 +72,7 @@ def test_the_small_form_ends_with_statements_and_does_nothing_twice(tmp_path: Pa
     done = run_cli(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rloo.json").read_text())
-    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 10
+    assert [one["seed"] for one in found["seeds"]] == [0, 1] and len(found["statements"]) == 11
     for seed in found["seeds"]:
         assert set(seed["ends"]) == set(seed["curves"]) == set(ROWS)
         assert seed["ends"][BEST_OF_N]["score"] > 0
