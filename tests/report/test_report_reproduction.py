@@ -57,6 +57,6 @@ def test_the_page_of_algorithms_has_outcomes_ends_and_measures() -> None:
     outcomes, ends, measures = tables(page)
     assert [row[1] for row in outcomes.rows] == ["held", "cannot tell"]
     # Gold of 1 and 3: mean 2, and 12.7062 times the standard error 1.
-    assert list(ends.rows[0])[:2] == ["ppo", "2.00 [-10.71, 14.71]"] and len(ends.rows) == 5
+    assert list(ends.rows[0])[:2] == ["ppo", "2.00 [-10.71, 14.71]"] and len(ends.rows) == 8
     assert len(measures.rows) == 2
     assert "Algorithms side by side" in html_of(page, "runs/rloo")

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhfctl.report.figures.spec import Figure, Spec, chance, field, layered, series_colour, tooltip
+from rlhfctl.report.figures.spec import (
+    CATEGORIES,
+    Figure,
+    Spec,
+    chance,
+    field,
+    layered,
+    series_colour,
+    series_dash,
+    tooltip,
+)
 from rlhfctl.stats.scaling import Fit, over_seeds
 
 _PLACES = 40  # at which a curve is drawn
@@ -87,7 +97,8 @@ def _curves(
     ]
     if len(series) <= _MOST_BANDS:
         layers.append({"data": {"values": means}, "mark": {"type": "area", "opacity": 0.15}, "encoding": band})
-    layers.append({"data": {"values": means}, "mark": {"type": "line"}, "encoding": line})
+    dashed = line | ({"strokeDash": series_dash(list(series))} if len(series) > CATEGORIES else {})
+    layers.append({"data": {"values": means}, "mark": {"type": "line"}, "encoding": dashed})
     if score == "gold" and all("fit" in curve for curves in series.values() for curve in curves):
         fitted = [row | {"series": one} for one, curves in series.items() for row in _fitted(curves)]
         mark = {"type": "line", "strokeDash": [5, 4], "strokeWidth": 1.5}

@@ -32,6 +32,9 @@ def test_algorithms_have_a_line_each_without_bands_and_fits() -> None:
     assert (line[0]["score"], line[-1]["score"]) == pytest.approx((0.0, 2.0))
     assert drawn(score.spec, "rloo-4")[0][-1]["score"] == pytest.approx(4.0)
     assert gold.name == "algorithms-gold"
+    scale = gold.spec["layer"][-1]["encoding"]["strokeDash"]["scale"]  # the colours of the first six repeat
+    dashed = [name for name, dash in zip(scale["domain"], scale["range"], strict=True) if dash != [1, 0]]
+    assert dashed == ["dpo", "best of n"]
 
 
 def drawn(spec: dict[str, Any], series: str) -> list[list[dict[str, Any]]]:
