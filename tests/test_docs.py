@@ -55,6 +55,8 @@ NOT_RUN = {
     "rlhfctl reproduce gao": "an hour or more; tests/tools/reproduce/test_experiment.py runs a small one",
     "rlhfctl reproduce coste": "an hour; tests/tools/reproduce/test_reproduce_ensembles.py runs a small one",
     "rlhfctl reproduce christiano": "minutes; tests/tools/reproduce/test_queries.py runs a small one",
+    "rlhfctl reproduce rloo": "half an hour; tests/tools/reproduce/test_reproduce_algorithms.py runs a small one",
+    "rlhfctl reproduce rloo --choose": "minutes; tests/tools/reproduce/test_algorithm_choice.py reads what it makes",
     "rlhfctl bench ppo --against trl --critic head": "minutes; tests/tools/bench/test_bench.py runs a small one",
     "rlhfctl bench ppo --against trl --workload large --rounds 1": "minutes, and 6 GB of memory",
     "rlhfctl bench scale": "minutes; tests/tools/bench/test_scale.py runs a small one",

@@ -50,7 +50,7 @@ PARTS = {  # of a stage: its files beside the one of its name
 }
 GOLD_READERS = {
     "stages/judges.py", "stages/evaluation.py", "stages/card_scorers.py", "stages/label.py", "world/reviews.py",
-    "tools/reproduce/query_outcomes.py",
+    "tools/reproduce/query_outcomes.py", "tools/reproduce/policies.py",
 }  # fmt: skip
 
 

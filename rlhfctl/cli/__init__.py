@@ -59,6 +59,7 @@ REPRODUCTIONS: Commands = (
     ("gao", reproduce.gao, "rlhfctl reproduce gao --seeds 0,1,2,3,4 --json gao.json"),
     ("coste", reproduce.coste, "rlhfctl reproduce coste --seeds 0,1,2,3,4 --json coste.json"),
     ("christiano", reproduce.christiano, "rlhfctl reproduce christiano --seeds 0,1,2,3,4 --json christiano.json"),
+    ("rloo", reproduce.rloo, "rlhfctl reproduce rloo --seeds 0,1,2,3,4 --json rloo.json"),
 )
 
 LABELS: Commands = (

@@ -1,4 +1,4 @@
-"""Commands that repeat published experiments in small: `reproduce gao`, `coste`, `christiano`.
+"""Commands that repeat published experiments in small: `reproduce gao`, `coste`, `christiano`, `rloo`.
 
 Modules that load torch are imported inside the functions.
 """
@@ -116,6 +116,62 @@ def christiano(
         console().print(part)
     if report is not None:
         fs.write_json(report, query_view.to_json(found, outcomes, sizes))
+
+
+def rloo(
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, separated by commas.")] = "0,1,2,3,4",
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the runs lie (default: runs/rloo, runs/rloo-small with --small)."),
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Sizes that only try the command: minutes, and no result of interest.")
+    ] = False,
+    choose: Annotated[
+        bool,
+        typer.Option(
+            "--choose", help="Instead, try learning rates for each algorithm on a seed of its own, and show the best."
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all points, measures and outcomes here.")
+    ] = None,
+) -> None:
+    """PPO, REINFORCE, RLOO, DPO and more (Ahmadian et al. 2024) on the built-in task: minutes per seed; resumes."""
+    from rlhfctl import fs
+    from rlhfctl.dashboard.terminal.console import console
+    from rlhfctl.dashboard.terminal.progress import progress_bar
+    from rlhfctl.report.page import html_of
+    from rlhfctl.report.reproduction import page_of_algorithms
+    from rlhfctl.tools.reproduce import algorithm_choice, algorithm_outcomes, algorithm_view, algorithms
+
+    chosen = _seeds(seeds)
+    sizes = algorithms.SMALL if small else algorithms.Sizes()
+    folder = folder or Path("runs/rloo-small" if small else "runs/rloo")
+
+    def say(sentence: str) -> None:
+        typer.echo(sentence, err=True)
+
+    if choose:
+        with progress_bar() as emit:
+            tried = algorithm_choice.choose(folder, sizes, emit, say)
+        for part in algorithm_choice.view(tried):
+            console().print(part)
+        if report is not None:
+            fs.write_json(report, algorithm_choice.to_json(tried, sizes))
+        return
+    with progress_bar() as emit:
+        algorithms.make(folder, chosen, sizes, emit, say)
+    found = [algorithm_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
+    outcomes = algorithm_outcomes.check(found)
+    for part in algorithm_view.view(found, outcomes, sizes):
+        console().print(part)
+    result = algorithm_view.to_json(found, outcomes, sizes)
+    if report is not None:
+        fs.write_json(report, result)
+    page = folder / "report.html"
+    fs.write_atomic(page, html_of(page_of_algorithms(json.loads(json.dumps(result))), str(folder)))
+    typer.echo(f"report: {page}")
 
 
 def _seeds(text: str) -> list[int]:

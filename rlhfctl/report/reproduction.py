@@ -1,4 +1,4 @@
-"""Build the page of `rlhfctl reproduce gao`: which statements held, the curves, and the numbers they are judged by.
+"""Build the pages of `rlhfctl reproduce gao` and `rloo`: which statements held, the curves, and their numbers.
 
 Pure: the result as the command writes it with --json in, a page out.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhfctl.dashboard.text import counted
 from rlhfctl.report.content import Figures, Page, Section, Table
-from rlhfctl.report.figures.reproduction import reproduction_figures
+from rlhfctl.report.figures.reproduction import algorithm_figures, reproduction_figures
 from rlhfctl.stats.scaling import over_seeds
 
 _OUTCOMES: dict[bool | None, str] = {True: "held", False: "did not hold", None: "cannot tell"}
@@ -47,12 +47,54 @@ def page_of_reproduction(result: Mapping[str, Any]) -> Page:
     )
 
 
+def page_of_algorithms(result: Mapping[str, Any]) -> Page:
+    """Build the page of `rlhfctl reproduce rloo` from the result of at least two seeds."""
+    seeds, statements = result["seeds"], result["statements"]
+    return Page(
+        title="Algorithms side by side",
+        subtitle=f"Ahmadian et al. (2024) in small, {counted(len(seeds), 'seed')}",
+        word="",
+        headline=_counted([one["held"] for one in statements]),
+        meaning="All algorithms begin with the same base and the same reward model. Gold is the built-in task's true "
+        "preference. Every statement is judged by 95% intervals over seeds, which are not corrected for their number.",
+        sections=[
+            Section("outcomes", "Which statements held", "What they say, in short.", [_outcomes(statements)]),
+            Section("ends", "At equal samples", "Where each run ends: the mean over seeds and its 95% interval.",
+                    [_ends(seeds)]),
+            Section(
+                "curves",
+                "Curves",
+                "Distance from the reference from left to right, score upwards; all curves start at 0.",
+                [Figures(algorithm_figures(result))],
+            ),
+            Section(
+                "measures",
+                "Measures",
+                "What each statement was judged by: the mean over seeds, its 95% interval, and what was asked.",
+                [_measures(statements)],
+            ),
+        ],
+    )  # fmt: skip
+
+
+def _ends(seeds: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("gold", "wins", "score", "kl", "broken")
+    rows = [
+        [name, *(_with_interval([seed["ends"][name][column] for seed in seeds]) for column in columns)]
+        for name in seeds[0]["ends"]
+    ]
+    headings = ("algorithm", "gold", "win rate", "reward model's score", "KL in nats", "gold is 0")
+    return Table(headings, rows, right=frozenset(range(1, 6)), whole=frozenset(range(6)))
+
+
 def _headline(outcomes: Sequence[bool | None]) -> str:
+    return _counted(outcomes, " of Gao et al.")
+
+
+def _counted(outcomes: Sequence[bool | None], whose: str = "") -> str:
     held, failed, open_ = (sum(outcome is one for outcome in outcomes) for one in (True, False, None))
-    return (
-        f"of the {counted(len(outcomes), 'statement')} of Gao et al., {held} held, {failed} did not, and of {open_} "
-        "these seeds cannot tell"
-    )
+    stated = counted(len(outcomes), "statement")
+    return f"of the {stated}{whose}, {held} held, {failed} did not, and of {open_} these seeds cannot tell"
 
 
 def _outcomes(statements: Sequence[Mapping[str, Any]]) -> Table:

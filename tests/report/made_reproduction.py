@@ -1,4 +1,4 @@
-"""A result of `reproduce gao` as its --json writes it, with curves that are known."""
+"""Results of `reproduce gao` and `rloo` as their --json writes them, with curves that are known."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def made_result() -> dict[str, Any]:
     ]
     outcomes = {"premise": True, "Gao 1": True, "Gao 2": False, "Gao 3": None, "Coste 1": None}
     return {"seeds": seeds, "statements": [statement(*one) for one in outcomes.items()]}
+
+
+def made_comparison() -> dict[str, Any]:
+    """Eight algorithms that all gain as much, on seeds 0 and 2."""
+    names = ("ppo", "a2c", "reinforce", "rloo-2", "rloo-4", "grpo", "dpo", "best of n")
+    seeds = [
+        {
+            "seed": seed,
+            "curves": {
+                name: {"distance": DISTANCES, "proxy": [2 * d for d in DISTANCES], "gold": DISTANCES} for name in names
+            },
+            "ends": {name: {"gold": 1.0 + seed, "score": 2.0, "kl": 4.0, "wins": 0.7, "broken": 0.2} for name in names},
+        }
+        for seed in (0, 2)
+    ]
+    return {"seeds": seeds, "statements": [statement("premise", True), statement("RLOO over PPO", None)]}

@@ -1,15 +1,15 @@
-"""The page of `reproduce gao` shows each statement's outcome, every fit and every measure."""
+"""The pages of `reproduce gao` and `rloo` show each statement's outcome and every measure, fit and end."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from made_reproduction import made_result
+from made_reproduction import made_comparison, made_result
 
 from rlhfctl.report.content import Page, Table
 from rlhfctl.report.page import html_of
-from rlhfctl.report.reproduction import page_of_reproduction
+from rlhfctl.report.reproduction import page_of_algorithms, page_of_reproduction
 
 
 @pytest.fixture
@@ -49,3 +49,14 @@ def test_fits_and_measures_are_in_the_tables(result: dict[str, Any]) -> None:
 def test_the_page_is_written(result: dict[str, Any]) -> None:
     html = html_of(page_of_reproduction(result), "runs/gao")
     assert "Gao 2 says so" in html and "did not hold" in html
+
+
+def test_the_page_of_algorithms_has_outcomes_ends_and_measures() -> None:
+    page = page_of_algorithms(made_comparison())
+    assert page.headline.startswith("of the 2 statements, 1 held, 0 did not, and of 1 ")
+    outcomes, ends, measures = tables(page)
+    assert [row[1] for row in outcomes.rows] == ["held", "cannot tell"]
+    # Gold of 1 and 3: mean 2, and 12.7062 times the standard error 1.
+    assert list(ends.rows[0])[:2] == ["ppo", "2.00 [-10.71, 14.71]"] and len(ends.rows) == 8
+    assert len(measures.rows) == 2
+    assert "Algorithms side by side" in html_of(page, "runs/rloo")

@@ -163,6 +163,12 @@ def series_colour(names: Sequence[str], **more: Any) -> Spec:
     return {"field": "series", "type": "nominal", "scale": {"domain": list(names)}, **legend, **more}
 
 
+def series_dash(names: Sequence[str]) -> Spec:
+    """Return a dash for the line of each series: colours repeat after CATEGORIES of them, and are then told apart."""
+    dashes = [[6, 4] if index >= CATEGORIES else [1, 0] for index in range(len(names))]
+    return {"field": "series", "type": "nominal", "scale": {"domain": list(names), "range": dashes}}
+
+
 def series_shape(names: Sequence[str]) -> Spec:
     """Return a shape for each series, so that colour is not all that tells them apart."""
     shapes = [SHAPES[index % len(SHAPES)] for index in range(len(names))]

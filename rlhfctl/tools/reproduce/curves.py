@@ -42,39 +42,18 @@ _GRID = 101  # places at which two curves are compared
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Points of one optimization against one proxy, the nearest first, and the fits of gold; all arrays (points,).
+class Points:
+    """Points of one optimization against one proxy, the nearest first; all arrays (points,). The reference is 0."""
 
-    `fit`: by the form that Gao et al. give for this kind of optimization; `other_fit`: by their form for the other.
-    """
-
-    form: Form
     distance: list[float]
     proxy: list[float]
     gold: list[float]
-    fit: Fit
-    other_fit: Fit
 
     @classmethod
-    def of(cls, form: Form, kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float]) -> Curve:
-        """Build a curve from points, those with a KL of 0 left out; `kl` in nats per response.
-
-        Raises RlhfctlError for fewer than three points, and where gold is the same at all of them.
-        """
+    def at(cls, kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float]) -> Points:
+        """Put points in order, those with a KL of 0 left out; `kl` in nats per response."""
         kept = sorted((math.sqrt(k), p, g) for k, p, g in zip(kl, proxy, gold, strict=True) if k > 0)
-        if len(kept) < 3:
-            raise RlhfctlError(
-                f"{len(kept)} points lie away from the reference: a curve needs three",
-                fix="make more evaluations: a longer run, or ppo.eval.every lower",
-            )
-        distance, proxies, golds = (list(column) for column in zip(*kept, strict=True))
-        if min(golds) == max(golds):
-            raise RlhfctlError(
-                "gold is the same at all points of a curve, so there is nothing to fit", fix="optimize for longer"
-            )
-        other: Form = "rl" if form == "best_of_n" else "best_of_n"
-        fits = (scaling.fit(one, distance, golds) for one in (form, other))
-        return cls(form, distance, proxies, golds, *fits)
+        return Points(*([point[column] for point in kept] for column in range(3)))
 
     def gold_at(self, places: Floats, along: Along = "distance") -> Floats:
         """Interpolate gold at places (n,) along the distance or the proxy's score; the reference is 0 in all three."""
@@ -84,6 +63,11 @@ class Curve:
     def proxy_at(self, places: Floats) -> Floats:
         """Interpolate the proxy's score at distances (n,); the reference is 0 in both."""
         return np.interp(places, [0.0, *self.distance], [0.0, *self.proxy])
+
+    @property
+    def reach(self) -> float:
+        """The farthest distance; 0 without a point."""
+        return max([0.0, *self.distance])
 
     @property
     def highest(self) -> int:
@@ -96,10 +80,48 @@ class Curve:
         return self.gold[self.highest] - self.gold[-1]
 
 
-def common(first: Curve, second: Curve, along: Along = "distance") -> Floats:
+@dataclass(frozen=True)
+class Curve(Points):
+    """Points, and the fits of gold.
+
+    `fit`: by the form that Gao et al. give for this kind of optimization; `other_fit`: by their form for the other.
+    """
+
+    form: Form
+    fit: Fit
+    other_fit: Fit
+
+    @classmethod
+    def of(cls, form: Form, kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float]) -> Curve:
+        """Build a curve from points, those with a KL of 0 left out; `kl` in nats per response.
+
+        Raises RlhfctlError for fewer than three points, and where gold is the same at all of them.
+        """
+        points = Points.at(kl, proxy, gold)
+        if len(points.gold) < 3:
+            raise RlhfctlError(
+                f"{len(points.gold)} points lie away from the reference: a curve needs three",
+                fix="make more evaluations: a longer run, or ppo.eval.every lower",
+            )
+        if min(points.gold) == max(points.gold):
+            raise RlhfctlError(
+                "gold is the same at all points of a curve, so there is nothing to fit", fix="optimize for longer"
+            )
+        other: Form = "rl" if form == "best_of_n" else "best_of_n"
+        fits = (scaling.fit(one, points.distance, points.gold) for one in (form, other))
+        return cls(points.distance, points.proxy, points.gold, form, *fits)
+
+
+def common(first: Points, second: Points, along: Along = "distance") -> Floats:
     """Return evenly spread places from the reference (left out) to the farthest that both curves reach."""
-    end = min(max(getattr(curve, along)) for curve in (first, second))
+    end = min(max([0.0, *getattr(curve, along)]) for curve in (first, second))
     return np.linspace(0.0, end, _GRID)[1:]
+
+
+def gold_difference(first: Points, second: Points, along: Along = "distance") -> float:
+    """Compute the mean difference of gold, first less second, over the places that both curves reach."""
+    places = common(first, second, along)
+    return float(np.mean(first.gold_at(places, along) - second.gold_at(places, along)))
 
 
 @dataclass(frozen=True)
@@ -153,16 +175,21 @@ def read_seed(seed: int, folder: Path, sizes: Sizes) -> Seed:
         _rl(folder / PENALTY, middle),
         _rl(folder / SMALL_POLICY, middle),
         ns,
-        [Choice(_chosen(one, gold, ns)) for one in of_members],
-        {name: Choice(_chosen(chooser, gold, ns)) for name, chooser in choosers(of_members).items()},
+        [Choice(chosen(one, gold, ns)) for one in of_members],
+        {name: Choice(chosen(chooser, gold, ns)) for name, chooser in choosers(of_members).items()},
     )
 
 
 def gold_of_pool(pool: Path) -> Floats:
     """Read gold's scores of a card's pool, (prompts, samples)."""
+    return scores_of_pool(pool, "gold")
+
+
+def scores_of_pool(pool: Path, scorer: str) -> Floats:
+    """Read the scores of a card's pool by a scorer (gold, reward), (prompts, samples)."""
     rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
     samples = 1 + max(row["sample"] for row in rows)
-    return np.array([row["scores"]["gold"] for row in rows], dtype=np.float64).reshape(-1, samples)
+    return np.array([row["scores"][scorer] for row in rows], dtype=np.float64).reshape(-1, samples)
 
 
 def agreement(proxy: Floats, gold: Floats) -> float:
@@ -187,10 +214,10 @@ def agreement(proxy: Floats, gold: Floats) -> float:
 def _best_of_n(proxy: Floats, gold: Floats, ns: Sequence[int]) -> Curve:
     chooser = best_of_n.standardized(proxy)
     kl = [best_of_n.kl_bound(n) for n in ns]
-    return Curve.of("best_of_n", kl, _chosen(chooser, proxy, ns), _chosen(chooser, gold, ns))
+    return Curve.of("best_of_n", kl, chosen(chooser, proxy, ns), chosen(chooser, gold, ns))
 
 
-def _chosen(chooser: Floats, scores: Floats, ns: Sequence[int]) -> list[float]:
+def chosen(chooser: Floats, scores: Floats, ns: Sequence[int]) -> list[float]:
     """Compute the mean of `scores`, in their standard deviations, at the sample that `chooser` likes best of n."""
     standard = best_of_n.standardized(scores)
     return [float((best_of_n.chances(chooser, n) * standard).sum(axis=1).mean()) for n in ns]
@@ -238,10 +265,16 @@ def evaluations(run: Path) -> dict[int, Mapping[str, float]]:
 
 
 def _rl(run: Path, pool: Units) -> Curve:
-    start, *points = evaluations(run).values()
+    kl, proxy, gold = in_units(evaluations(run), pool)
+    return Curve.of("rl", kl[1:], proxy[1:], gold[1:])
+
+
+def in_units(found: Mapping[int, Mapping[str, float]], pool: Units) -> tuple[list[float], list[float], list[float]]:
+    """Return the KL in nats, the proxy's score and gold of the evaluations; the first, of the reference, is 0."""
+    start, *_ = points = list(found.values())
     units = {"eval_score": deviation(pool.proxy), "eval_gold": deviation(pool.gold)}
     proxy, gold = ([(point[name] - start[name]) / unit for point in points] for name, unit in units.items())
-    return Curve.of("rl", [point["eval_kl"] for point in points], proxy, gold)
+    return [point["eval_kl"] for point in points], proxy, gold
 
 
 def deviation(scores: Floats) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 
 from rlhfctl.stats.resampling import Interval
 from rlhfctl.stats.scaling import over_seeds
-from rlhfctl.tools.reproduce.curves import Along, Curve, Seed, common
+from rlhfctl.tools.reproduce.curves import Curve, Seed, common, gold_difference
 
 GOOD_FIT = 0.9
 """Least R squared at which a form is said to describe a curve."""
@@ -102,12 +102,12 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
             [
                 measure(
                     "gold at the same distance, best of n less RL",
-                    lambda seed: _difference(seed.best_of_n[middle], seed.rl[middle]),
+                    lambda seed: gold_difference(seed.best_of_n[middle], seed.rl[middle]),
                     above(0.0),
                 ),
                 measure(
                     "gold at the same proxy score, best of n less RL",
-                    lambda seed: _difference(seed.best_of_n[middle], seed.rl[middle], "proxy"),
+                    lambda seed: gold_difference(seed.best_of_n[middle], seed.rl[middle], "proxy"),
                     within(SAME_GOLD),
                 ),
             ],
@@ -165,7 +165,7 @@ def check(seeds: Sequence[Seed]) -> list[Statement]:
                 ),
                 measure(
                     "gold at the same distance, with penalty less without",
-                    lambda seed: _difference(seed.penalty, seed.rl[middle]),
+                    lambda seed: gold_difference(seed.penalty, seed.rl[middle]),
                     within(SAME_GOLD),
                 ),
             ],
@@ -226,12 +226,6 @@ def within(bound: float) -> tuple[str, Holds]:
 # ---------------------------------------------------------------- numbers of one seed
 
 
-def _difference(first: Curve, second: Curve, along: Along = "distance") -> float:
-    """Compute the mean difference of gold over the places that both curves reach."""
-    places = common(first, second, along)
-    return float(np.mean(first.gold_at(places, along) - second.gold_at(places, along)))
-
-
 def _proxy_difference(first: Curve, second: Curve) -> float:
     """Compute the mean difference of the proxy's score over the distances that both curves reach."""
     places = common(first, second)
@@ -240,7 +234,7 @@ def _proxy_difference(first: Curve, second: Curve) -> float:
 
 def _gap(first: Curve, second: Curve) -> float:
     """Compute the mean difference of (proxy less gold) over the distances that both curves reach."""
-    return _proxy_difference(first, second) - _difference(first, second)
+    return _proxy_difference(first, second) - gold_difference(first, second)
 
 
 def _place(curve: Curve) -> float:

@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import run_cli
+from differing import differences
 
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.tools.reproduce.ensembles import ARMS, CLEAN, ENSEMBLE, NOISY, SMALL, Sizes, jobs
-from rlhfctl.tools.reproduce.experiment import RECIPE, Job
+from rlhfctl.tools.reproduce.experiment import RECIPE
 
 LABELS = (CLEAN, NOISY)
-
-
-def loaded(job: Job) -> dict[str, object]:
-    return load_recipe(RECIPE, job.overrides).recipe.model_dump(mode="json")
-
-
-def flat(value: object, path: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}").items()}
-    return {path.lstrip("."): value}
 
 
 @pytest.mark.parametrize("sizes", [Sizes(), SMALL])
@@ -40,22 +31,17 @@ def test_each_run_is_a_recipe_and_reads_earlier_ones(sizes: Sizes, tmp_path: Pat
 
 
 def test_arms_differ_by_their_reward_and_noise_by_its_share(tmp_path: Path) -> None:
-    recipes = {job.name: flat(loaded(job)) for job in jobs(3, tmp_path, Sizes())}
+    of = {job.name: job for job in jobs(3, tmp_path, Sizes())}
 
-    def differences(first: str, second: str) -> dict[str, object]:
-        one, other = recipes[first], recipes[second]
-        keys = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - {"name"}
-        return {key: other.get(key) for key in keys}
-
-    assert differences("clean-single", "clean-ensemble") == {"reward.members": 5}
-    assert differences("clean-ensemble", "clean-mean") == {}
-    assert differences("clean-mean", "clean-min") == {"reward.aggregate": "min"}
-    assert differences("clean-mean", "clean-variance") == {
+    assert differences(of["clean-single"], of["clean-ensemble"]) == {"reward.members": 5}
+    assert differences(of["clean-ensemble"], of["clean-mean"]) == {}
+    assert differences(of["clean-mean"], of["clean-min"]) == {"reward.aggregate": "min"}
+    assert differences(of["clean-mean"], of["clean-variance"]) == {
         "reward.aggregate": "variance",
         "reward.variance_coefficient": 0.5,
     }
     for arm in (*ARMS, ENSEMBLE):
-        assert differences(f"clean-{arm}", f"noisy-{arm}") == {"data.preferences.label_noise": 0.25}
+        assert differences(of[f"clean-{arm}"], of[f"noisy-{arm}"]) == {"data.preferences.label_noise": 0.25}
 
 
 @pytest.mark.slow
