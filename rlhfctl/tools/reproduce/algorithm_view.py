@@ -16,7 +16,7 @@ from rich.text import Text
 from rlhfctl.tools.reproduce.algorithm_outcomes import BEST_OF_N, ROWS, Seed, differences, numbers
 from rlhfctl.tools.reproduce.algorithms import CHOSEN, DPO, PPO, Sizes
 from rlhfctl.tools.reproduce.statements import Statement
-from rlhfctl.tools.reproduce.view import spread, statement_as_json, statement_of, sums, table_of
+from rlhfctl.tools.reproduce.view import draw_statements, spread, statement_as_json, table_of
 
 _NOTES = (
     "Gold and score (the reward model's) are in standard deviations of the reference's samples to one prompt; the "
@@ -45,11 +45,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -
     yield Text("\nat equal KL: gold", "bold")
     yield _at_equal_kl(seeds)
     yield Text(_NOTES, "dim")
-    yield Text("\nstatements, judged by 95% intervals over seeds", "bold")
-    for one in statements:
-        yield statement_of(one)
-    yield Text()
-    yield from sums(statements)
+    yield from draw_statements("statements", statements)
 
 
 def _ends(seeds: Sequence[Seed]) -> Table:

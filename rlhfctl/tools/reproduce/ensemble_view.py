@@ -15,7 +15,7 @@ from rich.text import Text
 from rlhfctl.tools.reproduce.ensemble_outcomes import LABELS, SAID, Arm, Seed
 from rlhfctl.tools.reproduce.ensembles import ARMS, ENSEMBLE, SINGLE, Sizes
 from rlhfctl.tools.reproduce.statements import Statement
-from rlhfctl.tools.reproduce.view import spread, statement_as_json, statement_of, sums, table_of
+from rlhfctl.tools.reproduce.view import draw_statements, spread, statement_as_json, table_of
 
 _NOTES = (
     "Gold is in standard deviations of the reference's samples to one prompt; the reference is 0. +-: half of the 95% "
@@ -41,11 +41,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[Ren
             table.add_row(arm_name(arm), *map(spread, numbers), spread([one.kl[-1] for one in runs]))
         yield table
     yield Text(_NOTES, "dim")
-    yield Text("\nstatements of the paper, judged by 95% intervals over seeds", "bold")
-    for one in statements:
-        yield statement_of(one)
-    yield Text()
-    yield from sums(statements)
+    yield from draw_statements("statements of the paper", statements)
 
 
 def arm_name(arm: str) -> str:

@@ -18,7 +18,7 @@ from rlhfctl.stats.scaling import over_seeds
 from rlhfctl.tools.reproduce.queries import ACTIVE, ORDERS, RANDOM, Sizes
 from rlhfctl.tools.reproduce.query_outcomes import Seed
 from rlhfctl.tools.reproduce.statements import Statement
-from rlhfctl.tools.reproduce.view import spread, statement_as_json, statement_of, sums, table_of
+from rlhfctl.tools.reproduce.view import draw_statements, spread, statement_as_json, table_of
 
 _NOTES = (
     "Accuracy: share of held-out pairs that the members' mean orders as gold does. +-: half of the 95% interval over "
@@ -41,11 +41,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[Ren
     yield Text("\nquestions asked after the first round", "bold")
     yield _questions(seeds)
     yield Text(_NOTES, "dim")
-    yield Text("\nstatements, judged by 95% intervals over seeds", "bold")
-    for one in statements:
-        yield statement_of(one)
-    yield Text()
-    yield from sums(statements)
+    yield from draw_statements("statements", statements)
 
 
 def labels_ratio(seeds: Sequence[Seed]) -> tuple[float, Interval]:

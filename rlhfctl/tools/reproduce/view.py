@@ -47,15 +47,15 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement]) -> Iterator[Ren
     yield Text(_NOTES, "dim")
     yield Text(f"\nbest of n by {len(seeds[0].single)} reward models, gold", "bold")
     yield _ensembles(seeds)
-    yield Text("\nstatements of the papers, judged by 95% intervals over seeds", "bold")
+    yield from draw_statements("statements of the papers", statements)
+
+
+def draw_statements(title: str, statements: Sequence[Statement]) -> Iterator[RenderableType]:
+    """Draw the statements, each with its outcome, then a line for each outcome with those that had it."""
+    yield Text(f"\n{title}, judged by 95% intervals over seeds", "bold")
     for one in statements:
-        yield statement_of(one)
+        yield _statement(one)
     yield Text()
-    yield from sums(statements)
-
-
-def sums(statements: Sequence[Statement]) -> Iterator[Text]:
-    """Say in a line for each outcome which statements had it."""
     for outcome, said in OUTCOMES.items():
         names = [one.name for one in statements if one.held is outcome]
         yield Text(f"{said}: ", _STYLES[outcome]).append(", ".join(names) or "none", "default")
@@ -116,7 +116,7 @@ def _ensembles(seeds: Sequence[Seed]) -> Table:
     return table
 
 
-def statement_of(one: Statement) -> RenderableType:
+def _statement(one: Statement) -> RenderableType:
     """Draw a statement with its outcome, and what it was judged by."""
     heading = Text(f"\n{one.name}: ", "bold").append(OUTCOMES[one.held], f"bold {_STYLES[one.held]}")
     table = Table.grid(padding=(0, 2, 0, 0))
