@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -133,8 +133,7 @@ class Choice:
         self.measure = measure
         self.ctx = ctx
         self.processes = Processes.here()
-        record = ctx.work / CHOICE
-        self.tried = [Candidate(**one) for one in read_json(record)["tried"]] if record.is_file() else []
+        self.tried: list[Candidate] = self.processes.from_first(self._left)  # another machine has no record
 
     def __call__(self, model: Any, step: int, total: int, /) -> None:
         """Score the weights of `model` after `step`, unless an attempt that was killed has done so."""
@@ -169,23 +168,30 @@ class Choice:
             if folder != self._folder(self.best):
                 shutil.rmtree(folder)
 
+    def _left(self) -> list[Candidate]:
+        """Read what a killed attempt has tried; nothing if the best weights are not there."""
+        record = self.ctx.work / CHOICE
+        found = [Candidate(**one) for one in read_json(record)["tried"]] if record.is_file() else []
+        return found if found and self._folder(best_of(found)).is_dir() else []
+
     @property
     def best(self) -> Candidate:
-        """The candidate with the highest mean score, the earliest of equal ones."""
-        return max(self.tried, key=lambda one: (one.score, -one.step))
+        """The best candidate so far."""
+        return best_of(self.tried)
 
     def _folder(self, candidate: Candidate) -> Path:
         return self.ctx.work / f"chosen-{candidate.step}"
 
     def settle(self, model: Any) -> dict[str, float]:
-        """Load the best weights into the trained `model`, and write choice.json. Returns metrics of the choice."""
+        """Load the best weights into the trained `model`, and write choice.json. Returns metrics of the choice.
+
+        The first process alone does this: it has the weights, and publishes them.
+        """
         best, last = self.best, max(self.tried, key=lambda one: one.step)
         if best is not last:
-            self.processes.wait()  # the first process has written them
             build.load_weights(model, self._folder(best))
-        if self.processes.first:
-            rows = [{"step": one.step, **one.values(), "chosen": one is best} for one in self.tried]
-            fs.write_atomic(self.ctx.folder / CHOICE, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"step": one.step, **one.values(), "chosen": one is best} for one in self.tried]
+        fs.write_atomic(self.ctx.folder / CHOICE, "".join(json.dumps(row) + "\n" for row in rows))
         self.ctx.note(self._told(best, last))
         if len(self.tried) == 1:
             self.ctx.warn(f"sft.choose had one candidate, the last step ({last.step}): lower sft.choose.every")
@@ -201,6 +207,11 @@ class Choice:
             f"over; it is {statistics.fmean(gains):.3g} (standard error {standard_error(gains):.2g}) above the last, "
             "and the best of noisy scores is a little too high"
         )
+
+
+def best_of(tried: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the highest mean score, the earliest of equal ones."""
+    return max(tried, key=lambda one: (one.score, -one.step))
 
 
 def _sampling(section: Choose, ctx: Context, tokenizer: PreTrainedTokenizerBase) -> Sampling:

@@ -37,8 +37,11 @@ class HeldoutLoss:
         """The number of learned tokens."""
         return sum(map(len, self.learned))
 
-    def per_row(self, model: Any) -> list[float]:
-        """Compute the sum of -log p over each row's learned tokens, in nats. All processes get all numbers."""
+    def per_row(self, model: Any, processes: Processes | None = None) -> list[float]:
+        """Compute the sum of -log p over each row's learned tokens, in nats.
+
+        `processes` divide the rows, and all get all numbers (None: those that run the stage).
+        """
 
         def own(indices: list[int]) -> list[float]:
             logprobs = scoring.sequence_logprobs(model, [self.rows[index] for index in indices], self.pad)
@@ -47,11 +50,11 @@ class HeldoutLoss:
                 for index, row in zip(indices, logprobs, strict=True)
             ]
 
-        return Processes.here().over(range(len(self.rows)), own)
+        return (processes or Processes.here()).over(range(len(self.rows)), own)
 
-    def of(self, model: Any) -> float:
+    def of(self, model: Any, processes: Processes | None = None) -> float:
         """Compute the loss of `model`, in nats per token."""
-        return sum(self.per_row(model)) / self.tokens
+        return sum(self.per_row(model, processes)) / self.tokens
 
     def as_scores(self, model: Any) -> list[float]:
         """Return a number per row whose mean is minus the loss: a longer row counts for more, as in the loss."""

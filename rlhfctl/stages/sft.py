@@ -27,6 +27,7 @@ from rlhfctl.errors import DataError
 from rlhfctl.events import Work
 from rlhfctl.models import adapters, build, checks, loading, merging, scoring, special_tokens, tokenizing
 from rlhfctl.models.architecture import context_of
+from rlhfctl.models.processes import ALONE
 from rlhfctl.recipe.schema import Sft
 from rlhfctl.recipe.sections.scorers import HELDOUT_LOSS
 from rlhfctl.stages import probes
@@ -83,12 +84,11 @@ def run(section: Sft, ctx: Context) -> Artifact:
         divided=ctx.divides,
         candidates=looks,
     )
+    ctx.leave_to_first()
     if choice is not None:
         metrics |= choice.settle(model)
     if heldout is not None:
-        metrics |= {"eval_loss": heldout.of(model)}
-
-    ctx.leave_to_first()
+        metrics |= {"eval_loss": heldout.of(model, ALONE)}
 
     # 4. Save: record outputs, merge, publish, load again and compare.
     longest = min(scoring.PROBE_TOKENS, config.max_length or scoring.PROBE_TOKENS)  # within the model's context

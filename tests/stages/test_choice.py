@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from small_stage import context, small_model, small_tokenizer
+from thread_processes import in_group
 
 from rlhfctl.errors import RewardFailed
 from rlhfctl.events import Event, Metrics, Sample
+from rlhfctl.models.processes import ALONE, Processes
 from rlhfctl.recipe.schema import Choose
 from rlhfctl.rewards.episode import Episode
 from rlhfctl.stages import choice
-from rlhfctl.stages.choice import CHOICE, SampleScores, choice_for
+from rlhfctl.stages.choice import CHOICE, Choice, SampleScores, choice_for
 from rlhfctl.stages.heldout_loss import HeldoutLoss
 
 ROWS = [{"prompt": "a"}, {"prompt": "b"}]
@@ -164,3 +168,37 @@ def test_the_least_loss_on_held_out_rows_can_choose(tmp_path: Path) -> None:
     assert [values["eval_loss"] for values in told] == pytest.approx(losses)
     assert [values["eval_score"] for values in told] == pytest.approx([-loss for loss in losses])
     assert not [event for event in events if isinstance(event, Sample)]
+
+
+def test_a_machine_that_lacks_the_record_goes_on_as_the_first_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.local()
+    monkeypatch.setattr(choice.Processes, "here", classmethod(lambda cls: getattr(here, "own", ALONE)))
+    asked: list[int] = []
+
+    def measure(model: Any, step: int) -> tuple[list[float], dict[str, float], None]:
+        asked.append(step)
+        return [float(-step)], {}, None
+
+    def in_folder(folder: Path) -> Choice:
+        ctx = context(folder, "sft", [])
+        ctx.work.mkdir(parents=True, exist_ok=True)
+        return Choice("scores:good", None, measure, ctx)
+
+    in_folder(tmp_path / "first")(small_model(small_tokenizer()), 3, 9)  # killed after step 3
+
+    def goes_on(own: Processes) -> list[int]:
+        here.own = own
+        resumed = in_folder(tmp_path / ("first" if own.first else "second"))
+        resumed(small_model(small_tokenizer()), 3, 9)
+        return [one.step for one in resumed.tried]
+
+    assert in_group(2, goes_on) == [[3], [3]] and asked == [3]
+
+
+def test_a_record_whose_best_weights_are_gone_counts_nothing(make: Callable[..., Chosen]) -> None:
+    before = make()
+    before.step(3, 5.0, 5.0)
+    shutil.rmtree(before.ctx.work / "chosen-3")
+    assert make().choice.tried == []
