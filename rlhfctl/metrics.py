@@ -70,11 +70,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("eval_score", "score", "With `sft.choose`: mean score of a candidate's samples to the eval prompts "
                "(with `heldout_loss` minus `eval_loss`).", UP, "eval score", "what sft.choose goes by", screen=6,
                log=6),
-        Metric("eval_score_se", "score", "Standard error of `eval_score` over the prompts."),
+        Metric("eval_score_se", "score", "Standard error of `eval_score`, over prompts or held-out rows."),
         Metric("eval_length", "tokens", "Mean length of these samples."),
         Metric("eval_eos_rate", "share", "Share of these samples that end by themselves."),
         Metric("chosen_step", "optimizer step", "The step whose weights were handed over (in the manifest).", show=4),
-        Metric("chosen_score", "score", "`eval_score` of these weights (in the manifest).", UP),
+        Metric("chosen_score", "score", "`eval_score` of these weights (in the manifest).", UP, show=5),
         Metric("last_score", "score", "`eval_score` of the last weights (in the manifest).", UP),
     ),
     "sample": (

@@ -6,6 +6,7 @@ Modules that load torch are imported inside the functions.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def gao(
     sizes = experiment.SMALL if small else experiment.Sizes()
     folder = folder or Path("runs/gao-small" if small else "runs/gao")
     with progress_bar() as emit:
-        experiment.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+        experiment.make(folder, chosen, sizes, emit, _say)
     found = [curves.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
     outcomes = statements.check(found)
     for part in view.view(found, outcomes):
@@ -75,7 +76,7 @@ def coste(
     sizes = ensembles.SMALL if small else ensembles.Sizes()
     folder = folder or Path("runs/coste-small" if small else "runs/coste")
     with progress_bar() as emit:
-        ensembles.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+        ensembles.make(folder, chosen, sizes, emit, _say)
     found = [ensemble_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
     outcomes = ensemble_outcomes.check(found)
     for part in ensemble_view.view(found, outcomes):
@@ -109,7 +110,7 @@ def christiano(
     sizes = queries.SMALL if small else queries.Sizes()
     folder = folder or Path("runs/queries-small" if small else "runs/queries")
     with progress_bar() as emit:
-        queries.make(folder, chosen, sizes, emit, lambda sentence: typer.echo(sentence, err=True))
+        queries.make(folder, chosen, sizes, emit, _say)
     found = [query_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
     outcomes = query_outcomes.check(found)
     for part in query_view.view(found, outcomes):
@@ -149,19 +150,16 @@ def rloo(
     sizes = algorithms.SMALL if small else algorithms.Sizes()
     folder = folder or Path("runs/rloo-small" if small else "runs/rloo")
 
-    def say(sentence: str) -> None:
-        typer.echo(sentence, err=True)
-
     if choose:
         with progress_bar() as emit:
-            tried = algorithm_choice.choose(folder, sizes, emit, say)
+            tried = algorithm_choice.choose(folder, sizes, emit, _say)
         for part in algorithm_choice.view(tried):
             console().print(part)
         if report is not None:
             fs.write_json(report, algorithm_choice.to_json(tried, sizes))
         return
     with progress_bar() as emit:
-        algorithms.make(folder, chosen, sizes, emit, say)
+        algorithms.make(folder, chosen, sizes, emit, _say)
     found = [algorithm_outcomes.read_seed(seed, folder / f"seed-{seed}", sizes) for seed in chosen]
     outcomes = algorithm_outcomes.check(found)
     for part in algorithm_view.view(found, outcomes, sizes):
@@ -172,6 +170,11 @@ def rloo(
     page = folder / "report.html"
     fs.write_atomic(page, html_of(page_of_algorithms(json.loads(json.dumps(result))), str(folder)))
     typer.echo(f"report: {page}")
+
+
+def _say(sentence: str) -> None:
+    """Write a line to standard error; the progress bar, which has taken it over, moves below the line."""
+    sys.stderr.write(f"{sentence}\n")
 
 
 def _seeds(text: str) -> list[int]:

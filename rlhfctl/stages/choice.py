@@ -36,7 +36,7 @@ from rlhfctl.models.processes import Processes
 from rlhfctl.recipe.schema import Choose, Ppo
 from rlhfctl.recipe.sections.scorers import HELDOUT_LOSS, model_in
 from rlhfctl.rewards.build import Resources, build_scorer
-from rlhfctl.rewards.episode import make_episode
+from rlhfctl.rewards.episode import logged_means, make_episode
 from rlhfctl.stages.context import Context
 from rlhfctl.stages.heldout_loss import HeldoutLoss
 from rlhfctl.stages.loader import load_named_model
@@ -119,6 +119,7 @@ class SampleScores:
             "eval_length": statistics.fmean(len(response.ids) for response in responses),
             "eval_eos_rate": statistics.fmean(response.ended for response in responses),
         }
+        metrics |= {f"eval_{name}": mean for name, mean in logged_means(self.scorer).items()}
         prompt, response = transcript(episodes[0].prompt), transcript(episodes[0].completion)
         shown = {"score": scores[0]}
         return scores, metrics, Sample(stage=self.stage, step=step, prompt=prompt, response=response, scores=shown)
@@ -195,6 +196,8 @@ class Choice:
         self.ctx.note(self._told(best, last))
         if len(self.tried) == 1:
             self.ctx.warn(f"sft.choose had one candidate, the last step ({last.step}): lower sft.choose.every")
+        elif len({one.score for one in self.tried}) == 1:
+            self.ctx.warn(f"{self.by} tells no candidates apart, all score {best.score:.4g}: the last is handed over")
         return {"chosen_step": best.step, "chosen_score": best.score, "last_score": last.score}
 
     def _told(self, best: Candidate, last: Candidate) -> str:
@@ -210,8 +213,8 @@ class Choice:
 
 
 def best_of(tried: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the highest mean score, the earliest of equal ones."""
-    return max(tried, key=lambda one: (one.score, -one.step))
+    """Return the candidate with the highest mean score, the latest of equal ones."""
+    return max(tried, key=lambda one: (one.score, one.step))
 
 
 def _sampling(section: Choose, ctx: Context, tokenizer: PreTrainedTokenizerBase) -> Sampling:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rlhfctl import fs
 from rlhfctl.artifacts import Artifact, Source, model_at, resolve_source
+from rlhfctl.errors import HandoffError
 from rlhfctl.events import report_progress_to
 from rlhfctl.graph import STAGES, Waiting, data_of_kind, metrics_of, trainer_options
 from rlhfctl.recipe.schema import Data, Recipe
@@ -59,7 +60,7 @@ def function_fingerprint(spec: str, folder: Path) -> str:
     model, or the address of a server."""
     model = model_in(spec)
     if model is not None:
-        return fs.hash_json([spec, resolve_source(model_at(model, folder), "model of a scorer").fingerprint])
+        return fs.hash_json([spec, resolve_source(model_at(model, folder), "scorer's model").fingerprint])
     from rlhfctl.rewards import function
 
     return function.function_fingerprint(spec, folder)
@@ -111,6 +112,7 @@ def look_ahead(
         kept, refused, encoded = _fitting(recipe, stages, base, data)
         warnings = [*refused, *checks.check_reward(recipe, kept, stages, reward), *_check_endpoint(recipe, stages)]
         _check_metrics(recipe, [name for name in stages if name != "compare" or not samples], kept)
+        _check_choice(recipe, stages, log.parent)
         return Checked(kept, warnings, encoded)
 
 
@@ -126,6 +128,18 @@ def _check_endpoint(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             with named_in_errors(f"{name}.endpoint"):
                 said += [*client.check(section), *client.knock(section)]
     return said
+
+
+def _check_choice(recipe: Recipe, stages: Sequence[str], run: Path) -> None:
+    """Check that sft's checkpoint is not chosen by a model of this run, which is made from what sft leaves."""
+    choose = recipe.sft.choose if recipe.sft is not None and "sft" in stages else None
+    model = model_in(choose.by) if choose is not None else None
+    if model is not None and run.resolve() in Path(model_at(model, Path(recipe.folder or "."))).resolve().parents:
+        raise HandoffError(
+            f"{model} is of this run, and is made anew from what sft leaves: it cannot choose what sft leaves",
+            where="sft.choose.by",
+            fix="name the reward model of another run: run this one with --run-dir elsewhere",
+        )
 
 
 def _check_metrics(recipe: Recipe, stages: Sequence[str], data: Mapping[str, Rows]) -> None:

@@ -58,7 +58,7 @@ def _check(recipe: Recipe) -> Iterator[str]:
     folder = Path(recipe.folder or ".")
     for spec in functions:
         if (model := model_in(spec)) is not None:
-            resolve_source(model_at(model, folder), "model of a scorer")
+            resolve_source(model_at(model, folder), "scorer's model")
             yield f"model {model}: named by the scorer {spec}"
         elif not is_address(spec):
             load_function(spec, folder)

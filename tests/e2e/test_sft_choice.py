@@ -102,7 +102,7 @@ def test_a_training_that_was_stopped_goes_on_and_chooses_the_same(project: Path)
 
 def test_held_out_rows_are_not_trained_on_and_their_loss_can_choose(project: Path) -> None:
     overfit = ("--set", "data.demonstrations.heldout=0.25", "--set", "sft.trainer.num_train_epochs=40")
-    by = ("--set", "sft.choose={by: heldout_loss, every: 20}", *overfit)
+    by = ("--set", "sft.choose={by: heldout_loss, every: 20, max_new_tokens: null}", *overfit)
     made = run_here("sft", "letters.yaml", "--run-dir", "heldout", *by, cwd=project)
     assert made.returncode == 0, made.stderr
     rows = candidates(project / "heldout")
@@ -119,6 +119,15 @@ def test_held_out_rows_are_not_trained_on_and_their_loss_can_choose(project: Pat
     assert len(losses) == 40  # after each epoch
     last = load_artifact(project / "watched" / "sft").manifest.metrics["eval_loss"]
     assert last == pytest.approx(losses[-1])
+
+
+def test_a_model_of_the_same_run_cannot_choose(project: Path) -> None:
+    (project / "same" / "reward").mkdir(parents=True)
+    shutil.copytree(project / "run" / "sft", project / "same" / "reward", dirs_exist_ok=True)  # any complete stage
+    by = ("--set", "sft.choose={by: same/reward, every: 2}")
+    refused = run_here("sft", "letters.yaml", "--run-dir", "same", *by, cwd=project)
+    assert refused.returncode != 0 and "same/reward is of this run" in refused.stderr, refused.stderr
+    assert "sft.choose.by" in refused.stderr and "--run-dir elsewhere" in refused.stderr
 
 
 def test_another_scorer_is_another_base(project: Path) -> None:

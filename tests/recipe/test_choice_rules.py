@@ -30,6 +30,12 @@ def test_the_held_out_loss_needs_held_out_rows_and_no_prompts() -> None:
     assert recipe(by, "data.demonstrations.heldout=0.1", "data.prompts.eval=0").sft
 
 
+@pytest.mark.parametrize("key", ["temperature: 0.5", "max_new_tokens: 3", "batch_size: 64"])
+def test_keys_of_sampling_are_refused_where_nothing_is_sampled(key: str) -> None:
+    (problem,) = problems(f"sft.choose={{by: heldout_loss, every: 5, {key}}}", "data.demonstrations.heldout=0.1")
+    assert problem.key == f"sft.choose.{key.partition(':')[0]}" and "heldout_loss reads held-out" in problem.what
+
+
 @pytest.mark.parametrize("key", ["eval_strategy=epoch", "eval_steps=5", "eval_on_start=true"])
 def test_trls_own_evaluation_of_sft_is_refused_with_the_way(key: str) -> None:
     (problem,) = problems(f"sft.trainer.{key}")

@@ -415,6 +415,9 @@ def test_outcome_critic_needs_ppo(algorithm: str) -> None:
 # Further recipes that break a rule, several at once.
 MADE = "data.preferences={source: 'stage:label'}"
 MORE = [
+    ("sft.choose={by: heldout_loss, every: 5, temperature: 1.0}", "data.demonstrations.heldout=0.1"),
+    ("sft.choose={by: heldout_loss, every: 5, max_new_tokens: 9}", "data.demonstrations.heldout=0.1"),
+    ("sft.choose={by: heldout_loss, every: 5, batch_size: 9}", "data.demonstrations.heldout=0.1"),
     ("sft.choose={by: 'a:b', every: 5}", "data.prompts.eval=0"),
     ("sft.choose={by: 'a:b'}", "sft.trainer.num_train_epochs=1"),
     ("label={}", MADE),

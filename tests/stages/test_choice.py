@@ -82,16 +82,31 @@ def test_the_weights_of_the_highest_mean_score_are_handed_over(make: Callable[..
     assert [row["eval_score_se"] for row in rows] == [0.5, 0.5, 1.0]
 
 
-def test_of_equal_scores_the_earliest_counts_and_the_last_may_be_it(make: Callable[..., Chosen]) -> None:
+def test_of_equal_scores_the_latest_counts(make: Callable[..., Chosen]) -> None:
+    chosen = make()
+    chosen.step(3, 2.0, 1.0)
+    chosen.step(6, 1.0, 2.0)
+    chosen.step(9, 1.0, 1.0)
+    assert chosen.handed_over() == 6
+
+
+def test_a_scorer_that_tells_no_candidates_apart_leaves_the_last_weights_and_a_warning(
+    make: Callable[..., Chosen],
+) -> None:
+    chosen = make()
+    for number in (3, 6, 9):
+        chosen.step(number, 0.0, 0.0)
+    assert chosen.handed_over() == 9
+    assert chosen.ctx.notes[-1] == (
+        "warning: scores:good tells no candidates apart, all score 0: the last is handed over"
+    )
+
+
+def test_the_last_may_be_the_best(make: Callable[..., Chosen]) -> None:
     chosen = make()
     chosen.step(3, 1.0, 1.0)
-    chosen.step(9, 1.0, 1.0)
-    assert chosen.handed_over() == 3
-    other = make()
-    other.choice.tried.clear()
-    other.step(3, 1.0, 1.0)
-    other.step(9, 2.0, 1.0)
-    assert other.handed_over() == 9 and "the last of 2 candidates scores best" in other.ctx.notes[-1]
+    chosen.step(9, 2.0, 1.0)
+    assert chosen.handed_over() == 9 and "the last of 2 candidates scores best" in chosen.ctx.notes[-1]
 
 
 def test_candidates_answer_the_eval_prompts_with_the_same_random_numbers(make: Callable[..., Chosen]) -> None:

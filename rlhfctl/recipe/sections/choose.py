@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from rlhfctl.recipe.sections.base import Rule, Section
-from rlhfctl.recipe.sections.scorers import described_in, unknown_in
+from rlhfctl.recipe.sections.scorers import HELDOUT_LOSS, described_in, unknown_in
 from rlhfctl.recipe.sections.server import UNFIT, UNFIT_FIX, unfit
 
 
 class Choose(Section):
-    """The choice of the checkpoint whose samples, one to each eval prompt, have the highest mean score."""
+    """The checkpoint whose samples to the eval prompts, one each, score best, or with the least held-out loss."""
 
     by: str = Field(
         min_length=1,
@@ -28,7 +28,7 @@ class Choose(Section):
     )
     batch_size: int = Field(64, gt=0, description="Number of responses sampled, and scored by a model, at once.")
 
-    RULES: ClassVar[tuple[Rule[Choose], ...]] = (
+    RULES: ClassVar[tuple[Rule[Any], ...]] = (
         Rule(
             "by",
             "there is no scorer {by!r} here: this run's own reward model is trained on what sft leaves, and gold "
@@ -38,4 +38,18 @@ class Choose(Section):
             lambda choose: bool(unknown_in("sft.choose.by", [choose.by])),
         ),
         Rule("by", UNFIT, UNFIT_FIX, lambda choose: unfit(choose.by)),
+        *(
+            Rule[Any](
+                key,
+                f"is for samples, but {HELDOUT_LOSS} reads held-out demonstrations",
+                "remove it",
+                lambda choose, key=key: (
+                    choose.by == HELDOUT_LOSS  # type: ignore[misc]
+                    and choose.is_set(key)
+                    and getattr(choose, key) is not None
+                ),
+                about=("by",),
+            )
+            for key in ("temperature", "max_new_tokens", "batch_size")
+        ),
     )
