@@ -131,7 +131,7 @@ def rloo(
     choose: Annotated[
         bool,
         typer.Option(
-            "--choose", help="Instead, try learning rates for each algorithm on a seed of its own, and show the best."
+            "--choose", help="Instead, try step sizes for each algorithm on a seed of its own, and show the best."
         ),
     ] = False,
     report: Annotated[

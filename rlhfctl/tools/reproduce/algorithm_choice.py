@@ -1,9 +1,9 @@
-"""Choose the learning rate of each algorithm for `rlhfctl reproduce rloo`, by the reward model, on a seed in no result.
+"""Choose the step size of each algorithm for `rlhfctl reproduce rloo`, by the reward model, on a seed in no result.
 
-Each algorithm is run with as many learning rates. The best is the one whose policy has the highest score of the reward
-model less `kl_coef` times the KL on the eval prompts, which is what these algorithms are asked to raise. Gold has no
-part in the choice. The runs are those of algorithms.py, evaluated only at the start and at the end, in
-FOLDER/choice/seed-SEED.
+Each algorithm is run with as many step sizes: learning rates, and of `trpo` the largest KL of an update. The best is
+the one whose policy has the highest score of the reward model less `kl_coef` times the KL on the eval prompts, which is
+what these algorithms are asked to raise. Gold has no part in the choice. The runs are those of algorithms.py, evaluated
+only at the start and at the end, in FOLDER/choice/seed-SEED.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from rlhfctl.tools.reproduce.algorithms import (
     CHOSEN,
     DPO,
     DPO_RATES,
-    RATES,
     REWARD,
     Jobs,
     Sizes,
@@ -36,38 +35,38 @@ from rlhfctl.tools.reproduce.policies import Policy, measure_all, read_answers
 from rlhfctl.tools.reproduce.view import table_of
 
 SEED = 100
-"""The seed on which learning rates are chosen."""
+"""The seed on which step sizes are chosen."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One algorithm with one learning rate: the reward model's score, the KL in nats, and score less kl_coef x KL."""
+    """One algorithm with one step size: the reward model's score, the KL in nats, and score less kl_coef x KL."""
 
     algorithm: str
-    rate: float
+    step: float
     score: float
     kl: float
     objective: float
 
 
 def candidates() -> dict[str, tuple[float, float, float]]:
-    """Return the learning rates to try, by algorithm."""
-    return dict.fromkeys(ALGORITHMS, RATES) | {DPO: DPO_RATES}
+    """Return the step sizes to try, by algorithm."""
+    return {name: of.steps for name, of in ALGORITHMS.items()} | {DPO: DPO_RATES}
 
 
-def run_name(algorithm: str, rate: float) -> str:
-    """Return the name of the run of one algorithm with one learning rate."""
-    return f"{algorithm}-{rate:g}"
+def run_name(algorithm: str, step: float) -> str:
+    """Return the name of the run of one algorithm with one step size."""
+    return f"{algorithm}-{step:g}"
 
 
 def jobs(folder: Path, sizes: Sizes) -> Iterator[Job]:
     """List the commands of the choice, in order; `folder`: that of its seed."""
     of = Jobs(SEED, folder, replace(sizes, eval_every=sizes.updates + 1))
     yield from of.shared()
-    for algorithm, rates in candidates().items():
-        for rate in rates:
-            name = run_name(algorithm, rate)
-            yield of.dpo(name, sizes.beta, rate) if algorithm == DPO else of.online(name, algorithm, rate)
+    for algorithm, steps in candidates().items():
+        for step in steps:
+            name = run_name(algorithm, step)
+            yield of.dpo(name, sizes.beta, step) if algorithm == DPO else of.online(name, algorithm, step)
 
 
 def choose(folder: Path, sizes: Sizes, listen: Callable[[Event], None], say: Callable[[str], None]) -> list[Tried]:
@@ -77,48 +76,48 @@ def choose(folder: Path, sizes: Sizes, listen: Callable[[Event], None], say: Cal
     offline = [Policy(run_name(DPO, rate), "dpo") for rate in DPO_RATES]
     measure_all(of_seed / BASE, of_seed / REWARD / "reward", offline, sizes.answers, listen, say)
     return [
-        _tried(algorithm, rate, of_seed / run_name(algorithm, rate), sizes.kl_coef)
-        for algorithm, rates in candidates().items()
-        for rate in rates
+        _tried(algorithm, step, of_seed / run_name(algorithm, step), sizes.kl_coef)
+        for algorithm, steps in candidates().items()
+        for step in steps
     ]
 
 
-def _tried(algorithm: str, rate: float, run: Path, kl_coef: float) -> Tried:
+def _tried(algorithm: str, step: float, run: Path, kl_coef: float) -> Tried:
     if algorithm == DPO:
         answers = read_answers(run)
         score, kl = float(np.mean(answers.score)), float(np.mean(answers.kl))
     else:
         *_, last = evaluations(run).values()
         score, kl = last["eval_score"], last["eval_kl"]
-    return Tried(algorithm, rate, score, kl, score - kl_coef * kl)
+    return Tried(algorithm, step, score, kl, score - kl_coef * kl)
 
 
 def best(tried: Sequence[Tried]) -> dict[str, float]:
-    """Return the learning rate with the highest objective, by algorithm."""
+    """Return the step size with the highest objective, by algorithm."""
     found: dict[str, Tried] = {}
     for one in tried:
         if one.algorithm not in found or one.objective > found[one.algorithm].objective:
             found[one.algorithm] = one
-    return {name: one.rate for name, one in found.items()}
+    return {name: one.step for name, one in found.items()}
 
 
 def view(tried: Sequence[Tried], chosen: Mapping[str, float] = CHOSEN) -> Iterator[RenderableType]:
-    """Draw what each learning rate gave, mark the best, and tell whether they are those that the command uses."""
+    """Draw what each step size gave, mark the best, and tell whether they are those that the command uses."""
     of = best(tried)
     yield Text(f"seed {SEED}: the reward model's score less kl_coef x KL on the eval prompts", "bold")
-    table = table_of("algorithm", "learning rate", "score", "KL", "objective", "")
+    table = table_of("algorithm", "step size", "score", "KL", "objective", "")
     for one in tried:
-        mark = "best" if of[one.algorithm] == one.rate else ""
-        table.add_row(one.algorithm, f"{one.rate:g}", f"{one.score:.2f}", f"{one.kl:.2f}", f"{one.objective:.3f}", mark)
+        mark = "best" if of[one.algorithm] == one.step else ""
+        table.add_row(one.algorithm, f"{one.step:g}", f"{one.score:.2f}", f"{one.kl:.2f}", f"{one.objective:.3f}", mark)
     yield table
-    other = {name: rate for name, rate in of.items() if chosen[name] != rate}
+    other = {name: step for name, step in of.items() if chosen[name] != step}
     if not other:
-        yield Text("these are the learning rates that the command uses")
+        yield Text("these are the step sizes that the command uses")
         return
-    named = ", ".join(f"{name} {rate:g} (used: {chosen[name]:g})" for name, rate in other.items())
-    yield Text(f"not the learning rate that the command uses: {named}", "yellow")
+    named = ", ".join(f"{name} {step:g} (used: {chosen[name]:g})" for name, step in other.items())
+    yield Text(f"not the step size that the command uses: {named}", "yellow")
 
 
 def to_json(tried: Sequence[Tried], sizes: Sizes) -> dict[str, Any]:
-    """Return the sizes, what each learning rate gave, and the best of each algorithm, for scripts."""
+    """Return the sizes, what each step size gave, and the best of each algorithm, for scripts."""
     return {"sizes": asdict(sizes), "seed": SEED, "tried": [asdict(one) for one in tried], "best": best(tried)}

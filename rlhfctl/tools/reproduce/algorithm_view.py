@@ -41,7 +41,7 @@ def view(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -
     yield Text("\nwhat was optimized, at equal samples: the reward model's score", "bold")
     yield _rewards(seeds)
     yield Text(f"broken, the reference: {spread([seed.broken for seed in seeds])}")
-    yield Text(f"learning rates (--choose): {', '.join(f'{name} {rate:g}' for name, rate in CHOSEN.items())}")
+    yield Text(f"step sizes (--choose): {', '.join(f'{name} {step:g}' for name, step in CHOSEN.items())}")
     yield Text("\nat equal KL: gold", "bold")
     yield _at_equal_kl(seeds)
     yield Text(_NOTES, "dim")
@@ -79,14 +79,14 @@ def _at_equal_kl(seeds: Sequence[Seed]) -> Table:
 
 
 def to_json(seeds: Sequence[Seed], statements: Sequence[Statement], sizes: Sizes) -> dict[str, Any]:
-    """Return the sizes, learning rates, all points, measures and outcomes for scripts; intervals as [low, high]."""
+    """Return the sizes, step sizes, all points, measures and outcomes for scripts; intervals as [low, high]."""
     pairs = {
         name: {other: [seed.at_equal_kl(name, other) for seed in seeds] for other in ROWS if other != name}
         for name in ROWS
     }
     return {
         "sizes": asdict(sizes),
-        "learning_rates": dict(CHOSEN),
+        "step_sizes": dict(CHOSEN),
         "seeds": [asdict(seed) for seed in seeds],
         "gold_at_equal_kl": pairs,
         "statements": [statement_as_json(one) for one in statements],

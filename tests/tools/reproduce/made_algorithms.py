@@ -1,7 +1,10 @@
-"""Made-up seeds of `rlhfctl reproduce rloo`, for tests of its numbers and its view."""
+"""Made-up seeds of `rlhfctl reproduce rloo`, and the step size of a recipe, for tests of its runs, numbers and view."""
 
 from __future__ import annotations
 
+from operator import attrgetter
+
+from rlhfctl.recipe.sections.ppo import Ppo
 from rlhfctl.tools.reproduce.algorithm_outcomes import BEST_OF_N, ROWS, End, Seed
 from rlhfctl.tools.reproduce.algorithms import ALGORITHMS, DPO
 from rlhfctl.tools.reproduce.curves import Points
@@ -29,3 +32,8 @@ def seed(number: int, gold: dict[str, float], slopes: dict[str, float] | None = 
         ends={name: end(gold.get(name, 1.0) + (shift if name not in (DPO, BEST_OF_N) else 0.0)) for name in ROWS},
         half=dict.fromkeys(ALGORITHMS, 0.5),
     )
+
+
+def step_of(section: Ppo, algorithm: str) -> float:
+    """Read the step size of an algorithm from its section `ppo`."""
+    return float(attrgetter(ALGORITHMS[algorithm].step)(section))

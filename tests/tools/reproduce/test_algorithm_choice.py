@@ -1,4 +1,4 @@
-"""`reproduce rloo --choose` tries as many learning rates for each algorithm, and chooses by the reward model and KL."""
+"""`reproduce rloo --choose` tries as many step sizes for each algorithm, and chooses by the reward model and KL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from made_algorithms import step_of
 from rich.console import Console
 
 from rlhfctl.recipe.load import load_recipe
@@ -59,6 +60,7 @@ def test_each_candidate_is_a_run_of_its_own_that_is_evaluated_at_both_ends_alone
                 assert recipe.dpo.beta == Sizes().beta
             else:
                 assert recipe.ppo is not None and recipe.ppo.eval.every > recipe.ppo.updates
+                assert step_of(recipe.ppo, algorithm) == step
 
 
 def test_the_objective_is_the_score_less_the_kl_with_its_coefficient(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_the_objective_is_the_score_less_the_kl_with_its_coefficient(tmp_path: P
 
 def test_the_best_has_the_highest_objective_and_the_view_says_where_another_is_used() -> None:
     assert best(TRIED) == {PPO: 0.2, DPO: 0.3}
-    assert "these are the learning rates that the command uses" in drawn({PPO: 0.2, DPO: 0.3})
+    assert "these are the step sizes that the command uses" in drawn({PPO: 0.2, DPO: 0.3})
     assert "ppo 0.2 (used: 0.1)" in drawn({PPO: 0.1, DPO: 0.3}).replace("\n", " ")
     assert [line.split()[:2] for line in drawn({PPO: 0.2, DPO: 0.3}).splitlines() if "best" in line] == [
         [PPO, "0.2"],

@@ -35,5 +35,5 @@ def test_the_json_has_the_numbers_by_seed() -> None:
     result = json.loads(json.dumps(algorithm_view.to_json(SEEDS, check(SEEDS), Sizes())))
     assert result["seeds"][2]["ends"][RLOO_4]["gold"] == 1.5 + 0.2 + 0.02
     assert result["gold_at_equal_kl"][RLOO_4][PPO] == [seed.at_equal_kl(RLOO_4, PPO) for seed in SEEDS]
-    assert result["learning_rates"] == dict(CHOSEN) and result["sizes"]["episodes"] == Sizes().episodes
+    assert result["step_sizes"] == dict(CHOSEN) and result["sizes"]["episodes"] == Sizes().episodes
     assert len(result["statements"]) == 11

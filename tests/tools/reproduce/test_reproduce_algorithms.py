@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from conftest import run_cli
 from differing import differences
+from made_algorithms import step_of
 
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import Recipe
@@ -52,7 +54,7 @@ def test_each_run_is_a_recipe_and_reads_earlier_ones(sizes: Sizes, tmp_path: Pat
 @pytest.mark.parametrize("sizes", [Sizes(), SMALL])
 def test_algorithms_get_the_same_samples_and_differ_by_their_own_keys(sizes: Sizes, tmp_path: Path) -> None:
     of = {job.name: job for job in jobs(3, tmp_path, sizes)}
-    assert {str(keys["algorithm"]) for keys in ALGORITHMS.values()} == set(NAMES) - {"trpo", "nlpo"}
+    assert {str(algorithm.keys["algorithm"]) for algorithm in ALGORITHMS.values()} == set(NAMES)
     for name in ALGORITHMS:
         ppo = loaded(of[name]).ppo
         assert ppo is not None and (ppo.total_episodes, ppo.batch_size) == (sizes.episodes, sizes.batch)
@@ -60,7 +62,8 @@ def test_algorithms_get_the_same_samples_and_differ_by_their_own_keys(sizes: Siz
         changed = differences(of[PPO], of[name])
         assert {key for key in changed if ".".join(key.split(".")[:2]) not in OWN} <= {"ppo.learning_rate"}
         assert of[name].request.external == of[PPO].request.external
-        assert ppo.learning_rate == CHOSEN[name]
+        assert step_of(ppo, name) == CHOSEN[name]
+        assert {key: attrgetter(key)(ppo) for key in ALGORITHMS[name].keys} == ALGORITHMS[name].keys
     dpo = loaded(of[dpo_name(sizes.beta)])
     assert dpo.ppo is None and dpo.dpo is not None and dpo.dpo.trainer["learning_rate"] == CHOSEN[DPO]
     assert dpo.data == loaded(of[REWARD]).data
