@@ -84,7 +84,8 @@ def _curves(
     means = [row | {"series": one} for one, curves in series.items() for row in _means(curves, score)]
     x = field("d", title="square root of KL (nats per response)", scale={"zero": True}, axis={"tickCount": 8})
     y = field("score", title="standard deviations of the reference's samples")
-    colour = series_colour(list(series))
+    many = len(series) > CATEGORIES
+    colour = series_colour(list(series), **({"legend": {"symbolType": "stroke"}} if many else {}))
     shown = tooltip(("series", kind), ("seed", "seed", ",d"), ("d", "distance", ".2f"), ("score", score, "+.2f"))
     band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
     line = {"x": x, "y": y, "color": colour}
@@ -97,7 +98,7 @@ def _curves(
     ]
     if len(series) <= _MOST_BANDS:
         layers.append({"data": {"values": means}, "mark": {"type": "area", "opacity": 0.15}, "encoding": band})
-    dashed = line | ({"strokeDash": series_dash(list(series))} if len(series) > CATEGORIES else {})
+    dashed = line | ({"strokeDash": series_dash(list(series))} if many else {})
     layers.append({"data": {"values": means}, "mark": {"type": "line"}, "encoding": dashed})
     if score == "gold" and all("fit" in curve for curves in series.values() for curve in curves):
         fitted = [row | {"series": one} for one, curves in series.items() for row in _fitted(curves)]

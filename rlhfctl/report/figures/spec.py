@@ -166,7 +166,8 @@ def series_colour(names: Sequence[str], **more: Any) -> Spec:
 def series_dash(names: Sequence[str]) -> Spec:
     """Return a dash for the line of each series: colours repeat after CATEGORIES of them, and are then told apart."""
     dashes = [[6, 4] if index >= CATEGORIES else [1, 0] for index in range(len(names))]
-    return {"field": "series", "type": "nominal", "scale": {"domain": list(names), "range": dashes}}
+    scale = {"domain": list(names), "range": dashes}
+    return {"field": "series", "type": "nominal", "scale": scale, "legend": {"symbolType": "stroke"}}
 
 
 def series_shape(names: Sequence[str]) -> Spec:
