@@ -57,17 +57,19 @@ class _Line:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.stream = connection.makefile("rwb")
+        # Nothing is read ahead: what `select` on the connection does not see has not been read, either.
+        self.reader = connection.makefile("rb", buffering=0)
+        self.writer = connection.makefile("wb")
         _notice_lost_machines(connection)
 
     def send(self, **message: Any) -> None:
-        self.stream.write(json.dumps(message).encode() + b"\n")
-        self.stream.flush()
+        self.writer.write(json.dumps(message).encode() + b"\n")
+        self.writer.flush()
 
     def read(self) -> Message | None:
         """Return the next message; None if the other side is gone."""
         try:
-            line = self.stream.readline()
+            line = self.reader.readline()
         except OSError:
             return None
         return dict(json.loads(line)) if line.endswith(b"\n") else None
@@ -77,9 +79,9 @@ class _Line:
         self.send(kind="file", path=file.relative_to(root).as_posix(), size=size)
         with file.open("rb") as source:
             while size and (piece := source.read(min(_PIECE, size))):
-                self.stream.write(piece)
+                self.writer.write(piece)
                 size -= len(piece)
-        self.stream.flush()
+        self.writer.flush()
         if size:
             fix = "let nothing else write into the run folder; the same command goes on"
             raise RlhfctlError("the file became shorter while it was sent to another machine", where=str(file), fix=fix)
@@ -94,7 +96,7 @@ class _Line:
         left = int(message["size"])
         with file.open("wb") as target:
             while left:
-                piece = self.stream.read(min(_PIECE, left))
+                piece = self.reader.read(min(_PIECE, left))
                 if not piece:
                     raise _gone()
                 target.write(piece)

@@ -206,6 +206,25 @@ def test_an_answer_about_an_earlier_stage_is_not_taken_for_one_about_this_stage(
     assert "sft/model/weights" in other.files and len(other.started) == 2
 
 
+def test_an_end_that_comes_together_with_the_beginning_is_heard(
+    launch: Launch, run: Path, following: Callable[..., Follower]
+) -> None:
+    with socket.create_server(("127.0.0.1", launch.main_process_port)) as server:
+        other = following(run, RUNS_ON)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1 << 16)  # hello
+            said = [{"kind": "stage", "stage": "ppo", "token": TOKEN}, {"kind": "go", "port": 1}, {"kind": "stop"}]
+            connection.sendall(b"".join(json.dumps(one).encode() + b"\n" for one in said))
+            heard = b""
+            connection.settimeout(20)
+            while b"ended" not in heard:  # TimeoutError if its process runs on
+                heard += connection.recv(1 << 16)
+            connection.sendall(json.dumps({"kind": "done"}).encode() + b"\n")
+            other.end()
+    assert other.error is None and len(other.started) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "rank", "why"),
     [({"num_processes": 4}, 1, "has processes 4, the first one 2"), ({}, 2, "there is no machine 2")],
