@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhfctl.data.encoding import IGNORED
+from rlhfctl.errors import DataError
 from rlhfctl.events import Metrics
 from rlhfctl.models import scoring
 from rlhfctl.models.processes import Processes
@@ -19,7 +20,7 @@ from rlhfctl.stages.context import Context
 class HeldoutLoss:
     """The loss on held-out rows of ids and labels; called with the weights after each epoch, it reports `eval_loss`.
 
-    Rows without a label to learn are left out.
+    Rows without a label to learn are left out, with a warning; DataError if no row has one.
     """
 
     every: int | None = None
@@ -31,6 +32,14 @@ class HeldoutLoss:
         self.learned = [learned[index] for index in kept]
         self.ctx = ctx
         self.pad = pad_token_id
+        if not kept:
+            raise DataError(
+                "no held-out demonstration has a token whose loss could be measured",
+                where="data.demonstrations.heldout",
+                fix="raise it or sft.trainer.max_length, or remove it",
+            )
+        if lost := len(rows) - len(kept):
+            ctx.warn(f"{lost} of {len(rows)} held-out demonstrations have no token to learn and are not measured")
 
     @property
     def tokens(self) -> int:
@@ -62,8 +71,5 @@ class HeldoutLoss:
         return [-nats * weight for nats in self.per_row(model)]
 
     def __call__(self, model: Any, step: int, total: int, /) -> None:
-        self.tell(self.of(model), step, total)
-
-    def tell(self, loss: float, step: int, total: int) -> None:
-        """Report the loss after a step."""
-        self.ctx.emit(Metrics(stage=self.ctx.name, step=step, total=total, values={"eval_loss": loss}, split="eval"))
+        values = {"eval_loss": self.of(model)}
+        self.ctx.emit(Metrics(stage=self.ctx.name, step=step, total=total, values=values, split="eval"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_stage import context, small_model, small_tokenizer
 
+from rlhfctl.errors import DataError
 from rlhfctl.events import Event, Metrics
 from rlhfctl.stages import sft
 from rlhfctl.stages.heldout_loss import HeldoutLoss
@@ -50,6 +51,10 @@ def test_rows_without_a_learned_token_are_left_out_and_the_first_token_is_not_pr
     nothing, first = {"input_ids": [A, B], "labels": [-100, -100]}, {"input_ids": [A, B], "labels": [A, B]}
     found = loss_of([nothing, first], tmp_path)
     assert found.rows == [[A, B]] and found.learned == [[1]]
+    assert found.ctx.notes == ["warning: 1 of 2 held-out demonstrations have no token to learn and are not measured"]
+    with pytest.raises(DataError, match="no held-out demonstration has a token") as caught:
+        loss_of([nothing], tmp_path)
+    assert caught.value.where == "data.demonstrations.heldout"
 
 
 def test_dropout_is_off_and_the_model_trains_on(tmp_path: Path) -> None:
